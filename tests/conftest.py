@@ -1,0 +1,97 @@
+"""What every test shares: a cache of its own, and tiny networks."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+TINY_NET = "cct_2:embed_dim=16,depth=1,num_heads=2,conv_width=8"
+TINY = [
+    "--dataset",
+    "digits",
+    "--net",
+    TINY_NET,
+    "--size",
+    "8",
+    "--limit-train",
+    "200",
+    "--limit-test",
+    "100",
+    "--bs",
+    "64",
+]
+"""A run of a second or so: 4 steps an epoch."""
+
+
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Keep tests out of the user's cache and data, and from one another's settings."""
+    monkeypatch.setenv("VITCTL_CACHE", str(tmp_path_factory.getbasetemp() / "cache"))
+    monkeypatch.delenv("VITCTL_DEBUG", raising=False)
+    monkeypatch.setenv("COLUMNS", "120")
+
+
+@pytest.fixture
+def real_cifar10() -> Path:
+    """Return the folder of the real CIFAR-10, or skip."""
+    root = os.environ.get("VITCTL_DATA", "")
+    folder = Path(root).expanduser() / "cifar10"
+    if not root or not folder.is_dir():
+        pytest.skip("needs the real CIFAR-10: set VITCTL_DATA to the folder that holds cifar10/")
+    return folder
+
+
+Cli = Callable[..., "Result"]
+
+
+class Result:
+    """What a command gave."""
+
+    def __init__(self, code: int, out: str, err: str) -> None:
+        self.code, self.out, self.err = code, out, err
+
+    def json(self) -> Any:
+        """Return stdout's JSON document."""
+        return json.loads(self.out)
+
+
+@pytest.fixture
+def cli(capfd: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Cli:
+    """Return a function that runs ``vitctl`` in this process, in a folder of the test's own."""
+    import torch
+
+    threads = torch.get_num_threads()
+    from vitctl.cli import main
+
+    monkeypatch.chdir(tmp_path)
+
+    def run(*argv: object) -> Result:
+        capfd.readouterr()
+        code = main([str(word) for word in argv])
+        if "--threads" in argv:  # a process of its own would end with it
+            torch.set_num_threads(threads)
+        captured = capfd.readouterr()
+        return Result(code, captured.out, captured.err)
+
+    return run
+
+
+@pytest.fixture
+def refused(cli: Cli) -> Callable[..., str]:
+    """Return a function that runs a command which must fail by one sentence, and returns that sentence."""
+
+    def run(*argv: object, code: int = 2) -> str:
+        result = cli(*argv)
+        assert result.code == code, result.err
+        assert "Traceback" not in result.err
+        last = result.err.strip().splitlines()[-1]
+        assert last.startswith("error: ") and "unexpected" not in last, result.err
+        assert result.out == ""
+        return last
+
+    return run

@@ -1,0 +1,37 @@
+import pytest
+
+from vitctl.errors import RequestError
+from vitctl.units import format_bytes, format_duration, parse_duration, parse_save_every
+
+
+@pytest.mark.parametrize(
+    ("text", "seconds"), [("90", 90), ("90s", 90), ("10m", 600), ("1h", 3600), ("1.5h", 5400), (7, 7), (" 2 M ", 120)]
+)
+def test_durations(text: str | int, seconds: float) -> None:
+    assert parse_duration(text, "--max-time") == seconds
+
+
+@pytest.mark.parametrize("text", ["", "0", "-1", "10d", "m", "1:30", "nan", "1e3"])
+def test_bad_durations_are_refused_by_name(text: str) -> None:
+    with pytest.raises(RequestError, match="--max-time takes a duration"):
+        parse_duration(text, "--max-time")
+
+
+def test_save_every_takes_steps_or_a_duration() -> None:
+    assert parse_save_every("500", "x") == (500, None)
+    assert parse_save_every(500, "x") == (500, None)
+    assert parse_save_every("10m", "x") == (None, 600)
+    for bad in ("0", "-5", "1.5", "often", "0s"):
+        with pytest.raises(RequestError):
+            parse_save_every(bad, "x")
+
+
+def test_formats() -> None:
+    assert [format_duration(s) for s in (0.42, 9.96, 48, 725, 12_000)] == [
+        "0.4 s",
+        "10.0 s",
+        "48 s",
+        "12 min 5 s",
+        "3 h 20 min",
+    ]
+    assert [format_bytes(n) for n in (512, 3_565_158, 2 << 30)] == ["512 B", "3.4 MiB", "2.00 GiB"]

@@ -1,0 +1,406 @@
+"""What a training run is told to do: one frozen, validated record.
+
+A :class:`TrainConfig` holds every decision, resolved: ``config.json`` and each checkpoint carry it, so that defaults
+may change between versions without changing what an old run means. The same fields describe the flags of
+``vitctl train``, the keys of a ``--config`` file and the parameters of a sweep.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from vitctl.data import DATASETS
+from vitctl.errors import RequestError
+from vitctl.models import MODELS, ModelEntry
+from vitctl.optim import OPTIMIZERS, OptimizerEntry
+from vitctl.recipes import RECIPES, Recipe
+from vitctl.registry import Value, check_range, convert, lookup, split_spec, suggest
+from vitctl.units import parse_save_every
+
+NETWORK, DATA, OPTIMIZATION, RUN = "Network", "Data", "Optimization", "Run"
+DEVICE, CHECKPOINTS = "Device", "Checkpoints"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Flag:
+    """How one setting is typed, as a flag of ``train`` or a key of a file.
+
+    Attributes:
+        kind: bool, int, float or str.
+        help: half a line for ``--help``.
+        panel: the group that it stands in.
+        names: further spellings.
+        choices: the only values allowed.
+        low: least value allowed.
+        high: greatest value allowed.
+        below: the value must be less than this.
+        table: the table whose names it takes, for completion.
+        shown: what ``--help`` calls the default.
+        resumable: may differ from the stored value on ``--resume``.
+    """
+
+    kind: type
+    help: str
+    panel: str
+    names: tuple[str, ...] = ()
+    choices: tuple[str, ...] = ()
+    low: float | None = None
+    high: float | None = None
+    below: float | None = None
+    table: Mapping[str, Any] | None = None
+    shown: str | None = None
+    resumable: bool = False
+
+    def parse(self, name: str, value: object) -> Any:
+        """Return ``value`` as this flag's type.
+
+        Raises:
+            RequestError: wrong type, unknown choice or out of range.
+        """
+        what = flag_name(name)
+        parsed = convert(value, self.kind, what)
+        if self.choices and parsed not in self.choices:
+            raise RequestError(f"{what} {parsed!r} is unknown{suggest(str(parsed), self.choices)}")
+        check_range(parsed, what, low=self.low, high=self.high, below=self.below)
+        return parsed
+
+
+def flag_name(name: str) -> str:
+    """Return the flag of a setting: ``save_every`` -> ``--save-every``."""
+    return "--" + name.replace("_", "-")
+
+
+def _setting(default: Any, kind: type, help: str, panel: str, **more: Any) -> Any:
+    return dataclasses.field(default=default, metadata={"flag": Flag(kind=kind, help=help, panel=panel, **more)})
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainConfig:
+    """Everything that decides what a training run computes, and where.
+
+    Build one with :func:`resolve_config`, which fills in what nobody said from the recipe and the tables, or with
+    :meth:`from_dict` from what :meth:`to_dict` gave. ``None`` means "no limit" or "not used".
+
+    Raises:
+        RequestError: a value of the wrong type, out of range, or at odds with another.
+    """
+
+    recipe: str = _setting("default", str, "named preset; flags win over it", RUN, table=RECIPES)
+    seed: int = _setting(0, int, "seed of weights, order and augmentation", RUN, low=0, high=2**63 - 1)
+
+    net: str = _setting("cct_2", str, "network, NAME[:key=value,...]", NETWORK, table=MODELS, shown="the recipe's")
+    net_options: dict[str, Value] = dataclasses.field(default_factory=dict)
+    size: int = _setting(32, int, "side of the pictures that the network sees, in pixels", NETWORK, low=4, high=4096)
+
+    dataset: str = _setting("cifar10", str, "data set, or a folder of pictures", DATA, table=DATASETS)
+    data_dir: str | None = _setting(
+        None,
+        str,
+        "where the data lie",
+        DATA,
+        shown="$VITCTL_DATA/<dataset>, else the user's data folder",
+        resumable=True,
+    )
+    val: str = _setting(
+        "holdout",
+        str,
+        "what per-epoch figures are measured on: a held-out part of the training set, the test set, nothing",
+        DATA,
+        choices=("holdout", "test", "none"),
+        shown="the recipe's",
+    )
+    val_fraction: float = _setting(
+        0.1, float, "share of the training set held out, per class", DATA, low=0.001, high=0.9
+    )
+    split_seed: int = _setting(0, int, "seed of the held-out part, whatever --seed", DATA, low=0)
+    limit_train: int | None = _setting(None, int, "train on N pictures only, evenly over classes", DATA, low=1)
+    limit_test: int | None = _setting(None, int, "evaluate on at most N held-out and N test pictures", DATA, low=1)
+    skip_bad_images: bool = _setting(False, bool, "leave out pictures that cannot be read, and list them", DATA)
+    aug: str = _setting(
+        "basic",
+        str,
+        "augmentation: basic is random crop and flip",
+        DATA,
+        choices=("none", "basic"),
+        shown="the recipe's",
+    )
+
+    opt: str = _setting(
+        "adamw", str, "optimizer, NAME[:key=value,...]", OPTIMIZATION, table=OPTIMIZERS, shown="the recipe's"
+    )
+    opt_options: dict[str, Value] = dataclasses.field(default_factory=dict)
+    lr: float = _setting(2e-3, float, "peak learning rate", OPTIMIZATION, low=0, shown="the optimizer's")
+    weight_decay: float = _setting(0.05, float, "weight decay", OPTIMIZATION, low=0, shown="the optimizer's")
+    decay_all: bool = _setting(
+        False, bool, "decay biases, norms and embeddings too", OPTIMIZATION, shown="the recipe's"
+    )
+    bs: int = _setting(128, int, "batch size", OPTIMIZATION, names=("--batch-size",), low=1, shown="the recipe's")
+    accumulate: int = _setting(1, int, "batches per optimizer step", OPTIMIZATION, low=1)
+    epochs: int | None = _setting(
+        None,
+        int,
+        "passes over the training set",
+        OPTIMIZATION,
+        names=("--n-epochs",),
+        low=1,
+        shown="the recipe's",
+        resumable=True,
+    )
+    max_steps: int | None = _setting(None, int, "stop after N optimizer steps", OPTIMIZATION, low=1, resumable=True)
+    schedule: str = _setting(
+        "linear",
+        str,
+        "course of the learning rate after warm-up",
+        OPTIMIZATION,
+        choices=("cosine", "linear", "constant"),
+        shown="the recipe's",
+    )
+    schedule_per: str = _setting(
+        "step", str, "when the learning rate moves", OPTIMIZATION, choices=("step", "epoch"), shown="the recipe's"
+    )
+    warmup: float = _setting(
+        0.05,
+        float,
+        "share of the run that the learning rate rises for",
+        OPTIMIZATION,
+        low=0,
+        below=1,
+        shown="the recipe's",
+    )
+    label_smoothing: float = _setting(0.1, float, "label smoothing", OPTIMIZATION, low=0, below=1, shown="the recipe's")
+    clip_grad: float = _setting(
+        1.0, float, "clip the gradient's norm to this; 0: never", OPTIMIZATION, low=0, shown="the recipe's"
+    )
+    ema: float = _setting(
+        0.0, float, "decay of an average of the weights, which is then evaluated; 0: none", OPTIMIZATION, low=0, below=1
+    )
+    patience: int | None = _setting(
+        None, int, "stop after N epochs without a better held-out accuracy", OPTIMIZATION, low=1
+    )
+
+    device: str = _setting("auto", str, "auto, cpu, mps, cuda or cuda:INDEX", DEVICE, resumable=True)
+    micro_batch: int | str = _setting(
+        "auto",
+        str,
+        "pictures run at once, with the same gradient; auto: what fits the cache, on CPU",
+        DEVICE,
+        resumable=True,
+    )
+    threads: int | None = _setting(None, int, "CPU threads", DEVICE, low=1, shown="torch's", resumable=True)
+
+    save_every: str | None = _setting(
+        None, str, "save within an epoch too, every N steps or every 10m", CHECKPOINTS, resumable=True
+    )
+    keep: int = _setting(
+        1, int, "older checkpoints to keep beside last.pt and best.pt", CHECKPOINTS, low=0, resumable=True
+    )
+
+    def __post_init__(self) -> None:
+        for field in dataclasses.fields(self):
+            flag = field.metadata.get("flag")
+            value = getattr(self, field.name)
+            if flag is None or (value is None and field.default is None):
+                continue
+            if flag.kind is str and not flag.choices and value == "" and field.name != "data_dir":
+                raise RequestError(f"{flag_name(field.name)} is empty")
+            object.__setattr__(self, field.name, flag.parse(field.name, value))
+        self._parse_micro_batch()
+        if self.bs == 1 and self.net in MODELS and MODELS[self.net].batchnorm:
+            raise RequestError(
+                f"--bs 1: the BatchNorm of --net {self.net} cannot normalise one picture; take 2 or more"
+            )
+        if self.epochs is None and self.max_steps is None:
+            raise RequestError("--epochs or --max-steps must say when to stop")
+        if self.save_every is not None:
+            parse_save_every(self.save_every, "--save-every")
+        if self.patience is not None and self.val != "holdout":
+            raise RequestError(
+                f"--patience selects on held-out pictures, and --val {self.val} holds none out; use --val holdout"
+            )
+
+    def _parse_micro_batch(self) -> None:
+        if self.micro_batch == "auto":
+            return
+        if not str(self.micro_batch).isdigit() or int(self.micro_batch) < 1:
+            raise RequestError(f"--micro-batch takes auto or a number of pictures, not {self.micro_batch!r}")
+        object.__setattr__(self, "micro_batch", int(self.micro_batch))
+        if self.net in MODELS and MODELS[self.net].batchnorm and int(self.micro_batch) < self.bs:
+            raise RequestError(
+                f"--micro-batch {self.micro_batch} would change what --net {self.net} computes, as its BatchNorm needs the "
+                f"whole batch; leave it out, or lower --bs"
+            )
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the settings as plain JSON values."""
+        return dataclasses.asdict(self)
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> TrainConfig:
+        """Rebuild what :meth:`to_dict` gave.
+
+        Raises:
+            RequestError: a setting that this version does not know, or a bad value.
+        """
+        unknown = sorted(set(values) - {field.name for field in dataclasses.fields(cls)})
+        if unknown:
+            raise RequestError(
+                f"the stored settings have {', '.join(unknown)}, which this version of vitctl does not know"
+            )
+        return cls(**values)
+
+
+INPUT_ONLY: dict[str, Flag] = {
+    "patch": Flag(kind=int, help="side of a patch in pixels, for networks that have patches", panel=NETWORK, low=1),
+    **{
+        f"adan_beta{i}": Flag(kind=float, help=f"beta{i} of --opt adan, as 1 - beta of the paper", panel=OPTIMIZATION)
+        for i in (1, 2, 3)
+    },
+}
+"""Flags that end in ``net_options`` or ``opt_options``."""
+
+FLAGS: dict[str, Flag] = {
+    **{f.name: f.metadata["flag"] for f in dataclasses.fields(TrainConfig) if "flag" in f.metadata},
+    **INPUT_ONLY,
+}
+"""Every setting that can be given by flag or file, by name."""
+
+_ALIASES = {spelling.lstrip("-").replace("-", "_"): name for name, flag in FLAGS.items() for spelling in flag.names}
+_TABLES = ("net_options", "opt_options")
+
+
+def normalise_keys(values: Mapping[str, Any], source: str) -> dict[str, Any]:
+    """Return settings by their own names, parsed.
+
+    Args:
+        values: settings of a file or a sweep; hyphens, underscores and aliases such as ``n_epochs`` are fine.
+        source: how to call them in an error.
+
+    Raises:
+        RequestError: an unknown key, with near matches; the same setting given twice; a bad value.
+    """
+    settings: dict[str, Any] = {}
+    for key, value in values.items():
+        word = key.strip().lstrip("-").replace("-", "_")
+        name = _ALIASES.get(word, word)
+        if name not in FLAGS and name not in _TABLES:
+            raise RequestError(f"{source}: {key!r} is no setting of train{suggest(word, [*FLAGS, *_ALIASES])}")
+        if name in settings:
+            raise RequestError(f"{source}: {key!r} sets {name} a second time")
+        if name in _TABLES:
+            if not isinstance(value, dict):
+                raise RequestError(f"{source}: {key!r} must be a mapping of options")
+            settings[name] = value
+        elif value is not None:
+            settings[name] = FLAGS[name].parse(name, value)
+    return settings
+
+
+def resolve_config(flags: Mapping[str, Any], file: Mapping[str, Any] | None = None) -> TrainConfig:
+    """Fill in what nobody said: tables < recipe < file < flags.
+
+    Args:
+        flags: settings by name, from the command line; only those that were given.
+        file: settings by name, from a ``--config`` file.
+
+    Raises:
+        RequestError: an unknown name, or a combination that cannot be.
+    """
+    file = dict(file or {})
+    if "net" in flags:
+        file = {key: value for key, value in file.items() if key not in ("net_options", "patch")}
+    if "opt" in flags:
+        file = {key: value for key, value in file.items() if key != "opt_options" and key not in _ADAN_BETAS}
+    if ("max_steps" in flags and "epochs" not in flags) or ("epochs" in flags and "max_steps" not in flags):
+        file = {key: value for key, value in file.items() if key not in ("epochs", "max_steps")}
+    given = {**file, **flags}
+
+    recipe_name = str(given.get("recipe", "default"))
+    recipe: Recipe = lookup(RECIPES, recipe_name, "--recipe")
+    dataset, data_dir = resolve_dataset(str(given.get("dataset", "cifar10")), given.get("data_dir"))
+    given.update(dataset=dataset, data_dir=data_dir)
+    net, net_given = split_spec(str(given.get("net", recipe.settings["net"])), "--net")
+    opt, opt_given = split_spec(str(given.get("opt", recipe.settings["opt"])), "--opt")
+    preset = recipe.overrides(net, opt, dataset)
+    net_entry: ModelEntry = lookup(MODELS, net, "--net")
+    opt_entry: OptimizerEntry = lookup(OPTIMIZERS, opt, "--opt")
+
+    settings = {**preset, **given}
+    if "max_steps" in given and "epochs" not in given:
+        settings["epochs"] = None
+    lr_scale = float(settings.pop("lr_scale", 1.0))
+    settings["net"], settings["opt"] = net, opt
+    settings["net_options"] = _net_options(net, net_entry, recipe, given, net_given)
+    settings["opt_options"], inline = _opt_options(opt, opt_entry, recipe, given, opt_given)
+    for name, default in (("lr", opt_entry.lr * lr_scale), ("weight_decay", opt_entry.weight_decay)):
+        if name in inline:
+            if name in flags:
+                raise RequestError(f"--opt {opt}:{name}=... and {flag_name(name)} both set it; give one of them")
+            settings[name] = inline[name]
+        settings.setdefault(name, default)
+    settings.setdefault("size", net_entry.img_size)
+    for name in ("patch", *_ADAN_BETAS):
+        settings.pop(name, None)
+    config = TrainConfig(**settings)
+    net_entry.check_size(net, config.net_options, config.size)
+    return config
+
+
+_ADAN_BETAS = ("adan_beta1", "adan_beta2", "adan_beta3")
+
+
+def resolve_dataset(name: str, data_dir: str | None) -> tuple[str, str | None]:
+    """Return the name and the absolute place of a data set, which may be named by its folder.
+
+    Raises:
+        RequestError: no such data set or folder.
+    """
+    if name in DATASETS:
+        return name, data_dir and str(Path(data_dir).expanduser().absolute())
+    if Path(name).expanduser().is_dir():
+        if data_dir is not None:
+            raise RequestError(f"--dataset {name} is a folder already; leave --data-dir out")
+        return "folder", str(Path(name).expanduser().absolute())
+    if "/" in name or name.startswith((".", "~")):
+        raise RequestError(f"--dataset {name}: no such folder; the named data sets are {', '.join(DATASETS)}")
+    lookup(DATASETS, name, "--dataset")
+    raise AssertionError("lookup raises for an unknown name")
+
+
+def _net_options(
+    net: str, entry: ModelEntry, recipe: Recipe, given: Mapping[str, Any], inline: Mapping[str, str]
+) -> dict[str, Value]:
+    options: dict[str, Any] = {key: value for key, value in recipe.net_options.items() if key in entry.options}
+    options.update(given.get("net_options", {}))
+    options.update(inline)
+    if "patch" in given:
+        if "patch_size" not in entry.options:
+            other = "; its window is --net swin:window_size=..." if net.startswith("swin") else ""
+            raise RequestError(f"--patch {given['patch']}: --net {net} has no patches; leave --patch out{other}")
+        if "patch_size" in inline:
+            raise RequestError("--patch and --net ...:patch_size=... both set it; give one of them")
+        options["patch_size"] = given["patch"]
+    return entry.resolve_options(options, f"--net {net}")
+
+
+def _opt_options(
+    opt: str, entry: OptimizerEntry, recipe: Recipe, given: Mapping[str, Any], inline: Mapping[str, str]
+) -> tuple[dict[str, Value], dict[str, float]]:
+    """Return the optimizer's options, and ``lr`` and ``weight_decay`` where ``--opt`` carries them."""
+    common = {name: FLAGS[name].parse(name, inline[name]) for name in ("lr", "weight_decay") if name in inline}
+    options: dict[str, Any] = dict(recipe.opt_options.get(opt, {}))
+    options.update(given.get("opt_options", {}))
+    options.update({key: value for key, value in inline.items() if key not in common})
+    for name in _ADAN_BETAS:
+        if name not in given:
+            continue
+        beta = name.removeprefix("adan_")
+        if opt != "adan":
+            raise RequestError(f"{flag_name(name)} belongs to --opt adan; with --opt {opt} it would do nothing")
+        if beta in inline:
+            raise RequestError(f"{flag_name(name)} and --opt adan:{beta}=... both set it; give one of them")
+        options[beta] = given[name]
+    return entry.resolve_options(options, f"--opt {opt}"), common

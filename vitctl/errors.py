@@ -1,0 +1,43 @@
+"""The errors that vitctl raises on purpose, and the exit code that each one stands for.
+
+Every message is one sentence for the person at the keyboard: what was asked, why it cannot be, and what to do
+instead. ``vitctl.cli.main`` is the one place that prints them.
+"""
+
+from __future__ import annotations
+
+
+class VitctlError(Exception):
+    """Base of every expected error.
+
+    Attributes:
+        exit_code: what the process exits with.
+    """
+
+    exit_code = 1
+
+
+class RequestError(VitctlError):
+    """The request cannot be met: what was named is missing, foreign, damaged, unwritable or impossible."""
+
+    exit_code = 2
+
+
+class RunFailed(VitctlError):
+    """The work began and failed: a loss that is not finite, no memory or disk left, a failed verification."""
+
+    exit_code = 1
+
+
+class Interrupted(VitctlError):
+    """A signal asked the run to stop and the run has saved what it had.
+
+    Args:
+        message: what was saved and how to go on.
+        signum: the signal; the process dies by it once the message is out.
+    """
+
+    def __init__(self, message: str, signum: int) -> None:
+        super().__init__(message)
+        self.signum = signum
+        self.exit_code = 128 + signum

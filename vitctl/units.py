@@ -1,0 +1,62 @@
+"""Durations and counts, as people type and read them."""
+
+from __future__ import annotations
+
+import math
+import re
+
+from vitctl.errors import RequestError
+
+_SECONDS = {"": 1.0, "s": 1.0, "m": 60.0, "h": 3600.0}
+_DURATION = re.compile(r"(\d+(?:\.\d+)?)\s*([smh]?)")
+
+
+def parse_duration(text: str | float, what: str) -> float:
+    """Return seconds for ``90``, ``90s``, ``10m`` or ``1.5h``; a bare number is seconds.
+
+    Raises:
+        RequestError: anything else, or zero.
+    """
+    match = _DURATION.fullmatch(str(text).strip().lower())
+    seconds = float(match[1]) * _SECONDS[match[2]] if match else 0.0
+    if not match or seconds <= 0:
+        raise RequestError(f"{what} takes a duration such as 90, 90s, 10m or 1h, not {text!r}")
+    return seconds
+
+
+def parse_save_every(text: str | int, what: str) -> tuple[int | None, float | None]:
+    """Return ``(steps, None)`` for a bare number, ``(None, seconds)`` for ``30s``, ``10m`` or ``1h``.
+
+    Raises:
+        RequestError: anything else, or zero.
+    """
+    word = str(text).strip().lower()
+    if word.isdigit() and int(word) > 0:
+        return int(word), None
+    if word[-1:] in ("s", "m", "h"):
+        return None, parse_duration(word, what)
+    raise RequestError(f"{what} takes a number of steps such as 500, or a duration such as 10m, not {text!r}")
+
+
+def format_duration(seconds: float) -> str:
+    """Return ``0.4 s``, ``48 s``, ``12 min 5 s`` or ``3 h 20 min``."""
+    if not math.isfinite(seconds):
+        return "?"
+    if seconds < 10:
+        return f"{seconds:.1f} s"
+    total = round(seconds)
+    if total < 60:
+        return f"{total} s"
+    if total < 3600:
+        return f"{total // 60} min {total % 60} s"
+    return f"{total // 3600} h {total % 3600 // 60} min"
+
+
+def format_bytes(count: float) -> str:
+    """Return ``512 B``, ``3.4 MiB`` or ``1.2 GiB``."""
+    size = float(count)
+    for unit in ("B", "KiB", "MiB"):
+        if size < 1024:
+            return f"{size:.0f} {unit}" if unit == "B" else f"{size:.1f} {unit}"
+        size /= 1024
+    return f"{size:.2f} GiB"

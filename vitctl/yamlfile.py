@@ -1,0 +1,92 @@
+"""YAML as people mean it: ``1e-3`` is a number, a key given twice is a mistake, tags run no code."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from vitctl.errors import RequestError
+
+
+class _Loader(yaml.SafeLoader):
+    """SafeLoader that refuses duplicate keys and reads scalars by YAML 1.2's core schema."""
+
+
+# YAML 1.1, PyYAML's dialect, wants a dot and a sign in "1.0e-3", and takes "no" for false and "1:30" for 90.
+_Loader.yaml_implicit_resolvers = {
+    first: [(tag, pattern) for tag, pattern in resolvers if tag.rpartition(":")[2] not in ("bool", "int", "float")]
+    for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+}
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:bool", re.compile(r"(?:true|True|TRUE|false|False|FALSE)\Z"), list("tTfF")
+)
+_Loader.add_implicit_resolver("tag:yaml.org,2002:int", re.compile(r"[-+]?[0-9]+\Z"), list("-+0123456789"))
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float",
+    re.compile(
+        r"(?:[-+]?(?:\.[0-9]+|[0-9]+(?:\.[0-9]*)?)(?:[eE][-+]?[0-9]+)?|[-+]?\.(?:inf|Inf|INF)|\.(?:nan|NaN|NAN))\Z"
+    ),
+    list("-+.0123456789"),
+)
+
+
+def _mapping(loader: _Loader, node: yaml.MappingNode) -> dict[Any, Any]:
+    seen: set[Any] = set()
+    for key_node, _ in node.value:
+        if not isinstance(key_node, yaml.ScalarNode):
+            raise yaml.constructor.ConstructorError(None, None, "a key must be a plain word", key_node.start_mark)
+        if key_node.value in seen:
+            raise yaml.constructor.ConstructorError(
+                None, None, f"the key {key_node.value!r} is given twice", key_node.start_mark
+            )
+        seen.add(key_node.value)
+    return loader.construct_mapping(node, deep=True)
+
+
+# PyYAML's int constructor reads "010" as octal; YAML 1.2 and everyone else read ten.
+_Loader.add_constructor("tag:yaml.org,2002:int", lambda loader, node: int(node.value))
+_Loader.add_constructor("tag:yaml.org,2002:map", _mapping)
+
+
+def parse_yaml(text: str, source: str) -> dict[str, Any]:
+    """Parse YAML ``text`` whose top level is a mapping.
+
+    Args:
+        text: the document; an empty one is an empty mapping.
+        source: how to call it in an error.
+
+    Raises:
+        RequestError: not YAML, not a mapping, a key given twice, a tag, or nesting too deep; the line is named.
+    """
+    try:
+        document = yaml.load(text, Loader=_Loader)
+    except yaml.MarkedYAMLError as error:
+        mark = error.problem_mark or error.context_mark
+        line = f", line {mark.line + 1}" if mark else ""
+        raise RequestError(f"{source}{line}: {error.problem or error.context}") from error
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        detail = "nested too deeply" if isinstance(error, RecursionError) else str(error).splitlines()[0]
+        raise RequestError(f"{source} is not YAML: {detail}") from error
+    if document is None:
+        return {}
+    if not isinstance(document, dict):
+        raise RequestError(f"{source} must be a list of 'key: value' lines, not a {type(document).__name__}")
+    return {str(key): value for key, value in document.items()}
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """Parse the YAML file ``path``; see :func:`parse_yaml`.
+
+    Raises:
+        RequestError: also when the file is missing, unreadable or not text.
+    """
+    try:
+        text = path.read_text(encoding="utf-8")
+    except FileNotFoundError as error:
+        raise RequestError(f"{path} is not there") from error
+    except (OSError, UnicodeDecodeError) as error:
+        raise RequestError(f"{path} cannot be read: {error}") from error
+    return parse_yaml(text, str(path))
