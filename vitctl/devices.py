@@ -1,0 +1,172 @@
+"""Everything that differs between CPU, CUDA and MPS, in one place."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import platform
+import re
+import resource
+import sys
+from typing import Any
+
+import torch
+
+from vitctl.errors import RequestError, RunFailed
+from vitctl.registry import suggest
+from vitctl.units import format_bytes
+
+
+def available_devices() -> list[str]:
+    """Return the names that ``--device`` takes on this machine, best first."""
+    names = [f"cuda:{i}" for i in range(torch.cuda.device_count())] if torch.cuda.is_available() else []
+    if torch.backends.mps.is_available():
+        names.append("mps")
+    return [*names, "cpu"]
+
+
+def resolve_device(name: str) -> torch.device:
+    """Return the device called ``auto``, ``cpu``, ``mps``, ``cuda`` or ``cuda:INDEX``.
+
+    Raises:
+        RequestError: no such device here; the message names those that are.
+    """
+    there = available_devices()
+    if name == "auto":
+        return torch.device(there[0])
+    if name == "cuda" and "cuda:0" in there:
+        name = "cuda:0"
+    if name in there:
+        return torch.device(name)
+    if not re.fullmatch(r"cpu|mps|cuda(:\d+)?", name):
+        raise RequestError(f"--device {name!r} is unknown{suggest(name, ['auto', 'cpu', 'mps', 'cuda'])}")
+    raise RequestError(f"--device {name} is not available here; available: {', '.join(there)}")
+
+
+def device_label(device: torch.device) -> str:
+    """Return the device as people call it, such as ``NVIDIA A100`` or the CPU's model."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    return _cpu_label() if device.type == "cpu" else f"Apple {platform.processor() or 'GPU'} (MPS)"
+
+
+def _cpu_label() -> str:
+    try:
+        with open("/proc/cpuinfo", encoding="utf-8") as lines:
+            for line in lines:
+                if line.startswith("model name"):
+                    return line.partition(":")[2].strip()
+    except OSError:
+        pass
+    return platform.processor() or platform.machine()
+
+
+def synchronize(device: torch.device) -> None:
+    """Wait until all work queued on ``device`` is done."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    elif device.type == "mps":
+        torch.mps.synchronize()
+
+
+def fits(device: torch.device, size: int) -> bool:
+    """Whether ``size`` bytes may live on ``device`` for good: at most half of what is free there."""
+    if device.type == "cuda":
+        return size <= torch.cuda.mem_get_info(device)[0] // 2
+    if device.type == "mps":
+        return size <= (torch.mps.recommended_max_memory() - torch.mps.driver_allocated_memory()) // 2
+    return True
+
+
+def peak_memory(device: torch.device) -> int:
+    """Return the most memory used so far, in bytes: of the device, or of this process on CPU and MPS."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    if device.type == "mps":
+        return torch.mps.driver_allocated_memory()
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024
+
+
+def rng_state(device: torch.device) -> dict[str, torch.Tensor]:
+    """Return the state of the random generators that training on ``device`` draws from."""
+    state = {"cpu": torch.get_rng_state()}
+    if device.type == "cuda":
+        state["cuda"] = torch.cuda.get_rng_state(device)
+    elif device.type == "mps":
+        state["mps"] = torch.mps.get_rng_state()
+    return state
+
+
+def set_rng_state(state: dict[str, torch.Tensor], device: torch.device) -> None:
+    """Restore what :func:`rng_state` gave; a device that was not in use then keeps its own state."""
+    torch.set_rng_state(state["cpu"])
+    if device.type == "cuda" and "cuda" in state:
+        torch.cuda.set_rng_state(state["cuda"], device)
+    elif device.type == "mps" and "mps" in state:
+        torch.mps.set_rng_state(state["mps"])
+
+
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # of glibc's <malloc.h>
+
+
+def prepare(device: torch.device, threads: int | None) -> None:
+    """Set the process up for training on ``device``.
+
+    Args:
+        device: where training will run.
+        threads: CPU threads; None leaves torch's choice.
+    """
+    if threads is not None:
+        torch.set_num_threads(threads)
+    if device.type == "cpu" and sys.platform == "linux":
+        # glibc hands large blocks back to the kernel at each free and gets them zeroed, page fault by page fault, at
+        # the next allocation: thousands of faults a step. Keep them instead.
+        libc = ctypes.CDLL(None)
+        if hasattr(libc, "mallopt"):
+            libc.mallopt(_M_MMAP_THRESHOLD, 1 << 30)
+            libc.mallopt(_M_TRIM_THRESHOLD, (1 << 31) - 1)
+
+
+def environment(device: torch.device) -> dict[str, Any]:
+    """Return what the bits of a result depend on besides the settings, and whose figures these are."""
+    return {
+        "vitctl": _vitctl_version(),
+        "torch": torch.__version__,
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "device": str(device),
+        "device_name": device_label(device),
+        "threads": torch.get_num_threads(),
+        "cpus": os.cpu_count(),
+    }
+
+
+def _vitctl_version() -> str:
+    from vitctl import __version__
+
+    return __version__
+
+
+_OUT_OF_MEMORY = re.compile(r"out of memory|can't allocate memory|not enough memory|Cannot allocate", re.IGNORECASE)
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether ``error`` is torch's or Python's way to say that memory ran out, on any device."""
+    if isinstance(error, (torch.OutOfMemoryError, MemoryError)):
+        return True
+    return isinstance(error, RuntimeError) and bool(_OUT_OF_MEMORY.search(str(error)))
+
+
+def out_of_memory(device: torch.device, batch_size: int, micro_batch: int) -> RunFailed:
+    """Return the error that names the batch that did not fit, and what to try."""
+    smaller = max(1, micro_batch // 2)
+    remedy = (
+        f"--micro-batch {smaller} computes the same in smaller pieces, or --bs {max(1, batch_size // 2)}"
+        if micro_batch > 1
+        else "choose a smaller network or --size"
+    )
+    return RunFailed(
+        f"out of memory on {device} with --bs {batch_size} in pieces of {micro_batch} pictures "
+        f"(peak {format_bytes(peak_memory(device))}); try {remedy}"
+    )
