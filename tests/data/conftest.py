@@ -1,0 +1,77 @@
+"""Generated pictures and data sets; the caches of a test live and die with it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from vitctl.data.cifar import CIFAR10
+from vitctl.data.dataset import Dataset, load_dataset
+
+Counts = Mapping[str, Mapping[str, int]]
+MakeFolder = Callable[..., Path]
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty cache folder, and no data sets lying about."""
+    monkeypatch.setenv("VITCTL_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path / "nothing"))
+    monkeypatch.delenv("VITCTL_DATA", raising=False)
+    return tmp_path / "cache"
+
+
+def noise(seed: int, width: int = 20, height: int = 20) -> np.ndarray:
+    """uint8 [height, width, 3], each picture unlike the others."""
+    return np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
+
+
+@pytest.fixture
+def make_folder(tmp_path: Path) -> MakeFolder:
+    """``make_folder({"train": {"cat": 3, ...}, ...}, side=20)`` writes that many PNG files and returns the root."""
+
+    def make(counts: Counts, *, name: str = "pictures", side: int = 20) -> Path:
+        root = tmp_path / name
+        seed = 0
+        for part, classes in counts.items():
+            for label, count in classes.items():
+                folder = root / part / label
+                folder.mkdir(parents=True)
+                for i in range(count):
+                    Image.fromarray(noise(seed, side, side)).save(folder / f"{i:03}.png")
+                    seed += 1
+        return root
+
+    return make
+
+
+@pytest.fixture
+def pets(make_folder: MakeFolder) -> Path:
+    """Two classes, 5 + 4 training pictures and 2 + 3 test pictures of 20x20."""
+    return make_folder({"train": {"cat": 5, "dog": 4}, "test": {"cat": 2, "dog": 3}})
+
+
+@pytest.fixture
+def load_small(make_folder: MakeFolder, tmp_path: Path) -> Callable[[str], Dataset]:
+    """Load a data set of the table from data made for the test; twice gives it twice."""
+
+    def load(name: str) -> Dataset:
+        counts: dict[str, Counts | None] = {
+            "digits": None,
+            "folder": {"train": {"cat": 5, "dog": 4}, "test": {"cat": 2, "dog": 3}},
+            "cifar10": {part: dict.fromkeys(CIFAR10.classes, 2) for part in ("train", "test")},
+        }
+        if name not in counts:
+            pytest.fail(f"data set {name!r} is new; say here how to make a small one")
+        made = counts[name]
+        root = tmp_path / name
+        if made is not None and not root.exists():
+            make_folder(made, name=name, side=32)
+        data_dir = str(root) if made is not None else None
+        return load_dataset(name, data_dir=data_dir, size=16, skip_bad_images=False)
+
+    return load

@@ -1,0 +1,129 @@
+"""Samples and draws: what they depend on, and what they do to a picture."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import torchvision.transforms.v2.functional as tv
+from torch import Tensor
+
+from vitctl.data.batches import Draws, Normalize, TrainBatches, crop_and_flip, derive_seed, draw, epoch_order
+
+CPU = torch.device("cpu")
+
+
+def pictures(count: int = 20, channels: int = 3, side: int = 32) -> tuple[Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(1)
+    images = torch.randint(0, 256, (count, channels, side, side), dtype=torch.uint8, generator=generator)
+    return images, torch.arange(count) % 5
+
+
+def batches(**more: object) -> TrainBatches:
+    images, labels = pictures()
+    options = {"batch_size": 6, "device": CPU, "seed": 3, "augment": True, "flip": True, **more}
+    return TrainBatches(images, labels, torch.arange(0, 20, 2), **options)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize("side", [8, 32])
+def test_each_picture_is_padded_cropped_and_mirrored_as_drawn(channels: int, side: int) -> None:
+    images, _ = pictures(16, channels, side)
+    padding = side // 8
+    draws = draw(16, padding, True, seed=1, epoch=2, step=3)
+    result = crop_and_flip(images, draws, padding)
+    for i, image in enumerate(images):  # torchvision does one picture at a time
+        expected = tv.crop(tv.pad(image, [padding]), int(draws.top[i]), int(draws.left[i]), side, side)
+        if draws.mirror[i]:
+            expected = tv.horizontal_flip(expected)
+        assert torch.equal(result[i], expected)
+
+
+def test_draws_are_uniform_and_reach_both_ends() -> None:
+    draws = draw(90_000, 4, True, seed=0, epoch=0, step=0)
+    for offsets in (draws.top, draws.left):
+        counts = torch.bincount(offsets, minlength=9)
+        assert len(counts) == 9
+        # chi-square with 8 degrees of freedom: 26.1 is its 0.999 quantile
+        assert float(((counts - 10_000) ** 2 / 10_000).sum()) < 26.1
+    assert abs(draws.mirror.float().mean() - 0.5) < 0.01
+    assert abs(np.corrcoef(draws.top.numpy(), draws.left.numpy())[0, 1]) < 0.02
+
+
+def test_no_flip_where_mirrored_pictures_are_of_another_class() -> None:
+    assert not draw(1000, 1, False, 0, 0, 0).mirror.any()
+
+
+def test_order_hangs_on_seed_and_epoch_alone() -> None:
+    assert torch.equal(epoch_order(50, 1, 2), epoch_order(50, 1, 2))
+    assert torch.equal(epoch_order(50, 1, 2).sort().values, torch.arange(50))
+    assert len({tuple(epoch_order(50, seed, epoch).tolist()) for seed in range(4) for epoch in range(4)}) == 16
+
+
+def test_seeds_of_neighbours_are_unrelated() -> None:
+    seeds = {derive_seed(a, b, c) for a in range(8) for b in range(8) for c in range(8)}
+    assert len(seeds) == 512 and all(0 <= seed < 2**63 for seed in seeds)
+    assert derive_seed(1, 23) != derive_seed(12, 3)
+
+
+def test_an_epoch_sees_every_chosen_picture_once() -> None:
+    plain = batches(augment=False)
+    images, _ = pictures()
+    seen = torch.cat([plain.batch(0, step)[0] for step in range(plain.steps_per_epoch)])
+    assert plain.steps_per_epoch == 2 and len(seen) == 10
+    expected = images[::2].flatten(1).double().sum(1).sort().values
+    assert torch.equal(seen.flatten(1).double().sum(1).sort().values, expected)
+
+
+def test_a_batch_does_not_depend_on_those_before_it() -> None:
+    straight, jumped = batches(), batches()
+    for epoch in range(2):
+        for step in range(2):
+            straight.batch(epoch, step)
+    images, labels = straight.batch(2, 1)
+    again, same = jumped.batch(2, 1)
+    assert torch.equal(images, again) and torch.equal(labels, same)
+
+
+def test_steps_and_epochs_draw_anew() -> None:
+    source = batches(batch_size=10)
+    assert not torch.equal(source.batch(0, 0)[0], source.batch(1, 0)[0])
+    first, second = draw(10, 4, True, 3, 0, 0), draw(10, 4, True, 3, 0, 1)
+    assert not torch.equal(first.top, second.top)
+
+
+def test_a_last_single_picture_is_dropped_for_batchnorm_only() -> None:
+    assert batches(batch_size=9).steps_per_epoch == 2
+    dropped = batches(batch_size=9, drop_single=True)
+    assert (dropped.steps_per_epoch, dropped.count) == (1, 9)
+    assert len(dropped.order(0)) == 9
+
+
+def test_normalize_is_torchvision_s() -> None:
+    images, _ = pictures(4)
+    mean, std = (0.49, 0.48, 0.45), (0.2, 0.21, 0.22)
+    expected = tv.normalize(images.float() / 255, list(mean), list(std))
+    torch.testing.assert_close(Normalize(mean, std, 32, CPU)(images), expected, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("side", [16, 48])
+def test_other_sizes_are_resized_as_torchvision_does(side: int) -> None:
+    images, _ = pictures(4)
+    expected = tv.resize(tv.normalize(images.float() / 255, [0.5] * 3, [0.2] * 3), [side, side], antialias=True)
+    result = Normalize((0.5,) * 3, (0.2,) * 3, side, CPU)(images)
+    torch.testing.assert_close(result, expected, rtol=1e-4, atol=1e-4)
+
+
+def test_memory_mapped_pictures_are_fine(tmp_path: Path) -> None:
+    images, labels = pictures()
+    images.numpy().tofile(tmp_path / "images")
+    mapped = torch.from_numpy(np.memmap(tmp_path / "images", np.uint8, "c", shape=tuple(images.shape)))
+    a = TrainBatches(mapped, labels, torch.arange(20), batch_size=5, device=CPU, seed=0, augment=True, flip=True)
+    b = TrainBatches(images, labels, torch.arange(20), batch_size=5, device=CPU, seed=0, augment=True, flip=True)
+    assert torch.equal(a.batch(1, 2)[0], b.batch(1, 2)[0])
+
+
+def test_draws_of_no_shift_change_nothing() -> None:
+    images, _ = pictures()
+    still = Draws(torch.full((20,), 4), torch.full((20,), 4), torch.zeros(20, dtype=torch.bool))
+    assert torch.equal(crop_and_flip(images, still, 4), images)

@@ -1,0 +1,372 @@
+"""Pictures are decoded once, and what is found of an earlier time is right or not used."""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from vitctl.data import cache as cache_module
+from vitctl.data import folder as folder_module
+from vitctl.data.dataset import Dataset, load_dataset
+from vitctl.errors import RequestError, RunFailed
+
+MakeFolder = Callable[..., Path]
+
+
+@pytest.fixture
+def decoded(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The names of the files decoded so far."""
+    names: list[str] = []
+    decode = folder_module.decode_picture
+
+    def count(source: str, size: int | None) -> np.ndarray:
+        names.append(os.path.basename(source))
+        return decode(source, size)
+
+    monkeypatch.setattr(folder_module, "decode_picture", count)
+    return names
+
+
+def load(root: Path, size: int = 16, skip: bool = False) -> Dataset:
+    return load_dataset("folder", data_dir=str(root), size=size, skip_bad_images=skip)
+
+
+def content(dataset: Dataset) -> list[object]:
+    pictures = [part for part in (dataset.train, dataset.val, dataset.test) if part is not None]
+    return [dataset.mean, dataset.std, *((p.images.tolist(), p.labels.tolist()) for p in pictures)]
+
+
+def caches(cache: Path) -> list[str]:
+    return sorted(os.listdir(cache / "pictures"))
+
+
+class TestSecondStart:
+    def test_nothing_is_decoded(self, pets: Path, decoded: list[str]) -> None:
+        first = load(pets)
+        assert len(decoded) == 14
+        second = load(pets)
+        assert len(decoded) == 14 and content(first) == content(second)
+
+    def test_pictures_stay_on_disk(self, pets: Path, cache: Path) -> None:
+        dataset = load(pets)
+        (folder,) = caches(cache)
+        file = cache / "pictures" / folder / "images"
+        assert file.read_bytes() == torch.cat([dataset.train.images, dataset.test.images]).numpy().tobytes()
+        mapped = Path("/proc/self/maps")
+        if mapped.exists():
+            assert str(file) in mapped.read_text()
+
+    def test_writing_to_the_tensor_writes_no_file(self, pets: Path) -> None:
+        before = content(load(pets))
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")  # torch warns of arrays that cannot be written
+            load(pets).train.images.zero_()
+        assert content(load(pets)) == before
+
+    def test_mean_and_deviation_are_those_of_train(self, make_folder: MakeFolder) -> None:
+        root = make_folder({"train": {"a": 40, "b": 33}, "test": {"a": 9, "b": 1}})
+        for _ in range(2):
+            dataset = load(root)
+            values = dataset.train.images.numpy().astype(np.float64) / 255
+            assert dataset.mean == pytest.approx(values.mean(axis=(0, 2, 3)).tolist(), rel=1e-12)
+            assert dataset.std == pytest.approx(values.std(axis=(0, 2, 3)).tolist(), rel=1e-12)
+
+    def test_one_grey_has_a_deviation_to_divide_by(self, pets: Path) -> None:
+        for path in pets.rglob("*.png"):
+            Image.new("RGB", (4, 4), (0, 255, 7)).save(path)
+        dataset = load(pets)
+        assert dataset.mean == pytest.approx((0, 1, 7 / 255)) and dataset.std == pytest.approx([0.5 / 255] * 3)
+
+    def test_chunks_of_big_pictures(self, pets: Path, decoded: list[str]) -> None:
+        dataset = load(pets, size=700)  # more than a chunk's bytes, each
+        assert dataset.train.images.shape == (9, 3, 700, 700) and len(decoded) == 14
+        assert dataset.std == pytest.approx((dataset.train.images.double() / 255).std((0, 2, 3), correction=0).tolist())
+
+
+def _touch(root: Path) -> None:
+    path = root / "train" / "cat" / "000.png"
+    os.utime(path, ns=(0, path.stat().st_mtime_ns + 1))
+
+
+def _grow(root: Path) -> None:
+    path = root / "test" / "cat" / "000.png"
+    times = path.stat()
+    path.write_bytes(path.read_bytes() + b"\0")
+    os.utime(path, ns=(0, times.st_mtime_ns))
+
+
+CHANGES: dict[str, Callable[[Path], object]] = {
+    "time": _touch,
+    "size": _grow,
+    "renamed": lambda root: (root / "train" / "cat" / "000.png").rename(root / "train" / "cat" / "zzz.png"),
+    "renamed, same order": lambda root: (root / "train" / "cat" / "004.png").rename(
+        root / "train" / "cat" / "0041.png"
+    ),
+    "moved": lambda root: (root / "train" / "cat" / "000.png").rename(root / "test" / "cat" / "zzz.png"),
+    "removed": lambda root: (root / "train" / "cat" / "000.png").unlink(),
+    "added": lambda root: Image.new("RGB", (9, 9)).save(root / "train" / "cat" / "zzz.png"),
+}
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_a_change_is_seen_and_the_old_cache_goes(change: str, pets: Path, cache: Path, decoded: list[str]) -> None:
+    load(pets)
+    old = caches(cache)
+    other_size = load(pets, size=8)
+    decoded.clear()
+    CHANGES[change](pets)
+    load(pets)
+    assert len(decoded) == sum(1 for _ in pets.rglob("*.png"))
+    assert len(caches(cache)) == 2 and not set(old) & set(caches(cache))
+    assert other_size.train.images.shape == (9, 3, 8, 8)
+
+
+def test_other_places_and_sizes_are_kept(pets: Path, make_folder: MakeFolder, decoded: list[str]) -> None:
+    other = make_folder({"train": {"a": 2, "b": 2}, "test": {"a": 1, "b": 1}}, name="other")
+    for _ in range(2):
+        for root, size in ((pets, 3), (pets, 32), (other, 32)):
+            load(root, size)
+    assert len(decoded) == 14 + 14 + 6
+
+
+def _cut(folder: Path) -> None:
+    os.truncate(folder / "images", 100)
+
+
+def _alter(change: Callable[[dict[str, object]], object]) -> Callable[[Path], object]:
+    def damage(folder: Path) -> None:
+        meta = json.loads((folder / "meta.json").read_text())
+        change(meta)
+        (folder / "meta.json").write_text(json.dumps(meta))
+
+    return damage
+
+
+DAMAGES: dict[str, Callable[[Path], object]] = {
+    "images cut": _cut,
+    "images longer": lambda folder: (folder / "images").write_bytes((folder / "images").read_bytes() + b"0"),
+    "images gone": lambda folder: (folder / "images").unlink(),
+    "meta gone": lambda folder: (folder / "meta.json").unlink(),
+    "meta cut": lambda folder: (folder / "meta.json").write_text('{"key": "'),
+    "meta empty": lambda folder: (folder / "meta.json").write_text(""),
+    "meta foreign": lambda folder: (folder / "meta.json").write_text("[1, 2]"),
+    "another key": _alter(lambda meta: meta.update(key="0" * 64)),
+    "no mean": _alter(lambda meta: meta.pop("mean")),
+    "short mean": _alter(lambda meta: meta.update(mean=[0.5])),
+    "short deviation": _alter(lambda meta: meta.update(std=[0.5])),
+    "mean of words": _alter(lambda meta: meta.update(mean=["a", "b", "c"])),
+    "bad of nothing": _alter(lambda meta: meta.update(bad={"x": 1})),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_a_damaged_cache_is_built_again(damage: str, pets: Path, cache: Path, decoded: list[str]) -> None:
+    before = content(load(pets))
+    (folder,) = caches(cache)
+    DAMAGES[damage](cache / "pictures" / folder)
+    assert content(load(pets)) == before and len(decoded) == 28
+    assert caches(cache) == [folder]
+
+
+def test_bad_pictures_alone_are_tried_again(pets: Path, decoded: list[str]) -> None:
+    (pets / "train" / "dog" / "002.png").write_text("hello")
+    first = load(pets, skip=True)
+    decoded.clear()
+    assert content(load(pets, skip=True)) == content(first)
+    assert decoded == ["002.png"]
+
+
+SCRIPT = """
+import sys, time
+from vitctl.data import folder
+from vitctl.data.dataset import load_dataset
+root, pause = sys.argv[1], float(sys.argv[2])
+decode, count = folder.decode_picture, 0
+def slow(source, size):
+    global count
+    count += 1
+    time.sleep(pause)
+    return decode(source, size)
+folder.decode_picture = slow
+def progress(done, total):
+    print("building", flush=True)
+print("ready", flush=True)
+sys.stdin.readline()
+dataset = load_dataset("folder", data_dir=root, size=16, skip_bad_images=False, progress=progress)
+print("sum", dataset.train.images.sum().item(), "decoded", count, flush=True)
+"""
+
+
+def start(root: Path, pause: float) -> subprocess.Popen[str]:
+    process = subprocess.Popen(
+        [sys.executable, "-c", SCRIPT, str(root), str(pause)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
+    assert process.stdout is not None and process.stdout.readline() == "ready\n"
+    return process
+
+
+@pytest.fixture
+def many(make_folder: MakeFolder) -> Path:
+    """More pictures than are decoded ahead, so that a builder can be caught at work."""
+    return make_folder({"train": {"a": 300, "b": 300}, "test": {"a": 1, "b": 1}}, side=8)
+
+
+class TestTwoAtOnce:
+    def test_both_have_all_of_it(self, many: Path, cache: Path) -> None:
+        pair = [start(many, 0.001) for _ in range(2)]
+        for process in pair:
+            assert process.stdin is not None
+            process.stdin.write("go\n")
+            process.stdin.flush()
+        last = [process.communicate(timeout=60)[0].splitlines()[-1].split() for process in pair]
+        assert [process.returncode for process in pair] == [0, 0]
+        assert last[0][1] == last[1][1] == str(load(many).train.images.sum().item())
+        assert len(caches(cache)) == 1
+
+    def test_the_second_waits_for_the_first(self, many: Path, cache: Path, decoded: list[str]) -> None:
+        first = start(many, 0.005)
+        assert first.stdin is not None and first.stdout is not None
+        first.stdin.write("go\n")
+        first.stdin.flush()
+        assert first.stdout.readline() == "building\n"
+        dataset = load(many)
+        assert decoded == [] and len(dataset.train) == 600
+        assert str(dataset.train.images.sum().item()) in first.communicate(timeout=60)[0]
+        assert len(caches(cache)) == 1
+
+    def test_one_that_is_stopped_is_not_waited_for(
+        self, many: Path, cache: Path, decoded: list[str], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(cache_module, "_STALLED_SECONDS", 0.3)
+        first = start(many, 0.005)
+        assert first.stdin is not None and first.stdout is not None
+        first.stdin.write("go\n")
+        first.stdin.flush()
+        assert first.stdout.readline() == "building\n"
+        first.send_signal(signal.SIGSTOP)
+        try:
+            dataset = load(many)
+            assert len(decoded) == 602
+        finally:
+            first.send_signal(signal.SIGCONT)
+        output = first.communicate(timeout=60)[0]
+        assert first.returncode == 0 and f"sum {dataset.train.images.sum().item()} decoded 602" in output
+        assert len(caches(cache)) == 1
+
+    def test_what_a_killed_one_left_is_removed(self, many: Path, cache: Path, decoded: list[str]) -> None:
+        first = start(many, 0.005)
+        assert first.stdin is not None and first.stdout is not None
+        first.stdin.write("go\n")
+        first.stdin.flush()
+        assert first.stdout.readline() == "building\n"
+        time.sleep(0.2)
+        first.kill()
+        first.communicate()
+        (left,) = caches(cache)
+        assert left.endswith(".tmp") and (cache / "pictures" / left / "images").stat().st_size > 0
+        assert len(load(many).train) == 600 and len(decoded) == 602
+        assert left not in caches(cache) and len(caches(cache)) == 1
+
+    def test_a_builder_of_another_version_is_left_alone(self, pets: Path, cache: Path, decoded: list[str]) -> None:
+        load(pets)
+        (name,) = caches(cache)
+        other = cache / "pictures" / f".{name[:-16]}{'0' * 16}.abc.tmp"
+        other.mkdir()
+        with open(other / "images", "wb") as file:
+            fcntl.flock(file, fcntl.LOCK_EX)
+            file.write(b"x" * 100)
+            file.flush()
+            _touch(pets)
+            load(pets)
+            assert len(decoded) == 28 and other.exists()
+        _touch(pets)
+        load(pets)
+        assert not other.exists()
+
+    def test_whoever_is_late_takes_what_is_there(
+        self, pets: Path, cache: Path, decoded: list[str], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        before = content(load(pets))
+        (name,) = caches(cache)
+        final = cache / "pictures" / name
+        aside = cache / "aside"
+        final.rename(aside)
+        flush = cache_module._flush
+
+        def another_is_faster(file: object) -> None:
+            if aside.exists():
+                aside.rename(final)
+            flush(file)  # type: ignore[arg-type]
+
+        monkeypatch.setattr(cache_module, "_flush", another_is_faster)
+        assert content(load(pets)) == before
+        assert caches(cache) == [name] and len(decoded) == 28
+
+
+class TestNoRoom:
+    def test_a_folder_that_cannot_be_written(self, pets: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        (tmp_path / "file").write_text("")
+        monkeypatch.setenv("VITCTL_CACHE", str(tmp_path / "file" / "cache"))
+        with pytest.raises(
+            RequestError, match=r"file/cache/pictures \(Not a directory\); set VITCTL_CACHE to a folder"
+        ):
+            load(pets)
+
+    def test_too_little_room(self, pets: Path, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        usage = type("Usage", (), {"free": 14 * 3 * 16 * 16 - 1})
+        monkeypatch.setattr(cache_module.shutil, "disk_usage", lambda _: usage)
+        with pytest.raises(
+            RequestError, match=r"pictures take 10.5 KiB and \S+cache/pictures has 10.5 KiB left;.*VITCTL_C"
+        ):
+            load(pets)
+        usage.free += 1  # type: ignore[attr-defined]
+        assert len(load(pets).train) == 9
+
+    def test_the_disk_fills_up(self, pets: Path, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        def full(_: object) -> None:
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+        with monkeypatch.context() as patch:
+            patch.setattr(cache_module, "_flush", full)
+            with pytest.raises(RunFailed, match=r"the disk of \S+cache/pictures filled up.*VITCTL_CACHE"):
+                load(pets)
+        assert caches(cache) == []
+        assert len(load(pets).train) == 9
+
+    def test_a_cache_that_never_stays(self, pets: Path, monkeypatch: pytest.MonkeyPatch, decoded: list[str]) -> None:
+        monkeypatch.setattr(cache_module, "_open", lambda *_: None)
+        with pytest.raises(RunFailed, match="lost three times"):
+            load(pets)
+        assert len(decoded) == 3 * 14
+
+    def test_an_interruption_leaves_nothing(self, many: Path, cache: Path) -> None:
+        def interrupt(done: int, _: int) -> None:
+            if done > 100:
+                raise KeyboardInterrupt
+
+        with pytest.raises(KeyboardInterrupt):
+            load_dataset("folder", data_dir=str(many), size=16, skip_bad_images=False, progress=interrupt)
+        assert caches(cache) == []
+
+
+def test_the_usual_place_is_the_users_cache_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("VITCTL_CACHE")
+    monkeypatch.setattr(cache_module.platformdirs, "user_cache_dir", lambda name: str(tmp_path / name))
+    assert cache_module.cache_folder() == tmp_path / "vitctl"
+    monkeypatch.setenv("VITCTL_CACHE", "~/there")
+    monkeypatch.setenv("HOME", "/home/x")
+    assert cache_module.cache_folder() == Path("/home/x/there")

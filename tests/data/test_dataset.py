@@ -1,0 +1,246 @@
+"""What every data set promises, and which pictures train, select and test."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable
+
+import pytest
+import torch
+
+from vitctl.data import DATASETS
+from vitctl.data.dataset import Dataset, Pictures, Splits, load_dataset, split
+from vitctl.errors import RequestError
+
+LoadSmall = Callable[[str], Dataset]
+
+
+def parts(dataset: Dataset) -> list[Pictures]:
+    return [part for part in (dataset.train, dataset.val, dataset.test) if part is not None]
+
+
+@pytest.mark.parametrize("name", DATASETS)
+class TestContract:
+    def test_types_and_shapes(self, name: str, load_small: LoadSmall) -> None:
+        dataset = load_small(name)
+        channels = len(dataset.mean)
+        for part in parts(dataset):
+            assert part.images.dtype == torch.uint8 and part.labels.dtype == torch.int64
+            assert part.images.shape == (len(part), channels, dataset.native_size, dataset.native_size)
+            assert part.images.device.type == "cpu" and part.images.is_contiguous()
+            assert len(part) > 0 and part.labels.shape == (len(part),)
+            assert part.labels.min() >= 0 and part.labels.max() < len(dataset.classes)
+        assert channels in (1, 3) and len(dataset.std) == channels
+        assert all(0 < mean < 1 for mean in dataset.mean) and all(0 < std < 1 for std in dataset.std)
+
+    def test_names(self, name: str, load_small: LoadSmall) -> None:
+        dataset = load_small(name)
+        assert dataset.name == name and dataset.source and dataset.skipped == ()
+        assert dataset.flip is DATASETS[name].flip
+        assert isinstance(dataset.classes, tuple) and len(set(dataset.classes)) == len(dataset.classes) >= 2
+
+    def test_every_class_is_trained(self, name: str, load_small: LoadSmall) -> None:
+        dataset = load_small(name)
+        assert set(dataset.train.labels.tolist()) == set(range(len(dataset.classes)))
+
+    def test_no_test_picture_is_trained_on(self, name: str, load_small: LoadSmall) -> None:
+        dataset = load_small(name)
+        trained = {picture.numpy().tobytes() for picture in dataset.train.images}
+        assert not any(picture.numpy().tobytes() in trained for picture in dataset.test.images)
+
+    def test_twice_the_same(self, name: str, load_small: LoadSmall) -> None:
+        first = load_small(name)
+        torch.manual_seed(7)
+        second = load_small(name)
+        for a, b in zip(parts(first), parts(second), strict=True):
+            assert torch.equal(a.images, b.images) and torch.equal(a.labels, b.labels)
+        assert (first.mean, first.std, first.classes) == (second.mean, second.std, second.classes)
+
+    def test_split(self, name: str, load_small: LoadSmall) -> None:
+        dataset = load_small(name)
+        splits = divide(dataset)
+        assert splits.val is not None and splits.val_split == "holdout"
+        assert len(splits.train) + len(splits.val) == len(dataset.train)
+
+
+def test_an_unknown_data_set_gets_near_matches() -> None:
+    with pytest.raises(RequestError, match=r"--dataset 'cifar1' is unknown; did you mean cifar10"):
+        load_dataset("cifar1", data_dir=None, size=32, skip_bad_images=False)
+
+
+class TestDigits:
+    def test_counts_and_range(self, load_small: LoadSmall) -> None:
+        digits = load_small("digits")
+        assert len(digits.train) + len(digits.test) == 1797
+        assert int(digits.train.images.max()) == 255 and int(digits.train.images.min()) == 0
+        share = digits.test.labels.bincount() / torch.cat([digits.test.labels, digits.train.labels]).bincount()
+        assert ((share - 0.2).abs() < 0.005).all()
+
+    def test_values_are_sixteenths(self, load_small: LoadSmall) -> None:
+        values = {round(255 * k / 16) for k in range(17)}
+        assert set(load_small("digits").test.images.unique().tolist()) == values
+
+    def test_the_test_part_never_changes(self, load_small: LoadSmall) -> None:
+        # Figures measured with other versions of vitctl compare with this one's only on the same pictures.
+        content = load_small("digits").test.images.numpy().tobytes()
+        assert hashlib.sha256(content).hexdigest()[:16] == "d34b20f265b6f2a7"
+
+    def test_mean_and_deviation(self, load_small: LoadSmall) -> None:
+        digits = load_small("digits")
+        values = digits.train.images.double() / 255
+        assert digits.mean == pytest.approx([values.mean().item()], rel=1e-12)
+        assert digits.std == pytest.approx([values.std(correction=0).item()], rel=1e-12)
+
+    def test_a_folder_would_do_nothing(self) -> None:
+        with pytest.raises(RequestError, match="--data-dir /x would do nothing"):
+            load_dataset("digits", data_dir="/x", size=8, skip_bad_images=False)
+
+
+def make(train: list[int], test: list[int], val: list[int] | None = None) -> Dataset:
+    """A data set with so many pictures of each class, the classes taking turns as long as they last."""
+
+    def pictures(counts: list[int]) -> Pictures:
+        turns = sorted((place, label) for label, count in enumerate(counts) for place in range(count))
+        labels = torch.tensor([label for _, label in turns])
+        return Pictures(torch.zeros(len(labels), 1, 1, 1, dtype=torch.uint8), labels)
+
+    return Dataset(
+        name="made",
+        classes=tuple("abcdefghij"[: len(train)]),
+        mean=(0.5,),
+        std=(0.5,),
+        train=pictures(train),
+        val=None if val is None else pictures(val),
+        test=pictures(test),
+        flip=False,
+        native_size=1,
+        source="memory",
+    )
+
+
+def divide(
+    dataset: Dataset,
+    val: str = "holdout",
+    val_fraction: float = 0.1,
+    split_seed: int = 0,
+    limit_train: int | None = None,
+    limit_test: int | None = None,
+) -> Splits:
+    return split(
+        dataset,
+        val=val,
+        val_fraction=val_fraction,
+        split_seed=split_seed,
+        limit_train=limit_train,
+        limit_test=limit_test,
+    )
+
+
+def per_class(subset: object) -> list[int]:
+    return subset.pictures.labels[subset.index].bincount().tolist()  # type: ignore[attr-defined]
+
+
+class TestSplit:
+    @pytest.mark.parametrize("seed", [0, 1, 2**40])
+    @pytest.mark.parametrize("fraction", [0.001, 0.1, 0.25, 0.9])
+    def test_holdout_is_stratified_and_complete(self, seed: int, fraction: float) -> None:
+        counts = [100, 37, 5, 2]
+        dataset = make(counts, [3, 3, 3, 3])
+        splits = divide(dataset, val_fraction=fraction, split_seed=seed)
+        assert splits.val is not None
+        assert per_class(splits.val) == [min(max(1, int(n * fraction + 0.5)), n - 1) for n in counts]
+        assert torch.cat([splits.train.index, splits.val.index]).sort().values.tolist() == list(range(144))
+        for subset in (splits.train, splits.val, splits.test):
+            assert subset.index.dtype == torch.int64
+            assert (subset.index.diff() > 0).all()
+
+    def test_the_choice_by_another_way(self) -> None:
+        dataset = make([30, 20], [1, 1])
+        splits = divide(dataset, val_fraction=0.2, split_seed=3)
+        expected = []
+        for label, count in ((0, 6), (1, 4)):
+            members = [i for i, l in enumerate(dataset.train.labels.tolist()) if l == label]
+            members.sort(key=lambda i: hashlib.sha256(f"3:{i}".encode()).hexdigest())
+            expected += members[:count]
+        assert splits.val is not None
+        assert splits.val.index.tolist() == sorted(expected)
+
+    def test_seed_alone_decides(self) -> None:
+        dataset = make([50, 50], [5, 5])
+        torch.manual_seed(0)
+        first = divide(dataset)
+        torch.manual_seed(1)
+        again, other = divide(dataset), divide(dataset, split_seed=1)
+        assert first.val and again.val and other.val
+        assert torch.equal(first.val.index, again.val.index)
+        assert not torch.equal(first.val.index, other.val.index)
+
+    @pytest.mark.parametrize("counts", [[5, 1], [5, 0]])
+    def test_a_class_too_small_is_named(self, counts: list[int]) -> None:
+        with pytest.raises(RequestError, match=rf"class 'b' has {counts[1]} training picture.*--val none"):
+            divide(make(counts, [1, 1]))
+        assert len(divide(make(counts, [1, 1]), val="none").train) == sum(counts)
+
+    def test_own_validation_part_takes_the_place(self) -> None:
+        dataset = make([5, 1], [2, 2], val=[3, 4])
+        splits = divide(dataset)
+        assert splits.val_split == "val" and splits.val is not None and splits.val.pictures is dataset.val
+        assert len(splits.train) == 6 and len(splits.val) == 7
+
+    @pytest.mark.parametrize("own", [None, [3, 4]])
+    def test_the_predecessors_protocol(self, own: list[int] | None) -> None:
+        dataset = make([5, 5], [2, 2], val=own)
+        splits = divide(dataset, val="test")
+        assert splits.val_split == "test" and splits.val is splits.test
+        assert splits.test.pictures is dataset.test and len(splits.train) == 10 and len(splits.test) == 4
+
+    @pytest.mark.parametrize("own", [None, [3, 4]])
+    def test_no_validation(self, own: list[int] | None) -> None:
+        splits = divide(make([5, 5], [2, 2], val=own), val="none")
+        assert splits.val is None and splits.val_split is None and len(splits.train) == 10
+
+    def test_an_unknown_protocol_is_a_mistake(self) -> None:
+        with pytest.raises(ValueError, match="perhaps"):
+            divide(make([5, 5], [2, 2]), val="perhaps")
+
+
+class TestLimits:
+    def test_training_pictures_evenly(self) -> None:
+        dataset = make([40, 20, 3], [1, 1, 1])
+        assert per_class(divide(dataset, "none", limit_train=9).train) == [3, 3, 3]
+        assert per_class(divide(dataset, "none", limit_train=11).train) == [4, 4, 3]
+        assert per_class(divide(dataset, "none", limit_train=33).train) == [15, 15, 3]
+        assert per_class(divide(dataset, "none", limit_train=2).train) == [1, 1]
+
+    def test_measured_pictures_in_their_shares(self) -> None:
+        dataset = make([50, 50], [90, 10], val=[30, 60])
+        splits = divide(dataset, limit_test=30)
+        assert splits.val is not None
+        assert per_class(splits.test) == [27, 3] and per_class(splits.val) == [10, 20]
+
+    def test_holdout_is_limited_too(self) -> None:
+        splits = divide(make([100, 100], [50, 50]), val_fraction=0.3, limit_test=10)
+        whole = divide(make([100, 100], [50, 50]), val_fraction=0.3)
+        assert splits.val is not None and whole.val is not None
+        assert per_class(splits.val) == [5, 5] and per_class(splits.test) == [5, 5] and len(splits.train) == 140
+        assert set(splits.val.index.tolist()) <= set(whole.val.index.tolist())
+
+    def test_limiting_training_moves_nothing_else(self) -> None:
+        dataset = make([50, 50], [5, 5])
+        whole, some, more = divide(dataset), divide(dataset, limit_train=20), divide(dataset, limit_train=40)
+        assert whole.val and some.val
+        assert torch.equal(whole.val.index, some.val.index)
+        chosen = [set(splits.train.index.tolist()) for splits in (some, more, whole)]
+        assert len(chosen[0]) == 20 and chosen[0] < chosen[1] < chosen[2]
+
+    @pytest.mark.parametrize("limit", [90, 91, 10**9])
+    def test_a_greater_limit_is_none(self, limit: int) -> None:
+        splits = divide(make([50, 50], [5, 5]), limit_train=limit, limit_test=limit)
+        assert len(splits.train) == 90 and len(splits.test) == 10
+
+    def test_seed_alone_decides(self) -> None:
+        dataset = make([50, 50], [50, 50])
+        for limits in ({"limit_train": 10}, {"limit_test": 10}):
+            a, b, c = (divide(dataset, "test", split_seed=seed, **limits) for seed in (0, 0, 1))
+            assert torch.equal(a.train.index, b.train.index) and torch.equal(a.test.index, b.test.index)
+            assert not (torch.equal(a.train.index, c.train.index) and torch.equal(a.test.index, c.test.index))

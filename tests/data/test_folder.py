@@ -1,0 +1,403 @@
+"""Folders of pictures: their layout, what becomes of each picture, and what cannot be read."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Callable
+from io import BytesIO
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import EpsImagePlugin, Image, ImageOps
+from torchvision.transforms.v2 import functional as TF
+
+from vitctl.data import folder as folder_module
+from vitctl.data.dataset import Dataset, load_dataset
+from vitctl.data.folder import UnreadablePicture, decode_picture
+from vitctl.errors import RequestError
+
+MakeFolder = Callable[..., Path]
+
+
+def load(root: Path, *, size: int = 16, skip: bool = False, **more: Any) -> Dataset:
+    return load_dataset("folder", data_dir=str(root), size=size, skip_bad_images=skip, **more)
+
+
+def reference(image: Image.Image, size: int) -> np.ndarray:
+    """torchvision's way, uint8 [3, size, size]."""
+    resized = TF.resize(image, [size], antialias=True)
+    return np.asarray(TF.center_crop(resized, [size, size])).transpose(2, 0, 1)
+
+
+def picture(width: int, height: int) -> Image.Image:
+    """A smooth picture without symmetry."""
+    y, x = np.mgrid[0:height, 0:width]
+    planes = [x * 255 / max(width - 1, 1), y * 255 / max(height - 1, 1), (x * 3 + y * 5) % 256]
+    return Image.fromarray(np.stack(planes, axis=2).astype(np.uint8))
+
+
+class TestLayout:
+    def test_train_and_test(self, pets: Path) -> None:
+        dataset = load(pets)
+        assert dataset.classes == ("cat", "dog") and dataset.val is None and dataset.source == str(pets)
+        assert dataset.train.labels.tolist() == [0] * 5 + [1] * 4 and dataset.test.labels.tolist() == [0] * 2 + [1] * 3
+        for part in ("train", "test"):
+            paths = sorted((pets / part).rglob("*.png"))
+            expected = np.stack([reference(Image.open(path), 16) for path in paths])
+            assert np.array_equal(getattr(dataset, part).images.numpy(), expected)
+
+    def test_val_selects_beside_test(self, make_folder: MakeFolder) -> None:
+        root = make_folder({part: {"a": n, "b": n} for part, n in (("train", 3), ("val", 2), ("test", 1))})
+        dataset = load(root)
+        assert dataset.val is not None
+        assert [len(part) for part in (dataset.train, dataset.val, dataset.test)] == [6, 4, 2]
+        first = reference(Image.open(root / "val" / "a" / "000.png"), 16)
+        assert np.array_equal(dataset.val.images[0].numpy(), first)
+
+    def test_val_alone_is_the_test_set(self, make_folder: MakeFolder) -> None:
+        dataset = load(make_folder({"train": {"a": 3, "b": 3}, "val": {"a": 2, "b": 1}}))
+        assert dataset.val is None and dataset.test.labels.tolist() == [0, 0, 1]
+
+    def test_pictures_lie_at_any_depth_among_other_things(self, pets: Path) -> None:
+        cat = pets / "train" / "cat"
+        (cat / "2020" / "may").mkdir(parents=True)
+        shutil.copy(cat / "000.png", cat / "2020" / "may" / "DEEP.PNG")
+        (cat / ".hidden.png").write_text("no picture")
+        (cat / "notes.txt").write_text("no picture")
+        (cat / "figure.eps").write_text("no picture")
+        (cat / "noending").write_text("no picture")
+        (pets / "train" / ".cache").mkdir()
+        (pets / "train" / "README.md").write_text("no class")
+        (cat / "loop").symlink_to(cat)
+        os.mkfifo(cat / "pipe.png")
+        assert load(pets).train.labels.tolist() == [0] * 6 + [1] * 4
+
+    def test_a_class_without_test_pictures_is_fine(self, pets: Path) -> None:
+        shutil.rmtree(pets / "test" / "cat")
+        assert load(pets).test.labels.tolist() == [1, 1, 1]
+
+    def test_tilde_is_home(self, pets: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setenv("HOME", str(pets.parent))
+        assert len(load(Path("~") / pets.name).train) == 9
+
+
+def _no_split(root: Path) -> None:
+    for name in ("cat", "dog"):
+        shutil.move(root / "train" / name, root / name)
+    shutil.rmtree(root / "train")
+    shutil.rmtree(root / "test")
+
+
+def _loose(root: Path) -> None:
+    for name in ("cat", "dog"):
+        shutil.move(root / "train" / name / "000.png", root / "train" / f"{name}.png")
+        shutil.rmtree(root / "train" / name)
+
+
+def _empty(folder: Path) -> None:
+    shutil.rmtree(folder)
+    folder.mkdir()
+
+
+BAD_FOLDERS: dict[str, tuple[Callable[[Path], object], str]] = {
+    "not there": (shutil.rmtree, r"pictures is not there; name a folder that has train/ and test/"),
+    "a file": (lambda root: (shutil.rmtree(root), root.write_text("")), r"pictures is a file, not a folder"),
+    "empty": (_empty, r"pictures has no train/ and test/ in it; put a folder of pictures per class"),
+    "no split": (_no_split, r"has class folders \(cat, dog\) but no split; move most .*pictures/train/CLASS"),
+    "no test": (
+        lambda root: shutil.rmtree(root / "test"),
+        r"has train/ but neither test/ nor val/; move some pictures",
+    ),
+    "no train": (
+        lambda root: shutil.rmtree(root / "train"),
+        r"pictures has test/ but no train/; put a folder per class",
+    ),
+    "no classes": (_loose, r"pictures/train has no class folders; it takes two or more"),
+    "one class": (lambda root: shutil.rmtree(root / "train" / "dog"), r"train has only the class 'cat'; it takes two"),
+    "no test classes": (lambda root: _empty(root / "test"), r"pictures/test has no class folders; it takes those of"),
+    "empty class": (
+        lambda root: _empty(root / "train" / "dog"),
+        r"train/dog has no pictures; put some there, or remove",
+    ),
+    "empty test class": (lambda root: _empty(root / "test" / "dog"), r"test/dog has no pictures; put some there, or"),
+    "foreign class": (
+        lambda root: (root / "test" / "dog").rename(root / "test" / "bird"),
+        r"test/bird is of a class that train/ does not have; add \S+train/bird, or remove it",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", BAD_FOLDERS)
+def test_a_bad_folder_gets_a_sentence(case: str, pets: Path, cache: Path) -> None:
+    spoil, sentence = BAD_FOLDERS[case]
+    spoil(pets)
+    with pytest.raises(RequestError, match=sentence) as caught:
+        load(pets)
+    assert caught.value.exit_code == 2 and str(pets) in str(caught.value) and "\n" not in str(caught.value)
+    assert not cache.exists()
+
+
+def test_a_folder_must_be_named() -> None:
+    with pytest.raises(RequestError, match="--data-dir DIR"):
+        load_dataset("folder", data_dir=None, size=16, skip_bad_images=False)
+
+
+def stored(image: Image.Image, format: str = "PNG", **options: Any) -> BytesIO:
+    file = BytesIO()
+    image.save(file, format, **options)
+    file.seek(0)
+    return file
+
+
+class TestDecode:
+    @pytest.mark.parametrize("size", [8, 20, 33, 64])
+    @pytest.mark.parametrize("shape", [(20, 20), (47, 20), (20, 47), (33, 32), (300, 20), (8, 9)])
+    def test_like_torchvision(self, shape: tuple[int, int], size: int) -> None:
+        image = picture(*shape)
+        decoded = decode_picture(stored(image), size)
+        assert decoded.dtype == np.uint8 and decoded.shape == (3, size, size) and decoded.flags.c_contiguous
+        assert np.array_equal(decoded, reference(image, size))
+
+    def test_own_size(self) -> None:
+        image = picture(30, 20)
+        assert np.array_equal(decode_picture(stored(image), None), np.asarray(image).transpose(2, 0, 1))
+
+    def test_from_a_path(self, pets: Path) -> None:
+        path = pets / "train" / "cat" / "000.png"
+        for source in (path, str(path)):
+            assert np.array_equal(decode_picture(source, 16), reference(Image.open(path), 16))
+
+    @pytest.mark.parametrize("format", ["JPEG", "WEBP", "BMP", "GIF", "TIFF", "PPM", "TGA"])
+    def test_formats(self, format: str) -> None:
+        image = picture(40, 30)
+        file = stored(image, format)
+        with Image.open(BytesIO(file.getvalue())) as again:
+            expected = reference(again.convert("RGB"), 16)
+        assert np.array_equal(decode_picture(file, 16), expected)
+
+    @pytest.mark.parametrize("mode", ["1", "L", "P", "CMYK", "YCbCr"])
+    def test_modes(self, mode: str) -> None:
+        image = picture(24, 20).convert(mode)
+        file = stored(image, "JPEG" if mode == "YCbCr" else "TIFF")
+        with Image.open(BytesIO(file.getvalue())) as again:
+            expected = np.asarray(again.convert("RGB")).transpose(2, 0, 1)
+        assert expected.std() > 10
+        assert np.array_equal(decode_picture(file, None), expected)
+
+    def test_palette(self) -> None:
+        image = Image.new("P", (2, 1))
+        image.putpalette([10, 20, 30, 200, 100, 50])
+        image.putdata([0, 1])
+        assert decode_picture(stored(image), None)[:, 0].T.tolist() == [[10, 20, 30], [200, 100, 50]]
+
+    def test_palette_with_transparency(self) -> None:
+        image = Image.new("P", (2, 1))
+        image.putpalette([10, 20, 30, 200, 100, 50])
+        image.putdata([0, 1])
+        assert decode_picture(stored(image, transparency=0), None)[:, 0].T.tolist() == [[255] * 3, [200, 100, 50]]
+
+    def test_what_is_transparent_becomes_white(self) -> None:
+        rgba = np.array([[[200, 100, 0, 255], [200, 100, 0, 0], [200, 100, 0, 51]]], dtype=np.uint8)
+        expected = [[200, 100, 0], [255, 255, 255], [244, 224, 204]]  # 255 + (value - 255) * alpha / 255
+        assert decode_picture(stored(Image.fromarray(rgba)), None)[:, 0].T.tolist() == expected
+
+    def test_grey_with_transparency(self) -> None:
+        image = Image.fromarray(np.array([[[100, 255], [100, 0]]], dtype=np.uint8), "LA")
+        assert decode_picture(stored(image), None)[0].tolist() == [[100, 255]]
+
+    @pytest.mark.parametrize("format", ["PNG", "TIFF", "PPM"])
+    def test_16_bit_grey_is_scaled(self, format: str) -> None:
+        values = np.array([[0, 128, 129, 257, 0x8000, 0xFFFF]], dtype=np.uint16)
+        decoded = decode_picture(stored(Image.fromarray(values), format), None)
+        assert (decoded == decoded[:1]).all()
+        assert decoded[0].tolist() == [[0, 0, 1, 1, 128, 255]]  # value / 257, rounded
+
+    def test_floating_point_grey(self) -> None:
+        values = np.array([[0.0, 0.5, 1.0]], dtype=np.float32)
+        assert decode_picture(stored(Image.fromarray(values), "TIFF"), None)[0].tolist() == [[0, 128, 255]]
+
+    @pytest.mark.parametrize("values", [np.float32([[0, 2]]), np.float32([[0, np.nan]]), np.int32([[0, 70000]])])
+    def test_grey_of_unknown_range_is_refused(self, values: np.ndarray) -> None:
+        with pytest.raises(UnreadablePicture, match="grey values beyond"):
+            decode_picture(stored(Image.fromarray(values), "TIFF"), None)
+
+    @pytest.mark.parametrize("orientation", range(1, 9))
+    @pytest.mark.parametrize("format", ["JPEG", "PNG", "TIFF", "WEBP"])
+    def test_pictures_are_set_upright(self, orientation: int, format: str) -> None:
+        exif = Image.Exif()
+        exif[0x0112] = orientation
+        file = stored(picture(40, 20), format, exif=exif)
+        with Image.open(BytesIO(file.getvalue())) as image:
+            expected = ImageOps.exif_transpose(image).convert("RGB")
+        assert expected.size == ((40, 20) if orientation < 5 else (20, 40))
+        assert np.array_equal(decode_picture(file, 16), reference(expected, 16))
+
+    def test_the_first_frame(self) -> None:
+        frames = [Image.new("RGB", (4, 4), color) for color in ("red", "blue")]
+        file = stored(frames[0], "GIF", save_all=True, append_images=frames[1:])
+        assert decode_picture(file, None)[:, 0, 0].tolist() == [255, 0, 0]
+
+    def test_a_big_jpeg_is_decoded_small(self) -> None:
+        file = stored(picture(640, 480), "JPEG", quality=95)
+        with Image.open(BytesIO(file.getvalue())) as image:
+            expected = reference(image, 32)
+        difference = np.abs(decode_picture(file, 32).astype(int) - expected)
+        assert difference[:2].max() <= 2  # the two smooth planes; the third is stripes, finer than a pixel
+        assert difference.mean() < 2
+
+    @pytest.mark.parametrize("shape", [(1, 1000), (1000, 1), (1, 1)])
+    def test_threads_of_pixels(self, shape: tuple[int, int], monkeypatch: pytest.MonkeyPatch) -> None:
+        sizes: list[tuple[int, int]] = []
+        resize = Image.Image.resize
+
+        def note(image: Image.Image, size: tuple[int, int], *more: Any) -> Image.Image:
+            sizes.append(size)
+            return resize(image, size, *more)
+
+        monkeypatch.setattr(Image.Image, "resize", note)
+        decoded = decode_picture(stored(picture(*shape)), 64)
+        assert decoded.shape == (3, 64, 64)
+        assert sizes and max(max(size) for size in sizes) <= 16 * 64  # enlarged whole, it would be 64,000 long
+        if max(shape) > 1:
+            along = decoded[1 if shape[1] > 1 else 0]
+            assert 126 <= along.mean() <= 129  # the middle of a ramp
+
+    def test_the_middle_of_a_thread_is_that_of_torchvision(self) -> None:
+        image = picture(4, 101)
+        assert np.array_equal(decode_picture(stored(image), 16), reference(image, 16))
+
+
+def _truncated(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:-200])
+
+
+def _bomb(path: Path) -> None:
+    path.write_bytes(b"P6 100000 100000 255\n")
+
+
+def _dangling(path: Path) -> None:
+    path.unlink()
+    path.symlink_to("nowhere.png")
+
+
+UNREADABLE: dict[str, tuple[Callable[[Path], object], str]] = {
+    "truncated": (_truncated, "truncated"),
+    "empty": (lambda path: path.write_bytes(b""), "not a picture"),
+    "text": (lambda path: path.write_text("hello"), "not a picture"),
+    "bomb": (_bomb, "decompression bomb"),
+    "link to nowhere": (_dangling, "No such file"),
+}
+
+
+@pytest.mark.parametrize("case", UNREADABLE)
+class TestUnreadable:
+    def test_fails_by_default(self, case: str, pets: Path) -> None:
+        spoil, reason = UNREADABLE[case]
+        first, second = pets / "train" / "dog" / "001.png", pets / "test" / "cat" / "001.png"
+        for path in (second, first):
+            spoil(path)
+        for _ in range(2):  # the second time from the cache
+            with pytest.raises(RequestError, match="2 of 14 pictures cannot be read, the first being ") as caught:
+                load(pets)
+            sentence = str(caught.value)
+            assert f"{first} (" in sentence and reason in sentence and "--skip-bad-images" in sentence
+            assert caught.value.exit_code == 2 and "\n" not in sentence
+
+    def test_is_left_out_on_request(self, case: str, pets: Path) -> None:
+        whole = load(pets)
+        first, second = pets / "train" / "dog" / "001.png", pets / "test" / "cat" / "001.png"
+        for path in (second, first):
+            UNREADABLE[case][0](path)
+        dataset = load(pets, skip=True)
+        assert dataset.skipped == ("train/dog/001.png", "test/cat/001.png")
+        assert dataset.train.labels.tolist() == [0] * 5 + [1] * 3 and dataset.test.labels.tolist() == [0] + [1] * 3
+        assert np.array_equal(dataset.train.images.numpy(), np.delete(whole.train.images.numpy(), 6, axis=0))
+        assert np.array_equal(dataset.test.images.numpy(), np.delete(whole.test.images.numpy(), 1, axis=0))
+        values = dataset.train.images.double() / 255
+        assert dataset.mean == pytest.approx(values.mean(dim=(0, 2, 3)).tolist(), rel=1e-12)
+
+
+def test_nothing_left_of_a_class(pets: Path) -> None:
+    for path in (pets / "train" / "dog").iterdir():
+        path.write_text("hello")
+    with pytest.raises(RequestError, match=r"no picture of \S+train/dog can be read"):
+        load(pets, skip=True)
+
+
+def test_nothing_left_at_all(pets: Path) -> None:
+    for path in pets.rglob("*.png"):
+        path.write_text("hello")
+    with pytest.raises(RequestError, match="14 of 14 pictures cannot be read"):
+        load(pets)
+    with pytest.raises(RequestError, match=r"no picture of \S+train/cat can be read"):
+        load(pets, skip=True)
+
+
+def test_nothing_left_to_test(pets: Path) -> None:
+    for path in (pets / "test").rglob("*.png"):
+        path.write_text("hello")
+    with pytest.raises(RequestError, match=r"no picture of \S+pictures/test can be read"):
+        load(pets, skip=True)
+
+
+def test_what_was_repaired_without_a_trace_is_read_again(pets: Path) -> None:
+    path = pets / "train" / "dog" / "001.png"
+    good, times = path.read_bytes(), path.stat()
+    path.write_bytes(b"x" * len(good))
+    os.utime(path, ns=(times.st_atime_ns, times.st_mtime_ns))
+    assert load(pets, skip=True).skipped == ("train/dog/001.png",)
+    path.write_bytes(good)
+    os.utime(path, ns=(times.st_atime_ns, times.st_mtime_ns))
+    assert load(pets).skipped == ()
+
+
+def test_postscript_in_disguise_is_not_run(pets: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    ran: list[object] = []
+
+    def ghostscript(*_: object, **__: object) -> None:
+        ran.append(1)
+        raise OSError
+
+    monkeypatch.setattr(EpsImagePlugin, "Ghostscript", ghostscript)
+    program = "%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 8 8\n%%EndComments\nshowpage\n"
+    path = pets / "train" / "cat" / "000.png"
+    path.write_text(program)
+    with Image.open(path) as image, pytest.raises(OSError):
+        image.load()  # Pillow by itself would have
+    assert ran
+    ran.clear()
+    assert load(pets, skip=True).skipped == ("train/cat/000.png",)
+    assert not ran
+
+
+def test_a_bad_file_is_named_in_prediction(tmp_path: Path) -> None:
+    path = tmp_path / "x.png"
+    path.write_text("hello")
+    with pytest.raises(UnreadablePicture) as caught:
+        decode_picture(path, 16)
+    assert str(caught.value) == f"{path} cannot be read as a picture (not a picture)" and caught.value.exit_code == 2
+    with pytest.raises(UnreadablePicture, match=r"nowhere.png cannot be read as a picture \(No such file"):
+        decode_picture("nowhere.png", 16)
+
+
+def test_lack_of_memory_is_not_the_pictures_fault(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object) -> None:
+        raise MemoryError
+
+    monkeypatch.setattr(folder_module, "_to_rgb", fail)
+    with pytest.raises(MemoryError):
+        decode_picture(stored(picture(4, 4)), 4)
+
+
+def test_progress_counts_up_to_all(make_folder: MakeFolder) -> None:
+    root = make_folder({"train": {"a": 40, "b": 30}, "test": {"a": 1, "b": 1}})
+    calls: list[tuple[int, int]] = []
+    load(root, progress=lambda done, total: calls.append((done, total)))
+    assert calls[-1] == (72, 72) and len(calls) >= 3
+    assert [done for done, _ in calls] == sorted({done for done, _ in calls}) and {total for _, total in calls} == {72}
+    calls.clear()
+    load(root, progress=lambda done, total: calls.append((done, total)))
+    assert calls == []

@@ -1,0 +1,383 @@
+"""Pictures decoded once, kept as one memory-mapped file.
+
+A cache is a folder ``<data set>-<hash of the place>-<H>x<W>-<key>`` with two files: ``images``, the raw uint8
+[n, C, H, W], and ``meta.json``. The key is a hash of everything that the pixels hang on, so a cache is never brought
+up to date, only replaced. It is built in a hidden folder beside it and renamed when complete; whoever finds it finds
+all of it. While building, the builder holds a lock on ``images``: a hidden folder without a lock is what a crash left.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import hashlib
+import json
+import math
+import os
+import shutil
+import sys
+import tempfile
+import time
+import warnings
+from collections import deque
+from collections.abc import Callable, Generator, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+import platformdirs
+
+from vitctl.data.dataset import Progress
+from vitctl.errors import RequestError, RunFailed
+from vitctl.units import format_bytes
+
+FORMAT = 1
+"""Raise it when what is stored, or how pictures are decoded, changes."""
+
+Image = npt.NDArray[np.uint8]
+Decode = Callable[[str], "Image | str"]
+"""Takes a path; returns uint8 [C, H, W], or why the picture cannot be read. Called from several threads."""
+
+_CHUNK_BYTES = 2**20
+_STALLED_SECONDS = 60.0
+
+
+class PictureFile(NamedTuple):
+    """A picture of a listing: its path within the data set (with ``/``), bytes, and modification time in ns."""
+
+    path: str
+    size: int
+    mtime_ns: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Decoded:
+    """The pictures of a listing, decoded.
+
+    Attributes:
+        images: uint8 [n, C, H, W], memory-mapped; the pictures that could be read, in the listing's order.
+        mean: per channel, scaled to 0..1, over the pictures asked for.
+        std: likewise the standard deviation, at least half a grey level.
+        bad: which of the listing could not be read, ascending, and why.
+    """
+
+    images: Image
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    bad: dict[int, str]
+
+
+def cache_folder() -> Path:
+    """Return the folder of all caches: ``$VITCTL_CACHE``, else the user's cache folder for vitctl."""
+    return Path(os.environ.get("VITCTL_CACHE") or platformdirs.user_cache_dir("vitctl")).expanduser()
+
+
+def decode_all(
+    name: str,
+    root: Path,
+    files: Sequence[PictureFile],
+    *,
+    shape: tuple[int, int, int],
+    decode: Decode,
+    measured: int,
+    progress: Progress | None = None,
+) -> Decoded:
+    """Return the pictures of a listing, decoding them unless the cache has them.
+
+    Several processes may do this at once: one that finds another at work on the same pictures waits for it.
+
+    Args:
+        name: the data set.
+        root: the folder that the paths are relative to.
+        files: the listing.
+        shape: C, H, W of every decoded picture.
+        decode: how to read one.
+        measured: mean and deviation are those of the first so many of the listing.
+        progress: called with (done, total) while decoding.
+
+    Raises:
+        RequestError: the cache folder cannot be written, or has no room.
+        RunFailed: the disk filled up.
+        VitctlError: whatever ``decode`` raised.
+    """
+    caches = cache_folder() / "pictures"
+    place = hashlib.sha256(os.fsencode(os.path.realpath(root))).hexdigest()[:12]
+    prefix = f"{name}-{place}-{shape[1]}x{shape[2]}-"
+    key = _key(name, files, shape, measured)
+    final = caches / (prefix + key[:16])
+    builds = 0
+    with _explained(caches), warnings.catch_warnings():
+        # A broken palette or date is nothing to tell of; what matters ends up among the bad pictures.
+        warnings.simplefilter("ignore")
+        caches.mkdir(parents=True, exist_ok=True)
+        while True:
+            # Asked before looking, so that whoever finishes in between is seen by one of the two.
+            wait = _other_at_work(caches, prefix, final.name)
+            decoded = _open(final, key, shape, len(files))
+            # What could not be read may be readable now, with no change of size or time: a mode, a mount.
+            if decoded and not any(not isinstance(decode(str(root / files[i].path)), str) for i in decoded.bad):
+                return decoded
+            if wait:
+                time.sleep(0.1)
+                continue
+            if builds == 3:
+                raise RunFailed(f"{final} was lost three times after it was built; set VITCTL_CACHE to another folder")
+            for stale in _published(caches, prefix):
+                _discard(stale)
+            _build(final, key, root, files, shape, decode, measured, progress)
+            builds += 1
+
+
+@contextlib.contextmanager
+def _explained(caches: Path) -> Iterator[None]:
+    """Turn what the file system refuses into a sentence."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise RunFailed(
+                f"the disk of {caches} filled up while pictures were decoded; free some room, or set VITCTL_CACHE to a "
+                f"folder on another disk"
+            ) from error
+        raise RequestError(
+            f"decoded pictures cannot be kept in {caches} ({error.strerror or error}); set VITCTL_CACHE to a folder "
+            f"that can be written"
+        ) from error
+
+
+def _key(name: str, files: Sequence[PictureFile], shape: tuple[int, int, int], measured: int) -> str:
+    digest = hashlib.sha256(json.dumps([FORMAT, name, shape, measured, len(files)]).encode())
+    for path, size, mtime_ns in files:
+        digest.update(b"%b\0%d\0%d\0" % (os.fsencode(path), size, mtime_ns))
+    return digest.hexdigest()
+
+
+def _open(final: Path, key: str, shape: tuple[int, int, int], total: int) -> Decoded | None:
+    """Return the cache ``final``, or None when there is none or it is damaged."""
+    try:
+        meta = json.loads((final / "meta.json").read_text(encoding="utf-8"))
+        bad = {int(i): str(reason) for i, reason in meta["bad"].items()}
+        mean, std = (tuple(float(x) for x in meta[what]) for what in ("mean", "std"))
+        count = total - len(bad)
+        if meta["key"] != key or len(mean) != shape[0] or len(std) != shape[0]:
+            return None
+        if (final / "images").stat().st_size != count * math.prod(shape):
+            return None
+        # Mode c: the pages are shared and never written back, yet torch takes the array without a warning.
+        images: Image = (
+            np.memmap(final / "images", dtype=np.uint8, mode="c", shape=(count, *shape))
+            if count
+            else np.empty((0, *shape), dtype=np.uint8)
+        )
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return None
+    return Decoded(images=images, mean=mean, std=std, bad=bad)
+
+
+def _build(
+    final: Path,
+    key: str,
+    root: Path,
+    files: Sequence[PictureFile],
+    shape: tuple[int, int, int],
+    decode: Decode,
+    measured: int,
+    progress: Progress | None,
+) -> None:
+    """Decode everything and put it at ``final``, unless somebody else has by then."""
+    needed = len(files) * math.prod(shape)
+    free = shutil.disk_usage(final.parent).free
+    if needed > free:
+        raise RequestError(
+            f"the decoded pictures take {format_bytes(needed)} and {final.parent} has {format_bytes(free)} left; free "
+            f"some, or set VITCTL_CACHE to a folder on another disk"
+        )
+    temporary = Path(tempfile.mkdtemp(prefix=f".{final.name}.", suffix=".tmp", dir=final.parent))
+    try:
+        # Plain writes rather than a mapped file: a full disk is then an error and not a SIGBUS.
+        with open(temporary / "images", "wb") as file:
+            _lock(file)
+            bad, mean, std = _decode_into(file, root, files, shape, decode, measured, progress)
+            _flush(file)
+            with open(temporary / "meta.json", "w", encoding="utf-8") as meta:
+                json.dump({"key": key, "mean": mean, "std": std, "bad": bad}, meta)
+                _flush(meta)
+            if os.name == "nt":
+                file.close()  # Windows moves no open file; elsewhere the lock holds until the folder has its name
+            # Where another process was faster, its folder is in the way and as good as this one.
+            with contextlib.suppress(OSError):
+                os.rename(temporary, final)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _flush(file: IO[Any]) -> None:
+    file.flush()
+    os.fsync(file.fileno())
+
+
+class _Chunk(NamedTuple):
+    """Some pictures in a row, decoded.
+
+    ``total`` pictures were to be read, ``data`` are those that could be, ``bad`` tells of the others; over ``pixels``
+    of each channel, ``sums`` and ``squares`` are the sums of the values and of their squares, int64 [C].
+    """
+
+    total: int
+    data: bytes
+    bad: dict[int, str]
+    pixels: int
+    sums: npt.NDArray[np.int64]
+    squares: npt.NDArray[np.int64]
+
+
+def _decode_into(
+    file: IO[bytes],
+    root: Path,
+    files: Sequence[PictureFile],
+    shape: tuple[int, int, int],
+    decode: Decode,
+    measured: int,
+    progress: Progress | None,
+) -> tuple[dict[int, str], list[float], list[float]]:
+    """Write every readable picture to ``file``, in order; return the bad ones, the mean and the deviation."""
+    bad: dict[int, str] = {}
+    pixels, done = 0, 0
+    sums, squares = np.zeros(shape[0], dtype=np.int64), np.zeros(shape[0], dtype=np.int64)
+    with contextlib.closing(_chunks(root, files, shape, decode, measured)) as chunks:
+        for chunk in chunks:
+            file.write(chunk.data)
+            bad.update(chunk.bad)
+            pixels += chunk.pixels
+            sums += chunk.sums
+            squares += chunk.squares
+            done += chunk.total
+            if progress is not None:
+                progress(done, len(files))
+    pixels = max(pixels, 1)
+    mean = [s / pixels / 255 for s in sums.tolist()]
+    pairs = zip(sums.tolist(), squares.tolist(), strict=True)
+    # In whole numbers up to the root, so that nothing cancels; a channel of one value has no deviation to divide by.
+    std = [max(math.sqrt((q * pixels - s * s) / pixels**2), 0.5) / 255 for s, q in pairs]
+    return bad, mean, std
+
+
+def _chunks(
+    root: Path, files: Sequence[PictureFile], shape: tuple[int, int, int], decode: Decode, measured: int
+) -> Generator[_Chunk]:
+    """Yield the decoded pictures in order, with a few chunks decoded ahead on all cores."""
+    workers = _cores()
+    step = max(1, min(32, _CHUNK_BYTES // math.prod(shape)))
+
+    def run(start: int) -> _Chunk:
+        stop = min(start + step, measured if start < measured else len(files))
+        bad: dict[int, str] = {}
+        good: list[Image] = []
+        for i in range(start, stop):
+            picture = decode(os.path.join(root, files[i].path))
+            if isinstance(picture, str):
+                bad[i] = picture
+            else:
+                good.append(picture)
+        images = np.stack(good) if good else np.empty((0, *shape), dtype=np.uint8)  # [m, C, H, W]
+        seen = images if start < measured else images[:0]
+        squares = np.square(seen, dtype=np.uint16)  # 255 * 255 < 2 ** 16
+        return _Chunk(
+            total=stop - start,
+            data=images.tobytes(),
+            bad=bad,
+            pixels=seen.size // shape[0],
+            sums=seen.sum(axis=(0, 2, 3), dtype=np.int64),
+            squares=squares.sum(axis=(0, 2, 3), dtype=np.int64),
+        )
+
+    with ThreadPoolExecutor(workers) as pool:
+        waiting: deque[Future[_Chunk]] = deque()
+        try:
+            for start in (*range(0, measured, step), *range(measured, len(files), step)):
+                waiting.append(pool.submit(run, start))
+                if len(waiting) > 2 * workers:
+                    yield waiting.popleft().result()
+            while waiting:
+                yield waiting.popleft().result()
+        finally:
+            pool.shutdown(cancel_futures=True)
+
+
+def _cores() -> int:
+    """Return how many cores this process may use."""
+    if sys.platform == "linux":
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def _published(caches: Path, prefix: str) -> list[Path]:
+    """Return the finished caches of a data set, place and size."""
+    return [caches / entry for entry in os.listdir(caches) if entry.startswith(prefix)]
+
+
+def _discard(folder: Path) -> None:
+    """Delete a finished cache, so that nobody ever finds half of it. Who has it mapped keeps what it has."""
+    grave = tempfile.mkdtemp(prefix=f".{folder.name}.", suffix=".tmp", dir=folder.parent)
+    with contextlib.suppress(OSError):
+        os.rename(folder, os.path.join(grave, "old"))
+    shutil.rmtree(grave, ignore_errors=True)
+
+
+def _other_at_work(caches: Path, prefix: str, name: str) -> bool:
+    """Remove what builders of a data set, place and size left when they died; return whether one builds ``name``."""
+    at_work = False
+    for entry in os.listdir(caches):
+        if not (entry.startswith(f".{prefix}") and entry.endswith(".tmp")):
+            continue
+        fresh, alive = _signs_of_life(caches / entry)
+        if not alive:
+            shutil.rmtree(caches / entry, ignore_errors=True)
+        # One that is stopped, or hangs on a mount, is not waited for.
+        elif fresh and entry.startswith(f".{name}."):
+            at_work = True
+    return at_work
+
+
+def _signs_of_life(temporary: Path) -> tuple[bool, bool]:
+    """Return whether the folder's builder wrote of late, and whether it is alive."""
+    try:
+        found = (temporary / "images").stat()
+    except OSError:
+        try:
+            fresh = time.time() - temporary.stat().st_mtime < _STALLED_SECONDS
+        except OSError:
+            return False, True  # gone by now
+        return False, fresh
+    fresh = time.time() - found.st_mtime < _STALLED_SECONDS
+    if found.st_size == 0 and fresh:
+        return True, True  # it may be just about to take its lock
+    return fresh, _locked(temporary / "images", fresh)
+
+
+def _lock(file: IO[bytes]) -> None:
+    """Mark a file as being written by this process, for as long as it is open."""
+    if sys.platform != "win32":
+        import fcntl
+
+        with contextlib.suppress(OSError):  # a file system without locks
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+
+
+def _locked(path: Path, unknown: bool) -> bool:
+    """Return whether a process is writing the file, or ``unknown`` where that cannot be told."""
+    if sys.platform == "win32":
+        return unknown
+    import fcntl
+
+    try:
+        with open(path, "r+b") as file:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    except OSError:
+        return unknown
+    return False

@@ -1,0 +1,237 @@
+"""What a data set is once it is read, and which of its pictures train, select and test.
+
+Letters in shapes: n pictures, C channels, H and W their height and width.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from vitctl.data import DATASETS
+from vitctl.errors import RequestError
+from vitctl.registry import lookup
+
+Progress = Callable[[int, int], None]
+"""Called with how many pictures are done and how many there are in all."""
+
+
+@dataclass(frozen=True)
+class Pictures:
+    """Pictures and their classes.
+
+    Attributes:
+        images: uint8 [n, C, H, W] on the CPU; may be a memory-mapped file, so read it piece by piece.
+        labels: int64 [n], each 0 <= label < K classes.
+    """
+
+    images: torch.Tensor
+    labels: torch.Tensor
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Dataset:
+    """A data set, read.
+
+    Attributes:
+        name: its name in ``DATASETS``.
+        classes: what the labels stand for.
+        mean: per channel, over the training pictures, of values scaled to 0..1.
+        std: likewise the standard deviation, never 0.
+        train: the training part.
+        val: a part that selects, where the data set brings one of its own.
+        test: the test part.
+        flip: mirrored pictures are still of their class.
+        native_size: side of the stored pictures in pixels.
+        source: where it was found, for messages.
+        skipped: pictures left out because they cannot be read, as paths within the source.
+    """
+
+    name: str
+    classes: tuple[str, ...]
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    train: Pictures
+    val: Pictures | None
+    test: Pictures
+    flip: bool
+    native_size: int
+    source: str
+    skipped: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoadOptions:
+    """What a data set's loader is told.
+
+    Attributes:
+        data_dir: ``--data-dir``, where given.
+        size: side in pixels that pictures of any size are decoded to; data sets of one size keep theirs.
+        skip_bad_images: leave out what cannot be read instead of failing.
+        progress: called while pictures are decoded.
+    """
+
+    data_dir: str | None
+    size: int
+    skip_bad_images: bool
+    progress: Progress | None
+
+
+def load_dataset(
+    name: str, *, data_dir: str | None, size: int, skip_bad_images: bool, progress: Progress | None = None
+) -> Dataset:
+    """Read the data set ``name`` of ``DATASETS``.
+
+    Args:
+        name: a name of the table.
+        data_dir: where it lies, if not in the usual places.
+        size: side in pixels, for data sets whose pictures have any size.
+        skip_bad_images: leave out pictures that cannot be read, and list them in :attr:`Dataset.skipped`.
+        progress: called with (pictures decoded, pictures to decode), from this thread; never when nothing is decoded.
+
+    Raises:
+        RequestError: no such data set, or it is missing, damaged or not laid out as it must be.
+        RunFailed: the disk filled up while pictures were decoded.
+    """
+    load = lookup(DATASETS, name, "--dataset").load()
+    dataset: Dataset = load(
+        LoadOptions(data_dir=data_dir or None, size=size, skip_bad_images=skip_bad_images, progress=progress)
+    )
+    return dataset
+
+
+@dataclass(frozen=True)
+class Subset:
+    """Some of the pictures.
+
+    Attributes:
+        pictures: those that it is a part of.
+        index: int64 [m], ascending, which of them.
+    """
+
+    pictures: Pictures
+    index: torch.Tensor
+
+    def __len__(self) -> int:
+        return len(self.index)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Splits:
+    """What trains, what selects, what tests.
+
+    Attributes:
+        train: what is trained on.
+        val: what per-epoch figures are measured on.
+        test: what the final figures are measured on.
+        val_split: what ``val`` is: ``holdout`` (held out of the training part), ``val`` (the data set's own),
+            ``test`` (the test part), or None.
+    """
+
+    train: Subset
+    val: Subset | None
+    test: Subset
+    val_split: Literal["holdout", "val", "test"] | None
+
+
+def split(
+    dataset: Dataset, *, val: str, val_fraction: float, split_seed: int, limit_train: int | None, limit_test: int | None
+) -> Splits:
+    """Choose the pictures that train, select and test.
+
+    The choice hangs on ``split_seed`` and on nothing else, no library's random numbers included: pictures of a class
+    are ordered by a hash of the seed and their place, and the first ones are taken.
+
+    Args:
+        dataset: the data set.
+        val: ``holdout``, ``test`` or ``none``, as ``--val``. The data set's own validation part, where it has one,
+            takes the place of the held-out pictures.
+        val_fraction: share of each class to hold out; at least one picture of each, and never all of them.
+        split_seed: seed of the choice.
+        limit_train: train on that many pictures only, evenly over the classes. What is held out does not change.
+        limit_test: measure on that many validation and that many test pictures only; classes keep their shares, so
+            that a figure still estimates that of the whole part.
+
+    Raises:
+        RequestError: a class is too small to hold out from.
+    """
+    everything = torch.arange(len(dataset.train)).numpy()
+    held_out: npt.NDArray[np.int64] | None = None
+    keys = None
+    if val == "holdout" and dataset.val is None:
+        keys = hash_keys(len(dataset.train), split_seed)
+        held_out = _hold_out(dataset, keys, val_fraction)
+        everything = np.setdiff1d(everything, held_out, assume_unique=True)
+    train = _limit(dataset.train, everything, limit_train, split_seed, keys=keys, evenly=True)
+    test = _limit(dataset.test, np.arange(len(dataset.test)), limit_test, split_seed)
+    if val == "none":
+        return Splits(train=train, val=None, test=test, val_split=None)
+    if val == "test":
+        return Splits(train=train, val=test, test=test, val_split="test")
+    if val != "holdout":
+        raise ValueError(f"unknown protocol {val!r}")
+    if held_out is not None:
+        chosen = _limit(dataset.train, held_out, limit_test, split_seed, keys=keys)
+        return Splits(train=train, val=chosen, test=test, val_split="holdout")
+    assert dataset.val is not None
+    own = _limit(dataset.val, np.arange(len(dataset.val)), limit_test, split_seed)
+    return Splits(train=train, val=own, test=test, val_split="val")
+
+
+def hash_keys(count: int, seed: int | str) -> npt.NDArray[np.uint64]:
+    """Return uint64 [count]: for each place a number that looks random and is the same everywhere, for ever."""
+    digests = (hashlib.sha256(f"{seed}:{i}".encode()).digest()[:8] for i in range(count))
+    return np.frombuffer(b"".join(digests), dtype=">u8").astype(np.uint64)
+
+
+def places_in_class(labels: npt.NDArray[Any], keys: npt.NDArray[np.uint64]) -> npt.NDArray[np.int64]:
+    """Return int64 [n]: the place of each picture, from 0, when its class is ordered by ``keys``."""
+    order = np.lexsort((keys, labels))
+    counts = np.bincount(labels)
+    places = np.empty(len(labels), dtype=np.int64)
+    places[order] = np.arange(len(labels)) - np.repeat(np.cumsum(counts) - counts, counts)
+    return places
+
+
+def _hold_out(dataset: Dataset, keys: npt.NDArray[np.uint64], fraction: float) -> npt.NDArray[np.int64]:
+    """Return int64 [m], ascending: which training pictures are held out."""
+    labels = dataset.train.labels.numpy()
+    counts = np.bincount(labels, minlength=len(dataset.classes))
+    for name, count in zip(dataset.classes, counts, strict=True):
+        if count < 2:
+            raise RequestError(
+                f"class {name!r} has {count} training picture{'' if count == 1 else 's'} in {dataset.source}, too few "
+                f"to hold one out; add some, or take --val none (or --val test)"
+            )
+    share = np.clip(np.floor(counts * fraction + 0.5).astype(np.int64), 1, counts - 1)
+    return np.flatnonzero(places_in_class(labels, keys) < share[labels])
+
+
+def _limit(
+    pictures: Pictures,
+    index: npt.NDArray[np.int64],
+    limit: int | None,
+    seed: int,
+    *,
+    keys: npt.NDArray[np.uint64] | None = None,
+    evenly: bool = False,
+) -> Subset:
+    """Return at most ``limit`` of the pictures of ``index``: as many of each class, or in the classes' shares."""
+    if limit is not None and limit < len(index):
+        if keys is None:
+            keys = hash_keys(len(pictures), seed)
+        labels = pictures.labels.numpy()[index]
+        places = places_in_class(labels, keys[index])
+        # The first of every class come first, then the seconds; or those in the first hundredth of their class, ...
+        turn = places if evenly else (places + 0.5) / np.bincount(labels)[labels]
+        index = np.sort(index[np.lexsort((labels, turn))[:limit]])
+    return Subset(pictures, torch.from_numpy(index.astype(np.int64)))
