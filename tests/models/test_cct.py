@@ -1,0 +1,125 @@
+"""Compact convolutional transformers against vit-pytorch's."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+import torch
+from torch import Tensor, nn
+from vit_pytorch import cct as oracle
+
+from tests.models.test_models import build, defaults, pictures
+from vitctl.models.cct import Block, ConvTokenizer
+
+NAMES = [
+    (r"tokenizer\.convs\.(\d+)\.", r"tokenizer.conv_layers.\1.0."),
+    (r"^pos_embed", "classifier.positional_emb"),
+    (r"^blocks\.(\d+)\.norm1\.", r"classifier.blocks.\1.pre_norm."),
+    (r"^blocks\.(\d+)\.norm2\.", r"classifier.blocks.\1.norm1."),
+    (r"^blocks\.(\d+)\.attn\.", r"classifier.blocks.\1.self_attn."),
+    (r"^blocks\.(\d+)\.mlp\.fc", r"classifier.blocks.\1.linear"),
+    (r"^norm\.", "classifier.norm."),
+    (r"^attention_pool\.", "classifier.attention_pool."),
+    (r"^head\.", "classifier.fc."),
+]
+"""Our names, and vit-pytorch's."""
+
+
+def renamed(name: str) -> str:
+    for ours, theirs in NAMES:
+        name = re.sub(ours, theirs, name)
+    return name
+
+
+def stirred(model: nn.Module) -> nn.Module:
+    """Move every parameter off its initial value, so that none is 0 or 1 by chance of the initialisation."""
+    torch.manual_seed(5)
+    for parameter in model.parameters():
+        parameter.data += (0.02 if parameter.ndim > 1 else 0.2) * torch.randn_like(parameter)
+    return model
+
+
+def pair(net: str, img_size: int = 32, in_chans: int = 3, **changed: int) -> tuple[nn.Module, nn.Module]:
+    """Return our network and vit-pytorch's with the same weights, both in evaluation mode."""
+    ours = stirred(build(net, img_size, in_chans, 10, **changed)).eval()
+    options = defaults(net, **changed)
+    kernel = int(options["conv_kernel"])
+    theirs = oracle.CCT(
+        img_size=img_size,
+        n_input_channels=in_chans,
+        embedding_dim=options["embed_dim"],
+        num_layers=options["depth"],
+        num_heads=options["num_heads"],
+        mlp_ratio=options["mlp_ratio"],
+        n_conv_layers=options["conv_layers"],
+        kernel_size=kernel,
+        stride=max(1, kernel // 2 - 1),
+        padding=max(1, kernel // 2),
+        positional_embedding="learnable",
+        num_classes=10,
+    )
+    theirs.load_state_dict({renamed(name): tensor for name, tensor in ours.state_dict().items()})
+    return ours, theirs.eval()
+
+
+@pytest.mark.parametrize("net", ["cct_2", "cct_4", "cct_6", "cct_7"])
+def test_logits_equal_vit_pytorchs(net: str) -> None:
+    ours, theirs = pair(net)
+    x = pictures(3)
+    torch.testing.assert_close(ours(x), theirs(x), atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize(
+    ("img_size", "in_chans", "changed"),
+    [
+        (8, 1, {}),
+        (9, 3, {"conv_layers": 4}),
+        (33, 3, {"conv_layers": 1, "conv_kernel": 7}),
+        (32, 3, {"conv_kernel": 2}),
+        (20, 1, {"conv_kernel": 1, "conv_layers": 3}),
+    ],
+)
+def test_any_size_and_tokenizer(img_size: int, in_chans: int, changed: dict[str, int]) -> None:
+    ours, theirs = pair("cct_2", img_size, in_chans, **changed)
+    x = pictures(3, in_chans, img_size)
+    torch.testing.assert_close(ours(x), theirs(x), atol=1e-5, rtol=0)
+
+
+def test_gradients_equal_vit_pytorchs() -> None:
+    ours, theirs = pair("cct_2", 16)
+    x = pictures(3, img_size=16)
+    weights = torch.randn(3, 10)
+    (ours(x) * weights).sum().backward()
+    (theirs(x) * weights).sum().backward()
+    expected = {name: parameter.grad for name, parameter in theirs.named_parameters()}
+    for name, parameter in ours.named_parameters():
+        torch.testing.assert_close(parameter.grad, expected[renamed(name)], atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("layers", [1, 2, 4])
+@pytest.mark.parametrize("kernel", [1, 2, 3, 4, 5, 6, 7, 8])
+def test_grid_is_that_of_the_tokens_at_every_size(kernel: int, layers: int) -> None:
+    with torch.device("meta"):
+        tokenizer = ConvTokenizer([3, *[4] * layers], kernel)
+        for img_size in (*range(4, 40), 64, 97, 224, 384):
+            tokens: Tensor = tokenizer(torch.empty(1, 3, img_size, img_size))
+            assert tokens.shape == (1, tokenizer.grid(img_size) ** 2, 4)
+            assert tokens.shape[1] >= 1
+
+
+def test_stochastic_depth_grows_linearly() -> None:
+    model = build("cct_4", drop_path_rate=0.3)
+    blocks = [module for module in model.modules() if isinstance(module, Block)]
+    assert [getattr(block.drop_path, "drop_prob", 0.0) for block in blocks] == pytest.approx([0, 0.1, 0.2, 0.3])
+
+
+def test_initial_weights() -> None:
+    model = build("cct_6")
+    weights = dict(model.named_parameters())
+    assert weights["pos_embed"].std().item() == pytest.approx(0.02, rel=0.05)
+    assert weights["blocks.0.attn.qkv.weight"].std().item() == pytest.approx(0.02, rel=0.05)
+    assert weights["tokenizer.convs.1.weight"].std().item() == pytest.approx((2 / (64 * 9)) ** 0.5, rel=0.05)
+    for name, weight in weights.items():
+        if name.endswith("bias"):
+            assert not weight.any(), name

@@ -1,0 +1,63 @@
+"""Costs of networks small enough to count by hand."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from vitctl.models.count import activation_floats, count_parameters, count_tokens, forward_mflop
+
+
+class Attending(nn.Module):
+    """Takes the pixels of a 4x4 picture as 16 tokens of width 2 and attends once."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.blocks = nn.Sequential(nn.Linear(2, 5), nn.Linear(5, 2))
+
+    def forward(self, x: Tensor) -> Tensor:
+        tokens = self.blocks(x.flatten(2).transpose(1, 2))[:, None]  # [B, 1, 16, 2]
+        return F.scaled_dot_product_attention(tokens, tokens, tokens)
+
+
+def convolution() -> nn.Module:
+    return nn.Sequential(nn.Conv2d(3, 4, 3, padding=1), nn.MaxPool2d(2), nn.Flatten(), nn.Linear(4 * 4 * 4, 10))
+
+
+def test_mflop_of_a_convolution_and_a_linear_layer() -> None:
+    assert forward_mflop(convolution, 3, 8) * 1e6 == 2 * (8 * 8 * 4 * 27 + 64 * 10)
+
+
+def test_fused_attention_is_counted() -> None:
+    assert forward_mflop(Attending, 2, 4) * 1e6 == 2 * (16 * 2 * 5 * 2 + 2 * 16 * 16 * 2)
+
+
+def test_parameters_count_once_when_shared() -> None:
+    model = nn.Sequential(nn.Linear(3, 3), nn.Linear(3, 3))
+    assert count_parameters(model) == 24
+    model[1].weight = model[0].weight
+    assert count_parameters(model) == 15
+
+
+def test_tokens() -> None:
+    assert count_tokens(Attending, 2, 4) == 16
+    assert count_tokens(convolution, 3, 8) == 0
+
+
+def test_activations_are_those_of_the_widest_module() -> None:
+    assert activation_floats(convolution, 3, 8) == 4 * 8 * 8
+    assert activation_floats(Attending, 2, 4) == 16 * 5
+
+
+def test_counting_leaves_the_random_state_alone() -> None:
+    before = torch.get_rng_state()
+
+    def build() -> nn.Module:
+        model = nn.Sequential(convolution(), nn.Dropout(0.5))
+        nn.init.trunc_normal_(model[0][0].weight)
+        return model
+
+    forward_mflop(build, 3, 8)
+    activation_floats(build, 3, 8)
+    assert torch.equal(torch.get_rng_state(), before)

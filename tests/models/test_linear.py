@@ -1,0 +1,47 @@
+import pytest
+import torch
+from torch import nn
+
+from vitctl.models.linear import Linear, replace_linear
+
+
+@pytest.mark.parametrize("bias", [False, True])
+@pytest.mark.parametrize("shape", [(4, 7, 24), (4, 1, 24), (1, 5, 24), (6, 24), (2, 3, 4, 24)])
+def test_values_and_gradients_are_torch_s(bias: bool, shape: tuple[int, ...]) -> None:
+    torch.manual_seed(0)
+    plain = nn.Linear(24, 10, bias=bias)
+    ours = nn.Linear(24, 10, bias=bias)
+    ours.load_state_dict(plain.state_dict())
+    replace_linear(ours)
+    assert type(ours) is Linear
+    inputs = [torch.randn(shape, requires_grad=True) for _ in range(2)]
+    inputs[1].data.copy_(inputs[0].data)
+    weights = torch.randn(*shape[:-1], 10)
+    outputs = [layer(x) for layer, x in zip((plain, ours), inputs, strict=True)]
+    torch.testing.assert_close(outputs[1], outputs[0], rtol=1e-5, atol=1e-5)
+    for output in outputs:
+        (output * weights).sum().backward()
+    torch.testing.assert_close(inputs[1].grad, inputs[0].grad, rtol=1e-5, atol=1e-5)
+    for a, b in zip(plain.parameters(), ours.parameters(), strict=True):
+        torch.testing.assert_close(b.grad, a.grad, rtol=1e-5, atol=1e-4)
+
+
+def test_no_copy_is_made_of_the_tokens(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The convolution must get the tokens as they lie in memory, else it would copy them into its own order."""
+    seen: list[torch.Tensor] = []
+    real = torch.nn.functional.conv2d
+    monkeypatch.setattr(torch.nn.functional, "conv2d", lambda x, *rest: (seen.append(x), real(x, *rest))[1])
+    layer, tokens = Linear(24, 10).train(), torch.randn(4, 7, 24)
+    result = layer(tokens)
+    assert seen[0].data_ptr() == tokens.data_ptr() and seen[0].is_contiguous(memory_format=torch.channels_last)
+    assert result.is_contiguous()
+
+
+def test_evaluation_keeps_the_plain_layer(monkeypatch: pytest.MonkeyPatch) -> None:
+    def never(*args: object) -> None:
+        raise AssertionError("a convolution would end in the exported graph")
+
+    monkeypatch.setattr(torch.nn.functional, "conv2d", never)
+    Linear(24, 10).eval()(torch.randn(4, 7, 24))
+    with pytest.raises(AssertionError):
+        Linear(24, 10).train()(torch.randn(4, 7, 24))

@@ -1,0 +1,273 @@
+"""Vision Transformers against vit-pytorch's."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+import torch
+from torch import Tensor, nn
+from vit_pytorch import vit as plain_oracle
+from vit_pytorch import vit_for_small_dataset as small_oracle
+
+from tests.models.test_cct import stirred
+from tests.models.test_models import build, defaults, pictures
+from vitctl.models.count import count_parameters, forward_mflop
+from vitctl.models.dropout import Dropout
+from vitctl.models.vit import Block, LocalitySelfAttention, PatchTokens, ShiftedPatchTokens
+from vitctl.registry import Value
+
+NAMES = [
+    (r"^pos_embed", "pos_embedding"),
+    (r"^blocks\.(\d+)\.norm1\.", r"transformer.layers.\1.0.norm."),
+    (r"^blocks\.(\d+)\.attn\.temperature", r"transformer.layers.\1.0.temperature"),
+    (r"^blocks\.(\d+)\.attn\.qkv\.", r"transformer.layers.\1.0.to_qkv."),
+    (r"^blocks\.(\d+)\.attn\.proj\.", r"transformer.layers.\1.0.to_out.0."),
+    (r"^blocks\.(\d+)\.norm2\.", r"transformer.layers.\1.1.net.0."),
+    (r"^blocks\.(\d+)\.mlp\.fc1\.", r"transformer.layers.\1.1.net.1."),
+    (r"^blocks\.(\d+)\.mlp\.fc2\.", r"transformer.layers.\1.1.net.4."),
+]
+PLAIN = [
+    *NAMES,
+    (r"^patch_embed\.proj\.", "to_patch_embedding.2."),
+    (r"^norm\.", "transformer.norm."),
+    (r"^head\.", "mlp_head."),
+]
+SMALL = [
+    *NAMES,
+    (r"^patch_embed\.norm\.", "to_patch_embedding.to_patch_tokens.1."),
+    (r"^patch_embed\.proj\.", "to_patch_embedding.to_patch_tokens.2."),
+    (r"^fc_norm\.", "mlp_head.0."),
+    (r"^head\.", "mlp_head.1."),
+]
+"""Our names, and vit-pytorch's."""
+
+
+def renamed(name: str, names: list[tuple[str, str]]) -> str:
+    for ours, theirs in names:
+        name = re.sub(ours, theirs, name)
+    return name
+
+
+def pair(net: str, img_size: int = 32, in_chans: int = 3, **changed: Value) -> tuple[nn.Module, nn.Module]:
+    """Return our network and vit-pytorch's with the same weights, both in evaluation mode."""
+    ours = stirred(build(net, img_size, in_chans, 10, **changed)).eval()
+    options = defaults(net, **changed)
+    kind = plain_oracle.ViT if net == "vit" else small_oracle.ViT
+    theirs = kind(
+        image_size=img_size,
+        patch_size=options["patch_size"],
+        channels=in_chans,
+        num_classes=10,
+        dim=options["embed_dim"],
+        depth=options["depth"],
+        heads=options["num_heads"],
+        dim_head=options["head_dim"],
+        mlp_dim=int(float(options["embed_dim"]) * float(options["mlp_ratio"])),
+        pool="cls" if options["pool"] == "cls" else "mean",
+    )
+    if net == "vit":
+        theirs.to_patch_embedding[1] = nn.Identity()
+        theirs.to_patch_embedding[3] = nn.Identity()
+    state = {renamed(name, PLAIN if net == "vit" else SMALL): tensor for name, tensor in ours.state_dict().items()}
+    expected = theirs.state_dict()
+    if net == "vit" and options["pool"] == "avg":
+        state["cls_token"] = expected["cls_token"]  # holds no number
+    theirs.load_state_dict({name: tensor.view_as(expected[name]) for name, tensor in state.items()})
+    return ours, theirs.eval()
+
+
+@pytest.mark.parametrize("pool", ["cls", "avg"])
+@pytest.mark.parametrize(("net", "patch_size"), [("vit", 2), ("vit", 4), ("vit", 8), ("vit_small", 4), ("vit_tiny", 4)])
+def test_logits_equal_vit_pytorchs(net: str, patch_size: int, pool: str) -> None:
+    ours, theirs = pair(net, patch_size=patch_size, pool=pool)
+    x = pictures(2)
+    with torch.no_grad():
+        torch.testing.assert_close(ours(x), theirs(x), atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("net", ["vit", "vit_small"])
+def test_grey_pictures_of_another_size(net: str) -> None:
+    ours, theirs = pair(net, 15, 1, patch_size=3, embed_dim=40, depth=2, num_heads=3, head_dim=12, mlp_ratio=1.5)
+    x = pictures(2, 1, 15)
+    torch.testing.assert_close(ours(x), theirs(x), atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize(("net", "names"), [("vit", PLAIN), ("vit_small", SMALL)])
+def test_gradients_equal_vit_pytorchs(net: str, names: list[tuple[str, str]]) -> None:
+    ours, theirs = pair(net, 16, depth=3)
+    x = pictures(3, img_size=16)
+    weights = torch.randn(3, 10)
+    (ours(x) * weights).sum().backward()
+    (theirs(x) * weights).sum().backward()
+    expected = {name: parameter.grad for name, parameter in theirs.named_parameters()}
+    temperatures = 0
+    for name, parameter in ours.named_parameters():
+        gradient = expected[renamed(name, names)]
+        assert gradient is not None
+        torch.testing.assert_close(parameter.grad, gradient.view_as(parameter), atol=1e-5, rtol=1e-4)
+        temperatures += name.endswith("temperature") and bool(gradient.abs() > 1e-4)
+    assert temperatures == (3 if net == "vit_small" else 0)
+
+
+@pytest.mark.parametrize(
+    ("net", "patch_size", "params", "mflop"),
+    [
+        ("vit", 2, 9_603_594, 5665.5),
+        ("vit", 4, 9_523_722, 1281.9),
+        ("vit", 8, 9_572_874, 327.6),
+        ("vit_small", 4, 9_622_512, 1294.5),
+        ("vit_tiny", 4, 4_371_438, 587.0),
+    ],
+)
+def test_cost_is_the_predecessors(net: str, patch_size: int, params: int, mflop: float) -> None:
+    assert count_parameters(build(net, patch_size=patch_size)) == params
+
+    def whole() -> nn.Module:
+        model = build(net, patch_size=patch_size)
+        model.blocks[-1].first_only = False  # the predecessor computed all tokens of the last block
+        return model
+
+    assert forward_mflop(whole, 3, 32) == pytest.approx(mflop, abs=0.051)
+    saved = 1 - forward_mflop(lambda: build(net, patch_size=patch_size), 3, 32) / mflop
+    assert 0.08 < saved < 0.17
+
+
+@pytest.mark.parametrize("net", ["vit", "vit_small"])
+def test_the_last_block_leaves_out_only_what_nobody_sees(net: str) -> None:
+    model = build(net, patch_size=4).eval()
+    pictures = torch.randn(3, 3, 32, 32)
+    shortened = model(pictures)
+    model.blocks[-1].first_only = False
+    torch.testing.assert_close(shortened, model(pictures), atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize(("img_size", "patch_size", "in_chans"), [(8, 4, 3), (12, 3, 1), (6, 1, 2), (5, 5, 3)])
+def test_shifted_patches_equal_vit_pytorchs(img_size: int, patch_size: int, in_chans: int) -> None:
+    ours = ShiftedPatchTokens(img_size=img_size, patch_size=patch_size, in_chans=in_chans, embed_dim=16)
+    stirred(ours)
+    theirs = small_oracle.SPT(dim=16, patch_size=patch_size, channels=in_chans)
+    theirs.to_patch_tokens[1].load_state_dict(ours.norm.state_dict())
+    theirs.to_patch_tokens[2].load_state_dict(ours.proj.state_dict())
+    x = pictures(2, in_chans, img_size)
+    assert ours(x).shape == (2, ours.num_patches, 16)
+    torch.testing.assert_close(ours(x), theirs(x), atol=1e-6, rtol=1e-6)
+
+
+def test_a_patch_is_rows_of_pixels_of_channels() -> None:
+    tokens = PatchTokens(img_size=4, patch_size=2, in_chans=3, embed_dim=1)
+    x = torch.arange(48.0).view(1, 4, 4, 3).permute(0, 3, 1, 2)  # [1, 3, 4, 4], numbered row, column, channel
+    upper_right = [*range(6, 12), *range(18, 24)]
+    assert tokens.cut(x)[0, 1].tolist() == upper_right
+
+
+def attention(num_tokens: int) -> LocalitySelfAttention:
+    torch.manual_seed(0)
+    return LocalitySelfAttention(8, num_heads=2, attn_head_dim=4, proj_drop=0.0, num_tokens=num_tokens)
+
+
+def test_no_token_attends_to_itself() -> None:
+    layer = attention(3)
+    x = torch.randn(1, 3, 8, requires_grad=True)
+    v = nn.Parameter(layer.qkv.weight.detach()[16:])
+
+    # Only the values carry x: queries and keys are those of another x, so a token's output must not move with it.
+    def forward(values: Tensor) -> Tensor:
+        qk = layer.qkv(torch.ones(1, 3, 8))[..., :16]
+        layer_input = torch.cat((qk, values @ v.T), dim=-1)
+        return _with_qkv(layer, layer_input)
+
+    for token in range(3):
+        gradient = torch.autograd.grad(forward(x)[0, token].sum(), x)[0][0]
+        assert not gradient[token].any()
+        assert all(gradient[other].any() for other in range(3) if other != token)
+
+
+def _with_qkv(layer: LocalitySelfAttention, qkv: Tensor) -> Tensor:
+    """Run ``layer`` with these queries, keys and values in place of those it would make."""
+    handle = layer.qkv.register_forward_hook(lambda *_: qkv)
+    try:
+        out: Tensor = layer(torch.zeros(1, 3, 8))
+        return out
+    finally:
+        handle.remove()
+
+
+def test_a_lone_token_attends_to_itself() -> None:
+    layer = attention(1)
+    x = torch.randn(2, 1, 8, requires_grad=True)
+    out = layer(x)
+    torch.testing.assert_close(out, layer.proj(layer.qkv(x)[..., 16:]))
+    out.sum().backward()
+    assert x.grad is not None
+    assert x.grad.isfinite().all()
+
+
+def test_two_tokens_see_each_other() -> None:
+    layer = attention(2)
+    x = torch.randn(2, 2, 8)
+    torch.testing.assert_close(layer(x), layer.proj(layer.qkv(x)[..., 16:]).flip(1))
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])
+def test_locality_in_other_precisions(dtype: torch.dtype) -> None:
+    layer, x = attention(5), torch.randn(2, 5, 8)
+    exact = layer(x)
+    out = layer.to(dtype)(x.to(dtype))
+    assert out.dtype == dtype
+    torch.testing.assert_close(out.float(), exact, atol=1e-2, rtol=1e-2)
+
+
+def test_autocast() -> None:
+    model = build("vit_small", 8, depth=1, embed_dim=32)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        logits = model(pictures(2, img_size=8))
+    assert logits.dtype == torch.bfloat16
+    logits.float().sum().backward()
+    assert all(p.grad is not None and p.grad.isfinite().all() for p in model.parameters())
+
+
+def test_the_mask_is_no_weight() -> None:
+    assert not [name for name in build("vit_small", 8).state_dict() if "diagonal" in name]
+
+
+def test_temperature_starts_at_the_usual_scale() -> None:
+    assert attention(3).temperature.exp().item() == pytest.approx(4**-0.5)
+
+
+@pytest.mark.parametrize("net", ["vit", "vit_small"])
+def test_initial_weights(net: str) -> None:
+    for name, parameter in build(net, depth=1).named_parameters():
+        if name.endswith("bias"):
+            assert not parameter.any(), name
+        elif parameter.ndim > 1:
+            assert parameter.std().item() == pytest.approx(0.02, rel=0.1), name
+
+
+@pytest.mark.parametrize("net", ["vit", "vit_small"])
+def test_initial_weights_of_the_predecessor(net: str) -> None:
+    for name, parameter in build(net, depth=1, init="predecessor").named_parameters():
+        if name in ("pos_embed", "cls_token"):
+            assert parameter.std().item() == pytest.approx(1, rel=0.1), name
+        elif parameter.ndim > 1:
+            bound = parameter.shape[1] ** -0.5
+            assert 0.99 * bound < parameter.abs().max().item() <= bound, name
+            assert parameter.std().item() == pytest.approx(bound / 3**0.5, rel=0.1), name
+
+
+@pytest.mark.parametrize("net", ["vit", "vit_small"])
+def test_stochastic_depth_grows_linearly(net: str) -> None:
+    model = build(net, 8, depth=4, drop_path_rate=0.3)
+    blocks = [module for module in model.modules() if isinstance(module, Block)]
+    assert [getattr(block.drop_path, "drop_prob", 0.0) for block in blocks] == pytest.approx([0, 0.1, 0.2, 0.3])
+
+
+def test_where_dropout_falls() -> None:
+    model = build("vit", 8, depth=1, dropout=0.25, emb_dropout=0.5)
+    rates = {name: module.p for name, module in model.named_modules() if isinstance(module, Dropout)}
+    assert rates == {
+        "pos_drop": 0.5,
+        "blocks.0.attn.proj_drop": 0.25,
+        "blocks.0.mlp.drop1": 0.25,
+        "blocks.0.mlp.drop2": 0.25,
+    }

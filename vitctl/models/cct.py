@@ -1,0 +1,184 @@
+"""Compact convolutional transformers: a few convolutions make the tokens, sequence pooling replaces the class token.
+
+Hassani et al. 2021, arXiv 2104.05704.
+
+Shapes: B batch, C channels, H and W sides of the picture, h and w those of the last map, N = h * w tokens, D width,
+K classes.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from timm.layers.attention import Attention
+from timm.layers.drop import DropPath
+from timm.layers.mlp import Mlp
+from torch import Tensor, nn
+
+
+class ConvTokenizer(nn.Module):
+    """Convolutions without bias, each followed by ReLU and a 3x3 max-pooling of stride 2.
+
+    Maps float ``[B, C, H, W]`` to tokens ``[B, N, D]``, row by row.
+
+    Args:
+        widths: channels before, between and after the convolutions: C first, D last.
+        kernel: side of each of their kernels.
+    """
+
+    def __init__(self, widths: Sequence[int], kernel: int) -> None:
+        super().__init__()
+        stride, padding = max(1, kernel // 2 - 1), max(1, kernel // 2)
+        self.convs = nn.ModuleList(
+            nn.Conv2d(before, after, kernel, stride, padding, bias=False)
+            for before, after in itertools.pairwise(widths)
+        )
+
+    def grid(self, img_size: int) -> int:
+        """Return the side of the last map for a picture of side ``img_size``; it is at least 1."""
+        side = img_size
+        for conv in self.convs:
+            assert isinstance(conv, nn.Conv2d)
+            side = (side + 2 * int(conv.padding[0]) - conv.kernel_size[0]) // conv.stride[0] + 1
+            side = (side - 1) // 2 + 1
+        return side
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return the tokens ``[B, N, D]`` of the pictures ``[B, C, H, W]``."""
+        for conv in self.convs:
+            # A CPU convolves and pools faster with the channels innermost, and the tokens want them there anyway.
+            x = conv(x.contiguous(memory_format=torch.channels_last))
+            # ReLU commutes with the maximum, and after the pooling it has a quarter of the work.
+            x = F.relu(F.max_pool2d(x, kernel_size=3, stride=2, padding=1))
+        return x.flatten(2).transpose(1, 2)  # [B, N, D]
+
+
+class Block(nn.Module):
+    """Encoder block of the compact transformers: tokens ``[B, N, D]`` to ``[B, N, D]``.
+
+    Attention is pre-norm; the second norm lies on the main path, so that its output is what the MLP sees and what
+    the MLP's output is added to.
+
+    Args:
+        dim: D.
+        num_heads: attention heads; divides ``dim``.
+        mlp_ratio: hidden width of the MLP over D.
+        dropout: after the attention's projection, and twice in the MLP.
+        attn_dropout: on the attention weights.
+        drop_path: chance that a sample skips a branch in training.
+    """
+
+    def __init__(
+        self, dim: int, num_heads: int, mlp_ratio: float, dropout: float, attn_dropout: float, drop_path: float
+    ) -> None:
+        super().__init__()
+        self.norm1 = nn.LayerNorm(dim)
+        self.attn = Attention(dim, num_heads=num_heads, qkv_bias=False, attn_drop=attn_dropout, proj_drop=dropout)
+        self.norm2 = nn.LayerNorm(dim)
+        self.mlp = Mlp(dim, hidden_features=int(dim * mlp_ratio), drop=dropout)
+        self.drop_path = DropPath(drop_path) if drop_path else nn.Identity()
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return tokens ``[B, N, D]`` for tokens ``[B, N, D]``."""
+        x = self.norm2(x + self.drop_path(self.attn(self.norm1(x))))
+        x = x + self.drop_path(self.mlp(x))
+        return x
+
+
+class CompactTransformer(nn.Module):
+    """Compact convolutional transformer: float ``[B, C, H, W]`` to logits ``[B, K]``.
+
+    Args:
+        tokenizer: makes the tokens.
+        blocks: what they pass through.
+        num_tokens: N.
+        embed_dim: D.
+        num_classes: K.
+        dropout: on the tokens before the first block.
+    """
+
+    def __init__(
+        self,
+        tokenizer: ConvTokenizer,
+        blocks: Sequence[Block],
+        *,
+        num_tokens: int,
+        embed_dim: int,
+        num_classes: int,
+        dropout: float,
+    ) -> None:
+        super().__init__()
+        self.tokenizer = tokenizer
+        self.pos_embed = nn.Parameter(torch.empty(1, num_tokens, embed_dim))
+        self.pos_drop = nn.Dropout(dropout)
+        self.blocks = nn.Sequential(*blocks)
+        self.norm = nn.LayerNorm(embed_dim)
+        self.attention_pool = nn.Linear(embed_dim, 1)
+        self.head = nn.Linear(embed_dim, num_classes)
+        nn.init.trunc_normal_(self.pos_embed, std=0.02)
+        for module in self.modules():
+            if isinstance(module, nn.Conv2d):
+                nn.init.kaiming_normal_(module.weight)
+            elif isinstance(module, nn.Linear):
+                nn.init.trunc_normal_(module.weight, std=0.02)
+                if module.bias is not None:
+                    nn.init.zeros_(module.bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return the logits ``[B, K]`` of the pictures ``[B, C, H, W]``."""
+        x = self.pos_drop(self.tokenizer(x) + self.pos_embed)  # [B, N, D]
+        x = self.norm(self.blocks(x))
+        weights = self.attention_pool(x).softmax(dim=1)  # [B, N, 1]
+        x = (weights.transpose(1, 2) @ x).squeeze(1)  # [B, D]
+        logits: Tensor = self.head(x)
+        return logits
+
+
+def cct(
+    *,
+    img_size: int,
+    in_chans: int,
+    num_classes: int,
+    embed_dim: int,
+    depth: int,
+    num_heads: int,
+    mlp_ratio: float,
+    conv_layers: int,
+    conv_kernel: int,
+    conv_width: int,
+    dropout: float,
+    attn_dropout: float,
+    drop_path_rate: float,
+) -> nn.Module:
+    """Build a compact convolutional transformer.
+
+    The module maps float ``[B, in_chans, img_size, img_size]`` to logits ``[B, num_classes]``. Positions are learned.
+
+    Args:
+        img_size: H and W, in pixels.
+        in_chans: C.
+        num_classes: K.
+        embed_dim: D.
+        depth: number of blocks.
+        num_heads: attention heads; divides ``embed_dim``.
+        mlp_ratio: hidden width of the MLP over D.
+        conv_layers: convolutions of the tokenizer, each followed by a pooling that halves the map.
+        conv_kernel: side of their kernels; the stride is 1 up to 5, then grows with it.
+        conv_width: channels of all but the last of them, which has D.
+        dropout: on the tokens before the first block, after each attention's projection, twice in each MLP.
+        attn_dropout: on the attention weights.
+        drop_path_rate: stochastic depth of the last block; it grows linearly from 0 at the first.
+    """
+    tokenizer = ConvTokenizer([in_chans, *[conv_width] * (conv_layers - 1), embed_dim], conv_kernel)
+    rates = [drop_path_rate * i / max(1, depth - 1) for i in range(depth)]
+    return CompactTransformer(
+        tokenizer,
+        [Block(embed_dim, num_heads, mlp_ratio, dropout, attn_dropout, rate) for rate in rates],
+        num_tokens=tokenizer.grid(img_size) ** 2,
+        embed_dim=embed_dim,
+        num_classes=num_classes,
+        dropout=dropout,
+    )

@@ -1,0 +1,102 @@
+"""What a network costs, found without running it: shapes pass through it on torch's ``meta`` device.
+
+Every figure is for one picture, forward, in evaluation mode. Nothing is allocated or computed, and torch's random
+state is left as it was, so a count may be taken in the middle of anything.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+
+import torch
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
+
+Build = Callable[[], nn.Module]
+"""Makes the network to be counted; called under ``torch.device("meta")``."""
+
+
+def count_parameters(model: nn.Module) -> int:
+    """Return how many numbers the parameters of ``model`` hold, each shared one counted once."""
+    return sum(parameter.numel() for parameter in model.parameters())
+
+
+def forward_mflop(build: Build, in_chans: int, img_size: int) -> float:
+    """Return the MFLOP of one picture's way through the network, a multiply-add counted as two.
+
+    Attention products are included: on ``meta`` the fused kernels that hide them on a CPU do not exist.
+
+    Args:
+        build: makes the network.
+        in_chans: C of the picture.
+        img_size: H and W of the picture.
+    """
+    counter = FlopCounterMode(display=False)
+    _trace(build, in_chans, img_size, running=counter)
+    return float(counter.get_total_flops()) / 1e6
+
+
+def count_tokens(build: Build, in_chans: int, img_size: int) -> int:
+    """Return the length of the sequence that enters the first of ``model.blocks``, 0 for a network without.
+
+    Args:
+        build: makes the network.
+        in_chans: C of the picture.
+        img_size: H and W of the picture.
+    """
+    lengths = [0]
+
+    def watch(name: str, module: nn.Module) -> None:
+        if name == "blocks.0":
+            module.register_forward_pre_hook(lambda _, args: lengths.append(args[0].shape[1]))  # [B, N, D]
+
+    _trace(build, in_chans, img_size, watch=watch)
+    return lengths[-1]
+
+
+def activation_floats(build: Build, in_chans: int, img_size: int) -> int:
+    """Return the greatest number of floats that any module of the network puts out for one picture.
+
+    It says how much of a fast memory one picture needs while a layer works on it.
+
+    Args:
+        build: makes the network.
+        in_chans: C of the picture.
+        img_size: H and W of the picture.
+    """
+    greatest = 0
+
+    def note(module: nn.Module, args: object, output: object) -> None:
+        nonlocal greatest
+        if isinstance(output, Tensor):
+            greatest = max(greatest, output.numel())
+
+    _trace(build, in_chans, img_size, watch=lambda _, module: module.register_forward_hook(note))
+    return greatest
+
+
+def _trace(
+    build: Build,
+    in_chans: int,
+    img_size: int,
+    *,
+    watch: Callable[[str, nn.Module], object] | None = None,
+    running: AbstractContextManager[object] | None = None,
+) -> None:
+    """Pass the shape of one picture through the network that ``build`` makes.
+
+    Args:
+        build: makes the network.
+        in_chans: C of the picture.
+        img_size: H and W of the picture.
+        watch: called with each module and its name beforehand, to hang hooks on.
+        running: held open while the network runs.
+    """
+    with torch.device("meta"), torch.no_grad():
+        model = build().eval()
+        for name, module in model.named_modules():
+            if watch is not None:
+                watch(name, module)
+        with running or nullcontext():
+            model(torch.empty(1, in_chans, img_size, img_size))  # [1, C, H, W]
