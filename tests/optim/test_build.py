@@ -1,0 +1,84 @@
+import pytest
+import torch
+from torch import nn
+
+from vitctl.models import MODELS, build_model
+from vitctl.optim import OPTIMIZERS
+from vitctl.optim.build import build_optimizer
+from vitctl.optim.groups import param_groups
+
+
+def network(name: str = "vit_small") -> nn.Module:
+    options = MODELS[name].resolve_options({"embed_dim": 16, "depth": 1, "num_heads": 2, "head_dim": 8}, name)
+    return build_model(name, options, img_size=8, in_chans=1, num_classes=3)
+
+
+def test_decay_spares_biases_norms_embeddings_and_temperatures() -> None:
+    model = network()
+    names = {id(parameter): name for name, parameter in model.named_parameters()}
+    decayed, spared = param_groups(model, 0.05)
+    assert (decayed["weight_decay"], spared["weight_decay"]) == (0.05, 0.0)
+    spared_names = {names[id(p)] for p in spared["params"]}
+    for word in ("pos_embed", "cls_token", "temperature", "bias", "norm"):
+        assert any(word in name for name in spared_names), word
+        assert not any(word in names[id(p)] for p in decayed["params"]), word
+    assert all(p.ndim >= 2 for p in decayed["params"])
+    assert len(decayed["params"]) + len(spared["params"]) == len(names)
+
+
+def test_decay_all_spares_nothing() -> None:
+    model = network()
+    (group,) = param_groups(model, 0.05, decay_all=True)
+    assert len(group["params"]) == len(list(model.parameters())) and group["weight_decay"] == 0.05
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_every_optimizer_lowers_a_loss_and_its_state_is_plain(name: str) -> None:
+    torch.manual_seed(0)
+    model, entry = network(), OPTIMIZERS[name]
+    options = {key: option.default for key, option in entry.options.items()}
+    optimizer = build_optimizer(name, options, model, lr=1e-2, weight_decay=entry.weight_decay)
+    x, y = torch.randn(32, 1, 8, 8), torch.arange(32) % 3
+    losses = []
+    for _ in range(12):
+        loss = nn.functional.cross_entropy(model.eval()(x), y)
+        losses.append(loss.item())
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    assert losses[-1] < losses[0] - 0.05
+
+    def plain(value: object) -> bool:
+        if isinstance(value, dict):
+            return all(map(plain, value.values()))
+        if isinstance(value, (list, tuple)):
+            return all(map(plain, value))
+        return value is None or isinstance(value, (bool, int, float, str, torch.Tensor))
+
+    assert plain(optimizer.state_dict())
+
+
+@pytest.mark.parametrize(
+    ("name", "reference"),
+    [
+        ("adam", lambda p: torch.optim.Adam(p, lr=0.01, betas=(0.8, 0.9), eps=1e-6, weight_decay=0.1, foreach=False)),
+        ("adamw", lambda p: torch.optim.AdamW(p, lr=0.01, betas=(0.8, 0.9), eps=1e-6, weight_decay=0.1, foreach=False)),
+    ],
+)
+def test_options_reach_the_optimizer(name: str, reference: object) -> None:
+    ours, theirs = nn.Linear(4, 3, bias=False), nn.Linear(4, 3, bias=False)
+    theirs.load_state_dict(ours.state_dict())
+    a = build_optimizer(name, {"beta1": 0.8, "beta2": 0.9, "eps": 1e-6}, ours, lr=0.01, weight_decay=0.1)
+    b = reference(theirs.parameters())  # type: ignore[operator]
+    generator = torch.Generator().manual_seed(0)
+    for _ in range(20):
+        gradient = torch.randn(3, 4, generator=generator)
+        ours.weight.grad, theirs.weight.grad = gradient.clone(), gradient.clone()
+        a.step()
+        b.step()
+    torch.testing.assert_close(ours.weight, theirs.weight, rtol=1e-6, atol=1e-6)
+
+
+def test_nesterov_without_momentum_is_plain_descent() -> None:
+    model = nn.Linear(2, 2)
+    build_optimizer("sgd", {"momentum": 0.0, "nesterov": True}, model, lr=0.1, weight_decay=0)
