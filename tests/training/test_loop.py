@@ -1,0 +1,256 @@
+"""The step and the loop: gradients, figures, and what ends a run."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from tests.conftest import TINY, TINY_NET, Cli
+from vitctl.config import resolve_config
+from vitctl.models import MODELS
+from vitctl.training import loop, run, session
+from vitctl.training.checkpoint import load_checkpoint
+from vitctl.training.ema import WeightAverage
+from vitctl.training.session import Progress, Session, Tally, open_session, piece_sizes
+
+Refused = Callable[..., str]
+
+
+def tiny_session(**more: Any) -> Session:
+    flags = {
+        "dataset": "digits",
+        "net": TINY_NET,
+        "size": 8,
+        "limit_train": 200,
+        "limit_test": 50,
+        "bs": 64,
+        "epochs": 2,
+        "clip_grad": 0.0,
+        **more,
+    }
+    opened = open_session(resolve_config(flags))
+    opened.model.train()
+    return opened
+
+
+def gradients(opened: Session, monkeypatch: pytest.MonkeyPatch) -> list[torch.Tensor]:
+    """Return the gradients of one step, which are otherwise gone after it."""
+    taken: list[torch.Tensor] = []
+
+    def keep(*args: object, **kwargs: object) -> None:
+        taken.extend(p.grad.clone() for p in opened.model.parameters() if p.grad is not None)
+
+    monkeypatch.setattr(opened.optimizer, "step", keep)
+    loop.train_step(opened)
+    return taken
+
+
+@pytest.mark.parametrize(
+    "net", [TINY_NET, "vit_small:embed_dim=32,depth=2,num_heads=2,head_dim=8,dropout=0,emb_dropout=0"]
+)
+@pytest.mark.parametrize("pieces", [{"micro_batch": 7}, {"micro_batch": 32}, {"bs": 16, "accumulate": 4}])
+def test_pieces_give_the_gradient_of_the_whole(
+    net: str, pieces: dict[str, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = gradients(tiny_session(net=net, micro_batch=64), monkeypatch)
+    cut = gradients(tiny_session(net=net, **pieces), monkeypatch)
+    for a, b in zip(whole, cut, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-6)
+
+
+def test_a_step_is_torch_s_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    opened = tiny_session(
+        opt="sgd:momentum=0,nesterov=false", weight_decay=0.0, clip_grad=0.1, label_smoothing=0.2, warmup=0.5
+    )
+    before = [p.detach().clone() for p in opened.model.parameters()]
+    images, labels = opened.batches.batch(0, 0)
+    loss = F.cross_entropy(opened.model(opened.normalize(images)), labels, label_smoothing=0.2)
+    grads = torch.autograd.grad(loss, list(opened.model.parameters()))
+    norm = torch.linalg.vector_norm(torch.stack([g.norm() for g in grads]))
+    scale = min(1.0, 0.1 / (norm.item() + 1e-6))
+    loop.train_step(opened)
+    lr = opened.lr(0)
+    assert 0 < lr < opened.config.lr  # warm-up
+    for old, grad, new in zip(before, grads, opened.model.parameters(), strict=True):
+        torch.testing.assert_close(new.detach(), old - lr * scale * grad, rtol=1e-4, atol=1e-6)
+    assert opened.progress.loss_sum == pytest.approx(loss.item() * 64, rel=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("count", "bs", "micro", "joined", "sizes"),
+    [
+        (64, 64, 16, False, [16, 16, 16, 16]),
+        (50, 64, 16, False, [16, 16, 16, 2]),
+        (100, 64, 24, False, [24, 24, 16, 24, 12]),
+        (129, 64, 64, True, [64, 65]),
+        (129, 64, 64, False, [64, 64, 1]),
+        (1, 64, 64, True, [1]),
+    ],
+)
+def test_pieces(count: int, bs: int, micro: int, joined: bool, sizes: list[int]) -> None:
+    assert piece_sizes(count, bs, micro, joined=joined) == sizes
+
+
+def test_batchnorm_sees_whole_batches() -> None:
+    opened = tiny_session(net="res18", bs=64)
+    assert opened.micro_batch == 64 and opened.batches.drop_single
+
+
+def test_the_automatic_piece_is_a_rule_not_a_measurement(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert tiny_session(net="vit_small", size=32, bs=512, limit_train=600).micro_batch == 32
+    assert tiny_session(net="cct_2", size=32, bs=128).micro_batch == 64
+    monkeypatch.setattr(session, "CACHE_FLOATS", 1 << 18)
+    assert tiny_session(net="cct_2", size=32, bs=128).micro_batch == 8
+
+
+def test_the_average_follows_the_formula() -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(3, 2), nn.BatchNorm1d(2))
+    average = WeightAverage(model, 0.9)
+    expected = {key: value.clone().double() for key, value in model.state_dict().items()}
+    for step in range(1, 30):
+        with torch.no_grad():
+            for p in model.parameters():
+                p += torch.randn_like(p)
+        model.train()(torch.randn(4, 3))
+        average.update(model, step)
+        decay = min(0.9, (1 + step) / (10 + step))
+        for key, value in model.state_dict().items():
+            expected[key] = (
+                value.double() if not value.is_floating_point() else expected[key] * decay + value * (1 - decay)
+            )
+    for key, value in average.model.state_dict().items():
+        torch.testing.assert_close(value.double(), expected[key], rtol=1e-5, atol=1e-6)
+    assert not any(p.requires_grad for p in average.model.parameters())
+
+
+def test_the_average_is_what_is_evaluated_and_loaded(cli: Cli, tmp_path: Path) -> None:
+    with_average = cli("train", *TINY, "--epochs", 2, "--ema", 0.99, "--name", "e", "--json").json()
+    without = cli("train", *TINY, "--epochs", 2, "--name", "w", "--json").json()
+    assert with_average["train_loss"] == without["train_loss"]  # training itself does not change
+    assert with_average["test_loss"] != without["test_loss"] and with_average["weights"] == "ema"
+    checkpoint = load_checkpoint(tmp_path / "runs" / "e" / "checkpoints" / "last.pt")
+    assert not torch.equal(checkpoint["ema"]["head.weight"], checkpoint["model"]["head.weight"])
+    scores = cli("eval", "runs/e", "--limit", 100, "--json").json()
+    assert scores["loss"] == pytest.approx(with_average["test_loss"], rel=1e-5) and scores["weights"] == "ema"
+
+
+def test_the_figures_of_an_epoch_are_means(monkeypatch: pytest.MonkeyPatch, cli: Cli, tmp_path: Path) -> None:
+    """With a rate of zero, training on unaugmented pictures and evaluating on them must agree."""
+    cli(
+        "train",
+        *TINY,
+        "--lr",
+        0,
+        "--aug",
+        "none",
+        "--label-smoothing",
+        0,
+        "--epochs",
+        1,
+        "--val",
+        "none",
+        "--name",
+        "r",
+    )
+    row = load_checkpoint(tmp_path / "runs" / "r" / "checkpoints" / "last.pt")["history"][0]
+    opened = tiny_session(val="none")
+    opened.model.eval()
+    index = opened.splits.train.index
+    with torch.no_grad():
+        logits = opened.model(opened.normalize(opened.splits.train.pictures.images[index]))
+    labels = opened.splits.train.pictures.labels[index]
+    assert row["train_loss"] == pytest.approx(F.cross_entropy(logits, labels).item(), rel=1e-5)
+    assert row["train_acc"] == pytest.approx(100 * (logits.argmax(1) == labels).float().mean().item(), abs=1e-4)
+
+
+@pytest.mark.parametrize("step", [1, 6])
+def test_a_loss_that_is_not_finite_ends_the_run_before_the_update(
+    refused: Refused, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, step: int
+) -> None:
+    real, calls = F.cross_entropy, 0
+
+    def poisoned(*args: Any, **kwargs: Any) -> torch.Tensor:
+        nonlocal calls
+        calls += "label_smoothing" in kwargs  # a training step's, not the evaluation's
+        return real(*args, **kwargs) * (float("nan") if calls == step else 1)
+
+    monkeypatch.setattr(F, "cross_entropy", poisoned)
+    sentence = refused("train", *TINY, "--epochs", 3, "--micro-batch", 64, "--name", "r", code=1)
+    assert f"not finite at step {step} (lr " in sentence and "--lr" in sentence
+    saved = tmp_path / "runs" / "r" / "checkpoints" / "last.pt"
+    if step == 1:
+        assert "nothing was saved yet" in sentence and not saved.exists()
+    else:
+        assert str(Path("runs/r/checkpoints/last.pt")) in sentence
+        assert all(torch.isfinite(value).all() for value in load_checkpoint(saved)["model"].values())
+
+
+def test_a_rate_out_of_all_reason_is_caught(refused: Refused) -> None:
+    sentence = refused(
+        "train", *TINY, "--epochs", 5, "--lr", 1e30, "--clip-grad", 0, "--warmup", 0, "--opt", "sgd", code=1
+    )
+    assert "not finite" in sentence
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB"),
+        RuntimeError("[enforce fail at alloc_cpu.cpp:119] DefaultCPUAllocator: can't allocate memory: you tried"),
+        RuntimeError("MPS backend out of memory (MPS allocated: 18.00 GB)"),
+        MemoryError(),
+    ],
+)
+def test_out_of_memory_names_the_batch_and_a_smaller_one(
+    refused: Refused, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    def full(*args: object, **kwargs: object) -> None:
+        raise error
+
+    monkeypatch.setattr(torch.autograd, "backward", full)
+    sentence = refused("train", *TINY, "--epochs", 1, code=1)
+    assert "out of memory on cpu with --bs 64 in pieces of 64" in sentence and "--micro-batch 32" in sentence
+
+
+def test_other_errors_are_not_taken_for_memory(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*args: object, **kwargs: object) -> None:
+        raise RuntimeError("a real bug")
+
+    monkeypatch.setattr(torch.autograd, "backward", broken)
+    result = cli("train", *TINY, "--epochs", 1)
+    assert result.code == 1 and "unexpected RuntimeError: a real bug" in result.err
+
+
+def test_an_accelerator_is_read_seldom(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The tally keeps sums on the device; only ``read`` waits for it."""
+    tally, progress = Tally(torch.device("cpu")), Progress()
+    for _ in range(3):
+        tally.add(torch.tensor(2.5), torch.tensor(4), 10)
+    assert (progress.loss_sum, progress.correct, progress.seen) == (0, 0, 0)
+    tally.read(progress)
+    tally.read(progress)
+    assert (progress.loss_sum, progress.correct, progress.seen) == (7.5, 12, 30)
+
+
+@pytest.mark.parametrize("net", MODELS)
+def test_every_network_trains_through_the_command(cli: Cli, net: str) -> None:
+    size = 32 if net == "res18" else 16
+    summary = cli(
+        "train", "--dataset", "digits", "--net", net, "--size", size, "--limit-train", 32, "--limit-test", 20, "--bs", 16,
+        "--max-steps", 2, "--json",
+    ).json()  # fmt: skip
+    assert summary["step"] == 2 and summary["net"] == net
+
+
+def test_a_run_s_environment_is_compared(monkeypatch: pytest.MonkeyPatch) -> None:
+    said: list[str] = []
+    now = {"torch": "2.15", "device_name": "x", "threads": 2}
+    run.warn_of_differences([{**now}], now, said.append)
+    assert said == []
+    run.warn_of_differences([{**now, "threads": 4, "torch": "2.14"}], now, said.append)
+    assert "torch 2.14 -> 2.15, threads 4 -> 2" in said[0]

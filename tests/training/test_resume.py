@@ -1,0 +1,322 @@
+"""Stopping and going on: the result must be the same to the last bit, however the run was stopped."""
+
+import json
+import multiprocessing
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from tests.conftest import TINY, TINY_NET, Cli
+from vitctl.training.checkpoint import load_checkpoint
+
+TIMES = ("epoch_time", "eval_time", "seconds", "images_per_second", "data_wait", "overhead")
+DROPOUT = f"{TINY_NET},dropout=0.1,attn_dropout=0.1,drop_path_rate=0.1"
+RUN = [
+    *TINY[:2], "--net", DROPOUT, "--size", "8", "--limit-train", "200", "--limit-test", "100", "--bs", "32",
+    "--accumulate", "2", "--micro-batch", "16", "--ema", "0.9", "--epochs", "3", "--save-every", "2", "--seed", "5",
+]  # fmt: skip
+"""4 steps an epoch, 12 in all, with everything that has a state."""
+
+
+def result(run: Path) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    """Return what must be equal: every tensor of the last checkpoint, and the metrics without times."""
+    checkpoint = load_checkpoint(run / "checkpoints" / "last.pt")
+    rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    assert [row["epoch"] for row in rows] == list(range(1, len(rows) + 1))
+    for row in [*rows, *checkpoint["history"]]:
+        for key in TIMES:
+            row.pop(key, None)
+    assert rows == checkpoint["history"]
+    states = {key: checkpoint[key] for key in ("model", "ema", "optimizer", "rng", "epoch", "step")}
+    return states, rows
+
+
+def same(a: Any, b: Any) -> bool:
+    if isinstance(a, torch.Tensor):
+        return torch.equal(a, b)
+    if isinstance(a, dict):
+        return a.keys() == b.keys() and all(same(a[key], b[key]) for key in a)
+    if isinstance(a, (list, tuple)):
+        return len(a) == len(b) and all(map(same, a, b))
+    return bool(a == b)
+
+
+def assert_same(run: Path, reference: Path) -> None:
+    (states, rows), (expected_states, expected_rows) = result(run), result(reference)
+    assert rows == expected_rows
+    for key, value in states.items():
+        assert same(value, expected_states[key]), key
+    ours, theirs = (json.loads((path / "summary.json").read_text()) for path in (run, reference))
+    assert (ours["test_loss"], ours["test_acc"]) == (theirs["test_loss"], theirs["test_acc"])
+
+
+@pytest.fixture(scope="module")
+def reference(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return the folder of a run that nobody stopped."""
+    folder = tmp_path_factory.mktemp("reference")
+    command = [sys.executable, "-m", "vitctl", "train", *RUN, "--runs-dir", str(folder), "--name", "r"]
+    subprocess.run(command, check=True, capture_output=True)
+    return folder / "r"
+
+
+def test_a_seed_repeats_itself_and_another_differs(cli: Cli, reference: Path, tmp_path: Path) -> None:
+    assert cli("train", *RUN, "--name", "again").code == 0
+    assert_same(tmp_path / "runs" / "again", reference)
+    cli("train", *RUN[:-1], 6, "--name", "other")
+    assert result(tmp_path / "runs" / "other")[1] != result(reference)[1]
+
+
+class Killer:
+    """Ends this process by SIGKILL at the ``count``-th call of ``module.name``, just before or after it."""
+
+    def __init__(self, module: Any, name: str, count: int, after: bool) -> None:
+        self.real, self.count, self.after = getattr(module, name), count, after
+        setattr(module, name, self)
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        self.count -= 1
+        if self.count == 0 and not self.after:
+            os.kill(os.getpid(), signal.SIGKILL)
+        value = self.real(*args, **kwargs)
+        if self.count == 0:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return value
+
+
+def child(argv: list[str], trap: tuple[str, str, int, bool] | None) -> None:
+    """Run vitctl in a fresh process, which may be set to kill itself."""
+    import importlib
+
+    from vitctl.cli import main
+
+    sys.stdout = sys.stderr = open(os.devnull, "w")  # noqa: SIM115
+    if trap is not None:
+        module, name, count, after = trap
+        Killer(importlib.import_module(module), name, count, after)
+    os._exit(main(argv))
+
+
+TRAPS = [
+    (module, name, count, after)
+    for module, name, counts in (
+        ("os", "rename", (1,)),  # the run folder appears
+        ("vitctl.training.loop", "train_step", (1, 3, 4, 7, 12)),
+        ("vitctl.training.loop", "evaluate", (1, 2, 3, 4)),
+        ("os", "fsync", (2, 4, 6, 9, 14, 17, 25)),
+        ("os", "replace", (1, 3, 5, 8, 11, 14)),
+        ("os", "link", (1, 3)),
+    )
+    for count in counts
+    for after in (False, True)
+]
+RANDOM_KILLS = 12
+
+
+def run_until_done(start: Callable[[list[str], Any], int], run: Path, kills: list[Any]) -> int:
+    """Start the run and resume it until it ends well, one kill at each start while they last; return how many hit."""
+    hits = 0
+    for attempt in range(len(kills) + 3):
+        begun = (run / "config.json").exists()
+        argv = (
+            ["train", "--resume", str(run)]
+            if begun
+            else ["train", *RUN, "--runs-dir", str(run.parent), "--name", run.name]
+        )
+        code = start(argv, kills[attempt] if attempt < len(kills) else None)
+        hits += code == -signal.SIGKILL
+        if code == 0:
+            return hits
+        assert code == -signal.SIGKILL, code
+    raise AssertionError("the run never ended")
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(2400)
+def test_killed_at_any_moment_it_ends_the_same(reference: Path, tmp_path: Path) -> None:
+    context = multiprocessing.get_context("forkserver")  # torch is imported once; each child is as new
+    context.set_forkserver_preload(["vitctl.training.run", "vitctl.cli.app", "vitctl.data.digits", "sklearn.datasets"])
+
+    def start(argv: list[str], kill: Any) -> int:
+        trap = kill if isinstance(kill, tuple) else None
+        process = context.Process(target=child, args=(argv, trap))
+        process.start()
+        if isinstance(kill, float):
+            process.join(kill)
+            process.kill()
+        process.join(120)
+        assert process.exitcode is not None
+        return process.exitcode
+
+    begin = time.monotonic()
+    assert run_until_done(start, tmp_path / "timing", []) == 0
+    whole = time.monotonic() - begin
+    chance = random.Random(1)
+    hits = 0
+    for i, trap in enumerate(TRAPS):
+        hits += run_until_done(start, tmp_path / f"trap{i}", [trap])
+        assert_same(tmp_path / f"trap{i}", reference)
+    for i in range(RANDOM_KILLS // 3):
+        hits += run_until_done(start, tmp_path / f"random{i}", [chance.uniform(0.01, whole) for _ in range(3)])
+        assert_same(tmp_path / f"random{i}", reference)
+    assert hits >= 50
+    leftovers = [path for path in tmp_path.rglob("*.tmp-*") if not path.name.startswith(".")]
+    assert not leftovers
+
+
+def test_killed_once_it_ends_the_same(reference: Path, tmp_path: Path) -> None:
+    """The quick version of the test above."""
+    context = multiprocessing.get_context("spawn")
+
+    def start(argv: list[str], trap: Any) -> int:
+        process = context.Process(target=child, args=(argv, trap))
+        process.start()
+        process.join(120)
+        assert process.exitcode is not None
+        return process.exitcode
+
+    assert run_until_done(start, tmp_path / "r", [("vitctl.training.loop", "train_step", 7, False)]) == 1
+    assert_same(tmp_path / "r", reference)
+
+
+def wait_for(condition: Callable[[], bool], process: "subprocess.Popen[str]") -> None:
+    deadline = time.monotonic() + 60
+    while not condition():
+        assert process.poll() is None and time.monotonic() < deadline
+        time.sleep(0.02)
+
+
+@pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_saves_and_says_how_to_go_on(tmp_path: Path, signum: signal.Signals) -> None:
+    # Longer, so that the signal finds it at work; no --save-every, so that the save is the signal's doing.
+    long = [
+        "--dataset",
+        "digits",
+        "--net",
+        DROPOUT,
+        "--size",
+        "8",
+        "--limit-train",
+        "640",
+        "--bs",
+        "16",
+        "--max-steps",
+        "120",
+        "--ema",
+        "0.9",
+    ]
+    command = [sys.executable, "-m", "vitctl", "train", *long, "--runs-dir", str(tmp_path)]
+    subprocess.run([*command, "--name", "straight"], check=True, capture_output=True)
+    process = subprocess.Popen([*command, "--name", "r"], stderr=subprocess.PIPE, text=True)
+    wait_for((tmp_path / "r" / "metrics.jsonl").exists, process)
+    time.sleep(0.1)  # into the second epoch
+    process.send_signal(signum)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == -signum, err
+    assert f"vitctl train --resume {tmp_path / 'r'}" in err and "Traceback" not in err
+    assert 40 <= load_checkpoint(tmp_path / "r" / "checkpoints" / "last.pt")["step"] < 120
+    resumed = subprocess.run(
+        [sys.executable, "-m", "vitctl", "train", "--resume", str(tmp_path / "r")],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert resumed.returncode == 0, resumed.stderr
+    assert_same(tmp_path / "r", tmp_path / "straight")
+
+
+def test_the_second_signal_quits_at_once(tmp_path: Path) -> None:
+    slow = ["--dataset", "digits", "--net", "vit_small", "--limit-test", "100", "--bs", "1024", "--max-steps", "20"]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "vitctl", "train", *slow, "--runs-dir", str(tmp_path), "--name", "r"],
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stderr is not None
+    for line in process.stderr:
+        if "steps" in line:  # the loop begins
+            break
+    time.sleep(0.5)
+    process.send_signal(signal.SIGINT)
+    assert "once more quits at once" in process.stderr.readline()
+    process.send_signal(signal.SIGINT)
+    start = time.monotonic()
+    process.communicate(timeout=60)
+    assert process.returncode == -signal.SIGINT and time.monotonic() - start < 3
+    assert not list((tmp_path / "r" / "checkpoints").iterdir())
+
+
+def test_finished_runs_and_longer_ones(cli: Cli, tmp_path: Path) -> None:
+    first = cli("train", *TINY, "--epochs", 2, "--name", "r", "--json").json()
+    again = cli("train", "--resume", "runs/r", "--json")
+    assert again.code == 0 and "nothing to resume" in again.err and again.json() == first
+    shorter = cli("train", "--resume", "runs/r", "--epochs", 1)
+    assert shorter.code == 2 and "--epochs 1 is less than the run has done" in shorter.err
+    longer = cli("train", "--resume", "runs/r", "--epochs", 4, "--json")
+    assert longer.code == 0 and "the learning rate goes on at" in longer.err
+    rows = [json.loads(line) for line in (tmp_path / "runs" / "r" / "metrics.jsonl").read_text().splitlines()]
+    assert [row["step"] for row in rows] == [4, 8, 12, 16] and longer.json()["step"] == 16
+    document = json.loads((tmp_path / "runs" / "r" / "config.json").read_text())
+    assert document["config"]["epochs"] == 4 and [s["step"] for s in document["sessions"]] == [0, 8]
+
+
+def test_max_steps_may_be_extended_within_an_epoch(cli: Cli, tmp_path: Path) -> None:
+    cli("train", *TINY, "--schedule", "constant", "--max-steps", 6, "--name", "r")
+    assert cli("train", "--resume", "runs/r", "--max-steps", 10).code == 0
+    cli("train", *TINY, "--schedule", "constant", "--max-steps", 10, "--name", "straight")
+    straight, extended = (result(tmp_path / "runs" / name) for name in ("straight", "r"))
+    assert extended[1][:2] == straight[1][:2] and [row["step"] for row in extended[1]] == [4, 8, 10]
+    # The warm-up is a share of the run, so its length differs; from then on the rate is the same.
+
+
+def test_only_harmless_changes_may_be_made(cli: Cli, refused: Callable[..., str], tmp_path: Path) -> None:
+    cli("train", *TINY, "--epochs", 1, "--name", "r")
+    sentence = refused("train", "--resume", "runs/r", "--lr", 0.5, "--net", "vit", "--epochs", 2)
+    assert "--lr 0.5 (the run has 0.002)" in sentence and "--net vit" in sentence
+    same_again = cli("train", "--resume", "runs/r", *TINY, "--epochs", 2, "--micro-batch", 8, "--keep", 0)
+    assert same_again.code == 0, same_again.err
+    assert "micro_batch 64 -> 8: the result may differ in its last bits" in same_again.err
+    assert "threads" in cli("train", "--resume", "runs/r", "--epochs", 3, "--threads", 1).err
+
+
+def test_a_folder_with_nothing_but_its_config_starts_at_step_0(cli: Cli, tmp_path: Path) -> None:
+    cli("train", *TINY, "--epochs", 1, "--name", "straight")
+    cli("train", *TINY, "--epochs", 1, "--name", "r")
+    for path in (tmp_path / "runs" / "r").rglob("*"):
+        if path.is_file() and path.name != "config.json":
+            path.unlink()
+    assert cli("train", "--resume", "runs/r").code == 0
+    assert_same(tmp_path / "runs" / "r", tmp_path / "runs" / "straight")
+
+
+def test_a_damaged_last_is_replaced_by_the_one_before(cli: Cli, reference: Path, tmp_path: Path) -> None:
+    cli("train", *RUN, "--name", "r")
+    run = tmp_path / "runs" / "r"
+    (run / "summary.json").unlink()
+    os.truncate(run / "checkpoints" / "last.pt", 1000)
+    resumed = cli("train", "--resume", run)
+    assert resumed.code == 0 and "last.pt is not a vitctl checkpoint" in resumed.err and "kept-" in resumed.err
+    assert_same(run, reference)
+
+
+def test_another_net_s_checkpoint_is_named(cli: Cli, refused: Callable[..., str], tmp_path: Path) -> None:
+    cli("train", *TINY, "--epochs", 1, "--name", "a")
+    cli("train", *TINY, "--net", "vit_tiny:embed_dim=16,depth=1", "--epochs", 1, "--name", "b")
+    theirs = tmp_path / "runs" / "b" / "checkpoints" / "last.pt"
+    (tmp_path / "runs" / "a" / "checkpoints" / "last.pt").write_bytes(theirs.read_bytes())
+    sentence = refused("train", "--resume", "runs/a", "--epochs", 2)
+    assert "the checkpoint is of vit_tiny:embed_dim=16,depth=1 for 8-px" in sentence and "this run is cct_2" in sentence
+
+
+def test_resume_names_the_folder_when_given_a_file(cli: Cli, refused: Callable[..., str], tmp_path: Path) -> None:
+    cli("train", *TINY, "--epochs", 1, "--name", "r")
+    assert "name the run's folder: runs/r" in refused("train", "--resume", "runs/r/checkpoints/last.pt")
+    assert "newest runs beside it: runs/r" in refused("train", "--resume", "runs/x")

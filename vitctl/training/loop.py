@@ -1,0 +1,339 @@
+"""The training loop. It reads downwards: epochs, steps, evaluation, saving, the final test."""
+
+from __future__ import annotations
+
+import math
+import time
+from typing import Any, Protocol
+
+import torch
+import torch.nn.functional as F
+
+from vitctl import devices
+from vitctl.data.dataset import Subset
+from vitctl.errors import Interrupted, RunFailed
+from vitctl.training.evaluate import Evaluation, Stopped, evaluate
+from vitctl.training.run_folder import RunFolder
+from vitctl.training.session import Session, parameters, piece_sizes
+from vitctl.training.signals import StopRequest
+from vitctl.units import parse_save_every
+
+READ_EVERY = 50
+"""Steps between two reads of the loss from an accelerator; each read waits for the device."""
+
+Record = dict[str, Any]
+
+
+class Observer(Protocol):
+    """Sees what a run reports; nothing that it does can change the run."""
+
+    def started(self, session: Session, folder: RunFolder) -> None:
+        """The run begins, or goes on."""
+
+    def stepped(self, record: Record) -> None:
+        """Figures so far of the epoch under way; at most every :data:`READ_EVERY` steps on an accelerator."""
+
+    def evaluating(self, what: str, done: int, count: int) -> None:
+        """``done`` of ``count`` pictures of the part called ``what`` are evaluated."""
+
+    def epoch_done(self, record: Record) -> None:
+        """The record of an epoch, as in ``metrics.jsonl``."""
+
+    def message(self, text: str) -> None:
+        """Something that the user should know."""
+
+    def finished(self, summary: Record) -> None:
+        """The final figures, as in ``summary.json``."""
+
+
+def fit(session: Session, folder: RunFolder, observer: Observer, resume_command: str) -> Record:
+    """Train until the run's last step, then test, and return the summary.
+
+    Args:
+        session: new, or restored from a checkpoint.
+        folder: of the run.
+        observer: told of everything.
+        resume_command: printed when the run is stopped.
+
+    Raises:
+        RunFailed: the loss is not finite, or memory or disk is used up; the last good checkpoint stands.
+        Interrupted: SIGINT or SIGTERM came, and the state is saved.
+    """
+    progress, config = session.progress, session.config
+    clock = Clock(session)
+    save_steps, save_seconds = (
+        parse_save_every(config.save_every, "--save-every") if config.save_every else (None, None)
+    )
+    last_save = time.monotonic()
+    observer.started(session, folder)
+
+    def save(*, best: bool = False) -> None:
+        nonlocal last_save
+        session.tally.read(progress)
+        check_finite(session, progress.loss_sum)
+        progress.seconds = clock.seconds()
+        session.last_saved = folder.save(session.checkpoint(), keep=config.keep, best=best)
+        last_save = time.monotonic()
+
+    def stopped() -> Interrupted:
+        assert stop.signum is not None
+        return Interrupted(f"stopped at step {progress.step}, and saved; go on with: {resume_command}", stop.signum)
+
+    with StopRequest(
+        lambda _: observer.message("stopping after this step and saving; once more quits at once")
+    ) as stop:
+        while progress.recorded_step < session.total_steps and not progress.stopped_early:
+            session.model.train()
+            steps = min(session.steps_per_epoch, session.total_steps - progress.epoch * session.steps_per_epoch)
+            while progress.step_in_epoch < steps:
+                train_step(session)
+                observer.stepped(clock.record(steps))
+                due = save_steps is not None and progress.step % save_steps == 0
+                due = due or (save_seconds is not None and time.monotonic() - last_save >= save_seconds)
+                if stop or (due and progress.step_in_epoch < steps):
+                    save()
+                if stop:
+                    raise stopped()
+
+            try:
+                row = epoch_record(session, observer, stop)
+            except Stopped:
+                save()  # with all steps of the epoch done: the run goes on with its evaluation
+                raise stopped() from None
+            row["seconds"] = round(clock.seconds(), 3)
+            best = session.splits.val_split in ("holdout", "val") and row["val_acc"] > progress.best_val_acc
+            if best:
+                progress.best_val_acc, progress.best_epoch = row["val_acc"], row["epoch"]
+            if config.patience and row["epoch"] - progress.best_epoch >= config.patience:
+                progress.stopped_early = True
+                observer.message(f"no better held-out accuracy in {config.patience} epochs: stopping early")
+            session.history.append(row)
+            progress.recorded_step = progress.step
+            if progress.step_in_epoch == session.steps_per_epoch:
+                progress.epoch += 1
+                progress.begin_epoch()
+            save(best=best)
+            folder.append_metrics(row)
+            observer.epoch_done(row)
+            if stop:
+                raise stopped()
+
+        try:
+            summary = final_summary(session, folder, observer, stop, clock)
+        except Stopped:
+            raise stopped() from None
+        folder.write_summary(summary)
+    observer.finished(summary)
+    return summary
+
+
+def train_step(session: Session) -> None:
+    """Take one optimizer step, in pieces that give the gradient of the whole batch.
+
+    Raises:
+        RunFailed: loss or gradient is not finite (found before the update on CPU, within :data:`READ_EVERY` steps on
+            an accelerator, and always before anything is saved), or memory ran out.
+    """
+    progress, config, device = session.progress, session.config, session.device
+    start = time.perf_counter()
+    images, labels = session.batches.batch(progress.epoch, progress.step_in_epoch)
+    data_seconds = time.perf_counter() - start
+
+    factor = session.schedule.factor(progress.step)
+    for group in session.optimizer.param_groups:
+        group["lr"] = config.lr * factor
+    count = len(labels)
+    sizes = piece_sizes(count, config.bs, session.micro_batch, joined=session.batches.drop_single)
+    loss_sum = torch.zeros((), device=device)
+    correct = torch.zeros((), device=device, dtype=torch.int64)
+    busy_start, normalize_seconds = time.perf_counter(), 0.0
+    try:
+        for piece, target in zip(torch.split(images, sizes), torch.split(labels, sizes), strict=True):
+            normalize_start = time.perf_counter()
+            x = session.normalize(piece)
+            normalize_seconds += time.perf_counter() - normalize_start
+            logits = session.model(x)
+            loss = F.cross_entropy(logits, target, reduction="sum", label_smoothing=config.label_smoothing)
+            torch.autograd.backward(loss / count)
+            loss_sum += loss.detach()
+            correct += (logits.detach().argmax(1) == target).sum()
+
+        grads = [p.grad for p in session.model.parameters() if p.grad is not None]
+        if config.clip_grad or device.type == "cpu":
+            norm = torch.nn.utils.get_total_norm(grads, foreach=True)
+            if device.type == "cpu":  # reading costs nothing here
+                check_finite(session, loss_sum.item(), norm.item())
+            if config.clip_grad:
+                torch.nn.utils.clip_grads_with_norm_(session.model.parameters(), config.clip_grad, norm, foreach=True)
+        session.optimizer.step()
+        session.optimizer.zero_grad()
+        if session.average:
+            session.average.update(session.model, progress.step + 1)
+        session.tally.add(loss_sum, correct, count)
+        if device.type == "cpu" or (progress.step + 1) % READ_EVERY == 0:
+            session.tally.read(progress)
+            check_finite(session, progress.loss_sum)
+    except (RuntimeError, MemoryError) as error:
+        if not devices.is_out_of_memory(error):
+            raise
+        raise devices.out_of_memory(device, config.bs, session.micro_batch) from error
+
+    end = time.perf_counter()
+    progress.step += 1
+    progress.step_in_epoch += 1
+    progress.data_seconds += data_seconds + normalize_seconds
+    progress.busy_seconds += end - busy_start - normalize_seconds
+    progress.train_seconds += end - start
+
+
+def check_finite(session: Session, *values: float) -> None:
+    """Raise RunFailed when a loss or a gradient's norm is infinite or not a number."""
+    if all(math.isfinite(value) for value in values):
+        return
+    progress, last = session.progress, session.last_saved
+    saved = f"the last good checkpoint is {last}" if last else "nothing was saved yet"
+    raise RunFailed(
+        f"the loss or its gradient is not finite at step {progress.step + 1} (lr {session.lr(progress.step):.3g}); {saved}. "
+        f"Try a lower --lr, more --warmup, or --clip-grad 1"
+    )
+
+
+def epoch_record(session: Session, observer: Observer, stop: StopRequest) -> Record:
+    """Evaluate, and return the record of the epoch whose steps are all taken.
+
+    Raises:
+        Stopped: a signal came during the evaluation.
+    """
+    progress, splits = session.progress, session.splits
+    session.tally.read(progress)
+    row: Record = {
+        "epoch": progress.epoch + 1,
+        "step": progress.step,
+        "lr": session.lr(progress.step - 1),  # the one that the last step was taken with
+        "train_loss": progress.loss_sum / progress.seen,
+        "train_acc": 100 * progress.correct / progress.seen,
+    }
+    if splits.val is not None:
+        start = time.perf_counter()
+        result = measure(session, splits.val, str(splits.val_split), observer, stop)
+        row |= {"val_loss": result.loss, "val_acc": result.acc, "val_split": splits.val_split}
+        row["eval_time"] = round(time.perf_counter() - start, 4)
+    row |= {
+        "epoch_time": round(progress.train_seconds, 4),
+        "images_per_second": round(progress.seen / progress.train_seconds, 2),
+        "data_wait": round(progress.data_seconds / progress.train_seconds, 5),
+        "overhead": round(1 - progress.busy_seconds / progress.train_seconds, 5),
+    }
+    return row
+
+
+def measure(session: Session, subset: Subset, what: str, observer: Observer, stop: StopRequest) -> Evaluation:
+    """Evaluate the weights that count: the average where one is kept.
+
+    Raises:
+        Stopped: a signal came.
+        RunFailed: the loss is not finite.
+    """
+    result = evaluate(
+        session.evaluated_model,
+        subset,
+        session.normalize,
+        session.device,
+        session.eval_batch,
+        stop=lambda: bool(stop),
+        progress=lambda done, count: observer.evaluating(what, done, count),
+    )
+    check_finite(session, result.loss)
+    return result
+
+
+def final_summary(session: Session, folder: RunFolder, observer: Observer, stop: StopRequest, clock: Clock) -> Record:
+    """Test the last weights, once, and return the final figures.
+
+    Raises:
+        Stopped: a signal came during the test.
+    """
+    progress, splits, config = session.progress, session.splits, session.config
+    row = session.history[-1]
+    summary: Record = {
+        "name": folder.path.name,
+        "net": config.net,
+        "opt": config.opt,
+        "dataset": config.dataset,
+        "recipe": config.recipe,
+        "seed": config.seed,
+        "weights": "ema" if session.average else "last",
+        **{key: row[key] for key in ("epoch", "step", "lr", "train_loss", "train_acc")},
+        **{key: row[key] for key in ("val_loss", "val_acc", "val_split") if key in row},
+    }
+    if splits.val_split in ("holdout", "val"):
+        summary |= {"best_val_acc": progress.best_val_acc, "best_epoch": progress.best_epoch}
+    if splits.val_split == "test" and row["step"] == progress.step:
+        summary |= {"test_loss": row["val_loss"], "test_acc": row["val_acc"]}  # measured already, with these weights
+    else:
+        result = measure(session, splits.test, "test", observer, stop)
+        summary |= {"test_loss": result.loss, "test_acc": result.acc}
+    epochs = session.history
+    trained = sum(row["epoch_time"] for row in epochs)
+    summary |= {
+        "stopped_early": progress.stopped_early,
+        "train_images": session.batches.count,
+        "val_images": len(splits.val.index) if splits.val is not None else 0,
+        "test_images": len(splits.test.index),
+        "skipped_images": len(session.dataset.skipped),
+        "params": parameters(session),
+        "micro_batch": session.micro_batch,
+        "epoch_time": round(trained / len(epochs), 4),
+        "images_per_second": round(sum(row["images_per_second"] * row["epoch_time"] for row in epochs) / trained, 2),
+        "data_wait": round(sum(row["data_wait"] * row["epoch_time"] for row in epochs) / trained, 5),
+        "overhead": round(sum(row["overhead"] * row["epoch_time"] for row in epochs) / trained, 5),
+        "seconds": round(clock.seconds(), 3),
+        "peak_memory": devices.peak_memory(session.device),
+        **devices.environment(session.device),
+    }
+    return summary
+
+
+class Clock:
+    """Wall time over all sessions of a run, and how fast this one goes.
+
+    Args:
+        session: whose progress is reported.
+    """
+
+    def __init__(self, session: Session) -> None:
+        self.session = session
+        self.before = session.progress.seconds
+        self.start = time.monotonic()
+        self.first_step = session.progress.step
+        self.trained = 0.0
+        self.seen_seconds = session.progress.train_seconds
+
+    def seconds(self) -> float:
+        """Return the seconds that the run has taken so far."""
+        return self.before + time.monotonic() - self.start
+
+    def record(self, steps: int) -> Record:
+        """Return the figures so far of the epoch under way, which has ``steps`` steps."""
+        session, progress = self.session, self.session.progress
+        spent = progress.train_seconds
+        self.trained += spent - (self.seen_seconds if progress.step_in_epoch > 1 else 0.0)
+        self.seen_seconds = spent
+        per_step = self.trained / max(1, progress.step - self.first_step)
+        evaluations = [row["eval_time"] for row in session.history if "eval_time" in row]
+        eta = (session.total_steps - progress.step) * per_step
+        if evaluations:
+            eta += evaluations[-1] * (session.epochs - progress.epoch)
+        return {
+            "epoch": progress.epoch + 1,
+            "epochs": session.epochs,
+            "step": progress.step,
+            "step_in_epoch": progress.step_in_epoch,
+            "steps": steps,
+            "lr": session.lr(progress.step - 1),
+            "train_loss": progress.loss_sum / progress.seen if progress.seen else None,
+            "train_acc": 100 * progress.correct / progress.seen if progress.seen else None,
+            "images_per_second": (progress.seen + session.tally.count) / spent,
+            "data_wait": progress.data_seconds / spent,
+            "eta": eta,
+        }

@@ -1,0 +1,232 @@
+"""Starting, resuming and trying out a run: what ``vitctl train`` calls."""
+
+from __future__ import annotations
+
+import dataclasses
+import shlex
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from vitctl import devices
+from vitctl.config import FLAGS, TrainConfig, flag_name
+from vitctl.errors import RequestError
+from vitctl.models import MODELS, build_model
+from vitctl.models.count import count_tokens, forward_mflop
+from vitctl.optim import OPTIMIZERS
+from vitctl.registry import split_spec
+from vitctl.training.loop import Observer, Record, fit, train_step
+from vitctl.training.run_folder import RunFolder
+from vitctl.training.session import Session, open_session, parameters, run_length
+
+Decoding = Callable[[int, int], None]
+
+
+def start_run(
+    config: TrainConfig, runs_dir: Path, name: str | None, observer: Observer, decoding: Decoding | None = None
+) -> Record:
+    """Train a new run and return its summary.
+
+    Args:
+        config: the settings.
+        runs_dir: where run folders lie.
+        name: of the folder; None makes one up.
+        observer: told of everything.
+        decoding: told of the progress of decoding pictures.
+
+    Raises:
+        RequestError: device, data, network or folder cannot be had; nothing was written.
+        RunFailed, Interrupted: see :func:`vitctl.training.loop.fit`.
+    """
+    if name is not None and (runs_dir / name / "config.json").exists():
+        RunFolder.create(runs_dir, name, config)  # raises, before data are decoded
+    session = open_session(config, decoding)
+    folder = RunFolder.create(runs_dir, name, config)
+    with folder.locked():
+        folder.add_session(config, devices.environment(session.device), 0, micro_batch=session.micro_batch)
+        return fit(session, folder, observer, resume_command(folder))
+
+
+def resume_run(path: Path, changes: Mapping[str, Any], observer: Observer, decoding: Decoding | None = None) -> Record:
+    """Go on with the run in ``path``, to bit-identical weights on the same machine, and return its summary.
+
+    Args:
+        path: the run's folder.
+        changes: settings given anew; see ``resumable`` of :class:`vitctl.config.Flag` for those that may differ.
+        observer: told of everything.
+        decoding: told of the progress of decoding pictures.
+
+    Raises:
+        RequestError: no run there, a setting that may not change, or no whole checkpoint.
+        RunFailed, Interrupted: see :func:`vitctl.training.loop.fit`.
+    """
+    folder = RunFolder.open(path)
+    with folder.locked():
+        folder.remove_orphans()
+        document = folder.read_document()
+        stored = TrainConfig.from_dict(document["config"])
+        config = changed_config(stored, changes)
+        found = folder.newest(observer.message, set_aside=True)
+        checkpoint = found[1] if found else None
+        extended = (config.epochs, config.max_steps) != (stored.epochs, stored.max_steps)
+        summary = folder.read_summary()
+        if summary is not None and checkpoint is not None and not extended:
+            observer.message(
+                f"the run {path} has finished (step {checkpoint['step']}); nothing to resume. To train it on: "
+                f"{resume_command(folder)} --epochs N"
+            )
+            return summary
+
+        session = open_session(config, decoding)
+        if checkpoint is not None:
+            check_length(session, config, checkpoint["epoch"], checkpoint["step"])
+            before = session.schedule.factor(checkpoint["step"])
+            session.restore(checkpoint)
+            session.last_saved = found[0] if found else None
+            if extended:
+                session.progress.stopped_early = False
+                then = dataclasses.replace(
+                    session.schedule,
+                    total_steps=run_length(stored, session.steps_per_epoch),
+                    warmup_steps=checkpoint["scheduler"]["warmup_steps"],
+                ).factor(checkpoint["step"])
+                observer.message(
+                    f"the run now has {session.total_steps} steps; its {config.schedule} schedule is stretched over them, so "
+                    f"the learning rate goes on at {config.lr * before:.3g} instead of {config.lr * then:.3g}"
+                )
+        folder.remove_summary()
+        folder.write_metrics(session.history)
+        environment = devices.environment(session.device) | {"micro_batch": session.micro_batch}
+        warn_of_differences(document["sessions"], environment, observer.message)
+        folder.add_session(config, environment, session.progress.step)
+        return fit(session, folder, observer, resume_command(folder))
+
+
+def resume_command(folder: RunFolder) -> str:
+    """Return what to type to go on with a run."""
+    return f"vitctl train --resume {shlex.quote(str(folder.path))}"
+
+
+def changed_config(stored: TrainConfig, changes: Mapping[str, Any]) -> TrainConfig:
+    """Return the stored settings with those changes that a resumed run allows.
+
+    Raises:
+        RequestError: another setting differs from the stored one; all are named.
+    """
+    refused = [
+        f"{flag_name(name)} {value} (the run has {stored_value(stored, name)})"
+        for name, value in changes.items()
+        if not FLAGS[name].resumable and not same_value(stored, name, value)
+    ]
+    if refused:
+        allowed = ", ".join(flag_name(name) for name, flag in FLAGS.items() if flag.resumable)
+        raise RequestError(
+            f"--resume goes on with the stored settings, and {', '.join(refused)} would change them; only {allowed} may "
+            f"change: leave it out, or start a new run"
+        )
+    values = {name: value for name, value in changes.items() if FLAGS[name].resumable}
+    if "max_steps" in values and "epochs" not in values:
+        values["epochs"] = None
+    elif "epochs" in values and "max_steps" not in values:
+        values["max_steps"] = None
+    return dataclasses.replace(stored, **values)
+
+
+def stored_value(stored: TrainConfig, name: str) -> Any:
+    """Return the setting ``name`` of a run, also where the flag ends in the options of net or optimizer."""
+    if name == "patch":
+        return stored.net_options.get("patch_size")
+    if name.startswith("adan_"):
+        return stored.opt_options.get(name.removeprefix("adan_"))
+    return getattr(stored, name)
+
+
+def same_value(stored: TrainConfig, name: str, value: Any) -> bool:
+    """Whether ``value``, as given by flag, says what the run does already."""
+    if name not in ("net", "opt"):
+        return bool(stored_value(stored, name) == value)
+    table, options = (MODELS, stored.net_options) if name == "net" else (OPTIMIZERS, stored.opt_options)
+    word, given = split_spec(value, flag_name(name))
+    if word != getattr(stored, name) or word not in table:
+        return False
+    common = {key: given.pop(key) for key in ("lr", "weight_decay") if name == "opt" and key in given}
+    resolved = table[word].resolve_options(given, f"{flag_name(name)} {word}")
+    return all(options.get(key) == resolved[key] for key in given) and all(
+        getattr(stored, key) == FLAGS[key].parse(key, text) for key, text in common.items()
+    )
+
+
+def check_length(session: Session, config: TrainConfig, epoch: int, step: int) -> None:
+    """Refuse to shorten a run below what it has done."""
+    if session.total_steps < step:
+        flag, asked = ("--max-steps", config.max_steps) if config.max_steps else ("--epochs", config.epochs)
+        raise RequestError(
+            f"{flag} {asked} is less than the run has done already ({epoch} epochs, {step} steps); ask for more, or start a "
+            f"new run"
+        )
+
+
+def warn_of_differences(sessions: list[dict[str, Any]], now: dict[str, Any], warn: Callable[[str], None]) -> None:
+    """Say what may make the resumed run differ in its last bits from an uninterrupted one."""
+    if not sessions:
+        return
+    before = sessions[-1]
+    changed = [
+        f"{key} {before[key]} -> {now[key]}"
+        for key in ("torch", "device_name", "device", "threads", "micro_batch", "vitctl")
+        if key in before and before[key] != now[key]
+    ]
+    if changed:
+        warn(f"{', '.join(changed)}: the result may differ in its last bits from that of an uninterrupted run")
+
+
+def dry_run(config: TrainConfig, decoding: Decoding | None = None, steps: int = 3) -> Record:
+    """Take a few real steps without saving anything, and return what a whole run would cost.
+
+    Returns:
+        ``params``, ``mflop`` (forward, one picture), ``tokens``, ``steps_per_epoch``, ``total_steps``, ``micro_batch``,
+        ``step_time`` (seconds, median), ``images_per_second``, ``eta`` (seconds for the whole run, evaluations
+        included), ``peak_memory`` (bytes), and the settings under ``config``.
+
+    Raises:
+        RequestError: device, data or network cannot be had as asked.
+        RunFailed: memory ran out, or the loss is not finite.
+    """
+    session = open_session(config, decoding)
+    session.model.train()
+    in_chans, classes = session.dataset.train.images.shape[1], len(session.dataset.classes)
+    times: list[float] = []
+    for _ in range(1 + min(steps, session.total_steps)):  # the first one warms up
+        start = time.perf_counter()
+        train_step(session)
+        devices.synchronize(session.device)
+        times.append(time.perf_counter() - start)
+        if session.progress.step_in_epoch == session.steps_per_epoch:
+            session.progress.begin_epoch()
+    step_time = sorted(times[1:])[len(times[1:]) // 2]
+    batch = session.batches.batch_size if session.steps_per_epoch > 1 else session.batches.count
+    evaluated = len(session.splits.val.index) * session.epochs if session.splits.val is not None else 0
+    evaluated += len(session.splits.test.index)
+    eta = session.total_steps * step_time + evaluated * step_time / batch / 3  # a step costs three forward passes
+
+    def build() -> Any:
+        return build_model(config.net, config.net_options, img_size=config.size, in_chans=in_chans, num_classes=classes)
+
+    return {
+        "net": config.net,
+        "params": parameters(session),
+        "mflop": round(forward_mflop(build, in_chans, config.size), 1),
+        "tokens": count_tokens(build, in_chans, config.size),
+        "train_images": session.batches.count,
+        "steps_per_epoch": session.steps_per_epoch,
+        "total_steps": session.total_steps,
+        "micro_batch": session.micro_batch,
+        "step_time": round(step_time, 4),
+        "images_per_second": round(batch / step_time, 1),
+        "data_wait": round(session.progress.data_seconds / max(1e-9, session.progress.train_seconds), 4),
+        "eta": round(eta, 1),
+        "peak_memory": devices.peak_memory(session.device),
+        **devices.environment(session.device),
+        "config": config.to_dict(),
+    }

@@ -1,0 +1,360 @@
+"""The folder of a run: settings, metrics, checkpoints, summary.
+
+``config.json``          everything needed to repeat the run, and each session that worked on it
+``metrics.jsonl``        a line an epoch
+``checkpoints/last.pt``  the newest state; ``best.pt`` the best by held-out accuracy; ``kept-N.pt`` older ones
+``summary.json``         the final figures
+"""
+
+from __future__ import annotations
+
+import contextlib
+import datetime
+import json
+import os
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+from vitctl.config import TrainConfig
+from vitctl.errors import RequestError
+from vitctl.training import checkpoint as ckpt
+from vitctl.training.checkpoint import TEMPORARY, Checkpoint, load_checkpoint, save_checkpoint, write_failed
+
+LAST, BEST = "last.pt", "best.pt"
+_NAME = re.compile(r"[^/\\\0]+")
+
+
+class RunFolder:
+    """A run's folder on disk; see the module's text for what lies in it.
+
+    Args:
+        path: the folder, which exists and holds ``config.json``.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.checkpoints = path / "checkpoints"
+
+    # -- making and opening ------------------------------------------------------------------------------------------
+
+    @classmethod
+    def create(cls, runs_dir: Path, name: str | None, config: TrainConfig) -> RunFolder:
+        """Make the folder of a new run; it appears with its ``config.json`` in it, or not at all.
+
+        Args:
+            runs_dir: made if it is not there.
+            name: of the folder; None makes one up from network, optimizer, data set and time.
+            config: what the run will do.
+
+        Raises:
+            RequestError: the name is taken or no name for a folder, or ``runs_dir`` cannot be written.
+        """
+        if name is not None and (not _NAME.fullmatch(name) or name in (".", "..")):
+            raise RequestError(f"--name {name!r} is no name for a folder")
+        base = name or "-".join(
+            [
+                config.net.replace("/", "-"),
+                config.opt.replace("/", "-"),
+                config.dataset,
+                f"{datetime.datetime.now():%Y%m%d-%H%M%S}",
+            ]
+        )
+        document = {"format": 1, "config": config.to_dict(), "sessions": []}
+        for orphan in runs_dir.glob(f".*{TEMPORARY}*"):
+            if not _alive(orphan.name.rpartition(TEMPORARY)[2]):
+                shutil.rmtree(orphan, ignore_errors=True)
+        attempt, chosen = 1, base
+        while True:
+            path = runs_dir / chosen
+            staging = runs_dir / f".{chosen}{TEMPORARY}{os.getpid()}"
+            try:
+                if path.exists() and (not path.is_dir() or any(path.iterdir())):
+                    raise FileExistsError
+                (staging / "checkpoints").mkdir(parents=True, exist_ok=True)
+                (staging / "config.json").write_text(json.dumps(document, indent=2) + "\n", encoding="utf-8")
+                os.rename(staging, path)
+                return cls(path)
+            except FileExistsError:
+                if name is not None:
+                    raise RequestError(
+                        f"the run {path} exists already and is never overwritten; choose another --name, or go on with "
+                        f"it: vitctl train --resume {shlex.quote(str(path))}"
+                    ) from None
+                attempt += 1
+                chosen = f"{base}-{attempt}"
+            except OSError as error:
+                shutil.rmtree(staging, ignore_errors=True)
+                if path.is_dir() and any(path.iterdir()):  # another run took the name meanwhile
+                    continue
+                raise RequestError(
+                    f"cannot make the run folder {path}: {error.strerror}; choose another --runs-dir or --name"
+                ) from error
+
+    @classmethod
+    def open(cls, path: Path) -> RunFolder:
+        """Open the folder of an earlier run.
+
+        Raises:
+            RequestError: not a run's folder.
+        """
+        if not path.exists():
+            raise RequestError(f"the run folder {path} is not there{_near_runs(path)}")
+        if path.is_file():
+            inside = path.parent.parent if path.parent.name == "checkpoints" else path.parent
+            raise RequestError(f"{path} is a file; name the run's folder: {inside}")
+        if not (path / "config.json").is_file():
+            raise RequestError(f"{path} is no run folder: it has no config.json{_near_runs(path / 'x')}")
+        return cls(path)
+
+    @contextlib.contextmanager
+    def locked(self) -> Iterator[None]:
+        """Keep other processes from training in this folder; the lock ends with this process, however it ends.
+
+        Raises:
+            RequestError: another process is training in it.
+        """
+        try:
+            import fcntl
+        except ImportError:  # Windows
+            yield
+            return
+        try:
+            lock = open(self.path / ".lock", "a")  # noqa: SIM115 - held open as long as the lock
+        except OSError as error:
+            raise RequestError(f"the run folder {self.path} cannot be written: {error.strerror}") from error
+        with lock:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise RequestError(
+                    f"another process is training in {self.path}; wait for it, or stop it first"
+                ) from None
+            except OSError:  # a file system without locks
+                pass
+            yield
+
+    def remove_orphans(self) -> None:
+        """Remove the temporary files that a crash left half-written."""
+        for folder in (self.path, self.checkpoints):
+            for orphan in folder.glob(f"*{TEMPORARY}*"):
+                with contextlib.suppress(OSError):
+                    orphan.unlink()
+
+    # -- config.json -------------------------------------------------------------------------------------------------
+
+    def read_document(self) -> dict[str, Any]:
+        """Return ``config.json``.
+
+        Raises:
+            RequestError: it is damaged.
+        """
+        path = self.path / "config.json"
+        try:
+            document = json.loads(path.read_text(encoding="utf-8"))
+            if not isinstance(document["config"], dict) or not isinstance(document["sessions"], list):
+                raise TypeError("not a run's")
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise RequestError(f"{path} is damaged ({error}); nothing can be resumed from it") from error
+        return dict(document)
+
+    def add_session(self, config: TrainConfig, environment: dict[str, Any], step: int, **more: Any) -> None:
+        """Record that a session begins at ``step``: its command, versions, device and what else decides the bits."""
+        document = self.read_document()
+        document["config"] = config.to_dict()
+        session = {
+            "command": shlex.join(sys.argv),
+            "started": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+            "step": step,
+            "git_commit": git_commit(),
+            **environment,
+            **more,
+        }
+        document["sessions"].append(session)
+        self._write("config.json", json.dumps(document, indent=2) + "\n")
+
+    # -- metrics.jsonl and summary.json ------------------------------------------------------------------------------
+
+    def write_metrics(self, history: list[dict[str, Any]]) -> None:
+        """Replace ``metrics.jsonl`` by ``history``: what a resumed run knows to be done."""
+        self._write("metrics.jsonl", "".join(json.dumps(row) + "\n" for row in history))
+
+    def append_metrics(self, row: dict[str, Any]) -> None:
+        """Append one line."""
+        path = self.path / "metrics.jsonl"
+        try:
+            with open(path, "a", encoding="utf-8") as file:
+                file.write(json.dumps(row) + "\n")
+                file.flush()
+                os.fsync(file.fileno())
+        except OSError as error:
+            raise write_failed(error, path) from error
+
+    def write_summary(self, summary: dict[str, Any]) -> None:
+        """Write ``summary.json``."""
+        self._write("summary.json", json.dumps(summary, indent=2) + "\n")
+
+    def read_summary(self) -> dict[str, Any] | None:
+        """Return ``summary.json``, or None when the run has not finished."""
+        try:
+            return dict(json.loads((self.path / "summary.json").read_text(encoding="utf-8")))
+        except (OSError, ValueError, TypeError):
+            return None
+
+    def remove_summary(self) -> None:
+        """Remove ``summary.json``: the run goes on."""
+        (self.path / "summary.json").unlink(missing_ok=True)
+
+    def _write(self, name: str, text: str) -> None:
+        write_text(self.path / name, text)
+
+    # -- checkpoints -------------------------------------------------------------------------------------------------
+
+    def save(self, checkpoint: Checkpoint, *, keep: int, best: bool) -> Path:
+        """Save a checkpoint as ``last.pt``; the one before becomes ``kept-N.pt``, N counting up.
+
+        Args:
+            checkpoint: see :mod:`vitctl.training.checkpoint`.
+            keep: how many of the older ones stay.
+            best: it is the best so far by held-out accuracy, and becomes ``best.pt`` too.
+
+        Raises:
+            RunFailed: the disk is full or the folder cannot be written; what was there is untouched.
+        """
+        last = self.checkpoints / LAST
+        try:
+            self.checkpoints.mkdir(exist_ok=True)
+        except OSError as error:
+            raise write_failed(error, self.checkpoints) from error
+        if best:
+            # Before last.pt: a run killed in between goes on from the last.pt before, and writes best.pt again.
+            save_checkpoint(checkpoint, self.checkpoints / BEST)
+        if keep and last.exists():
+            self._keep_last()
+        if best:
+            ckpt.copy_checkpoint(self.checkpoints / BEST, last)
+        else:
+            save_checkpoint(checkpoint, last)
+        for old in self._older()[keep:]:
+            old.unlink(missing_ok=True)
+        return last
+
+    def _keep_last(self) -> None:
+        """Give the present ``last.pt`` a second name; it is about to lose the first."""
+        last = self.checkpoints / LAST
+        newest = self._older()[:1]
+        number = int(newest[0].stem.removeprefix("kept-")) + 1 if newest else 1
+        target = self.checkpoints / f"kept-{number:06d}.pt"
+        try:
+            os.link(last, target)
+        except OSError:  # a file system without hard links
+            try:
+                os.replace(last, target)
+            except OSError as error:
+                raise write_failed(error, target) from error
+
+    def _older(self) -> list[Path]:
+        return sorted(self.checkpoints.glob("kept-*.pt"), reverse=True)
+
+    def newest(self, warn: Callable[[str], None], *, set_aside: bool = False) -> tuple[Path, Checkpoint] | None:
+        """Return the newest good checkpoint, or None when none was ever saved.
+
+        Args:
+            warn: told of each damaged one that was passed over.
+            set_aside: rename damaged ones to ``*.damaged``, lest they take the place of good ones later.
+
+        Raises:
+            RequestError: there are checkpoints and all are damaged.
+        """
+        damaged: list[str] = []
+        passed_over: list[Path] = []
+        good: list[tuple[Path, Checkpoint]] = []
+        candidates = [self.checkpoints / LAST, *self._older(), self.checkpoints / BEST]
+        for path in [candidate for candidate in candidates if candidate.exists()]:
+            if good and path.name != BEST:
+                break  # the kept ones come newest first; only best.pt may be newer than a kept one
+            try:
+                good.append((path, load_checkpoint(path)))
+            except ckpt.Damaged as error:
+                damaged.append(str(error))
+                passed_over.append(path)
+                continue
+            if path.name == LAST:
+                break
+        for message in damaged:
+            warn(message)
+        if good:
+            path, checkpoint = max(good, key=lambda pair: pair[1]["step"])
+            if damaged:
+                warn(f"going on from {path.name}, step {checkpoint['step']}, the newest that is whole")
+            for bad in passed_over if set_aside else []:
+                os.replace(bad, bad.with_name(f"{bad.name}.damaged"))
+            return path, checkpoint
+        if damaged:
+            raise RequestError(f"no whole checkpoint is left in {self.checkpoints}: {damaged[0]}")
+        return None
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write ``path`` whole or not at all.
+
+    Raises:
+        RunFailed: the disk is full, or the folder cannot be written.
+    """
+    temporary = path.with_name(f"{path.name}{TEMPORARY}{os.getpid()}")
+    try:
+        with open(temporary, "w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+        ckpt.sync_folder(path.parent)
+    except OSError as error:
+        temporary.unlink(missing_ok=True)
+        raise write_failed(error, path) from error
+
+
+def _alive(pid: str) -> bool:
+    """Whether a process of this number runs here."""
+    if not pid.isdigit():
+        return True
+    try:
+        os.kill(int(pid), 0)
+    except ProcessLookupError:
+        return False
+    except OSError:
+        pass
+    return True
+
+
+def _near_runs(path: Path) -> str:
+    """Return the tail of a sentence that names the runs beside ``path``, newest first."""
+    try:
+        runs = [run for run in path.parent.iterdir() if (run / "config.json").is_file()]
+    except OSError:
+        return ""
+    runs.sort(key=lambda run: (run / "config.json").stat().st_mtime, reverse=True)
+    return f"; newest runs beside it: {', '.join(str(run) for run in runs[:3])}" if runs else ""
+
+
+def git_commit() -> str | None:
+    """Return the commit of the source tree that vitctl runs from, with ``+`` when it was changed since."""
+    root = Path(__file__).resolve().parents[2]
+    if not (root / ".git").exists():
+        return None
+    try:
+        commit = subprocess.run(
+            ["git", "-C", str(root), "describe", "--always", "--abbrev=40", "--dirty=+", "--exclude=*"],
+            capture_output=True,
+            text=True,
+            timeout=10,
+            check=True,
+        )
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return commit.stdout.strip() or None

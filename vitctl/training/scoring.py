@@ -1,0 +1,226 @@
+"""How good a trained network is on a set of pictures, in detail: what ``vitctl eval`` shows."""
+
+from __future__ import annotations
+
+import csv
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from vitctl import devices
+from vitctl.data.batches import Normalize
+from vitctl.data.dataset import Dataset, Subset, load_dataset, split
+from vitctl.errors import RequestError
+from vitctl.models import build_model
+from vitctl.training.evaluate import Progress, logits_of
+from vitctl.training.run_folder import write_text
+from vitctl.training.session import batch_pieces
+from vitctl.training.trained import Trained, load_trained
+
+
+@dataclass(frozen=True)
+class Scores:
+    """Figures of a network on a set of pictures.
+
+    Attributes:
+        figures: ``loss`` (mean cross entropy), ``top1``, ``top5`` (percent; top5 is None below 6 classes), ``images``,
+            ``seconds``, ``images_per_second``, and which checkpoint, data and device they are of.
+        classes: per class ``class, precision, recall, f1, support``; the first three in percent.
+        confusion: ``[K][K]`` counts, rows true classes, columns predicted ones.
+        labels: int64 ``[n]``.
+        probabilities: float ``[n, K]``.
+    """
+
+    figures: dict[str, Any]
+    classes: list[dict[str, Any]]
+    confusion: list[list[int]]
+    labels: Tensor
+    probabilities: Tensor
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return everything but the single predictions, as JSON values."""
+        return {**self.figures, "classes": self.classes, "confusion": self.confusion}
+
+
+def score(
+    path: Path,
+    *,
+    weights: str = "last",
+    dataset: str | None = None,
+    data_dir: str | None = None,
+    part: str = "test",
+    limit: int | None = None,
+    device_name: str = "auto",
+    skip_bad_images: bool = False,
+    warn: Callable[[str], None],
+    progress: Progress | None = None,
+    decoding: Progress | None = None,
+) -> Scores:
+    """Evaluate a checkpoint or a run on a part of a data set.
+
+    Args:
+        path: a checkpoint, or a run's folder.
+        weights: ``last`` or ``best``, of a run's folder.
+        dataset: None is the one that it was trained on.
+        data_dir: where the data lie; None is where they were in training.
+        part: ``test``, ``val`` (what the run held out) or ``train`` (what it trained on).
+        limit: measure on that many pictures only.
+        device_name: as ``--device``.
+        skip_bad_images: leave out pictures that cannot be read.
+        warn: told what the user should know.
+        progress: told how many pictures are done.
+        decoding: told how many pictures are decoded.
+
+    Raises:
+        RequestError: no such checkpoint, data or part, or data of other classes.
+    """
+    device = devices.resolve_device(device_name)
+    devices.prepare(device, None)
+    trained = load_trained(path, weights=weights, device=device, warn=warn)
+    data = load_dataset(
+        dataset or trained.config.dataset,
+        data_dir=data_dir or (trained.config.data_dir if dataset in (None, trained.config.dataset) else None),
+        size=trained.config.size,
+        skip_bad_images=skip_bad_images or trained.config.skip_bad_images,
+        progress=decoding,
+    )
+    subset = _part(data, trained, part, limit)
+    normalize = Normalize(trained.mean, trained.std, trained.config.size, device)
+    batch_size = _eval_batch(trained, device)
+    start = time.perf_counter()
+    outputs: list[Tensor] = []
+    for logits, _ in logits_of(trained.model, subset, normalize, device, batch_size):
+        outputs.append(logits.cpu())
+        if progress:
+            progress(sum(map(len, outputs)), len(subset))
+    seconds = time.perf_counter() - start
+    logits = torch.cat(outputs)  # [n, K]
+    labels = subset.pictures.labels[subset.index]
+    figures = {
+        "checkpoint": str(trained.path),
+        "net": trained.config.net,
+        "weights": trained.weights,
+        "epoch": trained.epoch,
+        "dataset": data.name,
+        "split": part,
+        "images": len(labels),
+        "loss": F.cross_entropy(logits.double(), labels).item(),
+        "top1": 100 * (logits.argmax(1) == labels).double().mean().item(),
+        "top5": 100 * (logits.topk(5).indices == labels[:, None]).any(1).double().mean().item()
+        if logits.shape[1] > 5
+        else None,
+        "skipped_images": len(data.skipped),
+        "seconds": round(seconds, 3),
+        "images_per_second": round(len(labels) / seconds, 1),
+        **devices.environment(device),
+    }
+    rows, confusion = classification(labels, logits.argmax(1), trained.classes)
+    return Scores(figures, rows, confusion, labels, logits.double().softmax(1))
+
+
+def _part(data: Dataset, trained: Trained, part: str, limit: int | None) -> Subset:
+    if data.train.images.shape[1] != len(trained.mean):
+        raise RequestError(
+            f"{data.source} has pictures of {data.train.images.shape[1]} channels; the network was trained on "
+            f"{len(trained.mean)}"
+        )
+    if data.classes != trained.classes:
+        theirs, ours = ", ".join(data.classes[:5]), ", ".join(trained.classes[:5])
+        raise RequestError(
+            f"{data.source} has {len(data.classes)} classes ({theirs}, ...); the network was trained on "
+            f"{len(trained.classes)} others ({ours}, ...)"
+        )
+    config = trained.config
+    splits = split(
+        data,
+        val="holdout" if part == "val" and config.val != "holdout" else config.val,
+        val_fraction=config.val_fraction,
+        split_seed=config.split_seed,
+        limit_train=limit if part == "train" else None,
+        limit_test=limit if part != "train" else None,
+    )
+    if part == "val" and config.val != "holdout":
+        raise RequestError(f"the run trained on every training picture (--val {config.val}): it has no held-out part")
+    chosen = {"train": splits.train, "val": splits.val, "test": splits.test}[part]
+    assert chosen is not None
+    return chosen
+
+
+def _eval_batch(trained: Trained, device: torch.device) -> int:
+    config = trained.config
+
+    def build() -> torch.nn.Module:
+        return build_model(
+            config.net,
+            config.net_options,
+            img_size=config.size,
+            in_chans=len(trained.mean),
+            num_classes=len(trained.classes),
+        )
+
+    return batch_pieces(config, device, build, len(trained.mean), batchnorm=False)[1]
+
+
+def classification(
+    labels: Tensor, predicted: Tensor, classes: tuple[str, ...]
+) -> tuple[list[dict[str, Any]], list[list[int]]]:
+    """Return precision, recall and F1 per class in percent, and the confusion matrix, by scikit-learn.
+
+    Args:
+        labels: int64 ``[n]``.
+        predicted: int64 ``[n]``.
+        classes: names of the K classes. One that no picture has, or that is never predicted, scores 0.
+    """
+    from sklearn.metrics import confusion_matrix, precision_recall_fscore_support
+
+    every = list(range(len(classes)))
+    precision, recall, f1, support = precision_recall_fscore_support(
+        labels.numpy(), predicted.numpy(), labels=every, zero_division=0
+    )
+    rows = [
+        {
+            "class": name,
+            "precision": 100 * float(precision[i]),
+            "recall": 100 * float(recall[i]),
+            "f1": 100 * float(f1[i]),
+            "support": int(support[i]),
+        }
+        for i, name in enumerate(classes)
+    ]
+    return rows, confusion_matrix(labels.numpy(), predicted.numpy(), labels=every).tolist()
+
+
+def write_class_table(scores: Scores, path: Path) -> None:
+    """Write the figures per class as CSV.
+
+    Raises:
+        RunFailed: the file cannot be written.
+    """
+    _write_csv(path, [list(scores.classes[0]), *[list(row.values()) for row in scores.classes]])
+
+
+def write_predictions(scores: Scores, path: Path) -> None:
+    """Write a line per picture as CSV: its place in the part, its class, the predicted one, and the probability of that.
+
+    Raises:
+        RunFailed: the file cannot be written.
+    """
+    classes = [row["class"] for row in scores.classes]
+    best = scores.probabilities.max(1)
+    lines = zip(scores.labels.tolist(), best.indices.tolist(), best.values.tolist(), strict=True)
+    rows = [[i, classes[label], classes[guess], f"{p:.6f}"] for i, (label, guess, p) in enumerate(lines)]
+    _write_csv(path, [["index", "label", "predicted", "probability"], *rows])
+
+
+def _write_csv(path: Path, rows: list[list[Any]]) -> None:
+    import io
+
+    text = io.StringIO(newline="")
+    csv.writer(text, lineterminator="\n").writerows(rows)
+    write_text(path, text.getvalue())

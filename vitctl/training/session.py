@@ -1,0 +1,365 @@
+"""What a run works with, built from its settings: device, data, network, optimizer, schedule, average."""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from torch.optim import Optimizer
+
+from vitctl import devices
+from vitctl.config import TrainConfig
+from vitctl.data import DATASETS
+from vitctl.data.batches import Normalize, TrainBatches
+from vitctl.data.dataset import Dataset, Splits, load_dataset, split
+from vitctl.errors import RequestError
+from vitctl.models import MODELS, build_model
+from vitctl.models.count import activation_floats, count_parameters
+from vitctl.optim.build import build_optimizer
+from vitctl.optim.schedule import Schedule
+from vitctl.registry import format_spec
+from vitctl.training.checkpoint import FORMAT, Checkpoint
+from vitctl.training.ema import WeightAverage
+
+CACHE_FLOATS = 1 << 22
+"""How many floats the widest activation of a micro-batch may have on CPU: 16 MiB of fp32.
+
+Measured on Zen 3 and Zen 4 cores with 32 MiB of last-level cache: larger pieces fall out of the cache, much smaller
+ones do not fill the cores. A fixed number, as the size of the pieces decides the last bits of a result.
+"""
+
+DEVICE_EVAL_BATCH = 1000
+"""Pictures evaluated at once on an accelerator."""
+
+
+@dataclass
+class Progress:
+    """How far a run is; part of every checkpoint.
+
+    Attributes:
+        epoch: epochs completed.
+        step: optimizer steps taken.
+        step_in_epoch: steps taken of the epoch under way.
+        loss_sum: of the epoch under way, over its pictures.
+        correct: of the epoch under way.
+        seen: pictures of the epoch under way that ``loss_sum`` and ``correct`` count.
+        train_seconds: time of the epoch under way spent training.
+        data_seconds: of these, spent getting and augmenting batches.
+        busy_seconds: of these, spent in forward, backward and optimizer.
+        best_val_acc: the best held-out accuracy, in percent.
+        best_epoch: when that was.
+        seconds: wall time of all sessions.
+        recorded_step: the step of the last record; behind ``step`` while an epoch is under way or not yet evaluated.
+        stopped_early: by ``--patience``.
+    """
+
+    epoch: int = 0
+    step: int = 0
+    step_in_epoch: int = 0
+    loss_sum: float = 0.0
+    correct: int = 0
+    seen: int = 0
+    train_seconds: float = 0.0
+    data_seconds: float = 0.0
+    busy_seconds: float = 0.0
+    best_val_acc: float = -1.0
+    best_epoch: int = 0
+    seconds: float = 0.0
+    recorded_step: int = 0
+    stopped_early: bool = False
+
+    def begin_epoch(self) -> None:
+        """Zero what counts within an epoch."""
+        self.step_in_epoch = self.correct = self.seen = 0
+        self.loss_sum = self.train_seconds = self.data_seconds = self.busy_seconds = 0.0
+
+
+class Tally:
+    """Loss and hits since the last read, summed on the device, as reading them each step would wait for it."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.loss_sum = torch.zeros((), device=device)
+        self.correct = torch.zeros((), device=device, dtype=torch.int64)
+        self.count = 0
+
+    def add(self, loss_sum: torch.Tensor, correct: torch.Tensor, count: int) -> None:
+        """Add a step's sums, which stay on the device, over its ``count`` pictures."""
+        self.loss_sum += loss_sum
+        self.correct += correct
+        self.count += count
+
+    def read(self, progress: Progress) -> None:
+        """Move the sums into ``progress``, waiting for the device."""
+        progress.loss_sum += self.loss_sum.item()
+        progress.correct += int(self.correct.item())
+        progress.seen += self.count
+        self.count = 0
+        self.loss_sum.zero_()
+        self.correct.zero_()
+
+
+@dataclass
+class Session:
+    """Everything that the loop needs, on its device and ready.
+
+    Attributes:
+        config: the settings.
+        device: where the work is done.
+        dataset: with its pictures.
+        splits: which pictures train, select and test.
+        batches: training batches.
+        normalize: from uint8 to the network's input.
+        model: the network.
+        average: of its weights, or None.
+        optimizer: over its parameters.
+        schedule: of the learning rate.
+        micro_batch: pictures run at once in training.
+        eval_batch: pictures run at once in evaluation.
+        total_steps: length of the run.
+        progress: how far it is.
+        history: one record per epoch done.
+        tally: figures not yet read from the device.
+        last_saved: the newest good checkpoint, or None.
+    """
+
+    config: TrainConfig
+    device: torch.device
+    dataset: Dataset
+    splits: Splits
+    batches: TrainBatches
+    normalize: Normalize
+    model: nn.Module
+    average: WeightAverage | None
+    optimizer: Optimizer
+    schedule: Schedule
+    micro_batch: int
+    eval_batch: int
+    total_steps: int
+    progress: Progress = field(default_factory=Progress)
+    history: list[dict[str, Any]] = field(default_factory=list)
+    tally: Tally = field(init=False)
+    last_saved: Path | None = None
+
+    def __post_init__(self) -> None:
+        self.tally = Tally(self.device)
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Optimizer steps in a whole epoch."""
+        return self.batches.steps_per_epoch
+
+    @property
+    def epochs(self) -> int:
+        """Epochs of the run, the last one perhaps cut short by ``--max-steps``."""
+        return -(-self.total_steps // self.steps_per_epoch)
+
+    @property
+    def evaluated_model(self) -> nn.Module:
+        """The weights that are evaluated and exported: the average where one is kept."""
+        return self.average.model if self.average else self.model
+
+    def lr(self, step: int) -> float:
+        """Return the learning rate of the first parameter group at ``step``, counted from 0."""
+        return self.config.lr * self.schedule.factor(step)
+
+    def checkpoint(self) -> Checkpoint:
+        """Return the state as :func:`vitctl.training.checkpoint.save_checkpoint` takes it."""
+        return {
+            "format": FORMAT,
+            "config": self.config.to_dict(),
+            "model": self.model.state_dict(),
+            "ema": self.average.model.state_dict() if self.average else None,
+            "optimizer": self.optimizer.state_dict(),
+            "scheduler": asdict(self.schedule),
+            "scaler": None,
+            "rng": devices.rng_state(self.device),
+            "epoch": self.progress.epoch,
+            "step": self.progress.step,
+            "progress": asdict(self.progress),
+            "history": copy.deepcopy(self.history),
+            "classes": list(self.dataset.classes),
+            "mean": list(self.dataset.mean),
+            "std": list(self.dataset.std),
+        }
+
+    def restore(self, checkpoint: Checkpoint) -> None:
+        """Go back to the state that ``checkpoint`` holds.
+
+        Raises:
+            RequestError: the checkpoint is of another network, data set or optimizer.
+        """
+        check_same_run(self.config, list(self.dataset.classes), checkpoint)
+        try:
+            self.model.load_state_dict(checkpoint["model"])
+            if self.average:
+                self.average.model.load_state_dict(checkpoint["ema"])
+            self.optimizer.load_state_dict(checkpoint["optimizer"])
+            self.progress = Progress(**checkpoint["progress"])
+        except (RuntimeError, ValueError, TypeError, KeyError) as error:
+            raise RequestError(
+                f"the checkpoint does not fit this run ({str(error).splitlines()[0]}); is it another run's?"
+            ) from error
+        devices.set_rng_state(checkpoint["rng"], self.device)
+        self.history = list(checkpoint["history"])
+        if self.progress.step < self.total_steps:  # the record of an epoch cut short, which will now be completed
+            self.history = [row for row in self.history if row["epoch"] <= self.progress.epoch]
+
+
+def describe(config: TrainConfig, classes: int) -> str:
+    """Return network, size and classes in a few words, for messages."""
+    changed = (
+        {name: value for name, value in config.net_options.items() if MODELS[config.net].options[name].default != value}
+        if config.net in MODELS
+        else {}
+    )
+    return f"{format_spec(config.net, changed)} for {config.size}-px pictures of {classes} classes"
+
+
+def check_same_run(config: TrainConfig, classes: list[str], checkpoint: Checkpoint) -> None:
+    """Refuse a checkpoint of another network, data set or optimizer, saying what it is."""
+    stored = TrainConfig.from_dict(checkpoint["config"])
+    theirs = describe(stored, len(checkpoint["classes"])), stored.opt, bool(stored.ema)
+    ours = describe(config, len(classes)), config.opt, bool(config.ema)
+    if theirs != ours:
+        names = [f"{net}, --opt {opt}{', with EMA' if ema else ''}" for net, opt, ema in (theirs, ours)]
+        raise RequestError(f"the checkpoint is of {names[0]}; this run is {names[1]}: restore the run's own checkpoint")
+    if list(checkpoint["classes"]) != classes:
+        raise RequestError(
+            "the data set's classes are not those that the checkpoint was trained on; was --data-dir changed?"
+        )
+
+
+def open_session(config: TrainConfig, decoding: Callable[[int, int], None] | None = None) -> Session:
+    """Build everything a run needs.
+
+    Args:
+        config: the settings.
+        decoding: told how many pictures are decoded, of how many, when a folder is read for the first time.
+
+    Raises:
+        RequestError: device, data or network cannot be had as asked.
+    """
+    device = devices.resolve_device(config.device)
+    devices.prepare(device, config.threads)
+    dataset = load_dataset(
+        config.dataset,
+        data_dir=config.data_dir,
+        size=config.size,
+        skip_bad_images=config.skip_bad_images,
+        progress=decoding,
+    )
+    splits = split(
+        dataset,
+        val=config.val,
+        val_fraction=config.val_fraction,
+        split_seed=config.split_seed,
+        limit_train=config.limit_train,
+        limit_test=config.limit_test,
+    )
+    in_chans, num_classes = dataset.train.images.shape[1], len(dataset.classes)
+
+    def build() -> nn.Module:
+        return build_model(
+            config.net, config.net_options, img_size=config.size, in_chans=in_chans, num_classes=num_classes
+        )
+
+    torch.manual_seed(config.seed)
+    model = build().to(device)
+    batchnorm = any(isinstance(module, nn.modules.batchnorm._BatchNorm) for module in model.modules())
+    micro_batch, eval_batch = batch_pieces(config, device, build, in_chans, batchnorm)
+    batches = TrainBatches(
+        splits.train.pictures.images,
+        splits.train.pictures.labels,
+        splits.train.index,
+        batch_size=config.bs * config.accumulate,
+        device=device,
+        seed=config.seed,
+        augment=config.aug == "basic",
+        flip=DATASETS[config.dataset].flip,
+        drop_single=batchnorm,
+    )
+    total_steps = run_length(config, batches.steps_per_epoch)
+    return Session(
+        config=config,
+        device=device,
+        dataset=dataset,
+        splits=splits,
+        batches=batches,
+        normalize=Normalize(dataset.mean, dataset.std, config.size, device),
+        model=model,
+        average=WeightAverage(model, config.ema) if config.ema else None,
+        optimizer=build_optimizer(
+            config.opt,
+            config.opt_options,
+            model,
+            lr=config.lr,
+            weight_decay=config.weight_decay,
+            decay_all=config.decay_all,
+        ),
+        schedule=Schedule(
+            kind=config.schedule,
+            total_steps=total_steps,
+            warmup_steps=math.ceil(config.warmup * total_steps) if config.warmup else 0,
+            steps_per_epoch=batches.steps_per_epoch if config.schedule_per == "epoch" else 0,
+        ),
+        micro_batch=micro_batch,
+        eval_batch=eval_batch,
+        total_steps=total_steps,
+    )
+
+
+def run_length(config: TrainConfig, steps_per_epoch: int) -> int:
+    """Return the optimizer steps of a run: of its epochs, or fewer when ``--max-steps`` says so."""
+    lengths = [config.epochs * steps_per_epoch if config.epochs else None, config.max_steps]
+    return min(length for length in lengths if length is not None)
+
+
+def batch_pieces(
+    config: TrainConfig, device: torch.device, build: Callable[[], nn.Module], in_chans: int, batchnorm: bool
+) -> tuple[int, int]:
+    """Return how many pictures are run at once in training and in evaluation.
+
+    Under ``--micro-batch auto`` a CPU takes the largest power of two for which the widest activation of a piece has
+    at most :data:`CACHE_FLOATS` floats, and at least 8; an accelerator takes the whole batch, and so does a network
+    with BatchNorm in training, as its statistics are those of the batch.
+    """
+    if device.type == "cpu":
+        widest = activation_floats(build, in_chans, config.size)
+        fitting = max(8, 1 << int(math.log2(max(1, CACHE_FLOATS // widest))))
+    else:
+        fitting = DEVICE_EVAL_BATCH
+    if config.micro_batch != "auto":
+        return min(int(config.micro_batch), config.bs), fitting
+    whole = batchnorm or device.type != "cpu"
+    return config.bs if whole else min(fitting, config.bs), fitting
+
+
+def piece_sizes(count: int, bs: int, micro_batch: int, *, joined: bool) -> list[int]:
+    """Return the sizes of the pieces that the ``count`` pictures of a step are run in.
+
+    Args:
+        count: pictures of the step, up to ``bs`` times the accumulated batches.
+        bs: no piece spans two batches.
+        micro_batch: the most pictures in a piece.
+        joined: a last batch of one picture joins the batch before, as BatchNorm cannot normalise one.
+    """
+    wholes, rest = divmod(count, bs)
+    chunks = [bs] * wholes + ([rest] if rest else [])
+    if joined and rest == 1 and wholes:
+        chunks[-2:] = [bs + 1]
+        return chunks
+    sizes: list[int] = []
+    for chunk in chunks:
+        sizes += [micro_batch] * (chunk // micro_batch) + ([chunk % micro_batch] if chunk % micro_batch else [])
+    return sizes
+
+
+def parameters(session: Session) -> int:
+    """Return how many parameters the network has."""
+    return count_parameters(session.model)
