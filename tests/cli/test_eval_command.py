@@ -1,0 +1,104 @@
+import csv
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from sklearn.metrics import accuracy_score, f1_score, log_loss
+
+from tests.conftest import TINY, TINY_NET, Cli
+from vitctl.training.checkpoint import load_checkpoint, save_checkpoint
+
+Refused = Callable[..., str]
+
+
+@pytest.fixture
+def trained(cli: Cli, tmp_path: Path) -> Path:
+    assert cli("train", *TINY[:6], "--bs", 32, "--lr", 0.01, "--epochs", 3, "--name", "r").code == 0
+    return tmp_path / "runs" / "r"
+
+
+def test_figures_agree_with_the_run_and_with_scikit_learn(cli: Cli, trained: Path, tmp_path: Path) -> None:
+    scores = cli("eval", trained, "--json", "--csv", "classes.csv", "--predictions", "p.csv").json()
+    summary = cli("train", "--resume", trained, "--json").json()
+    assert scores["top1"] == pytest.approx(summary["test_acc"]) and scores["images"] == summary["test_images"]
+    assert scores["loss"] == pytest.approx(summary["test_loss"], rel=1e-5)
+    with open(tmp_path / "p.csv") as file:
+        rows = list(csv.DictReader(file))
+    labels, predicted = [row["label"] for row in rows], [row["predicted"] for row in rows]
+    assert scores["top1"] == pytest.approx(100 * accuracy_score(labels, predicted))
+    per_class = f1_score(labels, predicted, average=None, zero_division=0)
+    assert [row["f1"] for row in scores["classes"]] == pytest.approx(list(100 * per_class))
+    assert sum(map(sum, scores["confusion"])) == len(rows)
+    assert 100 * sum(scores["confusion"][i][i] for i in range(10)) / len(rows) == pytest.approx(scores["top1"])
+    assert scores["top1"] <= scores["top5"] <= 100
+    assert len((tmp_path / "classes.csv").read_text().splitlines()) == 11
+
+
+def test_loss_is_scikit_learn_s(trained: Path) -> None:
+    from vitctl.training.scoring import score
+
+    scores = score(trained, device_name="cpu", warn=print)
+    assert scores.figures["loss"] == pytest.approx(log_loss(scores.labels, scores.probabilities), rel=1e-9)
+
+
+def test_parts_and_weights(cli: Cli, trained: Path) -> None:
+    summary = cli("train", "--resume", trained, "--json").json()
+    val = cli("eval", trained, "--split", "val", "--json").json()
+    assert val["top1"] == pytest.approx(summary["val_acc"]) and val["images"] == summary["val_images"]
+    best = cli("eval", trained, "--split", "val", "--weights", "best", "--json").json()
+    assert best["top1"] == pytest.approx(summary["best_val_acc"]) and best["epoch"] == summary["best_epoch"]
+    assert cli("eval", trained, "--split", "train", "--limit", 30, "--json").json()["images"] == 30
+    single = cli("eval", trained / "checkpoints" / "last.pt", "--json").json()
+    assert single["top1"] == pytest.approx(summary["test_acc"])
+
+
+def test_the_table_shows_classes_and_confusion(cli: Cli, trained: Path) -> None:
+    text = cli("eval", trained).out
+    for word in ("top-1 accuracy", "top-5 accuracy", "precision", "recall", "F1", "confusion matrix"):
+        assert word in text
+
+
+def test_refusals(cli: Cli, refused: Refused, trained: Path, tmp_path: Path) -> None:
+    last = trained / "checkpoints" / "last.pt"
+    (tmp_path / "text.pt").write_text("hello")
+    (tmp_path / "short.pt").write_bytes(last.read_bytes()[:1000])
+    for argv, sentence in (
+        (["none.pt"], "is not there"),
+        (["text.pt"], "is not a vitctl checkpoint"),
+        (["short.pt"], "is not a vitctl checkpoint"),
+        ([trained, "--split", "tset"], "did you mean test"),
+        ([trained, "--weights", "bets"], "did you mean best"),
+        ([last, "--weights", "best"], "is a single checkpoint"),
+        ([trained, "--device", "mps"], "--device mps is not available here"),
+        ([trained, "--csv", "no/where.csv"], "is not there"),
+        ([tmp_path], "is no run folder"),
+    ):
+        assert sentence in refused("eval", *argv)
+    cli("train", *TINY, "--val", "none", "--epochs", 1, "--name", "n")
+    assert "no held-out part" in refused("eval", "runs/n", "--split", "val")
+
+
+def test_a_checkpoint_of_an_unknown_network_is_named(refused: Refused, trained: Path, tmp_path: Path) -> None:
+    checkpoint = load_checkpoint(trained / "checkpoints" / "last.pt")
+    checkpoint["config"]["net"] = "vit_gone"
+    save_checkpoint({key: value for key, value in checkpoint.items() if key != "digest"}, tmp_path / "g.pt")
+    assert "'vit_gone' is unknown" in refused("eval", "g.pt")
+
+
+def test_weights_of_another_shape_are_named(refused: Refused, trained: Path, tmp_path: Path) -> None:
+    checkpoint = load_checkpoint(trained / "checkpoints" / "last.pt")
+    checkpoint["model"]["head.weight"] = torch.zeros(3, 3)
+    save_checkpoint({key: value for key, value in checkpoint.items() if key != "digest"}, tmp_path / "g.pt")
+    assert "does not hold the weights of --net cct_2" in refused("eval", "g.pt")
+
+
+def test_another_data_set_must_have_the_same_classes(cli: Cli, refused: Refused, trained: Path, tmp_path: Path) -> None:
+    from tests.cli.test_train_command import picture_folder
+
+    picture_folder(tmp_path / "shades")
+    assert "channels" in refused("eval", trained, "--dataset", "shades")
+    cli("train", "--dataset", "shades", "--net", TINY_NET, "--size", 8, "--bs", 8, "--epochs", 1, "--name", "s")
+    (tmp_path / "shades" / "train" / "dark").rename(tmp_path / "shades" / "train" / "black")
+    (tmp_path / "shades" / "test" / "dark").rename(tmp_path / "shades" / "test" / "black")
+    assert "the network was trained on" in refused("eval", "runs/s", "--dataset", "shades")

@@ -1,0 +1,223 @@
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import yaml
+
+from tests.conftest import TINY, Cli
+from vitctl.config import FLAGS, TrainConfig
+
+Refused = Callable[..., str]
+
+
+def test_a_run_leaves_its_folder_and_prints_json(cli: Cli, tmp_path: Path) -> None:
+    result = cli("train", *TINY, "--epochs", 2, "--name", "first", "--json")
+    assert result.code == 0
+    summary = result.json()
+    run = tmp_path / "runs" / "first"
+    assert summary == json.loads((run / "summary.json").read_text())
+    rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    assert [row["epoch"] for row in rows] == [1, 2] and [row["step"] for row in rows] == [4, 8]
+    for key in ("train_loss", "train_acc", "val_loss", "val_acc", "lr", "epoch_time", "images_per_second", "data_wait"):
+        assert all(isinstance(row[key], float) for row in rows), key
+    assert rows[0]["val_split"] == "holdout"
+    assert summary["test_acc"] >= 0 and summary["params"] > 0 and summary["train_images"] == 200
+    document = json.loads((run / "config.json").read_text())
+    assert TrainConfig.from_dict(document["config"]).epochs == 2
+    session = document["sessions"][0]
+    assert {"torch", "python", "device", "threads", "git_commit", "command", "vitctl"} <= session.keys()
+    assert max(path.name for path in (run / "checkpoints").iterdir()) == "last.pt"
+
+
+def test_the_table_names_what_was_measured(cli: Cli) -> None:
+    result = cli("train", *TINY, "--epochs", 1)
+    assert "test accuracy" in result.out and "held-out accuracy" in result.out
+    assert "epoch 1/1" in result.err and "pictures/s" in result.err
+
+
+def test_plain_lines_have_no_terminal_codes(cli: Cli) -> None:
+    result = cli("train", *TINY, "--epochs", 1)
+    assert "\x1b" not in result.out + result.err and "\r" not in result.err
+
+
+def test_underscores_aliases_and_switches_with_values(cli: Cli) -> None:
+    result = cli(
+        "train", "--n_epochs=7", "--weight_decay=0.1", "--decay_all=True", "--print_config", "--dataset=digits"
+    )
+    settings = yaml.safe_load(result.out)
+    assert (settings["epochs"], settings["weight_decay"], settings["decay_all"]) == (7, 0.1, True)
+    result = cli("train", "--recipe", "seed", "--decay-all=false", "--print-config")
+    assert yaml.safe_load(result.out)["decay_all"] is False
+
+
+def test_printed_config_trains_the_same(cli: Cli, tmp_path: Path) -> None:
+    printed = cli("train", *TINY, "--epochs", 1, "--print-config")
+    (tmp_path / "c.yaml").write_text(printed.out)
+    a = cli("train", *TINY, "--epochs", 1, "--json").json()
+    b = cli("train", "--config", "c.yaml", "--json").json()
+    assert (a["train_loss"], a["test_loss"]) == (b["train_loss"], b["test_loss"])
+
+
+def test_legacy_flags(cli: Cli, refused: Refused) -> None:
+    assert yaml.safe_load(cli("train", "--noaug", "--noamp", "--nowandb", "--print-config").out)["aug"] == "basic"
+    assert "one device" in refused("train", "--dp")
+    assert "--net vit:head_dim" in refused("train", "--dimhead", 32)
+
+
+def test_dry_run_saves_nothing_and_counts(cli: Cli, tmp_path: Path) -> None:
+    cost = cli("train", *TINY, "--net", "vit_tiny:depth=1", "--size", "8", "--dry-run", "--json").json()
+    assert cost["tokens"] == 5 and cost["params"] > 0 and cost["eta"] > 0 and cost["mflop"] > 0
+    assert cost["steps_per_epoch"] == 4
+    assert not (tmp_path / "runs").exists()
+    assert "whole run" in cli("train", *TINY, "--dry-run").out
+
+
+def test_max_steps_ends_mid_epoch(cli: Cli) -> None:
+    summary = cli("train", *TINY, "--max-steps", 6, "--json").json()
+    assert (summary["step"], summary["epoch"]) == (6, 2)
+
+
+def test_val_protocols(cli: Cli, tmp_path: Path) -> None:
+    test = cli("train", *TINY, "--epochs", 1, "--val", "test", "--name", "t", "--json").json()
+    assert (test["val_split"], test["val_acc"], test["val_loss"]) == ("test", test["test_acc"], test["test_loss"])
+    none = cli("train", *TINY, "--epochs", 1, "--val", "none", "--name", "n", "--json").json()
+    assert "val_acc" not in none and none["val_images"] == 0
+    for name in "tn":  # nothing was held out, so nothing may be called the best
+        assert not (tmp_path / "runs" / name / "checkpoints" / "best.pt").exists()
+        assert cli("eval", f"runs/{name}", "--weights", "best").code == 2
+
+
+def test_patience_stops_early(cli: Cli) -> None:
+    summary = cli("train", *TINY, "--epochs", 30, "--lr", "0", "--patience", 2, "--json").json()
+    assert summary["stopped_early"] and summary["epoch"] == 3
+
+
+@pytest.mark.parametrize(
+    ("argv", "sentence"),
+    [
+        (["--net", "vit_smal"], "did you mean vit_small"),
+        (["--net", "vit", "--patch", 5], "patches that do: 1, 2, 4, 8"),
+        (["--device", "mps"], "--device mps is not available here; available: cpu"),
+        (["--device", "cuda:7"], "available: "),
+        (["--device", "gpu"], "'gpu' is unknown"),
+        (["--name", "a/b"], "no name for a folder"),
+        (["--dataset", "folder"], "--data-dir"),
+        (["--bs", "many"], "--bs takes a whole number"),
+        (["--lr", "-1"], "--lr is -1"),
+        (["--val", "tset"], "did you mean test"),
+        (["--runs-dir", "/proc/nowhere"], "cannot make the run folder"),
+        (["--resume", "runs/none"], "is not there"),
+        (["--resume", ".", "--name", "x"], "--name does not go with it"),
+        (["--resume", "."], "no run folder"),
+    ],
+)
+def test_bad_requests_are_one_sentence(refused: Refused, argv: list[object], sentence: str, tmp_path: Path) -> None:
+    base = [] if "--resume" in argv else [*TINY, "--epochs", "1"]
+    if "--net" in argv:
+        base = ["--dataset", "digits", "--size", "8"]
+    if "--dataset" in argv:
+        base = []
+    assert sentence in refused("train", *base, *argv)
+    assert not (tmp_path / "runs").exists()
+
+
+def test_an_existing_name_is_never_overwritten(cli: Cli, refused: Refused, tmp_path: Path) -> None:
+    cli("train", *TINY, "--epochs", 1, "--name", "mine")
+    before = {path: path.read_bytes() for path in (tmp_path / "runs" / "mine").rglob("*") if path.is_file()}
+    sentence = refused("train", *TINY, "--epochs", 1, "--name", "mine")
+    assert "vitctl train --resume runs/mine" in sentence
+    assert before == {path: path.read_bytes() for path in (tmp_path / "runs" / "mine").rglob("*") if path.is_file()}
+
+
+def test_unnamed_runs_get_folders_of_their_own(cli: Cli, tmp_path: Path) -> None:
+    for _ in range(2):
+        assert cli("train", *TINY, "--max-steps", 1).code == 0
+    assert len(list((tmp_path / "runs").iterdir())) == 2
+
+
+def test_config_file_mistakes(refused: Refused, tmp_path: Path) -> None:
+    for text, sentence in (
+        ("epoch: 3", "did you mean epochs"),
+        ("lr: 1e-3\nlr: 2e-3", "line 2: the key 'lr' is given twice"),
+        ("lr: fast", "--lr takes a number"),
+        ("[1]", "must be a list of 'key: value' lines"),
+    ):
+        (tmp_path / "c.yaml").write_text(text)
+        assert sentence in refused("train", "--config", "c.yaml")
+
+
+def test_help_shows_every_setting_in_its_group(cli: Cli) -> None:
+    text = cli("train", "--help").out
+    for name, flag in FLAGS.items():
+        assert "--" + name.replace("_", "-") in text and flag.panel in text
+
+
+@pytest.mark.parametrize(
+    ("flag", "start", "expected"),
+    [("--net", "cct", "cct_2"), ("--opt", "ad", "adamw"), ("--dataset", "d", "digits"), ("--recipe", "se", "seed")],
+)
+def test_completion_offers_values(flag: str, start: str, expected: str) -> None:
+    env = {
+        **os.environ,
+        "_VITCTL_COMPLETE": "complete_bash",
+        "COMP_WORDS": f"vitctl train {flag} {start}",
+        "COMP_CWORD": "3",
+    }
+    result = subprocess.run(
+        [sys.executable, "-c", "from vitctl.cli import main; main()"],
+        env=env,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert expected in result.stdout.split()
+
+
+def test_debug_shows_the_traceback(tmp_path: Path) -> None:
+    result = subprocess.run(
+        [sys.executable, "-m", "vitctl", "train", "--net", "vitt"],
+        env={**os.environ, "VITCTL_DEBUG": "1"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert "Traceback" in result.stderr
+
+
+def picture_folder(root: Path) -> None:
+    from PIL import Image
+
+    for part, count in (("train", 12), ("test", 4)):
+        for shade, name in ((40, "dark"), (200, "light")):
+            (root / part / name).mkdir(parents=True)
+            for i in range(count):
+                Image.new("RGB", (10 + i, 12), (shade + i,) * 3).save(root / part / name / f"{i}.png")
+
+
+def test_a_folder_of_pictures_trains_resumes_and_is_evaluated_from_anywhere(
+    cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    picture_folder(tmp_path / "shades")
+    net = ["--net", "cct_2:embed_dim=16,depth=1,conv_width=8", "--size", 8, "--bs", 8]
+    first = cli("train", "--dataset", "shades", *net, "--epochs", 1, "--name", "r", "--json")
+    assert first.code == 0, first.err
+    assert (first.json()["train_images"], first.json()["val_images"], first.json()["test_images"]) == (22, 2, 8)
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    assert cli("train", "--resume", "../runs/r", "--dataset", "../shades", "--epochs", 2).code == 0
+    scores = cli("eval", "../runs/r", "--json")
+    assert scores.code == 0 and [row["class"] for row in scores.json()["classes"]] == ["dark", "light"]
+    assert cli("eval", "../runs/r", "--split", "val", "--json").json()["images"] == 2
+
+
+def test_pictures_that_cannot_be_read(cli: Cli, refused: Refused, tmp_path: Path) -> None:
+    picture_folder(tmp_path / "shades")
+    (tmp_path / "shades" / "train" / "dark" / "3.png").write_bytes(b"not a picture")
+    run = ["train", "--dataset", "shades", "--net", "cct_2:embed_dim=16,depth=1", "--size", 8, "--bs", 8, "--epochs", 1]
+    assert "--skip-bad-images" in refused(*run)
+    skipped = cli(*run, "--skip-bad-images", "--json")
+    assert skipped.json()["skipped_images"] == 1 and "3.png" in skipped.err

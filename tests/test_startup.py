@@ -1,0 +1,67 @@
+"""Help and usage errors must not load torch: modules are asserted, not milliseconds."""
+
+import subprocess
+import sys
+
+import pytest
+
+HEAVY = (
+    "torch",
+    "torchvision",
+    "timm",
+    "wandb",
+    "optuna",
+    "onnx",
+    "onnxruntime",
+    "sklearn",
+    "numpy",
+    "PIL",
+    "matplotlib",
+)
+
+PROBE = """
+import sys
+from vitctl.cli import main
+code = main(sys.argv[1:])
+loaded = [name for name in {heavy} if name in sys.modules]
+print("LOADED", code, *loaded, file=sys.stderr)
+"""
+
+
+def probe(*argv: str) -> tuple[int, list[str]]:
+    result = subprocess.run(
+        [sys.executable, "-c", PROBE.format(heavy=HEAVY), *argv], capture_output=True, text=True, check=True
+    )
+    words = result.stderr.strip().splitlines()[-1].split()
+    assert words[0] == "LOADED"
+    return int(words[1]), words[2:]
+
+
+@pytest.mark.parametrize(
+    ("argv", "code"),
+    [
+        (["--help"], 0),
+        (["--version"], 0),
+        (["train", "--help"], 0),
+        (["eval", "--help"], 0),
+        (["list-models"], 0),
+        (["list-models", "--json"], 0),
+        (["train", "--print-config"], 0),
+        (["train", "--nett", "x"], 2),
+        (["train", "--net", "vitt"], 2),
+        (["train", "--net", "vit", "--patch", "5"], 2),
+        (["train", "--net", "vit:dept=5"], 2),
+        (["train", "--lr", "fast"], 2),
+        (["train", "--config", "/nowhere.yaml"], 2),
+        (["train", "--dataset", "cifar"], 2),
+        (["eval", "x", "--split", "tset"], 2),
+        (["trian"], 2),
+    ],
+)
+def test_light_answers_load_nothing_heavy(argv: list[str], code: int) -> None:
+    assert probe(*argv) == (code, [])
+
+
+def test_the_probe_sees_heavy_modules() -> None:
+    code, loaded = probe("train", "--device", "warp", "--dataset", "digits")
+    assert code == 2 and "torch" in loaded

@@ -1,0 +1,57 @@
+"""The command line: parse, call, print. Nothing else in vitctl imports this package."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+from collections.abc import Sequence
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run ``vitctl`` and return its exit code; the one place that turns errors into sentences.
+
+    Args:
+        argv: the arguments; None takes those of the process.
+
+    Returns:
+        0 done; 1 failed after work began; 2 the request cannot be met. A run that a signal stopped does not return:
+        the process dies by that signal.
+    """
+    from vitctl.cli.app import app
+    from vitctl.errors import Interrupted, VitctlError
+
+    debug = os.environ.get("VITCTL_DEBUG", "") not in ("", "0")
+    try:
+        app(args=list(sys.argv[1:] if argv is None else argv), prog_name="vitctl")
+    except SystemExit as stop:
+        return stop.code if isinstance(stop.code, int) else 1
+    except VitctlError as error:
+        if debug:
+            raise
+        print(f"{'' if isinstance(error, Interrupted) else 'error: '}{error}", file=sys.stderr)
+        if isinstance(error, Interrupted):
+            _die_by(error.signum)
+        return error.exit_code
+    except KeyboardInterrupt:
+        _die_by(signal.SIGINT)
+    except BrokenPipeError:
+        # The reader has gone (vitctl ... | head); a second complaint at exit helps nobody.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except Exception as error:
+        if debug:
+            raise
+        print(
+            f"error: unexpected {type(error).__name__}: {error} (VITCTL_DEBUG=1 shows where; please report it)",
+            file=sys.stderr,
+        )
+        return 1
+    return 0
+
+
+def _die_by(signum: int) -> None:
+    sys.stdout.flush()
+    sys.stderr.flush()
+    signal.signal(signum, signal.SIG_DFL)
+    os.kill(os.getpid(), signum)

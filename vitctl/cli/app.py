@@ -1,0 +1,41 @@
+"""The wiring: which commands there are."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from vitctl import __version__
+from vitctl.cli.eval import evaluate
+from vitctl.cli.list_models import list_models
+from vitctl.cli.options import Command
+from vitctl.cli.train import train
+
+app = typer.Typer(
+    name="vitctl",
+    help="Train Vision Transformers and their relatives on small pictures.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+
+def _version(asked: bool) -> None:
+    if asked:
+        typer.echo(f"vitctl {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def root(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and exit.")
+    ] = False,
+) -> None:
+    """Train Vision Transformers and their relatives on small pictures."""
+
+
+app.command(cls=Command)(train)
+app.command("eval", cls=Command)(evaluate)
+app.command("list-models", cls=Command)(list_models)

@@ -1,0 +1,75 @@
+"""``vitctl eval``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from vitctl.errors import RequestError
+from vitctl.registry import suggest
+
+
+def evaluate(
+    path: Annotated[
+        Path, typer.Argument(metavar="CKPT|RUN", help="a checkpoint, or a run's folder", show_default=False)
+    ],
+    weights: Annotated[
+        str, typer.Option(help="of a run's folder: last, or best by held-out accuracy", metavar="last|best")
+    ] = "last",
+    dataset: Annotated[
+        str | None, typer.Option(help="data set, or a folder of pictures", show_default="that of the training")
+    ] = None,
+    data_dir: Annotated[str | None, typer.Option(help="where the data lie", show_default="as in training")] = None,
+    part: Annotated[str, typer.Option("--split", help="which part of the data set", metavar="test|val|train")] = "test",
+    limit: Annotated[
+        int | None, typer.Option("--limit", help="evaluate on N pictures only", metavar="N", min=1)
+    ] = None,
+    device: Annotated[str, typer.Option(help="auto, cpu, mps, cuda or cuda:INDEX")] = "auto",
+    skip_bad_images: Annotated[bool, typer.Option("--skip-bad-images", help="leave out unreadable pictures")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="print everything as JSON on stdout")] = False,
+    csv: Annotated[Path | None, typer.Option("--csv", help="write the figures per class to this file")] = None,
+    predictions: Annotated[
+        Path | None, typer.Option("--predictions", help="write a line per picture to this CSV file")
+    ] = None,
+) -> None:
+    """Measure a trained network: loss, top-1, top-5, figures per class, confusion matrix."""
+    from vitctl.config import resolve_dataset
+
+    for flag, value, choices in (("--weights", weights, ("last", "best")), ("--split", part, ("test", "val", "train"))):
+        if value not in choices:
+            raise RequestError(f"{flag} {value!r} is unknown{suggest(value, choices)}")
+    for flag, target in (("--csv", csv), ("--predictions", predictions)):
+        if target is not None and not target.absolute().parent.is_dir():
+            raise RequestError(f"{flag} {target}: the folder {target.absolute().parent} is not there")
+    if dataset is not None:
+        dataset, data_dir = resolve_dataset(dataset, data_dir)
+
+    from vitctl.cli import printing
+    from vitctl.cli.progress import make_observer
+
+    with make_observer() as observer:
+        from vitctl.training import scoring  # torch loads here
+
+        scores = scoring.score(
+            path,
+            weights=weights,
+            dataset=dataset,
+            data_dir=data_dir,
+            part=part,
+            limit=limit,
+            device_name=device,
+            skip_bad_images=skip_bad_images,
+            warn=observer.message,
+            progress=lambda done, count: observer.evaluating(part, done, count),
+            decoding=observer.decoding,
+        )
+    if csv is not None:
+        scoring.write_class_table(scores, csv)
+    if predictions is not None:
+        scoring.write_predictions(scores, predictions)
+    if as_json:
+        printing.print_json(scores.to_dict())
+    else:
+        printing.print_scores(scores)

@@ -1,0 +1,162 @@
+"""Flags made from the settings table, so that each is described once."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+from collections.abc import Callable
+from typing import Annotated, Any
+
+import typer
+from typer.core import TyperCommand
+
+from vitctl.config import FLAGS, Flag
+from vitctl.errors import RequestError
+from vitctl.registry import FALSE_WORDS, TRUE_WORDS, convert
+
+LEGACY = ("noaug", "noamp", "nowandb")
+"""Flags of the predecessor's scripts that today's defaults or other flags answer; see :func:`legacy_settings`."""
+
+_REFUSED = {
+    "dp": "--dp: DataParallel is gone; a run uses one device (--device cuda:0)",
+    "dimhead": "--dimhead is an option of the network today: --net vit:head_dim=64",
+}
+
+
+class Command(TyperCommand):
+    """A command whose flags may be typed with underscores, and whose switches take ``=true`` and ``=false``.
+
+    W&B agents pass parameters so: ``--n_epochs=5 --decay_all=True``.
+    """
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """Bring ``args`` into the form that Typer knows, and parse them."""
+        switches = {
+            name: (parameter.opts[0], parameter.secondary_opts[0])
+            for parameter in self.params
+            if getattr(parameter, "is_flag", False) and getattr(parameter, "secondary_opts", None)
+            for name in parameter.opts
+        }
+        plain: list[str] = []
+        for i, argument in enumerate(args):
+            if argument == "--":
+                plain += args[i:]
+                break
+            if not argument.startswith("--"):
+                plain.append(argument)
+                continue
+            name, equals, value = argument.partition("=")
+            name = name.replace("_", "-")
+            if equals and name in switches and value.lower() in (*TRUE_WORDS, *FALSE_WORDS):
+                plain.append(switches[name][0 if convert(value, bool, name) else 1])
+            else:
+                plain.append(f"{name}{equals}{value}")
+        return super().parse_args(ctx, plain)
+
+
+def takes_settings(command: Callable[..., None]) -> Callable[..., None]:
+    """Give ``command`` a flag for every setting; its parameter ``settings`` gets those that were given, parsed.
+
+    Values are parsed by :meth:`vitctl.config.Flag.parse`, as those of files and sweeps are, so that all are refused in
+    the same words.
+    """
+    signature = inspect.signature(command, eval_str=True)
+    own = [parameter for name, parameter in signature.parameters.items() if name != "settings"]
+    flags = [
+        inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=_annotation(name, flag))
+        for name, flag in FLAGS.items()
+    ]
+    legacy = [
+        inspect.Parameter(
+            name,
+            inspect.Parameter.KEYWORD_ONLY,
+            default=None,
+            annotation=Annotated[bool | None, typer.Option(f"--{name}", hidden=True)],
+        )
+        for name in LEGACY
+    ] + [
+        inspect.Parameter(
+            name,
+            inspect.Parameter.KEYWORD_ONLY,
+            default=None,
+            annotation=Annotated[bool | None, typer.Option(f"--{name}", hidden=True)]
+            if name == "dp"
+            else Annotated[str | None, typer.Option(f"--{name}", hidden=True)],
+        )
+        for name in _REFUSED
+    ]
+
+    @functools.wraps(command)
+    def wrapper(**given: Any) -> None:
+        for name, sentence in _REFUSED.items():
+            if given.pop(name) is not None:
+                raise RequestError(sentence)
+        settings = legacy_settings({name: given.pop(name) for name in LEGACY}, given.get("aug"))
+        for name, flag in FLAGS.items():
+            value = given.pop(name)
+            if value is not None:
+                settings[name] = flag.parse(name, value)
+        command(settings=settings, **given)
+
+    parameters = [*own, *flags, *legacy]
+    wrapper.__signature__ = signature.replace(parameters=parameters)  # type: ignore[attr-defined]
+    wrapper.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
+    del wrapper.__wrapped__
+    return wrapper
+
+
+def legacy_settings(given: dict[str, bool | None], aug: str | None) -> dict[str, Any]:
+    """Return what the predecessor's flags mean today.
+
+    ``--noaug`` left crop and flip on, so it is ``--aug basic``; ``--noamp`` and ``--nowandb`` ask for what is so anyway.
+
+    Raises:
+        RequestError: ``--noaug`` beside another ``--aug``.
+    """
+    if not given["noaug"]:
+        return {}
+    if aug not in (None, "basic"):
+        raise RequestError(f"--noaug means --aug basic, and --aug {aug} is given too; leave one out")
+    return {"aug": "basic"}
+
+
+def _annotation(name: str, flag: Flag) -> Any:
+    long = "--" + name.replace("_", "-")
+    if flag.kind is bool:
+        names = [f"{long}/--no-{long[2:]}"]
+        option = typer.Option(*names, help=flag.help, rich_help_panel=flag.panel, show_default=flag.shown or False)
+        return Annotated[bool | None, option]
+    option = typer.Option(
+        long,
+        *flag.names,
+        help=flag.help,
+        rich_help_panel=flag.panel,
+        metavar="|".join(flag.choices) or {int: "N", float: "X", str: "TEXT"}[flag.kind],
+        show_default=flag.shown or _shown_default(name),
+        autocompletion=_completion(flag),
+    )
+    return Annotated[str | None, option]
+
+
+def _shown_default(name: str) -> str | bool:
+    import dataclasses
+
+    from vitctl.config import TrainConfig
+
+    defaults = {field.name: field.default for field in dataclasses.fields(TrainConfig)}
+    value = defaults.get(name)
+    return str(value) if value is not None else False
+
+
+def _completion(flag: Flag) -> Callable[[str], list[tuple[str, str]]] | None:
+    if flag.table is not None:
+        rows = [(name, entry.summary) for name, entry in flag.table.items()]
+    elif flag.choices:
+        rows = [(choice, "") for choice in flag.choices]
+    else:
+        return None
+
+    def complete(incomplete: str) -> list[tuple[str, str]]:
+        return [row for row in rows if row[0].startswith(incomplete)]
+
+    return complete

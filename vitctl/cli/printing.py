@@ -1,0 +1,138 @@
+"""Results on stdout: Rich tables, or one JSON document."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Any
+
+from vitctl.units import format_bytes, format_duration
+
+if TYPE_CHECKING:
+    from vitctl.training.scoring import Scores
+
+MAX_CONFUSION = 20
+"""The most classes whose confusion matrix a terminal has room for."""
+
+Record = dict[str, Any]
+
+
+def print_json(document: Any) -> None:
+    """Print ``document`` as one JSON document."""
+    print(json.dumps(document, indent=2))
+
+
+def print_table(title: str, rows: list[tuple[str, str]]) -> None:
+    """Print rows of name and value."""
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(show_header=False)
+    table.add_column(style="bold")
+    table.add_column(justify="right")
+    for name, value in rows:
+        table.add_row(name, value)
+    console = Console(highlight=False)
+    console.print(title, style="bold", markup=False, soft_wrap=True)  # a table's own title wraps at its width
+    console.print(table)
+
+
+def print_summary(summary: Record) -> None:
+    """Print the final figures of a run."""
+    weights = "EMA weights" if summary["weights"] == "ema" else "last weights"
+    rows = [
+        ("test accuracy", f"{summary['test_acc']:.2f} %"),
+        ("test loss", f"{summary['test_loss']:.4f}"),
+    ]
+    if "best_epoch" in summary:
+        rows += [
+            ("held-out accuracy", f"{summary['val_acc']:.2f} %"),
+            ("best held-out accuracy", f"{summary['best_val_acc']:.2f} % (epoch {summary['best_epoch']})"),
+        ]
+    rows += [
+        ("training accuracy", f"{summary['train_acc']:.2f} %"),
+        ("training loss", f"{summary['train_loss']:.4f}"),
+        (
+            "epochs / steps",
+            f"{summary['epoch']} / {summary['step']:,}{' (stopped early)' if summary['stopped_early'] else ''}",
+        ),
+        (
+            "pictures train / val / test",
+            " / ".join(f"{summary[f'{part}_images']:,}" for part in ("train", "val", "test")),
+        ),
+        ("epoch duration", format_duration(summary["epoch_time"])),
+        ("training speed", f"{summary['images_per_second']:,.0f} pictures/s"),
+        ("data wait", f"{100 * summary['data_wait']:.1f} %"),
+        ("total time", format_duration(summary["seconds"])),
+        ("peak memory", format_bytes(summary["peak_memory"])),
+        ("parameters", f"{summary['params']:,}"),
+        ("device", f"{summary['device']} ({summary['device_name']}, {summary['threads']} threads)"),
+        ("torch / vitctl / seed", f"{summary['torch']} / {summary['vitctl']} / {summary['seed']}"),
+    ]
+    print_table(f"{summary['name']}: {weights}, tested once", rows)
+
+
+def print_dry_run(cost: Record) -> None:
+    """Print what a run would cost."""
+    print_table(
+        f"dry run: {cost['net']}",
+        [
+            ("parameters", f"{cost['params']:,}"),
+            ("forward pass", f"{cost['mflop']:,} MFLOP a picture"),
+            ("tokens", str(cost["tokens"]) if cost["tokens"] else "-"),
+            ("training pictures", f"{cost['train_images']:,}"),
+            ("steps", f"{cost['total_steps']:,} ({cost['steps_per_epoch']:,} an epoch)"),
+            ("pieces", f"{cost['micro_batch']} pictures"),
+            (
+                "step time",
+                format_duration(cost["step_time"]) if cost["step_time"] >= 1 else f"{1000 * cost['step_time']:.0f} ms",
+            ),
+            ("training speed", f"{cost['images_per_second']:,.0f} pictures/s"),
+            ("whole run", f"about {format_duration(cost['eta'])}"),
+            ("peak memory", format_bytes(cost["peak_memory"])),
+            ("device", f"{cost['device']} ({cost['device_name']}, {cost['threads']} threads)"),
+        ],
+    )
+
+
+def print_scores(scores: Scores) -> None:
+    """Print what ``vitctl eval`` found."""
+    from rich.console import Console
+    from rich.table import Table
+
+    figures = scores.figures
+    print_table(
+        f"{figures['checkpoint']} on {figures['dataset']} {figures['split']}",
+        [
+            ("top-1 accuracy", f"{figures['top1']:.2f} %"),
+            ("top-5 accuracy", f"{figures['top5']:.2f} %" if figures["top5"] is not None else "-"),
+            ("loss", f"{figures['loss']:.4f}"),
+            ("pictures", f"{figures['images']:,}"),
+            ("weights", f"{figures['net']}, {figures['weights']}, epoch {figures['epoch']}"),
+            ("speed", f"{figures['images_per_second']:,.0f} pictures/s"),
+            ("device", f"{figures['device']} ({figures['device_name']}, {figures['threads']} threads)"),
+        ],
+    )
+    console = Console(highlight=False)
+    table = Table()
+    table.add_column("class", style="bold")
+    for heading in ("precision", "recall", "F1", "pictures"):
+        table.add_column(heading, justify="right")
+    for row in scores.classes:
+        table.add_row(
+            row["class"], *(f"{row[key]:.2f} %" for key in ("precision", "recall", "f1")), f"{row['support']:,}"
+        )
+    console.print(table)
+    if len(scores.classes) > MAX_CONFUSION:
+        console.print(f"(the confusion matrix of {len(scores.classes)} classes is in --json)")
+        return
+    console.print("confusion matrix: rows are true classes, columns predicted ones", style="bold")
+    matrix = Table()
+    matrix.add_column("", style="bold")
+    for row in scores.classes:
+        matrix.add_column(row["class"][:5], justify="right")
+    for i, row in enumerate(scores.classes):
+        matrix.add_row(
+            row["class"],
+            *(f"[bold]{count}[/]" if i == j else str(count) for j, count in enumerate(scores.confusion[i])),
+        )
+    console.print(matrix)

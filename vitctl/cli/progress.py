@@ -1,0 +1,202 @@
+"""What a run shows while it works: bars on a terminal, plain lines elsewhere. All of it goes to stderr."""
+
+from __future__ import annotations
+
+import sys
+import time
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Self
+
+from vitctl.units import format_duration
+
+if TYPE_CHECKING:
+    from rich.progress import Progress, TaskID
+
+    from vitctl.training.run_folder import RunFolder
+    from vitctl.training.session import Session
+
+LINE_EVERY = 30.0
+"""Seconds between two plain lines within an epoch."""
+
+Record = dict[str, Any]
+
+
+def make_observer() -> PlainObserver:
+    """Return the observer for this stderr: bars on a terminal, lines elsewhere."""
+    return BarObserver() if sys.stderr.isatty() else PlainObserver()
+
+
+def epoch_line(record: Record, epochs: int) -> str:
+    """Return the record of an epoch in one line."""
+    parts = [
+        f"epoch {record['epoch']}/{epochs}",
+        f"loss {record['train_loss']:.4f}",
+        f"acc {record['train_acc']:.2f} %",
+    ]
+    if "val_acc" in record:
+        label = "test (every epoch)" if record["val_split"] == "test" else "val"
+        parts += [f"{label} loss {record['val_loss']:.4f}", f"{label} acc {record['val_acc']:.2f} %"]
+    parts += [f"lr {record['lr']:.2e}", format_duration(record["epoch_time"]), *_speed(record)]
+    return " | ".join(parts)
+
+
+def _speed(record: Record) -> list[str]:
+    return [f"{record['images_per_second']:,.0f} pictures/s", f"data wait {100 * record['data_wait']:.1f} %"]
+
+
+class PlainObserver:
+    """Prints a line an epoch, and one every :data:`LINE_EVERY` seconds."""
+
+    def __init__(self) -> None:
+        self.epochs = 0
+        self.last_line = time.monotonic()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        return None
+
+    def print(self, text: str) -> None:
+        """Print a line to stderr."""
+        print(text, file=sys.stderr, flush=True)
+
+    def _due(self) -> bool:
+        if time.monotonic() - self.last_line < LINE_EVERY:
+            return False
+        self.last_line = time.monotonic()
+        return True
+
+    def decoding(self, done: int, count: int) -> None:
+        """``done`` of ``count`` pictures are decoded into the cache."""
+        if self._due() or done == count:
+            self.print(f"decoding pictures: {done:,} of {count:,}")
+
+    def started(self, session: Session, folder: RunFolder) -> None:
+        """Say what will be done, on what, and where it goes."""
+        from vitctl import devices
+        from vitctl.training.session import describe, parameters
+
+        config, splits = session.config, session.splits
+        self.epochs = session.epochs
+        self.last_line = time.monotonic()
+        held = {"holdout": "held out", "val": "in val/", "test": "test (each epoch)"}
+        val = f", {len(splits.val.index):,} {held[str(splits.val_split)]}" if splits.val is not None else ""
+        self.print(
+            f"{describe(config, len(session.dataset.classes))}, {parameters(session):,} parameters | "
+            f"{config.opt} lr {config.lr:g} | "
+            f"{config.dataset}: {session.batches.count:,} train{val}, {len(splits.test.index):,} test\n"
+            f"{session.device} ({devices.device_label(session.device)}), batch {config.bs}"
+            f"{f' x {config.accumulate}' if config.accumulate > 1 else ''} in pieces of {session.micro_batch} | "
+            f"{session.total_steps:,} steps, {session.epochs} epochs | {folder.path}"
+        )
+        if session.dataset.skipped:
+            self.print(
+                f"{len(session.dataset.skipped)} unreadable pictures left out: {', '.join(session.dataset.skipped[:5])}"
+                f"{', ...' if len(session.dataset.skipped) > 5 else ''}"
+            )
+        if session.progress.step:
+            self.print(f"going on at step {session.progress.step:,} of {session.total_steps:,}")
+
+    def stepped(self, record: Record) -> None:
+        """Print how the epoch goes, now and then."""
+        if record["train_loss"] is not None and self._due():
+            self.print(
+                f"epoch {record['epoch']}/{record['epochs']} step {record['step_in_epoch']}/{record['steps']} | "
+                f"loss {record['train_loss']:.4f} | acc {record['train_acc']:.2f} % | lr {record['lr']:.2e} | "
+                f"{' | '.join(_speed(record))} | {format_duration(record['eta'])} left"
+            )
+
+    def evaluating(self, what: str, done: int, count: int) -> None:
+        """Print how a long evaluation goes."""
+        if done < count and self._due():
+            self.print(f"evaluating on {what}: {done:,} of {count:,} pictures")
+
+    def epoch_done(self, record: Record) -> None:
+        """Print the epoch's line."""
+        self.last_line = time.monotonic()
+        self.print(epoch_line(record, self.epochs))
+
+    def message(self, text: str) -> None:
+        """Print something that the user should know."""
+        self.print(text)
+
+    def finished(self, summary: Record) -> None:
+        """Nothing: the table is the command's to print."""
+
+
+class BarObserver(PlainObserver):
+    """Shows a bar of epochs and one of steps, with the figures so far; epochs stay as lines above them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._progress: Progress | None = None
+        self._tasks: dict[str, TaskID] = {}
+
+    def __enter__(self) -> Self:
+        from rich.console import Console
+        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+
+        self._progress = Progress(
+            TextColumn("{task.description:<9}"),
+            BarColumn(bar_width=24),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[figures]}"),
+            console=Console(stderr=True, highlight=False),
+            transient=True,
+            refresh_per_second=4,
+        )
+        self._progress.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._progress:
+            self._progress.stop()
+
+    def print(self, text: str) -> None:
+        """Print a line above the bars."""
+        if self._progress:
+            self._progress.console.print(text, markup=False, soft_wrap=True)
+        else:
+            super().print(text)
+
+    def _show(self, name: str, done: int, count: int, figures: str = "") -> None:
+        if self._progress is None:
+            return
+        if name not in self._tasks:
+            self._tasks[name] = self._progress.add_task(name, total=count, figures="")
+        self._progress.update(self._tasks[name], completed=done, total=count, figures=figures)
+
+    def _hide(self, name: str) -> None:
+        if self._progress is not None and name in self._tasks:
+            self._progress.remove_task(self._tasks.pop(name))
+
+    def decoding(self, done: int, count: int) -> None:
+        """Move the bar of decoded pictures."""
+        self._show("decoding", done, count)
+        if done == count:
+            self._hide("decoding")
+
+    def stepped(self, record: Record) -> None:
+        """Move the bars."""
+        figures = " ".join(_speed(record)) + f" lr {record['lr']:.2e}"
+        if record["train_loss"] is not None:
+            figures = f"loss {record['train_loss']:.4f} acc {record['train_acc']:.2f} % {figures}"
+        self._show("epoch", record["epoch"] - 1, record["epochs"], f"{format_duration(record['eta'])} left")
+        self._show("step", record["step_in_epoch"], record["steps"], figures)
+
+    def evaluating(self, what: str, done: int, count: int) -> None:
+        """Move the bar of evaluated pictures."""
+        self._show(what, done, count)
+        if done == count:
+            self._hide(what)
+
+    def epoch_done(self, record: Record) -> None:
+        """Leave the epoch's line above the bars."""
+        self._show("epoch", record["epoch"], self.epochs)
+        self._hide("step")
+        self.print(epoch_line(record, self.epochs))
