@@ -126,7 +126,8 @@ def test_pictures_do_not_see_each_other(net: str) -> None:
 @each_net
 def test_options_are_the_builders_parameters(net: str) -> None:
     parameters = inspect.signature(MODELS[net].load()).parameters
-    assert set(parameters) == {"img_size", "in_chans", "num_classes", *MODELS[net].options}
+    assert set(parameters) == {"img_size", "in_chans", "num_classes", *MODELS[net].options, *MODELS[net].fixed}
+    assert not set(MODELS[net].options) & set(MODELS[net].fixed)
     assert all(parameter.kind is parameter.KEYWORD_ONLY for parameter in parameters.values())
 
 

@@ -1,14 +1,15 @@
 """The networks: a table of names, each one file away from its code.
 
 A network is a function ``build(*, img_size, in_chans, num_classes, **options) -> nn.Module`` whose module maps
-normalised pictures, float ``[B, C, H, W]``, to logits ``[B, K]``. ``options`` are those of its row here.
+normalised pictures, float ``[B, C, H, W]``, to logits ``[B, K]``. ``options`` are those of its row here, and what the
+row holds fixed.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from vitctl.errors import RequestError
@@ -23,6 +24,7 @@ class ModelEntry(Entry):
     """A network of the table.
 
     Attributes:
+        fixed: arguments of the function that tell this row from others of the same function; no options.
         family: what it is kin to, for listings.
         params: parameters at 10 classes and 32 px, in all.
         mflop: one forward pass of one 32-px picture; a multiply-add counts as two, attention products included. Those
@@ -34,6 +36,7 @@ class ModelEntry(Entry):
         paper: where it was described.
     """
 
+    fixed: Mapping[str, Value] = field(default_factory=dict)
     family: str
     params: int
     mflop: float
@@ -138,6 +141,7 @@ MODELS: dict[str, ModelEntry] = {
         target="vitctl.models.vit:vit",
         summary="Vision Transformer, 6 blocks of width 512",
         options=_vit_options(),
+        fixed={"small": False},
         family="vit",
         params=9_523_722,
         mflop=1139.2,
@@ -145,9 +149,10 @@ MODELS: dict[str, ModelEntry] = {
         paper=_VIT_PAPER,
     ),
     "vit_small": ModelEntry(
-        target="vitctl.models.vit:vit_small",
+        target="vitctl.models.vit:vit",
         summary="vit with shifted patch tokenization and locality self-attention",
         options=_vit_options(),
+        fixed={"small": True},
         family="vit",
         params=9_622_512,
         mflop=1151.8,
@@ -155,9 +160,10 @@ MODELS: dict[str, ModelEntry] = {
         paper=_SMALL_PAPER,
     ),
     "vit_tiny": ModelEntry(
-        target="vitctl.models.vit:vit_small",
+        target="vitctl.models.vit:vit",
         summary="vit_small with 4 blocks, 6 heads and half the MLP",
         options=_vit_options(depth=4, num_heads=6, mlp_ratio=0.5),
+        fixed={"small": True},
         family="vit",
         params=4_371_438,
         mflop=496.7,
@@ -203,7 +209,8 @@ def build_model(net: str, options: Mapping[str, Value], *, img_size: int, in_cha
 
     entry: ModelEntry = lookup(MODELS, net, "--net")
     entry.check_size(net, options, img_size)
-    model: nn.Module = entry.load()(img_size=img_size, in_chans=in_chans, num_classes=num_classes, **options)
+    arguments = {**entry.fixed, **options}
+    model: nn.Module = entry.load()(img_size=img_size, in_chans=in_chans, num_classes=num_classes, **arguments)
     replace_dropout(model)
     replace_linear(model)
     return model

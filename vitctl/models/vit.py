@@ -200,6 +200,7 @@ class Block(nn.Module):
 
 def vit(
     *,
+    small: bool,
     img_size: int,
     in_chans: int,
     num_classes: int,
@@ -222,6 +223,10 @@ def vit(
     the head; ``pool="avg"`` has no such token, and the head sees the mean of the patches' tokens.
 
     Args:
+        small: build the one for small data sets of Lee et al. 2021 (arXiv 2112.13492) instead: with shifted patch
+            tokenization and locality self-attention, and what is normalised after the last block is not every token
+            but the one vector that the head sees: the class token with ``pool="cls"``, the mean of all tokens, the
+            class token among them, with ``pool="avg"``.
         img_size: H and W, in pixels.
         in_chans: C.
         num_classes: K.
@@ -238,7 +243,17 @@ def vit(
         init: ``vit`` (linear layers and embeddings normal of std 0.02) or ``predecessor`` (torch's own linear layers,
             embeddings N(0, 1)).
     """
+    attention: Callable[[int], SelfAttention]
     attention = partial(SelfAttention, num_heads=num_heads, attn_head_dim=head_dim, proj_drop=dropout)
+    if small:
+        num_tokens = (img_size // patch_size) ** 2 + 1
+        attention = partial(
+            LocalitySelfAttention,
+            num_heads=num_heads,
+            attn_head_dim=head_dim,
+            proj_drop=dropout,
+            num_tokens=num_tokens,
+        )
     block: Any = partial(Block, attention)
     model = VisionTransformer(
         img_size=img_size,
@@ -251,83 +266,13 @@ def vit(
         proj_drop_rate=dropout,
         pos_drop_rate=emb_dropout,
         drop_path_rate=drop_path_rate,
-        class_token=pool == "cls",
+        class_token=small or pool == "cls",
         global_pool="token" if pool == "cls" else "avg",
-        fc_norm=False,
+        pool_include_prefix=small,
+        fc_norm=small,
         weight_init="skip",
         norm_layer=nn.LayerNorm,
-        embed_layer=PatchTokens,
-        block_fn=block,
-    )
-    return _finish(model, pool, init)
-
-
-def vit_small(
-    *,
-    img_size: int,
-    in_chans: int,
-    num_classes: int,
-    patch_size: int,
-    embed_dim: int,
-    depth: int,
-    num_heads: int,
-    head_dim: int,
-    mlp_ratio: float,
-    dropout: float,
-    emb_dropout: float,
-    drop_path_rate: float,
-    pool: str,
-    init: str,
-) -> nn.Module:
-    """Build the Vision Transformer for small data sets of Lee et al. 2021 (arXiv 2112.13492), as vit-pytorch does.
-
-    The module maps float ``[B, in_chans, img_size, img_size]`` to logits ``[B, num_classes]``. It is :func:`vit` with
-    shifted patch tokenization and locality self-attention, and what is normalised after the last block is not every
-    token but the one vector that the head sees: the class token with ``pool="cls"``, the mean of all tokens, the
-    class token among them, with ``pool="avg"``.
-
-    Args:
-        img_size: H and W, in pixels.
-        in_chans: C.
-        num_classes: K.
-        patch_size: P, which divides ``img_size``.
-        embed_dim: D.
-        depth: number of blocks.
-        num_heads: h.
-        head_dim: d; the attention's inner width is ``h * d``.
-        mlp_ratio: hidden width of the MLP over D.
-        dropout: after each projection of a block, twice in its MLP.
-        emb_dropout: on the tokens before the first block.
-        drop_path_rate: stochastic depth of the last block; it grows linearly from 0 at the first.
-        pool: ``cls`` or ``avg``.
-        init: as in :func:`vit`.
-    """
-    attention = partial(
-        LocalitySelfAttention,
-        num_heads=num_heads,
-        attn_head_dim=head_dim,
-        proj_drop=dropout,
-        num_tokens=(img_size // patch_size) ** 2 + 1,
-    )
-    block: Any = partial(Block, attention)
-    model = VisionTransformer(
-        img_size=img_size,
-        patch_size=patch_size,
-        in_chans=in_chans,
-        num_classes=num_classes,
-        embed_dim=embed_dim,
-        depth=depth,
-        mlp_ratio=mlp_ratio,
-        proj_drop_rate=dropout,
-        pos_drop_rate=emb_dropout,
-        drop_path_rate=drop_path_rate,
-        class_token=True,
-        global_pool="token" if pool == "cls" else "avg",
-        pool_include_prefix=True,
-        fc_norm=True,
-        weight_init="skip",
-        norm_layer=nn.LayerNorm,
-        embed_layer=ShiftedPatchTokens,
+        embed_layer=ShiftedPatchTokens if small else PatchTokens,
         block_fn=block,
     )
     return _finish(model, pool, init)
