@@ -141,9 +141,10 @@ class Entry:
         """
         for name in given:
             if name not in self.options:
+                near = suggest(name, self.options).partition("; did you mean ")[2]
                 known = ", ".join(self.options) or "none"
                 raise RequestError(
-                    f"{what} has no option {name!r}{suggest(name, self.options, lead='did you mean')} (options: {known})"
+                    f"{what} has no option {name!r}{f'; did you mean {near}' if near else ''} (options: {known})"
                 )
         return {
             name: option.parse(given[name], f"{what}:{name}") if name in given else option.default

@@ -15,7 +15,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from vitctl.errors import RequestError
 from vitctl.models import MODELS, build_model
-from vitctl.models.count import count_parameters, count_tokens, forward_mflop
+from vitctl.models.count import count_parameters, forward_cost
 from vitctl.registry import Option, Value
 
 NARROW: dict[str, Value] = {"embed_dim": 32, "depth": 2, "num_heads": 2, "head_dim": 8, "conv_width": 8, "width": 8}
@@ -170,8 +170,9 @@ def test_figures_of_the_table(net: str) -> None:
     make = partial(build, net, entry.img_size)
     with torch.device("meta"):
         assert count_parameters(make()) == entry.params
-    assert round(forward_mflop(make, 3, entry.img_size), 1) == entry.mflop
-    assert count_tokens(make, 3, entry.img_size) == entry.tokens
+    cost = forward_cost(make, 3, entry.img_size)
+    assert round(cost.mflop, 1) == entry.mflop
+    assert cost.tokens == entry.tokens
 
 
 PREDECESSOR = {

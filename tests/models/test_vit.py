@@ -11,7 +11,7 @@ from vit_pytorch import vit_for_small_dataset as small_oracle
 
 from tests.models.oracles import assert_same_gradients, copy_weights, renamed, stirred
 from tests.models.test_models import build, defaults, pictures
-from vitctl.models.count import count_parameters, forward_mflop
+from vitctl.models.count import count_parameters, forward_cost
 from vitctl.models.dropout import Dropout
 from vitctl.models.vit import Block, LocalitySelfAttention, PatchTokens, ShiftedPatchTokens
 from vitctl.registry import Value
@@ -121,8 +121,8 @@ def test_cost_is_the_predecessors(net: str, patch_size: int, params: int, mflop:
         model.blocks[-1].first_only = False  # the predecessor computed all tokens of the last block
         return model
 
-    assert forward_mflop(whole, 3, 32) == pytest.approx(mflop, abs=0.051)
-    saved = 1 - forward_mflop(lambda: build(net, patch_size=patch_size), 3, 32) / mflop
+    assert forward_cost(whole, 3, 32).mflop == pytest.approx(mflop, abs=0.051)
+    saved = 1 - forward_cost(lambda: build(net, patch_size=patch_size), 3, 32).mflop / mflop
     assert 0.08 < saved < 0.17
 
 

@@ -50,7 +50,8 @@ class ModelEntry(Entry):
         img_size: the picture size to use when nobody asks for another.
         batchnorm: a batch must not be cut into pieces, as the statistics would change.
         channels_last: types of devices on which it is faster when pictures come with their channels innermost.
-        pretrained: timm's name of the weights that it starts from unless ``--pretrained`` says otherwise, or empty.
+        weights: timm's name of pretrained weights for it, or empty where there are none.
+        pretrained: it starts from them unless ``--pretrained`` says otherwise.
         check: refuses sizes and options that it cannot take, beyond what holds for every network.
         paper: where it was described.
         published_acc: what the predecessor published for CIFAR-10, in percent.
@@ -66,7 +67,8 @@ class ModelEntry(Entry):
     img_size: int = 32
     batchnorm: bool = False
     channels_last: tuple[str, ...] = ()
-    pretrained: str = ""
+    weights: str = ""
+    pretrained: bool = False
     check: Callable[[str, Mapping[str, Value], int], None] | None = None
     paper: str = ""
     published_acc: float | None = None
@@ -231,7 +233,8 @@ def _finetuned(
         mflop=mflop,
         tokens=577,
         img_size=384,
-        pretrained=f"vit_{size}_patch16_384",
+        weights=f"vit_{size}_patch16_384",
+        pretrained=True,
         paper=_AUGREG_PAPER,
         published_acc=published_acc,
     )

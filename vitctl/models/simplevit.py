@@ -12,12 +12,11 @@ from functools import partial
 from typing import Any
 
 import torch
-from timm.layers.weight_init import lecun_normal_
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
 from vitctl.models.vit import Block, PatchTokens, SelfAttention
-from vitctl.models.weights import draw_weights
+from vitctl.models.weights import draw_weights, spread
 
 
 def sincos_positions(side: int, dim: int) -> Tensor:
@@ -111,5 +110,5 @@ def simplevit(
     )
     draw_weights(model, init)
     if init == "vit":
-        lecun_normal_(model.get_parameter("patch_embed.proj.weight"))
+        spread(model.get_parameter("patch_embed.proj.weight"))
     return model

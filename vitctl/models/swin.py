@@ -15,10 +15,9 @@ import torch.nn.functional as F
 from einops import rearrange
 from timm.layers.drop import DropPath
 from timm.layers.mlp import Mlp
-from timm.layers.weight_init import lecun_normal_
 from torch import Tensor, nn
 
-from vitctl.models.weights import draw_weights
+from vitctl.models.weights import draw_weights, spread
 
 FACTORS = (2, 2, 2, 1)
 """What each stage divides the sides of its map by."""
@@ -248,5 +247,5 @@ def swin(
     draw_weights(model, init, [block.pos_embed for block in model.modules() if isinstance(block, WindowAttention)])
     if init == "vit":
         for stage in stages:
-            lecun_normal_(stage.merge.proj.weight)  # no norm follows: a smaller scale would fade from stage to stage
+            spread(stage.merge.proj.weight)  # no norm follows: a smaller scale would fade from stage to stage
     return model

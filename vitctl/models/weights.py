@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from torch import nn
+from torch import Tensor, nn
 
 
 def draw_weights(model: nn.Module, init: str, embeddings: Iterable[nn.Parameter | None] = ()) -> None:
@@ -31,3 +31,8 @@ def draw_weights(model: nn.Module, init: str, embeddings: Iterable[nn.Parameter 
             nn.init.trunc_normal_(module.weight, std=0.02)
             if module.bias is not None:
                 nn.init.zeros_(module.bias)
+
+
+def spread(weight: Tensor) -> None:
+    """Draw the weight ``[E, D]`` of a linear layer so that what it puts out is as large as what it takes in."""
+    nn.init.trunc_normal_(weight, std=weight.shape[1] ** -0.5)
