@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from tests.conftest import TINY, TINY_NET, Cli
+from tests.models.test_models import small_size
 from vitctl.config import resolve_config
 from vitctl.models import MODELS
 from vitctl.training import loop, run, session
@@ -239,10 +240,9 @@ def test_an_accelerator_is_read_seldom(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize("net", MODELS)
 def test_every_network_trains_through_the_command(cli: Cli, net: str) -> None:
-    size = 32 if net == "res18" else 16
     summary = cli(
-        "train", "--dataset", "digits", "--net", net, "--size", size, "--limit-train", 32, "--limit-test", 20, "--bs", 16,
-        "--max-steps", 2, "--json",
+        "train", "--dataset", "digits", "--net", net, "--size", small_size(net), "--limit-train", 32, "--limit-test", 20,
+        "--bs", 16, "--max-steps", 2, "--pretrained", "false", "--json",
     ).json()  # fmt: skip
     assert summary["step"] == 2 and summary["net"] == net
 

@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 
 from vitctl import __version__
+from vitctl.cli.convert import convert
 from vitctl.cli.eval import evaluate
 from vitctl.cli.list_models import list_models
 from vitctl.cli.options import Command
@@ -38,4 +39,5 @@ def root(
 
 app.command(cls=Command)(train)
 app.command("eval", cls=Command)(evaluate)
+app.command(cls=Command)(convert)
 app.command("list-models", cls=Command)(list_models)
