@@ -11,11 +11,12 @@ from typing import Any
 
 from vitctl import devices
 from vitctl.config import FLAGS, TrainConfig, flag_name
+from vitctl.data import AUGMENTATIONS
 from vitctl.errors import RequestError
 from vitctl.models import MODELS, build_model
 from vitctl.models.count import count_tokens, forward_mflop
 from vitctl.optim import OPTIMIZERS
-from vitctl.registry import split_spec
+from vitctl.registry import Entry, split_spec
 from vitctl.training.loop import Observer, Record, fit, train_step
 from vitctl.training.run_folder import RunFolder
 from vitctl.training.session import Session, open_session, parameters, run_length
@@ -144,9 +145,12 @@ def stored_value(stored: TrainConfig, name: str) -> Any:
 
 def same_value(stored: TrainConfig, name: str, value: Any) -> bool:
     """Whether ``value``, as given by flag, says what the run does already."""
-    if name not in ("net", "opt"):
+    if value is True and FLAGS[name].when_true is not None:
+        return bool(stored_value(stored, name))
+    if name not in ("net", "opt", "aug"):
         return bool(stored_value(stored, name) == value)
-    table, options = (MODELS, stored.net_options) if name == "net" else (OPTIMIZERS, stored.opt_options)
+    tables: dict[str, Mapping[str, Entry]] = {"net": MODELS, "opt": OPTIMIZERS, "aug": AUGMENTATIONS}
+    table, options = tables[name], getattr(stored, f"{name}_options")
     word, given = split_spec(value, flag_name(name))
     if word != getattr(stored, name) or word not in table:
         return False
