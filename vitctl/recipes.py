@@ -42,10 +42,12 @@ class Recipe:
         for pattern, more in self.by_net.items():
             if fnmatch.fnmatchcase(net, pattern):
                 values.update(more)
-        values.update(self.by_opt.get(opt, {}))
+        for pattern, more in self.by_opt.items():
+            if fnmatch.fnmatchcase(opt, pattern):
+                values.update(more)
         values.update(self.by_dataset.get(dataset, {}))
         values["epochs"] = self.epochs.get(dataset, self.epochs[ANY])
-        return values
+        return {name: value for name, value in values.items() if value is not None}
 
 
 RECIPES: dict[str, Recipe] = {

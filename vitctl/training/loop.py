@@ -141,7 +141,7 @@ def train_step(session: Session) -> None:
 
     factor = session.schedule.factor(progress.step)
     for group in session.optimizer.param_groups:
-        group["lr"] = config.lr * factor
+        group["lr"] = config.lr * group.get("lr_scale", 1.0) * factor
     count = len(labels)
     sizes = piece_sizes(count, config.bs, session.micro_batch, joined=session.batches.drop_single)
     loss_sum = torch.zeros((), device=device)

@@ -14,7 +14,7 @@ from vitctl.config import FLAGS, TrainConfig, flag_name
 from vitctl.errors import RequestError
 from vitctl.models import MODELS, build_model
 from vitctl.models.count import count_tokens, forward_mflop
-from vitctl.optim import OPTIMIZERS
+from vitctl.optim import doubtful_betas, find_optimizer
 from vitctl.registry import split_spec
 from vitctl.training.loop import Observer, Record, fit, train_step
 from vitctl.training.run_folder import RunFolder
@@ -42,6 +42,8 @@ def start_run(
     if name is not None and (runs_dir / name / "config.json").exists():
         RunFolder.create(runs_dir, name, config)  # raises, before data are decoded
     session = open_session(config, decoding)
+    if doubt := doubtful_betas(config.opt, config.opt_options):
+        observer.message(f"warning: {doubt}")
     folder = RunFolder.create(runs_dir, name, config)
     with folder.locked():
         folder.add_session(config, devices.environment(session.device), 0, micro_batch=session.micro_batch)
@@ -90,6 +92,7 @@ def resume_run(path: Path, changes: Mapping[str, Any], observer: Observer, decod
                     session.schedule,
                     total_steps=run_length(stored, session.steps_per_epoch),
                     warmup_steps=checkpoint["scheduler"]["warmup_steps"],
+                    warmdown_steps=checkpoint["scheduler"]["warmdown_steps"],
                 ).factor(checkpoint["step"])
                 observer.message(
                     f"the run now has {session.total_steps} steps; its {config.schedule} schedule is stretched over them, so "
@@ -146,12 +149,12 @@ def same_value(stored: TrainConfig, name: str, value: Any) -> bool:
     """Whether ``value``, as given by flag, says what the run does already."""
     if name not in ("net", "opt"):
         return bool(stored_value(stored, name) == value)
-    table, options = (MODELS, stored.net_options) if name == "net" else (OPTIMIZERS, stored.opt_options)
     word, given = split_spec(value, flag_name(name))
-    if word != getattr(stored, name) or word not in table:
+    if word != getattr(stored, name):
         return False
+    entry, options = (MODELS[word], stored.net_options) if name == "net" else (find_optimizer(word), stored.opt_options)
     common = {key: given.pop(key) for key in ("lr", "weight_decay") if name == "opt" and key in given}
-    resolved = table[word].resolve_options(given, f"{flag_name(name)} {word}")
+    resolved = entry.resolve_options(given, f"{flag_name(name)} {word}")
     return all(options.get(key) == resolved[key] for key in given) and all(
         getattr(stored, key) == FLAGS[key].parse(key, text) for key, text in common.items()
     )
