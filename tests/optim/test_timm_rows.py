@@ -12,6 +12,7 @@ from vitctl.models import MODELS, build_model
 from vitctl.optim import find_optimizer
 from vitctl.optim.build import build_optimizer
 from vitctl.optim.timm_rows import timm_names
+from vitctl.training.checkpoint import content_digest
 
 ELSEWHERE = ("bnb", "fused", "adahessian")  # CUDA with further packages, second derivatives
 USABLE = [name for name in timm_names() if not name.removeprefix("timm/").startswith(ELSEWHERE)]
@@ -59,6 +60,8 @@ def test_it_trains_and_goes_on_to_the_same_bits(name: str) -> None:
     saved = copy.deepcopy((whole.state_dict(), optimizer.state_dict(), torch.get_rng_state()))
     losses += train(whole, optimizer, 3)
     assert losses[-1] < losses[0]
+
+    assert content_digest({"optimizer": saved[1]})  # raises for what a checkpoint cannot hold
 
     resumed = network()
     again = fresh(resumed)

@@ -77,7 +77,8 @@ class TimmEntry(OptimizerEntry):
         sample = nn.Parameter(torch.zeros(2, 2))
         sample.grad = torch.eye(2)
         try:  # the optimizers know best which values they take; some look at them in the first step only
-            build_timm(self.name, [{"params": [sample]}], lr=_SOME_LR, **options).step()
+            with torch.compiler.set_stance("force_eager"):
+                build_timm(self.name, [{"params": [sample]}], lr=_SOME_LR, **options).step()
         except Exception as error:
             raise RequestError(f"{what} refuses these options: {' '.join(str(error).split())}") from error
         return options
