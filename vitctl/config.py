@@ -444,5 +444,5 @@ def _opt_options(
             raise RequestError(f"{flag_name(name)} belongs to --opt {' and '.join(_ADANS)}, not to {opt}{like}")
         if beta in inline:
             raise RequestError(f"{flag_name(name)} and --opt {opt}:{beta}=... both set it; give one of them")
-        options[beta] = given[name]
+        options[beta] = entry.options[beta].parse(given[name], flag_name(name))
     return entry.resolve_options(options, f"--opt {opt}"), common

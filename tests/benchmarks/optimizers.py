@@ -18,6 +18,7 @@ import time
 from typing import Any
 
 from vitctl.config import TrainConfig, resolve_config
+from vitctl.errors import VitctlError
 from vitctl.training.evaluate import evaluate
 from vitctl.training.loop import train_step
 from vitctl.training.session import open_session
@@ -79,7 +80,7 @@ def main() -> None:
         for seed in asked.seeds:
             try:
                 runs.append(held_out(dataclasses.replace(config, seed=seed)))
-            except Exception as error:
+            except VitctlError as error:  # it diverged
                 print(f"{spec} seed {seed}: {error}", file=sys.stderr, flush=True)
         if not runs:
             continue

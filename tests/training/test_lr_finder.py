@@ -60,6 +60,7 @@ def test_without_matplotlib(cli: Cli, refused: Refused, tmp_path: Path, monkeypa
     [
         (["--lr-finder", "--lr-finder-out", "a.jpg"], "must end in .png, .svg, .pdf"),
         (["--lr-finder", "--lr-finder-out", "nowhere/a.png"], "no such folder"),
+        (["--lr-finder", "--lr-finder-out", "/proc/a.png"], "--lr-finder-out /proc/a.png"),
         (["--lr-finder-out", "a.png"], "is the picture of --lr-finder"),
         (["--lr-finder", "--name", "x"], "--name does not go with it"),
         (["--lr-finder", "--dry-run"], "--dry-run does not go with it"),

@@ -10,7 +10,8 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from vitctl.registry import Entry, Option, Value, lookup
+from vitctl.errors import RequestError
+from vitctl.registry import Entry, Option, Value, suggest
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -156,8 +157,9 @@ def find_optimizer(opt: str) -> OptimizerEntry:
         from vitctl.optim.timm_rows import timm_entry
 
         return timm_entry(opt)
-    entry: OptimizerEntry = lookup(OPTIMIZERS, opt, "--opt")
-    return entry
+    if opt not in OPTIMIZERS:
+        raise RequestError(f"--opt {opt!r} is unknown{suggest(opt, OPTIMIZERS)}; timm's are --opt timm/NAME")
+    return OPTIMIZERS[opt]
 
 
 def doubtful_betas(opt: str, options: Mapping[str, Value]) -> str | None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import importlib.util
 import math
-import os
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -194,10 +193,16 @@ def check_picture(path: Path) -> None:
         raise RequestError(f"--lr-finder-out {path}: the picture's name must end in {', '.join(PICTURES)}")
     if not path.parent.is_dir() or path.is_dir():
         raise RequestError(f"--lr-finder-out {path}: there is no such folder; make it first, or name another")
-    if not os.access(path if path.exists() else path.parent, os.W_OK):
-        raise RequestError(f"--lr-finder-out {path} cannot be written; name another place")
     if not can_draw():
         raise RequestError(f"--lr-finder-out {path} needs matplotlib, which is not installed; {EXTRA}")
+    there = path.exists()
+    try:
+        with open(path, "ab"):
+            pass
+    except OSError as error:
+        raise RequestError(f"--lr-finder-out {path} cannot be written: {error.strerror}; name another place") from error
+    if not there:
+        path.unlink()
 
 
 def can_draw() -> bool:

@@ -165,7 +165,7 @@ class Session:
         return self.average.model if self.average else self.model
 
     def lr(self, step: int) -> float:
-        """Return the learning rate of the first parameter group at ``step``, counted from 0."""
+        """Return the learning rate at ``step``, counted from 0, of parameters that have no scale of their own."""
         return self.config.lr * self.schedule.factor(step)
 
     def checkpoint(self) -> Checkpoint:
