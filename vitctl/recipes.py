@@ -64,7 +64,12 @@ RECIPES: dict[str, Recipe] = {
             "val": "holdout",
         },
         epochs={"digits": 20, ANY: 10},
-        by_net={"vit*": {"lr_scale": 0.25}, "cct_[67]": {"lr_scale": 0.5}},
+        by_net={
+            "vit*": {"lr_scale": 0.25},
+            **{net: {"lr_scale": 0.25} for net in ("simplevit", "dyt", "cait*", "swin")},
+            **{net: {"lr_scale": 0.5} for net in ("cct_[67]", "cvt", "vit_lite", "mlpmixer")},
+            "vit*_timm": {"lr_scale": 0.05, "layer_decay": 0.75},  # they are fine-tuned
+        },
         by_dataset={"digits": {"bs": 32}},  # an epoch of 1,293 pictures has few steps as it is
     ),
     "seed": Recipe(

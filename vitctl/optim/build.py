@@ -10,7 +10,7 @@ from torch import nn
 from torch.optim import SGD, Adam, AdamW, Optimizer
 
 from vitctl.optim import OPTIMIZERS
-from vitctl.optim.groups import param_groups
+from vitctl.optim.groups import param_groups, split_by_layer
 from vitctl.registry import Value, lookup
 
 Groups = list[dict[str, Any]]
@@ -24,6 +24,7 @@ def build_optimizer(
     lr: float,
     weight_decay: float,
     decay_all: bool = False,
+    layer_decay: float = 1.0,
 ) -> Optimizer:
     """Build the optimizer ``opt`` over the parameters of ``model``.
 
@@ -34,12 +35,16 @@ def build_optimizer(
         lr: peak learning rate.
         weight_decay: as the optimizer understands it; see :func:`param_groups` for what is spared.
         decay_all: decay every parameter.
+        layer_decay: learning rate of each layer over that of the next; see :func:`split_by_layer`.
 
     Raises:
-        RequestError: no such optimizer.
+        RequestError: no such optimizer, or a network whose layers are not known.
     """
     entry = lookup(OPTIMIZERS, opt, "--opt")
-    optimizer: Optimizer = entry.load()(param_groups(model, weight_decay, decay_all), lr=lr, **options)
+    groups = param_groups(model, weight_decay, decay_all)
+    if layer_decay != 1:
+        groups = split_by_layer(groups, model, layer_decay)
+    optimizer: Optimizer = entry.load()(groups, lr=lr, **options)
     return optimizer
 
 

@@ -83,7 +83,7 @@ def fit(session: Session, folder: RunFolder, observer: Observer, resume_command:
         lambda _: observer.message("stopping after this step and saving; once more quits at once")
     ) as stop:
         while progress.recorded_step < session.total_steps and not progress.stopped_early:
-            session.model.train()
+            session.train_mode()
             steps = min(session.steps_per_epoch, session.total_steps - progress.epoch * session.steps_per_epoch)
             while progress.step_in_epoch < steps:
                 train_step(session)
@@ -141,7 +141,7 @@ def train_step(session: Session) -> None:
 
     factor = session.schedule.factor(progress.step)
     for group in session.optimizer.param_groups:
-        group["lr"] = config.lr * factor
+        group["lr"] = config.lr * factor * group.get("lr_scale", 1.0)
     count = len(labels)
     sizes = piece_sizes(count, config.bs, session.micro_batch, joined=session.batches.drop_single)
     loss_sum = torch.zeros((), device=device)
