@@ -16,7 +16,7 @@ from typing import Any
 from vitctl.data import DATASETS
 from vitctl.errors import RequestError
 from vitctl.models import MODELS, TIMM, ModelEntry, find_model
-from vitctl.optim import OPTIMIZERS, OptimizerEntry
+from vitctl.optim import OPTIMIZERS, OptimizerEntry, find_optimizer
 from vitctl.recipes import RECIPES, Recipe
 from vitctl.registry import FALSE_WORDS, TRUE_WORDS, Value, check_range, convert, lookup, split_spec, suggest
 from vitctl.units import parse_save_every
@@ -179,7 +179,7 @@ class TrainConfig:
         str,
         "course of the learning rate after warm-up",
         OPTIMIZATION,
-        choices=("cosine", "linear", "constant"),
+        choices=("constant", "linear", "cosine", "onecycle"),
         shown="the recipe's",
     )
     schedule_per: str = _setting(
@@ -192,6 +192,15 @@ class TrainConfig:
         OPTIMIZATION,
         low=0,
         below=1,
+        shown="the recipe's",
+    )
+    warmdown: float = _setting(
+        0.0,
+        float,
+        "share of the run, at its end, that --schedule constant falls to zero for",
+        OPTIMIZATION,
+        low=0,
+        high=1,
         shown="the recipe's",
     )
     label_smoothing: float = _setting(0.1, float, "label smoothing", OPTIMIZATION, low=0, below=1, shown="the recipe's")
@@ -260,6 +269,14 @@ class TrainConfig:
             raise RequestError("--epochs or --max-steps must say when to stop")
         if self.save_every is not None:
             parse_save_every(self.save_every, "--save-every")
+        if self.warmdown and self.schedule != "constant":
+            raise RequestError(
+                f"--warmdown {self.warmdown:g} is for --schedule constant; {self.schedule} falls by itself: leave it out"
+            )
+        if self.warmup + self.warmdown > 1:
+            raise RequestError(
+                f"--warmup {self.warmup:g} and --warmdown {self.warmdown:g} are more than the whole run together; lower one"
+            )
         if self.patience is not None and self.val != "holdout":
             raise RequestError(
                 f"--patience selects on held-out pictures, and --val {self.val} holds none out; use --val holdout"
@@ -370,7 +387,7 @@ def resolve_config(flags: Mapping[str, Any], file: Mapping[str, Any] | None = No
     opt, opt_given = split_spec(str(given.get("opt", recipe.settings["opt"])), "--opt")
     preset = recipe.overrides(net, opt, dataset)
     net_entry = find_model(net)
-    opt_entry: OptimizerEntry = lookup(OPTIMIZERS, opt, "--opt")
+    opt_entry = find_optimizer(opt)
 
     settings = {**preset, **given}
     if "max_steps" in given and "epochs" not in given:
@@ -378,13 +395,24 @@ def resolve_config(flags: Mapping[str, Any], file: Mapping[str, Any] | None = No
     lr_scale = float(settings.pop("lr_scale", 1.0))
     settings["net"], settings["opt"] = net, opt
     settings["net_options"] = _net_options(net, net_entry, recipe, given, net_given)
-    settings["opt_options"], inline = _opt_options(opt, opt_entry, recipe, given, opt_given)
-    for name, default in (("lr", opt_entry.lr * lr_scale), ("weight_decay", opt_entry.weight_decay)):
+    settings["opt_options"], inline = _opt_options(opt, opt_entry, recipe, given, opt_given, lr_scale)
+    default_lr = opt_entry.lr * (1.0 if opt_entry.second_lr else lr_scale)
+    for name, default in (("lr", default_lr), ("weight_decay", opt_entry.weight_decay)):
         if name in inline:
             if name in flags:
                 raise RequestError(f"--opt {opt}:{name}=... and {flag_name(name)} both set it; give one of them")
             settings[name] = inline[name]
         settings.setdefault(name, default)
+    if opt_entry.second_lr and settings["lr"] == 0:
+        raise RequestError(
+            f"--lr 0 stops --opt {opt} and its {opt_entry.second_lr}, which the schedule moves with it; take a small rate "
+            f"such as 1e-9"
+        )
+    # A recipe's shares of the run are those of its own schedule.
+    if settings.get("schedule") == "onecycle" and "warmup" not in given:
+        settings["warmup"] = ONECYCLE_RISE
+    if settings.get("schedule") != "constant" and "warmdown" not in given:
+        settings.pop("warmdown", None)
     settings.setdefault("size", net_entry.img_size)
     settings["pretrained"] = resolve_pretrained(net, net_entry, settings.get("pretrained"))
     if "layer_decay" not in given and (settings["pretrained"] == "false" or settings.get("freeze_backbone")):
@@ -400,6 +428,11 @@ _NET_FLAGS = {"patch": "patch_size", "convkernel": "kernel_size"}
 """Flags that are options of the network."""
 
 _ADAN_BETAS = ("adan_beta1", "adan_beta2", "adan_beta3")
+_ADANS = ("adan", "adan_pytorch")
+"""The optimizers whose betas these flags are."""
+
+ONECYCLE_RISE = 0.3
+"""The share of a one-cycle run in which the rate rises when nobody says otherwise (Smith and Topin 2019; torch's)."""
 
 
 def resolve_dataset(name: str, data_dir: str | None) -> tuple[str, str | None]:
@@ -476,20 +509,29 @@ def _net_options(
 
 
 def _opt_options(
-    opt: str, entry: OptimizerEntry, recipe: Recipe, given: Mapping[str, Any], inline: Mapping[str, str]
+    opt: str,
+    entry: OptimizerEntry,
+    recipe: Recipe,
+    given: Mapping[str, Any],
+    inline: Mapping[str, str],
+    lr_scale: float,
 ) -> tuple[dict[str, Value], dict[str, float]]:
     """Return the optimizer's options, and ``lr`` and ``weight_decay`` where ``--opt`` carries them."""
     common = {name: FLAGS[name].parse(name, inline[name]) for name in ("lr", "weight_decay") if name in inline}
-    options: dict[str, Any] = dict(recipe.opt_options.get(opt, {}))
+    options: dict[str, Any] = {}
+    if entry.second_lr:
+        options[entry.second_lr] = float(entry.options[entry.second_lr].default) * lr_scale
+    options.update(recipe.opt_options.get(opt, {}))
     options.update(given.get("opt_options", {}))
     options.update({key: value for key, value in inline.items() if key not in common})
     for name in _ADAN_BETAS:
         if name not in given:
             continue
         beta = name.removeprefix("adan_")
-        if opt != "adan":
-            raise RequestError(f"{flag_name(name)} belongs to --opt adan; with --opt {opt} it would do nothing")
+        if opt not in _ADANS:
+            like = f"; say --opt {opt}:{beta}=..." if beta in entry.options else " and would do nothing"
+            raise RequestError(f"{flag_name(name)} belongs to --opt {' and '.join(_ADANS)}, not to {opt}{like}")
         if beta in inline:
-            raise RequestError(f"{flag_name(name)} and --opt adan:{beta}=... both set it; give one of them")
+            raise RequestError(f"{flag_name(name)} and --opt {opt}:{beta}=... both set it; give one of them")
         options[beta] = given[name]
     return entry.resolve_options(options, f"--opt {opt}"), common

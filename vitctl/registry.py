@@ -34,6 +34,7 @@ class Option:
         low: least value allowed.
         high: greatest value allowed.
         below: the value must be less than this.
+        above: the value must be greater than this.
     """
 
     default: Value
@@ -42,6 +43,7 @@ class Option:
     low: float | None = None
     high: float | None = None
     below: float | None = None
+    above: float | None = None
 
     def parse(self, value: object, what: str) -> Value:
         """Return ``value`` as this option's type.
@@ -56,7 +58,7 @@ class Option:
         parsed: Value = convert(value, type(self.default), what)
         if self.choices and parsed not in self.choices:
             raise RequestError(f"{what} is {parsed!r}{suggest(str(parsed), map(str, self.choices))}")
-        check_range(parsed, what, low=self.low, high=self.high, below=self.below)
+        check_range(parsed, what, low=self.low, high=self.high, below=self.below, above=self.above)
         return parsed
 
 
@@ -82,7 +84,7 @@ def convert(value: object, kind: type, what: str) -> Any:
     try:
         number = float(value)
         if kind is float:
-            if math.isnan(number):
+            if not math.isfinite(number):
                 raise wrong
             return number
         if isinstance(value, str) and value.lstrip("+-").isdigit():
@@ -97,9 +99,15 @@ def convert(value: object, kind: type, what: str) -> Any:
 
 
 def check_range(
-    value: object, what: str, *, low: float | None = None, high: float | None = None, below: float | None = None
+    value: object,
+    what: str,
+    *,
+    low: float | None = None,
+    high: float | None = None,
+    below: float | None = None,
+    above: float | None = None,
 ) -> None:
-    """Raise RequestError when the number ``value`` is outside ``low <= value <= high`` and ``value < below``."""
+    """Raise RequestError unless the number ``value`` is ``low <= value <= high`` and ``above < value < below``."""
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         return
     if low is not None and value < low:
@@ -108,6 +116,8 @@ def check_range(
         raise RequestError(f"{what} is {value:g}; the greatest is {high:g}")
     if below is not None and value >= below:
         raise RequestError(f"{what} is {value:g}; it must be less than {below:g}")
+    if above is not None and value <= above:
+        raise RequestError(f"{what} is {value:g}; it must be greater than {above:g}")
 
 
 @dataclass(frozen=True)

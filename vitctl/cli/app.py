@@ -9,6 +9,8 @@ import typer
 from vitctl import __version__
 from vitctl.cli.eval import evaluate
 from vitctl.cli.list_models import list_models
+from vitctl.cli.list_optimizers import list_optimizers
+from vitctl.cli.list_recipes import list_recipes
 from vitctl.cli.options import Command
 from vitctl.cli.train import train
 
@@ -39,3 +41,5 @@ def root(
 app.command(cls=Command)(train)
 app.command("eval", cls=Command)(evaluate)
 app.command("list-models", cls=Command)(list_models)
+app.command("list-optimizers", cls=Command)(list_optimizers)
+app.command("list-recipes", cls=Command)(list_recipes)

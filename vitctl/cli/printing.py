@@ -94,6 +94,35 @@ def print_dry_run(cost: Record) -> None:
     )
 
 
+def print_lr_finder(found: Record) -> None:
+    """Print what a learning-rate range test suggests."""
+    from rich.console import Console
+
+    def rate(value: float | None) -> str:
+        return f"{value:.2g}" if value is not None else "-"
+
+    end = "the loss ran away" if found["diverged"] else "the loss did not run away"
+    print_table(
+        f"learning-rate range test: {found['net']}, {found['opt']}",
+        [
+            ("suggested --lr: the loss falls steepest", rate(found["suggestion"])),
+            ("a tenth of the lowest", rate(found["lowest_tenth"])),
+            ("rate at the lowest loss", rate(found["lowest"])),
+            ("--lr of these settings", rate(found["config"]["lr"])),
+            ("steps", f"{found['steps']} ({end})"),
+            ("total time", format_duration(found["seconds"])),
+            ("device", f"{found['device']} ({found['device_name']}, {found['threads']} threads)"),
+        ],
+    )
+    console = Console(highlight=False, soft_wrap=True)
+    if found["suggestion"] is None:
+        console.print(
+            "The loss never fell, so nothing is suggested; more steps may help: --max-steps 300.", markup=False
+        )
+    if found["picture"]:
+        console.print(f"picture: {found['picture']}", markup=False)
+
+
 def print_scores(scores: Scores) -> None:
     """Print what ``vitctl eval`` found."""
     from rich.console import Console

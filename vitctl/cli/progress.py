@@ -35,7 +35,8 @@ def epoch_line(record: Record, epochs: int) -> str:
     ]
     if "val_acc" in record:
         label = "test (every epoch)" if record["val_split"] == "test" else "val"
-        parts += [f"{label} loss {record['val_loss']:.4f}", f"{label} acc {record['val_acc']:.2f} %"]
+        total = f" (sum {record['val_loss_sum']:.2f})" if "val_loss_sum" in record else ""
+        parts += [f"{label} loss {record['val_loss']:.4f}{total}", f"{label} acc {record['val_acc']:.2f} %"]
     parts += [f"lr {record['lr']:.2e}", format_duration(record["epoch_time"]), *_speed(record)]
     return " | ".join(parts)
 

@@ -13,8 +13,8 @@ from vitctl import devices
 from vitctl.config import FLAGS, TrainConfig, flag_name, pretrained_word
 from vitctl.errors import RequestError
 from vitctl.models import find_model
-from vitctl.optim import OPTIMIZERS
-from vitctl.registry import lookup, split_spec
+from vitctl.optim import doubtful_betas, find_optimizer
+from vitctl.registry import split_spec
 from vitctl.training.loop import Observer, Record, fit, train_step
 from vitctl.training.run_folder import RunFolder
 from vitctl.training.session import Session, open_session, parameters, run_length
@@ -41,6 +41,8 @@ def start_run(
     if name is not None and (runs_dir / name / "config.json").exists():
         RunFolder.create(runs_dir, name, config)  # raises, before data are decoded
     session = open_session(config, decoding)
+    if doubt := doubtful_betas(config.opt, config.opt_options):
+        observer.message(f"warning: {doubt}")
     folder = RunFolder.create(runs_dir, name, config)
     with folder.locked():
         if session.pretrained:
@@ -97,6 +99,7 @@ def resume_run(path: Path, changes: Mapping[str, Any], observer: Observer, decod
                     session.schedule,
                     total_steps=run_length(stored, session.steps_per_epoch),
                     warmup_steps=checkpoint["scheduler"]["warmup_steps"],
+                    warmdown_steps=checkpoint["scheduler"]["warmdown_steps"],
                 ).factor(checkpoint["step"])
                 observer.message(
                     f"the run now has {session.total_steps} steps; its {config.schedule} schedule is stretched over them, so "
@@ -162,7 +165,7 @@ def same_value(stored: TrainConfig, name: str, value: Any) -> bool:
     if word != getattr(stored, name):
         return False
     common = {key: given.pop(key) for key in ("lr", "weight_decay") if name == "opt" and key in given}
-    entry = find_model(word) if name == "net" else lookup(OPTIMIZERS, word, "--opt")
+    entry = find_model(word) if name == "net" else find_optimizer(word)
     resolved = entry.resolve_options(given, f"{flag_name(name)} {word}")
     return all(options.get(key) == resolved[key] for key in given) and all(
         getattr(stored, key) == FLAGS[key].parse(key, text) for key, text in common.items()

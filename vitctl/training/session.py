@@ -331,6 +331,7 @@ def open_session(
             kind=config.schedule,
             total_steps=total_steps,
             warmup_steps=math.ceil(config.warmup * total_steps) if config.warmup else 0,
+            warmdown_steps=round(config.warmdown * total_steps),
             steps_per_epoch=batches.steps_per_epoch if config.schedule_per == "epoch" else 0,
         ),
         micro_batch=micro_batch,
