@@ -15,10 +15,10 @@ from typing import Any
 
 from vitctl.data import DATASETS
 from vitctl.errors import RequestError
-from vitctl.models import MODELS, ModelEntry
+from vitctl.models import MODELS, TIMM, ModelEntry, find_model
 from vitctl.optim import OPTIMIZERS, OptimizerEntry, find_optimizer
 from vitctl.recipes import RECIPES, Recipe
-from vitctl.registry import Value, check_range, convert, lookup, split_spec, suggest
+from vitctl.registry import FALSE_WORDS, TRUE_WORDS, Value, check_range, convert, lookup, split_spec, suggest
 from vitctl.units import parse_save_every
 
 NETWORK, DATA, OPTIMIZATION, RUN = "Network", "Data", "Optimization", "Run"
@@ -92,9 +92,32 @@ class TrainConfig:
     recipe: str = _setting("default", str, "named preset; flags win over it", RUN, table=RECIPES)
     seed: int = _setting(0, int, "seed of weights, order and augmentation", RUN, low=0, high=2**63 - 1)
 
-    net: str = _setting("cct_2", str, "network, NAME[:key=value,...]", NETWORK, table=MODELS, shown="the recipe's")
+    net: str = _setting(
+        "cct_2",
+        str,
+        "network, NAME[:key=value,...]; timm/NAME for those of timm",
+        NETWORK,
+        table=MODELS,
+        shown="the recipe's",
+    )
     net_options: dict[str, Value] = dataclasses.field(default_factory=dict)
-    size: int = _setting(32, int, "side of the pictures that the network sees, in pixels", NETWORK, low=4, high=4096)
+    size: int = _setting(
+        32,
+        int,
+        "side of the pictures that the network sees, in pixels",
+        NETWORK,
+        low=4,
+        high=4096,
+        shown="32; 384 for vit_timm and vit_small_timm; a timm network's own",
+    )
+    pretrained: str = _setting(
+        "false",
+        str,
+        "start from pretrained weights: true, false, or a file of them",
+        NETWORK,
+        shown="true for vit_timm and vit_small_timm",
+    )
+    freeze_backbone: bool = _setting(False, bool, "train the head alone, on what pretrained weights see", NETWORK)
 
     dataset: str = _setting("cifar10", str, "data set, or a folder of pictures", DATA, table=DATASETS)
     data_dir: str | None = _setting(
@@ -184,6 +207,15 @@ class TrainConfig:
     clip_grad: float = _setting(
         1.0, float, "clip the gradient's norm to this; 0: never", OPTIMIZATION, low=0, shown="the recipe's"
     )
+    layer_decay: float = _setting(
+        1.0,
+        float,
+        "learning rate of each layer over that of the next",
+        OPTIMIZATION,
+        low=0.01,
+        high=1,
+        shown="the recipe's",
+    )
     ema: float = _setting(
         0.0, float, "decay of an average of the weights, which is then evaluated; 0: none", OPTIMIZATION, low=0, below=1
     )
@@ -218,7 +250,18 @@ class TrainConfig:
                 raise RequestError(f"{flag_name(field.name)} is empty")
             object.__setattr__(self, field.name, flag.parse(field.name, value))
         self._parse_micro_batch()
-        if self.bs == 1 and self.net in MODELS and MODELS[self.net].batchnorm:
+        object.__setattr__(self, "pretrained", pretrained_word(self.pretrained))
+        if self.freeze_backbone and self.pretrained == "false":
+            raise RequestError(
+                "--freeze-backbone trains a head on what the other layers see, and these would be random; add --pretrained "
+                "true, or --pretrained FILE"
+            )
+        if self.freeze_backbone and self.layer_decay != 1:
+            raise RequestError(
+                f"--layer-decay {self.layer_decay:g} does nothing with --freeze-backbone, which trains one layer; leave one "
+                f"of them out"
+            )
+        if self.bs == 1 and _has_batchnorm(self.net):
             raise RequestError(
                 f"--bs 1: the BatchNorm of --net {self.net} cannot normalise one picture; take 2 or more"
             )
@@ -245,7 +288,7 @@ class TrainConfig:
         if not str(self.micro_batch).isdigit() or int(self.micro_batch) < 1:
             raise RequestError(f"--micro-batch takes auto or a number of pictures, not {self.micro_batch!r}")
         object.__setattr__(self, "micro_batch", int(self.micro_batch))
-        if self.net in MODELS and MODELS[self.net].batchnorm and int(self.micro_batch) < self.bs:
+        if int(self.micro_batch) < self.bs and _has_batchnorm(self.net):
             raise RequestError(
                 f"--micro-batch {self.micro_batch} would change what --net {self.net} computes, as its BatchNorm needs the "
                 f"whole batch; leave it out, or lower --bs"
@@ -272,6 +315,7 @@ class TrainConfig:
 
 INPUT_ONLY: dict[str, Flag] = {
     "patch": Flag(kind=int, help="side of a patch in pixels, for networks that have patches", panel=NETWORK, low=1),
+    "convkernel": Flag(kind=int, help="side of convmixer's kernels", panel=NETWORK, low=1),
     **{
         f"adan_beta{i}": Flag(kind=float, help=f"beta{i} of --opt adan, as 1 - beta of the paper", panel=OPTIMIZATION)
         for i in (1, 2, 3)
@@ -328,7 +372,7 @@ def resolve_config(flags: Mapping[str, Any], file: Mapping[str, Any] | None = No
     """
     file = dict(file or {})
     if "net" in flags:
-        file = {key: value for key, value in file.items() if key not in ("net_options", "patch")}
+        file = {key: value for key, value in file.items() if key not in ("net_options", *_NET_FLAGS)}
     if "opt" in flags:
         file = {key: value for key, value in file.items() if key != "opt_options" and key not in _ADAN_BETAS}
     if ("max_steps" in flags and "epochs" not in flags) or ("epochs" in flags and "max_steps" not in flags):
@@ -342,7 +386,7 @@ def resolve_config(flags: Mapping[str, Any], file: Mapping[str, Any] | None = No
     net, net_given = split_spec(str(given.get("net", recipe.settings["net"])), "--net")
     opt, opt_given = split_spec(str(given.get("opt", recipe.settings["opt"])), "--opt")
     preset = recipe.overrides(net, opt, dataset)
-    net_entry: ModelEntry = lookup(MODELS, net, "--net")
+    net_entry = find_model(net)
     opt_entry = find_optimizer(opt)
 
     settings = {**preset, **given}
@@ -370,12 +414,18 @@ def resolve_config(flags: Mapping[str, Any], file: Mapping[str, Any] | None = No
     if settings.get("schedule") != "constant" and "warmdown" not in given:
         settings.pop("warmdown", None)
     settings.setdefault("size", net_entry.img_size)
-    for name in ("patch", *_ADAN_BETAS):
+    settings["pretrained"] = resolve_pretrained(net, net_entry, settings.get("pretrained"))
+    if "layer_decay" not in given and (settings["pretrained"] == "false" or settings.get("freeze_backbone")):
+        settings["layer_decay"] = 1.0  # a recipe's is for layers that know something and are to keep it
+    for name in (*_NET_FLAGS, *_ADAN_BETAS):
         settings.pop(name, None)
     config = TrainConfig(**settings)
     net_entry.check_size(net, config.net_options, config.size)
     return config
 
+
+_NET_FLAGS = {"patch": "patch_size", "convkernel": "kernel_size"}
+"""Flags that are options of the network."""
 
 _ADAN_BETAS = ("adan_beta1", "adan_beta2", "adan_beta3")
 _ADANS = ("adan", "adan_pytorch")
@@ -403,19 +453,58 @@ def resolve_dataset(name: str, data_dir: str | None) -> tuple[str, str | None]:
     raise AssertionError("lookup raises for an unknown name")
 
 
+def pretrained_word(value: str) -> str:
+    """Return ``true``, ``false``, or the file that ``--pretrained`` names."""
+    word = value.lower()
+    return "true" if word in TRUE_WORDS else "false" if word in FALSE_WORDS else value
+
+
+def resolve_pretrained(net: str, entry: ModelEntry, value: str | None) -> str:
+    """Return ``true``, ``false``, or the absolute path of the file that ``--pretrained`` names.
+
+    Raises:
+        RequestError: there are no such weights.
+    """
+    if value is None:
+        return "true" if entry.pretrained else "false"
+    word = pretrained_word(value)
+    if word == "true" and not entry.weights:
+        ready = ", ".join(name for name, row in MODELS.items() if row.weights)
+        raise RequestError(
+            f"--pretrained true: there are no pretrained weights for --net {net}; there are for {ready} and most of {TIMM}*; "
+            f"--pretrained FILE takes weights of your own"
+        )
+    if word in ("true", "false"):
+        return word
+    path = Path(word).expanduser().absolute()
+    if not path.is_file():
+        raise RequestError(
+            f"--pretrained {value}: {'that is a folder' if path.is_dir() else 'no such file'}; it takes true, false, or a "
+            f"file of weights"
+        )
+    return str(path)
+
+
+def _has_batchnorm(net: str) -> bool:
+    return (net in MODELS or net.startswith(TIMM)) and find_model(net).batchnorm
+
+
 def _net_options(
     net: str, entry: ModelEntry, recipe: Recipe, given: Mapping[str, Any], inline: Mapping[str, str]
 ) -> dict[str, Value]:
     options: dict[str, Any] = {key: value for key, value in recipe.net_options.items() if key in entry.options}
     options.update(given.get("net_options", {}))
     options.update(inline)
-    if "patch" in given:
-        if "patch_size" not in entry.options:
-            other = "; its window is --net swin:window_size=..." if net.startswith("swin") else ""
-            raise RequestError(f"--patch {given['patch']}: --net {net} has no patches; leave --patch out{other}")
-        if "patch_size" in inline:
-            raise RequestError("--patch and --net ...:patch_size=... both set it; give one of them")
-        options["patch_size"] = given["patch"]
+    for flag, option in _NET_FLAGS.items():
+        if flag not in given:
+            continue
+        if option not in entry.options:
+            lacks = "no patches" if flag == "patch" else "no kernels to choose; --net convmixer has"
+            other = "; its window is --net swin:window_size=..." if net == "swin" and flag == "patch" else ""
+            raise RequestError(f"--{flag} {given[flag]}: --net {net} has {lacks}; leave --{flag} out{other}")
+        if option in inline:
+            raise RequestError(f"--{flag} and --net ...:{option}=... both set it; give one of them")
+        options[option] = given[flag]
     return entry.resolve_options(options, f"--net {net}")
 
 

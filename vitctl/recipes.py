@@ -113,7 +113,11 @@ _FEW_EPOCHS = {
 }
 """What a run of a few epochs wants: a rate that falls to zero within it, and no heavy augmentation."""
 
-_BY_NET: dict[str, Mapping[str, object]] = {"vit*": {"lr_scale": 0.25}, "cct_[67]": {"lr_scale": 0.5}}
+_BY_NET: dict[str, Mapping[str, object]] = {
+    **{net: {"lr_scale": 0.25} for net in ("vit*", "simplevit", "dyt", "cait*", "swin")},
+    **{net: {"lr_scale": 0.5} for net in ("cct_[67]", "cvt", "vit_lite", "mlpmixer")},
+    "vit*_timm": {"lr_scale": 0.05, "layer_decay": 0.75},  # they are fine-tuned
+}
 """Wide networks take a lower rate."""
 
 _UNLIKE_ADAM: dict[str, Mapping[str, object]] = {
@@ -184,6 +188,7 @@ RECIPES: dict[str, Recipe] = {
             "val": "holdout",
         },
         epochs={ANY: 5},
+        by_net={"vit*_timm": {"layer_decay": 0.75}},
         by_opt={
             "adam": {"lr": 1e-4},
             "adamw": {"lr": 1e-4, "weight_decay": 0.05},

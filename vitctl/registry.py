@@ -30,7 +30,7 @@ class Option:
     Attributes:
         default: used where nothing else is asked for.
         help: half a line for ``--help`` and listings.
-        choices: the only values allowed, for strings.
+        choices: the only values allowed.
         low: least value allowed.
         high: greatest value allowed.
         below: the value must be less than this.
@@ -39,7 +39,7 @@ class Option:
 
     default: Value
     help: str = ""
-    choices: tuple[str, ...] = ()
+    choices: tuple[Value, ...] = ()
     low: float | None = None
     high: float | None = None
     below: float | None = None
@@ -57,7 +57,7 @@ class Option:
         """
         parsed: Value = convert(value, type(self.default), what)
         if self.choices and parsed not in self.choices:
-            raise RequestError(f"{what} is {parsed!r}{suggest(str(parsed), self.choices)}")
+            raise RequestError(f"{what} is {parsed!r}{suggest(str(parsed), map(str, self.choices))}")
         check_range(parsed, what, low=self.low, high=self.high, below=self.below, above=self.above)
         return parsed
 
@@ -151,9 +151,10 @@ class Entry:
         """
         for name in given:
             if name not in self.options:
+                near = suggest(name, self.options).partition("; did you mean ")[2]
                 known = ", ".join(self.options) or "none"
                 raise RequestError(
-                    f"{what} has no option {name!r}{suggest(name, self.options, lead='did you mean')} (options: {known})"
+                    f"{what} has no option {name!r}{f'; did you mean {near}' if near else ''} (options: {known})"
                 )
         return {
             name: option.parse(given[name], f"{what}:{name}") if name in given else option.default

@@ -165,7 +165,7 @@ def test_killed_at_any_moment_it_ends_the_same(reference: Path, tmp_path: Path) 
     for i, trap in enumerate(TRAPS):
         hits += run_until_done(start, tmp_path / f"trap{i}", [trap])
         assert_same(tmp_path / f"trap{i}", reference)
-    assert hits >= len(TRAPS) - 4
+    assert hits >= 40, "most of the traps must be reached"
     for i in itertools.count():
         if hits >= KILLS:
             break

@@ -78,15 +78,18 @@ class PlainObserver:
     def started(self, session: Session, folder: RunFolder) -> None:
         """Say what will be done, on what, and where it goes."""
         from vitctl import devices
-        from vitctl.training.session import describe, parameters
+        from vitctl.training.session import describe, learning, parameters
 
         config, splits = session.config, session.splits
         self.epochs = session.epochs
         self.last_line = time.monotonic()
         held = {"holdout": "held out", "val": "in val/", "test": "test (each epoch)"}
         val = f", {len(splits.val.index):,} {held[str(splits.val_split)]}" if splits.val is not None else ""
+        tokens = f"{session.cost.tokens:,} tokens, " if session.cost.tokens else ""
+        cost = f"{tokens}{session.cost.mflop:,.1f} MFLOP a picture"
+        frozen = f" of which {learning(session):,} learn" if config.freeze_backbone else ""
         self.print(
-            f"{describe(config, len(session.dataset.classes))}, {parameters(session):,} parameters | "
+            f"{describe(config, len(session.dataset.classes))}, {parameters(session):,} parameters{frozen}, {cost} | "
             f"{config.opt} lr {config.lr:g} | "
             f"{config.dataset}: {session.batches.count:,} train{val}, {len(splits.test.index):,} test\n"
             f"{session.device} ({devices.device_label(session.device)}), batch {config.bs}"

@@ -11,7 +11,7 @@ from torch.optim import SGD, Adam, AdamW, Optimizer
 
 from vitctl import devices
 from vitctl.optim import find_optimizer
-from vitctl.optim.groups import param_groups
+from vitctl.optim.groups import param_groups, split_by_layer
 from vitctl.registry import Value
 
 Groups = list[dict[str, Any]]
@@ -25,6 +25,7 @@ def build_optimizer(
     lr: float,
     weight_decay: float,
     decay_all: bool = False,
+    layer_decay: float = 1.0,
 ) -> Optimizer:
     """Build the optimizer ``opt`` over the parameters of ``model``.
 
@@ -35,12 +36,15 @@ def build_optimizer(
         lr: peak learning rate. A group with a key ``lr_scale`` is to be trained with that many times the rate.
         weight_decay: as the optimizer understands it; see :func:`param_groups` for what is spared.
         decay_all: decay every parameter.
+        layer_decay: learning rate of each layer over that of the next; see :func:`split_by_layer`.
 
     Raises:
-        RequestError: no such optimizer.
+        RequestError: no such optimizer, or a network whose layers are not known.
     """
     entry = find_optimizer(opt)
     groups = param_groups(model, weight_decay, decay_all, split_matrices=entry.split_matrices)
+    if layer_decay != 1:
+        groups = split_by_layer(groups, model, layer_decay)
     optimizer: Optimizer = entry.load()(groups, lr=lr, **options)
     return optimizer
 

@@ -1,4 +1,4 @@
-"""Which parameters weight decay applies to, and which are hidden matrices."""
+"""Which parameters weight decay applies to, which learn more slowly, and which are hidden matrices."""
 
 from __future__ import annotations
 
@@ -7,6 +7,8 @@ from collections.abc import Iterator
 from typing import Any
 
 from torch import Tensor, nn
+
+from vitctl.errors import RequestError
 
 SPARED_NAMES = ("pos_embed", "cls_token", "dist_token", "reg_token", "temperature", "relative_position_bias_table")
 """Last parts of the names of parameters that are spared whatever their shape."""
@@ -41,6 +43,38 @@ def param_groups(
         | ({"parts": count} if split_matrices else {})
         for spare, count in sorted(groups)
     ]
+
+
+def split_by_layer(groups: list[dict[str, Any]], model: nn.Module, layer_decay: float) -> list[dict[str, Any]]:
+    """Split ``groups`` by layer, each with a ``lr_scale`` that the learning rate of its parameters is multiplied by.
+
+    The head has 1, the layer before it ``layer_decay``, the one before that its square, and so on (Clark et al. 2020,
+    arXiv 2003.10555; Bao et al. 2022). Which parameters follow which is what the network's ``group_matcher`` says, in
+    timm's words.
+
+    Raises:
+        RequestError: the network has none.
+    """
+    from timm.models import group_parameters
+
+    matcher = getattr(model, "group_matcher", None)
+    if matcher is None:
+        raise RequestError(
+            f"--layer-decay {layer_decay:g}: the network does not say which of its layers follow which; leave it out"
+        )
+    layers: dict[str, int] = group_parameters(model, matcher(coarse=False), reverse=True)
+    scales = {
+        parameter: layer_decay ** (max(layers.values()) - layers[name]) for name, parameter in model.named_parameters()
+    }
+    split: list[dict[str, Any]] = []
+    for group in groups:
+        parts: dict[float, list[nn.Parameter]] = {}
+        for parameter in group["params"]:
+            parts.setdefault(scales[parameter], []).append(parameter)
+        split += [
+            {**group, "params": part, "lr_scale": group.get("lr_scale", 1.0) * scale} for scale, part in parts.items()
+        ]
+    return split
 
 
 def spared_names(model: nn.Module) -> set[str]:

@@ -87,7 +87,7 @@ def fit(session: Session, folder: RunFolder, observer: Observer, resume_command:
         lambda _: observer.message("stopping after this step and saving; once more quits at once")
     ) as stop:
         while progress.recorded_step < session.total_steps and not progress.stopped_early:
-            session.model.train()
+            session.train_mode()
             steps = min(session.steps_per_epoch, session.total_steps - progress.epoch * session.steps_per_epoch)
             while progress.step_in_epoch < steps:
                 train_step(session)

@@ -10,10 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from vitctl import devices
-from vitctl.config import FLAGS, TrainConfig, flag_name
+from vitctl.config import FLAGS, TrainConfig, flag_name, pretrained_word
 from vitctl.errors import RequestError
-from vitctl.models import MODELS, build_model
-from vitctl.models.count import count_tokens, forward_mflop
+from vitctl.models import find_model
 from vitctl.optim import doubtful_betas, find_optimizer
 from vitctl.registry import split_spec
 from vitctl.training.loop import Observer, Record, fit, train_step
@@ -46,7 +45,15 @@ def start_run(
         observer.message(f"warning: {doubt}")
     folder = RunFolder.create(runs_dir, name, config)
     with folder.locked():
-        folder.add_session(config, devices.environment(session.device), 0, micro_batch=session.micro_batch)
+        if session.pretrained:
+            observer.message(session.pretrained)
+        folder.add_session(
+            config,
+            devices.environment(session.device),
+            0,
+            micro_batch=session.micro_batch,
+            **({"pretrained": session.pretrained} if session.pretrained else {}),
+        )
         return fit(session, folder, observer, resume_command(folder))
 
 
@@ -80,7 +87,7 @@ def resume_run(path: Path, changes: Mapping[str, Any], observer: Observer, decod
             )
             return summary
 
-        session = open_session(config, decoding)
+        session = open_session(config, decoding, pretrained=checkpoint is None)
         if checkpoint is not None:
             check_length(session, config, checkpoint["epoch"], checkpoint["step"])
             before = session.schedule.factor(checkpoint["step"])
@@ -138,8 +145,8 @@ def changed_config(stored: TrainConfig, changes: Mapping[str, Any]) -> TrainConf
 
 def stored_value(stored: TrainConfig, name: str) -> Any:
     """Return the setting ``name`` of a run, also where the flag ends in the options of net or optimizer."""
-    if name == "patch":
-        return stored.net_options.get("patch_size")
+    if name in ("patch", "convkernel"):
+        return stored.net_options.get("patch_size" if name == "patch" else "kernel_size")
     if name.startswith("adan_"):
         return stored.opt_options.get(name.removeprefix("adan_"))
     return getattr(stored, name)
@@ -147,13 +154,18 @@ def stored_value(stored: TrainConfig, name: str) -> Any:
 
 def same_value(stored: TrainConfig, name: str, value: Any) -> bool:
     """Whether ``value``, as given by flag, says what the run does already."""
+    if name == "pretrained" and pretrained_word(value) not in ("true", "false"):
+        value = str(Path(value).expanduser().absolute())
+    elif name == "pretrained":
+        value = pretrained_word(value)
     if name not in ("net", "opt"):
         return bool(stored_value(stored, name) == value)
+    options = stored.net_options if name == "net" else stored.opt_options
     word, given = split_spec(value, flag_name(name))
     if word != getattr(stored, name):
         return False
-    entry, options = (MODELS[word], stored.net_options) if name == "net" else (find_optimizer(word), stored.opt_options)
     common = {key: given.pop(key) for key in ("lr", "weight_decay") if name == "opt" and key in given}
+    entry = find_model(word) if name == "net" else find_optimizer(word)
     resolved = entry.resolve_options(given, f"{flag_name(name)} {word}")
     return all(options.get(key) == resolved[key] for key in given) and all(
         getattr(stored, key) == FLAGS[key].parse(key, text) for key, text in common.items()
@@ -196,9 +208,8 @@ def dry_run(config: TrainConfig, decoding: Decoding | None = None, steps: int = 
         RequestError: device, data or network cannot be had as asked.
         RunFailed: memory ran out, or the loss is not finite.
     """
-    session = open_session(config, decoding)
-    session.model.train()
-    in_chans, classes = session.dataset.train.images.shape[1], len(session.dataset.classes)
+    session = open_session(config, decoding, pretrained=False)
+    session.train_mode()
     times: list[float] = []
     for _ in range(1 + min(steps, session.total_steps)):  # the first one warms up
         start = time.perf_counter()
@@ -213,14 +224,11 @@ def dry_run(config: TrainConfig, decoding: Decoding | None = None, steps: int = 
     evaluated += len(session.splits.test.index)
     eta = session.total_steps * step_time + evaluated * step_time / batch / 3  # a step costs three forward passes
 
-    def build() -> Any:
-        return build_model(config.net, config.net_options, img_size=config.size, in_chans=in_chans, num_classes=classes)
-
     return {
         "net": config.net,
         "params": parameters(session),
-        "mflop": round(forward_mflop(build, in_chans, config.size), 1),
-        "tokens": count_tokens(build, in_chans, config.size),
+        "mflop": round(session.cost.mflop, 1),
+        "tokens": session.cost.tokens,
         "train_images": session.batches.count,
         "steps_per_epoch": session.steps_per_epoch,
         "total_steps": session.total_steps,

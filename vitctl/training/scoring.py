@@ -14,13 +14,12 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from vitctl import devices
-from vitctl.data.batches import Normalize
 from vitctl.data.dataset import Dataset, Subset, load_dataset, split
 from vitctl.errors import RequestError
 from vitctl.models import build_model
 from vitctl.training.evaluate import Progress, logits_of
 from vitctl.training.run_folder import write_text
-from vitctl.training.session import batch_pieces
+from vitctl.training.session import batch_pieces, make_normalize
 from vitctl.training.trained import Trained, load_trained
 
 
@@ -91,7 +90,7 @@ def score(
         progress=decoding,
     )
     subset = _part(data, trained, part, limit)
-    normalize = Normalize(trained.mean, trained.std, trained.config.size, device)
+    normalize = make_normalize(trained.config, trained.mean, trained.std, device)
     batch_size = _eval_batch(trained, device)
     start = time.perf_counter()
     outputs: list[Tensor] = []
