@@ -149,7 +149,7 @@ RECIPES: dict[str, Recipe] = {
         by_net=_BY_NET,
         by_opt={"muon": {"clip_grad": 0.0}},
         by_dataset={"digits": {"bs": 32}},
-        net_options={"init": "vit", "dropout": 0.0, "emb_dropout": 0.0, "pool": "avg"},
+        net_options={"dropout": 0.0, "emb_dropout": 0.0, "pool": "avg"},
         paper="Lee et al. 2021, arXiv 2112.13492; Jordan 2024, https://kellerjordan.github.io/posts/muon",
     ),
     "strong": Recipe(
