@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -41,3 +42,20 @@ def lr_file() -> SweepFile:
             "opt": {"value": "adam"},
         }
     )
+
+
+def postgres_url() -> str | None:
+    """Return the URL of a PostgreSQL that tests may use, or None."""
+    return os.environ.get("VITCTL_TEST_POSTGRES") or None
+
+
+@pytest.fixture(params=["sqlite", "postgresql"])
+def storage(request: pytest.FixtureRequest) -> str:
+    """Return what ``--storage`` gets: nothing for SQLite, or the URL of a PostgreSQL, where there is one."""
+    if request.param == "sqlite":
+        return ""
+    url = postgres_url()
+    if url is None:
+        pytest.skip("set VITCTL_TEST_POSTGRES to the URL of an empty database, such as postgresql://user@host/test")
+    pytest.importorskip("psycopg")
+    return url

@@ -50,8 +50,10 @@ def train(
     """
     from vitctl.config import normalise_keys, resolve_config, resolve_dataset
     from vitctl.errors import RequestError
+    from vitctl.training.signals import watch_parent
     from vitctl.yamlfile import read_yaml
 
+    watch_parent()
     if resume is not None:
         clashing = {"--name": name, "--config": config_file, "--print-config": print_config, "--dry-run": dry_run}
         for flag, value in clashing.items():

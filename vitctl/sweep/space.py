@@ -209,8 +209,8 @@ class Parameter:
         """How many values :meth:`grid` has."""
         if self.distribution != "q_uniform":
             return self.count or 0
-        s = self.settings
-        return math.ceil((s["max"] - s["min"]) / s["q"])  # as np.arange counts
+        low, high, q = (float(self.settings[key]) for key in ("min", "max", "q"))
+        return math.ceil((high - low) / q)  # as np.arange counts
 
     def grid(self) -> list[Value]:
         """Return its values under ``method: grid``; ``q_uniform`` starts at ``min`` and leaves ``max`` out, as W&B's."""
