@@ -10,6 +10,7 @@ from vitctl import __version__
 from vitctl.cli.eval import evaluate
 from vitctl.cli.list_models import list_models
 from vitctl.cli.options import Command
+from vitctl.cli.sweep import app as sweep
 from vitctl.cli.train import train
 
 app = typer.Typer(
@@ -39,3 +40,4 @@ def root(
 app.command(cls=Command)(train)
 app.command("eval", cls=Command)(evaluate)
 app.command("list-models", cls=Command)(list_models)
+app.add_typer(sweep, name="sweep")

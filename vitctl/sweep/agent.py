@@ -430,8 +430,9 @@ class Agent:
         config = self._write_config(slot.number, params)
         wait_until_free(run)
         resumed = run.exists()
+        shown = {name: params[name] for name in self.sweep.file.order}
         child = Child(self._trainer(TrialRun(config, run)), self._log(slot.number), slot.environment, self._line)
-        self._events.put(lambda observer: observer.started(slot.number, params, run, resumed))
+        self._events.put(lambda observer: observer.started(slot.number, shown, run, resumed))
         try:
             history, pruned = self._follow(study, trial, child, Metrics(run / "metrics.jsonl"), slot)
         except UpdateFinishedTrialError:

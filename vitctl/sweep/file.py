@@ -128,6 +128,7 @@ class SweepFile:
         run_cap: the most trials, or None.
         title: its ``name`` key, or that of the file.
         document: the whole file as W&B takes it: numbers are numbers, and distributions are named.
+        order: the parameters that vary, as they come in the file.
         notes: what its writer should know.
     """
 
@@ -140,6 +141,7 @@ class SweepFile:
     run_cap: int | None
     title: str
     document: dict[str, Any]
+    order: tuple[str, ...]
     notes: tuple[str, ...] = ()
 
     def settings(self, params: Mapping[str, Any], fixed: Mapping[str, Any]) -> dict[str, Any]:
@@ -283,6 +285,7 @@ class _Reader:
             run_cap=run_cap,
             title=document.get("name", Path(name).stem),
             document=self._normalised({parameter.name: parameter for parameter, _ in parameters}),
+            order=tuple(parameter.name for parameter, _ in parameters if parameter.varies),
             notes=tuple(self.notes),
         )
         if not space.varying:

@@ -7,7 +7,7 @@ import datetime
 import json
 import math
 import secrets
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -346,7 +346,7 @@ class Sweep:
         return TrialRow(
             trial=root_of(trial),
             state=state,
-            params={name: params_of(trial)[name] for name in self.file.space.varying if name in params_of(trial)},
+            params={name: params_of(trial)[name] for name in self.file.order if name in params_of(trial)},
             value=self.value_of(trial),
             epochs=len(history_of(trial)),
             run=attributes.get(RUN),
@@ -451,13 +451,31 @@ class Sweep:
             )
         return near
 
-    def retry_failed(self) -> list[int]:
-        """Have each failed trial tried again, from its checkpoint where there is one, and return their numbers."""
+    def retry_failed(self, trials: Sequence[int] | None = None) -> list[int]:
+        """Have failed trials tried again, from their checkpoints where there are some, and return their numbers.
+
+        Args:
+            trials: these; None for all.
+
+        Raises:
+            RequestError: one of ``trials`` is not there or has not failed.
+        """
         with self.changing() as study:
-            failed = [trial for trial in self.ledger(study).trials if trial.state == TrialState.FAIL]
-            for trial in failed:
-                again(study, trial, self.file.space)
-            return [root_of(trial) for trial in failed]
+            ledger = self.ledger(study)
+            called = {root_of(trial): trial for trial in ledger.trials}
+            for number in trials or ():
+                if number not in called:
+                    raise RequestError(f"the sweep {self.id} has no trial {number}")
+                if ledger.state(called[number]) != "failed":
+                    raise RequestError(f"trial {number} has not failed: it is {ledger.state(called[number])}")
+            failed = [
+                number
+                for number, trial in called.items()
+                if ledger.state(trial) == "failed" and (trials is None or not trials or number in trials)
+            ]
+            for number in failed:
+                again(study, called[number], self.file.space)
+            return sorted(failed)
 
 
 def again(study: Study, trial: FrozenTrial, space: Space) -> None:
