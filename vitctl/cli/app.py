@@ -8,8 +8,10 @@ import typer
 
 from vitctl import __version__
 from vitctl.cli.eval import evaluate
+from vitctl.cli.export import export
 from vitctl.cli.list_models import list_models
 from vitctl.cli.options import Command
+from vitctl.cli.predict import predict
 from vitctl.cli.train import train
 
 app = typer.Typer(
@@ -38,4 +40,6 @@ def root(
 
 app.command(cls=Command)(train)
 app.command("eval", cls=Command)(evaluate)
+app.command(cls=Command)(export)
+app.command(cls=Command)(predict)
 app.command("list-models", cls=Command)(list_models)
