@@ -144,9 +144,11 @@ def export(
 ) -> None:
     """Write a trained network into a file that other programs run, and show that it computes the same.
 
-    The file has one input, images, for any number of pictures, one output, logits, and with --softmax a second one, probs;
-    it says of itself what its pictures and classes are. It is compared with the network on the test set and appears only
-    when all agrees. A .pt2 runs code when it is loaded: load none from a stranger.
+    Its input is called images, for any number of them, its outputs logits and, with --softmax, probs.
+
+    It says of itself what its pictures and classes are, and appears only when it agrees with the network.
+
+    Loading a .pt2 runs the code in it: load none from a stranger. vitctl writes them and takes none.
     """
     from vitctl.config import resolve_dataset
     from vitctl.export.request import ExportRequest, Form, parse_verify_on, refuse_idle_flags

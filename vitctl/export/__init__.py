@@ -21,10 +21,12 @@ class FormatEntry(Entry):
     Attributes:
         suffixes: how the names of its files may end; the first is used where nobody says.
         bare: it holds the weights alone, so that no flag about its input or output applies.
+        caution: what who writes one should know.
     """
 
     suffixes: tuple[str, ...]
     bare: bool = False
+    caution: str = ""
 
 
 EXPORTERS: dict[str, FormatEntry] = {
@@ -37,11 +39,13 @@ EXPORTERS: dict[str, FormatEntry] = {
         target="vitctl.export.torchscript:TorchScript",
         summary="for programs that still load TorchScript, which PyTorch has deprecated",
         suffixes=(".torchscript", ".ts"),
+        caution="PyTorch has deprecated TorchScript and will stop loading it; onnx and torch-export will last longer",
     ),
     "torch-export": FormatEntry(
         target="vitctl.export.torch_export:TorchExport",
-        summary="torch.export's program (.pt2); loading a .pt2 runs code in it: load none from a stranger",
+        summary="torch.export's program; loading a .pt2 runs the code in it: load none from a stranger",
         suffixes=(".pt2",),
+        caution="loading a .pt2 runs the code in it, so load none from a stranger; other versions of PyTorch may not load it",
     ),
     "safetensors": FormatEntry(
         target="vitctl.export.safetensors:SafeTensors",

@@ -22,6 +22,7 @@ from onnxruntime.quantization import (
     QuantType,
     create_calibrator,
 )
+from onnxruntime.quantization.onnx_model import ONNXModel
 from onnxruntime.transformers.float16 import convert_float_to_float16
 from torch import Tensor
 
@@ -137,7 +138,7 @@ def to_fp16(
         progress: told how far it is.
     """
     with quiet():
-        model = convert_float_to_float16(onnx.load_from_string(data), keep_io_types=True)
+        model = _sorted(convert_float_to_float16(onnx.load_from_string(data), keep_io_types=True))
     small = serialize(model, record)
     measured = measure(small, record, pictures, "held-out pictures, fp16", progress)
     return Quantized(data=small, top1=measured, drop=top1 - measured, layers=len(layers(model)))
@@ -259,8 +260,12 @@ def _quantize(data: bytes, ranges: Any, names: list[str]) -> ModelProto:
             extra_options={},
         )
         quantizer.quantize_model()
-        quantizer.model.topological_sort()
-    model: ModelProto = quantizer.model.model
+    return _sorted(quantizer.model.model)
+
+
+def _sorted(model: ModelProto) -> ModelProto:
+    """Return the model with its nodes in the order of their work; onnxruntime's tools append theirs at the end."""
+    ONNXModel(model).topological_sort()
     return model
 
 

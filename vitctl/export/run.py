@@ -201,6 +201,8 @@ def _export_as(name: str, request: ExportRequest, trained: Trained, record: Meta
     """Write the network in one format, in memory."""
     entry = EXPORTERS[name]
     watcher.working(f"writing {name}" + (f", operator set {request.opset}" if name == "onnx" else ""))
+    if entry.caution:
+        watcher.message(f"{name}: {entry.caution}")
     if entry.bare:
         record = replace(record, form=Form(normalize="none"))
     network = Deployed(trained.model, trained.mean, trained.std, record.form, trained.config.size)

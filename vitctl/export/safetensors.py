@@ -17,7 +17,8 @@ from vitctl.config import TrainConfig
 from vitctl.errors import RequestError
 from vitctl.export.formats import Deployed, Files, Run, as_tuple
 from vitctl.export.metadata import Metadata
-from vitctl.models import build_model
+from vitctl.models import MODELS, build_model
+from vitctl.registry import lookup
 from vitctl.training.classifier import Classifier, classifier_of
 from vitctl.training.trained import Trained
 
@@ -90,9 +91,10 @@ def rebuild(document: Mapping[str, Any], record: Metadata) -> nn.Module:
         arguments = {"num_classes": document["num_classes"], **document.get("model_args", {})}
         model: nn.Module = timm.create_model(document["architecture"], **arguments)
     else:
+        entry = lookup(MODELS, record.net, "--net")
         model = build_model(
             record.net,
-            record.net_options,
+            entry.resolve_options(record.net_options, f"--net {record.net}"),
             img_size=record.size,
             in_chans=record.channels,
             num_classes=len(record.classes),
