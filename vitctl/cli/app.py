@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 
 from vitctl import __version__
+from vitctl.cli.convert import convert
 from vitctl.cli.eval import evaluate
 from vitctl.cli.list_models import list_models
 from vitctl.cli.list_optimizers import list_optimizers
@@ -40,6 +41,7 @@ def root(
 
 app.command(cls=Command)(train)
 app.command("eval", cls=Command)(evaluate)
+app.command(cls=Command)(convert)
 app.command("list-models", cls=Command)(list_models)
 app.command("list-optimizers", cls=Command)(list_optimizers)
 app.command("list-recipes", cls=Command)(list_recipes)

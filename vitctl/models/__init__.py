@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from vitctl.errors import RequestError
 from vitctl.models import checks
@@ -178,7 +178,7 @@ def _cct(
     }
     return ModelEntry(
         target="vitctl.models.cct:cct",
-        summary=f"compact convolutional transformer, {depth} blocks of width {embed_dim}, 3x3 tokenizer of 2 layers",
+        summary=f"compact conv. transformer, {depth} x {embed_dim}",
         options={**_compact_options(depth, embed_dim, num_heads, mlp_ratio), **convolutions},
         family="cct",
         params=params,
@@ -204,7 +204,7 @@ def _cait_options(num_heads: int, mlp_ratio: float) -> dict[str, Option]:
 def _resnet(layers: int, params: int, mflop: float, published_acc: float | None = None) -> ModelEntry:
     return ModelEntry(
         target="vitctl.models.resnet:resnet",
-        summary=f"ResNet-{layers} with a 3x3 stem and no max-pooling",
+        summary=f"ResNet-{layers} for small pictures",
         options={**_WIDTH, **_HEAD_DROPOUT, **_DROP_PATH, **_CONV_INIT},
         fixed={"layers": layers},
         family="resnet",
@@ -226,7 +226,7 @@ def _finetuned(
 ) -> ModelEntry:
     return ModelEntry(
         target="vitctl.models.finetune:vit_timm",
-        summary=f"timm's ViT-{size.capitalize()}/16, pretrained on ImageNet at 384 px, with a new head",
+        summary=f"timm's pretrained ViT-{size.capitalize()}/16 at 384 px",
         options={**_patch(16), **_widths(embed_dim, 12, num_heads, 4.0), **_dropout(0.0), **_DROP_PATH},
         family="vit",
         params=params,
@@ -243,7 +243,7 @@ def _finetuned(
 MODELS: dict[str, ModelEntry] = {
     "vit": ModelEntry(
         target="vitctl.models.vit:vit",
-        summary="Vision Transformer, 6 blocks of width 512",
+        summary="Vision Transformer, 6 x 512",
         options=_vit_options(),
         fixed={"kind": "vit"},
         family="vit",
@@ -256,7 +256,7 @@ MODELS: dict[str, ModelEntry] = {
     ),
     "vit_small": ModelEntry(
         target="vitctl.models.vit:vit",
-        summary="vit with shifted patch tokenization and locality self-attention",
+        summary="vit with shifted patches and locality attention",
         options=_vit_options(),
         fixed={"kind": "small"},
         family="vit",
@@ -269,7 +269,7 @@ MODELS: dict[str, ModelEntry] = {
     ),
     "vit_tiny": ModelEntry(
         target="vitctl.models.vit:vit",
-        summary="vit_small with 4 blocks, 6 heads and half the MLP",
+        summary="vit_small, 4 x 512, with half the MLP",
         options=_vit_options(depth=4, num_heads=6, mlp_ratio=0.5),
         fixed={"kind": "small"},
         family="vit",
@@ -281,7 +281,7 @@ MODELS: dict[str, ModelEntry] = {
     ),
     "simplevit": ModelEntry(
         target="vitctl.models.simplevit:simplevit",
-        summary="ViT with fixed positions and mean pooling, without class token and dropout",
+        summary="ViT with fixed positions and mean pooling",
         options={**_patch(), **_widths(512, 6, 8, 1.0, head_dim=64), **_dropout(0.0), **_DROP_PATH, **_INIT},
         family="vit",
         params=9_486_858,
@@ -292,7 +292,7 @@ MODELS: dict[str, ModelEntry] = {
     ),
     "dyt": ModelEntry(
         target="vitctl.models.vit:vit",
-        summary="vit with Dynamic Tanh in the place of every norm",
+        summary="vit with Dynamic Tanh for norms",
         options=_vit_options(),
         fixed={"kind": "dyt"},
         family="vit",
@@ -305,7 +305,7 @@ MODELS: dict[str, ModelEntry] = {
     ),
     "cait": ModelEntry(
         target="vitctl.models.cait:cait",
-        summary="CaiT: 6 blocks over patches, 2 of class attention, talking heads, LayerScale",
+        summary="CaiT, 6 x 512 and 2 of class attention",
         options=_cait_options(num_heads=8, mlp_ratio=1.0),
         family="cait",
         params=12_685_322,
@@ -328,7 +328,7 @@ MODELS: dict[str, ModelEntry] = {
     ),
     "swin": ModelEntry(
         target="vitctl.models.swin:swin",
-        summary="Swin-T for small pictures: windows of 4, stages that halve 2, 2, 2 and 1 times",
+        summary="Swin-T for small pictures",
         options={
             "window_size": Option(4, "side of a window, in positions of a map", low=1),
             "embed_dim": Option(96, "width of the first stage; each of the others doubles it", low=8),
@@ -350,7 +350,7 @@ MODELS: dict[str, ModelEntry] = {
     ),
     "mlpmixer": ModelEntry(
         target="vitctl.models.mixers:mlpmixer",
-        summary="MLP-Mixer, 6 blocks of width 512",
+        summary="MLP-Mixer, 6 x 512",
         options={
             **_patch(),
             "embed_dim": Option(512, "width of the tokens", low=8),
@@ -371,7 +371,7 @@ MODELS: dict[str, ModelEntry] = {
     ),
     "convmixer": ModelEntry(
         target="vitctl.models.mixers:convmixer",
-        summary="ConvMixer, 16 blocks of width 256, kernels of 8, no patches",
+        summary="ConvMixer, 16 x 256, kernels of 8",
         options={
             **_patch(1),
             "embed_dim": Option(256, "channels", low=8),
@@ -388,7 +388,7 @@ MODELS: dict[str, ModelEntry] = {
     ),
     "mobilevit": ModelEntry(
         target="vitctl.models.mobilevit:mobilevit",
-        summary="MobileViT-XXS with strides for small pictures",
+        summary="MobileViT-XXS for small pictures",
         options={
             "variant": Option("xxs", "widths of the paper", choices=("xxs", "xs", "s")),
             "reduction": Option(
@@ -410,7 +410,7 @@ MODELS: dict[str, ModelEntry] = {
     "cct_7": _cct(7, 256, 4, 2.0, 3_853_259, 578.2),
     "cvt": ModelEntry(
         target="vitctl.models.cct:patch_transformer",
-        summary="compact vision transformer CVT-7/4: patches of 4, sequence pooling",
+        summary="compact vision transformer CVT-7/4",
         options={**_patch(), **_compact_options(7, 256, 4, 2.0)},
         fixed={"class_token": False},
         family="cct",
@@ -421,7 +421,7 @@ MODELS: dict[str, ModelEntry] = {
     ),
     "vit_lite": ModelEntry(
         target="vitctl.models.cct:patch_transformer",
-        summary="ViT-Lite-7/4: cvt with a class token instead of sequence pooling",
+        summary="ViT-Lite-7/4: cvt with a class token",
         options={**_patch(), **_compact_options(7, 256, 4, 2.0)},
         fixed={"class_token": True},
         family="cct",
@@ -436,7 +436,7 @@ MODELS: dict[str, ModelEntry] = {
     "res101": _resnet(101, 42_512_970, 5020.0),
     "vgg": ModelEntry(
         target="vitctl.models.vgg:vgg",
-        summary="VGG-19 with BatchNorm and one linear layer for a head",
+        summary="VGG-19 with BatchNorm",
         options={**_WIDTH, **_HEAD_DROPOUT, **_CONV_INIT},
         family="vgg",
         params=20_040_522,
@@ -466,6 +466,27 @@ def find_model(net: str) -> ModelEntry:
         )
         raise RequestError(f"--net {net!r} is unknown{hint}")
     return MODELS[net]
+
+
+def table_row(name: str, entry: ModelEntry) -> dict[str, Any]:
+    """Return a row of the table as JSON values."""
+    return {
+        "name": name,
+        "family": entry.family,
+        "params": entry.params,
+        "mflop": entry.mflop,
+        "tokens": entry.tokens,
+        "img_size": entry.img_size,
+        "published_acc": entry.published_acc,
+        "measured_acc": entry.measured.acc if entry.measured else None,
+        "measured_recipe": entry.measured.recipe if entry.measured else None,
+        "measured_epochs": entry.measured.epochs if entry.measured else None,
+        "pretrained": entry.weights or None,
+        "summary": entry.summary,
+        "paper": entry.paper,
+        "note": entry.note,
+        "options": {key: option.default for key, option in entry.options.items()},
+    }
 
 
 def build_model(net: str, options: Mapping[str, Value], *, img_size: int, in_chans: int, num_classes: int) -> nn.Module:

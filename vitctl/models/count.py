@@ -93,6 +93,59 @@ def activation_floats(build: Build, in_chans: int, img_size: int) -> int:
     return greatest
 
 
+@dataclass(frozen=True)
+class LayerRow:
+    """A layer, as a table of them shows it.
+
+    Attributes:
+        name: within the network.
+        kind: its class.
+        shape: of what it puts out for one picture; None where that is no tensor, or it is not reached.
+        params: how many it holds.
+    """
+
+    name: str
+    kind: str
+    shape: tuple[int, ...] | None
+    params: int
+
+
+def layer_table(build: Build, in_chans: int, img_size: int) -> list[LayerRow]:
+    """Return the layers of a network in their order: its children, and those of lists and sequences in their place.
+
+    Args:
+        build: makes the network.
+        in_chans: C of the picture.
+        img_size: H and W of the picture.
+    """
+    layers: list[tuple[str, nn.Module]] = []
+    shapes: dict[str, tuple[int, ...]] = {}
+
+    def gather(prefix: str, module: nn.Module) -> None:
+        for name, child in module.named_children():
+            if isinstance(child, (nn.Sequential, nn.ModuleList)):
+                gather(f"{prefix}{name}.", child)
+            else:
+                layers.append((f"{prefix}{name}", child))
+
+    def watch(name: str, module: nn.Module) -> None:
+        if not name:
+            gather("", module)
+
+        def note(module: nn.Module, args: object, output: object) -> None:
+            if isinstance(output, Tensor):
+                shapes.setdefault(name, tuple(output.shape))
+
+        module.register_forward_hook(note)
+
+    _trace(build, in_chans, img_size, watch=watch)
+    return [
+        LayerRow(name, type(module).__name__, shapes.get(name), count_parameters(module))
+        for name, module in layers
+        if type(module) is not nn.Identity
+    ]
+
+
 def _trace(
     build: Build,
     in_chans: int,
