@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from vitctl.data import DATASETS
+from vitctl.data import AUGMENTATIONS, DATASETS, AugmentationEntry
 from vitctl.errors import RequestError
 from vitctl.models import MODELS, TIMM, ModelEntry, find_model
 from vitctl.optim import OPTIMIZERS, OptimizerEntry, find_optimizer
@@ -41,6 +41,8 @@ class Flag:
         table: the table whose names it takes, for completion.
         shown: what ``--help`` calls the default.
         resumable: may differ from the stored value on ``--resume``.
+        when_true: for a number that is 0 when off: what ``true`` stands for where the recipe has none. Such a flag may be
+            typed without a value.
     """
 
     kind: type
@@ -54,19 +56,25 @@ class Flag:
     table: Mapping[str, Any] | None = None
     shown: str | None = None
     resumable: bool = False
+    when_true: float | None = None
 
     def parse(self, name: str, value: object) -> Any:
-        """Return ``value`` as this flag's type.
+        """Return ``value`` as this flag's type; True where :attr:`when_true` has yet to be filled in.
 
         Raises:
             RequestError: wrong type, unknown choice or out of range.
         """
         what = flag_name(name)
+        if self.when_true is not None and str(value).lower() in _SWITCH_WORDS:
+            return convert(value, bool, what) or 0.0
         parsed = convert(value, self.kind, what)
         if self.choices and parsed not in self.choices:
             raise RequestError(f"{what} {parsed!r} is unknown{suggest(str(parsed), self.choices)}")
         check_range(parsed, what, low=self.low, high=self.high, below=self.below)
         return parsed
+
+
+_SWITCH_WORDS = {*TRUE_WORDS, *FALSE_WORDS} - {"0", "1"}
 
 
 def flag_name(name: str) -> str:
@@ -146,9 +154,44 @@ class TrainConfig:
     aug: str = _setting(
         "basic",
         str,
-        "augmentation: basic is random crop and flip",
+        "augmentation, NAME[:key=value,...]; random crop and flip (basic) are part of each but none",
         DATA,
-        choices=("none", "basic"),
+        table=AUGMENTATIONS,
+        shown="the recipe's",
+    )
+    aug_options: dict[str, Value] = dataclasses.field(default_factory=dict)
+    erase: float = _setting(
+        0.0, float, "random erasing: probability of a box painted over", DATA, low=0, high=1, shown="the recipe's"
+    )
+    cutout: float = _setting(
+        0.0, float, "cutout: side of a box painted over, as a share of the picture's", DATA, low=0, high=1,
+        shown="the recipe's",
+    )  # fmt: skip
+    mixup: float = _setting(
+        0.0, float, "mixup's alpha; true: the recipe's, else 0.8; 0: off", DATA, low=0, high=1e6, shown="the recipe's",
+        when_true=0.8,
+    )  # fmt: skip
+    cutmix: float = _setting(
+        0.0, float, "CutMix's alpha; true: the recipe's, else 1; 0: off. With mixup, each picture takes one of the two",
+        DATA, low=0, high=1e6, shown="the recipe's", when_true=1.0,
+    )  # fmt: skip
+    mix_off: float = _setting(
+        0.0, float, "share of the run, at its end, without mixup and CutMix", DATA, low=0, below=1, shown="the recipe's"
+    )
+    tta: str = _setting(
+        "none",
+        str,
+        "test-time augmentation of the final test, reported beside the plain figures: flip averages the logits of each "
+        "picture and its mirror image",
+        DATA,
+        choices=("none", "flip"),
+        resumable=True,
+    )
+    loss_sum: bool = _setting(
+        False,
+        bool,
+        "record the validation loss also as a sum of means over batches of 100, as the predecessor printed it",
+        DATA,
         shown="the recipe's",
     )
 
@@ -265,6 +308,7 @@ class TrainConfig:
             raise RequestError(
                 f"--bs 1: the BatchNorm of --net {self.net} cannot normalise one picture; take 2 or more"
             )
+        self._check_augmentation()
         if self.epochs is None and self.max_steps is None:
             raise RequestError("--epochs or --max-steps must say when to stop")
         if self.save_every is not None:
@@ -281,6 +325,20 @@ class TrainConfig:
             raise RequestError(
                 f"--patience selects on held-out pictures, and --val {self.val} holds none out; use --val holdout"
             )
+
+    def _check_augmentation(self) -> None:
+        for name, alpha in (("mixup", self.mixup), ("cutmix", self.cutmix)):
+            if alpha and self.bs * self.accumulate < 2:
+                raise RequestError(
+                    f"--{name} {alpha:g} mixes the pictures of a step, and --bs {self.bs} gives it one; take 2 or more, or "
+                    f"leave --{name} out"
+                )
+        if self.tta == "flip" and self.dataset in DATASETS and not DATASETS[self.dataset].flip:
+            raise RequestError(
+                f"--tta flip: mirrored pictures of --dataset {self.dataset} are not of their class; leave --tta out"
+            )
+        if self.loss_sum and self.val == "none":
+            raise RequestError("--loss-sum records the validation loss, and --val none measures none; leave one out")
 
     def _parse_micro_batch(self) -> None:
         if self.micro_batch == "auto":
@@ -330,7 +388,7 @@ FLAGS: dict[str, Flag] = {
 """Every setting that can be given by flag or file, by name."""
 
 _ALIASES = {spelling.lstrip("-").replace("-", "_"): name for name, flag in FLAGS.items() for spelling in flag.names}
-_TABLES = ("net_options", "opt_options")
+_TABLES = ("net_options", "opt_options", "aug_options")
 
 
 def normalise_keys(values: Mapping[str, Any], source: str) -> dict[str, Any]:
@@ -375,6 +433,8 @@ def resolve_config(flags: Mapping[str, Any], file: Mapping[str, Any] | None = No
         file = {key: value for key, value in file.items() if key not in ("net_options", *_NET_FLAGS)}
     if "opt" in flags:
         file = {key: value for key, value in file.items() if key != "opt_options" and key not in _ADAN_BETAS}
+    if "aug" in flags:
+        file = {key: value for key, value in file.items() if key != "aug_options"}
     if ("max_steps" in flags and "epochs" not in flags) or ("epochs" in flags and "max_steps" not in flags):
         file = {key: value for key, value in file.items() if key not in ("epochs", "max_steps")}
     given = {**file, **flags}
@@ -417,6 +477,7 @@ def resolve_config(flags: Mapping[str, Any], file: Mapping[str, Any] | None = No
     settings["pretrained"] = resolve_pretrained(net, net_entry, settings.get("pretrained"))
     if "layer_decay" not in given and (settings["pretrained"] == "false" or settings.get("freeze_backbone")):
         settings["layer_decay"] = 1.0  # a recipe's is for layers that know something and are to keep it
+    settings.update(_augmentation(settings, preset, given))
     for name in (*_NET_FLAGS, *_ADAN_BETAS):
         settings.pop(name, None)
     config = TrainConfig(**settings)
@@ -426,6 +487,28 @@ def resolve_config(flags: Mapping[str, Any], file: Mapping[str, Any] | None = No
 
 _NET_FLAGS = {"patch": "patch_size", "convkernel": "kernel_size"}
 """Flags that are options of the network."""
+
+
+def _augmentation(settings: Mapping[str, Any], preset: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the settings of augmentation, and of what hangs on them, resolved."""
+    aug, inline = split_spec(str(settings["aug"]), "--aug")
+    entry: AugmentationEntry = lookup(AUGMENTATIONS, aug, "--aug")
+    options = entry.resolve_options({**settings.get("aug_options", {}), **inline}, f"--aug {aug}")
+    resolved: dict[str, Any] = {"aug": aug, "aug_options": options}
+    for name in ("mixup", "cutmix"):
+        if settings.get(name) is True:
+            resolved[name] = preset.get(name) or FLAGS[name].when_true
+    mixing = [resolved.get(name, settings.get(name, 0)) for name in ("mixup", "cutmix")]
+    if not any(mixing):
+        if given.get("mix_off"):
+            raise RequestError(
+                f"--mix-off {given['mix_off']:g} ends mixup and CutMix, and neither is on; give --mixup or --cutmix too"
+            )
+        resolved["mix_off"] = 0.0
+    if settings.get("val") == "none" and "loss_sum" not in given:
+        resolved["loss_sum"] = False
+    return resolved
+
 
 _ADAN_BETAS = ("adan_beta1", "adan_beta2", "adan_beta3")
 _ADANS = ("adan", "adan_pytorch")

@@ -162,7 +162,8 @@ def train_step(session: Session) -> None:
             loss = F.cross_entropy(logits, target, reduction="sum", label_smoothing=config.label_smoothing)
             torch.autograd.backward(loss / count)
             loss_sum += loss.detach()
-            correct += (logits.detach().argmax(1) == target).sum()
+            label = target if target.ndim == 1 else target.argmax(1)  # of a mixed picture: that of its greater part
+            correct += (logits.detach().argmax(1) == label).sum()
 
         grads = [p.grad for p in session.model.parameters() if p.grad is not None]
         if config.clip_grad or device.type == "cpu":

@@ -11,10 +11,11 @@ from typing import Any
 
 from vitctl import devices
 from vitctl.config import FLAGS, TrainConfig, flag_name, pretrained_word
+from vitctl.data import AUGMENTATIONS
 from vitctl.errors import RequestError
 from vitctl.models import find_model
 from vitctl.optim import doubtful_betas, find_optimizer
-from vitctl.registry import split_spec
+from vitctl.registry import Entry, lookup, split_spec
 from vitctl.training.loop import Observer, Record, fit, train_step
 from vitctl.training.run_folder import RunFolder
 from vitctl.training.session import Session, open_session, parameters, run_length
@@ -152,21 +153,30 @@ def stored_value(stored: TrainConfig, name: str) -> Any:
     return getattr(stored, name)
 
 
+_FINDERS: Mapping[str, Callable[[str], Entry]] = {
+    "net": find_model,
+    "opt": find_optimizer,
+    "aug": lambda name: lookup(AUGMENTATIONS, name, "--aug"),
+}
+"""Where the named things with options are looked up."""
+
+
 def same_value(stored: TrainConfig, name: str, value: Any) -> bool:
     """Whether ``value``, as given by flag, says what the run does already."""
     if name == "pretrained" and pretrained_word(value) not in ("true", "false"):
         value = str(Path(value).expanduser().absolute())
     elif name == "pretrained":
         value = pretrained_word(value)
-    if name not in ("net", "opt"):
+    if value is True and FLAGS[name].when_true is not None:
+        return bool(stored_value(stored, name))
+    if name not in ("net", "opt", "aug"):
         return bool(stored_value(stored, name) == value)
-    options = stored.net_options if name == "net" else stored.opt_options
+    options = getattr(stored, f"{name}_options")
     word, given = split_spec(value, flag_name(name))
     if word != getattr(stored, name):
         return False
     common = {key: given.pop(key) for key in ("lr", "weight_decay") if name == "opt" and key in given}
-    entry = find_model(word) if name == "net" else find_optimizer(word)
-    resolved = entry.resolve_options(given, f"{flag_name(name)} {word}")
+    resolved = _FINDERS[name](word).resolve_options(given, f"{flag_name(name)} {word}")
     return all(options.get(key) == resolved[key] for key in given) and all(
         getattr(stored, key) == FLAGS[key].parse(key, text) for key, text in common.items()
     )

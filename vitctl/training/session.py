@@ -15,8 +15,9 @@ from torch.optim import Optimizer
 
 from vitctl import devices
 from vitctl.config import TrainConfig
-from vitctl.data import DATASETS
-from vitctl.data.batches import Normalize, TrainBatches
+from vitctl.data import AUGMENTATIONS, DATASETS, AugmentationEntry
+from vitctl.data.augment import Augment
+from vitctl.data.batches import Extras, Normalize, TrainBatches
 from vitctl.data.dataset import Dataset, Splits, load_dataset, split
 from vitctl.errors import RequestError
 from vitctl.models import MODELS, build_model, find_model
@@ -24,7 +25,7 @@ from vitctl.models.count import Cost, activation_floats, count_parameters, forwa
 from vitctl.models.pretrained import freeze_backbone, load_pretrained, locate, train_head
 from vitctl.optim.build import build_optimizer
 from vitctl.optim.schedule import Schedule
-from vitctl.registry import format_spec
+from vitctl.registry import format_spec, lookup
 from vitctl.training.checkpoint import FORMAT, Checkpoint
 from vitctl.training.ema import WeightAverage
 
@@ -279,6 +280,8 @@ def open_session(
         limit_test=config.limit_test,
     )
     in_chans, num_classes = dataset.train.images.shape[1], len(dataset.classes)
+    augmentation: AugmentationEntry = lookup(AUGMENTATIONS, config.aug, "--aug")
+    extras = batch_extras(config, augmentation, dataset, splits, device)
 
     def build() -> nn.Module:
         return build_model(
@@ -304,11 +307,13 @@ def open_session(
         batch_size=config.bs * config.accumulate,
         device=device,
         seed=config.seed,
-        augment=config.aug == "basic",
+        augment=augmentation.crop,
         flip=DATASETS[config.dataset].flip,
         drop_single=batchnorm,
+        extras=extras,
     )
     total_steps = run_length(config, batches.steps_per_epoch)
+    batches.mixed_steps = total_steps - round(config.mix_off * total_steps)
     return Session(
         config=config,
         device=device,
@@ -348,6 +353,36 @@ def make_normalize(
     """Return what turns uint8 pictures into the input of the network: its size, and its layout on ``device``."""
     channels_last = device.type in find_model(config.net).channels_last
     return Normalize(mean, std, config.size, device, channels_last)
+
+
+def batch_extras(
+    config: TrainConfig, augmentation: AugmentationEntry, dataset: Dataset, splits: Splits, device: torch.device
+) -> Extras:
+    """Return what is done to a batch besides crop and flip.
+
+    Raises:
+        RequestError: classes are to be mixed, and there is one.
+    """
+    seen = torch.unique(splits.train.pictures.labels[splits.train.index])
+    for name, alpha in (("mixup", config.mixup), ("cutmix", config.cutmix)):
+        if alpha and len(seen) < 2:
+            raise RequestError(
+                f"--{name} {alpha:g} mixes classes, and the {len(splits.train)} training pictures are all of "
+                f"{dataset.classes[int(seen[0])]!r}; leave --{name} out, or train on more"
+            )
+    channels, height, width = splits.train.pictures.images.shape[1:]
+    policy = None
+    if augmentation.target:
+        policy = Augment(augmentation.load()((height, width), **config.aug_options), (channels, height, width), device)
+    return Extras(
+        policy=policy,
+        erase=config.erase,
+        cutout=config.cutout,
+        colour=tuple(round(255 * mean) for mean in dataset.mean),
+        mixup=config.mixup,
+        cutmix=config.cutmix,
+        classes=len(dataset.classes),
+    )
 
 
 def run_length(config: TrainConfig, steps_per_epoch: int) -> int:
