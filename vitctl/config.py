@@ -387,8 +387,10 @@ FLAGS: dict[str, Flag] = {
 }
 """Every setting that can be given by flag or file, by name."""
 
-_ALIASES = {spelling.lstrip("-").replace("-", "_"): name for name, flag in FLAGS.items() for spelling in flag.names}
-_TABLES = ("net_options", "opt_options", "aug_options")
+ALIASES = {spelling.lstrip("-").replace("-", "_"): name for name, flag in FLAGS.items() for spelling in flag.names}
+"""Settings by their further spellings."""
+OPTION_TABLES = ("net_options", "opt_options", "aug_options")
+"""Settings of a file that hold options by name."""
 
 
 def normalise_keys(values: Mapping[str, Any], source: str) -> dict[str, Any]:
@@ -404,12 +406,12 @@ def normalise_keys(values: Mapping[str, Any], source: str) -> dict[str, Any]:
     settings: dict[str, Any] = {}
     for key, value in values.items():
         word = key.strip().lstrip("-").replace("-", "_")
-        name = _ALIASES.get(word, word)
-        if name not in FLAGS and name not in _TABLES:
-            raise RequestError(f"{source}: {key!r} is no setting of train{suggest(word, [*FLAGS, *_ALIASES])}")
+        name = ALIASES.get(word, word)
+        if name not in FLAGS and name not in OPTION_TABLES:
+            raise RequestError(f"{source}: {key!r} is no setting of train{suggest(word, [*FLAGS, *ALIASES])}")
         if name in settings:
             raise RequestError(f"{source}: {key!r} sets {name} a second time")
-        if name in _TABLES:
+        if name in OPTION_TABLES:
             if not isinstance(value, dict):
                 raise RequestError(f"{source}: {key!r} must be a mapping of options")
             settings[name] = value

@@ -13,6 +13,7 @@ from vitctl.cli.list_models import list_models
 from vitctl.cli.list_optimizers import list_optimizers
 from vitctl.cli.list_recipes import list_recipes
 from vitctl.cli.options import Command
+from vitctl.cli.sweep import app as sweep
 from vitctl.cli.train import train
 
 app = typer.Typer(
@@ -45,3 +46,4 @@ app.command(cls=Command)(convert)
 app.command("list-models", cls=Command)(list_models)
 app.command("list-optimizers", cls=Command)(list_optimizers)
 app.command("list-recipes", cls=Command)(list_recipes)
+app.add_typer(sweep, name="sweep")

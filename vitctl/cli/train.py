@@ -64,8 +64,10 @@ def train(
     """
     from vitctl.config import normalise_keys, resolve_config, resolve_dataset
     from vitctl.errors import RequestError
+    from vitctl.training.signals import watch_parent
     from vitctl.yamlfile import read_yaml
 
+    watch_parent()
     if lr_finder_out is not None and not lr_finder:
         raise RequestError("--lr-finder-out is the picture of --lr-finder; give that too")
     if lr_finder:
