@@ -113,6 +113,10 @@ class PlainObserver:
                 f"{' | '.join(_speed(record))} | {format_duration(record['eta'])} left"
             )
 
+    def working(self, text: str) -> None:
+        """Print what begins now."""
+        self.print(text)
+
     def evaluating(self, what: str, done: int, count: int) -> None:
         """Print how a long evaluation goes."""
         if done < count and self._due():
@@ -138,6 +142,7 @@ class BarObserver(PlainObserver):
         super().__init__()
         self._progress: Progress | None = None
         self._tasks: dict[str, TaskID] = {}
+        self._working = ""
 
     def __enter__(self) -> Self:
         from rich.console import Console
@@ -168,7 +173,7 @@ class BarObserver(PlainObserver):
         else:
             super().print(text)
 
-    def _show(self, name: str, done: int, count: int, figures: str = "") -> None:
+    def _show(self, name: str, done: int, count: int | None, figures: str = "") -> None:
         if self._progress is None:
             return
         if name not in self._tasks:
@@ -192,6 +197,13 @@ class BarObserver(PlainObserver):
             figures = f"loss {record['train_loss']:.4f} acc {record['train_acc']:.2f} % {figures}"
         self._show("epoch", record["epoch"] - 1, record["epochs"], f"{format_duration(record['eta'])} left")
         self._show("step", record["step_in_epoch"], record["steps"], figures)
+
+    def working(self, text: str) -> None:
+        """Show what is being done, until the next thing is."""
+        if self._working:
+            self._hide(self._working)
+        self._working = text
+        self._show(text, 0, None)
 
     def evaluating(self, what: str, done: int, count: int) -> None:
         """Move the bar of evaluated pictures."""
