@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -95,3 +96,27 @@ def refused(cli: Cli) -> Callable[..., str]:
         return last
 
     return run
+
+
+@pytest.fixture(scope="session")
+def digits_runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a folder with two trained runs, not to be written to: see the two fixtures below."""
+    from vitctl.cli import main
+
+    runs = tmp_path_factory.mktemp("trained")
+    common = ["train", "--dataset", "digits", "--net", TINY_NET, "--bs", "32", "--runs-dir", str(runs), "--json"]
+    assert main([*common, "--size", "8", "--lr", "0.01", "--epochs", "6", "--name", "digits"]) == 0
+    assert main([*common, "--size", "12", "--epochs", "1", "--name", "resized"]) == 0
+    return runs
+
+
+@pytest.fixture
+def digits_run(digits_runs: Path, tmp_path: Path) -> Path:
+    """Return the folder of a run of the test's own, whose network knows most digits, at their own 8 pixels."""
+    return Path(shutil.copytree(digits_runs / "digits", tmp_path / "digits"))
+
+
+@pytest.fixture
+def resized_run(digits_runs: Path, tmp_path: Path) -> Path:
+    """Return the folder of a run of the test's own, whose network takes digits resized to 12 pixels."""
+    return Path(shutil.copytree(digits_runs / "resized", tmp_path / "resized"))

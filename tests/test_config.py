@@ -6,7 +6,7 @@ import pytest
 from vitctl.config import FLAGS, TrainConfig, normalise_keys, resolve_config
 from vitctl.errors import RequestError
 from vitctl.models import MODELS
-from vitctl.optim import OPTIMIZERS
+from vitctl.optim import OPTIMIZERS, doubtful_betas
 from vitctl.recipes import RECIPES
 
 
@@ -69,9 +69,28 @@ def test_epochs_and_max_steps() -> None:
         ({"net": "vit:dept=3"}, "did you mean depth"),
         ({"net": "vit:patch_size=4", "patch": 4}, "both set it"),
         ({"opt": "adm"}, "--opt 'adm' is unknown; did you mean adam"),
+        ({"opt": "lamb"}, "timm's are --opt timm/NAME"),
         ({"opt": "adan:lr=1e-3", "lr": 0.1}, "both set it"),
         ({"opt": "adan:beta1=3"}, "the greatest is 1"),
-        ({"adan_beta1": 0.1}, "--adan-beta1 belongs to --opt adan"),
+        ({"adan_beta1": 0.1}, "--adan-beta1 belongs to --opt adan and adan_pytorch, not to adamw"),
+        ({"adan_beta1": 0.1, "opt": "sgd"}, "not to sgd and would do nothing"),
+        ({"adan_beta1": 0.1, "opt": "adan_official"}, "say --opt adan_official:beta1=..."),
+        ({"opt": "adan_pytorch:beta2=0.1", "adan_beta2": 0.1}, "--opt adan_pytorch:beta2=... both set it"),
+        ({"opt": "adan:beta3=0"}, "beta3 is 0; it must be greater than 0"),
+        ({"opt": "adan", "adan_beta2": 1.5}, "--adan-beta2 is 1.5; the greatest is 1"),
+        ({"opt": "adan_pytorch", "adan_beta1": 0.0}, "--adan-beta1 is 0; it must be greater than 0"),
+        ({"opt": "adan:eps=0"}, "eps is 0; it must be greater than 0"),
+        ({"opt": "adamw:beta2=1"}, "beta2 is 1; it must be less than 1"),
+        ({"opt": "muon:ns_step=3"}, "did you mean ns_steps"),
+        ({"opt": "muon:adamw_lr=-1"}, "--opt muon:adamw_lr is -1; the least is 0"),
+        ({"opt": "muon", "lr": 0}, "--lr 0 stops --opt muon and its adamw_lr"),
+        ({"opt": "muon:lr=-1"}, "--lr is -1; the least is 0"),
+        ({"opt": "lion:lr=inf"}, "--lr takes a number"),
+        ({"opt": "timm/lam"}, "did you mean timm/lamb"),
+        ({"opt": "timm/lamb:esp=1"}, "did you mean eps"),
+        ({"schedule": "cosin"}, "did you mean cosine"),
+        ({"schedule": "linear", "warmdown": 0.2}, "--warmdown 0.2 is for --schedule constant; linear falls by itself"),
+        ({"schedule": "constant", "warmup": 0.6, "warmdown": 0.5}, "more than the whole run together"),
         ({"recipe": "seeed"}, "did you mean seed"),
         ({"dataset": "cifar"}, "did you mean cifar10"),
         ({"dataset": "./nowhere"}, "no such folder"),
@@ -94,6 +113,8 @@ def test_impossible_settings_are_refused(flags: dict[str, object], sentence: str
         ("bs", 0),
         ("epochs", 0),
         ("warmup", 1),
+        ("warmdown", 1.1),
+        ("lr", float("inf")),
         ("label_smoothing", 1),
         ("ema", 1),
         ("val_fraction", 0),
@@ -126,3 +147,73 @@ def test_every_setting_is_described() -> None:
     for field in dataclasses.fields(TrainConfig):
         assert "flag" in field.metadata or field.name in ("net_options", "opt_options")
     assert all(flag.help for flag in FLAGS.values())
+
+
+def test_options_of_optimizers_reach_the_settings() -> None:
+    config = resolve_config({"opt": "muon:lr=0.03,adamw_lr=2e-3,ns_steps=6"})
+    assert config.lr == 0.03 and config.opt_options["adamw_lr"] == 2e-3 and config.opt_options["ns_steps"] == 6
+    assert config.weight_decay == OPTIMIZERS["muon"].weight_decay
+    for name in ("adan", "adan_pytorch"):
+        assert resolve_config({"opt": name, "adan_beta2": 0.11}).opt_options["beta2"] == 0.11
+    lamb = resolve_config({"opt": "timm/lamb:eps=1e-4,trust_clip=true,lr=0.01"})
+    assert (lamb.opt, lamb.lr) == ("timm/lamb", 0.01)
+    assert (lamb.opt_options["eps"], lamb.opt_options["trust_clip"]) == (1e-4, True)
+    assert TrainConfig.from_dict(json.loads(json.dumps(lamb.to_dict()))) == lamb
+
+
+def test_a_recipe_s_scale_moves_the_rate_that_depends_on_the_width() -> None:
+    narrow, wide = (resolve_config({"recipe": "fast", "net": net}) for net in ("cct_2", "vit"))
+    assert narrow.lr == wide.lr == OPTIMIZERS["muon"].lr
+    assert wide.opt_options["adamw_lr"] == narrow.opt_options["adamw_lr"] / 4  # type: ignore[operator]
+    adam = [resolve_config({"recipe": "fast", "net": net, "opt": "adam"}).lr for net in ("cct_2", "vit")]
+    assert adam[1] == adam[0] / 4
+    assert resolve_config({"recipe": "fast", "net": "vit", "opt": "muon:adamw_lr=1e-3"}).opt_options["adamw_lr"] == 1e-3
+
+
+def test_one_cycle_and_trapezoid_have_shares_of_their_own() -> None:
+    assert resolve_config({"schedule": "onecycle"}).warmup == 0.3
+    assert resolve_config({"schedule": "onecycle", "warmup": 0.1}).warmup == 0.1
+    assert resolve_config({"schedule": "onecycle"}, {"warmup": 0.2}).warmup == 0.2
+    assert resolve_config({"schedule": "linear"}).warmup == 0.05
+    trapezoid = resolve_config({"schedule": "constant", "warmdown": 0.4})
+    assert (trapezoid.warmup, trapezoid.warmdown) == (0.05, 0.4)
+
+
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_recipes_set_what_is_there(recipe: str) -> None:
+    each = RECIPES[recipe]
+    further = [values for table in (each.by_net, each.by_opt, each.by_dataset) for values in table.values()]
+    for name in {name for values in (each.settings, *further) for name in values}:
+        assert name in FLAGS or name == "lr_scale", name
+    for opt, options in each.opt_options.items():
+        assert options.keys() <= OPTIMIZERS[opt].options.keys()
+    for option in each.net_options:
+        assert any(option in entry.options for entry in MODELS.values()), option
+    assert {"net", "opt"} <= each.settings.keys() and each.summary
+    assert "timm" in str(each.settings["net"]) or resolve_config({"recipe": recipe}).net == each.settings["net"]
+
+
+def test_the_predecessor_s_rate_is_for_its_own_optimizers() -> None:
+    for opt in ("adam", "adamw", "sgd", "adan", "adan_pytorch"):
+        assert resolve_config({"recipe": "seed", "opt": opt}).lr == 1e-4
+    for opt in ("muon", "lion", "adan_official"):
+        config = resolve_config({"recipe": "seed", "opt": opt})
+        assert config.lr == OPTIMIZERS[opt].lr and config.decay_all
+
+
+@pytest.mark.parametrize(
+    ("opt", "said"),
+    [
+        ("adan:beta1=0.98,beta3=0.99", "beta1=0.98 (default 0.02), beta3=0.99 (default 0.01)"),
+        ("adan_official:beta2=0.08", "say beta2=0.92"),
+        ("adamw:beta1=0.1", "say beta1=0.9"),
+        ("timm/lamb:beta2=0.001", "say beta2=0.999"),
+        ("adan:beta1=0.05,beta2=1", None),
+        ("adam:beta1=0,beta2=0.95", None),
+        ("sgd:momentum=0.1", None),
+    ],
+)
+def test_betas_of_the_other_convention_are_doubted(opt: str, said: str | None) -> None:
+    config = resolve_config({"opt": opt})
+    doubt = doubtful_betas(config.opt, config.opt_options)
+    assert doubt is None if said is None else doubt is not None and said in doubt

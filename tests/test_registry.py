@@ -77,6 +77,7 @@ def test_conversions(value: object, kind: type, result: object) -> None:
         (True, int),
         (None, int),
         ("nan", float),
+        ("inf", float),
         ("", float),
         ("maybe", bool),
         ([1], str),
@@ -95,14 +96,16 @@ def test_options_are_checked() -> None:
         options={
             "depth": Option(2, low=1),
             "p": Option(0.1, low=0, below=1),
+            "beta": Option(0.1, above=0),
             "pool": Option("cls", choices=("cls", "avg")),
         },
     )
-    assert entry.resolve_options({"depth": "3"}, "--net x") == {"depth": 3, "p": 0.1, "pool": "cls"}
+    assert entry.resolve_options({"depth": "3"}, "--net x") == {"depth": 3, "p": 0.1, "beta": 0.1, "pool": "cls"}
     for given, sentence in (
         ({"dept": 1}, "did you mean depth"),
         ({"depth": 0}, "--net x:depth is 0; the least is 1"),
         ({"p": 1}, "must be less than 1"),
+        ({"beta": 0}, "--net x:beta is 0; it must be greater than 0"),
         ({"pool": "avgg"}, "did you mean avg"),
         ({"depth": "two"}, "takes a whole number"),
     ):

@@ -13,12 +13,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from vitctl.data import DATASETS
+from vitctl.data import AUGMENTATIONS, DATASETS, AugmentationEntry
 from vitctl.errors import RequestError
-from vitctl.models import MODELS, ModelEntry
-from vitctl.optim import OPTIMIZERS, OptimizerEntry
+from vitctl.models import MODELS, TIMM, ModelEntry, find_model
+from vitctl.optim import OPTIMIZERS, OptimizerEntry, find_optimizer
 from vitctl.recipes import RECIPES, Recipe
-from vitctl.registry import Value, check_range, convert, lookup, split_spec, suggest
+from vitctl.registry import FALSE_WORDS, TRUE_WORDS, Value, check_range, convert, lookup, split_spec, suggest
 from vitctl.units import parse_save_every
 
 NETWORK, DATA, OPTIMIZATION, RUN = "Network", "Data", "Optimization", "Run"
@@ -41,6 +41,8 @@ class Flag:
         table: the table whose names it takes, for completion.
         shown: what ``--help`` calls the default.
         resumable: may differ from the stored value on ``--resume``.
+        when_true: for a number that is 0 when off: what ``true`` stands for where the recipe has none. Such a flag may be
+            typed without a value.
     """
 
     kind: type
@@ -54,19 +56,25 @@ class Flag:
     table: Mapping[str, Any] | None = None
     shown: str | None = None
     resumable: bool = False
+    when_true: float | None = None
 
     def parse(self, name: str, value: object) -> Any:
-        """Return ``value`` as this flag's type.
+        """Return ``value`` as this flag's type; True where :attr:`when_true` has yet to be filled in.
 
         Raises:
             RequestError: wrong type, unknown choice or out of range.
         """
         what = flag_name(name)
+        if self.when_true is not None and str(value).lower() in _SWITCH_WORDS:
+            return convert(value, bool, what) or 0.0
         parsed = convert(value, self.kind, what)
         if self.choices and parsed not in self.choices:
             raise RequestError(f"{what} {parsed!r} is unknown{suggest(str(parsed), self.choices)}")
         check_range(parsed, what, low=self.low, high=self.high, below=self.below)
         return parsed
+
+
+_SWITCH_WORDS = {*TRUE_WORDS, *FALSE_WORDS} - {"0", "1"}
 
 
 def flag_name(name: str) -> str:
@@ -92,9 +100,32 @@ class TrainConfig:
     recipe: str = _setting("default", str, "named preset; flags win over it", RUN, table=RECIPES)
     seed: int = _setting(0, int, "seed of weights, order and augmentation", RUN, low=0, high=2**63 - 1)
 
-    net: str = _setting("cct_2", str, "network, NAME[:key=value,...]", NETWORK, table=MODELS, shown="the recipe's")
+    net: str = _setting(
+        "cct_2",
+        str,
+        "network, NAME[:key=value,...]; timm/NAME for those of timm",
+        NETWORK,
+        table=MODELS,
+        shown="the recipe's",
+    )
     net_options: dict[str, Value] = dataclasses.field(default_factory=dict)
-    size: int = _setting(32, int, "side of the pictures that the network sees, in pixels", NETWORK, low=4, high=4096)
+    size: int = _setting(
+        32,
+        int,
+        "side of the pictures that the network sees, in pixels",
+        NETWORK,
+        low=4,
+        high=4096,
+        shown="32; 384 for vit_timm and vit_small_timm; a timm network's own",
+    )
+    pretrained: str = _setting(
+        "false",
+        str,
+        "start from pretrained weights: true, false, or a file of them",
+        NETWORK,
+        shown="true for vit_timm and vit_small_timm",
+    )
+    freeze_backbone: bool = _setting(False, bool, "train the head alone, on what pretrained weights see", NETWORK)
 
     dataset: str = _setting("cifar10", str, "data set, or a folder of pictures", DATA, table=DATASETS)
     data_dir: str | None = _setting(
@@ -123,9 +154,44 @@ class TrainConfig:
     aug: str = _setting(
         "basic",
         str,
-        "augmentation: basic is random crop and flip",
+        "augmentation, NAME[:key=value,...]; random crop and flip (basic) are part of each but none",
         DATA,
-        choices=("none", "basic"),
+        table=AUGMENTATIONS,
+        shown="the recipe's",
+    )
+    aug_options: dict[str, Value] = dataclasses.field(default_factory=dict)
+    erase: float = _setting(
+        0.0, float, "random erasing: probability of a box painted over", DATA, low=0, high=1, shown="the recipe's"
+    )
+    cutout: float = _setting(
+        0.0, float, "cutout: side of a box painted over, as a share of the picture's", DATA, low=0, high=1,
+        shown="the recipe's",
+    )  # fmt: skip
+    mixup: float = _setting(
+        0.0, float, "mixup's alpha; true: the recipe's, else 0.8; 0: off", DATA, low=0, high=1e6, shown="the recipe's",
+        when_true=0.8,
+    )  # fmt: skip
+    cutmix: float = _setting(
+        0.0, float, "CutMix's alpha; true: the recipe's, else 1; 0: off. With mixup, each picture takes one of the two",
+        DATA, low=0, high=1e6, shown="the recipe's", when_true=1.0,
+    )  # fmt: skip
+    mix_off: float = _setting(
+        0.0, float, "share of the run, at its end, without mixup and CutMix", DATA, low=0, below=1, shown="the recipe's"
+    )
+    tta: str = _setting(
+        "none",
+        str,
+        "test-time augmentation of the final test, reported beside the plain figures: flip averages the logits of each "
+        "picture and its mirror image",
+        DATA,
+        choices=("none", "flip"),
+        resumable=True,
+    )
+    loss_sum: bool = _setting(
+        False,
+        bool,
+        "record the validation loss also as a sum of means over batches of 100, as the predecessor printed it",
+        DATA,
         shown="the recipe's",
     )
 
@@ -156,7 +222,7 @@ class TrainConfig:
         str,
         "course of the learning rate after warm-up",
         OPTIMIZATION,
-        choices=("cosine", "linear", "constant"),
+        choices=("constant", "linear", "cosine", "onecycle"),
         shown="the recipe's",
     )
     schedule_per: str = _setting(
@@ -171,9 +237,27 @@ class TrainConfig:
         below=1,
         shown="the recipe's",
     )
+    warmdown: float = _setting(
+        0.0,
+        float,
+        "share of the run, at its end, that --schedule constant falls to zero for",
+        OPTIMIZATION,
+        low=0,
+        high=1,
+        shown="the recipe's",
+    )
     label_smoothing: float = _setting(0.1, float, "label smoothing", OPTIMIZATION, low=0, below=1, shown="the recipe's")
     clip_grad: float = _setting(
         1.0, float, "clip the gradient's norm to this; 0: never", OPTIMIZATION, low=0, shown="the recipe's"
+    )
+    layer_decay: float = _setting(
+        1.0,
+        float,
+        "learning rate of each layer over that of the next",
+        OPTIMIZATION,
+        low=0.01,
+        high=1,
+        shown="the recipe's",
     )
     ema: float = _setting(
         0.0, float, "decay of an average of the weights, which is then evaluated; 0: none", OPTIMIZATION, low=0, below=1
@@ -209,18 +293,52 @@ class TrainConfig:
                 raise RequestError(f"{flag_name(field.name)} is empty")
             object.__setattr__(self, field.name, flag.parse(field.name, value))
         self._parse_micro_batch()
-        if self.bs == 1 and self.net in MODELS and MODELS[self.net].batchnorm:
+        object.__setattr__(self, "pretrained", pretrained_word(self.pretrained))
+        if self.freeze_backbone and self.pretrained == "false":
+            raise RequestError(
+                "--freeze-backbone trains a head on what the other layers see, and these would be random; add --pretrained "
+                "true, or --pretrained FILE"
+            )
+        if self.freeze_backbone and self.layer_decay != 1:
+            raise RequestError(
+                f"--layer-decay {self.layer_decay:g} does nothing with --freeze-backbone, which trains one layer; leave one "
+                f"of them out"
+            )
+        if self.bs == 1 and _has_batchnorm(self.net):
             raise RequestError(
                 f"--bs 1: the BatchNorm of --net {self.net} cannot normalise one picture; take 2 or more"
             )
+        self._check_augmentation()
         if self.epochs is None and self.max_steps is None:
             raise RequestError("--epochs or --max-steps must say when to stop")
         if self.save_every is not None:
             parse_save_every(self.save_every, "--save-every")
+        if self.warmdown and self.schedule != "constant":
+            raise RequestError(
+                f"--warmdown {self.warmdown:g} is for --schedule constant; {self.schedule} falls by itself: leave it out"
+            )
+        if self.warmup + self.warmdown > 1:
+            raise RequestError(
+                f"--warmup {self.warmup:g} and --warmdown {self.warmdown:g} are more than the whole run together; lower one"
+            )
         if self.patience is not None and self.val != "holdout":
             raise RequestError(
                 f"--patience selects on held-out pictures, and --val {self.val} holds none out; use --val holdout"
             )
+
+    def _check_augmentation(self) -> None:
+        for name, alpha in (("mixup", self.mixup), ("cutmix", self.cutmix)):
+            if alpha and self.bs * self.accumulate < 2:
+                raise RequestError(
+                    f"--{name} {alpha:g} mixes the pictures of a step, and --bs {self.bs} gives it one; take 2 or more, or "
+                    f"leave --{name} out"
+                )
+        if self.tta == "flip" and self.dataset in DATASETS and not DATASETS[self.dataset].flip:
+            raise RequestError(
+                f"--tta flip: mirrored pictures of --dataset {self.dataset} are not of their class; leave --tta out"
+            )
+        if self.loss_sum and self.val == "none":
+            raise RequestError("--loss-sum records the validation loss, and --val none measures none; leave one out")
 
     def _parse_micro_batch(self) -> None:
         if self.micro_batch == "auto":
@@ -228,7 +346,7 @@ class TrainConfig:
         if not str(self.micro_batch).isdigit() or int(self.micro_batch) < 1:
             raise RequestError(f"--micro-batch takes auto or a number of pictures, not {self.micro_batch!r}")
         object.__setattr__(self, "micro_batch", int(self.micro_batch))
-        if self.net in MODELS and MODELS[self.net].batchnorm and int(self.micro_batch) < self.bs:
+        if int(self.micro_batch) < self.bs and _has_batchnorm(self.net):
             raise RequestError(
                 f"--micro-batch {self.micro_batch} would change what --net {self.net} computes, as its BatchNorm needs the "
                 f"whole batch; leave it out, or lower --bs"
@@ -255,6 +373,7 @@ class TrainConfig:
 
 INPUT_ONLY: dict[str, Flag] = {
     "patch": Flag(kind=int, help="side of a patch in pixels, for networks that have patches", panel=NETWORK, low=1),
+    "convkernel": Flag(kind=int, help="side of convmixer's kernels", panel=NETWORK, low=1),
     **{
         f"adan_beta{i}": Flag(kind=float, help=f"beta{i} of --opt adan, as 1 - beta of the paper", panel=OPTIMIZATION)
         for i in (1, 2, 3)
@@ -268,8 +387,10 @@ FLAGS: dict[str, Flag] = {
 }
 """Every setting that can be given by flag or file, by name."""
 
-_ALIASES = {spelling.lstrip("-").replace("-", "_"): name for name, flag in FLAGS.items() for spelling in flag.names}
-_TABLES = ("net_options", "opt_options")
+ALIASES = {spelling.lstrip("-").replace("-", "_"): name for name, flag in FLAGS.items() for spelling in flag.names}
+"""Settings by their further spellings."""
+OPTION_TABLES = ("net_options", "opt_options", "aug_options")
+"""Settings of a file that hold options by name."""
 
 
 def normalise_keys(values: Mapping[str, Any], source: str) -> dict[str, Any]:
@@ -285,12 +406,12 @@ def normalise_keys(values: Mapping[str, Any], source: str) -> dict[str, Any]:
     settings: dict[str, Any] = {}
     for key, value in values.items():
         word = key.strip().lstrip("-").replace("-", "_")
-        name = _ALIASES.get(word, word)
-        if name not in FLAGS and name not in _TABLES:
-            raise RequestError(f"{source}: {key!r} is no setting of train{suggest(word, [*FLAGS, *_ALIASES])}")
+        name = ALIASES.get(word, word)
+        if name not in FLAGS and name not in OPTION_TABLES:
+            raise RequestError(f"{source}: {key!r} is no setting of train{suggest(word, [*FLAGS, *ALIASES])}")
         if name in settings:
             raise RequestError(f"{source}: {key!r} sets {name} a second time")
-        if name in _TABLES:
+        if name in OPTION_TABLES:
             if not isinstance(value, dict):
                 raise RequestError(f"{source}: {key!r} must be a mapping of options")
             settings[name] = value
@@ -311,9 +432,11 @@ def resolve_config(flags: Mapping[str, Any], file: Mapping[str, Any] | None = No
     """
     file = dict(file or {})
     if "net" in flags:
-        file = {key: value for key, value in file.items() if key not in ("net_options", "patch")}
+        file = {key: value for key, value in file.items() if key not in ("net_options", *_NET_FLAGS)}
     if "opt" in flags:
         file = {key: value for key, value in file.items() if key != "opt_options" and key not in _ADAN_BETAS}
+    if "aug" in flags:
+        file = {key: value for key, value in file.items() if key != "aug_options"}
     if ("max_steps" in flags and "epochs" not in flags) or ("epochs" in flags and "max_steps" not in flags):
         file = {key: value for key, value in file.items() if key not in ("epochs", "max_steps")}
     given = {**file, **flags}
@@ -325,8 +448,8 @@ def resolve_config(flags: Mapping[str, Any], file: Mapping[str, Any] | None = No
     net, net_given = split_spec(str(given.get("net", recipe.settings["net"])), "--net")
     opt, opt_given = split_spec(str(given.get("opt", recipe.settings["opt"])), "--opt")
     preset = recipe.overrides(net, opt, dataset)
-    net_entry: ModelEntry = lookup(MODELS, net, "--net")
-    opt_entry: OptimizerEntry = lookup(OPTIMIZERS, opt, "--opt")
+    net_entry = find_model(net)
+    opt_entry = find_optimizer(opt)
 
     settings = {**preset, **given}
     if "max_steps" in given and "epochs" not in given:
@@ -334,22 +457,67 @@ def resolve_config(flags: Mapping[str, Any], file: Mapping[str, Any] | None = No
     lr_scale = float(settings.pop("lr_scale", 1.0))
     settings["net"], settings["opt"] = net, opt
     settings["net_options"] = _net_options(net, net_entry, recipe, given, net_given)
-    settings["opt_options"], inline = _opt_options(opt, opt_entry, recipe, given, opt_given)
-    for name, default in (("lr", opt_entry.lr * lr_scale), ("weight_decay", opt_entry.weight_decay)):
+    settings["opt_options"], inline = _opt_options(opt, opt_entry, recipe, given, opt_given, lr_scale)
+    default_lr = opt_entry.lr * (1.0 if opt_entry.second_lr else lr_scale)
+    for name, default in (("lr", default_lr), ("weight_decay", opt_entry.weight_decay)):
         if name in inline:
             if name in flags:
                 raise RequestError(f"--opt {opt}:{name}=... and {flag_name(name)} both set it; give one of them")
             settings[name] = inline[name]
         settings.setdefault(name, default)
+    if opt_entry.second_lr and settings["lr"] == 0:
+        raise RequestError(
+            f"--lr 0 stops --opt {opt} and its {opt_entry.second_lr}, which the schedule moves with it; take a small rate "
+            f"such as 1e-9"
+        )
+    # A recipe's shares of the run are those of its own schedule.
+    if settings.get("schedule") == "onecycle" and "warmup" not in given:
+        settings["warmup"] = ONECYCLE_RISE
+    if settings.get("schedule") != "constant" and "warmdown" not in given:
+        settings.pop("warmdown", None)
     settings.setdefault("size", net_entry.img_size)
-    for name in ("patch", *_ADAN_BETAS):
+    settings["pretrained"] = resolve_pretrained(net, net_entry, settings.get("pretrained"))
+    if "layer_decay" not in given and (settings["pretrained"] == "false" or settings.get("freeze_backbone")):
+        settings["layer_decay"] = 1.0  # a recipe's is for layers that know something and are to keep it
+    settings.update(_augmentation(settings, preset, given))
+    for name in (*_NET_FLAGS, *_ADAN_BETAS):
         settings.pop(name, None)
     config = TrainConfig(**settings)
     net_entry.check_size(net, config.net_options, config.size)
     return config
 
 
+_NET_FLAGS = {"patch": "patch_size", "convkernel": "kernel_size"}
+"""Flags that are options of the network."""
+
+
+def _augmentation(settings: Mapping[str, Any], preset: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the settings of augmentation, and of what hangs on them, resolved."""
+    aug, inline = split_spec(str(settings["aug"]), "--aug")
+    entry: AugmentationEntry = lookup(AUGMENTATIONS, aug, "--aug")
+    options = entry.resolve_options({**settings.get("aug_options", {}), **inline}, f"--aug {aug}")
+    resolved: dict[str, Any] = {"aug": aug, "aug_options": options}
+    for name in ("mixup", "cutmix"):
+        if settings.get(name) is True:
+            resolved[name] = preset.get(name) or FLAGS[name].when_true
+    mixing = [resolved.get(name, settings.get(name, 0)) for name in ("mixup", "cutmix")]
+    if not any(mixing):
+        if given.get("mix_off"):
+            raise RequestError(
+                f"--mix-off {given['mix_off']:g} ends mixup and CutMix, and neither is on; give --mixup or --cutmix too"
+            )
+        resolved["mix_off"] = 0.0
+    if settings.get("val") == "none" and "loss_sum" not in given:
+        resolved["loss_sum"] = False
+    return resolved
+
+
 _ADAN_BETAS = ("adan_beta1", "adan_beta2", "adan_beta3")
+_ADANS = ("adan", "adan_pytorch")
+"""The optimizers whose betas these flags are."""
+
+ONECYCLE_RISE = 0.3
+"""The share of a one-cycle run in which the rate rises when nobody says otherwise (Smith and Topin 2019; torch's)."""
 
 
 def resolve_dataset(name: str, data_dir: str | None) -> tuple[str, str | None]:
@@ -370,37 +538,85 @@ def resolve_dataset(name: str, data_dir: str | None) -> tuple[str, str | None]:
     raise AssertionError("lookup raises for an unknown name")
 
 
+def pretrained_word(value: str) -> str:
+    """Return ``true``, ``false``, or the file that ``--pretrained`` names."""
+    word = value.lower()
+    return "true" if word in TRUE_WORDS else "false" if word in FALSE_WORDS else value
+
+
+def resolve_pretrained(net: str, entry: ModelEntry, value: str | None) -> str:
+    """Return ``true``, ``false``, or the absolute path of the file that ``--pretrained`` names.
+
+    Raises:
+        RequestError: there are no such weights.
+    """
+    if value is None:
+        return "true" if entry.pretrained else "false"
+    word = pretrained_word(value)
+    if word == "true" and not entry.weights:
+        ready = ", ".join(name for name, row in MODELS.items() if row.weights)
+        raise RequestError(
+            f"--pretrained true: there are no pretrained weights for --net {net}; there are for {ready} and most of {TIMM}*; "
+            f"--pretrained FILE takes weights of your own"
+        )
+    if word in ("true", "false"):
+        return word
+    path = Path(word).expanduser().absolute()
+    if not path.is_file():
+        raise RequestError(
+            f"--pretrained {value}: {'that is a folder' if path.is_dir() else 'no such file'}; it takes true, false, or a "
+            f"file of weights"
+        )
+    return str(path)
+
+
+def _has_batchnorm(net: str) -> bool:
+    return (net in MODELS or net.startswith(TIMM)) and find_model(net).batchnorm
+
+
 def _net_options(
     net: str, entry: ModelEntry, recipe: Recipe, given: Mapping[str, Any], inline: Mapping[str, str]
 ) -> dict[str, Value]:
     options: dict[str, Any] = {key: value for key, value in recipe.net_options.items() if key in entry.options}
     options.update(given.get("net_options", {}))
     options.update(inline)
-    if "patch" in given:
-        if "patch_size" not in entry.options:
-            other = "; its window is --net swin:window_size=..." if net.startswith("swin") else ""
-            raise RequestError(f"--patch {given['patch']}: --net {net} has no patches; leave --patch out{other}")
-        if "patch_size" in inline:
-            raise RequestError("--patch and --net ...:patch_size=... both set it; give one of them")
-        options["patch_size"] = given["patch"]
+    for flag, option in _NET_FLAGS.items():
+        if flag not in given:
+            continue
+        if option not in entry.options:
+            lacks = "no patches" if flag == "patch" else "no kernels to choose; --net convmixer has"
+            other = "; its window is --net swin:window_size=..." if net == "swin" and flag == "patch" else ""
+            raise RequestError(f"--{flag} {given[flag]}: --net {net} has {lacks}; leave --{flag} out{other}")
+        if option in inline:
+            raise RequestError(f"--{flag} and --net ...:{option}=... both set it; give one of them")
+        options[option] = given[flag]
     return entry.resolve_options(options, f"--net {net}")
 
 
 def _opt_options(
-    opt: str, entry: OptimizerEntry, recipe: Recipe, given: Mapping[str, Any], inline: Mapping[str, str]
+    opt: str,
+    entry: OptimizerEntry,
+    recipe: Recipe,
+    given: Mapping[str, Any],
+    inline: Mapping[str, str],
+    lr_scale: float,
 ) -> tuple[dict[str, Value], dict[str, float]]:
     """Return the optimizer's options, and ``lr`` and ``weight_decay`` where ``--opt`` carries them."""
     common = {name: FLAGS[name].parse(name, inline[name]) for name in ("lr", "weight_decay") if name in inline}
-    options: dict[str, Any] = dict(recipe.opt_options.get(opt, {}))
+    options: dict[str, Any] = {}
+    if entry.second_lr:
+        options[entry.second_lr] = float(entry.options[entry.second_lr].default) * lr_scale
+    options.update(recipe.opt_options.get(opt, {}))
     options.update(given.get("opt_options", {}))
     options.update({key: value for key, value in inline.items() if key not in common})
     for name in _ADAN_BETAS:
         if name not in given:
             continue
         beta = name.removeprefix("adan_")
-        if opt != "adan":
-            raise RequestError(f"{flag_name(name)} belongs to --opt adan; with --opt {opt} it would do nothing")
+        if opt not in _ADANS:
+            like = f"; say --opt {opt}:{beta}=..." if beta in entry.options else " and would do nothing"
+            raise RequestError(f"{flag_name(name)} belongs to --opt {' and '.join(_ADANS)}, not to {opt}{like}")
         if beta in inline:
-            raise RequestError(f"{flag_name(name)} and --opt adan:{beta}=... both set it; give one of them")
-        options[beta] = given[name]
+            raise RequestError(f"{flag_name(name)} and --opt {opt}:{beta}=... both set it; give one of them")
+        options[beta] = entry.options[beta].parse(given[name], flag_name(name))
     return entry.resolve_options(options, f"--opt {opt}"), common

@@ -78,6 +78,22 @@ def fits(device: torch.device, size: int) -> bool:
     return True
 
 
+def has_fused_optimizers(device: torch.device) -> bool:
+    """Whether torch has fused Adam, AdamW and SGD for ``device``: a kernel for all parameters instead of a loop."""
+    return device.type in ("cpu", "cuda", "mps")
+
+
+def matmul_dtype(device: torch.device, dtype: torch.dtype) -> torch.dtype:
+    """Return what products whose last digits do not matter are computed in, for operands of ``dtype`` on ``device``.
+
+    That is bf16 on CUDA devices that have it in hardware and fp32 elsewhere: emulated, and on CPUs without the
+    instructions for it, bf16 is slower by far.
+    """
+    if device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False):
+        return torch.bfloat16
+    return torch.float32 if dtype in (torch.float16, torch.bfloat16) else dtype
+
+
 def peak_memory(device: torch.device) -> int:
     """Return the most memory used so far, in bytes: of the device, or of this process on CPU and MPS."""
     if device.type == "cuda":

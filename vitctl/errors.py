@@ -29,6 +29,10 @@ class RunFailed(VitctlError):
     exit_code = 1
 
 
+class NotFinite(RunFailed):
+    """A loss or a gradient became infinite or not a number."""
+
+
 class Interrupted(VitctlError):
     """A signal asked the run to stop and the run has saved what it had.
 

@@ -1,4 +1,4 @@
-"""Recipes: named presets for ``--recipe``, and what was measured with them."""
+"""Recipes: named presets for ``--recipe``, and the cards that say what was measured with them."""
 
 from __future__ import annotations
 
@@ -7,6 +7,55 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 ANY = "*"
+
+
+@dataclass(frozen=True)
+class Band:
+    """An accuracy over several seeds, in percent.
+
+    Attributes:
+        mean: over the seeds.
+        deviation: the sample's standard deviation, 0 for one seed.
+    """
+
+    mean: float
+    deviation: float
+
+    @property
+    def floor(self) -> float:
+        """What a run is suspicious below: three deviations under the mean, and at least one point under it."""
+        return self.mean - max(1.0, 3 * self.deviation)
+
+    def __str__(self) -> str:
+        """Return ``66.8 ± 0.4 %``."""
+        return f"{self.mean:.1f} ± {self.deviation:.1f} %"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Card:
+    """What was measured with a recipe; ``python -m tests.benchmarks.cards`` measures one and prints it.
+
+    Attributes:
+        net: the network, with the options that the recipe gives it.
+        dataset: the data set.
+        epochs: length of the runs.
+        val_acc: accuracy after each epoch, on what the recipe's ``val`` measures on.
+        test_acc: accuracy of the last weights on the test set.
+        seeds: of the runs.
+        seconds: median wall time of a run, evaluations and final test included.
+        machine: device and threads.
+        versions: of what decides the bits.
+    """
+
+    net: str
+    dataset: str
+    epochs: int
+    val_acc: tuple[Band, ...]
+    test_acc: Band
+    seeds: tuple[int, ...]
+    seconds: float
+    machine: str
+    versions: str
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -19,11 +68,12 @@ class Recipe:
         epochs: epochs by data set; ``*`` is for the others.
         by_net: further values for networks whose name matches the pattern; ``lr_scale`` multiplies the optimizer's
             default learning rate.
-        by_opt: further values for an optimizer.
+        by_opt: further values for optimizers whose name matches the pattern; ``None`` undoes what stands before.
         by_dataset: further values for a data set.
         net_options: options for every network that has them.
         opt_options: options by optimizer.
         paper: where its settings come from.
+        cards: what was measured, a card for each network, data set and length; without one a recipe is "not measured".
     """
 
     summary: str
@@ -35,6 +85,7 @@ class Recipe:
     net_options: Mapping[str, object] = field(default_factory=dict)
     opt_options: Mapping[str, Mapping[str, object]] = field(default_factory=dict)
     paper: str = ""
+    cards: tuple[Card, ...] = ()
 
     def overrides(self, net: str, opt: str, dataset: str) -> dict[str, object]:
         """Return the recipe's values for this network, optimizer and data set."""
@@ -42,30 +93,112 @@ class Recipe:
         for pattern, more in self.by_net.items():
             if fnmatch.fnmatchcase(net, pattern):
                 values.update(more)
-        values.update(self.by_opt.get(opt, {}))
+        for pattern, more in self.by_opt.items():
+            if fnmatch.fnmatchcase(opt, pattern):
+                values.update(more)
         values.update(self.by_dataset.get(dataset, {}))
         values["epochs"] = self.epochs.get(dataset, self.epochs[ANY])
-        return values
+        return {name: value for name, value in values.items() if value is not None}
 
+
+_FEW_EPOCHS = {
+    "bs": 128,
+    "schedule": "linear",
+    "schedule_per": "step",
+    "warmup": 0.05,
+    "label_smoothing": 0.1,
+    "clip_grad": 1.0,
+    "aug": "basic",
+    "val": "holdout",
+}
+"""What a run of a few epochs wants: a rate that falls to zero within it, and no heavy augmentation."""
+
+_BY_NET: dict[str, Mapping[str, object]] = {
+    **{net: {"lr_scale": 0.25} for net in ("vit*", "simplevit", "dyt", "cait*", "swin")},
+    **{net: {"lr_scale": 0.5} for net in ("cct_[67]", "cvt", "vit_lite", "mlpmixer")},
+    "vit*_timm": {"lr_scale": 0.05, "layer_decay": 0.75},  # they are fine-tuned
+}
+"""Wide networks take a lower rate."""
+
+_UNLIKE_ADAM: dict[str, Mapping[str, object]] = {
+    name: {"lr": None} for name in ("muon", "lion", "adan_official", "timm/*")
+}
+"""Optimizers that the predecessor did not have keep their own rate, as its rate is none for them."""
 
 RECIPES: dict[str, Recipe] = {
     "default": Recipe(
         summary="trains any network well in a few epochs: AdamW, warm-up, linear decay per step",
+        settings={"net": "cct_2", "opt": "adamw", **_FEW_EPOCHS},
+        epochs={"digits": 20, ANY: 10},
+        by_net=_BY_NET,
+        by_dataset={"digits": {"bs": 32}},  # an epoch of 1,293 pictures has few steps as it is
+    ),
+    "fast": Recipe(
+        summary="the best accuracy in minutes on a CPU: a small compact transformer with Muon",
+        settings={"net": "cct_2", "opt": "muon", **_FEW_EPOCHS},
+        epochs={"digits": 10, ANY: 3},
+        by_net=_BY_NET,
+        by_opt={"muon": {"clip_grad": 0.0}},  # whose updates have one length anyway
+        by_dataset={"digits": {"bs": 32}},
+        paper="Hassani et al. 2021, arXiv 2104.05704; Jordan 2024, https://kellerjordan.github.io/posts/muon",
+    ),
+    "vit_small": Recipe(
+        summary="the best for the architecture vit_small: Muon, no dropout, the mean of the tokens to the head",
+        settings={"net": "vit_small", "opt": "muon", **_FEW_EPOCHS},
+        epochs={"digits": 10, ANY: 5},
+        by_net=_BY_NET,
+        by_opt={"muon": {"clip_grad": 0.0}},
+        by_dataset={"digits": {"bs": 32}},
+        net_options={"dropout": 0.0, "emb_dropout": 0.0, "pool": "avg"},
+        paper="Lee et al. 2021, arXiv 2112.13492; Jordan 2024, https://kellerjordan.github.io/posts/muon",
+    ),
+    "strong": Recipe(
+        summary="200 epochs for the last points of accuracy, on a GPU",
         settings={
-            "net": "cct_2",
+            "net": "cct_7",
             "opt": "adamw",
             "bs": 128,
-            "schedule": "linear",
+            "schedule": "cosine",
             "schedule_per": "step",
             "warmup": 0.05,
+            "label_smoothing": 0.1,
+            "clip_grad": 1.0,
+            "ema": 0.999,
+            "aug": "basic",
+            "val": "holdout",
+        },
+        epochs={ANY: 200},
+        by_net={"vit*": {"lr_scale": 0.5}},
+        by_opt={"adamw": {"lr": 5.5e-4, "weight_decay": 0.06}, "muon": {"clip_grad": 0.0}},
+        net_options={"drop_path_rate": 0.1, "attn_dropout": 0.1},
+        paper="Hassani et al. 2021, arXiv 2104.05704",
+    ),
+    "finetune": Recipe(
+        summary="a pretrained network on new pictures: small steps, few epochs",
+        settings={
+            "net": "vit_timm",
+            "opt": "adamw",
+            "bs": 64,
+            "schedule": "cosine",
+            "schedule_per": "step",
+            "warmup": 0.1,
             "label_smoothing": 0.1,
             "clip_grad": 1.0,
             "aug": "basic",
             "val": "holdout",
         },
-        epochs={"digits": 20, ANY: 10},
-        by_net={"vit*": {"lr_scale": 0.25}, "cct_[67]": {"lr_scale": 0.5}},
-        by_dataset={"digits": {"bs": 32}},  # an epoch of 1,293 pictures has few steps as it is
+        epochs={ANY: 5},
+        by_net={"vit*_timm": {"layer_decay": 0.75}},
+        by_opt={
+            "adam": {"lr": 1e-4},
+            "adamw": {"lr": 1e-4, "weight_decay": 0.05},
+            "sgd": {"lr": 3e-3, "weight_decay": 0.0},
+            "muon": {"lr": 2e-3, "clip_grad": 0.0},
+            "adan*": {"lr": 2e-4},
+            "lion": {"lr": 2e-5},
+        },
+        opt_options={"muon": {"adamw_lr": 1e-4}},
+        paper="Dosovitskiy et al. 2021, arXiv 2010.11929 (SGD 0.003); Steiner et al. 2022, arXiv 2106.10270",
     ),
     "seed": Recipe(
         summary="the protocol of vision-transformers-cifar10: Adam at 1e-4, cosine per epoch, measured on the test set",
@@ -80,16 +213,18 @@ RECIPES: dict[str, Recipe] = {
             "label_smoothing": 0.0,
             "clip_grad": 0.0,
             "decay_all": True,
-            "aug": "basic",
+            "aug": "seed-randaug",
             "val": "test",
+            "loss_sum": True,
         },
         epochs={ANY: 200},
         by_net={"res*": {"lr": 1e-3}},
         by_opt={
             "adam": {"weight_decay": 0.0},
             "adamw": {"weight_decay": 0.02},
-            "adan": {"weight_decay": 0.02},
+            "adan*": {"weight_decay": 0.02},
             "sgd": {"weight_decay": 0.0},
+            **_UNLIKE_ADAM,
         },
         net_options={"init": "predecessor"},
         opt_options={"sgd": {"momentum": 0.0, "nesterov": False}},

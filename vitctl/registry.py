@@ -30,18 +30,20 @@ class Option:
     Attributes:
         default: used where nothing else is asked for.
         help: half a line for ``--help`` and listings.
-        choices: the only values allowed, for strings.
+        choices: the only values allowed.
         low: least value allowed.
         high: greatest value allowed.
         below: the value must be less than this.
+        above: the value must be greater than this.
     """
 
     default: Value
     help: str = ""
-    choices: tuple[str, ...] = ()
+    choices: tuple[Value, ...] = ()
     low: float | None = None
     high: float | None = None
     below: float | None = None
+    above: float | None = None
 
     def parse(self, value: object, what: str) -> Value:
         """Return ``value`` as this option's type.
@@ -55,8 +57,8 @@ class Option:
         """
         parsed: Value = convert(value, type(self.default), what)
         if self.choices and parsed not in self.choices:
-            raise RequestError(f"{what} is {parsed!r}{suggest(str(parsed), self.choices)}")
-        check_range(parsed, what, low=self.low, high=self.high, below=self.below)
+            raise RequestError(f"{what} is {parsed!r}{suggest(str(parsed), map(str, self.choices))}")
+        check_range(parsed, what, low=self.low, high=self.high, below=self.below, above=self.above)
         return parsed
 
 
@@ -82,7 +84,7 @@ def convert(value: object, kind: type, what: str) -> Any:
     try:
         number = float(value)
         if kind is float:
-            if math.isnan(number):
+            if not math.isfinite(number):
                 raise wrong
             return number
         if isinstance(value, str) and value.lstrip("+-").isdigit():
@@ -97,9 +99,15 @@ def convert(value: object, kind: type, what: str) -> Any:
 
 
 def check_range(
-    value: object, what: str, *, low: float | None = None, high: float | None = None, below: float | None = None
+    value: object,
+    what: str,
+    *,
+    low: float | None = None,
+    high: float | None = None,
+    below: float | None = None,
+    above: float | None = None,
 ) -> None:
-    """Raise RequestError when the number ``value`` is outside ``low <= value <= high`` and ``value < below``."""
+    """Raise RequestError unless the number ``value`` is ``low <= value <= high`` and ``above < value < below``."""
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         return
     if low is not None and value < low:
@@ -108,6 +116,8 @@ def check_range(
         raise RequestError(f"{what} is {value:g}; the greatest is {high:g}")
     if below is not None and value >= below:
         raise RequestError(f"{what} is {value:g}; it must be less than {below:g}")
+    if above is not None and value <= above:
+        raise RequestError(f"{what} is {value:g}; it must be greater than {above:g}")
 
 
 @dataclass(frozen=True)
@@ -141,9 +151,10 @@ class Entry:
         """
         for name in given:
             if name not in self.options:
+                near = suggest(name, self.options).partition("; did you mean ")[2]
                 known = ", ".join(self.options) or "none"
                 raise RequestError(
-                    f"{what} has no option {name!r}{suggest(name, self.options, lead='did you mean')} (options: {known})"
+                    f"{what} has no option {name!r}{f'; did you mean {near}' if near else ''} (options: {known})"
                 )
         return {
             name: option.parse(given[name], f"{what}:{name}") if name in given else option.default

@@ -77,16 +77,63 @@ def parse_yaml(text: str, source: str) -> dict[str, Any]:
     return {str(key): value for key, value in document.items()}
 
 
+Place = tuple[str | int, ...]
+"""The way to a value of a document: keys, and positions in lists."""
+
+_MOST_VALUES = 100_000
+
+
+def line_numbers(text: str, source: str) -> dict[Place, int]:
+    """Return the line, from 1, of every value of the YAML ``text``, which :func:`parse_yaml` accepts.
+
+    A key's value has the line of its key; what an alias or a merge (``<<``) brings in has the line where it is written.
+
+    Raises:
+        RequestError: the document has more than 100,000 values once its aliases are expanded, or holds itself.
+    """
+    lines: dict[Place, int] = {}
+
+    def walk(node: yaml.Node, place: Place, line: int) -> None:
+        lines[place] = line
+        if len(lines) > _MOST_VALUES or len(place) > 50:
+            raise RequestError(f"{source}, line {line}: too many values, or an alias that holds itself")
+        if isinstance(node, yaml.SequenceNode):
+            for i, item in enumerate(node.value):
+                walk(item, (*place, i), item.start_mark.line + 1)
+        elif isinstance(node, yaml.MappingNode):
+            for key, value in node.value:
+                if key.tag == "tag:yaml.org,2002:merge":
+                    for merged in value.value if isinstance(value, yaml.SequenceNode) else [value]:
+                        if isinstance(merged, yaml.MappingNode):
+                            walk(merged, place, line)
+            for key, value in node.value:
+                if key.tag != "tag:yaml.org,2002:merge":
+                    walk(value, (*place, str(key.value)), key.start_mark.line + 1)
+
+    root = yaml.compose(text, Loader=_Loader)
+    if root is not None:
+        walk(root, (), 1)
+    return lines
+
+
 def read_yaml(path: Path) -> dict[str, Any]:
     """Parse the YAML file ``path``; see :func:`parse_yaml`.
 
     Raises:
         RequestError: also when the file is missing, unreadable or not text.
     """
+    return parse_yaml(read_text(path), str(path))
+
+
+def read_text(path: Path) -> str:
+    """Return the text of the file ``path``.
+
+    Raises:
+        RequestError: the file is missing, unreadable or not text.
+    """
     try:
-        text = path.read_text(encoding="utf-8")
+        return path.read_text(encoding="utf-8")
     except FileNotFoundError as error:
         raise RequestError(f"{path} is not there") from error
     except (OSError, UnicodeDecodeError) as error:
         raise RequestError(f"{path} cannot be read: {error}") from error
-    return parse_yaml(text, str(path))

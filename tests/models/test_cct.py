@@ -1,16 +1,18 @@
-"""Compact convolutional transformers against vit-pytorch's."""
+"""Compact transformers against vit-pytorch's."""
 
 from __future__ import annotations
 
-import re
+from collections import OrderedDict
 
 import pytest
 import torch
 from torch import Tensor, nn
 from vit_pytorch import cct as oracle
 
+from tests.models.oracles import assert_same_gradients, copy_weights, renamed, stirred
 from tests.models.test_models import build, defaults, pictures
 from vitctl.models.cct import Block, ConvTokenizer
+from vitctl.registry import Value
 
 NAMES = [
     (r"tokenizer\.convs\.(\d+)\.", r"tokenizer.conv_layers.\1.0."),
@@ -24,20 +26,6 @@ NAMES = [
     (r"^head\.", "classifier.fc."),
 ]
 """Our names, and vit-pytorch's."""
-
-
-def renamed(name: str) -> str:
-    for ours, theirs in NAMES:
-        name = re.sub(ours, theirs, name)
-    return name
-
-
-def stirred(model: nn.Module) -> nn.Module:
-    """Move every parameter off its initial value, so that none is 0 or 1 by chance of the initialisation."""
-    torch.manual_seed(5)
-    for parameter in model.parameters():
-        parameter.data += (0.02 if parameter.ndim > 1 else 0.2) * torch.randn_like(parameter)
-    return model
 
 
 def pair(net: str, img_size: int = 32, in_chans: int = 3, **changed: int) -> tuple[nn.Module, nn.Module]:
@@ -59,7 +47,7 @@ def pair(net: str, img_size: int = 32, in_chans: int = 3, **changed: int) -> tup
         positional_embedding="learnable",
         num_classes=10,
     )
-    theirs.load_state_dict({renamed(name): tensor for name, tensor in ours.state_dict().items()})
+    copy_weights(ours, theirs, NAMES)
     return ours, theirs.eval()
 
 
@@ -94,7 +82,7 @@ def test_gradients_equal_vit_pytorchs() -> None:
     (theirs(x) * weights).sum().backward()
     expected = {name: parameter.grad for name, parameter in theirs.named_parameters()}
     for name, parameter in ours.named_parameters():
-        torch.testing.assert_close(parameter.grad, expected[renamed(name)], atol=1e-5, rtol=1e-4)
+        torch.testing.assert_close(parameter.grad, expected[renamed(name, NAMES)], atol=1e-5, rtol=1e-4)
 
 
 @pytest.mark.parametrize("layers", [1, 2, 4])
@@ -123,3 +111,49 @@ def test_initial_weights() -> None:
     for name, weight in weights.items():
         if name.endswith("bias"):
             assert not weight.any(), name
+
+
+PATCH_NAMES = [(r"^cls_token", "classifier.class_emb"), *NAMES]
+
+
+def patch_pair(net: str, img_size: int = 32, in_chans: int = 3, **changed: Value) -> tuple[nn.Module, nn.Module]:
+    """Return our network over patches and vit-pytorch's parts of it with the same weights, in evaluation mode."""
+    ours = stirred(build(net, img_size, in_chans, 10, **changed)).eval()
+    options = defaults(net, **changed)
+    patch = int(options["patch_size"])
+    tokenizer = oracle.Tokenizer(
+        kernel_size=patch,
+        stride=patch,
+        padding=0,
+        n_input_channels=in_chans,
+        n_output_channels=options["embed_dim"],
+        max_pool=False,
+    )
+    classifier = oracle.TransformerClassifier(
+        seq_pool=net == "cvt",
+        embedding_dim=options["embed_dim"],
+        num_layers=options["depth"],
+        num_heads=options["num_heads"],
+        mlp_ratio=options["mlp_ratio"],
+        num_classes=10,
+        positional_embedding="learnable",
+        sequence_length=(img_size // patch) ** 2,
+    )
+    theirs = nn.Sequential(OrderedDict(tokenizer=tokenizer, classifier=classifier)).eval()
+    copy_weights(ours, theirs, PATCH_NAMES)
+    return ours, theirs
+
+
+@pytest.mark.parametrize("net", ["cvt", "vit_lite"])
+@pytest.mark.parametrize(("img_size", "in_chans", "patch_size"), [(32, 3, 4), (48, 3, 8), (9, 1, 3)])
+def test_logits_over_patches_equal_vit_pytorchs(net: str, img_size: int, in_chans: int, patch_size: int) -> None:
+    ours, theirs = patch_pair(net, img_size, in_chans, patch_size=patch_size)
+    x = pictures(2, in_chans, img_size)
+    with torch.no_grad():
+        torch.testing.assert_close(ours(x), theirs(x), atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("net", ["cvt", "vit_lite"])
+def test_gradients_over_patches_equal_vit_pytorchs(net: str) -> None:
+    ours, theirs = patch_pair(net, 16, embed_dim=32, depth=2)
+    assert_same_gradients(ours, theirs, PATCH_NAMES, pictures(3, img_size=16))

@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vitctl.models.count import activation_floats, count_parameters, count_tokens, forward_mflop
+from vitctl.models.count import activation_floats, count_parameters, forward_cost
 
 
 class Attending(nn.Module):
@@ -26,11 +26,11 @@ def convolution() -> nn.Module:
 
 
 def test_mflop_of_a_convolution_and_a_linear_layer() -> None:
-    assert forward_mflop(convolution, 3, 8) * 1e6 == 2 * (8 * 8 * 4 * 27 + 64 * 10)
+    assert forward_cost(convolution, 3, 8).mflop * 1e6 == 2 * (8 * 8 * 4 * 27 + 64 * 10)
 
 
 def test_fused_attention_is_counted() -> None:
-    assert forward_mflop(Attending, 2, 4) * 1e6 == 2 * (16 * 2 * 5 * 2 + 2 * 16 * 16 * 2)
+    assert forward_cost(Attending, 2, 4).mflop * 1e6 == 2 * (16 * 2 * 5 * 2 + 2 * 16 * 16 * 2)
 
 
 def test_parameters_count_once_when_shared() -> None:
@@ -41,8 +41,8 @@ def test_parameters_count_once_when_shared() -> None:
 
 
 def test_tokens() -> None:
-    assert count_tokens(Attending, 2, 4) == 16
-    assert count_tokens(convolution, 3, 8) == 0
+    assert forward_cost(Attending, 2, 4).tokens == 16
+    assert forward_cost(convolution, 3, 8).tokens == 0
 
 
 def test_activations_are_those_of_the_widest_module() -> None:
@@ -58,6 +58,6 @@ def test_counting_leaves_the_random_state_alone() -> None:
         nn.init.trunc_normal_(model[0][0].weight)
         return model
 
-    forward_mflop(build, 3, 8)
+    forward_cost(build, 3, 8)
     activation_floats(build, 3, 8)
     assert torch.equal(torch.get_rng_state(), before)

@@ -15,11 +15,14 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from vitctl.errors import RequestError
 from vitctl.models import MODELS, build_model
-from vitctl.models.count import count_parameters, count_tokens, forward_mflop
+from vitctl.models.count import count_parameters, forward_cost
 from vitctl.registry import Option, Value
 
-NARROW: dict[str, Value] = {"embed_dim": 32, "depth": 2, "head_dim": 8, "conv_width": 8}
+NARROW: dict[str, Value] = {"embed_dim": 32, "depth": 2, "num_heads": 2, "head_dim": 8, "conv_width": 8, "width": 8}
 """Options that make a network quick, where it has them."""
+
+SIZES = (8, 12, 16, 24, 32, 48, 64, 96, 384)
+"""Sizes that a user may ask for."""
 
 each_net = pytest.mark.parametrize("net", MODELS)
 
@@ -39,18 +42,34 @@ def pictures(count: int, in_chans: int = 3, img_size: int = 32) -> Tensor:
     return torch.randn(count, in_chans, img_size, img_size, generator=torch.Generator().manual_seed(1))
 
 
+def takes(net: str, img_size: int) -> bool:
+    try:
+        MODELS[net].check_size(net, defaults(net), img_size)
+    except RequestError:
+        return False
+    return True
+
+
+def small_size(net: str, least: int = 16) -> int:
+    """Return the smallest size that the network takes, of those that leave it something to do."""
+    return next(size for size in SIZES if size >= least and takes(net, size))
+
+
 def test_there_are_networks() -> None:
-    assert {"vit", "vit_small", "vit_tiny", "cct_2", "cct_4", "cct_6", "cct_7", "res18"} <= set(MODELS)
+    assert set(MODELS) == {
+        *("vit", "vit_small", "vit_tiny", "simplevit", "dyt", "cait", "cait_small", "swin", "mlpmixer", "convmixer"),
+        *("mobilevit", "res18", "res34", "res50", "res101", "vgg", "vit_timm", "vit_small_timm", "vit_lite", "cvt"),
+        *("cct_2", "cct_4", "cct_6", "cct_7"),
+    }
 
 
 @each_net
-@pytest.mark.parametrize(
-    ("img_size", "in_chans", "num_classes", "count"), [(32, 3, 10, 2), (16, 1, 7, 3), (8, 3, 2, 1), (48, 3, 100, 1)]
-)
-def test_logits(net: str, img_size: int, in_chans: int, num_classes: int, count: int) -> None:
-    model = build(net, img_size, in_chans, num_classes, **NARROW).eval()
+@pytest.mark.parametrize(("in_chans", "num_classes", "count"), [(3, 10, 2), (1, 7, 3), (3, 100, 1)])
+def test_logits(net: str, in_chans: int, num_classes: int, count: int) -> None:
+    size = small_size(net)
+    model = build(net, size, in_chans, num_classes, **NARROW).eval()
     with torch.no_grad():
-        logits = model(pictures(count, in_chans, img_size))
+        logits = model(pictures(count, in_chans, size))
     assert logits.shape == (count, num_classes)
     assert logits.dtype == torch.float32
     assert logits.isfinite().all()
@@ -58,9 +77,52 @@ def test_logits(net: str, img_size: int, in_chans: int, num_classes: int, count:
 
 
 @each_net
+@pytest.mark.parametrize("img_size", SIZES)
+def test_a_size_is_taken_or_refused_with_what_would_do(net: str, img_size: int) -> None:
+    options = defaults(net, **NARROW)
+    in_chans = 1 if img_size % 16 else 3
+    if not takes(net, img_size):
+        with pytest.raises(RequestError, match=rf"--size {img_size}.*(patches that do|takes multiples of)"):
+            build_model(net, options, img_size=img_size, in_chans=in_chans, num_classes=10)
+        return
+    with torch.device("meta"), torch.no_grad():
+        model = build(net, img_size, in_chans, 10, **NARROW)
+        assert model.eval()(torch.empty(2, in_chans, img_size, img_size)).shape == (2, 10)
+
+
+def test_every_network_has_a_size_from_8_to_32() -> None:
+    for net, entry in MODELS.items():
+        assert takes(net, entry.img_size)
+        assert small_size(net, 8) <= 32, net
+    refused = {net: [size for size in SIZES if not takes(net, size)] for net in MODELS}
+    assert {net: sizes for net, sizes in refused.items() if sizes} == {
+        "swin": [8, 12, 16, 24, 48],
+        "vit_timm": [8, 12, 24],
+        "vit_small_timm": [8, 12, 24],
+    }
+
+
+@pytest.mark.parametrize("net", ["swin", "vit_timm"])
+def test_nets_of_large_windows_and_patches_take_8_pixels_with_smaller_ones(net: str) -> None:
+    smaller: dict[str, Value] = {"window_size": 1, "patch_size": 4}
+    model = build(net, 8, **{**NARROW, **smaller})
+    assert model.eval()(pictures(2, img_size=8)).shape == (2, 10)
+
+
+@each_net
+def test_one_picture_evaluates_as_it_does_among_others(net: str) -> None:
+    size = small_size(net)
+    model = build(net, size, **NARROW).eval()
+    x = pictures(3, img_size=size)
+    with torch.no_grad():
+        torch.testing.assert_close(model(x[1:2]), model(x)[1:2], atol=1e-5, rtol=1e-5)
+
+
+@each_net
 def test_every_parameter_gets_a_gradient(net: str) -> None:
-    model = build(net, img_size=16)
-    F.cross_entropy(model(pictures(4, img_size=16)), torch.tensor([1, 2, 3, 4])).backward()
+    size = small_size(net)
+    model = build(net, img_size=size, **({} if size == 16 and "timm" not in net and net != "res101" else NARROW))
+    F.cross_entropy(model(pictures(4, img_size=size)), torch.tensor([1, 2, 3, 4])).backward()
     for name, parameter in model.named_parameters():
         assert parameter.grad is not None, name
         assert parameter.grad.isfinite().all(), name
@@ -70,8 +132,9 @@ def test_every_parameter_gets_a_gradient(net: str) -> None:
 @each_net
 def test_evaluation_is_deterministic_whatever_is_dropped_in_training(net: str) -> None:
     drops = {name: 0.5 for name in MODELS[net].options if "drop" in name}
-    model = build(net, img_size=16, **{**NARROW, **drops}).eval()
-    x = pictures(4, img_size=16)
+    size = small_size(net)
+    model = build(net, img_size=size, **{**NARROW, **drops}).eval()
+    x = pictures(4, img_size=size)
     torch.manual_seed(1)
     first = model(x)
     torch.manual_seed(2)
@@ -80,14 +143,15 @@ def test_evaluation_is_deterministic_whatever_is_dropped_in_training(net: str) -
 
 @each_net
 def test_state_dict_round_trip(net: str) -> None:
-    model = build(net, img_size=16, **NARROW)
-    model(pictures(4, img_size=16))  # moves the statistics of BatchNorm
+    size = small_size(net)
+    model = build(net, img_size=size, **NARROW)
+    model(pictures(4, img_size=size))  # moves the statistics of BatchNorm
     stream = io.BytesIO()
     torch.save(model.state_dict(), stream)
     stream.seek(0)
     torch.manual_seed(7)
-    other = build_model(net, defaults(net, **NARROW), img_size=16, in_chans=3, num_classes=10)
-    x = pictures(4, img_size=16)
+    other = build_model(net, defaults(net, **NARROW), img_size=size, in_chans=3, num_classes=10)
+    x = pictures(4, img_size=size)
     assert not torch.equal(other.eval()(x), model.eval()(x))
     other.load_state_dict(torch.load(stream, weights_only=True))
     assert torch.equal(other(x), model(x))
@@ -96,57 +160,104 @@ def test_state_dict_round_trip(net: str) -> None:
 @each_net
 def test_parameters_lie_in_rows(net: str) -> None:
     """Fused optimizers walk a parameter and their state in memory order, so every tensor has the plain one."""
-    for name, tensor in build(net, img_size=16, **NARROW).state_dict().items():
+    for name, tensor in build(net, img_size=small_size(net), **NARROW).state_dict().items():
         assert tensor.is_contiguous(), name
 
 
 @each_net
 def test_figures_of_the_table(net: str) -> None:
     entry = MODELS[net]
-    make = partial(build, net)
+    make = partial(build, net, entry.img_size)
     with torch.device("meta"):
         assert count_parameters(make()) == entry.params
-    assert round(forward_mflop(make, 3, 32), 1) == entry.mflop
-    assert count_tokens(make, 3, 32) == entry.tokens
+    cost = forward_cost(make, 3, entry.img_size)
+    assert round(cost.mflop, 1) == entry.mflop
+    assert cost.tokens == entry.tokens
+
+
+PREDECESSOR = {
+    "vit": (9_523_722, 1281.9),
+    "vit_small": (9_622_512, 1294.5),
+    "vit_tiny": (4_371_438, 587.0),
+    "simplevit": (9_486_858, 1261.4),
+    "dyt": (9_523_735, 1281.9),
+    "cait": (12_685_322, None),
+    "cait_small": (8_488_522, None),
+    "swin": (26_601_718, 1056.8),
+    "mlpmixer": (1_819_530, 405.8),
+    "convmixer": (1_339_402, 2685.9),
+    "res18": (11_173_962, 1110.8),
+    "res34": (21_282_122, 2318.8),
+    "res50": (23_520_842, 2595.7),
+    "res101": (42_512_970, 5020.0),
+    "vgg": (20_040_522, 796.3),
+}
+"""Parameters and MFLOP of the predecessor's networks, as measured there."""
+
+
+@pytest.mark.parametrize("net", PREDECESSOR)
+def test_figures_are_the_predecessors_but_for_what_the_note_says(net: str) -> None:
+    entry = MODELS[net]
+    params, mflop = PREDECESSOR[net]
+    if entry.params != params:
+        assert f"{params:,} parameters in the predecessor" in entry.note and params - entry.params == 3072
+    if mflop is not None and entry.mflop != mflop:
+        assert f"{mflop:,} MFLOP in the predecessor" in entry.note and 0.8 < entry.mflop / mflop < 1
+
+
+def test_notes_are_few() -> None:
+    assert {net for net, entry in MODELS.items() if entry.note} == {
+        *("vit", "vit_small", "vit_tiny", "dyt", "swin", "mobilevit", "cait", "cait_small")
+    }
 
 
 @each_net
 def test_batchnorm_is_declared(net: str) -> None:
-    model = build(net, img_size=16, **NARROW)
+    model = build(net, img_size=small_size(net), **NARROW)
     assert any(isinstance(module, _BatchNorm) for module in model.modules()) == MODELS[net].batchnorm
 
 
 @pytest.mark.parametrize("net", [net for net, entry in MODELS.items() if not entry.batchnorm])
 def test_pictures_do_not_see_each_other(net: str) -> None:
-    model = build(net, img_size=16, **{**NARROW, "dropout": 0.0, "emb_dropout": 0.0})
-    x = pictures(4, img_size=16)
+    size = small_size(net)
+    model = build(net, img_size=size, **{**NARROW, "dropout": 0.0, "emb_dropout": 0.0, "layer_dropout": 0.0})
+    x = pictures(4, img_size=size)
     torch.testing.assert_close(model(x)[:2], model(x[:2]), atol=1e-6, rtol=1e-5)
 
 
 @each_net
 def test_options_are_the_builders_parameters(net: str) -> None:
     parameters = inspect.signature(MODELS[net].load()).parameters
-    assert set(parameters) == {"img_size", "in_chans", "num_classes", *MODELS[net].options}
+    assert set(parameters) == {"img_size", "in_chans", "num_classes", *MODELS[net].options, *MODELS[net].fixed}
+    assert not set(MODELS[net].options) & set(MODELS[net].fixed)
     assert all(parameter.kind is parameter.KEYWORD_ONLY for parameter in parameters.values())
 
 
 def another_value(option: Option, value: Value) -> Value:
-    if isinstance(value, str):
+    if option.choices:
         return next(choice for choice in option.choices if choice != value)
     if isinstance(value, int):
         return 2 * value
-    return 0.5 if option.below else 2 * value
+    return 0.5 if option.below else 2 * float(value)
 
 
-@pytest.mark.parametrize(("net", "name"), [(net, name) for net, entry in MODELS.items() for name in entry.options])
+TABLE_OPTIONS = {
+    (MODELS[net].target, name): (net, name) for net, entry in MODELS.items() for name in entry.options
+}.values()
+"""Each option of each function, once."""
+
+
+@pytest.mark.parametrize(("net", "name"), TABLE_OPTIONS)
 def test_every_option_does_something(net: str, name: str) -> None:
+    size = 64 if net == "swin" else 16  # where windows may double
+
     def fingerprint(**changed: Value) -> tuple[int, list[float]]:
-        model = build(net, img_size=16, **{**NARROW, **changed})
+        model = build(net, img_size=size, **{**NARROW, "patch_size": 4, **changed})
         torch.manual_seed(3)
-        logits: Tensor = model(pictures(8, img_size=16))
+        logits: Tensor = model(pictures(8, img_size=size))
         return count_parameters(model), logits.flatten().tolist()
 
-    usual = defaults(net, **NARROW)[name]
+    usual = defaults(net, **{**NARROW, "patch_size": 4})[name]
     other = another_value(MODELS[net].options[name], usual)
     assert MODELS[net].options[name].parse(other, name) == other
     assert fingerprint(**{name: other}) != fingerprint(**{name: usual})
@@ -156,20 +267,37 @@ def test_every_option_does_something(net: str, name: str) -> None:
 def test_learns_64_digits(net: str) -> None:
     from sklearn.datasets import load_digits
 
+    size = small_size(net, 12)
     digits = load_digits()
     small = torch.tensor(digits.images[:64] / 8 - 1, dtype=torch.float32)[:, None]  # [64, 1, 8, 8]
-    x = F.interpolate(small, size=12, mode="bilinear", antialias=True)
+    x = F.interpolate(small, size=size, mode="bilinear", antialias=True)
     y = torch.tensor(digits.target[:64])
-    model = build(net, img_size=12, in_chans=1, depth=2)
+    shallow: dict[str, Value] = {"depth": 2, "width": 16, **({"embed_dim": 32, "num_heads": 2} if size > 12 else {})}
+    model = build(net, img_size=size, in_chans=1, **shallow)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
     losses: list[float] = []
-    while len(losses) < 15 and (not losses or losses[-1] > 0.7 * losses[0]):
+    while len(losses) < 25 and (not losses or losses[-1] > 0.7 * losses[0]):
         loss = F.cross_entropy(model(x), y)
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
         losses.append(loss.item())
     assert losses[-1] <= 0.7 * losses[0]
+
+
+@pytest.mark.parametrize("net", [net for net, entry in MODELS.items() if entry.img_size > 32])
+def test_large_networks_take_two_steps_at_64_pixels(net: str) -> None:
+    model = build(net, 64)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4)
+    x, y = pictures(2, img_size=64), torch.tensor([1, 2])
+    losses = []
+    for _ in range(2):
+        loss = F.cross_entropy(model(x), y)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    assert losses[1] < losses[0]
 
 
 @pytest.mark.parametrize(
@@ -185,6 +313,17 @@ def test_learns_64_digits(net: str) -> None:
             r"mlp_ratio=0.1 leaves .* the least is 0.112",
         ),
         ("vit", {"embed_dim": 8, "mlp_ratio": 0.1}, 32, r"--net vit:mlp_ratio=0.1 leaves no hidden unit"),
+        (
+            "swin",
+            {},
+            48,
+            r"--size 48: --net swin .* multiples of 32 \(32, 64, .*--net swin:window_size=1 or 2 or 3 or 6$",
+        ),
+        ("swin", {}, 30, r"--size 30: --net swin with windows of 4 takes multiples of 32 \(32, 64, 96, 128, \.\.\.\)$"),
+        ("swin", {"embed_dim": 40}, 32, r"embed_dim=40 is no multiple of head_dim=32; .*: 1, 2, 4, 5, 8, 10, 20, 40$"),
+        ("simplevit", {"embed_dim": 30}, 32, r"embed_dim=30 is no multiple of 4.* take 28 or 32$"),
+        ("mlpmixer", {"token_ratio": 0.2, "patch_size": 16}, 32, r"token_ratio=0.2 leaves .* at 4 tokens; .* 0.25$"),
+        ("vit_timm", {}, 40, r"--patch 16 does not divide --size 40 \(vit_timm\)"),
     ],
 )
 def test_what_cannot_be_built(net: str, changed: dict[str, Any], img_size: int, message: str) -> None:

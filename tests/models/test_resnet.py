@@ -1,27 +1,39 @@
-"""The ResNet against timm's."""
+"""The ResNets against torchvision's."""
 
 from __future__ import annotations
 
-import timm
+import pytest
 import torch
+import torchvision
 from torch import nn
 
+from tests.models.oracles import stirred
 from tests.models.test_models import build, pictures
 
 
-def test_logits_equal_timms_with_a_small_stem() -> None:
-    ours = build("res18")
-    for module in ours.modules():
-        if isinstance(module, nn.BatchNorm2d):
-            for tensor in (module.weight, module.bias, module.running_mean, module.running_var):
-                assert tensor is not None
-                tensor.data += 0.2 * torch.rand_like(tensor)
-    oracle = timm.create_model("resnet18", num_classes=10)
+@pytest.mark.parametrize("layers", [18, 34, 50, 101])
+def test_logits_equal_torchvisions_with_a_small_stem(layers: int) -> None:
+    ours = stirred(build(f"res{layers}"))
+    oracle = getattr(torchvision.models, f"resnet{layers}")(num_classes=10)
     oracle.conv1 = nn.Conv2d(3, 64, 3, padding=1, bias=False)
     oracle.maxpool = nn.Identity()
     oracle.load_state_dict(ours.state_dict())
-    x = pictures(3)
-    torch.testing.assert_close(ours.eval()(x), oracle.eval()(x), atol=1e-5, rtol=1e-5)
+    with torch.no_grad():
+        # Widths of a hundred layers add up: relative to the greatest logit.
+        expected = oracle.double().eval()(pictures(2).double())
+        scale = expected.abs().max().item()
+        torch.testing.assert_close(ours.eval()(pictures(2)).double(), expected, atol=1e-5 * max(1, scale), rtol=1e-5)
+
+
+@pytest.mark.parametrize("layers", [18, 50])
+def test_training_equals_torchvisions(layers: int) -> None:
+    ours = build(f"res{layers}", 16)
+    oracle = getattr(torchvision.models, f"resnet{layers}")(num_classes=10)
+    oracle.conv1 = nn.Conv2d(3, 64, 3, padding=1, bias=False)
+    oracle.maxpool = nn.Identity()
+    oracle.load_state_dict(ours.state_dict())
+    x = pictures(4, img_size=16)
+    torch.testing.assert_close(ours.train()(x), oracle.train()(x), atol=1e-4, rtol=1e-4)
 
 
 def test_stem_keeps_the_size_and_the_stages_halve_it() -> None:
@@ -31,3 +43,17 @@ def test_stem_keeps_the_size_and_the_stages_halve_it() -> None:
         model.get_submodule(name).register_forward_hook(lambda _, args, out: sides.append(out.shape[-1]))
     model(pictures(2))
     assert sides == [32, 32, 16, 8, 4]
+
+
+def test_width_is_that_of_the_first_stage() -> None:
+    model = build("res50", 8, width=16)
+    assert model.get_parameter("layer1.0.conv1.weight").shape[0] == 16
+    assert model.get_parameter("fc.weight").shape == (10, 16 * 8 * 4)
+
+
+def test_initial_weights() -> None:
+    weight = build("res18").get_parameter("layer4.1.conv1.weight")
+    assert weight.std().item() == pytest.approx((2 / (512 * 9)) ** 0.5, rel=0.05)
+    bound = (512 * 9) ** -0.5
+    weight = build("res18", init="predecessor").get_parameter("layer4.1.conv1.weight")
+    assert 0.99 * bound < weight.abs().max().item() <= bound

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import re
-
 import pytest
 import torch
 from torch import Tensor, nn
+from vit_pytorch import simple_vit as simple_oracle
 from vit_pytorch import vit as plain_oracle
 from vit_pytorch import vit_for_small_dataset as small_oracle
 
-from tests.models.test_cct import stirred
+from tests.models.oracles import assert_same_gradients, copy_weights, renamed, stirred
 from tests.models.test_models import build, defaults, pictures
-from vitctl.models.count import count_parameters, forward_mflop
+from vitctl.models.count import count_parameters, forward_cost
 from vitctl.models.dropout import Dropout
 from vitctl.models.vit import Block, LocalitySelfAttention, PatchTokens, ShiftedPatchTokens
 from vitctl.registry import Value
@@ -41,12 +40,6 @@ SMALL = [
     (r"^head\.", "mlp_head.1."),
 ]
 """Our names, and vit-pytorch's."""
-
-
-def renamed(name: str, names: list[tuple[str, str]]) -> str:
-    for ours, theirs in names:
-        name = re.sub(ours, theirs, name)
-    return name
 
 
 def pair(net: str, img_size: int = 32, in_chans: int = 3, **changed: Value) -> tuple[nn.Module, nn.Module]:
@@ -128,8 +121,8 @@ def test_cost_is_the_predecessors(net: str, patch_size: int, params: int, mflop:
         model.blocks[-1].first_only = False  # the predecessor computed all tokens of the last block
         return model
 
-    assert forward_mflop(whole, 3, 32) == pytest.approx(mflop, abs=0.051)
-    saved = 1 - forward_mflop(lambda: build(net, patch_size=patch_size), 3, 32) / mflop
+    assert forward_cost(whole, 3, 32).mflop == pytest.approx(mflop, abs=0.051)
+    saved = 1 - forward_cost(lambda: build(net, patch_size=patch_size), 3, 32).mflop / mflop
     assert 0.08 < saved < 0.17
 
 
@@ -271,3 +264,108 @@ def test_where_dropout_falls() -> None:
         "blocks.0.mlp.drop1": 0.25,
         "blocks.0.mlp.drop2": 0.25,
     }
+
+
+class Tanh(nn.Module):
+    """Dynamic Tanh as the paper prints it."""
+
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        self.alpha = nn.Parameter(torch.ones(1) * 0.5)
+        self.weight = nn.Parameter(torch.ones(dim))
+        self.bias = nn.Parameter(torch.zeros(dim))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.weight * torch.tanh(self.alpha * x) + self.bias
+
+
+def dyt_pair(img_size: int = 32, **changed: Value) -> tuple[nn.Module, nn.Module]:
+    """Return our ``dyt``, and vit-pytorch's ViT with its norms replaced, with the same weights, in evaluation mode."""
+    ours = stirred(build("dyt", img_size, **changed)).eval()
+    options = defaults("dyt", **changed)
+    theirs = plain_oracle.ViT(
+        image_size=img_size,
+        patch_size=4,
+        num_classes=10,
+        dim=options["embed_dim"],
+        depth=options["depth"],
+        heads=options["num_heads"],
+        dim_head=options["head_dim"],
+        mlp_dim=int(float(options["embed_dim"]) * float(options["mlp_ratio"])),
+    )
+    theirs.to_patch_embedding[1] = theirs.to_patch_embedding[3] = nn.Identity()
+    for module in list(theirs.modules()):
+        for name, child in module.named_children():
+            if isinstance(child, nn.LayerNorm):
+                setattr(module, name, Tanh(child.normalized_shape[0]))
+    copy_weights(ours, theirs, PLAIN)
+    return ours, theirs.eval()
+
+
+def test_dyt_equals_vit_pytorchs_with_its_norms_replaced() -> None:
+    ours, theirs = dyt_pair()
+    with torch.no_grad():
+        torch.testing.assert_close(ours(pictures(2)), theirs(pictures(2)), atol=1e-5, rtol=1e-5)
+
+
+def test_dyt_has_the_gradients_of_vit_pytorchs() -> None:
+    ours, theirs = dyt_pair(16, embed_dim=32, depth=2, num_heads=3, head_dim=8)
+    assert_same_gradients(ours, theirs, PLAIN, pictures(3, img_size=16))
+
+
+def test_dyt_has_no_norm_left() -> None:
+    assert not [module for module in build("dyt", 8).modules() if isinstance(module, nn.LayerNorm)]
+
+
+SIMPLE = [
+    (r"^patch_embed\.proj\.", "to_patch_embedding.2."),
+    (r"^blocks\.(\d+)\.norm1\.", r"transformer.layers.\1.0.norm."),
+    (r"^blocks\.(\d+)\.attn\.qkv\.", r"transformer.layers.\1.0.to_qkv."),
+    (r"^blocks\.(\d+)\.attn\.proj\.", r"transformer.layers.\1.0.to_out."),
+    (r"^blocks\.(\d+)\.norm2\.", r"transformer.layers.\1.1.net.0."),
+    (r"^blocks\.(\d+)\.mlp\.fc1\.", r"transformer.layers.\1.1.net.1."),
+    (r"^blocks\.(\d+)\.mlp\.fc2\.", r"transformer.layers.\1.1.net.3."),
+    (r"^fc_norm\.", "linear_head.0."),
+    (r"^head\.", "linear_head.1."),
+]
+
+
+def simple_pair(img_size: int = 32, **changed: Value) -> tuple[nn.Module, nn.Module]:
+    """Return our ``simplevit`` and vit-pytorch's, normalising as it first did, with the same weights."""
+    ours = stirred(build("simplevit", img_size, **changed)).eval()
+    options = defaults("simplevit", **changed)
+    dim = int(options["embed_dim"])
+    theirs = simple_oracle.SimpleViT(
+        image_size=img_size,
+        patch_size=options["patch_size"],
+        num_classes=10,
+        dim=dim,
+        depth=options["depth"],
+        heads=options["num_heads"],
+        dim_head=options["head_dim"],
+        mlp_dim=int(dim * float(options["mlp_ratio"])),
+    )
+    theirs.to_patch_embedding[1] = theirs.to_patch_embedding[3] = nn.Identity()
+    theirs.transformer.norm = nn.Identity()  # the mean of the tokens is normalised, not the tokens
+    theirs.linear_head = nn.Sequential(nn.LayerNorm(dim), theirs.linear_head)
+    copy_weights(ours, theirs, SIMPLE)
+    return ours, theirs.eval()
+
+
+@pytest.mark.parametrize(("img_size", "changed"), [(32, {}), (48, {"patch_size": 8, "embed_dim": 24, "num_heads": 3})])
+def test_simplevit_equals_vit_pytorchs(img_size: int, changed: dict[str, Value]) -> None:
+    ours, theirs = simple_pair(img_size, **changed)
+    x = pictures(2, img_size=img_size)
+    with torch.no_grad():
+        torch.testing.assert_close(ours(x), theirs(x), atol=1e-5, rtol=1e-5)
+
+
+def test_simplevit_has_the_gradients_of_vit_pytorchs() -> None:
+    ours, theirs = simple_pair(16, embed_dim=32, depth=2)
+    assert_same_gradients(ours, theirs, SIMPLE, pictures(3, img_size=16))
+
+
+def test_positions_are_no_weights_and_follow_the_device() -> None:
+    model = build("simplevit", 8)
+    assert "patch_embed.positions" in dict(model.named_buffers())
+    assert not [name for name in model.state_dict() if "positions" in name]

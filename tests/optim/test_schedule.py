@@ -1,9 +1,11 @@
+import itertools
+
 import pytest
 import torch
 from torch import nn
-from torch.optim.lr_scheduler import CosineAnnealingLR, LinearLR
+from torch.optim.lr_scheduler import CosineAnnealingLR, LinearLR, OneCycleLR
 
-from vitctl.optim.schedule import Schedule
+from vitctl.optim.schedule import RangeTest, Schedule
 
 
 def torch_factors(kind: type, total: int, **options: object) -> list[float]:
@@ -41,3 +43,42 @@ def test_warm_up_rises_to_one_and_the_end_is_near_zero() -> None:
     assert all(factor > 0 for factor in factors) and schedule.factor(100) == 0
     constant = Schedule("constant", 100, 10)
     assert {constant.factor(i) for i in range(9, 100)} == {1.0}
+
+
+@pytest.mark.parametrize(("total", "rise"), [(100, 30), (20, 5), (40, 20)])
+def test_onecycle_is_torch_s(total: int, rise: int) -> None:
+    schedule = Schedule("onecycle", total, warmup_steps=rise)
+    optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=1.0, momentum=0.9)
+    scheduler = OneCycleLR(optimizer, max_lr=1.0, total_steps=total, pct_start=rise / total, cycle_momentum=False)
+    for step in range(total):
+        assert schedule.factor(step) == pytest.approx(scheduler.get_last_lr()[0], rel=1e-6), step
+        optimizer.step()
+        if step < total - 1:
+            scheduler.step()
+
+
+def test_warm_down_is_a_trapezoid() -> None:
+    schedule = Schedule("constant", total_steps=100, warmup_steps=10, warmdown_steps=40)
+    factors = [schedule.factor(i) for i in range(100)]
+    assert factors[:10] == pytest.approx([i / 10 for i in range(1, 11)])
+    assert factors[10:61] == [1.0] * 51
+    assert factors[60:] == pytest.approx([1 - i / 40 for i in range(40)])
+    assert schedule.factor(100) == 0 and schedule.factor(120) == 0
+    whole, linear = Schedule("constant", 100, 0, warmdown_steps=100), Schedule("linear", 100)
+    assert [whole.factor(i) for i in range(100)] == pytest.approx([linear.factor(i) for i in range(100)])
+
+
+@pytest.mark.parametrize("kind", ["constant", "linear", "cosine", "onecycle"])
+@pytest.mark.parametrize("total", [1, 2, 3, 17])
+@pytest.mark.parametrize("per_epoch", [0, 5])
+def test_every_factor_is_between_zero_and_one(kind: str, total: int, per_epoch: int) -> None:
+    for warmup in (0, 1, total):
+        schedule = Schedule(kind, total, warmup, per_epoch, warmdown_steps=total // 2 if kind == "constant" else 0)
+        assert all(0 < schedule.factor(i) <= 1 for i in range(total))
+        assert max(schedule.factor(i) for i in range(total)) <= 1
+
+
+def test_a_range_test_rises_by_one_ratio() -> None:
+    factors = [RangeTest("range", 11, low=1e-3, high=1e2).factor(i) for i in range(11)]
+    assert factors[0] == pytest.approx(1e-3) and factors[-1] == pytest.approx(1e2)
+    assert [b / a for a, b in itertools.pairwise(factors)] == pytest.approx([10**0.5] * 10)

@@ -10,8 +10,10 @@ import torch.nn.functional as F
 from torch import nn
 
 from tests.conftest import TINY, TINY_NET, Cli
+from tests.models.test_models import NARROW, small_size
 from vitctl.config import resolve_config
 from vitctl.models import MODELS
+from vitctl.registry import format_spec
 from vitctl.training import loop, run, session
 from vitctl.training.checkpoint import load_checkpoint
 from vitctl.training.ema import WeightAverage
@@ -239,10 +241,10 @@ def test_an_accelerator_is_read_seldom(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize("net", MODELS)
 def test_every_network_trains_through_the_command(cli: Cli, net: str) -> None:
-    size = 32 if net == "res18" else 16
+    narrow = {name: value for name, value in NARROW.items() if name in MODELS[net].options}
     summary = cli(
-        "train", "--dataset", "digits", "--net", net, "--size", size, "--limit-train", 32, "--limit-test", 20, "--bs", 16,
-        "--max-steps", 2, "--json",
+        "train", "--dataset", "digits", "--net", format_spec(net, narrow), "--size", small_size(net), "--limit-train", 32, "--limit-test", 20,
+        "--bs", 16, "--max-steps", 2, "--pretrained", "false", "--json",
     ).json()  # fmt: skip
     assert summary["step"] == 2 and summary["net"] == net
 

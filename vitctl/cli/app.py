@@ -7,9 +7,15 @@ from typing import Annotated
 import typer
 
 from vitctl import __version__
+from vitctl.cli.convert import convert
 from vitctl.cli.eval import evaluate
+from vitctl.cli.export import export
 from vitctl.cli.list_models import list_models
+from vitctl.cli.list_optimizers import list_optimizers
+from vitctl.cli.list_recipes import list_recipes
 from vitctl.cli.options import Command
+from vitctl.cli.predict import predict
+from vitctl.cli.sweep import app as sweep
 from vitctl.cli.train import train
 
 app = typer.Typer(
@@ -38,4 +44,10 @@ def root(
 
 app.command(cls=Command)(train)
 app.command("eval", cls=Command)(evaluate)
+app.command(cls=Command)(convert)
+app.command(cls=Command)(export)
+app.command(cls=Command)(predict)
 app.command("list-models", cls=Command)(list_models)
+app.command("list-optimizers", cls=Command)(list_optimizers)
+app.command("list-recipes", cls=Command)(list_recipes)
+app.add_typer(sweep, name="sweep")

@@ -13,7 +13,12 @@ from vitctl.registry import suggest
 
 def evaluate(
     path: Annotated[
-        Path, typer.Argument(metavar="CKPT|RUN", help="a checkpoint, or a run's folder", show_default=False)
+        Path,
+        typer.Argument(
+            metavar="CKPT|RUN|FILE",
+            help="a checkpoint, a run's folder, or an exported .onnx or .safetensors file",
+            show_default=False,
+        ),
     ],
     weights: Annotated[
         str, typer.Option(help="of a run's folder: last, or best by held-out accuracy", metavar="last|best")
@@ -34,7 +39,7 @@ def evaluate(
         Path | None, typer.Option("--predictions", help="write a line per picture to this CSV file")
     ] = None,
 ) -> None:
-    """Measure a trained network: loss, top-1, top-5, figures per class, confusion matrix."""
+    """Measure a trained network, or an exported file: loss, top-1, top-5, figures per class, confusion matrix."""
     from vitctl.config import resolve_dataset
 
     for flag, value, choices in (("--weights", weights, ("last", "best")), ("--split", part, ("test", "val", "train"))):
@@ -50,18 +55,16 @@ def evaluate(
     from vitctl.cli.progress import make_observer
 
     with make_observer() as observer:
-        from vitctl.training import scoring  # torch loads here
+        from vitctl.export.predict import open_classifier  # torch loads here
+        from vitctl.training import scoring
 
-        scores = scoring.score(
-            path,
-            weights=weights,
+        scores = scoring.score_classifier(
+            open_classifier(path, weights=weights, device_name=device, warn=observer.message),
             dataset=dataset,
             data_dir=data_dir,
             part=part,
             limit=limit,
-            device_name=device,
             skip_bad_images=skip_bad_images,
-            warn=observer.message,
             progress=lambda done, count: observer.evaluating(part, done, count),
             decoding=observer.decoding,
         )

@@ -3,52 +3,184 @@
 from __future__ import annotations
 
 import fnmatch
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
+from vitctl.errors import RequestError
+from vitctl.registry import suggest
+
+SORTS = ("name", "family", "params", "mflop", "tokens", "published_acc", "measured_acc")
+
+WIDE = 110
+"""Columns of a terminal that has room for papers; --details and --json have them anyway."""
+
 
 def list_models(
-    pattern: Annotated[str, typer.Argument(help="which networks, such as 'vit*'", show_default="all")] = "*",
+    pattern: Annotated[
+        str | None, typer.Argument(help="which networks: a name, a family, or such as 'vit*'", show_default="all")
+    ] = None,
+    sort: Annotated[
+        str | None,
+        typer.Option(help="order by this, accuracies best first", metavar="|".join(SORTS), show_default="the table's"),
+    ] = None,
+    details: Annotated[
+        str | None,
+        typer.Option(
+            "--details", metavar="NET", help="layers, shapes and options of NAME[:key=value,...], also timm/NAME"
+        ),
+    ] = None,
+    size: Annotated[
+        int | None,
+        typer.Option(help="with --details: side of the pictures", metavar="N", min=4, show_default="its own"),
+    ] = None,
+    timm: Annotated[
+        str | None, typer.Option("--timm", metavar="PATTERN", help="search the networks of timm, such as 'vit*tiny*'")
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="print as JSON on stdout")] = False,
 ) -> None:
-    """List the networks that --net takes, and what they cost at 32 px and 10 classes."""
-    from vitctl.cli import printing
-    from vitctl.errors import RequestError
-    from vitctl.models import MODELS
-    from vitctl.registry import suggest
+    """List the networks that --net takes: what they cost for a picture, and what they reached on CIFAR-10.
 
+    Figures are at 10 classes and 32 px (384 px for those that are fine-tuned). Published accuracies are those of the
+    scripts that vitctl replaces; measured ones are ours on the test set, blank where nobody measured.
+    """
+    from vitctl.cli import printing
+
+    given = [
+        flag for flag, value in (("PATTERN", pattern), ("--details", details), ("--timm", timm)) if value is not None
+    ]
+    if len(given) > 1:
+        raise RequestError(f"{' and '.join(given)} ask for different lists; give one of them")
+    if size is not None and details is None:
+        raise RequestError(f"--size {size} belongs to --details NET")
+    if sort is not None and (details or timm):
+        raise RequestError(f"--sort {sort} is for the table, not for {given[0]}")
+    if details is not None:
+        from vitctl.models.details import describe_network  # torch loads here
+
+        document = describe_network(details, size)
+        printing.print_json(document) if as_json else print_details(details, document)
+        return
+    if timm is not None:
+        rows = timm_search(timm)
+        printing.print_json(rows) if as_json else print_timm(rows)
+        return
+    rows = table_rows(pattern, sort)
+    printing.print_json(rows) if as_json else print_rows(rows)
+
+
+def table_rows(pattern: str | None, sort: str | None) -> list[dict[str, Any]]:
+    """Return the rows of the table that match, in order, as JSON values.
+
+    Raises:
+        RequestError: none matches, or there is no such order.
+    """
+    from vitctl.models import MODELS, table_row
+
+    if sort is not None and sort not in SORTS:
+        raise RequestError(f"--sort {sort!r} is unknown{suggest(sort, SORTS)}")
     rows = [
-        {
-            "name": name,
-            "family": entry.family,
-            "params": entry.params,
-            "mflop": entry.mflop,
-            "tokens": entry.tokens,
-            "summary": entry.summary,
-            "paper": entry.paper,
-            "options": {key: option.default for key, option in entry.options.items()},
-        }
+        table_row(name, entry)
         for name, entry in MODELS.items()
-        if fnmatch.fnmatchcase(name, pattern)
+        if pattern is None or pattern == entry.family or fnmatch.fnmatchcase(name, pattern)
     ]
     if not rows:
-        raise RequestError(f"no network is called {pattern!r}{suggest(pattern, MODELS)}")
-    if as_json:
-        printing.print_json(rows)
-        return
+        families = {entry.family for entry in MODELS.values()}
+        hint = suggest(str(pattern), [*MODELS, *sorted(families - set(MODELS))])
+        raise RequestError(f"no network is called {pattern!r}{hint or '; --timm PATTERN searches those of timm'}")
+    if sort is not None:
+        best_first = sort.endswith("_acc")
+        known = [row for row in rows if row[sort] is not None]
+        known.sort(key=lambda row: row[sort], reverse=best_first)
+        rows = known + [row for row in rows if row[sort] is None]
+    return rows
+
+
+def timm_search(pattern: str) -> list[dict[str, Any]]:
+    """Return timm's networks that match, as JSON values.
+
+    Raises:
+        RequestError: none does.
+    """
+    from vitctl.models import details, timm_zoo  # torch loads here
+
+    names = timm_zoo.search(pattern)
+    if not names:
+        stars = f"*{pattern.strip('*')}*"
+        more = len(timm_zoo.search(stars))
+        hint = f"; --timm '{stars}' matches {more}" if more else suggest(pattern, timm_zoo.search("*"))
+        raise RequestError(f"timm has no network that matches {pattern!r}{hint}")
+    return details.timm_rows(names)
+
+
+def print_rows(rows: list[dict[str, Any]]) -> None:
+    """Print the table; what was measured is followed by its recipe and epochs."""
+    from rich import box
     from rich.console import Console
     from rich.table import Table
 
-    table = Table()
+    console = Console(highlight=False)
+    wide = console.width >= WIDE
+    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
     table.add_column("net", style="bold", no_wrap=True)
-    for heading in ("parameters", "MFLOP", "tokens"):
+    for heading in ("parameters", "MFLOP", "tokens", "published", "measured"):
         table.add_column(heading, justify="right", no_wrap=True)
     table.add_column("what it is")
-    table.add_column("paper")
-    for name, entry in MODELS.items():
-        if fnmatch.fnmatchcase(name, pattern):
-            table.add_row(
-                name, f"{entry.params:,}", f"{entry.mflop:,.1f}", str(entry.tokens or "-"), entry.summary, entry.paper
-            )
+    if wide:
+        table.add_column("arXiv", no_wrap=True)
+    for row in rows:
+        measured = row["measured_acc"]
+        table.add_row(
+            row["name"],
+            f"{row['params']:,}",
+            f"{row['mflop']:,.1f}" if row["mflop"] < 1000 else f"{row['mflop']:,.0f}",
+            str(row["tokens"] or "-"),
+            f"{row['published_acc']:.1f} %" if row["published_acc"] is not None else "",
+            f"{measured:.1f} % {row['measured_recipe']} x{row['measured_epochs']}" if measured is not None else "",
+            row["summary"],
+            *([row["paper"].rpartition("arXiv ")[2]] if wide else []),
+        )
+    console.print(table)
+
+
+def print_details(spec: str, document: dict[str, Any]) -> None:
+    """Print a network in detail."""
+    from rich.console import Console
+    from rich.markup import escape
+    from rich.table import Table
+
+    from vitctl.registry import format_value
+
+    console = Console(highlight=False)
+    cost = f"{document['params']:,} parameters, {document['mflop']:,.1f} MFLOP a picture"
+    tokens = f", {document['tokens']:,} tokens" if document["tokens"] else ""
+    console.print(f"{spec}: {document['summary']}", style="bold", markup=False, soft_wrap=True)
+    console.print(f"{cost}{tokens}, at {document['img_size']} px and 10 classes", markup=False, soft_wrap=True)
+    for line in (document["paper"], document["note"]):
+        if line:
+            console.print(line, markup=False, soft_wrap=True)
+    options = Table("option", "value", "allowed", "what it is", title="options", title_justify="left")
+    for option in document["options"]:
+        value = "" if option["value"] is None else format_value(option["value"])
+        options.add_row(*(escape(text) for text in (option["name"], value, option["allowed"], option["help"])))
+    console.print(options)
+    layers = Table("layer", "kind", title="layers, and what they put out for one picture", title_justify="left")
+    layers.add_column("shape")
+    layers.add_column("parameters", justify="right")
+    for layer in document["layers"]:
+        shape = " x ".join(map(str, layer["shape"])) if layer["shape"] else "-"
+        layers.add_row(layer["name"], layer["kind"], shape, f"{layer['params']:,}")
+    console.print(layers)
+
+
+def print_timm(rows: list[dict[str, Any]]) -> None:
+    """Print networks of timm."""
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table("net", title=f"{len(rows)} networks of timm", title_justify="left")
+    table.add_column("made for", justify="right")
+    table.add_column("pretrained weights")
+    for row in rows:
+        table.add_row(row["name"], f"{row['img_size']} px", "yes" if row["pretrained"] else "")
     Console(highlight=False).print(table)

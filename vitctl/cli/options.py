@@ -10,7 +10,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperCommand
 
-from vitctl.config import FLAGS, Flag
+from vitctl.config import FLAGS, Flag, flag_name
 from vitctl.errors import RequestError
 from vitctl.registry import FALSE_WORDS, TRUE_WORDS, convert
 
@@ -26,7 +26,8 @@ _REFUSED = {
 class Command(TyperCommand):
     """A command whose flags may be typed with underscores, and whose switches take ``=true`` and ``=false``.
 
-    W&B agents pass parameters so: ``--n_epochs=5 --decay_all=True``.
+    W&B agents pass parameters so: ``--n_epochs=5 --decay_all=True``. A number that can be switched on may be typed without
+    a value: ``--mixup``.
     """
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
@@ -37,6 +38,7 @@ class Command(TyperCommand):
             if getattr(parameter, "is_flag", False) and getattr(parameter, "secondary_opts", None)
             for name in parameter.opts
         }
+        bare = {flag_name(name) for name, flag in FLAGS.items() if flag.when_true is not None}
         plain: list[str] = []
         for i, argument in enumerate(args):
             if argument == "--":
@@ -49,6 +51,8 @@ class Command(TyperCommand):
             name = name.replace("_", "-")
             if equals and name in switches and value.lower() in (*TRUE_WORDS, *FALSE_WORDS):
                 plain.append(switches[name][0 if convert(value, bool, name) else 1])
+            elif name in bare and not equals and (i + 1 == len(args) or args[i + 1].startswith("--")):
+                plain.append(f"{name}=true")
             else:
                 plain.append(f"{name}{equals}{value}")
         return super().parse_args(ctx, plain)

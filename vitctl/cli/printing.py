@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from vitctl.units import format_bytes, format_duration
 
 if TYPE_CHECKING:
+    from vitctl.export.predict import Prediction
     from vitctl.training.scoring import Scores
 
 MAX_CONFUSION = 20
@@ -94,6 +96,35 @@ def print_dry_run(cost: Record) -> None:
     )
 
 
+def print_lr_finder(found: Record) -> None:
+    """Print what a learning-rate range test suggests."""
+    from rich.console import Console
+
+    def rate(value: float | None) -> str:
+        return f"{value:.2g}" if value is not None else "-"
+
+    end = "the loss ran away" if found["diverged"] else "the loss did not run away"
+    print_table(
+        f"learning-rate range test: {found['net']}, {found['opt']}",
+        [
+            ("suggested --lr: the loss falls steepest", rate(found["suggestion"])),
+            ("a tenth of the lowest", rate(found["lowest_tenth"])),
+            ("rate at the lowest loss", rate(found["lowest"])),
+            ("--lr of these settings", rate(found["config"]["lr"])),
+            ("steps", f"{found['steps']} ({end})"),
+            ("total time", format_duration(found["seconds"])),
+            ("device", f"{found['device']} ({found['device_name']}, {found['threads']} threads)"),
+        ],
+    )
+    console = Console(highlight=False, soft_wrap=True)
+    if found["suggestion"] is None:
+        console.print(
+            "The loss never fell, so nothing is suggested; more steps may help: --max-steps 300.", markup=False
+        )
+    if found["picture"]:
+        console.print(f"picture: {found['picture']}", markup=False)
+
+
 def print_scores(scores: Scores) -> None:
     """Print what ``vitctl eval`` found."""
     from rich.console import Console
@@ -109,6 +140,7 @@ def print_scores(scores: Scores) -> None:
             ("pictures", f"{figures['images']:,}"),
             ("weights", f"{figures['net']}, {figures['weights']}, epoch {figures['epoch']}"),
             ("speed", f"{figures['images_per_second']:,.0f} pictures/s"),
+            ("runs on", figures["engine"]),
             ("device", f"{figures['device']} ({figures['device_name']}, {figures['threads']} threads)"),
         ],
     )
@@ -136,3 +168,75 @@ def print_scores(scores: Scores) -> None:
             *(f"[bold]{count}[/]" if i == j else str(count) for j, count in enumerate(scores.confusion[i])),
         )
     console.print(matrix)
+
+
+def print_export(report: Record) -> None:
+    """Print what ``vitctl export`` wrote, a column for the network and one for each file."""
+    from rich.console import Console
+    from rich.table import Table
+
+    network, files = report["network"], report["files"]
+    table = Table()
+    table.add_column("", style="bold", no_wrap=True)
+    for heading in ("network", *(file["label"] for file in files)):
+        table.add_column(heading, justify="right")
+
+    def row(name: str, cell: Callable[[Record], str | None]) -> None:
+        cells = [cell(each) for each in (network, *files)]
+        if any(text is not None for text in cells):
+            table.add_row(name, *(text or "" for text in cells))
+
+    def figure(key: str, show: Callable[[Any], str]) -> Callable[[Record], str | None]:
+        return lambda each: None if each.get(key) is None else show(each[key])
+
+    def changed(each: Record) -> str | None:
+        if "changed" not in each:
+            return None
+        return f"{each['changed']:,}" + (f" ({each['ties']:,} ties)" if each["ties"] else "")
+
+    row("runs on", lambda each: each.get("engine", f"torch {report['torch']}").partition("+")[0])
+    row("size", figure("bytes", format_bytes))
+    for count in ("1", "3", "17"):
+        row(f"difference, batch {count}", lambda each, count=count: _difference(each, count))  # type: ignore[misc]
+    row("greatest difference", figure("max_difference", "{:.1e}".format))
+    row("in probabilities", figure("max_difference_probs", "{:.1e}".format))
+    row("changed predictions", changed)
+    row("top-1 accuracy", figure("top1", "{:.2f} %".format))
+    row("held-out accuracy", figure("held_out_top1", "{:.2f} %".format))
+    row("points lost", figure("drop", "{:.2f}".format))
+    row(
+        "layers left in float",
+        lambda each: f"{len(each['layers_in_float'])} of {each['layers']}" if each.get("quantized") == "int8" else None,
+    )
+    row("latency p50, batch 1", figure("latency_p50", lambda seconds: f"{1000 * seconds:.2f} ms"))
+    row("latency p95, batch 1", figure("latency_p95", lambda seconds: f"{1000 * seconds:.2f} ms"))
+    batch = network.get("speed_batch")
+    row(f"pictures/s, batch {batch}", figure("images_per_second", "{:,.0f}".format))
+    console = Console(highlight=False)
+    compared = f"compared on {report['compared_on']}" if report["verified"] else "not verified (--no-verify)"
+    title = f"{report['checkpoint']}: {report['net']}, epoch {report['epoch']}, {compared}"
+    console.print(title, style="bold", markup=False, soft_wrap=True)
+    console.print(table)
+    for file in files:
+        console.print(", ".join([file["path"], *file["beside"]]), markup=False, soft_wrap=True)
+
+
+def _difference(each: Record, count: str) -> str | None:
+    batches = {str(batch): value for batch, value in each.get("batches", {}).items()}
+    return f"{batches[count]:.1e}" if count in batches else None
+
+
+def print_predictions(predictions: Sequence[Prediction], top: int) -> None:
+    """Print the likeliest classes of each picture."""
+    from rich.console import Console
+    from rich.markup import escape
+    from rich.table import Table
+
+    table = Table()
+    table.add_column("picture", style="bold", overflow="fold")
+    for rank in range(1, top + 1):
+        table.add_column(f"{rank}.", overflow="fold")
+    for each in predictions:
+        cells = [escape(f"{name} ({100 * p:.1f} %)") for name, p in each.top]
+        table.add_row(escape(each.picture), *(cells or [escape(f"cannot be read: {each.error}")]))
+    Console(highlight=False).print(table)

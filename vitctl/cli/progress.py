@@ -35,7 +35,8 @@ def epoch_line(record: Record, epochs: int) -> str:
     ]
     if "val_acc" in record:
         label = "test (every epoch)" if record["val_split"] == "test" else "val"
-        parts += [f"{label} loss {record['val_loss']:.4f}", f"{label} acc {record['val_acc']:.2f} %"]
+        total = f" (sum {record['val_loss_sum']:.2f})" if "val_loss_sum" in record else ""
+        parts += [f"{label} loss {record['val_loss']:.4f}{total}", f"{label} acc {record['val_acc']:.2f} %"]
     parts += [f"lr {record['lr']:.2e}", format_duration(record["epoch_time"]), *_speed(record)]
     return " | ".join(parts)
 
@@ -77,15 +78,18 @@ class PlainObserver:
     def started(self, session: Session, folder: RunFolder) -> None:
         """Say what will be done, on what, and where it goes."""
         from vitctl import devices
-        from vitctl.training.session import describe, parameters
+        from vitctl.training.session import describe, learning, parameters
 
         config, splits = session.config, session.splits
         self.epochs = session.epochs
         self.last_line = time.monotonic()
         held = {"holdout": "held out", "val": "in val/", "test": "test (each epoch)"}
         val = f", {len(splits.val.index):,} {held[str(splits.val_split)]}" if splits.val is not None else ""
+        tokens = f"{session.cost.tokens:,} tokens, " if session.cost.tokens else ""
+        cost = f"{tokens}{session.cost.mflop:,.1f} MFLOP a picture"
+        frozen = f" of which {learning(session):,} learn" if config.freeze_backbone else ""
         self.print(
-            f"{describe(config, len(session.dataset.classes))}, {parameters(session):,} parameters | "
+            f"{describe(config, len(session.dataset.classes))}, {parameters(session):,} parameters{frozen}, {cost} | "
             f"{config.opt} lr {config.lr:g} | "
             f"{config.dataset}: {session.batches.count:,} train{val}, {len(splits.test.index):,} test\n"
             f"{session.device} ({devices.device_label(session.device)}), batch {config.bs}"
@@ -108,6 +112,10 @@ class PlainObserver:
                 f"loss {record['train_loss']:.4f} | acc {record['train_acc']:.2f} % | lr {record['lr']:.2e} | "
                 f"{' | '.join(_speed(record))} | {format_duration(record['eta'])} left"
             )
+
+    def working(self, text: str) -> None:
+        """Print what begins now."""
+        self.print(text)
 
     def evaluating(self, what: str, done: int, count: int) -> None:
         """Print how a long evaluation goes."""
@@ -134,6 +142,7 @@ class BarObserver(PlainObserver):
         super().__init__()
         self._progress: Progress | None = None
         self._tasks: dict[str, TaskID] = {}
+        self._working = ""
 
     def __enter__(self) -> Self:
         from rich.console import Console
@@ -164,7 +173,7 @@ class BarObserver(PlainObserver):
         else:
             super().print(text)
 
-    def _show(self, name: str, done: int, count: int, figures: str = "") -> None:
+    def _show(self, name: str, done: int, count: int | None, figures: str = "") -> None:
         if self._progress is None:
             return
         if name not in self._tasks:
@@ -188,6 +197,13 @@ class BarObserver(PlainObserver):
             figures = f"loss {record['train_loss']:.4f} acc {record['train_acc']:.2f} % {figures}"
         self._show("epoch", record["epoch"] - 1, record["epochs"], f"{format_duration(record['eta'])} left")
         self._show("step", record["step_in_epoch"], record["steps"], figures)
+
+    def working(self, text: str) -> None:
+        """Show what is being done, until the next thing is."""
+        if self._working:
+            self._hide(self._working)
+        self._working = text
+        self._show(text, 0, None)
 
     def evaluating(self, what: str, done: int, count: int) -> None:
         """Move the bar of evaluated pictures."""

@@ -39,6 +39,20 @@ def train(
             "--dry-run", help="take a few steps, say what the run would cost, and save nothing", rich_help_panel=RUN
         ),
     ] = False,
+    lr_finder: Annotated[
+        bool,
+        typer.Option(
+            "--lr-finder",
+            help="take 200 steps (--max-steps) at rates around --lr, suggest one, and save a picture alone",
+            rich_help_panel=RUN,
+        ),
+    ] = False,
+    lr_finder_out: Annotated[
+        Path | None,
+        typer.Option(
+            help="picture of --lr-finder: .png, .svg or .pdf", rich_help_panel=RUN, show_default="lr-finder.png"
+        ),
+    ] = None,
     as_json: Annotated[
         bool, typer.Option("--json", help="print the final figures as JSON on stdout", rich_help_panel=RUN)
     ] = False,
@@ -50,8 +64,17 @@ def train(
     """
     from vitctl.config import normalise_keys, resolve_config, resolve_dataset
     from vitctl.errors import RequestError
+    from vitctl.training.signals import watch_parent
     from vitctl.yamlfile import read_yaml
 
+    watch_parent()
+    if lr_finder_out is not None and not lr_finder:
+        raise RequestError("--lr-finder-out is the picture of --lr-finder; give that too")
+    if lr_finder:
+        clashing = {"--resume": resume, "--name": name, "--dry-run": dry_run, "--epochs": settings.get("epochs")}
+        for flag, value in clashing.items():
+            if value:
+                raise RequestError(f"--lr-finder takes a few steps and makes no run; {flag} does not go with it")
     if resume is not None:
         clashing = {"--name": name, "--config": config_file, "--print-config": print_config, "--dry-run": dry_run}
         for flag, value in clashing.items():
@@ -78,12 +101,22 @@ def train(
     with observer:
         if resume is not None:
             summary = run.resume_run(resume, settings, observer, observer.decoding)
+        elif lr_finder:
+            from vitctl.training.lr_finder import DEFAULT_PICTURE, EXTRA, can_draw, find_lr
+
+            if lr_finder_out is None and can_draw():
+                lr_finder_out = Path(DEFAULT_PICTURE)
+            elif lr_finder_out is None:
+                observer.message(f"no picture without matplotlib: {EXTRA}")
+            summary = find_lr(config, observer, lr_finder_out)
         elif dry_run:
             summary = run.dry_run(config, observer.decoding)
         else:
             summary = run.start_run(config, runs_dir, name, observer, observer.decoding)
     if as_json:
         printing.print_json(summary)
+    elif lr_finder:
+        printing.print_lr_finder(summary)
     elif dry_run:
         printing.print_dry_run(summary)
     else:

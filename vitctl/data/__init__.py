@@ -1,13 +1,14 @@
-"""The data sets: a table of names.
+"""The data sets and the augmentations: tables of names.
 
-A data set is a function ``load(options: LoadOptions) -> Dataset`` (see :mod:`vitctl.data.dataset`).
+A data set is a function ``load(options: LoadOptions) -> Dataset`` (see :mod:`vitctl.data.dataset`). An augmentation is a
+function ``policy(shape, **options) -> Policy`` (see :mod:`vitctl.data.policies`).
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
-from vitctl.registry import Entry
+from vitctl.registry import Entry, Option
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,3 +38,50 @@ DATASETS: dict[str, DatasetEntry] = {
     ),
 }
 """Every data set that ``--dataset`` takes."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class AugmentationEntry(Entry):
+    """An augmentation of the table; one without a target has no operations but crop and flip.
+
+    Attributes:
+        crop: random crop is part of it, and flip where the data set allows it.
+    """
+
+    target: str = ""
+    crop: bool = True
+
+
+_STRENGTH = "strength of all operations"
+
+AUGMENTATIONS: dict[str, AugmentationEntry] = {
+    "none": AugmentationEntry(summary="pictures as they are", crop=False),
+    "basic": AugmentationEntry(
+        summary="random crop of the padded picture, and flip where mirrored pictures keep their class"
+    ),
+    "randaug": AugmentationEntry(
+        target="vitctl.data.policies:randaug",
+        summary="basic, then n of RandAugment's 14 operations at strength m of 30",
+        options={
+            "n": Option(2, "operations per picture", low=1, high=16),
+            "m": Option(9, _STRENGTH, low=0, high=30),
+        },
+    ),
+    "trivialaug": AugmentationEntry(
+        target="vitctl.data.policies:trivialaug",
+        summary="basic, then one of TrivialAugment's 14 operations at a random strength",
+    ),
+    "autoaug": AugmentationEntry(
+        target="vitctl.data.policies:autoaug",
+        summary="basic, then one of the 25 pairs of operations that AutoAugment found on CIFAR-10",
+    ),
+    "seed-randaug": AugmentationEntry(
+        target="vitctl.data.policies:seed_randaug",
+        summary="the predecessor's RandAugment, whose ranges blank out many small pictures, then basic",
+        options={
+            "n": Option(2, "operations per picture", low=1, high=16),
+            "m": Option(14, _STRENGTH, low=0, high=30),
+        },
+    ),
+}
+"""Every augmentation that ``--aug`` takes."""

@@ -1,4 +1,4 @@
-"""Training batches without worker processes: uint8 pictures on the device, cropped and flipped there.
+"""Training batches without worker processes: uint8 pictures on the device, augmented there.
 
 Which pictures make up a batch depends on (seed, epoch) alone, and what is done to each of them on (seed, epoch, step)
 alone: both are drawn on the CPU for the whole batch. So samples and draws are the same on any device, for any
@@ -14,7 +14,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from vitctl.data import kernels, mixing
+from vitctl.data.augment import Augment
 from vitctl.devices import fits
+
+POLICY, ERASE, CUTOUT, MIX = 1, 2, 3, 4
+"""What a further seed is derived for, so that what one of them draws does not hang on the others."""
 
 
 def derive_seed(*parts: int) -> int:
@@ -28,9 +33,32 @@ def epoch_order(count: int, seed: int, epoch: int) -> Tensor:
     return torch.randperm(count, generator=torch.Generator().manual_seed(derive_seed(seed, epoch)))
 
 
+@dataclass(frozen=True, kw_only=True)
+class Extras:
+    """What is done to a batch besides crop and flip.
+
+    Attributes:
+        policy: an automatic augmentation, or None.
+        erase: probability of a random box painted over.
+        cutout: side of a box painted over in every picture, as a share of the picture's; 0 is none.
+        colour: that boxes are painted in, a grey level per channel.
+        mixup: alpha of mixup; 0 is off.
+        cutmix: alpha of CutMix; 0 is off.
+        classes: of the data set, K.
+    """
+
+    policy: Augment | None = None
+    erase: float = 0.0
+    cutout: float = 0.0
+    colour: tuple[int, ...] = (0,)
+    mixup: float = 0.0
+    cutmix: float = 0.0
+    classes: int = 0
+
+
 @dataclass(frozen=True)
 class Draws:
-    """What is done to each picture of a batch.
+    """Where a picture is cropped, and whether it is flipped.
 
     Attributes:
         top: int64 ``[B]``, first row of the crop in the padded picture.
@@ -86,6 +114,11 @@ class TrainBatches:
         seed: of order and draws.
         augment: crop at random offsets, and flip.
         flip: mirrored pictures keep their class.
+        drop_single: leave out a last batch of one picture.
+        extras: what is done besides.
+
+    Attributes:
+        mixed_steps: first steps of the run, whose pictures are mixed where ``extras`` says so; None is all.
     """
 
     def __init__(
@@ -100,9 +133,13 @@ class TrainBatches:
         augment: bool,
         flip: bool,
         drop_single: bool = False,
+        extras: Extras | None = None,
     ) -> None:
         self.index, self.batch_size, self.device, self.seed = index, batch_size, device, seed
         self.augment, self.flip, self.drop_single = augment, flip, drop_single
+        self.extras = extras or Extras()
+        self.mixed_steps: int | None = None
+        self.colour = torch.tensor(self.extras.colour, dtype=torch.uint8).to(device)
         self.padding = images.shape[-1] // 8  # 4 of 32 pixels, as is usual for CIFAR; 1 of 8
         self.resident = fits(device, images.numel())
         self.images = images.to(device) if self.resident else images
@@ -124,16 +161,48 @@ class TrainBatches:
         """Return the batch of a step of an epoch, both counted from 0.
 
         Returns:
-            Augmented pictures, uint8 ``[B, C, H, W]``, and labels, int64 ``[B]``, on the device.
+            Augmented pictures, uint8 ``[B, C, H, W]``, and labels, on the device: int64 ``[B]``, or where pictures are
+            mixed the share of each class, float32 ``[B, K]``.
         """
         chosen = self.order(epoch)[step * self.batch_size : (step + 1) * self.batch_size]
         labels = self.labels[chosen].to(self.device)
-        images = self.images[chosen.to(self.images.device)].to(self.device)
-        if not self.augment:
+        images = self.images.index_select(0, chosen.to(self.images.device)).to(self.device)
+        policy = self.extras.policy
+        if policy is not None and policy.first:
+            images = policy(images, derive_seed(self.seed, epoch, step, POLICY))
+        if self.augment:
+            draws = draw(len(chosen), self.padding, self.flip, self.seed, epoch, step)
+            on_device = Draws(draws.top.to(self.device), draws.left.to(self.device), draws.mirror.to(self.device))
+            images = crop_and_flip(images, on_device, self.padding)
+        if policy is not None and not policy.first:
+            images = policy(images, derive_seed(self.seed, epoch, step, POLICY))
+        images = self._paint_over(images, epoch, step)
+        if not self.mixes(epoch, step):
             return images, labels
-        draws = draw(len(chosen), self.padding, self.flip, self.seed, epoch, step)
-        on_device = Draws(draws.top.to(self.device), draws.left.to(self.device), draws.mirror.to(self.device))
-        return crop_and_flip(images, on_device, self.padding), labels
+        mixup, cutmix = self.extras.mixup, self.extras.cutmix
+        B, _, H, W = images.shape
+        drawn = mixing.draw_mix(B, H, W, mixup=mixup, cutmix=cutmix, seed=derive_seed(self.seed, epoch, step, MIX))
+        drawn = drawn.to(self.device)
+        images = mixing.mix(images, drawn, mixup=mixup > 0, cutmix=cutmix > 0)
+        return images, mixing.mixed_labels(labels, drawn, self.extras.classes)
+
+    def mixes(self, epoch: int, step: int) -> bool:
+        """Whether the pictures of a step are mixed."""
+        if not self.extras.mixup and not self.extras.cutmix:
+            return False
+        return self.mixed_steps is None or epoch * self.steps_per_epoch + step < self.mixed_steps
+
+    def _paint_over(self, images: Tensor, epoch: int, step: int) -> Tensor:
+        """Paint over the boxes of random erasing and cutout."""
+        B, _, H, W = images.shape
+        for share, purpose, boxes in (
+            (self.extras.erase, ERASE, mixing.erase_boxes),
+            (self.extras.cutout, CUTOUT, mixing.cutout_boxes),
+        ):
+            if share:
+                drawn = boxes(B, H, W, share, derive_seed(self.seed, epoch, step, purpose))
+                images = kernels.fill_boxes(images, drawn.to(self.device), self.colour)
+        return images
 
 
 class Normalize:
@@ -144,10 +213,18 @@ class Normalize:
         std: likewise.
         img_size: side of the network's input; other pictures are resized (bilinear, antialiased).
         device: where the pictures are.
+        channels_last: put the channels innermost, which some convolutional networks are faster with.
     """
 
-    def __init__(self, mean: tuple[float, ...], std: tuple[float, ...], img_size: int, device: torch.device) -> None:
-        self.img_size = img_size
+    def __init__(
+        self,
+        mean: tuple[float, ...],
+        std: tuple[float, ...],
+        img_size: int,
+        device: torch.device,
+        channels_last: bool = False,
+    ) -> None:
+        self.img_size, self.channels_last = img_size, channels_last
         shape = (1, len(mean), 1, 1)
         scale = 1 / (255 * torch.tensor(std, dtype=torch.float64))
         offset = -torch.tensor(mean, dtype=torch.float64) / torch.tensor(std, dtype=torch.float64)
@@ -159,4 +236,6 @@ class Normalize:
         x = torch.addcmul(self.offset, images.float(), self.scale)
         if x.shape[-1] != self.img_size or x.shape[-2] != self.img_size:
             x = F.interpolate(x, (self.img_size, self.img_size), mode="bilinear", antialias=True)
-        return x
+        # The weights stay in rows: convolutions take their layout from the pictures, and fused optimizers, which walk a
+        # parameter and its state in memory order, would mistake any other.
+        return x.contiguous(memory_format=torch.channels_last) if self.channels_last else x

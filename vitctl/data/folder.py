@@ -149,6 +149,15 @@ def _class_folders(root: Path, part: str) -> list[str]:
         return sorted(entry.name for entry in entries if not entry.name.startswith(".") and entry.is_dir())
 
 
+def find_pictures(root: Path) -> list[Path]:
+    """Return the pictures in and below a folder, by path; hidden files and other endings are not looked at.
+
+    Raises:
+        RequestError: a folder cannot be listed.
+    """
+    return [root / file.path for file in _pictures_in(root, ".")]
+
+
 def _pictures_in(root: Path, folder: str) -> list[PictureFile]:
     """Return the pictures in and below ``root/folder``, sorted by path."""
     endings = _endings()

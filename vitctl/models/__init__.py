@@ -1,21 +1,40 @@
 """The networks: a table of names, each one file away from its code.
 
 A network is a function ``build(*, img_size, in_chans, num_classes, **options) -> nn.Module`` whose module maps
-normalised pictures, float ``[B, C, H, W]``, to logits ``[B, K]``. ``options`` are those of its row here.
+normalised pictures, float ``[B, C, H, W]``, to logits ``[B, K]``. ``options`` are those of its row here, and what the
+row holds fixed.
 """
 
 from __future__ import annotations
 
-import math
-from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
 
 from vitctl.errors import RequestError
-from vitctl.registry import Entry, Option, Value, lookup
+from vitctl.models import checks
+from vitctl.registry import Entry, Option, Value, suggest
 
 if TYPE_CHECKING:
     from torch import nn
+
+TIMM = "timm/"
+"""What the names of timm's networks begin with."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Measured:
+    """What vitctl reached with a network on the CIFAR-10 test set.
+
+    Attributes:
+        acc: test accuracy of the last weights, in percent.
+        recipe: what it was trained with.
+        epochs: for how long, over all training pictures that the recipe does not hold out.
+    """
+
+    acc: float
+    recipe: str
+    epochs: int
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,24 +42,38 @@ class ModelEntry(Entry):
     """A network of the table.
 
     Attributes:
+        fixed: arguments of the function that tell this row from others of the same function; no options.
         family: what it is kin to, for listings.
-        params: parameters at 10 classes and 32 px, in all.
-        mflop: one forward pass of one 32-px picture; a multiply-add counts as two, attention products included. Those
-            of the ViTs are 11 to 15 % below the predecessor's, which computed tokens in its last block that its head
-            never saw.
-        tokens: length of the sequence at 32 px, 0 for convolutional networks.
+        params: parameters at 10 classes and :attr:`img_size`, in all.
+        mflop: one forward pass of one picture of that size; a multiply-add counts as two, attention products included.
+        tokens: length of the sequence at that size, 0 for networks without one.
         img_size: the picture size to use when nobody asks for another.
         batchnorm: a batch must not be cut into pieces, as the statistics would change.
+        channels_last: types of devices on which it is faster when pictures come with their channels innermost.
+        weights: timm's name of pretrained weights for it, or empty where there are none.
+        pretrained: it starts from them unless ``--pretrained`` says otherwise.
+        check: refuses sizes and options that it cannot take, beyond what holds for every network.
         paper: where it was described.
+        published_acc: what the predecessor published for CIFAR-10, in percent.
+        measured: what vitctl reached, or None where nobody measured.
+        note: how its figures differ from those of the predecessor, and why.
     """
 
+    fixed: Mapping[str, Value] = field(default_factory=dict)
     family: str
     params: int
     mflop: float
     tokens: int = 0
     img_size: int = 32
     batchnorm: bool = False
+    channels_last: tuple[str, ...] = ()
+    weights: str = ""
+    pretrained: bool = False
+    check: Callable[[str, Mapping[str, Value], int], None] | None = None
     paper: str = ""
+    published_acc: float | None = None
+    measured: Measured | None = None
+    note: str = ""
 
     def check_size(self, name: str, options: Mapping[str, Value], img_size: int) -> None:
         """Refuse a picture size that the network cannot take, and options that do not go together.
@@ -51,141 +84,416 @@ class ModelEntry(Entry):
             img_size: side of the square pictures, in pixels.
 
         Raises:
-            RequestError: the patch does not divide the size, or the number of heads the width (the message lists
-                those that do), or the MLP would have no hidden unit.
+            RequestError: the message names what would do.
         """
-        patch = options.get("patch_size")
-        if isinstance(patch, int) and img_size % patch:
-            raise RequestError(
-                f"--patch {patch} does not divide --size {img_size} ({name}); patches that do: {_divisors(img_size)}"
-            )
-        width, heads, ratio = options.get("embed_dim"), options.get("num_heads"), options.get("mlp_ratio")
-        if isinstance(width, int) and isinstance(heads, int) and "head_dim" not in options and width % heads:
-            raise RequestError(
-                f"--net {name}:num_heads={heads} does not divide embed_dim={width}; numbers of heads that do: "
-                f"{_divisors(width)}"
-            )
-        if isinstance(width, int) and isinstance(ratio, float) and int(width * ratio) < 1:
-            raise RequestError(
-                f"--net {name}:mlp_ratio={ratio:g} leaves no hidden unit at embed_dim={width}; the least is {math.ceil(1000 / width) / 1000:g}"
-            )
+        checks.check_common(name, options, img_size)
+        if self.check is not None:
+            self.check(name, options, img_size)
 
 
-def _divisors(number: int) -> str:
-    return ", ".join(str(n) for n in range(1, number + 1) if number % n == 0)
-
-
-def _vit_options(depth: int = 6, num_heads: int = 8, mlp_ratio: float = 1.0) -> dict[str, Option]:
-    return {
-        "patch_size": Option(4, "side of a patch in pixels", low=1),
-        "embed_dim": Option(512, "width of the tokens", low=8),
-        "depth": Option(depth, "number of blocks", low=1),
-        "num_heads": Option(num_heads, "attention heads", low=1),
-        "head_dim": Option(64, "width of a head", low=1),
-        "mlp_ratio": Option(mlp_ratio, "hidden width of the MLP over embed_dim", low=0.01),
-        "dropout": Option(0.1, "dropout after each projection", low=0, below=1),
-        "emb_dropout": Option(0.1, "dropout on the embedded tokens", low=0, below=1),
-        "drop_path_rate": Option(
-            0.0, "stochastic depth of the last block; earlier ones less, linearly", low=0, below=1
-        ),
-        "pool": Option("cls", "what the head sees: the class token, or the mean of the tokens", choices=("cls", "avg")),
-        "init": Option(
-            "vit",
-            "vit: normal of std 0.02; predecessor: torch's layers, embeddings N(0, 1)",
-            choices=("vit", "predecessor"),
-        ),
-    }
-
-
-def _cct_options(depth: int, embed_dim: int, num_heads: int, mlp_ratio: float) -> dict[str, Option]:
-    return {
+def _widths(
+    embed_dim: int, depth: int, num_heads: int, mlp_ratio: float, *, head_dim: int | None = None
+) -> dict[str, Option]:
+    options = {
         "embed_dim": Option(embed_dim, "width of the tokens", low=8),
         "depth": Option(depth, "number of blocks", low=1),
         "num_heads": Option(num_heads, "attention heads", low=1),
-        "mlp_ratio": Option(mlp_ratio, "hidden width of the MLP over embed_dim", low=0.01),
-        "conv_layers": Option(2, "convolutions of the tokenizer, each followed by a pooling", low=1, high=4),
-        "conv_kernel": Option(3, "side of their kernels", low=1),
-        "conv_width": Option(64, "channels of all but the last of them", low=1),
-        "dropout": Option(0.0, "dropout on the embedded tokens and after each projection", low=0, below=1),
-        "attn_dropout": Option(0.0, "dropout on the attention weights", low=0, below=1),
-        "drop_path_rate": Option(
-            0.0, "stochastic depth of the last block; earlier ones less, linearly", low=0, below=1
-        ),
     }
+    if head_dim is not None:
+        options["head_dim"] = Option(head_dim, "width of a head", low=1)
+    return {**options, "mlp_ratio": Option(mlp_ratio, "hidden width of the MLP over embed_dim", low=0.01)}
 
+
+def _patch(patch_size: int = 4) -> dict[str, Option]:
+    return {"patch_size": Option(patch_size, "side of a patch in pixels", low=1)}
+
+
+def _dropout(rate: float = 0.1, where: str = "after each projection", name: str = "dropout") -> dict[str, Option]:
+    return {name: Option(rate, f"dropout {where}", low=0, below=1)}
+
+
+_EMB_DROPOUT = _dropout(0.1, "on the embedded tokens", "emb_dropout")
+_HEAD_DROPOUT = _dropout(0.0, "before the head")
+_DROP_PATH = {
+    "drop_path_rate": Option(0.0, "stochastic depth of the last block; earlier ones less, linearly", low=0, below=1)
+}
+_POOL = {
+    "pool": Option("cls", "what the head sees: the class token, or the mean of the tokens", choices=("cls", "avg"))
+}
+_INIT = {
+    "init": Option(
+        "vit",
+        "vit: normal of std 0.02; predecessor: torch's layers, embeddings N(0, 1)",
+        choices=("vit", "predecessor"),
+    )
+}
+_CONV_INIT = {
+    "init": Option("kaiming", "kaiming, or predecessor: torch's own layers", choices=("kaiming", "predecessor"))
+}
+_WIDTH = {"width": Option(64, "channels of the first stage; later ones double them", low=8)}
 
 _VIT_PAPER = "Dosovitskiy et al. 2021, arXiv 2010.11929"
 _SMALL_PAPER = "Lee et al. 2021, arXiv 2112.13492"
-_CCT_PAPER = "Hassani et al. 2021, arXiv 2104.05704"
+_COMPACT_PAPER = "Hassani et al. 2021, arXiv 2104.05704"
+_CAIT_PAPER = "Touvron et al. 2021, arXiv 2103.17239"
 _RESNET_PAPER = "He et al. 2016, arXiv 1512.03385"
+_AUGREG_PAPER = "Steiner et al. 2022, arXiv 2106.10270"
 
 
-def _cct(depth: int, embed_dim: int, num_heads: int, mlp_ratio: float, params: int, mflop: float) -> ModelEntry:
+def _less(mflop: float) -> str:
+    """Return the note of a ViT whose last block computes the class token alone."""
+    return (
+        f"{mflop:,.1f} MFLOP in the predecessor, which computed tokens in its last block that its head never saw; "
+        "pool=avg computes them all"
+    )
+
+
+def _vit_options(depth: int = 6, num_heads: int = 8, mlp_ratio: float = 1.0) -> dict[str, Option]:
+    widths = _widths(512, depth, num_heads, mlp_ratio, head_dim=64)
+    return {**_patch(), **widths, **_dropout(), **_EMB_DROPOUT, **_DROP_PATH, **_POOL, **_INIT}
+
+
+def _compact_options(depth: int, embed_dim: int, num_heads: int, mlp_ratio: float) -> dict[str, Option]:
+    return {
+        **_widths(embed_dim, depth, num_heads, mlp_ratio),
+        **_dropout(0.0, "on the embedded tokens and after each projection"),
+        **_dropout(0.0, "on the attention weights", "attn_dropout"),
+        **_DROP_PATH,
+    }
+
+
+def _cct(
+    depth: int,
+    embed_dim: int,
+    num_heads: int,
+    mlp_ratio: float,
+    params: int,
+    mflop: float,
+    measured: Measured | None = None,
+) -> ModelEntry:
+    convolutions = {
+        "conv_layers": Option(2, "convolutions of the tokenizer, each followed by a pooling", low=1, high=4),
+        "conv_kernel": Option(3, "side of their kernels", low=1),
+        "conv_width": Option(64, "channels of all but the last of them", low=1),
+    }
     return ModelEntry(
         target="vitctl.models.cct:cct",
-        summary=f"compact convolutional transformer, {depth} blocks of width {embed_dim}, 3x3 tokenizer of 2 layers",
-        options=_cct_options(depth, embed_dim, num_heads, mlp_ratio),
+        summary=f"compact conv. transformer, {depth} x {embed_dim}",
+        options={**_compact_options(depth, embed_dim, num_heads, mlp_ratio), **convolutions},
         family="cct",
         params=params,
         mflop=mflop,
         tokens=64,
-        paper=_CCT_PAPER,
+        paper=_COMPACT_PAPER,
+        measured=measured,
+    )
+
+
+def _cait_options(num_heads: int, mlp_ratio: float) -> dict[str, Option]:
+    return {
+        **_patch(),
+        **_widths(512, 6, num_heads, mlp_ratio, head_dim=64),
+        "class_depth": Option(2, "number of blocks of the class token", low=1),
+        **_dropout(),
+        **_EMB_DROPOUT,
+        **_dropout(0.05, "of whole blocks, drawn for each picture", "layer_dropout"),
+        **_INIT,
+    }
+
+
+def _resnet(layers: int, params: int, mflop: float, published_acc: float | None = None) -> ModelEntry:
+    return ModelEntry(
+        target="vitctl.models.resnet:resnet",
+        summary=f"ResNet-{layers} for small pictures",
+        options={**_WIDTH, **_HEAD_DROPOUT, **_DROP_PATH, **_CONV_INIT},
+        fixed={"layers": layers},
+        family="resnet",
+        params=params,
+        mflop=mflop,
+        batchnorm=True,
+        paper=_RESNET_PAPER,
+        published_acc=published_acc,
+    )
+
+
+def _finetuned(
+    size: str,
+    embed_dim: int,
+    num_heads: int,
+    params: int,
+    mflop: float,
+    published_acc: float,
+) -> ModelEntry:
+    return ModelEntry(
+        target="vitctl.models.finetune:vit_timm",
+        summary=f"timm's pretrained ViT-{size.capitalize()}/16 at 384 px",
+        options={**_patch(16), **_widths(embed_dim, 12, num_heads, 4.0), **_dropout(0.0), **_DROP_PATH},
+        family="vit",
+        params=params,
+        mflop=mflop,
+        tokens=577,
+        img_size=384,
+        weights=f"vit_{size}_patch16_384",
+        pretrained=True,
+        paper=_AUGREG_PAPER,
+        published_acc=published_acc,
     )
 
 
 MODELS: dict[str, ModelEntry] = {
     "vit": ModelEntry(
         target="vitctl.models.vit:vit",
-        summary="Vision Transformer, 6 blocks of width 512",
+        summary="Vision Transformer, 6 x 512",
         options=_vit_options(),
+        fixed={"kind": "vit"},
         family="vit",
         params=9_523_722,
         mflop=1139.2,
         tokens=65,
         paper=_VIT_PAPER,
+        published_acc=80.0,
+        note=_less(1281.9),
     ),
     "vit_small": ModelEntry(
-        target="vitctl.models.vit:vit_small",
-        summary="vit with shifted patch tokenization and locality self-attention",
+        target="vitctl.models.vit:vit",
+        summary="vit with shifted patches and locality attention",
         options=_vit_options(),
+        fixed={"kind": "small"},
         family="vit",
         params=9_622_512,
         mflop=1151.8,
         tokens=65,
         paper=_SMALL_PAPER,
+        published_acc=80.0,
+        note=_less(1294.5),
     ),
     "vit_tiny": ModelEntry(
-        target="vitctl.models.vit:vit_small",
-        summary="vit_small with 4 blocks, 6 heads and half the MLP",
+        target="vitctl.models.vit:vit",
+        summary="vit_small, 4 x 512, with half the MLP",
         options=_vit_options(depth=4, num_heads=6, mlp_ratio=0.5),
+        fixed={"kind": "small"},
         family="vit",
         params=4_371_438,
         mflop=496.7,
         tokens=65,
         paper=_SMALL_PAPER,
+        note=_less(587.0),
+    ),
+    "simplevit": ModelEntry(
+        target="vitctl.models.simplevit:simplevit",
+        summary="ViT with fixed positions and mean pooling",
+        options={**_patch(), **_widths(512, 6, 8, 1.0, head_dim=64), **_dropout(0.0), **_DROP_PATH, **_INIT},
+        family="vit",
+        params=9_486_858,
+        mflop=1261.4,
+        tokens=64,
+        check=checks.check_simplevit,
+        paper="Beyer et al. 2022, arXiv 2205.01580",
+    ),
+    "dyt": ModelEntry(
+        target="vitctl.models.vit:vit",
+        summary="vit with Dynamic Tanh for norms",
+        options=_vit_options(),
+        fixed={"kind": "dyt"},
+        family="vit",
+        params=9_523_735,
+        mflop=1139.2,
+        tokens=65,
+        paper="Zhu et al. 2025, arXiv 2503.10622",
+        published_acc=74.0,
+        note=_less(1281.9),
+    ),
+    "cait": ModelEntry(
+        target="vitctl.models.cait:cait",
+        summary="CaiT, 6 x 512 and 2 of class attention",
+        options=_cait_options(num_heads=8, mlp_ratio=1.0),
+        family="cait",
+        params=12_685_322,
+        mflop=1408.5,
+        tokens=64,
+        paper=_CAIT_PAPER,
+        published_acc=80.0,
+        note="layer_dropout is drawn for each picture; the predecessor drew it for the whole batch",
+    ),
+    "cait_small": ModelEntry(
+        target="vitctl.models.cait:cait",
+        summary="cait with 6 heads and half the MLP",
+        options=_cait_options(num_heads=6, mlp_ratio=0.5),
+        family="cait",
+        params=8_488_522,
+        mflop=954.8,
+        tokens=64,
+        paper=_CAIT_PAPER,
+        note="layer_dropout is drawn for each picture; the predecessor drew it for the whole batch",
+    ),
+    "swin": ModelEntry(
+        target="vitctl.models.swin:swin",
+        summary="Swin-T for small pictures",
+        options={
+            "window_size": Option(4, "side of a window, in positions of a map", low=1),
+            "embed_dim": Option(96, "width of the first stage; each of the others doubles it", low=8),
+            "depth": Option(6, "blocks of the third stage; the others have 2", low=1),
+            "head_dim": Option(32, "width of a head; divides embed_dim", low=1),
+            "mlp_ratio": Option(4.0, "hidden width of the MLP over that of the map", low=0.01),
+            **_dropout(0.0),
+            **_DROP_PATH,
+            **_INIT,
+        },
+        family="swin",
+        params=26_598_646,
+        mflop=1056.8,
+        tokens=256,
+        check=checks.check_swin,
+        paper="Liu et al. 2021, arXiv 2103.14030",
+        published_acc=90.0,
+        note="26,601,718 parameters in the predecessor, which counted 3,072 numbers of masks that were never trained",
+    ),
+    "mlpmixer": ModelEntry(
+        target="vitctl.models.mixers:mlpmixer",
+        summary="MLP-Mixer, 6 x 512",
+        options={
+            **_patch(),
+            "embed_dim": Option(512, "width of the tokens", low=8),
+            "depth": Option(6, "number of blocks", low=1),
+            "token_ratio": Option(4.0, "hidden width of the MLP between tokens over their number", low=0.01),
+            "mlp_ratio": Option(0.5, "hidden width of the MLP between channels over embed_dim", low=0.01),
+            **_dropout(0.0, "after each layer of the MLPs"),
+            "drop_path_rate": Option(0.0, "stochastic depth, the same in all blocks", low=0, below=1),
+            **_INIT,
+        },
+        family="mixer",
+        params=1_819_530,
+        mflop=405.8,
+        tokens=64,
+        check=checks.check_mlpmixer,
+        paper="Tolstikhin et al. 2021, arXiv 2105.01601",
+        published_acc=88.0,
+    ),
+    "convmixer": ModelEntry(
+        target="vitctl.models.mixers:convmixer",
+        summary="ConvMixer, 16 x 256, kernels of 8",
+        options={
+            **_patch(1),
+            "embed_dim": Option(256, "channels", low=8),
+            "depth": Option(16, "number of blocks", low=1),
+            "kernel_size": Option(8, "side of the kernels that filter each channel", low=1),
+            **_HEAD_DROPOUT,
+        },
+        family="mixer",
+        params=1_339_402,
+        mflop=2685.9,
+        batchnorm=True,
+        paper="Trockman and Kolter 2022, arXiv 2201.09792",
+        published_acc=96.3,
+    ),
+    "mobilevit": ModelEntry(
+        target="vitctl.models.mobilevit:mobilevit",
+        summary="MobileViT-XXS for small pictures",
+        options={
+            "variant": Option("xxs", "widths of the paper", choices=("xxs", "xs", "s")),
+            "reduction": Option(
+                8, "side of the picture over that of the last map; the paper's is 32", choices=(4, 8, 16, 32)
+            ),
+            **_dropout(0.0, "after each projection of the transformer blocks"),
+        },
+        family="mobilevit",
+        params=1_014_672,
+        mflop=153.4,
+        tokens=64,
+        batchnorm=True,
+        paper="Mehta and Rastegari 2022, arXiv 2110.02178",
+        note="the predecessor's cannot run below 64 px; reduction=32 is its network",
     ),
     "cct_2": _cct(2, 128, 2, 1.0, 283_723, 70.7),
-    "cct_4": _cct(4, 128, 2, 1.0, 482_123, 100.0),
+    "cct_4": _cct(4, 128, 2, 1.0, 482_123, 100.0, Measured(acc=66.8, recipe="default", epochs=3)),
     "cct_6": _cct(6, 256, 4, 2.0, 3_326_923, 506.9),
     "cct_7": _cct(7, 256, 4, 2.0, 3_853_259, 578.2),
-    "res18": ModelEntry(
-        target="vitctl.models.resnet:res18",
-        summary="ResNet-18 with a 3x3 stem and no max-pooling",
-        family="resnet",
-        params=11_173_962,
-        mflop=1110.8,
-        batchnorm=True,
-        paper=_RESNET_PAPER,
+    "cvt": ModelEntry(
+        target="vitctl.models.cct:patch_transformer",
+        summary="compact vision transformer CVT-7/4",
+        options={**_patch(), **_compact_options(7, 256, 4, 2.0)},
+        fixed={"class_token": False},
+        family="cct",
+        params=3_716_363,
+        mflop=500.8,
+        tokens=64,
+        paper=_COMPACT_PAPER,
     ),
+    "vit_lite": ModelEntry(
+        target="vitctl.models.cct:patch_transformer",
+        summary="ViT-Lite-7/4: cvt with a class token",
+        options={**_patch(), **_compact_options(7, 256, 4, 2.0)},
+        fixed={"class_token": True},
+        family="cct",
+        params=3_716_618,
+        mflop=509.0,
+        tokens=65,
+        paper=_COMPACT_PAPER,
+    ),
+    "res18": _resnet(18, 11_173_962, 1110.8, 93.0),
+    "res34": _resnet(34, 21_282_122, 2318.8),
+    "res50": _resnet(50, 23_520_842, 2595.7),
+    "res101": _resnet(101, 42_512_970, 5020.0),
+    "vgg": ModelEntry(
+        target="vitctl.models.vgg:vgg",
+        summary="VGG-19 with BatchNorm",
+        options={**_WIDTH, **_HEAD_DROPOUT, **_CONV_INIT},
+        family="vgg",
+        params=20_040_522,
+        mflop=796.3,
+        batchnorm=True,
+        paper="Simonyan and Zisserman 2015, arXiv 1409.1556",
+    ),
+    "vit_timm": _finetuned("base", 768, 12, 86_098_186, 110_967.2, 98.5),
+    "vit_small_timm": _finetuned("small", 384, 6, 21_815_434, 30_979.9, 97.5),
 }
-"""Every network that ``--net`` takes."""
+"""Every network that ``--net`` takes, besides those of timm."""
+
+
+def find_model(net: str) -> ModelEntry:
+    """Return the row of the network ``net``; for a name that begins with ``timm/``, timm is asked.
+
+    Raises:
+        RequestError: no such network; the message offers near matches.
+    """
+    if net.startswith(TIMM):
+        from vitctl.models.timm_zoo import timm_entry
+
+        return timm_entry(net)
+    if net not in MODELS:
+        hint = (
+            suggest(net, MODELS) or f"; vitctl list-models shows those that there are, and timm's are called {TIMM}NAME"
+        )
+        raise RequestError(f"--net {net!r} is unknown{hint}")
+    return MODELS[net]
+
+
+def table_row(name: str, entry: ModelEntry) -> dict[str, Any]:
+    """Return a row of the table as JSON values."""
+    return {
+        "name": name,
+        "family": entry.family,
+        "params": entry.params,
+        "mflop": entry.mflop,
+        "tokens": entry.tokens,
+        "img_size": entry.img_size,
+        "published_acc": entry.published_acc,
+        "measured_acc": entry.measured.acc if entry.measured else None,
+        "measured_recipe": entry.measured.recipe if entry.measured else None,
+        "measured_epochs": entry.measured.epochs if entry.measured else None,
+        "pretrained": entry.weights or None,
+        "summary": entry.summary,
+        "paper": entry.paper,
+        "note": entry.note,
+        "options": {key: option.default for key, option in entry.options.items()},
+    }
 
 
 def build_model(net: str, options: Mapping[str, Value], *, img_size: int, in_chans: int, num_classes: int) -> nn.Module:
     """Build the network ``net``.
 
     Args:
-        net: a name of :data:`MODELS`.
+        net: a name of :data:`MODELS`, or ``timm/NAME``.
         options: every option of its row, resolved.
         img_size: side of the square pictures, in pixels.
         in_chans: 1 for grey, 3 for colour.
@@ -201,9 +509,10 @@ def build_model(net: str, options: Mapping[str, Value], *, img_size: int, in_cha
     from vitctl.models.dropout import replace_dropout
     from vitctl.models.linear import replace_linear
 
-    entry: ModelEntry = lookup(MODELS, net, "--net")
+    entry = find_model(net)
     entry.check_size(net, options, img_size)
-    model: nn.Module = entry.load()(img_size=img_size, in_chans=in_chans, num_classes=num_classes, **options)
+    arguments = {**entry.fixed, **options}
+    model: nn.Module = entry.load()(img_size=img_size, in_chans=in_chans, num_classes=num_classes, **arguments)
     replace_dropout(model)
     replace_linear(model)
     return model

@@ -1,6 +1,6 @@
-"""Compact convolutional transformers: a few convolutions make the tokens, sequence pooling replaces the class token.
+"""Compact transformers: ``cct`` makes its tokens by a few convolutions, ``cvt`` and ``vit_lite`` cut them out as patches.
 
-Hassani et al. 2021, arXiv 2104.05704.
+Hassani et al. 2021, arXiv 2104.05704. ``cct`` and ``cvt`` replace the class token by sequence pooling.
 
 Shapes: B batch, C channels, H and W sides of the picture, h and w those of the last map, N = h * w tokens, D width,
 K classes.
@@ -56,6 +56,25 @@ class ConvTokenizer(nn.Module):
         return x.flatten(2).transpose(1, 2)  # [B, N, D]
 
 
+class PatchTokenizer(nn.Module):
+    """Patches, each projected without a bias: float ``[B, C, H, W]`` to tokens ``[B, N, D]``, row by row.
+
+    Args:
+        in_chans: C.
+        embed_dim: D.
+        patch_size: side of a patch, which divides that of the picture.
+    """
+
+    def __init__(self, in_chans: int, embed_dim: int, patch_size: int) -> None:
+        super().__init__()
+        self.convs = nn.ModuleList([nn.Conv2d(in_chans, embed_dim, patch_size, patch_size, bias=False)])
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return the tokens ``[B, N, D]`` of the pictures ``[B, C, H, W]``."""
+        tokens: Tensor = self.convs[0](x).flatten(2).transpose(1, 2)  # [B, N, D]
+        return tokens
+
+
 class Block(nn.Module):
     """Encoder block of the compact transformers: tokens ``[B, N, D]`` to ``[B, N, D]``.
 
@@ -89,7 +108,7 @@ class Block(nn.Module):
 
 
 class CompactTransformer(nn.Module):
-    """Compact convolutional transformer: float ``[B, C, H, W]`` to logits ``[B, K]``.
+    """Compact transformer: float ``[B, C, H, W]`` to logits ``[B, K]``.
 
     Args:
         tokenizer: makes the tokens.
@@ -98,27 +117,32 @@ class CompactTransformer(nn.Module):
         embed_dim: D.
         num_classes: K.
         dropout: on the tokens before the first block.
+        class_token: give the head a learned token that goes before the others, instead of their weighted mean.
     """
 
     def __init__(
         self,
-        tokenizer: ConvTokenizer,
+        tokenizer: nn.Module,
         blocks: Sequence[Block],
         *,
         num_tokens: int,
         embed_dim: int,
         num_classes: int,
         dropout: float,
+        class_token: bool = False,
     ) -> None:
         super().__init__()
         self.tokenizer = tokenizer
-        self.pos_embed = nn.Parameter(torch.empty(1, num_tokens, embed_dim))
+        self.cls_token = nn.Parameter(torch.empty(1, 1, embed_dim)) if class_token else None
+        self.pos_embed = nn.Parameter(torch.empty(1, num_tokens + class_token, embed_dim))
         self.pos_drop = nn.Dropout(dropout)
         self.blocks = nn.Sequential(*blocks)
         self.norm = nn.LayerNorm(embed_dim)
-        self.attention_pool = nn.Linear(embed_dim, 1)
+        self.attention_pool = None if class_token else nn.Linear(embed_dim, 1)
         self.head = nn.Linear(embed_dim, num_classes)
         nn.init.trunc_normal_(self.pos_embed, std=0.02)
+        if self.cls_token is not None:
+            nn.init.trunc_normal_(self.cls_token, std=0.02)
         for module in self.modules():
             if isinstance(module, nn.Conv2d):
                 nn.init.kaiming_normal_(module.weight)
@@ -129,12 +153,37 @@ class CompactTransformer(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Return the logits ``[B, K]`` of the pictures ``[B, C, H, W]``."""
-        x = self.pos_drop(self.tokenizer(x) + self.pos_embed)  # [B, N, D]
-        x = self.norm(self.blocks(x))
-        weights = self.attention_pool(x).softmax(dim=1)  # [B, N, 1]
-        x = (weights.transpose(1, 2) @ x).squeeze(1)  # [B, D]
+        x = self.tokenizer(x)  # [B, N, D]
+        if self.cls_token is not None:
+            x = torch.cat((self.cls_token.expand(len(x), -1, -1), x), dim=1)  # [B, 1 + N, D]
+        x = self.norm(self.blocks(self.pos_drop(x + self.pos_embed)))
+        if self.attention_pool is None:
+            x = x[:, 0]  # [B, D]
+        else:
+            weights = self.attention_pool(x).softmax(dim=1)  # [B, N, 1]
+            x = (weights.transpose(1, 2) @ x).squeeze(1)  # [B, D]
         logits: Tensor = self.head(x)
         return logits
+
+    def group_matcher(self, coarse: bool = False) -> dict[str, object]:
+        """Return timm's description of which parameters follow which, for layer-wise learning rates."""
+        return {
+            "stem": r"^tokenizer|pos_embed|cls_token",
+            "blocks": [(r"^blocks\.(\d+)", None), (r"^norm", (99_999,))],
+        }
+
+
+def _blocks(
+    depth: int,
+    embed_dim: int,
+    num_heads: int,
+    mlp_ratio: float,
+    dropout: float,
+    attn_dropout: float,
+    drop_path_rate: float,
+) -> list[Block]:
+    rates = [drop_path_rate * i / max(1, depth - 1) for i in range(depth)]
+    return [Block(embed_dim, num_heads, mlp_ratio, dropout, attn_dropout, rate) for rate in rates]
 
 
 def cct(
@@ -173,12 +222,55 @@ def cct(
         drop_path_rate: stochastic depth of the last block; it grows linearly from 0 at the first.
     """
     tokenizer = ConvTokenizer([in_chans, *[conv_width] * (conv_layers - 1), embed_dim], conv_kernel)
-    rates = [drop_path_rate * i / max(1, depth - 1) for i in range(depth)]
     return CompactTransformer(
         tokenizer,
-        [Block(embed_dim, num_heads, mlp_ratio, dropout, attn_dropout, rate) for rate in rates],
+        _blocks(depth, embed_dim, num_heads, mlp_ratio, dropout, attn_dropout, drop_path_rate),
         num_tokens=tokenizer.grid(img_size) ** 2,
         embed_dim=embed_dim,
         num_classes=num_classes,
         dropout=dropout,
+    )
+
+
+def patch_transformer(
+    *,
+    class_token: bool,
+    img_size: int,
+    in_chans: int,
+    num_classes: int,
+    patch_size: int,
+    embed_dim: int,
+    depth: int,
+    num_heads: int,
+    mlp_ratio: float,
+    dropout: float,
+    attn_dropout: float,
+    drop_path_rate: float,
+) -> nn.Module:
+    """Build a compact transformer over patches: ViT-Lite, or CVT.
+
+    The module maps float ``[B, in_chans, img_size, img_size]`` to logits ``[B, num_classes]``. Positions are learned.
+
+    Args:
+        class_token: ViT-Lite has one; CVT pools the sequence.
+        img_size: H and W, in pixels.
+        in_chans: C.
+        num_classes: K.
+        patch_size: side of a patch, which divides ``img_size``.
+        embed_dim: D.
+        depth: number of blocks.
+        num_heads: attention heads; divides ``embed_dim``.
+        mlp_ratio: hidden width of the MLP over D.
+        dropout: on the tokens before the first block, after each attention's projection, twice in each MLP.
+        attn_dropout: on the attention weights.
+        drop_path_rate: stochastic depth of the last block; it grows linearly from 0 at the first.
+    """
+    return CompactTransformer(
+        PatchTokenizer(in_chans, embed_dim, patch_size),
+        _blocks(depth, embed_dim, num_heads, mlp_ratio, dropout, attn_dropout, drop_path_rate),
+        num_tokens=(img_size // patch_size) ** 2,
+        embed_dim=embed_dim,
+        num_classes=num_classes,
+        dropout=dropout,
+        class_token=class_token,
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -18,11 +19,12 @@ class Linear(nn.Linear):
 
     def forward(self, input: Tensor) -> Tensor:
         """Return ``input @ weight.T + bias``."""
-        if not self.training or input.device.type != "cpu" or input.ndim != 3:
+        if not self.training or input.device.type != "cpu" or input.ndim < 3:
             return F.linear(input, self.weight, self.bias)
         # Tokens [B, N, D] are, without a copy, a channels-last picture of one row: [B, D, 1, N].
-        row = input.transpose(1, 2).unsqueeze(2)
-        return F.conv2d(row, self.weight[:, :, None, None], self.bias).squeeze(2).transpose(1, 2)  # [B, N, E]
+        row = input.flatten(1, -2).transpose(1, 2).unsqueeze(2)
+        out = F.conv2d(row, self.weight[:, :, None, None], self.bias).squeeze(2).transpose(1, 2)  # [B, N, E]
+        return out if input.ndim == 3 else torch.unflatten(out, 1, input.shape[1:-1])  # [B, ..., E]
 
 
 def replace_linear(model: nn.Module) -> None:

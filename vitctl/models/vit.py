@@ -1,8 +1,8 @@
-"""Vision Transformers on timm's frame: ``vit``, and ``vit_small`` for small data sets.
+"""Vision Transformers on timm's frame: ``vit``, ``vit_small`` for small data sets, ``dyt`` and ``simplevit``.
 
 timm's ``VisionTransformer`` holds the tokens, the stack of blocks, the pooling and the head. The layers here are
 those that it does not have: blocks whose heads need not add up to the width of the tokens, patches as rows of pixels,
-shifted patch tokenization and locality self-attention.
+shifted patch tokenization, locality self-attention, Dynamic Tanh and fixed positions.
 
 Shapes: B batch, C channels, H and W sides of the picture, P side of a patch, N tokens, D width of the tokens,
 h heads, d width of a head, K classes.
@@ -21,6 +21,8 @@ from timm.layers.drop import DropPath
 from timm.layers.mlp import Mlp
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
+
+from vitctl.models.weights import draw_weights
 
 
 class PatchTokens(nn.Module):
@@ -98,13 +100,16 @@ class SelfAttention(nn.Module):
         num_heads: h.
         attn_head_dim: d; ``h * d`` need not be D.
         proj_drop: dropout of the projected output; the attention weights are not dropped.
+        proj_bias: whether the projection has a bias; queries, keys and values have none.
     """
 
-    def __init__(self, dim: int, *, num_heads: int, attn_head_dim: int, proj_drop: float) -> None:
+    def __init__(
+        self, dim: int, *, num_heads: int, attn_head_dim: int, proj_drop: float, proj_bias: bool = True
+    ) -> None:
         super().__init__()
         self.num_heads, self.inner_dim = num_heads, num_heads * attn_head_dim
         self.qkv = nn.Linear(dim, 3 * self.inner_dim, bias=False)
-        self.proj = nn.Linear(self.inner_dim, dim)
+        self.proj = nn.Linear(self.inner_dim, dim, bias=proj_bias)
         self.proj_drop = nn.Dropout(proj_drop)
 
     def forward(self, x: Tensor, first_only: bool = False) -> Tensor:
@@ -157,6 +162,28 @@ class LocalitySelfAttention(SelfAttention):
         return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=1.0)
 
 
+class DynamicTanh(nn.Module):
+    """``tanh(alpha * x) * weight + bias`` in the place of a norm: ``[..., D]`` to ``[..., D]``.
+
+    Zhu et al. 2025, arXiv 2503.10622.
+
+    Args:
+        dim: D.
+        alpha: what the one learned ``alpha`` starts at.
+        _: what timm passes to norms besides.
+    """
+
+    def __init__(self, dim: int, alpha: float = 0.5, **_: object) -> None:
+        super().__init__()
+        self.alpha = nn.Parameter(torch.full((1,), alpha))
+        self.weight = nn.Parameter(torch.ones(dim))
+        self.bias = nn.Parameter(torch.zeros(dim))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return the squashed tokens."""
+        return torch.addcmul(self.bias, torch.tanh(self.alpha * x), self.weight)
+
+
 class Block(nn.Module):
     """Pre-norm transformer block, attention and then MLP, each added to its input: ``[B, N, D]`` to ``[B, N, D]``.
 
@@ -169,6 +196,8 @@ class Block(nn.Module):
         mlp_ratio: hidden width of the MLP over D.
         proj_drop: dropout, twice in the MLP.
         drop_path: chance that a sample skips a branch in training.
+        norm_layer: makes a norm from D.
+        act_layer: what the MLP's hidden units pass through.
         _: what timm passes to blocks besides.
     """
 
@@ -180,13 +209,15 @@ class Block(nn.Module):
         mlp_ratio: float,
         proj_drop: float,
         drop_path: float,
+        norm_layer: Callable[[int], nn.Module] = nn.LayerNorm,
+        act_layer: type[nn.Module] = nn.GELU,
         **_: object,
     ) -> None:
         super().__init__()
-        self.norm1 = nn.LayerNorm(dim)
+        self.norm1 = norm_layer(dim)
         self.attn = attention(dim)
-        self.norm2 = nn.LayerNorm(dim)
-        self.mlp = Mlp(dim, hidden_features=int(dim * mlp_ratio), drop=proj_drop)
+        self.norm2 = norm_layer(dim)
+        self.mlp = Mlp(dim, hidden_features=int(dim * mlp_ratio), act_layer=act_layer, drop=proj_drop)
         self.drop_path = DropPath(drop_path) if drop_path else nn.Identity()
         self.first_only = False
 
@@ -200,6 +231,7 @@ class Block(nn.Module):
 
 def vit(
     *,
+    kind: str,
     img_size: int,
     in_chans: int,
     num_classes: int,
@@ -222,6 +254,10 @@ def vit(
     the head; ``pool="avg"`` has no such token, and the head sees the mean of the patches' tokens.
 
     Args:
+        kind: ``vit``; or ``small``, the one for small data sets of Lee et al. 2021 (arXiv 2112.13492), with shifted
+            patch tokenization and locality self-attention, where what is normalised after the last block is not every
+            token but the one vector that the head sees: the class token with ``pool="cls"``, the mean of all tokens,
+            the class token among them, with ``pool="avg"``; or ``dyt``, with Dynamic Tanh in the place of every norm.
         img_size: H and W, in pixels.
         in_chans: C.
         num_classes: K.
@@ -238,77 +274,15 @@ def vit(
         init: ``vit`` (linear layers and embeddings normal of std 0.02) or ``predecessor`` (torch's own linear layers,
             embeddings N(0, 1)).
     """
-    attention = partial(SelfAttention, num_heads=num_heads, attn_head_dim=head_dim, proj_drop=dropout)
-    block: Any = partial(Block, attention)
-    model = VisionTransformer(
-        img_size=img_size,
-        patch_size=patch_size,
-        in_chans=in_chans,
-        num_classes=num_classes,
-        embed_dim=embed_dim,
-        depth=depth,
-        mlp_ratio=mlp_ratio,
-        proj_drop_rate=dropout,
-        pos_drop_rate=emb_dropout,
-        drop_path_rate=drop_path_rate,
-        class_token=pool == "cls",
-        global_pool="token" if pool == "cls" else "avg",
-        fc_norm=False,
-        weight_init="skip",
-        norm_layer=nn.LayerNorm,
-        embed_layer=PatchTokens,
-        block_fn=block,
-    )
-    return _finish(model, pool, init)
-
-
-def vit_small(
-    *,
-    img_size: int,
-    in_chans: int,
-    num_classes: int,
-    patch_size: int,
-    embed_dim: int,
-    depth: int,
-    num_heads: int,
-    head_dim: int,
-    mlp_ratio: float,
-    dropout: float,
-    emb_dropout: float,
-    drop_path_rate: float,
-    pool: str,
-    init: str,
-) -> nn.Module:
-    """Build the Vision Transformer for small data sets of Lee et al. 2021 (arXiv 2112.13492), as vit-pytorch does.
-
-    The module maps float ``[B, in_chans, img_size, img_size]`` to logits ``[B, num_classes]``. It is :func:`vit` with
-    shifted patch tokenization and locality self-attention, and what is normalised after the last block is not every
-    token but the one vector that the head sees: the class token with ``pool="cls"``, the mean of all tokens, the
-    class token among them, with ``pool="avg"``.
-
-    Args:
-        img_size: H and W, in pixels.
-        in_chans: C.
-        num_classes: K.
-        patch_size: P, which divides ``img_size``.
-        embed_dim: D.
-        depth: number of blocks.
-        num_heads: h.
-        head_dim: d; the attention's inner width is ``h * d``.
-        mlp_ratio: hidden width of the MLP over D.
-        dropout: after each projection of a block, twice in its MLP.
-        emb_dropout: on the tokens before the first block.
-        drop_path_rate: stochastic depth of the last block; it grows linearly from 0 at the first.
-        pool: ``cls`` or ``avg``.
-        init: as in :func:`vit`.
-    """
-    attention = partial(
-        LocalitySelfAttention,
+    small = kind == "small"
+    attention: Any = partial(
+        LocalitySelfAttention if small else SelfAttention,
         num_heads=num_heads,
         attn_head_dim=head_dim,
         proj_drop=dropout,
-        num_tokens=(img_size // patch_size) ** 2 + 1,
     )
+    if small:
+        attention = partial(attention, num_tokens=(img_size // patch_size) ** 2 + 1)
     block: Any = partial(Block, attention)
     model = VisionTransformer(
         img_size=img_size,
@@ -321,33 +295,16 @@ def vit_small(
         proj_drop_rate=dropout,
         pos_drop_rate=emb_dropout,
         drop_path_rate=drop_path_rate,
-        class_token=True,
+        class_token=small or pool == "cls",
         global_pool="token" if pool == "cls" else "avg",
-        pool_include_prefix=True,
-        fc_norm=True,
+        pool_include_prefix=small,
+        fc_norm=small,
         weight_init="skip",
-        norm_layer=nn.LayerNorm,
-        embed_layer=ShiftedPatchTokens,
+        norm_layer=DynamicTanh if kind == "dyt" else nn.LayerNorm,
+        embed_layer=ShiftedPatchTokens if small else PatchTokens,
         block_fn=block,
     )
-    return _finish(model, pool, init)
-
-
-def _finish(model: VisionTransformer, pool: str, init: str) -> nn.Module:
-    """Draw the weights of ``model`` as ``init`` says, from torch's global random state, and return it."""
     if pool == "cls":  # a tenth of the work, of which the head would see nothing
         cast(Block, model.blocks[-1]).first_only = True
-    embeddings = [parameter for parameter in (model.cls_token, model.pos_embed) if parameter is not None]
-    if init == "predecessor":
-        # Linear layers have drawn torch's own initialisation when they were made.
-        for parameter in embeddings:
-            nn.init.normal_(parameter)
-        return model
-    for parameter in embeddings:
-        nn.init.trunc_normal_(parameter, std=0.02)
-    for module in model.modules():
-        if isinstance(module, nn.Linear):
-            nn.init.trunc_normal_(module.weight, std=0.02)
-            if module.bias is not None:
-                nn.init.zeros_(module.bias)
+    draw_weights(model, init, (model.cls_token, model.pos_embed))
     return model

@@ -1,14 +1,17 @@
 """The optimizers: a table of names.
 
-An optimizer is a function ``build(param_groups, lr, weight_decay, **options) -> torch.optim.Optimizer``, where
-``param_groups`` carry their own ``weight_decay`` (see :mod:`vitctl.optim.groups`).
+An optimizer is a function ``build(param_groups, *, lr, **options) -> torch.optim.Optimizer``, where ``param_groups``
+carry their own ``weight_decay`` (see :mod:`vitctl.optim.groups`).
 """
 
 from __future__ import annotations
 
+import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 
-from vitctl.registry import Entry, Option
+from vitctl.errors import RequestError
+from vitctl.registry import Entry, Option, Value, suggest
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -19,11 +22,17 @@ class OptimizerEntry(Entry):
         lr: the learning rate to use when neither a flag nor a recipe says one.
         weight_decay: likewise.
         source: whose implementation runs.
+        paper: where it was described.
+        split_matrices: it wants hidden matrices in groups of their own (:func:`vitctl.optim.groups.hidden_matrices`).
+        second_lr: the option that is the learning rate of what ``lr`` is not for; it scales with the network instead.
     """
 
     lr: float
     weight_decay: float
     source: str = "torch"
+    paper: str = ""
+    split_matrices: bool = False
+    second_lr: str | None = None
 
 
 _ADAM_OPTIONS = {
@@ -31,6 +40,13 @@ _ADAM_OPTIONS = {
     "beta2": Option(0.999, "decay of the mean of squared gradients", low=0, below=1),
     "eps": Option(1e-8, "added to the denominator", low=0),
 }
+_ADAN_OPTIONS = {
+    "beta1": Option(0.02, "weight of a new gradient in its mean", above=0, high=1),
+    "beta2": Option(0.08, "weight of a new gradient difference in its mean", above=0, high=1),
+    "beta3": Option(0.01, "weight of a new square in its mean", above=0, high=1),
+    "eps": Option(1e-8, "added to the denominator", above=0),
+}
+_ADAN_PAPER = "Xie et al. 2022, arXiv 2208.06677"
 
 OPTIMIZERS: dict[str, OptimizerEntry] = {
     "adam": OptimizerEntry(
@@ -39,6 +55,7 @@ OPTIMIZERS: dict[str, OptimizerEntry] = {
         options=_ADAM_OPTIONS,
         lr=1e-3,
         weight_decay=0.0,
+        paper="Kingma and Ba 2015, arXiv 1412.6980",
     ),
     "adamw": OptimizerEntry(
         target="vitctl.optim.build:adamw",
@@ -46,6 +63,7 @@ OPTIMIZERS: dict[str, OptimizerEntry] = {
         options=_ADAM_OPTIONS,
         lr=2e-3,
         weight_decay=0.05,
+        paper="Loshchilov and Hutter 2019, arXiv 1711.05101",
     ),
     "sgd": OptimizerEntry(
         target="vitctl.optim.build:sgd",
@@ -56,19 +74,106 @@ OPTIMIZERS: dict[str, OptimizerEntry] = {
         },
         lr=0.05,
         weight_decay=5e-4,
+        paper="Sutskever et al. 2013",
     ),
     "adan": OptimizerEntry(
         target="vitctl.optim.build:adan",
-        summary="adaptive Nesterov momentum; betas as 1 - beta of the paper",
-        options={
-            "beta1": Option(0.02, "weight of a new gradient in its mean", low=0, high=1),
-            "beta2": Option(0.08, "weight of a new gradient difference in its mean", low=0, high=1),
-            "beta3": Option(0.01, "weight of a new square in its mean", low=0, high=1),
-            "eps": Option(1e-8, "added to the denominator", low=0),
-        },
+        summary="adaptive Nesterov momentum as adan-pytorch computes it, all parameters at once; betas are 1 - beta of the paper",
+        options=_ADAN_OPTIONS,
+        lr=1e-3,
+        weight_decay=0.02,
+        source="vitctl",
+        paper=_ADAN_PAPER,
+    ),
+    "adan_pytorch": OptimizerEntry(
+        target="vitctl.optim.build:adan_pytorch",
+        summary="the adan-pytorch package itself, parameter by parameter",
+        options=_ADAN_OPTIONS,
         lr=1e-3,
         weight_decay=0.02,
         source="adan-pytorch",
+        paper=_ADAN_PAPER,
+    ),
+    "adan_official": OptimizerEntry(
+        target="vitctl.optim.build:adan_official",
+        summary="Adan as its authors (sail-sg) compute it, with betas as in the paper",
+        options={
+            "beta1": Option(0.98, "decay of the mean of gradients", low=0, below=1),
+            "beta2": Option(0.92, "decay of the mean of gradient differences", low=0, below=1),
+            "beta3": Option(0.99, "decay of the mean of squares", low=0, below=1),
+            "eps": Option(1e-8, "added to the denominator", above=0),
+            "no_prox": Option(False, "decay before the update, as AdamW, instead of dividing after it"),
+        },
+        lr=2e-3,
+        weight_decay=0.02,
+        source="timm",
+        paper=_ADAN_PAPER,
+    ),
+    "muon": OptimizerEntry(
+        target="vitctl.optim.build:muon",
+        summary="orthogonalised momentum for hidden matrices and inner convolutions, AdamW for the rest",
+        options={
+            "adamw_lr": Option(3e-3, "peak learning rate of what AdamW moves", low=0),
+            "momentum": Option(0.95, "share of the momentum kept at each step", low=0, below=1),
+            "nesterov": Option(True, "look ahead along the momentum"),
+            "ns_steps": Option(5, "steps of the Newton-Schulz iteration", low=1, high=50),
+            "beta1": Option(0.9, "AdamW's decay of the mean of gradients", low=0, below=1),
+            "beta2": Option(0.99, "AdamW's decay of the mean of squared gradients", low=0, below=1),
+            "eps": Option(1e-8, "AdamW's addition to the denominator", low=0),
+        },
+        lr=0.02,
+        weight_decay=0.01,
+        source="vitctl",
+        paper="Jordan 2024, https://kellerjordan.github.io/posts/muon",
+        split_matrices=True,
+        second_lr="adamw_lr",
+    ),
+    "lion": OptimizerEntry(
+        target="vitctl.optim.build:lion",
+        summary="the sign of a mean of gradients; takes a tenth of AdamW's rate and several times its decay",
+        options={
+            "beta1": Option(0.9, "share of the mean in the update", low=0, below=1),
+            "beta2": Option(0.99, "decay of the mean of gradients", low=0, below=1),
+        },
+        lr=3e-4,
+        weight_decay=0.3,
+        source="timm",
+        paper="Chen et al. 2023, arXiv 2302.06675",
     ),
 }
-"""Every optimizer that ``--opt`` takes."""
+"""Every optimizer that ``--opt`` takes, besides ``timm/NAME``."""
+
+TIMM = "timm/"
+"""What a name of timm's optimizers starts with."""
+
+
+def find_optimizer(opt: str) -> OptimizerEntry:
+    """Return the row of an optimizer; asking for one of timm's imports timm.
+
+    Raises:
+        RequestError: no such optimizer; the message offers near matches.
+    """
+    if opt.startswith(TIMM):
+        from vitctl.optim.timm_rows import timm_entry
+
+        return timm_entry(opt)
+    if opt not in OPTIMIZERS:
+        raise RequestError(f"--opt {opt!r} is unknown{suggest(opt, OPTIMIZERS)}; timm's are --opt timm/NAME")
+    return OPTIMIZERS[opt]
+
+
+def doubtful_betas(opt: str, options: Mapping[str, Value]) -> str | None:
+    """Return a warning where a beta looks like that of the other convention, else None.
+
+    Half of the world writes what an old mean keeps (0.98), the other half what a new gradient adds (0.02): a beta is
+    doubtful when it lies across 0.5 from its default.
+    """
+    table = find_optimizer(opt).options
+    betas = [name for name in options if name in table and re.fullmatch(r"beta\d", name)]
+    pairs = {name: (float(options[name]), float(table[name].default)) for name in betas}
+    doubtful = {name: pair for name, pair in pairs.items() if 0 < pair[0] < 1 and (pair[0] - 0.5) * (pair[1] - 0.5) < 0}
+    if not doubtful:
+        return None
+    said = ", ".join(f"{name}={value:g} (default {default:g})" for name, (value, default) in doubtful.items())
+    other = ", ".join(f"{name}={1 - value:g}" for name, (value, _) in doubtful.items())
+    return f"--opt {opt}: {said} looks like 1 minus what this optimizer takes; if so, say {other}"

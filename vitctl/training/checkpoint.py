@@ -90,6 +90,8 @@ def _plain(value: Any) -> Any:
         return struct.pack("<d", value).hex()
     if value is None or isinstance(value, (bool, int, str)):
         return value
+    if isinstance(value, torch.dtype):  # some of timm's optimizers keep one in their groups
+        return str(value)
     raise TypeError(f"a checkpoint holds plain values and tensors, not {type(value).__name__}")
 
 

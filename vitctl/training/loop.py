@@ -11,7 +11,8 @@ import torch.nn.functional as F
 
 from vitctl import devices
 from vitctl.data.dataset import Subset
-from vitctl.errors import Interrupted, RunFailed
+from vitctl.errors import Interrupted, NotFinite
+from vitctl.training.card import CardWatch
 from vitctl.training.evaluate import Evaluation, Stopped, evaluate
 from vitctl.training.run_folder import RunFolder
 from vitctl.training.session import Session, parameters, piece_sizes
@@ -20,6 +21,9 @@ from vitctl.units import parse_save_every
 
 READ_EVERY = 50
 """Steps between two reads of the loss from an accelerator; each read waits for the device."""
+
+PREDECESSOR_BATCH = 100
+"""Pictures of an evaluation batch of the predecessor, which printed the sum of the batches' mean losses."""
 
 Record = dict[str, Any]
 
@@ -60,7 +64,7 @@ def fit(session: Session, folder: RunFolder, observer: Observer, resume_command:
         Interrupted: SIGINT or SIGTERM came, and the state is saved.
     """
     progress, config = session.progress, session.config
-    clock = Clock(session)
+    clock, watch = Clock(session), CardWatch(session)
     save_steps, save_seconds = (
         parse_save_every(config.save_every, "--save-every") if config.save_every else (None, None)
     )
@@ -83,7 +87,7 @@ def fit(session: Session, folder: RunFolder, observer: Observer, resume_command:
         lambda _: observer.message("stopping after this step and saving; once more quits at once")
     ) as stop:
         while progress.recorded_step < session.total_steps and not progress.stopped_early:
-            session.model.train()
+            session.train_mode()
             steps = min(session.steps_per_epoch, session.total_steps - progress.epoch * session.steps_per_epoch)
             while progress.step_in_epoch < steps:
                 train_step(session)
@@ -115,6 +119,7 @@ def fit(session: Session, folder: RunFolder, observer: Observer, resume_command:
             save(best=best)
             folder.append_metrics(row)
             observer.epoch_done(row)
+            watch.epoch(row, observer.message)
             if stop:
                 raise stopped()
 
@@ -122,6 +127,7 @@ def fit(session: Session, folder: RunFolder, observer: Observer, resume_command:
             summary = final_summary(session, folder, observer, stop, clock)
         except Stopped:
             raise stopped() from None
+        summary |= watch.final(summary, observer.message)
         folder.write_summary(summary)
     observer.finished(summary)
     return summary
@@ -141,7 +147,7 @@ def train_step(session: Session) -> None:
 
     factor = session.schedule.factor(progress.step)
     for group in session.optimizer.param_groups:
-        group["lr"] = config.lr * factor
+        group["lr"] = config.lr * group.get("lr_scale", 1.0) * factor
     count = len(labels)
     sizes = piece_sizes(count, config.bs, session.micro_batch, joined=session.batches.drop_single)
     loss_sum = torch.zeros((), device=device)
@@ -156,7 +162,8 @@ def train_step(session: Session) -> None:
             loss = F.cross_entropy(logits, target, reduction="sum", label_smoothing=config.label_smoothing)
             torch.autograd.backward(loss / count)
             loss_sum += loss.detach()
-            correct += (logits.detach().argmax(1) == target).sum()
+            label = target if target.ndim == 1 else target.argmax(1)  # of a mixed picture: that of its greater part
+            correct += (logits.detach().argmax(1) == label).sum()
 
         grads = [p.grad for p in session.model.parameters() if p.grad is not None]
         if config.clip_grad or device.type == "cpu":
@@ -187,12 +194,12 @@ def train_step(session: Session) -> None:
 
 
 def check_finite(session: Session, *values: float) -> None:
-    """Raise RunFailed when a loss or a gradient's norm is infinite or not a number."""
+    """Raise NotFinite when a loss or a gradient's norm is infinite or not a number."""
     if all(math.isfinite(value) for value in values):
         return
     progress, last = session.progress, session.last_saved
     saved = f"the last good checkpoint is {last}" if last else "nothing was saved yet"
-    raise RunFailed(
+    raise NotFinite(
         f"the loss or its gradient is not finite at step {progress.step + 1} (lr {session.lr(progress.step):.3g}); {saved}. "
         f"Try a lower --lr, more --warmup, or --clip-grad 1"
     )
@@ -217,6 +224,8 @@ def epoch_record(session: Session, observer: Observer, stop: StopRequest) -> Rec
         start = time.perf_counter()
         result = measure(session, splits.val, str(splits.val_split), observer, stop)
         row |= {"val_loss": result.loss, "val_acc": result.acc, "val_split": splits.val_split}
+        if splits.val_split == "test":
+            row["val_loss_sum"] = result.loss * len(splits.val.index) / PREDECESSOR_BATCH
         row["eval_time"] = round(time.perf_counter() - start, 4)
     row |= {
         "epoch_time": round(progress.train_seconds, 4),
@@ -264,7 +273,7 @@ def final_summary(session: Session, folder: RunFolder, observer: Observer, stop:
         "seed": config.seed,
         "weights": "ema" if session.average else "last",
         **{key: row[key] for key in ("epoch", "step", "lr", "train_loss", "train_acc")},
-        **{key: row[key] for key in ("val_loss", "val_acc", "val_split") if key in row},
+        **{key: row[key] for key in ("val_loss", "val_loss_sum", "val_acc", "val_split") if key in row},
     }
     if splits.val_split in ("holdout", "val"):
         summary |= {"best_val_acc": progress.best_val_acc, "best_epoch": progress.best_epoch}

@@ -10,12 +10,12 @@ from pathlib import Path
 from typing import Any
 
 from vitctl import devices
-from vitctl.config import FLAGS, TrainConfig, flag_name
+from vitctl.config import FLAGS, TrainConfig, flag_name, pretrained_word
+from vitctl.data import AUGMENTATIONS
 from vitctl.errors import RequestError
-from vitctl.models import MODELS, build_model
-from vitctl.models.count import count_tokens, forward_mflop
-from vitctl.optim import OPTIMIZERS
-from vitctl.registry import split_spec
+from vitctl.models import find_model
+from vitctl.optim import doubtful_betas, find_optimizer
+from vitctl.registry import Entry, lookup, split_spec
 from vitctl.training.loop import Observer, Record, fit, train_step
 from vitctl.training.run_folder import RunFolder
 from vitctl.training.session import Session, open_session, parameters, run_length
@@ -42,9 +42,19 @@ def start_run(
     if name is not None and (runs_dir / name / "config.json").exists():
         RunFolder.create(runs_dir, name, config)  # raises, before data are decoded
     session = open_session(config, decoding)
+    if doubt := doubtful_betas(config.opt, config.opt_options):
+        observer.message(f"warning: {doubt}")
     folder = RunFolder.create(runs_dir, name, config)
     with folder.locked():
-        folder.add_session(config, devices.environment(session.device), 0, micro_batch=session.micro_batch)
+        if session.pretrained:
+            observer.message(session.pretrained)
+        folder.add_session(
+            config,
+            devices.environment(session.device),
+            0,
+            micro_batch=session.micro_batch,
+            **({"pretrained": session.pretrained} if session.pretrained else {}),
+        )
         return fit(session, folder, observer, resume_command(folder))
 
 
@@ -78,7 +88,7 @@ def resume_run(path: Path, changes: Mapping[str, Any], observer: Observer, decod
             )
             return summary
 
-        session = open_session(config, decoding)
+        session = open_session(config, decoding, pretrained=checkpoint is None)
         if checkpoint is not None:
             check_length(session, config, checkpoint["epoch"], checkpoint["step"])
             before = session.schedule.factor(checkpoint["step"])
@@ -90,6 +100,7 @@ def resume_run(path: Path, changes: Mapping[str, Any], observer: Observer, decod
                     session.schedule,
                     total_steps=run_length(stored, session.steps_per_epoch),
                     warmup_steps=checkpoint["scheduler"]["warmup_steps"],
+                    warmdown_steps=checkpoint["scheduler"]["warmdown_steps"],
                 ).factor(checkpoint["step"])
                 observer.message(
                     f"the run now has {session.total_steps} steps; its {config.schedule} schedule is stretched over them, so "
@@ -135,23 +146,37 @@ def changed_config(stored: TrainConfig, changes: Mapping[str, Any]) -> TrainConf
 
 def stored_value(stored: TrainConfig, name: str) -> Any:
     """Return the setting ``name`` of a run, also where the flag ends in the options of net or optimizer."""
-    if name == "patch":
-        return stored.net_options.get("patch_size")
+    if name in ("patch", "convkernel"):
+        return stored.net_options.get("patch_size" if name == "patch" else "kernel_size")
     if name.startswith("adan_"):
         return stored.opt_options.get(name.removeprefix("adan_"))
     return getattr(stored, name)
 
 
+_FINDERS: Mapping[str, Callable[[str], Entry]] = {
+    "net": find_model,
+    "opt": find_optimizer,
+    "aug": lambda name: lookup(AUGMENTATIONS, name, "--aug"),
+}
+"""Where the named things with options are looked up."""
+
+
 def same_value(stored: TrainConfig, name: str, value: Any) -> bool:
     """Whether ``value``, as given by flag, says what the run does already."""
-    if name not in ("net", "opt"):
+    if name == "pretrained" and pretrained_word(value) not in ("true", "false"):
+        value = str(Path(value).expanduser().absolute())
+    elif name == "pretrained":
+        value = pretrained_word(value)
+    if value is True and FLAGS[name].when_true is not None:
+        return bool(stored_value(stored, name))
+    if name not in ("net", "opt", "aug"):
         return bool(stored_value(stored, name) == value)
-    table, options = (MODELS, stored.net_options) if name == "net" else (OPTIMIZERS, stored.opt_options)
+    options = getattr(stored, f"{name}_options")
     word, given = split_spec(value, flag_name(name))
-    if word != getattr(stored, name) or word not in table:
+    if word != getattr(stored, name):
         return False
     common = {key: given.pop(key) for key in ("lr", "weight_decay") if name == "opt" and key in given}
-    resolved = table[word].resolve_options(given, f"{flag_name(name)} {word}")
+    resolved = _FINDERS[name](word).resolve_options(given, f"{flag_name(name)} {word}")
     return all(options.get(key) == resolved[key] for key in given) and all(
         getattr(stored, key) == FLAGS[key].parse(key, text) for key, text in common.items()
     )
@@ -193,9 +218,8 @@ def dry_run(config: TrainConfig, decoding: Decoding | None = None, steps: int = 
         RequestError: device, data or network cannot be had as asked.
         RunFailed: memory ran out, or the loss is not finite.
     """
-    session = open_session(config, decoding)
-    session.model.train()
-    in_chans, classes = session.dataset.train.images.shape[1], len(session.dataset.classes)
+    session = open_session(config, decoding, pretrained=False)
+    session.train_mode()
     times: list[float] = []
     for _ in range(1 + min(steps, session.total_steps)):  # the first one warms up
         start = time.perf_counter()
@@ -210,14 +234,11 @@ def dry_run(config: TrainConfig, decoding: Decoding | None = None, steps: int = 
     evaluated += len(session.splits.test.index)
     eta = session.total_steps * step_time + evaluated * step_time / batch / 3  # a step costs three forward passes
 
-    def build() -> Any:
-        return build_model(config.net, config.net_options, img_size=config.size, in_chans=in_chans, num_classes=classes)
-
     return {
         "net": config.net,
         "params": parameters(session),
-        "mflop": round(forward_mflop(build, in_chans, config.size), 1),
-        "tokens": count_tokens(build, in_chans, config.size),
+        "mflop": round(session.cost.mflop, 1),
+        "tokens": session.cost.tokens,
         "train_images": session.batches.count,
         "steps_per_epoch": session.steps_per_epoch,
         "total_steps": session.total_steps,

@@ -67,7 +67,7 @@ class RunFolder:
         )
         document = {"format": 1, "config": config.to_dict(), "sessions": []}
         for orphan in runs_dir.glob(f".*{TEMPORARY}*"):
-            if not _alive(orphan.name.rpartition(TEMPORARY)[2]):
+            if not process_runs(orphan.name.rpartition(TEMPORARY)[2]):
                 shutil.rmtree(orphan, ignore_errors=True)
         attempt, chosen = 1, base
         while True:
@@ -319,7 +319,7 @@ def write_text(path: Path, text: str) -> None:
         raise write_failed(error, path) from error
 
 
-def _alive(pid: str) -> bool:
+def process_runs(pid: str) -> bool:
     """Whether a process of this number runs here."""
     if not pid.isdigit():
         return True

@@ -14,14 +14,12 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from vitctl import devices
-from vitctl.data.batches import Normalize
 from vitctl.data.dataset import Dataset, Subset, load_dataset, split
 from vitctl.errors import RequestError
-from vitctl.models import build_model
-from vitctl.training.evaluate import Progress, logits_of
+from vitctl.training.classifier import Classifier, classifier_of
+from vitctl.training.evaluate import Progress
 from vitctl.training.run_folder import write_text
-from vitctl.training.session import batch_pieces
-from vitctl.training.trained import Trained, load_trained
+from vitctl.training.trained import load_trained
 
 
 @dataclass(frozen=True)
@@ -83,30 +81,52 @@ def score(
     device = devices.resolve_device(device_name)
     devices.prepare(device, None)
     trained = load_trained(path, weights=weights, device=device, warn=warn)
-    data = load_dataset(
-        dataset or trained.config.dataset,
-        data_dir=data_dir or (trained.config.data_dir if dataset in (None, trained.config.dataset) else None),
-        size=trained.config.size,
-        skip_bad_images=skip_bad_images or trained.config.skip_bad_images,
-        progress=decoding,
+    return score_classifier(
+        classifier_of(trained, device),
+        dataset=dataset,
+        data_dir=data_dir,
+        part=part,
+        limit=limit,
+        skip_bad_images=skip_bad_images,
+        progress=progress,
+        decoding=decoding,
     )
-    subset = _part(data, trained, part, limit)
-    normalize = Normalize(trained.mean, trained.std, trained.config.size, device)
-    batch_size = _eval_batch(trained, device)
+
+
+def score_classifier(
+    classifier: Classifier,
+    *,
+    dataset: str | None = None,
+    data_dir: str | None = None,
+    part: str = "test",
+    limit: int | None = None,
+    skip_bad_images: bool = False,
+    progress: Progress | None = None,
+    decoding: Progress | None = None,
+) -> Scores:
+    """Evaluate whatever gives logits on a part of a data set; the arguments are those of :func:`score`.
+
+    Raises:
+        RequestError: no such data or part, or data of other classes.
+    """
+    data = load_data_for(
+        classifier, dataset=dataset, data_dir=data_dir, skip_bad_images=skip_bad_images, decoding=decoding
+    )
+    subset = part_for(classifier, data, part, limit)
     start = time.perf_counter()
     outputs: list[Tensor] = []
-    for logits, _ in logits_of(trained.model, subset, normalize, device, batch_size):
-        outputs.append(logits.cpu())
+    for chosen in torch.split(subset.index, classifier.batch):
+        outputs.append(classifier.logits(subset.pictures.images[chosen]))
         if progress:
             progress(sum(map(len, outputs)), len(subset))
     seconds = time.perf_counter() - start
     logits = torch.cat(outputs)  # [n, K]
     labels = subset.pictures.labels[subset.index]
     figures = {
-        "checkpoint": str(trained.path),
-        "net": trained.config.net,
-        "weights": trained.weights,
-        "epoch": trained.epoch,
+        "checkpoint": str(classifier.path),
+        "net": classifier.net,
+        "weights": classifier.weights,
+        "epoch": classifier.epoch,
         "dataset": data.name,
         "split": part,
         "images": len(labels),
@@ -118,53 +138,74 @@ def score(
         "skipped_images": len(data.skipped),
         "seconds": round(seconds, 3),
         "images_per_second": round(len(labels) / seconds, 1),
-        **devices.environment(device),
+        "engine": classifier.engine,
+        **devices.environment(classifier.device),
     }
-    rows, confusion = classification(labels, logits.argmax(1), trained.classes)
+    rows, confusion = classification(labels, logits.argmax(1), classifier.classes)
     return Scores(figures, rows, confusion, labels, logits.double().softmax(1))
 
 
-def _part(data: Dataset, trained: Trained, part: str, limit: int | None) -> Subset:
-    if data.train.images.shape[1] != len(trained.mean):
+def load_data_for(
+    classifier: Classifier,
+    *,
+    dataset: str | None = None,
+    data_dir: str | None = None,
+    skip_bad_images: bool = False,
+    decoding: Progress | None = None,
+) -> Dataset:
+    """Read a data set that ``classifier`` can be measured on: the one it was trained on, or one of the same classes.
+
+    Raises:
+        RequestError: the data are not there or damaged, or of other classes or channels.
+    """
+    data = load_dataset(
+        dataset or classifier.dataset,
+        data_dir=data_dir or (classifier.data_dir if dataset in (None, classifier.dataset) else None),
+        size=classifier.size,
+        skip_bad_images=skip_bad_images or classifier.skip_bad_images,
+        progress=decoding,
+    )
+    if data.train.images.shape[1] != classifier.channels:
         raise RequestError(
             f"{data.source} has pictures of {data.train.images.shape[1]} channels; the network was trained on "
-            f"{len(trained.mean)}"
+            f"{classifier.channels}"
         )
-    if data.classes != trained.classes:
-        theirs, ours = ", ".join(data.classes[:5]), ", ".join(trained.classes[:5])
+    if data.classes != classifier.classes:
+        theirs, ours = ", ".join(data.classes[:5]), ", ".join(classifier.classes[:5])
         raise RequestError(
             f"{data.source} has {len(data.classes)} classes ({theirs}, ...); the network was trained on "
-            f"{len(trained.classes)} others ({ours}, ...)"
+            f"{len(classifier.classes)} others ({ours}, ...)"
         )
-    config = trained.config
+    return data
+
+
+def part_for(classifier: Classifier, data: Dataset, part: str, limit: int | None) -> Subset:
+    """Return the pictures of a part: ``test``, ``val`` (what training held out) or ``train`` (what it saw).
+
+    Args:
+        classifier: says what was held out.
+        data: the data set.
+        part: which.
+        limit: that many pictures only.
+
+    Raises:
+        RequestError: nothing was held out.
+    """
+    if part == "val" and classifier.val != "holdout":
+        raise RequestError(
+            f"the run trained on every training picture (--val {classifier.val}): it has no held-out part"
+        )
     splits = split(
         data,
-        val="holdout" if part == "val" and config.val != "holdout" else config.val,
-        val_fraction=config.val_fraction,
-        split_seed=config.split_seed,
+        val=classifier.val,
+        val_fraction=classifier.val_fraction,
+        split_seed=classifier.split_seed,
         limit_train=limit if part == "train" else None,
         limit_test=limit if part != "train" else None,
     )
-    if part == "val" and config.val != "holdout":
-        raise RequestError(f"the run trained on every training picture (--val {config.val}): it has no held-out part")
     chosen = {"train": splits.train, "val": splits.val, "test": splits.test}[part]
     assert chosen is not None
     return chosen
-
-
-def _eval_batch(trained: Trained, device: torch.device) -> int:
-    config = trained.config
-
-    def build() -> torch.nn.Module:
-        return build_model(
-            config.net,
-            config.net_options,
-            img_size=config.size,
-            in_chans=len(trained.mean),
-            num_classes=len(trained.classes),
-        )
-
-    return batch_pieces(config, device, build, len(trained.mean), batchnorm=False)[1]
 
 
 def classification(

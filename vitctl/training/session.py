@@ -15,15 +15,17 @@ from torch.optim import Optimizer
 
 from vitctl import devices
 from vitctl.config import TrainConfig
-from vitctl.data import DATASETS
-from vitctl.data.batches import Normalize, TrainBatches
+from vitctl.data import AUGMENTATIONS, DATASETS, AugmentationEntry
+from vitctl.data.augment import Augment
+from vitctl.data.batches import Extras, Normalize, TrainBatches
 from vitctl.data.dataset import Dataset, Splits, load_dataset, split
 from vitctl.errors import RequestError
-from vitctl.models import MODELS, build_model
-from vitctl.models.count import activation_floats, count_parameters
+from vitctl.models import MODELS, build_model, find_model
+from vitctl.models.count import Cost, activation_floats, count_parameters, forward_cost
+from vitctl.models.pretrained import freeze_backbone, load_pretrained, locate, train_head
 from vitctl.optim.build import build_optimizer
 from vitctl.optim.schedule import Schedule
-from vitctl.registry import format_spec
+from vitctl.registry import format_spec, lookup
 from vitctl.training.checkpoint import FORMAT, Checkpoint
 from vitctl.training.ema import WeightAverage
 
@@ -122,6 +124,8 @@ class Session:
         micro_batch: pictures run at once in training.
         eval_batch: pictures run at once in evaluation.
         total_steps: length of the run.
+        cost: of one picture's way through the network.
+        pretrained: what was loaded into the network before training, for the user, or None.
         progress: how far it is.
         history: one record per epoch done.
         tally: figures not yet read from the device.
@@ -141,6 +145,8 @@ class Session:
     micro_batch: int
     eval_batch: int
     total_steps: int
+    cost: Cost
+    pretrained: str | None = None
     progress: Progress = field(default_factory=Progress)
     history: list[dict[str, Any]] = field(default_factory=list)
     tally: Tally = field(init=False)
@@ -164,8 +170,15 @@ class Session:
         """The weights that are evaluated and exported: the average where one is kept."""
         return self.average.model if self.average else self.model
 
+    def train_mode(self) -> None:
+        """Put the network in training mode, or its head alone where the rest is frozen."""
+        if self.config.freeze_backbone:
+            train_head(self.model)
+        else:
+            self.model.train()
+
     def lr(self, step: int) -> float:
-        """Return the learning rate of the first parameter group at ``step``, counted from 0."""
+        """Return the learning rate at ``step``, counted from 0, of parameters that have no scale of their own."""
         return self.config.lr * self.schedule.factor(step)
 
     def checkpoint(self) -> Checkpoint:
@@ -213,11 +226,10 @@ class Session:
 
 def describe(config: TrainConfig, classes: int) -> str:
     """Return network, size and classes in a few words, for messages."""
-    changed = (
-        {name: value for name, value in config.net_options.items() if MODELS[config.net].options[name].default != value}
-        if config.net in MODELS
-        else {}
-    )
+    changed = dict(config.net_options)
+    if config.net in MODELS:
+        options = MODELS[config.net].options
+        changed = {name: value for name, value in changed.items() if options[name].default != value}
     return f"{format_spec(config.net, changed)} for {config.size}-px pictures of {classes} classes"
 
 
@@ -235,18 +247,23 @@ def check_same_run(config: TrainConfig, classes: list[str], checkpoint: Checkpoi
         )
 
 
-def open_session(config: TrainConfig, decoding: Callable[[int, int], None] | None = None) -> Session:
+def open_session(
+    config: TrainConfig, decoding: Callable[[int, int], None] | None = None, *, pretrained: bool = True
+) -> Session:
     """Build everything a run needs.
 
     Args:
         config: the settings.
         decoding: told how many pictures are decoded, of how many, when a folder is read for the first time.
+        pretrained: load the pretrained weights that the settings ask for; False where a checkpoint will replace them,
+            or where weights do not matter.
 
     Raises:
-        RequestError: device, data or network cannot be had as asked.
+        RequestError: device, data, network or weights cannot be had as asked.
     """
     device = devices.resolve_device(config.device)
     devices.prepare(device, config.threads)
+    weights = locate(config.net, config.pretrained) if pretrained and config.pretrained != "false" else None
     dataset = load_dataset(
         config.dataset,
         data_dir=config.data_dir,
@@ -263,6 +280,8 @@ def open_session(config: TrainConfig, decoding: Callable[[int, int], None] | Non
         limit_test=config.limit_test,
     )
     in_chans, num_classes = dataset.train.images.shape[1], len(dataset.classes)
+    augmentation: AugmentationEntry = lookup(AUGMENTATIONS, config.aug, "--aug")
+    extras = batch_extras(config, augmentation, dataset, splits, device)
 
     def build() -> nn.Module:
         return build_model(
@@ -270,7 +289,15 @@ def open_session(config: TrainConfig, decoding: Callable[[int, int], None] | Non
         )
 
     torch.manual_seed(config.seed)
-    model = build().to(device)
+    model = build()
+    loaded = None
+    if weights is not None:
+        loaded = load_pretrained(
+            model, config.net, config.net_options, weights, img_size=config.size, in_chans=in_chans
+        )
+    if config.freeze_backbone:
+        freeze_backbone(model, config.net)
+    model = model.to(device)
     batchnorm = any(isinstance(module, nn.modules.batchnorm._BatchNorm) for module in model.modules())
     micro_batch, eval_batch = batch_pieces(config, device, build, in_chans, batchnorm)
     batches = TrainBatches(
@@ -280,18 +307,20 @@ def open_session(config: TrainConfig, decoding: Callable[[int, int], None] | Non
         batch_size=config.bs * config.accumulate,
         device=device,
         seed=config.seed,
-        augment=config.aug == "basic",
+        augment=augmentation.crop,
         flip=DATASETS[config.dataset].flip,
         drop_single=batchnorm,
+        extras=extras,
     )
     total_steps = run_length(config, batches.steps_per_epoch)
+    batches.mixed_steps = total_steps - round(config.mix_off * total_steps)
     return Session(
         config=config,
         device=device,
         dataset=dataset,
         splits=splits,
         batches=batches,
-        normalize=Normalize(dataset.mean, dataset.std, config.size, device),
+        normalize=make_normalize(config, dataset.mean, dataset.std, device),
         model=model,
         average=WeightAverage(model, config.ema) if config.ema else None,
         optimizer=build_optimizer(
@@ -301,16 +330,58 @@ def open_session(config: TrainConfig, decoding: Callable[[int, int], None] | Non
             lr=config.lr,
             weight_decay=config.weight_decay,
             decay_all=config.decay_all,
+            layer_decay=config.layer_decay,
         ),
         schedule=Schedule(
             kind=config.schedule,
             total_steps=total_steps,
             warmup_steps=math.ceil(config.warmup * total_steps) if config.warmup else 0,
+            warmdown_steps=round(config.warmdown * total_steps),
             steps_per_epoch=batches.steps_per_epoch if config.schedule_per == "epoch" else 0,
         ),
         micro_batch=micro_batch,
         eval_batch=eval_batch,
         total_steps=total_steps,
+        cost=forward_cost(build, in_chans, config.size),
+        pretrained=loaded,
+    )
+
+
+def make_normalize(
+    config: TrainConfig, mean: tuple[float, ...], std: tuple[float, ...], device: torch.device
+) -> Normalize:
+    """Return what turns uint8 pictures into the input of the network: its size, and its layout on ``device``."""
+    channels_last = device.type in find_model(config.net).channels_last
+    return Normalize(mean, std, config.size, device, channels_last)
+
+
+def batch_extras(
+    config: TrainConfig, augmentation: AugmentationEntry, dataset: Dataset, splits: Splits, device: torch.device
+) -> Extras:
+    """Return what is done to a batch besides crop and flip.
+
+    Raises:
+        RequestError: classes are to be mixed, and there is one.
+    """
+    seen = torch.unique(splits.train.pictures.labels[splits.train.index])
+    for name, alpha in (("mixup", config.mixup), ("cutmix", config.cutmix)):
+        if alpha and len(seen) < 2:
+            raise RequestError(
+                f"--{name} {alpha:g} mixes classes, and the {len(splits.train)} training pictures are all of "
+                f"{dataset.classes[int(seen[0])]!r}; leave --{name} out, or train on more"
+            )
+    channels, height, width = splits.train.pictures.images.shape[1:]
+    policy = None
+    if augmentation.target:
+        policy = Augment(augmentation.load()((height, width), **config.aug_options), (channels, height, width), device)
+    return Extras(
+        policy=policy,
+        erase=config.erase,
+        cutout=config.cutout,
+        colour=tuple(round(255 * mean) for mean in dataset.mean),
+        mixup=config.mixup,
+        cutmix=config.cutmix,
+        classes=len(dataset.classes),
     )
 
 
@@ -363,3 +434,8 @@ def piece_sizes(count: int, bs: int, micro_batch: int, *, joined: bool) -> list[
 def parameters(session: Session) -> int:
     """Return how many parameters the network has."""
     return count_parameters(session.model)
+
+
+def learning(session: Session) -> int:
+    """Return how many of them learn."""
+    return sum(parameter.numel() for parameter in session.model.parameters() if parameter.requires_grad)

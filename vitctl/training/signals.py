@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import threading
+import time
 from collections.abc import Callable
 from types import FrameType, TracebackType
 from typing import Any, Self
@@ -45,3 +47,35 @@ class StopRequest:
 
     def __bool__(self) -> bool:
         return self.signum is not None
+
+
+WATCH_FD = "VITCTL_WATCH_FD"
+"""Environment variable: a descriptor, open for reading, of a pipe that nobody writes to; see :func:`watch_parent`."""
+
+WATCH_SECONDS = 30.0
+"""How long a process may take to save and end once the process that started it is gone."""
+
+
+def watch_parent() -> None:
+    """End this process when the one that started it is gone, however it went: its end of the pipe closes then.
+
+    The end is a SIGTERM to oneself: a run saves and stops. What is not over after :data:`WATCH_SECONDS` is killed.
+    Without the environment variable nothing is watched.
+    """
+    text = os.environ.pop(WATCH_FD, None)
+    if text is None or not text.isdigit():
+        return
+    descriptor = int(text)
+
+    def watch() -> None:
+        try:
+            os.set_inheritable(descriptor, False)
+            while os.read(descriptor, 1):
+                pass
+        except OSError:
+            return
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(WATCH_SECONDS)
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    threading.Thread(target=watch, name="watch", daemon=True).start()

@@ -1,0 +1,83 @@
+"""Measure a recipe as its card says it: whole runs of the command, one after the other, a seed each.
+
+    python -m tests.benchmarks.cards RECIPE [--net NET] [--dataset cifar10] [--epochs N] [--seeds 0 1 2] [--runs-dir DIR]
+
+Each run is ``vitctl train --recipe RECIPE --seed S`` in a process of its own, and the seconds are those of the whole command.
+Prints the ``Card(...)`` for ``vitctl/recipes.py``. Runs that are there already are not repeated, only read, so that a measurement
+that was stopped goes on.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from vitctl.config import resolve_config
+from vitctl.recipes import Band, Card
+
+
+def band(values: list[float]) -> Band:
+    """Return mean and sample deviation of accuracies, to the hundredth."""
+    return Band(round(statistics.mean(values), 2), round(statistics.stdev(values), 2) if len(values) > 1 else 0.0)
+
+
+def measure(command: list[str], run: Path) -> dict[str, Any]:
+    """Return summary, rows and seconds of the run in the folder ``run``, which is trained unless it is done."""
+    timing = run.with_suffix(".seconds.json")
+    if not (run / "summary.json").exists() or not timing.exists():
+        start = time.perf_counter()
+        subprocess.run([sys.executable, "-m", "vitctl", *command], check=True, stdout=subprocess.DEVNULL)
+        timing.write_text(json.dumps(time.perf_counter() - start))
+    rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    summary = json.loads((run / "summary.json").read_text())
+    return {"summary": summary, "rows": rows, "seconds": json.loads(timing.read_text())}
+
+
+def main() -> None:
+    """Run, and print the card."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("recipe")
+    parser.add_argument("--net")
+    parser.add_argument("--dataset", default="cifar10")
+    parser.add_argument("--epochs", type=int)
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--runs-dir", type=Path, default=Path("runs/cards"))
+    asked = parser.parse_args()
+    flags = {"recipe": asked.recipe, "net": asked.net, "dataset": asked.dataset, "epochs": asked.epochs}
+    config = resolve_config({name: value for name, value in flags.items() if value is not None})
+    asked.runs_dir.mkdir(parents=True, exist_ok=True)
+    runs = []
+    for seed in asked.seeds:
+        name = f"{asked.recipe}-{config.net.replace('/', '-')}-{config.dataset}-{config.epochs}-{seed}"
+        command = ["train", "--recipe", asked.recipe, "--net", config.net, "--dataset", config.dataset]
+        command += ["--epochs", str(config.epochs), "--seed", str(seed)]
+        command += ["--runs-dir", str(asked.runs_dir), "--name", name]
+        runs.append(measure(command, asked.runs_dir / name))
+        last = runs[-1]
+        print(f"seed {seed}: {last['summary']['test_acc']:.2f} % in {last['seconds']:.1f} s", file=sys.stderr)
+    summary, rows = runs[0]["summary"], [run["rows"] for run in runs]
+    print(
+        Card(
+            net=config.net,
+            dataset=config.dataset,
+            epochs=summary["epoch"],
+            val_acc=tuple(band([each["val_acc"] for each in epoch]) for epoch in zip(*rows, strict=True))
+            if "val_acc" in rows[0][0]
+            else (),
+            test_acc=band([run["summary"]["test_acc"] for run in runs]),
+            seeds=tuple(asked.seeds),
+            seconds=round(statistics.median(run["seconds"] for run in runs), 1),
+            machine=f"{summary['device']} ({summary['device_name']}, {summary['threads']} threads)",
+            versions=f"torch {summary['torch']}, vitctl {summary['vitctl']}",
+        )
+    )
+
+
+if __name__ == "__main__":
+    main()

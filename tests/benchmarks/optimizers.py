@@ -1,0 +1,110 @@
+"""Which learning rate and decay suit each optimizer: held-out accuracy of short runs, a row for each.
+
+    python -m tests.benchmarks.optimizers [SPEC ...] [--net cct_2] [--epochs 1] [--seeds 0] [--json FILE]
+
+Without SPECs it tries :data:`GRID`. A SPEC is what ``--opt`` takes, with every value given, such as
+``muon:lr=0.02,adamw_lr=3e-3,weight_decay=0.01``. All runs have the settings of the recipe ``fast`` but for the optimizer, and the
+held-out tenth of the training pictures decides: the test set is not looked at. Rows are printed as they come, best last.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import statistics
+import sys
+import time
+from typing import Any
+
+from vitctl.config import TrainConfig, resolve_config
+from vitctl.errors import VitctlError
+from vitctl.training.evaluate import evaluate
+from vitctl.training.loop import train_step
+from vitctl.training.session import open_session
+
+GRID = [
+    *(f"adam:lr={lr}" for lr in (5e-4, 1e-3, 2e-3, 4e-3)),
+    *(f"adamw:lr={lr}" for lr in (1e-3, 2e-3, 3e-3, 5e-3)),
+    *(f"adamw:lr=2e-3,beta2={beta2}" for beta2 in (0.95, 0.99)),
+    *(f"sgd:lr={lr}" for lr in (0.02, 0.05, 0.1, 0.2)),
+    *(f"adan:lr={lr}" for lr in (5e-4, 1e-3, 2e-3, 4e-3)),
+    *(f"adan_official:lr={lr}" for lr in (1e-3, 2e-3, 4e-3, 8e-3)),
+    *(f"muon:lr={lr}" for lr in (0.01, 0.02, 0.03, 0.05)),
+    *(f"muon:adamw_lr={lr}" for lr in (1e-3, 6e-3)),
+    *(f"muon:beta2={beta2}" for beta2 in (0.95, 0.999)),
+    *(f"muon:weight_decay={decay}" for decay in (0, 0.05)),
+    *(f"lion:lr={lr}" for lr in (1e-4, 3e-4, 6e-4)),
+    *(f"lion:weight_decay={decay}" for decay in (0.05, 1.0)),
+]
+"""What is tried by default: one value at a time away from the table's."""
+
+
+def held_out(config: TrainConfig) -> dict[str, Any]:
+    """Train and return held-out loss and accuracy, and the seconds of the training part; nothing is saved."""
+    session = open_session(config)
+    session.model.train()
+    start = time.perf_counter()
+    while session.progress.step < session.total_steps:
+        train_step(session)
+        if session.progress.step_in_epoch == session.steps_per_epoch:
+            session.progress.epoch += 1
+            session.progress.begin_epoch()
+    seconds = time.perf_counter() - start
+    assert session.splits.val is not None
+    result = evaluate(
+        session.evaluated_model, session.splits.val, session.normalize, session.device, session.eval_batch
+    )
+    return {"val_acc": result.acc, "val_loss": result.loss, "seconds": seconds}
+
+
+def main() -> None:
+    """Run the search and print its table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("specs", nargs="*", metavar="SPEC")
+    parser.add_argument("--net", default="cct_2")
+    parser.add_argument("--dataset", default="cifar10")
+    parser.add_argument("--recipe", default="fast")
+    parser.add_argument("--epochs", type=int, default=1)
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0])
+    parser.add_argument("--limit-train", type=int)
+    parser.add_argument("--json", help="write the rows to this file too")
+    asked = parser.parse_args()
+    flags: dict[str, Any] = {"net": asked.net, "dataset": asked.dataset, "recipe": asked.recipe, "epochs": asked.epochs}
+    if asked.limit_train:
+        flags["limit_train"] = asked.limit_train
+    configs = {spec: resolve_config({**flags, "opt": spec}) for spec in asked.specs or GRID}  # mistakes show at once
+    rows = []
+    for spec, config in configs.items():
+        runs = []
+        for seed in asked.seeds:
+            try:
+                runs.append(held_out(dataclasses.replace(config, seed=seed)))
+            except VitctlError as error:  # it diverged
+                print(f"{spec} seed {seed}: {error}", file=sys.stderr, flush=True)
+        if not runs:
+            continue
+        accuracies = [run["val_acc"] for run in runs]
+        row = {
+            "opt": spec,
+            "val_acc": round(statistics.mean(accuracies), 2),
+            "deviation": round(statistics.stdev(accuracies), 2) if len(runs) > 1 else 0.0,
+            "val_loss": round(statistics.mean(run["val_loss"] for run in runs), 4),
+            "seconds": round(statistics.median(run["seconds"] for run in runs), 1),
+            "lr": config.lr,
+            "weight_decay": config.weight_decay,
+            "options": config.opt_options,
+            "seeds": asked.seeds,
+        }
+        rows.append(row)
+        print(f"{row['val_acc']:6.2f} ± {row['deviation']:4.2f} %  {row['seconds']:7.1f} s  {spec}", flush=True)
+    print("\nbest last:")
+    for row in sorted(rows, key=lambda row: row["val_acc"]):
+        print(f"{row['val_acc']:6.2f} ± {row['deviation']:4.2f} %  {row['seconds']:7.1f} s  {row['opt']}")
+    if asked.json:
+        with open(asked.json, "w", encoding="utf-8") as file:
+            json.dump(rows, file, indent=2)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,83 @@
+import json
+from collections.abc import Callable
+
+import pytest
+
+from tests.conftest import Cli
+from vitctl.optim import OPTIMIZERS
+from vitctl.recipes import RECIPES, Band, Card, Recipe
+
+Refused = Callable[..., str]
+
+CARD = Card(
+    net="cct_2",
+    dataset="cifar10",
+    epochs=2,
+    val_acc=(Band(50.12, 0.5), Band(60.0, 0.25)),
+    test_acc=Band(59.5, 0.31),
+    seeds=(0, 1, 2),
+    seconds=130.0,
+    machine="cpu (a processor, 2 threads)",
+    versions="torch 2.15.0, vitctl 0.1.0",
+)
+
+
+def test_optimizers_are_listed(cli: Cli) -> None:
+    rows = cli("list-optimizers", "--json").json()
+    assert [row["name"] for row in rows] == list(OPTIMIZERS)
+    adan = next(row for row in rows if row["name"] == "adan")
+    assert adan["options"] == {"beta1": 0.02, "beta2": 0.08, "beta3": 0.01, "eps": 1e-8}
+    assert adan["lr"] == OPTIMIZERS["adan"].lr and adan["source"] and "2208.06677" in adan["paper"]
+    text = cli("list-optimizers").out
+    assert all(name in text for name in OPTIMIZERS) and "timm/NAME" in text
+    assert [row["name"] for row in cli("list-optimizers", "adan*", "--json").json()] == [
+        "adan", "adan_pytorch", "adan_official",
+    ]  # fmt: skip
+
+
+def test_timm_s_optimizers_are_listed_on_request(cli: Cli) -> None:
+    rows = {row["name"]: row for row in cli("list-optimizers", "timm/*", "--json").json()}
+    assert rows["timm/lamb"]["options"]["eps"] == 1e-6 and len(rows) > 40
+    assert "timm/adahessian" not in rows
+    table = cli("list-optimizers", "timm/*ada*n")
+    assert "timm/cadan" in table.out and "second derivatives" in table.out
+
+
+@pytest.mark.parametrize(
+    ("argv", "sentence"),
+    [
+        (["list-optimizers", "adamm"], "did you mean adam"),
+        (["list-optimizers", "timm"], "timm/*"),
+        (["list-optimizers", "timm/lambbb"], "no optimizer is called"),
+        (["list-optimizers", "timm/bnb*"], "needs CUDA"),
+        (["list-recipes", "sed"], "did you mean seed"),
+    ],
+)
+def test_unknown_names_are_one_sentence(refused: Refused, argv: list[str], sentence: str) -> None:
+    assert sentence in refused(*argv)
+
+
+def test_recipes_are_listed(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(RECIPES, "bare", Recipe(summary="none", settings={"net": "vit", "opt": "adam"}))
+    rows = {row["name"]: row for row in cli("list-recipes", "--json").json()}
+    assert list(rows) == list(RECIPES)
+    assert rows["seed"]["settings"]["lr"] == 1e-4 and rows["seed"]["by_opt"]["sgd"]
+    assert rows["bare"]["cards"] == [] and rows["bare"]["measured"] is False
+    assert "not measured" in cli("list-recipes", "bare").out
+    text = cli("list-recipes").out
+    assert all(name in text for name in RECIPES) and "not measured" in text
+
+
+def test_a_card_is_shown_whole(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
+    recipe = Recipe(summary="for the test", settings={"net": "cct_2", "opt": "muon"}, cards=(CARD,), paper="A 2026")
+    monkeypatch.setitem(RECIPES, "measured", recipe)
+    text = cli("list-recipes", "measured").out
+    for words in ("for the test", "A 2026", "--net", "50.1 ± 0.5 %", "60.0 ± 0.2 %", "59.5 ± 0.3 %", "seeds 0, 1, 2"):
+        assert words in text, words
+    for words in ("2 min 10 s", "cpu (a processor, 2 threads)", "torch 2.15.0"):
+        assert words in text.replace("\n", " "), words
+    assert "not measured" not in text
+    assert "59.5 ± 0.3 %" in cli("list-recipes").out
+    (row,) = cli("list-recipes", "measured", "--json").json()
+    assert row["cards"][0]["val_acc"][1] == {"mean": 60.0, "deviation": 0.25} and row["measured"] is True
+    assert json.dumps(row)

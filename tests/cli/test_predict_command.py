@@ -1,0 +1,207 @@
+import csv
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+from PIL import Image
+
+from tests.cli.test_train_command import picture_folder
+from tests.conftest import TINY_NET, Cli
+from vitctl.data.dataset import load_dataset
+
+Refused = Callable[..., str]
+COUNT = 30
+
+
+@pytest.fixture(scope="module")
+def exported(digits_runs: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a folder with the small run's exports: a.onnx, u.onnx (uint8, nhwc), a.safetensors."""
+    from vitctl.cli import main
+
+    folder = tmp_path_factory.mktemp("exported")
+    export = ["export", str(digits_runs / "digits"), "--verify-on", "20", "--json", "-o"]
+    assert main([*export, str(folder / "a.onnx")]) == 0
+    assert main([*export, str(folder / "u.onnx"), "--input", "uint8", "--layout", "nhwc"]) == 0
+    assert main([*export, str(folder / "a.safetensors"), "--format", "safetensors"]) == 0
+    return folder
+
+
+@pytest.fixture
+def pictures(tmp_path: Path) -> Path:
+    """Return a folder with the first test digits as PNG, and their classes in the names."""
+    data = load_dataset("digits", data_dir=None, size=8, skip_bad_images=False)
+    folder = tmp_path / "pictures"
+    (folder / "inner").mkdir(parents=True)
+    for i in range(COUNT):
+        place = folder / "inner" if i >= 20 else folder
+        Image.fromarray(data.test.images[i, 0].numpy()).save(place / f"{i:03d}_{data.test.labels[i]}.png")
+    return folder
+
+
+def known(exported: Path) -> np.ndarray:
+    """Return the probabilities of the first test digits, float [COUNT, 10], by onnxruntime and numpy."""
+    data = load_dataset("digits", data_dir=None, size=8, skip_bad_images=False)
+    session = onnxruntime.InferenceSession(exported / "a.onnx", providers=["CPUExecutionProvider"])
+    (logits,) = session.run(["logits"], {"images": (data.test.images[:COUNT].numpy() / 255).astype(np.float32)})
+    powers = np.exp(logits.astype(np.float64))
+    return powers / powers.sum(1, keepdims=True)
+
+
+@pytest.mark.parametrize("what", ["a.onnx", "u.onnx", "a.safetensors", "run"])
+def test_a_folder_of_pictures(cli: Cli, exported: Path, digits_runs: Path, pictures: Path, what: str) -> None:
+    source = digits_runs / "digits" if what == "run" else exported / what
+    result = cli("predict", source, pictures, "--json", "--top", 3, "--csv", "p.csv")
+    assert result.code == 0, result.err
+    rows = result.json()
+    assert [Path(row["picture"]).name[:3] for row in rows] == [f"{i:03d}" for i in range(COUNT)]
+    probabilities = known(exported)
+    for row, expected in zip(rows, probabilities, strict=True):
+        order = np.argsort(-expected)[:3]
+        assert [entry["class"] for entry in row["top"]] == [str(k) for k in order]
+        assert [entry["probability"] for entry in row["top"]] == pytest.approx(expected[order], abs=1e-4)
+    with open("p.csv") as file:
+        table = list(csv.DictReader(file))
+    assert [line["class_1"] for line in table] == [row["top"][0]["class"] for row in rows]
+    assert float(table[0]["probability_3"]) == pytest.approx(rows[0]["top"][2]["probability"], abs=1e-6)
+    right = [Path(row["picture"]).stem[-1] == row["top"][0]["class"] for row in rows]
+    assert np.mean(right) > 0.6
+
+
+def test_single_pictures_and_the_table(cli: Cli, exported: Path, pictures: Path) -> None:
+    some = sorted(path.relative_to(Path.cwd()) for path in pictures.glob("*.png"))[:2]
+    result = cli("predict", exported / "a.onnx", *some, "pictures/inner", "-k", 3)
+    assert result.code == 0 and result.out.count(".png") == 2 + 10
+    likeliest = known(exported)[0].argmax()
+    assert f"{likeliest} ({100 * known(exported)[0].max():.1f} %)" in result.out
+    everything = cli("predict", exported / "a.onnx", some[0], "-k", 20, "--json").json()
+    assert len(everything[0]["top"]) == 10
+
+
+def test_colours_and_sizes(cli: Cli, exported: Path, pictures: Path, tmp_path: Path) -> None:
+    """A picture of another size or mode is brought to the network's."""
+    original = Image.open(next(pictures.glob("000_*")))
+    big = original.resize((80, 80), Image.Resampling.NEAREST)
+    for name, image in (("rgb.png", big.convert("RGB")), ("palette.png", big.convert("P")), ("grey.png", big)):
+        image.save(tmp_path / name)
+    rows = cli("predict", exported / "a.onnx", *(f"{n}.png" for n in ("rgb", "palette", "grey")), "--json").json()
+    assert rows[0]["top"] == rows[1]["top"] == rows[2]["top"]
+
+
+def test_colour_networks_agree_with_eval(cli: Cli, tmp_path: Path) -> None:
+    picture_folder(tmp_path / "shades")
+    cli("train", "--dataset", "shades", "--net", TINY_NET, "--size", 8, "--bs", 8, "--epochs", 3, "--name", "s")
+    rows = cli("predict", "runs/s", tmp_path / "shades" / "test", "--json").json()
+    top1 = 100 * np.mean([row["top"][0]["class"] == Path(row["picture"]).parent.name for row in rows])
+    assert top1 == pytest.approx(cli("eval", "runs/s", "--json").json()["top1"])
+
+
+def test_unreadable_pictures_are_named(cli: Cli, exported: Path, pictures: Path) -> None:
+    (pictures / "bad.png").write_text("no picture")
+    (pictures / "short.png").write_bytes(next(pictures.glob("000_*")).read_bytes()[:60])
+    result = cli("predict", exported / "a.onnx", pictures, "--json", "--csv", "p.csv")
+    assert result.code == 1 and "Traceback" not in result.err
+    assert "2 of 32 pictures cannot be read" in result.err and "bad.png (not a picture)" in result.err
+    rows = result.json()
+    assert len(rows) == 32 and sum("error" in row for row in rows) == 2
+    with open("p.csv") as file:
+        assert sum(bool(line["error"]) for line in csv.DictReader(file)) == 2
+    lenient = cli("predict", exported / "a.onnx", pictures, "--skip-bad-images")
+    assert lenient.code == 0 and "cannot be read: not a picture" in lenient.out
+    assert cli("predict", exported / "a.onnx", pictures / "bad.png").code == 1
+
+
+@pytest.mark.parametrize("name", ["a.onnx", "u.onnx", "a.safetensors"])
+def test_eval_takes_exported_files(cli: Cli, exported: Path, digits_runs: Path, name: str) -> None:
+    ours = cli("eval", exported / name, "--json", "--csv", "c.csv", "--predictions", "p.csv").json()
+    theirs = cli("eval", digits_runs / "digits", "--json").json()
+    assert ours.keys() == theirs.keys()
+    for key in ("top1", "top5", "confusion", "images", "classes", "epoch", "net", "weights"):
+        assert ours[key] == theirs[key], key
+    assert ours["loss"] == pytest.approx(theirs["loss"], rel=1e-5)
+    assert ours["engine"].split()[0] == ("onnxruntime" if name.endswith("onnx") else "torch")
+    val = cli("eval", exported / name, "--split", "val", "--json").json()
+    assert val["top1"] == pytest.approx(cli("eval", digits_runs / "digits", "--split", "val", "--json").json()["top1"])
+    assert "top-1 accuracy" in cli("eval", exported / name).out
+
+
+def alter(source: Path, target: Path, change: Callable[[onnx.ModelProto], Any]) -> None:
+    model = onnx.load(source)
+    change(model)
+    target.write_bytes(model.SerializeToString())
+
+
+def other_size(model: onnx.ModelProto) -> None:
+    next(entry for entry in model.metadata_props if entry.key == "size").value = "9"
+
+
+def fewer_classes(model: onnx.ModelProto) -> None:
+    next(entry for entry in model.metadata_props if entry.key == "classes").value = '["a", "b"]'
+
+
+def test_refusals(refused: Refused, exported: Path, digits_runs: Path, pictures: Path, tmp_path: Path) -> None:
+    good = exported / "a.onnx"
+    alter(good, tmp_path / "bare.onnx", lambda model: model.ClearField("metadata_props"))
+    alter(good, tmp_path / "size.onnx", other_size)
+    alter(good, tmp_path / "classes.onnx", fewer_classes)
+    (tmp_path / "short.onnx").write_bytes(good.read_bytes()[:5000])
+    (tmp_path / "text.onnx").write_text("hello")
+    (tmp_path / "empty.onnx").write_bytes(b"")
+    (tmp_path / "void").mkdir()
+    for suffix in (".pt2", ".torchscript", ".ts"):
+        (tmp_path / f"x{suffix}").write_bytes(b"PK")
+    os.mkfifo(tmp_path / "pipe.png")
+    for argv, sentence in (
+        (["none.onnx", pictures], "is not there"),
+        (["bare.onnx", pictures], "was not written by vitctl export"),
+        (["size.onnx", pictures], "are not those that its record states"),
+        (["classes.onnx", pictures], "is damaged"),
+        (["short.onnx", pictures], "is damaged, or no ONNX file"),
+        (["text.onnx", pictures], "is damaged, or no ONNX file"),
+        (["empty.onnx", pictures], "is damaged, or no ONNX file"),
+        (["x.pt2", pictures], "loading one runs code in it"),
+        (["x.torchscript", pictures], "loading one runs code in it"),
+        ([tmp_path, pictures], "is no run folder"),
+        ([good, "void"], "has no pictures in it"),
+        ([good, "nowhere.png"], "nowhere.png is not there"),
+        ([good, "pipe.png"], "is no file"),
+        ([good, pictures, "--device", "mps"], "ONNX files run on the CPU"),
+        ([good, pictures, "--weights", "best"], "is a single file"),
+        ([good, pictures, "--weights", "bets"], "did you mean best"),
+        ([good, pictures, "--csv", "no/where.csv"], "is not there"),
+        ([digits_runs / "digits", pictures, "--device", "warp"], "is unknown"),
+    ):
+        assert sentence in refused("predict", *argv), argv
+    for name in ("short.onnx", "bare.onnx", "x.pt2"):
+        refused("eval", name)
+
+
+def test_refusals_of_safetensors(refused: Refused, exported: Path, pictures: Path, tmp_path: Path) -> None:
+    weights, described = (exported / "a.safetensors").read_bytes(), json.loads((exported / "a.json").read_text())
+
+    def attempt(data: bytes, document: Any) -> str:
+        (tmp_path / "b.safetensors").write_bytes(data)
+        (tmp_path / "b.json").write_text(document if isinstance(document, str) else json.dumps(document))
+        return refused("predict", "b.safetensors", pictures)
+
+    assert "is damaged, or no safetensors file" in attempt(weights[:-5], described)
+    assert "is damaged, or no safetensors file" in attempt(b"hello", described)
+    for document in ("{", "[]", "3", {}, {"vitctl": 3}, {"other": {}}):
+        assert "b.json" in attempt(weights, document)
+    wrong = {"vitctl": described["vitctl"] | {"net": "vit_gone"}}
+    assert "'vit_gone' is unknown" in attempt(weights, wrong)
+    for options, sentence in (
+        ({"embed_dim": 32}, "does not hold the weights"),
+        ({"nonsense": 1}, "has no option 'nonsense'"),
+        ({"depth": "many"}, "takes a whole number"),
+    ):
+        changed = {"vitctl": described["vitctl"] | {"net_options": described["vitctl"]["net_options"] | options}}
+        assert sentence in attempt(weights, changed)
+    assert "no" in attempt(weights, {"vitctl": described["vitctl"], "architecture": "no_such", "num_classes": 10})
+    (tmp_path / "b.json").unlink()
+    assert "b.json, which is not there" in refused("predict", "b.safetensors", pictures)

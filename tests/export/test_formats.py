@@ -1,0 +1,318 @@
+"""Every network in every format computes what the network does, for any batch."""
+
+from __future__ import annotations
+
+import io
+from typing import Any
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+import timm
+import torch
+from torch import Tensor, nn
+
+from vitctl.export import EXPORTERS, OPSETS
+from vitctl.export.formats import Deployed, as_input, resize
+from vitctl.export.metadata import Metadata
+from vitctl.export.request import TOLERANCE, Form
+from vitctl.models import MODELS, build_model
+
+MEAN, STD = (0.49, 0.48, 0.45), (0.2, 0.21, 0.22)
+BATCHES = (1, 3, 17)
+SHAPED = [name for name, entry in EXPORTERS.items() if not entry.bare]
+FAMILIES = list({entry.family: net for net, entry in reversed(MODELS.items())}.values())
+NARROW = {"embed_dim": 32, "depth": 2, "head_dim": 8, "conv_width": 8}
+
+TIMM = {
+    "vit_tiny_patch16_224": {"img_size": 64},
+    "deit_tiny_distilled_patch16_224": {"img_size": 64},
+    "swin_tiny_patch4_window7_224": {"img_size": 64, "window_size": 4},
+    "cait_xxs24_224": {"img_size": 64},
+    "mobilevit_xxs": {},
+    "mixer_s32_224": {"img_size": 64},
+    "convmixer_768_32": {"img_size": None},
+    "convnext_atto": {},
+    "resnet18": {},
+    "efficientnet_b0": {},
+}
+"""Networks of timm's, and what makes them take 64 px."""
+
+
+def record_of(net: str, model_size: int, form: Form, mean: tuple[float, ...] = MEAN, **more: Any) -> Metadata:
+    settings: dict[str, Any] = {
+        "vitctl": "0",
+        "net": net,
+        "net_options": {},
+        "classes": tuple("abcdefghij"),
+        "size": model_size,
+        "channels": len(mean),
+        "mean": mean,
+        "std": STD[: len(mean)],
+        "form": form,
+        "dataset": "cifar10",
+        "val": "holdout",
+        "val_fraction": 0.1,
+        "split_seed": 0,
+        "run": "r",
+        "checkpoint": "last.pt",
+        "checkpoint_sha256": "0" * 64,
+        "weights": "model",
+        "epoch": 1,
+        "accuracy": {},
+    }
+    return Metadata(**settings | more)
+
+
+def stir(model: nn.Module, size: int, channels: int = 3) -> nn.Module:
+    """Move what an untrained network has at zero or one, so that nothing can be lost unseen."""
+    generator = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter += 0.02 * torch.randn(parameter.shape, generator=generator)
+        model.train()(torch.randn(4, channels, size, size, generator=generator))  # moves the statistics of BatchNorm
+    return model.eval()
+
+
+def build(net: str, size: int, channels: int = 3, **changed: Any) -> nn.Module:
+    options = {name: option.default for name, option in MODELS[net].options.items()}
+    options |= {name: value for name, value in changed.items() if name in options}
+    torch.manual_seed(0)
+    return stir(build_model(net, options, img_size=size, in_chans=channels, num_classes=10), size, channels)
+
+
+def size_of(net: str) -> int:
+    return 64 if MODELS[net].img_size > 64 else 32
+
+
+def pictures(count: int, size: int, channels: int = 3) -> Tensor:
+    generator = torch.Generator().manual_seed(count)
+    return torch.randint(0, 256, (count, channels, size, size), dtype=torch.uint8, generator=generator)
+
+
+@torch.no_grad()
+def expected(model: nn.Module, images: Tensor, mean: tuple[float, ...] = MEAN) -> Tensor:
+    """Return the logits by the book: pictures scaled to 0-1, minus mean, over deviation."""
+    shape = (-1, 1, 1)
+    values = images.numpy() / 255.0
+    normal = (values - np.reshape(mean, shape)) / np.reshape(STD[: len(mean)], shape)
+    logits: Tensor = model(torch.from_numpy(normal.astype(np.float32)))
+    return logits
+
+
+def assert_same(ours: Tensor, theirs: Tensor) -> None:
+    assert ours.shape == theirs.shape
+    worst = (ours - theirs).abs().max().item()
+    assert worst <= TOLERANCE
+    top = ours.topk(2).values
+    clear = top[:, 0] - top[:, 1] > 2 * worst
+    assert torch.equal(ours.argmax(1)[clear], theirs.argmax(1)[clear])
+    assert clear.sum() >= len(clear) - 1
+
+
+def check(net: str, model: nn.Module, size: int, name: str, form: Form | None = None) -> None:
+    writer = EXPORTERS[name].load()()
+    record = record_of(net, size, form or Form())
+    network = Deployed(model, MEAN, STD, record.form, size)
+    reread, run = writer.open(writer.export(network, record, opset=OPSETS[0]))
+    assert reread == record
+    for count in BATCHES:
+        images = pictures(count, size)
+        outputs = run(as_input(images, reread))
+        logits = expected(model, images)
+        assert logits.std() > 1e-3
+        assert_same(outputs[0], logits)
+        assert len(outputs) == (2 if record.form.softmax else 1)
+        if record.form.softmax:
+            assert (outputs[1] - logits.softmax(1)).abs().max() <= TOLERANCE
+
+
+@pytest.mark.parametrize("name", SHAPED)
+def test_a_small_network_in_each_format(name: str) -> None:
+    check("vit_small", build("vit_small", 16, **NARROW), 16, name, Form(softmax=True))
+
+
+def test_safetensors_rebuilds_the_network() -> None:
+    options = {name: option.default for name, option in MODELS["vit_small"].options.items()} | {"depth": 1}
+    model = build("vit_small", 16, **options)
+    writer = EXPORTERS["safetensors"].load()()
+    record = record_of("vit_small", 16, Form(normalize="none"), net_options=options)
+    files = writer.export(Deployed(model, MEAN, STD, record.form, 16), record, opset=18)
+    assert list(files) == [".safetensors", ".json"]
+    reread, run = writer.open(files)
+    assert reread == record
+    images = pictures(3, 16)
+    assert_same(run(as_input(images, reread))[0], expected(model, images))
+
+
+@pytest.mark.parametrize(
+    ("normalize", "dtype", "layout", "channels"),
+    [
+        ("baked", "float32", "nchw", 3),
+        ("baked", "float32", "nhwc", 1),
+        ("baked", "uint8", "nchw", 1),
+        ("baked", "uint8", "nhwc", 3),
+        ("none", "float32", "nchw", 1),
+        ("none", "float32", "nhwc", 3),
+    ],
+)
+def test_every_form_of_input(normalize: str, dtype: str, layout: str, channels: int) -> None:
+    form = Form(normalize=normalize, dtype=dtype, layout=layout)
+    mean = MEAN[:channels]
+    model = build("cct_2", 8, channels, **NARROW)
+    record = record_of("cct_2", 8, form, mean)
+    writer = EXPORTERS["onnx"].load()()
+    files = writer.export(Deployed(model, mean, STD[:channels], form, 8), record, opset=18)
+    session = onnxruntime.InferenceSession(files[".onnx"], providers=["CPUExecutionProvider"])
+    (given,) = session.get_inputs()
+    assert given.name == "images" and given.type == {"uint8": "tensor(uint8)", "float32": "tensor(float)"}[dtype]
+    assert given.shape == ["batch", channels, 8, 8] if layout == "nchw" else ["batch", 8, 8, channels]
+    # In plain numpy, as somebody else would do it.
+    images = pictures(5, 8, channels).numpy()
+    values = images if dtype == "uint8" else (images / 255).astype(np.float32)
+    if normalize == "none":
+        values = (values - np.reshape(mean, (-1, 1, 1)).astype(np.float32)) / np.reshape(STD[:channels], (-1, 1, 1))
+    values = values.astype(dtype)
+    if layout == "nhwc":
+        values = np.ascontiguousarray(values.transpose(0, 2, 3, 1))
+    (logits,) = session.run(["logits"], {"images": values})
+    assert_same(torch.from_numpy(logits), expected(model, torch.from_numpy(images), mean))
+
+
+@pytest.mark.parametrize("opset", [OPSETS[0], OPSETS[-1]])
+def test_operator_sets(opset: int) -> None:
+    model = build("vit", 8, **NARROW)
+    writer, record = EXPORTERS["onnx"].load()(), record_of("vit", 8, Form())
+    files = writer.export(Deployed(model, MEAN, STD, Form(), 8), record, opset=opset)
+    written = onnx.load_from_string(files[".onnx"])
+    assert next(entry.version for entry in written.opset_import if not entry.domain) == opset
+    images = pictures(3, 8)
+    assert_same(writer.open(files)[1](as_input(images, record))[0], expected(model, images))
+
+
+def test_the_range_of_operator_sets_is_torch_s() -> None:
+    from torch.onnx import _constants
+    from torch.onnx._internal.exporter import _constants as exporter
+
+    assert OPSETS[0] == exporter.TORCHLIB_OPSET
+    assert OPSETS[-1] <= _constants.ONNX_MAX_OPSET
+
+
+def test_two_exports_are_the_same_bytes_and_tell_no_paths() -> None:
+    def data() -> bytes:
+        model = build("cct_2", 8, **NARROW)
+        record = record_of("cct_2", 8, Form())
+        files: dict[str, bytes] = (
+            EXPORTERS["onnx"].load()().export(Deployed(model, MEAN, STD, Form(), 8), record, opset=18)
+        )
+        return files[".onnx"]
+
+    first = data()
+    assert first == data()
+    assert b".py" not in first
+    assert not any(tensor.external_data for tensor in onnx.load_from_string(first).graph.initializer)
+
+
+def test_an_example_of_one_picture_would_not_do() -> None:
+    """What :data:`EXAMPLE_BATCH` is for: torch.export takes a batch of one for a constant."""
+    model = Deployed(build("cct_2", 8, **NARROW), MEAN, STD, Form(), 8)
+    with pytest.raises(Exception, match="batch"):
+        torch.export.export(model, (model.example()[:1],), dynamic_shapes=({0: torch.export.Dim("batch")},))
+
+
+def test_resizing_is_pillow_s() -> None:
+    from PIL import Image
+
+    images = pictures(2, 40)
+    for size in (16, 40, 64):
+        ours = resize(images, size)
+        for i, image in enumerate(images):
+            theirs = Image.fromarray(image.permute(1, 2, 0).numpy()).resize((size, size), Image.Resampling.BILINEAR)
+            theirs_first = np.asarray(theirs).transpose(2, 0, 1).astype(int)
+            assert np.abs(ours[i].numpy().astype(int) - theirs_first).max() <= 1
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("net", MODELS)
+def test_every_network_as_onnx(net: str) -> None:
+    size = size_of(net)
+    check(net, build(net, size), size, "onnx")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("net", FAMILIES)
+@pytest.mark.parametrize("name", [name for name in SHAPED if name != "onnx"])
+def test_one_network_a_family_in_the_other_formats(net: str, name: str) -> None:
+    size = size_of(net)
+    check(net, build(net, size), size, name)
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("net", MODELS)
+@pytest.mark.parametrize("name", SHAPED)
+def test_every_network_in_every_format(net: str, name: str) -> None:
+    size = size_of(net)
+    check(net, build(net, size), size, name, Form(softmax=True, dtype="uint8", layout="nhwc"))
+
+
+def timm_model(net: str) -> nn.Module:
+    torch.manual_seed(0)
+    settings = {key: value for key, value in TIMM[net].items() if value is not None}
+    return stir(timm.create_model(net, num_classes=10, **settings), 64)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("net", [net for net in TIMM if net in ("vit_tiny_patch16_224", "resnet18")])
+@pytest.mark.parametrize("name", SHAPED)
+def test_timm_s_networks(net: str, name: str) -> None:
+    check(f"timm/{net}", timm_model(net), 64, name)
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("net", TIMM)
+@pytest.mark.parametrize("name", SHAPED)
+def test_ten_of_timm_s_networks_in_every_format(net: str, name: str) -> None:
+    check(f"timm/{net}", timm_model(net), 64, name)
+
+
+@pytest.mark.parametrize("net", ["resnet18", "vit_tiny_patch16_224"])
+def test_timm_rebuilds_its_networks_from_safetensors(net: str, tmp_path: Any) -> None:
+    model = timm_model(net)
+    writer = EXPORTERS["safetensors"].load()()
+    record = record_of(f"timm/{net}", 64, Form(normalize="none"))
+    files = writer.export(Deployed(model, MEAN, STD, record.form, 64), record, opset=18)
+    (tmp_path / "model.safetensors").write_bytes(files[".safetensors"])
+    (tmp_path / "config.json").write_bytes(files[".json"])
+    theirs = timm.create_model(f"local-dir:{tmp_path}", pretrained=True).eval()
+    images = pictures(3, 64)
+    assert_same(expected(theirs, images), expected(model, images))
+    assert tuple(theirs.pretrained_cfg["mean"]) == MEAN and theirs.pretrained_cfg["input_size"] == (3, 64, 64)
+    reread, run = writer.open(files)
+    assert_same(run(as_input(images, reread))[0], expected(model, images))
+
+
+def test_a_network_that_cannot_be_traced_is_named() -> None:
+    from vitctl.errors import RunFailed
+
+    class Fickle(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return x.flatten(1)[:, :10] * (2 if x.sum() > 0 else 3)
+
+    record = record_of("fickle", 8, Form())
+    for name in ("onnx", "torch-export"):
+        with pytest.raises(RunFailed, match="fickle cannot be written as"):
+            EXPORTERS[name].load()().export(Deployed(Fickle(), MEAN, STD, Form(), 8), record, opset=18)
+
+
+def test_torchscript_and_pt2_carry_the_record_where_others_can_read_it() -> None:
+    import json
+    import zipfile
+
+    model = build("cct_2", 8, **NARROW)
+    record = record_of("cct_2", 8, Form())
+    for name, suffix in (("torchscript", ".torchscript"), ("torch-export", ".pt2")):
+        data = EXPORTERS[name].load()().export(Deployed(model, MEAN, STD, Form(), 8), record, opset=18)[suffix]
+        with zipfile.ZipFile(io.BytesIO(data)) as archive:
+            (member,) = [entry for entry in archive.namelist() if entry.endswith("vitctl.json")]
+            assert json.loads(archive.read(member))["classes"] == json.dumps(list(record.classes))

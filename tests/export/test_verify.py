@@ -1,0 +1,152 @@
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from tests.export.test_formats import build, record_of
+from vitctl.export.formats import Deployed, Run, as_tuple
+from vitctl.export.request import Form
+from vitctl.export.verify import (
+    BATCHES,
+    Agreement,
+    Reference,
+    Sample,
+    compare,
+    difference,
+    make_reference,
+    make_sample,
+    measure_speed,
+)
+from vitctl.training.classifier import Classifier, classifier_of
+from vitctl.training.scoring import load_data_for
+from vitctl.training.trained import load_trained
+
+
+@pytest.fixture
+def classifier(digits_run: Path) -> Classifier:
+    device = torch.device("cpu")
+    return classifier_of(load_trained(digits_run, weights="last", device=device, warn=print), device)
+
+
+RECORD = record_of("x", 2, Form(), mean=(0.5,), classes=("a", "b", "c"))
+
+
+def sample(count: int = 20) -> Sample:
+    images = torch.arange(count * 4, dtype=torch.uint8).view(count, 1, 2, 2)
+    return Sample(images, torch.arange(count) % 3, "pictures")
+
+
+def logits_of(images: Tensor) -> Tensor:
+    """Logits that differ from picture to picture; the first pixel decides which class leads."""
+    first = (images[:, 0, 0, 0] * 255).round().long()
+    return nn.functional.one_hot(first // 4 % 3, 3).float() + images.mean((1, 2, 3))[:, None]
+
+
+def reference(of: Sample) -> Reference:
+    return Reference(logits_of(of.images / 255), {count: logits_of(of.first(count) / 255) for count in BATCHES})
+
+
+def agreement(run: Run, tolerance: float = 1e-4) -> Agreement:
+    pictures = sample()
+    return compare(RECORD, run, pictures, reference(pictures), tolerance=tolerance, batch=8, title="x")
+
+
+def test_the_same_function_agrees() -> None:
+    found = agreement(lambda images: (logits_of(images),))
+    assert found.max_difference < 1e-6 and found.changed == 0 and found.failure(1e-4) is None
+    assert found.top1 == 100.0 and set(found.batches) == {1, 3, 17}
+
+
+def test_the_greatest_difference_is_found_wherever_it_is() -> None:
+    def run(images: Tensor) -> tuple[Tensor, ...]:
+        logits = logits_of(images)
+        logits[images[:, 0, 0, 0] * 255 > 75] += 0.25  # the last picture alone
+        return (logits,)
+
+    found = agreement(run)
+    assert found.max_difference == pytest.approx(0.25) and max(found.batches.values()) < 1e-6
+    assert "differ by up to 0.25 (--tolerance 0.0001)" in str(found.failure(1e-4))
+    assert found.failure(0.3) is None
+
+
+@pytest.mark.parametrize("size", BATCHES)
+def test_a_batch_of_another_size_is_run(size: int) -> None:
+    found = agreement(lambda images: (logits_of(images) + (len(images) == size),))
+    assert found.batches[size] == pytest.approx(1.0) and found.failure(1e-4) is not None
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_what_is_not_finite_fails(bad: float) -> None:
+    def run(images: Tensor) -> tuple[Tensor, ...]:
+        logits = logits_of(images)
+        logits[-1, 0] = bad
+        return (logits,)
+
+    assert agreement(run).failure(1e9) is not None
+
+
+def test_another_shape_fails() -> None:
+    assert difference(torch.zeros(2, 3), torch.zeros(2, 1)) == float("inf")
+
+
+def test_changed_predictions_and_ties() -> None:
+    pictures = sample(4)
+    ours = torch.tensor([[1.0, 0.0, 0.0], [0.5, 0.49995, 0.0], [0.0, 1.0, 0.9], [0.0, 0.0, 1.0]])
+    theirs = torch.tensor([[1.0, 0.0, 0.0], [0.49995, 0.5, 0.0], [0.0, 0.9, 1.0], [0.0, 0.0, 1.0]])
+    known = Reference(ours, {count: ours[torch.arange(count) % 4] for count in BATCHES})
+
+    def run(images: Tensor) -> tuple[Tensor, ...]:
+        return (theirs[(images[:, 0, 0, 0] * 255).round().long() // 4],)
+
+    found = compare(RECORD, run, pictures, known, tolerance=1e-4, batch=3, title="x")
+    assert (found.changed, found.ties) == (2, 1)
+    assert found.failure(0.2) == "1 predictions differ"
+
+
+def test_probabilities_are_compared_too() -> None:
+    record = replace(RECORD, form=Form(softmax=True))
+    pictures = sample()
+
+    def run(images: Tensor) -> tuple[Tensor, ...]:
+        logits = logits_of(images)
+        return logits, logits.softmax(1) + 0.01
+
+    found = compare(record, run, pictures, reference(pictures), tolerance=1e-4, batch=8, title="x")
+    assert found.max_difference < 1e-6 and found.max_difference_probs == pytest.approx(0.01, rel=1e-3)
+    assert found.failure(1e-4) is not None
+
+
+def test_samples(classifier: Classifier) -> None:
+    data = load_data_for(classifier)
+    whole = make_sample(classifier, data, None, whole_numbers=False)
+    assert len(whole.images) == 359 and whole.title == "359 digits test pictures"
+    assert make_reference(classifier, whole).top1(whole) > 60
+    assert len(make_sample(classifier, data, 50, whole_numbers=False).images) == 50
+    generated = make_sample(classifier, None, 30, whole_numbers=False)
+    assert generated.images.shape == (30, 1, 8, 8) and generated.images.float().std() > 60
+    assert generated.labels is None and make_reference(classifier, generated).top1(generated) is None
+    assert torch.equal(generated.images, make_sample(classifier, None, 30, whole_numbers=False).images)
+
+
+def test_few_pictures_come_over_again() -> None:
+    assert sample(2).first(5)[:, 0, 0, 0].tolist() == [0, 4, 0, 4, 0]
+
+
+def test_speed_is_that_of_each() -> None:
+    import time
+
+    def slow(images: Tensor) -> tuple[Tensor, ...]:
+        time.sleep(0.02)
+        return (images,)
+
+    model = Deployed(build("cct_2", 8, embed_dim=16, depth=1), (0.5,) * 3, (0.2,) * 3, Form(), 8)
+    record = record_of("cct_2", 8, Form())
+    pictures = Sample(torch.zeros(3, 3, 8, 8, dtype=torch.uint8), None, "")
+    with torch.inference_mode():
+        speeds = measure_speed({"slow": (slow, record), "network": (lambda x: as_tuple(model(x)), record)}, pictures)
+    assert 0.02 <= speeds["slow"]["latency_p50"] <= speeds["slow"]["latency_p95"] < 0.2
+    assert speeds["network"]["latency_p50"] < 0.02
+    assert speeds["slow"]["speed_batch"] == 256
+    assert 256 / 0.2 < speeds["slow"]["images_per_second"] <= 256 / 0.02

@@ -1,0 +1,25 @@
+"""The fine-tuned networks against timm's own."""
+
+from __future__ import annotations
+
+import pytest
+import timm
+import torch
+
+from tests.models.oracles import stirred
+from tests.models.test_models import build, pictures
+
+
+@pytest.mark.parametrize(("net", "name"), [("vit_timm", "vit_base"), ("vit_small_timm", "vit_small")])
+def test_logits_equal_timms(net: str, name: str) -> None:
+    ours = stirred(build(net, 32)).eval()
+    theirs = timm.create_model(f"{name}_patch16_384", img_size=32, num_classes=10).eval()
+    theirs.load_state_dict(ours.state_dict())
+    with torch.no_grad():
+        torch.testing.assert_close(ours(pictures(2)), theirs(pictures(2)), atol=1e-5, rtol=1e-5)
+
+
+def test_the_head_does_not_begin_at_zero() -> None:
+    assert build("vit_small_timm", 32, depth=1).get_parameter("head.weight").std().item() == pytest.approx(
+        0.02, rel=0.1
+    )

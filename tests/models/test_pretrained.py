@@ -1,0 +1,357 @@
+"""Pretrained weights: fitted as timm fits them, frozen and kept as asked, and refused in one sentence."""
+
+from __future__ import annotations
+
+import shutil
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+import pytest
+import safetensors.torch
+import timm
+import torch
+from huggingface_hub import constants
+from torch import nn
+
+from tests.conftest import Cli
+from vitctl.models import build_model, pretrained
+from vitctl.models.pretrained import freeze_backbone, head_names, load_pretrained, locate, train_head
+
+Refused = Callable[..., str]
+
+NET = "timm/test_vit"
+RUN = ["train", "--dataset", "digits", "--limit-train", 40, "--limit-test", 20, "--bs", 20, "--size", 32]
+HUB = "models--timm--test_vit.r160_in1k"
+
+
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return weights of timm's ``test_vit`` for 160-px colour pictures of 1,000 classes, as a safetensors file."""
+    torch.manual_seed(11)
+    model = timm.create_model("test_vit")
+    for parameter in model.parameters():
+        parameter.data += 0.05 * torch.randn_like(parameter)
+    path = tmp_path_factory.mktemp("weights") / "model.safetensors"
+    safetensors.torch.save_file(model.state_dict(), path)
+    return path
+
+
+def loaded(path: Path, net: str = NET, img_size: int = 32, in_chans: int = 3, classes: int = 10, **options: Any) -> Any:
+    torch.manual_seed(0)
+    model = build_model(net, options, img_size=img_size, in_chans=in_chans, num_classes=classes)
+    before = torch.get_rng_state()
+    said = load_pretrained(model, net, options, path, img_size=img_size, in_chans=in_chans)
+    assert torch.equal(torch.get_rng_state(), before)
+    return model.eval(), said
+
+
+@pytest.mark.parametrize(
+    ("img_size", "in_chans", "options"), [(160, 3, {}), (32, 3, {}), (48, 1, {}), (32, 3, {"patch_size": 8})]
+)
+def test_weights_are_fitted_as_timm_fits_them(
+    weights: Path, img_size: int, in_chans: int, options: dict[str, Any]
+) -> None:
+    ours, said = loaded(weights, NET, img_size, in_chans, **options)
+    theirs = timm.create_model(
+        "test_vit",
+        pretrained=True,
+        pretrained_cfg_overlay={"file": str(weights)},
+        img_size=img_size,
+        in_chans=in_chans,
+        num_classes=10,
+        **options,
+    )
+    drawn = build_model(NET, options, img_size=img_size, in_chans=in_chans, num_classes=10)
+    for name, tensor in theirs.state_dict().items():
+        if not name.startswith("head."):
+            assert torch.equal(ours.state_dict()[name], tensor), name
+            assert not torch.equal(drawn.state_dict()[name], tensor), name
+    assert "the head is drawn anew, as that of the file has 1000 classes" in said
+
+
+def test_positions_are_resampled(weights: Path) -> None:
+    model, _ = loaded(weights)
+    assert model.pos_embed.shape == (1, 5, model.embed_dim)
+
+
+def test_a_head_of_as_many_classes_is_kept(weights: Path) -> None:
+    model, said = loaded(weights, classes=1000)
+    assert torch.equal(model.head.weight, safetensors.torch.load_file(weights)["head.weight"])
+    assert said.endswith("head included")
+
+
+@pytest.mark.parametrize("key", [None, "model", "net", "state_dict"])
+@pytest.mark.parametrize("prefix", ["", "module."])
+def test_files_of_torch(weights: Path, tmp_path: Path, key: str | None, prefix: str) -> None:
+    state = {f"{prefix}{name}": tensor for name, tensor in safetensors.torch.load_file(weights).items()}
+    torch.save(state if key is None else {key: state, "epoch": 3}, tmp_path / "w.pt")
+    ours, _ = loaded(tmp_path / "w.pt")
+    theirs, _ = loaded(weights)
+    for name, tensor in theirs.state_dict().items():
+        assert torch.equal(ours.state_dict()[name], tensor)
+
+
+def test_fine_tuned_networks_take_weights_of_timm(tmp_path: Path) -> None:
+    """The rows of the table, with timm's ViT-Small/16 for 384 px as the file."""
+    torch.manual_seed(1)
+    state = timm.create_model("vit_small_patch16_384").state_dict()
+    safetensors.torch.save_file(state, tmp_path / "w.safetensors")
+    options = {"patch_size": 16, "embed_dim": 384, "depth": 12, "num_heads": 6, "mlp_ratio": 4.0}
+    options |= {"dropout": 0.1, "drop_path_rate": 0.1}
+    ours, _ = loaded(tmp_path / "w.safetensors", "vit_small_timm", 64, 1, **options)
+    theirs = timm.create_model(
+        "vit_small_patch16_384",
+        pretrained=True,
+        pretrained_cfg_overlay={"file": str(tmp_path / "w.safetensors"), "custom_load": False},
+        img_size=64,
+        in_chans=1,
+        num_classes=10,
+    )
+    theirs.load_state_dict({**theirs.state_dict(), "head.weight": ours.head.weight, "head.bias": ours.head.bias})
+    x = torch.randn(2, 1, 64, 64)
+    with torch.no_grad():
+        torch.testing.assert_close(ours(x), theirs.eval()(x), atol=1e-5, rtol=1e-5)
+
+
+# -- through the command line ----------------------------------------------------------------------------------------
+
+
+def test_a_run_starts_from_the_file_and_resumes_without_it(cli: Cli, weights: Path, tmp_path: Path) -> None:
+    file = tmp_path / "mine.safetensors"
+    shutil.copy(weights, file)
+    first = cli(*RUN, "--net", NET, "--pretrained", file, "--lr", 0, "--max-steps", 2, "--name", "r")
+    assert first.code == 0, first.err
+    assert f"pretrained weights: {file}; the head is drawn anew" in first.err
+    content = torch.load("runs/r/checkpoints/last.pt", weights_only=True)
+    expected, _ = loaded(weights, in_chans=1)
+    assert torch.equal(content["model"]["blocks.0.attn.qkv.weight"], expected.blocks[0].attn.qkv.weight)
+    assert content["config"]["pretrained"] == str(file)
+    file.unlink()
+    again = cli("train", "--resume", "runs/r", "--max-steps", 4, "--pretrained", file, "--json")
+    assert again.code == 0, again.err
+    assert again.json()["step"] == 4 and "pretrained weights" not in again.err
+    assert cli("eval", "runs/r").code == 0
+
+
+def test_weights_of_our_own_networks(cli: Cli, refused: Refused) -> None:
+    net = "cct_2:embed_dim=16,depth=1,conv_width=8"
+    assert cli(*RUN, "--net", net, "--max-steps", 2, "--name", "first").code == 0
+    before = torch.load("runs/first/checkpoints/last.pt", weights_only=True)["model"]
+    file = "runs/first/checkpoints/last.pt"
+    second = cli(*RUN, "--net", net, "--pretrained", file, "--lr", 0, "--max-steps", 1, "--name", "second")
+    assert second.code == 0 and "head included" in second.err
+    after = torch.load("runs/second/checkpoints/last.pt", weights_only=True)["model"]
+    assert all(torch.equal(after[name], tensor) for name, tensor in before.items())
+    sentence = refused(*RUN, "--net", "cct_2:embed_dim=16,depth=2,conv_width=8", "--pretrained", file)
+    assert "does not fit --net cct_2" in sentence and "it lacks blocks.1." in sentence
+    sentence = refused(*RUN, "--net", "cct_2:embed_dim=32,depth=1,conv_width=8", "--pretrained", file)
+    assert "it has pos_embed [1, 64, 16] instead of [1, 64, 32]" in sentence and "more" in sentence
+
+
+@pytest.mark.parametrize("net", ["timm/test_resnet", "timm/test_vit", "cct_2:embed_dim=16,depth=1,conv_width=8"])
+def test_a_frozen_backbone_stays_to_the_last_bit(net: str, cli: Cli) -> None:
+    assert cli(*RUN, "--net", net, "--max-steps", 2, "--name", "first").code == 0
+    file = "runs/first/checkpoints/last.pt"
+    run = cli(*RUN, "--net", net, "--pretrained", file, "--freeze-backbone", "--epochs", 2, "--name", "f", "--json")
+    assert run.code == 0, run.err
+    assert "learn" in run.err
+    before = torch.load(file, weights_only=True)["model"]
+    after = torch.load("runs/f/checkpoints/last.pt", weights_only=True)["model"]
+    changed = {name for name, tensor in before.items() if not torch.equal(after[name], tensor)}
+    assert changed and all(name.startswith(("head", "fc")) for name in changed)
+
+
+def test_what_learns_of_a_frozen_network() -> None:
+    model = build_model("timm/test_resnet", {}, img_size=32, in_chans=3, num_classes=10)
+    freeze_backbone(model, "timm/test_resnet")
+    assert [name for name, p in model.named_parameters() if p.requires_grad] == ["fc.weight", "fc.bias"]
+    train_head(model)
+    assert model.fc.training
+    assert not [name for name, m in model.named_modules() if isinstance(m, nn.BatchNorm2d) and m.training]
+
+
+@pytest.mark.parametrize(
+    ("net", "expected"),
+    [
+        ("vit", ["head"]),
+        ("swin", ["head"]),
+        ("res18", ["fc"]),
+        ("mobilevit", ["head"]),
+        ("timm/test_convnext", ["head.fc"]),
+        ("timm/deit_tiny_distilled_patch16_224", ["head", "head_dist"]),
+    ],
+)
+def test_heads(net: str, expected: list[str]) -> None:
+    from vitctl.models import MODELS
+
+    options = {name: option.default for name, option in MODELS[net].options.items()} if net in MODELS else {}
+    with torch.device("meta"):
+        model = build_model(net, options, img_size=32, in_chans=3, num_classes=10)
+    assert head_names(model) == expected
+
+
+@pytest.mark.parametrize(
+    ("argv", "sentence"),
+    [
+        (
+            ["--net", "vit", "--pretrained", "true"],
+            "there are no pretrained weights for --net vit; there are for vit_timm",
+        ),
+        (["--net", NET, "--pretrained", "nowhere.pt"], "--pretrained nowhere.pt: no such file"),
+        (["--net", NET, "--pretrained", "."], "--pretrained .: that is a folder"),
+        (["--net", "cct_2", "--freeze-backbone"], "add --pretrained true, or --pretrained FILE"),
+        (["--net", "vit_timm", "--freeze-backbone", "--pretrained", "no"], "would be random"),
+        (["--net", "vit_timm", "--freeze-backbone", "--layer-decay", 0.5], "--layer-decay 0.5 does nothing"),
+        (["--net", "vit_timm", "--layer-decay", 2], "--layer-decay is 2; the greatest is 1"),
+    ],
+)
+def test_mistakes_are_one_sentence(refused: Refused, argv: list[object], sentence: str) -> None:
+    assert sentence in refused(*RUN, *argv)
+
+
+def damaged(kind: str, weights: Path, path: Path) -> None:
+    if kind == "empty":
+        path.write_bytes(b"")
+    elif kind == "text":
+        path.write_text("weights")
+    elif kind == "short":
+        path.write_bytes(weights.read_bytes()[:5000])
+    elif kind == "code":
+        torch.save(nn.Linear(2, 2), path)
+    elif kind == "other":
+        torch.save({"epoch": 3}, path)
+    elif kind == "list":
+        torch.save([torch.ones(1)], path)
+    elif kind == "vgg":
+        torch.save({"features.0.weight": torch.ones(2, 3, 3, 3)}, path)
+
+
+@pytest.mark.parametrize(
+    ("kind", "sentence"),
+    [
+        ("empty", "it is damaged, or no file of weights"),
+        ("text", "it is damaged, or no file of weights"),
+        ("short", "damaged"),
+        ("code", "which vitctl never does"),
+        ("other", "it holds no weights by name"),
+        ("list", "but a list"),
+        ("vgg", "does not fit --net timm/test_vit"),
+    ],
+)
+def test_bad_files_are_one_sentence(refused: Refused, weights: Path, tmp_path: Path, kind: str, sentence: str) -> None:
+    damaged(kind, weights, tmp_path / "bad.pt")
+    assert sentence in refused(*RUN, "--net", NET, "--pretrained", "bad.pt")
+    assert not (tmp_path / "runs").exists()
+
+
+# -- the cache and the network ---------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Return a cache of the hub that holds nothing."""
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+    return tmp_path / "hub"
+
+
+def closed_port() -> str:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return f"http://127.0.0.1:{probe.getsockname()[1]}"
+
+
+def test_cached_weights_need_no_network(hub: Path, weights: Path, cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(constants, "ENDPOINT", closed_port())
+    snapshot = hub / HUB / "snapshots" / ("a" * 40)
+    snapshot.mkdir(parents=True)
+    (hub / HUB / "refs").mkdir()
+    (hub / HUB / "refs" / "main").write_text("a" * 40)
+    shutil.copy(weights, snapshot / "model.safetensors")
+    run = cli(*RUN, "--net", NET, "--pretrained", "true", "--max-steps", 1)
+    assert run.code == 0 and "pretrained weights: " in run.err, run.err
+
+
+def test_without_network_it_says_so_at_once(hub: Path, refused: Refused, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(constants, "ENDPOINT", closed_port())
+    start = time.monotonic()
+    sentence = refused(*RUN, "--net", "vit_timm")
+    assert time.monotonic() - start < 5
+    assert "hf download timm/vit_base_patch16_384.augreg_in21k_ft_in1k model.safetensors" in sentence
+    assert "--pretrained FILE" in sentence and "--pretrained false" in sentence and str(hub) in sentence
+
+
+def test_a_server_that_never_answers_is_not_waited_for(hub: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pretrained, "PATIENCE", 0.3)
+    with socket.socket() as mute:
+        mute.bind(("127.0.0.1", 0))
+        mute.listen()
+        start = time.monotonic()
+        assert not pretrained.reachable(f"http://127.0.0.1:{mute.getsockname()[1]}")
+        assert time.monotonic() - start < 3
+
+
+def test_offline_mode_of_the_hub_is_kept_to(hub: Path, refused: Refused, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    assert "cannot be reached" in refused(*RUN, "--net", NET, "--pretrained", "true")
+
+
+def test_weights_at_a_plain_address(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
+    with serve({"/w.pth": b"weights"}) as server:
+        found = pretrained._from_url("timm/x", f"{server}/w.pth")
+        assert found.read_bytes() == b"weights" and found.parent == tmp_path / "checkpoints"
+    assert pretrained._from_url("timm/x", f"{server}/w.pth") == found  # without the server, from the cache
+
+
+def test_weights_are_downloaded_from_the_hub(hub: Path, weights: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    content = weights.read_bytes()
+    with serve(
+        {f"/timm/test_vit.r160_in1k/resolve/{ref}/model.safetensors": content for ref in ("main", "b" * 40)}
+    ) as url:
+        monkeypatch.setattr(constants, "ENDPOINT", url)
+        monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", url + "/{repo_id}/resolve/{revision}/{filename}")
+        path = locate(NET, "true")
+    assert path.read_bytes() == content and hub in path.parents
+
+
+class serve:
+    """Serves files on loopback as the hub does, while open; the value is the address."""
+
+    def __init__(self, files: dict[str, bytes]) -> None:
+        class Handler(BaseHTTPRequestHandler):
+            def do_HEAD(self) -> None:
+                content = files.get(self.path)
+                self.send_response(200 if content is not None else 404)
+                self.send_header("Content-Length", str(len(content or b"")))
+                self.send_header("X-Repo-Commit", "b" * 40)
+                self.send_header("ETag", '"' + "c" * 40 + '"')
+                self.end_headers()
+
+            def do_GET(self) -> None:
+                self.do_HEAD()
+                self.wfile.write(files.get(self.path, b""))
+
+            def log_message(self, *args: object) -> None:
+                return None
+
+        self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+
+    def __enter__(self) -> str:
+        threading.Thread(target=self.server.serve_forever, daemon=True).start()
+        return f"http://127.0.0.1:{self.server.server_port}"
+
+    def __exit__(self, *_: object) -> None:
+        self.server.shutdown()
+        self.server.server_close()
+
+
+@pytest.fixture(autouse=True)
+def no_real_hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Let no test of this file reach the real hub by mistake."""
+    monkeypatch.setattr(constants, "ENDPOINT", closed_port())
+    yield

@@ -1,0 +1,146 @@
+"""``timm/NAME``: built, counted and refused as timm itself would have it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import timm
+import torch
+
+from tests.conftest import Cli
+from vitctl.config import TrainConfig, resolve_config
+from vitctl.errors import RequestError
+from vitctl.models import build_model, find_model
+from vitctl.models.timm_zoo import SIZES, search
+
+Refused = Callable[..., str]
+
+DIGITS = ["--dataset", "digits", "--limit-train", 40, "--limit-test", 20, "--bs", 20]
+
+TEN = [
+    "test_vit",
+    "test_resnet",
+    "test_efficientnet",
+    "test_convnext",
+    "test_mambaout",
+    "test_nfnet",
+    "test_maxvit",
+    "levit_128s",
+    "xcit_nano_12_p8_224",
+    "swin_tiny_patch4_window7_224",
+]
+"""Networks of ten families, each a small one."""
+
+
+def smallest(net: str) -> int:
+    """Return the smallest size that the network takes."""
+    for size in SIZES:
+        try:
+            find_model(net).check_size(net, {}, size)
+        except RequestError:
+            continue
+        return size
+    raise AssertionError(net)
+
+
+def test_they_are_ten_families() -> None:
+    assert len({find_model(f"timm/{name}").family for name in TEN}) == 10
+
+
+@pytest.mark.parametrize("name", TEN)
+def test_two_steps_on_digits_at_the_smallest_size(name: str, cli: Cli, tmp_path: Path) -> None:
+    size = smallest(f"timm/{name}")
+    result = cli("train", *DIGITS, "--net", f"timm/{name}", "--size", size, "--max-steps", 2, "--name", "t", "--json")
+    assert result.code == 0, result.err
+    summary = result.json()
+    assert summary["step"] == 2 and summary["net"] == f"timm/{name}"
+    assert summary["params"] == sum(
+        p.numel() for p in build_model(f"timm/{name}", {}, img_size=size, in_chans=1, num_classes=10).parameters()
+    )
+    assert "MFLOP a picture" in result.err
+    # The checkpoint says by itself what it is of.
+    scores = cli("eval", "runs/t/checkpoints/last.pt", "--limit", 20, "--json")
+    assert scores.code == 0, scores.err
+    assert scores.json()["loss"] == pytest.approx(
+        json.loads((tmp_path / "runs/t/summary.json").read_text())["test_loss"], rel=1e-4
+    )
+
+
+def test_it_is_timms_network() -> None:
+    ours = build_model(
+        "timm/test_vit", {"patch_size": 4, "drop_path_rate": 0.1}, img_size=20, in_chans=1, num_classes=7
+    )
+    theirs = timm.create_model("test_vit", img_size=20, in_chans=1, num_classes=7, patch_size=4)
+    theirs.load_state_dict(ours.state_dict())
+    x = torch.randn(2, 1, 20, 20)
+    torch.testing.assert_close(ours.eval()(x), theirs.eval()(x), atol=1e-5, rtol=1e-5)
+    assert ours.blocks[-1].drop_path1.drop_prob == pytest.approx(0.1)
+
+
+def test_patch_and_stem_stay_as_they_are_unless_asked() -> None:
+    assert build_model("timm/test_vit", {}, img_size=32, in_chans=3, num_classes=10).patch_embed.patch_size == (16, 16)
+    assert build_model("timm/resnet18", {}, img_size=32, in_chans=3, num_classes=10).conv1.stride == (2, 2)
+
+
+def test_figures() -> None:
+    """ViT-Tiny/16 has 5.7 million parameters with 1,000 classes and 1.26 GMAC; ResNet-18 11.7 and 1.82 (timm's table)."""
+    entry = find_model("timm/vit_tiny_patch16_224")
+    assert (entry.params + 193 * 990, entry.tokens, entry.img_size) == (5_717_416, 197, 224)
+    assert entry.mflop == pytest.approx(2 * 1258, rel=0.01)
+    resnet = find_model("timm/resnet18")
+    assert (resnet.params + 513 * 990, resnet.tokens, resnet.batchnorm) == (11_689_512, 0, True)
+    assert resnet.mflop == pytest.approx(2 * 1819, rel=0.01)
+    assert find_model("timm/swin_tiny_patch4_window7_224").tokens == 56 * 56
+
+
+def test_only_options_that_were_asked_for_are_kept() -> None:
+    config = resolve_config({"dataset": "digits", "net": "timm/test_vit:patch_size=8,qkv_bias=no", "size": 32})
+    assert config.net_options == {"patch_size": 8, "qkv_bias": False}
+    assert TrainConfig.from_dict(config.to_dict()) == config
+    assert resolve_config({"dataset": "digits", "net": "timm/test_vit", "patch": 4, "size": 32}).net_options == {
+        "patch_size": 4
+    }
+    assert config.pretrained == "false" and resolve_config({"dataset": "digits", "net": "timm/test_vit"}).size == 160
+
+
+@pytest.mark.parametrize(
+    ("argv", "sentence"),
+    [
+        (["--net", "timm/vit_tinny_patch16_224"], "did you mean timm/vit_tiny_patch16_224"),
+        (["--net", "timm/vit_tiny"], "did you mean timm/vit_tiny_patch16_224"),
+        (["--net", "timm/"], "--net 'timm/' is unknown"),
+        (["--net", "timm/zzzzzzzz"], "vitctl list-models --timm"),
+        (["--net", "timm/vit_tiny_patch16_224.augreg_in21"], "did you mean augreg_in21k"),
+        (["--net", "timm/test_vit", "--size", 30], "sizes that are: 16, 32, 48, 64 (timm: "),
+        (["--net", "timm/test_vit", "--size", 32, "--patch", 5], "--net timm/test_vit:patch_size=5 cannot be had: "),
+        (["--net", "timm/test_vit:num_heads=5"], "--net timm/test_vit:num_heads=5 cannot be had: "),
+        (["--net", "timm/test_vit:pach_size=8"], "did you mean patch_size"),
+        (["--net", "timm/test_vit:drop_path_rate=1"], "it must be less than 1"),
+        (["--net", "timm/test_vit:global_pool=mean"], "is 'mean'"),
+        (["--net", "timm/test_vit:depth=2.5"], "takes a whole number"),
+        (["--net", "timm/resnet18", "--patch", 4], "--net timm/resnet18 has no patches"),
+        (["--net", "timm/resnet18", "--size", 32, "--micro-batch", 5], "as its BatchNorm needs the whole batch"),
+        (["--net", "timm/resnet18", "--size", 32, "--bs", 1], "BatchNorm"),
+        (["--net", "timm/vgg11", "--size", 8], "--size 8 is not for --net timm/vgg11; sizes that are: 32"),
+    ],
+)
+def test_mistakes_are_one_sentence(refused: Refused, argv: list[object], sentence: str) -> None:
+    assert sentence in refused("train", "--dataset", "digits", *argv)
+
+
+def test_search() -> None:
+    names = search("vit_tiny*")
+    assert "vit_tiny_patch16_224" in names and all(name.startswith("vit_tiny") for name in names)
+    assert search("timm/vit_tiny*") == names
+
+
+def test_resume_of_a_network_of_timm(cli: Cli) -> None:
+    run = ["train", *DIGITS, "--net", "timm/test_vit:patch_size=8", "--size", 16]
+    whole = cli(*run, "--max-steps", 4, "--name", "whole", "--json").json()
+    cli(*run, "--max-steps", 2, "--name", "cut")
+    again = cli(*("train", "--resume", "runs/cut", "--max-steps", 4, "--net", "timm/test_vit:patch_size=8", "--json"))
+    assert again.code == 0, again.err
+    assert again.json()["step"] == whole["step"] == 4

@@ -1,0 +1,80 @@
+"""Layer-wise learning rates against timm's."""
+
+from __future__ import annotations
+
+import pytest
+import timm.optim
+import torch
+from torch import nn
+
+from tests.conftest import TINY, Cli
+from tests.models.test_models import NARROW, build, small_size
+from vitctl.errors import RequestError
+from vitctl.models import MODELS
+from vitctl.optim.groups import param_groups, split_by_layer
+
+
+def scales(model: nn.Module, layer_decay: float) -> dict[str, float]:
+    groups = split_by_layer(param_groups(model, 0.1), model, layer_decay)
+    by_parameter = {parameter: group["lr_scale"] for group in groups for parameter in group["params"]}
+    assert len(by_parameter) == sum(len(group["params"]) for group in groups)
+    return {name: by_parameter[parameter] for name, parameter in model.named_parameters()}
+
+
+@pytest.mark.parametrize("net", MODELS)
+def test_scales_are_timms(net: str) -> None:
+    model = build(net, small_size(net), **NARROW)
+    theirs: dict[nn.Parameter, float] = {}
+    for group in timm.optim.param_groups_layer_decay(model, 0.1, layer_decay=0.7):
+        theirs.update({parameter: group["lr_scale"] for parameter in group["params"]})
+    ours = scales(model, 0.7)
+    assert ours == pytest.approx({name: theirs[parameter] for name, parameter in model.named_parameters()})
+    head = "fc" if net.startswith("res") else "head"
+    assert ours[f"{head}.weight"] == 1
+    first = next(name for name in ours if name not in ("pos_embed", "cls_token"))
+    assert ours[first] == min(ours.values()) < 0.5
+
+
+def test_layers_follow_one_another() -> None:
+    ours = scales(build("vit", 16, **NARROW), 0.5)
+    assert [ours[name] for name in ("pos_embed", "blocks.0.norm1.weight", "blocks.1.norm1.weight", "norm.weight")] == [
+        0.125,
+        0.25,
+        0.5,
+        0.5,
+    ]
+    ours = scales(build("cait", 16, **NARROW), 0.5)
+    names = [*(f"blocks.{i}" for i in range(2)), *(f"class_blocks.{i}" for i in range(2))]
+    assert [ours[f"{name}.gamma1"] for name in names] == [0.0625, 0.125, 0.25, 0.5]
+    ours = scales(build("vgg", 16, **NARROW), 0.5)
+    assert ours["features.0.weight"] == ours["features.1.weight"] == 2 * ours["features.1.weight"] / 2
+    assert ours["features.3.weight"] == 2 * ours["features.0.weight"]
+
+
+def test_decay_is_as_without_layers() -> None:
+    model = build("vit", 16, **NARROW)
+    plain = {p: group["weight_decay"] for group in param_groups(model, 0.1) for p in group["params"]}
+    split = split_by_layer(param_groups(model, 0.1), model, 0.5)
+    assert {p: group["weight_decay"] for group in split for p in group["params"]} == plain
+
+
+def test_a_network_that_does_not_say_its_layers_is_refused() -> None:
+    model = nn.Linear(2, 2)
+    with pytest.raises(RequestError, match=r"--layer-decay 0.5: the network does not say .* leave it out"):
+        split_by_layer(param_groups(model, 0.1), model, 0.5)
+
+
+@pytest.mark.parametrize("opt", ["adamw", "sgd", "adan"])
+def test_a_run_steps_by_the_scale_of_each_layer(cli: Cli, opt: str) -> None:
+    run = ["train", *TINY, "--opt", opt, "--lr", 0.01, "--weight-decay", 0, "--max-steps", 2, "--schedule", "constant"]
+    assert cli(*run, "--layer-decay", 0.5, "--pretrained", save_start(cli), "--name", "l").code == 0
+    groups = torch.load("runs/l/checkpoints/last.pt", weights_only=True)["optimizer"]["param_groups"]
+    assert {group["lr_scale"] for group in groups} == {0.25, 0.5, 1.0}
+    assert all(group["lr"] == pytest.approx(0.01 * group["lr_scale"]) for group in groups)
+    assert cli("train", "--resume", "runs/l", "--max-steps", 4).code == 0
+
+
+def save_start(cli: Cli) -> str:
+    """Return the file of a network that has begun to learn."""
+    assert cli("train", *TINY, "--max-steps", 1, "--name", "start").code == 0
+    return "runs/start/checkpoints/last.pt"

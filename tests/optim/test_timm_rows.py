@@ -1,0 +1,112 @@
+"""``timm/NAME``: rows made from timm's registry."""
+
+import copy
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from vitctl.errors import RequestError
+from vitctl.models import MODELS, build_model
+from vitctl.optim import find_optimizer
+from vitctl.optim.build import build_optimizer
+from vitctl.optim.timm_rows import timm_names
+from vitctl.training.checkpoint import content_digest
+
+ELSEWHERE = ("bnb", "fused", "adahessian")  # CUDA with further packages, second derivatives
+USABLE = [name for name in timm_names() if not name.removeprefix("timm/").startswith(ELSEWHERE)]
+QUICK = {f"timm/{name}" for name in ("lamb", "adafactor", "adafactorbv", "nadamw", "rmsprop", "muon", "sgdp", "adopt")}
+
+
+def network() -> nn.Module:
+    torch.manual_seed(0)
+    options = MODELS["cct_2"].resolve_options({"embed_dim": 32, "depth": 1, "conv_width": 8}, "cct_2")
+    return build_model("cct_2", options, img_size=8, in_chans=1, num_classes=3)
+
+
+def train(model: nn.Module, optimizer: torch.optim.Optimizer, steps: int) -> list[float]:
+    x = torch.randn(32, 1, 8, 8, generator=torch.Generator().manual_seed(1))
+    losses = []
+    for _ in range(steps):
+        loss = nn.functional.cross_entropy(model(x), torch.arange(32) % 3)
+        losses.append(loss.item())
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    return losses
+
+
+def test_timm_has_many() -> None:
+    assert len(USABLE) > 40 and "timm/lamb" in USABLE
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize(
+    "name", [name if name in QUICK else pytest.param(name, marks=pytest.mark.slow) for name in USABLE]
+)
+def test_it_trains_and_goes_on_to_the_same_bits(name: str) -> None:
+    entry = find_optimizer(name)
+    options = entry.resolve_options({}, name)
+    assert entry.summary and entry.lr > 0 and entry.weight_decay >= 0
+
+    def fresh(model: nn.Module) -> torch.optim.Optimizer:
+        return build_optimizer(name, options, model, lr=min(entry.lr, 1e-3), weight_decay=0.01)
+
+    whole = network()
+    torch.manual_seed(2)
+    optimizer = fresh(whole)
+    losses = train(whole, optimizer, 3)
+    saved = copy.deepcopy((whole.state_dict(), optimizer.state_dict(), torch.get_rng_state()))
+    losses += train(whole, optimizer, 3)
+    assert losses[-1] < losses[0]
+
+    assert content_digest({"optimizer": saved[1]})  # raises for what a checkpoint cannot hold
+
+    resumed = network()
+    again = fresh(resumed)
+    resumed.load_state_dict(saved[0])
+    again.load_state_dict(saved[1])
+    torch.set_rng_state(saved[2])
+    train(resumed, again, 3)
+    assert all(torch.equal(p, q) for p, q in zip(whole.parameters(), resumed.parameters(), strict=True))
+    assert {group["weight_decay"] for group in again.param_groups} == {0.0, 0.01}
+
+
+@pytest.mark.parametrize(
+    ("name", "given", "attribute", "value"),
+    [
+        ("timm/lamb", {"eps": "1e-4"}, "eps", 1e-4),
+        ("timm/lamb", {"beta1": "0.5"}, "betas", (0.5, 0.999)),
+        ("timm/sgdp", {"momentum": "0.5"}, "momentum", 0.5),
+        ("timm/rmsprop", {}, "alpha", 0.9),
+        ("timm/adafactor", {"beta1": 0.8}, "beta1", 0.8),
+        ("timm/muon", {"ns_steps": "3"}, "ns_steps", 3),
+    ],
+)
+def test_options_reach_the_optimizer(name: str, given: dict[str, Any], attribute: str, value: Any) -> None:
+    options = find_optimizer(name).resolve_options(given, name)
+    optimizer = build_optimizer(name, options, nn.Linear(3, 3), lr=0.01, weight_decay=0.0)
+    assert optimizer.param_groups[0].get(attribute, optimizer.defaults.get(attribute)) == value
+
+
+@pytest.mark.parametrize(
+    ("name", "given", "sentence"),
+    [
+        ("timm/lam", {}, "--opt 'timm/lam' is unknown; did you mean timm/lamb"),
+        ("timm/", {}, "is unknown"),
+        ("timm/adahessian", {}, "second derivatives"),
+        ("timm/bnbadam", {}, "needs CUDA and the package bitsandbytes"),
+        ("timm/lamb", {"esp": 1}, "did you mean eps"),
+        ("timm/lamb", {"eps": "small"}, "takes a number"),
+        ("timm/lamb", {"beta1": 1.5}, "must be less than 1"),
+        ("timm/lamb", {"trust_clip": "maybe"}, "takes true or false"),
+        ("timm/lion", {"eps": 1e-8}, "has no option 'eps'"),
+        ("timm/muon", {"conv_mode": "skip"}, "refuses these options"),
+        ("timm/radam", {"eps": -1}, "refuses these options"),
+    ],
+)
+def test_mistakes_are_one_sentence(name: str, given: dict[str, Any], sentence: str) -> None:
+    with pytest.raises(RequestError, match=sentence) as caught:
+        find_optimizer(name).resolve_options(given, f"--opt {name}")
+    assert "\n" not in str(caught.value)

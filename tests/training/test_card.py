@@ -1,0 +1,126 @@
+"""The comparison of a run with its recipe's card."""
+
+import dataclasses
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.conftest import Cli
+from vitctl.config import resolve_config
+from vitctl.recipes import RECIPES, Band, Card, Recipe
+from vitctl.training.card import find_card
+
+RECIPE = Recipe(
+    summary="for the test",
+    settings={
+        "net": "cct_2", "opt": "muon", "bs": 64, "schedule": "linear", "warmup": 0.1, "limit_train": 200,
+        "limit_test": 100, "size": 8, "val": "holdout",
+    },
+    epochs={"*": 2},
+    net_options={"embed_dim": 16, "depth": 1, "conv_width": 8},
+)  # fmt: skip
+CARD = Card(
+    net="cct_2",
+    dataset="digits",
+    epochs=2,
+    val_acc=(Band(0, 0), Band(0, 0)),
+    test_acc=Band(0, 0),
+    seeds=(0, 1, 2),
+    seconds=1.0,
+    machine="cpu",
+    versions="torch 2",
+)
+
+Install = Callable[..., None]
+
+
+@pytest.fixture
+def install(monkeypatch: pytest.MonkeyPatch) -> Install:
+    """Return a function that puts the recipe ``mine`` into the table, with a card of these bands."""
+
+    def put(**bands: Any) -> None:
+        card = dataclasses.replace(CARD, **bands)
+        monkeypatch.setitem(RECIPES, "mine", dataclasses.replace(RECIPE, cards=(card,)))
+
+    return put
+
+
+RUN = ["train", "--recipe", "mine", "--dataset", "digits", "--name", "r"]
+
+
+def warnings(err: str) -> list[str]:
+    return [line for line in err.splitlines() if line.startswith("below the card's band")]
+
+
+def test_a_run_within_its_band_is_quiet(cli: Cli, install: Install) -> None:
+    install(test_acc=Band(0.0, 0.1))
+    result = cli(*RUN, "--json")
+    assert result.code == 0 and not warnings(result.err)
+    assert result.json()["card"] == {"test_acc": 0.0, "deviation": 0.1, "below": False}
+
+
+def test_a_run_below_its_band_says_so(cli: Cli, install: Install, tmp_path: Path) -> None:
+    install(val_acc=(Band(100, 0.1), Band(100, 0.1)), test_acc=Band(100, 0.1))
+    result = cli(*RUN, "--json")
+    assert result.code == 0
+    epoch, final = warnings(result.err)  # once for the epochs, once at the end
+    assert re.search(r"held-out accuracy \d+\.\d % where 100.0 ± 0.1 % is usual for recipe mine after 1 of 2", epoch)
+    assert re.search(r"test accuracy \d+\.\d % where 100.0 ± 0.1 % is usual for recipe mine after 2 of 2", final)
+    assert result.json()["card"]["below"] is True
+
+
+def test_the_band_is_three_deviations_and_at_least_a_point() -> None:
+    assert Band(60, 0.1).floor == 59 and Band(60, 2).floor == 54 and str(Band(66.84, 0.42)) == "66.8 ± 0.4 %"
+
+
+def test_without_a_measurement_there_is_no_comparison(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(RECIPES, "mine", RECIPE)
+    result = cli(*RUN, "--json")
+    assert "card" not in result.json() and not warnings(result.err)
+
+
+@pytest.mark.parametrize(
+    ("flags", "compared"),
+    [
+        ({}, True),
+        ({"seed": 7, "threads": 1, "save_every": "3", "micro_batch": "16"}, True),
+        ({"epochs": 2}, True),
+        ({"epochs": 3}, False),
+        ({"max_steps": 5}, False),
+        ({"lr": 0.01}, False),
+        ({"opt": "adamw"}, False),
+        ({"opt": "muon:adamw_lr=1e-3"}, False),
+        ({"net": "cct_4"}, False),
+        ({"net": "cct_2:depth=2"}, False),
+        ({"val": "none"}, False),
+        ({"dataset": "cifar10"}, False),
+        ({"recipe": "fast"}, False),
+    ],
+)
+def test_only_the_recipe_s_own_settings_are_compared(
+    install: Install, flags: dict[str, object], compared: bool
+) -> None:
+    install()
+    config = resolve_config({"recipe": "mine", "dataset": "digits", **flags})
+    assert (find_card(config) is not None) is compared
+
+
+def test_a_run_that_was_made_longer_is_not_compared(cli: Cli, install: Install) -> None:
+    install(test_acc=Band(100, 0.1))
+    assert cli(*RUN, "--epochs", 1).code == 0
+    longer = cli("train", "--resume", "runs/r", "--epochs", 2, "--json")
+    assert longer.code == 0 and "card" not in longer.json() and not warnings(longer.err)
+
+
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_cards_are_of_the_recipe_as_it_is(recipe: str) -> None:
+    for card in RECIPES[recipe].cards:
+        config = resolve_config(
+            {"recipe": recipe, "net": card.net, "dataset": card.dataset, "epochs": card.epochs, "seed": 5}
+        )
+        assert find_card(config) is card
+        assert len(card.val_acc) in (0, card.epochs) and len(card.seeds) >= 1 and card.seconds > 0
+        assert card.machine and card.versions

@@ -1,0 +1,504 @@
+"""The predecessor's weights: made ones of its names and shapes, converted, against networks that hold them as they were."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from einops import rearrange
+from einops.layers.torch import Rearrange, Reduce
+from torch import Tensor, nn
+from vit_pytorch import cait as cait_oracle
+from vit_pytorch import mobile_vit as mobile_oracle
+from vit_pytorch import simple_vit as simple_oracle
+from vit_pytorch import vit as vit_oracle
+from vit_pytorch import vit_for_small_dataset as small_oracle
+
+from tests.conftest import Cli
+from vitctl.models import MODELS
+from vitctl.models.legacy import RULES
+from vitctl.training.convert import CIFAR100_CLASSES
+from vitctl.training.trained import Trained, load_trained
+
+Refused = Callable[..., str]
+State = dict[str, Tensor]
+
+SHAPES: dict[str, dict[str, list[int]]] = json.loads(
+    Path(__file__).with_name("predecessor_state_dicts.json").read_text()
+)
+"""Names and shapes in the weights that the scripts saved, by network."""
+
+NETS = list(SHAPES)
+
+
+def made(net: str) -> State:
+    """Return weights of the predecessor's network with random values of a healthy size."""
+    generator = torch.Generator().manual_seed(len(net))
+    state: State = {}
+    for name, shape in SHAPES[net].items():
+        tensor = torch.randn(shape, generator=generator)
+        if name.endswith("num_batches_tracked"):
+            state[name] = torch.tensor(7)
+        elif name.endswith("running_var"):
+            state[name] = tensor.abs() + 0.5
+        elif name.endswith(("_mask",)):
+            state[name] = window_mask(4, upper="upper" in name)
+        elif len(shape) > 1 and "embedding" not in name and "token" not in name and "mix" not in name:
+            fan_in = tensor[0].numel()
+            state[name] = tensor * fan_in**-0.5
+        elif name.endswith("weight") or "scale" in name:
+            state[name] = 1 + 0.2 * tensor
+        else:
+            state[name] = 0.3 * tensor
+    return state
+
+
+def window_mask(window: int, *, upper: bool) -> Tensor:
+    """Return float ``[n, n]``: minus infinity between the first and the second half of a window's rows, or columns."""
+    places = [(y, x) for y in range(window) for x in range(window)]
+    side = [(place[0] if upper else place[1]) >= window - window // 2 for place in places]
+    return torch.tensor([[0.0 if a == b else float("-inf") for b in side] for a in side])
+
+
+def size_of(net: str) -> int:
+    return 64 if net == "mobilevit" else 32
+
+
+def converted(cli: Cli, net: str, content: Any, *more: object) -> Trained:
+    torch.save(content, "old.t7")
+    result = cli("convert", "old.t7", "--net", net, "-o", "new.pt", "--size", size_of(net), *more)
+    assert result.code == 0, result.err
+    return load_trained(Path("new.pt"), weights="last", device=torch.device("cpu"), warn=print)
+
+
+# -- networks under the predecessor's names ---------------------------------------------------------------------------
+
+
+def renamed(state: State, names: list[tuple[str, str]]) -> State:
+    out: State = {}
+    for name, tensor in state.items():
+        for theirs, new in names:
+            name = re.sub(theirs, new, name)
+        out[name] = tensor
+    return out
+
+
+PRE_NORM = [
+    (r"\.0\.fn\.to_", ".0.to_"),
+    (r"\.0\.fn\.temperature", ".0.temperature"),
+    (r"\.1\.norm\.", ".1.net.0."),
+    (r"\.1\.fn\.net\.0\.", ".1.net.1."),
+    (r"\.1\.fn\.net\.3\.", ".1.net.4."),
+]
+"""Where vit-pytorch has since moved its norms: into the layers that they come before."""
+
+
+class Tanh(nn.Module):
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        self.alpha, self.weight, self.bias = (nn.Parameter(torch.ones(n)) for n in (1, dim, dim))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.weight * torch.tanh(self.alpha * x) + self.bias
+
+
+def vit(state: State, net: str) -> Callable[[Tensor], Tensor]:
+    model = vit_oracle.ViT(
+        image_size=32, patch_size=4, num_classes=10, dim=512, depth=6, heads=8, dim_head=64, mlp_dim=512
+    )
+    model.to_patch_embedding = nn.Sequential(model.to_patch_embedding[0], model.to_patch_embedding[2])
+    if net == "dyt":
+        for module in list(model.modules()):
+            for name, child in module.named_children():
+                if isinstance(child, nn.LayerNorm):
+                    setattr(module, name, Tanh(512))
+    names = [*PRE_NORM, (r"^mlp_head\.0\.", "transformer.norm."), (r"^mlp_head\.1\.", "mlp_head.")]
+    new = renamed(state, names)
+    new["pos_embedding"], new["cls_token"] = new["pos_embedding"][0], new["cls_token"][0]
+    model.load_state_dict(new)
+    return model.eval()
+
+
+def vit_small(state: State, net: str) -> Callable[[Tensor], Tensor]:
+    depth, heads, mlp_dim = (6, 8, 512) if net == "vit_small" else (4, 6, 256)
+    model = small_oracle.ViT(
+        image_size=32, patch_size=4, num_classes=10, dim=512, depth=depth, heads=heads, dim_head=64, mlp_dim=mlp_dim
+    )
+    model.load_state_dict(renamed(state, PRE_NORM))
+    return model.eval()
+
+
+def simplevit(state: State, net: str) -> Callable[[Tensor], Tensor]:
+    model = simple_oracle.SimpleViT(
+        image_size=32, patch_size=4, num_classes=10, dim=512, depth=6, heads=8, dim_head=64, mlp_dim=512
+    )
+    model.to_patch_embedding = nn.Sequential(model.to_patch_embedding[0], model.to_patch_embedding[2])
+    model.transformer.norm = nn.Identity()
+    model.linear_head = nn.Sequential(nn.LayerNorm(512), model.linear_head)
+    model.load_state_dict(state)
+    return model.eval()
+
+
+def cait(state: State, net: str) -> Callable[[Tensor], Tensor]:
+    heads, mlp_dim = (8, 512) if net == "cait" else (6, 256)
+    model = cait_oracle.CaiT(
+        image_size=32, patch_size=4, num_classes=10, dim=512, depth=6, cls_depth=2, heads=heads, mlp_dim=mlp_dim
+    )
+    model.to_patch_embedding = nn.Sequential(model.to_patch_embedding[0], model.to_patch_embedding[2])
+    names = [
+        (r"\.0\.fn\.norm\.", ".0.fn.norm."),
+        (r"\.0\.fn\.fn\.", ".0.fn."),
+        (r"\.1\.fn\.norm\.", ".1.fn.net.0."),
+        (r"\.1\.fn\.fn\.net\.0\.", ".1.fn.net.1."),
+        (r"\.1\.fn\.fn\.net\.3\.", ".1.fn.net.4."),
+    ]
+    model.load_state_dict(renamed(state, names))
+    return model.eval()
+
+
+def mobilevit(state: State, net: str) -> Callable[[Tensor], Tensor]:
+    channels = [16, 16, 24, 24, 48, 48, 64, 64, 80, 80, 320]
+    model = mobile_oracle.MobileViT((64, 64), [64, 80, 96], channels, num_classes=10, expansion=2)
+    names = [
+        *PRE_NORM,
+        (r"^mv2\.([0-3])\.", r"stem.\1."),
+        (r"^mv2\.4\.", "trunk.0.0."),
+        (r"^mv2\.5\.", "trunk.1.0."),
+        (r"^mv2\.6\.", "trunk.2.0."),
+        (r"^mvit\.(\d)\.", r"trunk.\1.1."),
+        (r"^conv2\.", "to_logits.0."),
+        (r"^fc\.", "to_logits.2."),
+    ]
+    model.load_state_dict(renamed(state, names))
+    return model.eval()
+
+
+class Residual(nn.Module):
+    def __init__(self, fn: nn.Module) -> None:
+        super().__init__()
+        self.fn = fn
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.fn(x) + x
+
+
+class NormResidual(Residual):
+    def __init__(self, fn: nn.Module) -> None:
+        super().__init__(fn)
+        self.norm = nn.LayerNorm(512)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.fn(self.norm(x)) + x
+
+
+def mlpmixer(state: State, net: str) -> Callable[[Tensor], Tensor]:
+    def mlp(first: nn.Module, second: nn.Module) -> nn.Module:
+        return nn.Sequential(first, nn.GELU(), nn.Identity(), second, nn.Identity())
+
+    model = nn.Sequential(
+        Rearrange("b c (h p) (w q) -> b (h w) (p q c)", p=4, q=4),
+        nn.Linear(48, 512),
+        *(
+            nn.Sequential(
+                NormResidual(mlp(nn.Conv1d(64, 256, 1), nn.Conv1d(256, 64, 1))),
+                NormResidual(mlp(nn.Linear(512, 256), nn.Linear(256, 512))),
+            )
+            for _ in range(6)
+        ),
+        nn.LayerNorm(512),
+        Reduce("b n c -> b c", "mean"),
+        nn.Linear(512, 10),
+    )
+    model.load_state_dict(state)
+    return model.eval()
+
+
+def convmixer(state: State, net: str) -> Callable[[Tensor], Tensor]:
+    model = nn.Sequential(
+        nn.Conv2d(3, 256, 1),
+        nn.GELU(),
+        nn.BatchNorm2d(256),
+        *(
+            nn.Sequential(
+                Residual(
+                    nn.Sequential(nn.Conv2d(256, 256, 8, groups=256, padding="same"), nn.GELU(), nn.BatchNorm2d(256))
+                ),
+                nn.Conv2d(256, 256, 1),
+                nn.GELU(),
+                nn.BatchNorm2d(256),
+            )
+            for _ in range(16)
+        ),
+        nn.AdaptiveAvgPool2d(1),
+        nn.Flatten(),
+        nn.Linear(256, 10),
+    )
+    model.load_state_dict(state)
+    return model.eval()
+
+
+def normed(x: Tensor, w: State, name: str) -> Tensor:
+    return F.batch_norm(x, w[f"{name}.running_mean"], w[f"{name}.running_var"], w[f"{name}.weight"], w[f"{name}.bias"])
+
+
+def resnet(w: State, net: str) -> Callable[[Tensor], Tensor]:
+    def forward(x: Tensor) -> Tensor:
+        x = F.relu(normed(F.conv2d(x, w["conv1.weight"], padding=1), w, "bn1"))
+        blocks = sorted({tuple(map(int, re.findall(r"\d+", name)[:2])) for name in w if name.startswith("layer")})
+        for stage, i in blocks:
+            name, stride = f"layer{stage}.{i}", 2 if stage > 1 and i == 0 else 1
+            deep = f"{name}.conv3.weight" in w
+            out = x
+            for k in (1, 2, 3) if deep else (1, 2):
+                kernel = w[f"{name}.conv{k}.weight"]
+                out = F.conv2d(
+                    out, kernel, stride=stride if k == (2 if deep else 1) else 1, padding=kernel.shape[-1] // 2
+                )
+                out = normed(out, w, f"{name}.bn{k}")
+                if k < (3 if deep else 2):
+                    out = F.relu(out)
+            if f"{name}.shortcut.0.weight" in w:
+                shortcut = F.conv2d(x, w[f"{name}.shortcut.0.weight"], stride=stride)
+                x = normed(shortcut, w, f"{name}.shortcut.1")
+            x = F.relu(out + x)
+        return F.linear(F.avg_pool2d(x, 4).flatten(1), w["linear.weight"], w["linear.bias"])
+
+    return forward
+
+
+def vgg(w: State, net: str) -> Callable[[Tensor], Tensor]:
+    def forward(x: Tensor) -> Tensor:
+        i = 0
+        for count in (2, 2, 4, 4, 4):
+            for _ in range(count):
+                x = F.conv2d(x, w[f"features.{i}.weight"], w[f"features.{i}.bias"], padding=1)
+                x = F.relu(normed(x, w, f"features.{i + 1}"))
+                i += 3
+            x = F.max_pool2d(x, 2)
+            i += 1
+        return F.linear(x.flatten(1), w["classifier.weight"], w["classifier.bias"])
+
+    return forward
+
+
+def swin(w: State, net: str) -> Callable[[Tensor], Tensor]:
+    """Windows cut out of the map, with the masks that the file holds for those of the last row and column."""
+
+    def linear(x: Tensor, name: str) -> Tensor:
+        return F.linear(x, w[f"{name}.weight"], w.get(f"{name}.bias"))
+
+    def attention(x: Tensor, name: str) -> Tensor:
+        shifted, heads, count = f"{name}.upper_lower_mask" in w, x.shape[-1] // 32, x.shape[1] // 4
+        if shifted:
+            x = torch.roll(x, (-2, -2), (1, 2))
+        q, k, v = (
+            rearrange(part, "b (y p) (x q) (h d) -> b h (y x) (p q) d", p=4, q=4, h=heads)
+            for part in linear(x, f"{name}.to_qkv").chunk(3, -1)
+        )
+        places = torch.tensor([[y, x] for y in range(4) for x in range(4)])
+        offset = places[None] - places[:, None] + 3
+        dots = q @ k.mT * 32**-0.5 + w[f"{name}.pos_embedding"][offset[..., 0], offset[..., 1]]
+        if shifted:
+            dots[:, :, -count:] += w[f"{name}.upper_lower_mask"]
+            dots[:, :, count - 1 :: count] += w[f"{name}.left_right_mask"]
+        out = rearrange(dots.softmax(-1) @ v, "b h (y x) (p q) d -> b (y p) (x q) (h d)", y=count, p=4)
+        out = linear(out, f"{name}.to_out")
+        return torch.roll(out, (2, 2), (1, 2)) if shifted else out
+
+    def norm(x: Tensor, name: str) -> Tensor:
+        return F.layer_norm(x, x.shape[-1:], w[f"{name}.weight"], w[f"{name}.bias"])
+
+    def forward(x: Tensor) -> Tensor:
+        for stage, (factor, pairs) in enumerate(((2, 1), (2, 1), (2, 3), (1, 1)), 1):
+            side = x.shape[-1] // factor
+            x = F.unfold(x, factor, stride=factor).unflatten(-1, (side, side)).permute(0, 2, 3, 1)
+            x = linear(x, f"stage{stage}.patch_partition.linear")
+            for i in range(pairs):
+                for j in (0, 1):
+                    name = f"stage{stage}.layers.{i}.{j}"
+                    x = x + attention(norm(x, f"{name}.attention_block.fn.norm"), f"{name}.attention_block.fn.fn")
+                    hidden = linear(norm(x, f"{name}.mlp_block.fn.norm"), f"{name}.mlp_block.fn.fn.net.0")
+                    x = x + linear(F.gelu(hidden), f"{name}.mlp_block.fn.fn.net.2")
+            x = x.permute(0, 3, 1, 2)
+        return linear(norm(x.mean((2, 3)), "mlp_head.0"), "mlp_head.1")
+
+    return forward
+
+
+ORACLES: dict[str, Callable[[State, str], Callable[[Tensor], Tensor]]] = {
+    **{net: vit for net in ("vit", "dyt")},
+    **{net: vit_small for net in ("vit_small", "vit_tiny")},
+    **{net: cait for net in ("cait", "cait_small")},
+    **{net: resnet for net in ("res18", "res34", "res50", "res101")},
+    "simplevit": simplevit,
+    "swin": swin,
+    "mlpmixer": mlpmixer,
+    "convmixer": convmixer,
+    "mobilevit": mobilevit,
+    "vgg": vgg,
+}
+
+
+# -- tests -------------------------------------------------------------------------------------------------------------
+
+
+def test_every_network_of_the_predecessor_is_here() -> None:
+    assert set(SHAPES) == set(ORACLES) == set(RULES) - {"vit_timm"}
+    assert set(RULES) <= set(MODELS)
+
+
+@pytest.mark.filterwarnings("ignore:Using padding='same'")
+@pytest.mark.parametrize("net", [pytest.param(net, marks=pytest.mark.slow) if net == "res101" else net for net in NETS])
+def test_logits_are_those_of_the_old_network(net: str, cli: Cli) -> None:
+    state = made(net)
+    trained = converted(cli, net, {"net": state, "acc": 81.25, "epoch": 199})
+    x = torch.randn(2, 3, size_of(net), size_of(net), generator=torch.Generator().manual_seed(1))
+    with torch.no_grad():
+        expected, logits = ORACLES[net](state, net)(x), trained.model(x)
+    scale = max(1.0, expected.abs().max().item())
+    torch.testing.assert_close(logits, expected, atol=1e-5 * scale, rtol=1e-4)
+    assert logits.std() > 1e-3
+    assert trained.epoch == 200 and trained.classes[0] == "airplane" and trained.mean == (0.4914, 0.4822, 0.4465)
+    assert sum(p.numel() for p in trained.model.parameters()) == MODELS[net].params
+
+
+@pytest.mark.parametrize("prefix", ["", "module."])
+@pytest.mark.parametrize("key", ["model", "net", None])
+def test_both_formats_and_parallel_prefixes(cli: Cli, key: str | None, prefix: str) -> None:
+    state = {f"{prefix}{name}": tensor for name, tensor in made("vit_tiny").items()}
+    content = state if key is None else {key: state, "optimizer": {"state": {}}, "scaler": {}}
+    trained = converted(cli, "vit_tiny", content)
+    assert torch.equal(trained.model.state_dict()["cls_token"], made("vit_tiny")["cls_token"])
+    assert trained.epoch == 0
+
+
+def test_what_older_versions_of_torch_wrote(cli: Cli) -> None:
+    torch.save({"net": made("vit_tiny")}, "old.t7", _use_new_zipfile_serialization=False)
+    assert cli("convert", "old.t7", "--net", "vit_tiny", "-o", "new.pt").code == 0
+
+
+def test_other_patches_sizes_and_kernels(cli: Cli) -> None:
+    state = made("vit")
+    state["pos_embedding"] = torch.randn(1, 37, 512)
+    state["to_patch_embedding.1.weight"] = torch.randn(512, 192)
+    torch.save({"net": state}, "old.t7")
+    assert cli("convert", "old.t7", "--net", "vit", "--patch", 8, "--size", 48, "-o", "new.pt").code == 0
+    state = made("convmixer")
+    for name in [name for name in state if name.endswith("0.fn.0.weight")]:
+        state[name] = torch.randn(256, 1, 5, 5)
+    torch.save({"net": state}, "old.t7")
+    assert cli("convert", "old.t7", "--net", "convmixer", "--convkernel", 5, "-o", "new.pt").code == 0
+
+
+def test_swins_window_was_its_patch(cli: Cli) -> None:
+    state = made("swin")
+    for name in state:
+        if name.endswith("pos_embedding"):
+            state[name] = torch.randn(3, 3)
+        elif name.endswith("_mask"):
+            state[name] = window_mask(2, upper="upper" in name)
+    torch.save({"net": state}, "old.t7")
+    assert cli("convert", "old.t7", "--net", "swin", "--patch", 2, "-o", "new.pt").code == 0
+
+
+def test_a_hundred_classes(cli: Cli, refused: Refused) -> None:
+    state = made("vit_tiny")
+    state["mlp_head.1.weight"], state["mlp_head.1.bias"] = torch.randn(100, 512), torch.randn(100)
+    trained = converted(cli, "vit_tiny", {"net": state}, "--dataset", "cifar100")
+    assert (len(trained.classes), trained.mean[0], trained.config.dataset) == (100, 0.5071, "cifar100")
+    assert list(CIFAR100_CLASSES) == sorted(set(CIFAR100_CLASSES))
+    assert "mlp_head.1.weight is [100, 512]" in refused("convert", "old.t7", "--net", "vit_tiny", "-o", "x.pt")
+
+
+def test_pretrained_vit_of_timm(cli: Cli) -> None:
+    import timm
+
+    torch.manual_seed(0)
+    state = timm.create_model("vit_base_patch16_384", num_classes=10, depth=1).state_dict()
+    torch.save({"net": state}, "old.t7")
+    done = cli("convert", "old.t7", "--net", "vit_timm:depth=1", "-o", "new.pt", "--json").json()
+    assert (done["size"], done["tensors"]) == (384, len(state))
+    trained = load_trained(Path("new.pt"), weights="last", device=torch.device("cpu"), warn=print)
+    assert all(torch.equal(trained.model.state_dict()[name], tensor) for name, tensor in state.items())
+
+
+@pytest.mark.slow
+def test_the_checkpoint_evaluates(cli: Cli, real_cifar10: Path) -> None:
+    converted(cli, "vit_tiny", {"net": made("vit_tiny"), "acc": 10.0, "epoch": 0})
+    scores = cli("eval", "new.pt", "--limit", 100, "--json")
+    assert scores.code == 0, scores.err
+    assert scores.json()["images"] == 100
+
+
+def change(state: State, how: str) -> State:
+    name = "transformer.layers.2.0.fn.to_qkv.weight"
+    if how == "lacks":
+        del state[name]
+    elif how == "more":
+        state["transformer.layers.9.0.norm.weight"] = torch.ones(512)
+    elif how == "strange":
+        state["classifier.weight"] = torch.ones(10, 512)
+    elif how == "shape":
+        state[name] = torch.randn(1024, 512)
+    elif how == "patch":
+        state["pos_embedding"] = torch.randn(1, 257, 512)
+    return state
+
+
+@pytest.mark.parametrize(
+    ("how", "sentence"),
+    [
+        ("lacks", "nothing becomes blocks.2.attn.qkv.weight"),
+        ("more", "it has transformer.layers.9.0.norm.weight"),
+        ("strange", "it has classifier.weight"),
+        ("shape", "to_qkv.weight is [1024, 512], and --net vit with these options wants [1536, 512]"),
+        ("patch", "pos_embedding is [1, 257, 512]"),
+    ],
+)
+def test_every_tensor_is_accounted_for(refused: Refused, tmp_path: Path, how: str, sentence: str) -> None:
+    torch.save({"net": change(made("vit"), how)}, tmp_path / "old.t7")
+    said = refused("convert", "old.t7", "--net", "vit", "-o", "new.pt")
+    assert sentence in said and "old.t7" in said
+    assert not (tmp_path / "new.pt").exists()
+
+
+def test_masks_that_are_not_those_of_the_scripts_are_refused(refused: Refused, tmp_path: Path) -> None:
+    state = made("swin")
+    name = "stage1.layers.0.1.attention_block.fn.fn.left_right_mask"
+    state[name] = state[name].T.roll(1, 0)
+    torch.save({"net": state}, tmp_path / "old.t7")
+    assert f"{name} is not what" in refused("convert", "old.t7", "--net", "swin", "-o", "new.pt")
+
+
+@pytest.mark.parametrize(
+    ("argv", "sentence"),
+    [
+        (["nowhere.t7", "--net", "vit"], "it cannot be read (No such file or directory)"),
+        (["old.t7", "--net", "vitt"], "--net 'vitt' is none of the predecessor's networks; did you mean vit"),
+        (["old.t7", "--net", "cct_2"], "none of the predecessor's networks"),
+        (["old.t7", "--net", "vit", "--dataset", "cifar1000"], "did you mean cifar100"),
+        (["old.t7", "--net", "vit", "--patch", 5], "patches that do"),
+        (["old.t7", "--net", "mobilevit"], "ran on multiples of 64 px alone"),
+        (["old.t7", "--net", "res18", "--size", 48], "is the same at 32 px alone"),
+        (["old.t7", "--net", "mlpmixer", "--size", 64], "took pictures of 32 px"),
+        (["old.t7", "--net", "vgg", "--size", 64], "32 to 63 px alone"),
+        (["old.t7", "--net", "vit", "-o", "no/new.pt"], "is not there"),
+        (["old.t7", "--net", "vit", "-o", "old.t7"], "is the file to convert"),
+        (["old.t7", "--net", "vit", "--convkernel", 3], "--net vit has no kernels to choose"),
+        (["text.t7", "--net", "vit"], "it is damaged, or no file of weights"),
+        (["code.t7", "--net", "vit"], "which vitctl never does"),
+    ],
+)
+def test_mistakes_are_one_sentence(refused: Refused, tmp_path: Path, argv: list[object], sentence: str) -> None:
+    torch.save({"net": {"a": torch.ones(1)}}, tmp_path / "old.t7")
+    (tmp_path / "text.t7").write_text("weights")
+    torch.save(nn.Linear(1, 1), tmp_path / "code.t7")
+    argv = argv if "-o" in argv else [*argv, "-o", "new.pt"]
+    assert sentence in refused("convert", *argv)
+    assert not (tmp_path / "new.pt").exists()

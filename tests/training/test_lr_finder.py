@@ -1,0 +1,94 @@
+"""The learning-rate range test."""
+
+import importlib.util
+import math
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import TINY, Cli
+from vitctl.training.lr_finder import smooth, suggest
+
+Refused = Callable[..., str]
+STEPS = ["--max-steps", "60"]
+
+
+def test_it_suggests_draws_and_leaves_no_run(cli: Cli, tmp_path: Path) -> None:
+    found = cli("train", *TINY, *STEPS, "--lr-finder", "--json").json()
+    assert found["lr"] == sorted(found["lr"]) and found["lr"][0] == pytest.approx(2e-6)
+    assert len(found["lr"]) == len(found["loss"]) == len(found["smoothed"]) == found["steps"] <= 60
+    assert found["lr"][1] / found["lr"][0] == pytest.approx(1e6 ** (1 / 59))
+    assert found["loss"][0] == pytest.approx(math.log(10), rel=0.3)
+    assert found["lr"][0] < found["suggestion"] < found["lowest"] and found["lowest_tenth"] == found["lowest"] / 10
+    assert (tmp_path / "lr-finder.png").read_bytes().startswith(b"\x89PNG")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["lr-finder.png"]
+
+
+def test_its_steps_are_those_of_training(cli: Cli) -> None:
+    """The first step's loss is that of the untrained network on the first batch, as in a run."""
+    found = cli("train", *TINY, *STEPS, "--lr-finder", "--json").json()
+    run = cli("train", *TINY, "--max-steps", 1, "--json").json()
+    assert found["loss"][0] == pytest.approx(run["train_loss"])
+
+
+def test_a_loss_that_runs_away_ends_it(cli: Cli) -> None:
+    found = cli(
+        "train", *TINY, *STEPS, "--opt", "sgd:momentum=0", "--lr", 100, "--clip-grad", 0, "--lr-finder", "--json"
+    )
+    assert found.json()["diverged"] is True and found.json()["steps"] < 60
+
+
+@pytest.mark.parametrize(("name", "start"), [("a.svg", b"<?xml"), ("a.pdf", b"%PDF"), ("a.PNG", b"\x89PNG")])
+def test_pictures(cli: Cli, tmp_path: Path, name: str, start: bytes) -> None:
+    result = cli("train", *TINY, "--max-steps", 12, "--lr-finder", "--lr-finder-out", name)
+    assert result.code == 0 and (tmp_path / name).read_bytes().startswith(start)
+    assert f"picture: {name}" in result.out
+
+
+def test_without_matplotlib(cli: Cli, refused: Refused, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    real = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name, *a: None if name == "matplotlib" else real(name, *a))
+    result = cli("train", *TINY, "--max-steps", 12, "--lr-finder")
+    assert result.code == 0 and "vitctl[plots]" in result.err and "suggested" in result.out
+    assert not list(tmp_path.iterdir())
+    assert "vitctl[plots]" in refused("train", *TINY, "--lr-finder", "--lr-finder-out", "a.png")
+
+
+@pytest.mark.parametrize(
+    ("argv", "sentence"),
+    [
+        (["--lr-finder", "--lr-finder-out", "a.jpg"], "must end in .png, .svg, .pdf"),
+        (["--lr-finder", "--lr-finder-out", "nowhere/a.png"], "no such folder"),
+        (["--lr-finder", "--lr-finder-out", "/proc/a.png"], "--lr-finder-out /proc/a.png"),
+        (["--lr-finder-out", "a.png"], "is the picture of --lr-finder"),
+        (["--lr-finder", "--name", "x"], "--name does not go with it"),
+        (["--lr-finder", "--dry-run"], "--dry-run does not go with it"),
+        (["--lr-finder", "--epochs", "3"], "--epochs does not go with it"),
+        (["--lr-finder", "--resume", "x"], "--resume does not go with it"),
+        (["--lr-finder", "--lr", "0"], "--lr is 0"),
+        (["--lr-finder", "--max-steps", "5"], "too few"),
+    ],
+)
+def test_mistakes_are_one_sentence(refused: Refused, tmp_path: Path, argv: list[str], sentence: str) -> None:
+    assert sentence in refused("train", *TINY, *argv)
+    assert not list(tmp_path.iterdir())
+
+
+def test_suggestions_on_a_known_curve() -> None:
+    rates = [10 ** (-6 + 0.05 * i) for i in range(121)]
+    # Flat at 2, falling by a sigmoid around 1e-3, least near 1e-2, then rising.
+    losses = [2 - 1 / (1 + math.exp(-4 * (math.log10(r) + 3))) + 5 * max(0.0, math.log10(r) + 2) ** 2 for r in rates]
+    found = suggest(rates, smooth(losses))
+    assert found["suggestion"] == pytest.approx(1e-3, rel=0.2)
+    assert found["lowest"] == pytest.approx(1e-2, rel=0.4)
+    flat = suggest(rates, smooth([2 + 0.01 * (-1) ** i for i in range(121)]))
+    assert set(flat.values()) == {None}
+    assert set(suggest([], []).values()) == {None}
+
+
+def test_smoothing_shifts_nothing() -> None:
+    line = [float(i) for i in range(20)]
+    assert smooth(line)[4:-4] == pytest.approx(line[4:-4])
+    spike = smooth([0.0] * 10 + [1.0] + [0.0] * 10)
+    assert spike == pytest.approx(spike[::-1]) and max(spike) == spike[10]

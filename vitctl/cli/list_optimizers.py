@@ -1,0 +1,92 @@
+"""``vitctl list-optimizers``."""
+
+from __future__ import annotations
+
+import fnmatch
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+if TYPE_CHECKING:
+    from vitctl.optim import OptimizerEntry
+
+
+def list_optimizers(
+    pattern: Annotated[
+        str, typer.Argument(help="which optimizers, such as 'ad*' or 'timm/*lamb*'", show_default="all but timm's")
+    ] = "*",
+    as_json: Annotated[bool, typer.Option("--json", help="print as JSON on stdout")] = False,
+) -> None:
+    """List the optimizers that --opt takes, with their default learning rate, weight decay and options."""
+    from vitctl.cli import printing
+    from vitctl.errors import RequestError
+    from vitctl.optim import OPTIMIZERS, TIMM
+    from vitctl.registry import format_value, suggest
+
+    entries, elsewhere = _timm_entries(pattern) if pattern.startswith(TIMM) else (_own_entries(pattern), [])
+    if not entries and elsewhere:
+        raise RequestError(elsewhere[0])
+    if not entries:
+        raise RequestError(f"no optimizer is called {pattern!r}{suggest(pattern, [*OPTIMIZERS, 'timm/*'])}")
+    if as_json:
+        printing.print_json(
+            [
+                {
+                    "name": name,
+                    "lr": entry.lr,
+                    "weight_decay": entry.weight_decay,
+                    "options": {key: option.default for key, option in entry.options.items()},
+                    "source": entry.source,
+                    "paper": entry.paper,
+                    "summary": entry.summary,
+                }
+                for name, entry in entries.items()
+            ]
+        )
+        return
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table()
+    table.add_column("optimizer", style="bold", no_wrap=True)
+    for heading in ("lr", "decay"):
+        table.add_column(heading, justify="right", no_wrap=True)
+    for heading in ("options", "what it is", "code", "paper"):
+        table.add_column(heading, overflow="fold")
+    for name, entry in entries.items():
+        options = " ".join(
+            f"{key}={'-' if option.default is None else format_value(option.default)}"
+            for key, option in entry.options.items()
+        )
+        table.add_row(
+            name, f"{entry.lr:g}", f"{entry.weight_decay:g}", options, entry.summary, entry.source, entry.paper
+        )
+    console = Console(highlight=False)
+    console.print(table)
+    if elsewhere:
+        console.print(f"{len(elsewhere)} more are not for this machine or loop, such as: {elsewhere[0]}", markup=False)
+    elif not pattern.startswith(TIMM):
+        console.print(
+            "timm/NAME is any of timm's, such as --opt timm/lamb:eps=1e-6; vitctl list-optimizers 'timm/*' lists them."
+        )
+
+
+def _own_entries(pattern: str) -> dict[str, OptimizerEntry]:
+    from vitctl.optim import OPTIMIZERS
+
+    return {name: entry for name, entry in OPTIMIZERS.items() if fnmatch.fnmatchcase(name, pattern)}
+
+
+def _timm_entries(pattern: str) -> tuple[dict[str, OptimizerEntry], list[str]]:
+    """Return timm's optimizers of that pattern, and why those of them cannot be used that cannot."""
+    from vitctl.errors import RequestError
+    from vitctl.optim.timm_rows import timm_entry, timm_names
+
+    entries: dict[str, OptimizerEntry] = {}
+    elsewhere: list[str] = []
+    for name in fnmatch.filter(timm_names(), pattern):
+        try:
+            entries[name] = timm_entry(name)
+        except RequestError as error:
+            elsewhere.append(str(error))
+    return entries, elsewhere

@@ -1,0 +1,122 @@
+"""``vitctl list-recipes``."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+if TYPE_CHECKING:
+    from vitctl.recipes import Card, Recipe
+
+NOT_MEASURED = "not measured"
+
+
+def list_recipes(
+    name: Annotated[str | None, typer.Argument(help="show this recipe's card", show_default="all, briefly")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="print as JSON on stdout")] = False,
+) -> None:
+    """List the recipes that --recipe takes: what they are for, their settings, and what was measured with them."""
+    from vitctl.cli import printing
+    from vitctl.recipes import RECIPES
+    from vitctl.registry import lookup
+
+    if name is not None:
+        lookup(RECIPES, name, "the recipe")
+    if as_json:
+        printing.print_json([_document(each, RECIPES[each]) for each in RECIPES if name in (None, each)])
+    elif name is not None:
+        _print_card(name, RECIPES[name])
+    else:
+        _print_all(RECIPES)
+
+
+def _document(name: str, recipe: Recipe) -> dict[str, Any]:
+    import dataclasses
+
+    document = dataclasses.asdict(recipe)
+    return {"name": name, **document, "measured": bool(recipe.cards)}
+
+
+def _print_all(recipes: Mapping[str, Recipe]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table()
+    table.add_column("recipe", style="bold", no_wrap=True)
+    for heading in ("what it is for", "network", "optimizer", "epochs", "measured on the test set"):
+        table.add_column(heading)
+    for name, recipe in recipes.items():
+        table.add_row(
+            name,
+            recipe.summary,
+            str(recipe.settings["net"]),
+            str(recipe.settings["opt"]),
+            _by_dataset(recipe.epochs),
+            "\n".join(_brief(card) for card in recipe.cards) or NOT_MEASURED,
+        )
+    console = Console(highlight=False)
+    console.print(table)
+    console.print("vitctl list-recipes NAME shows a recipe's settings and card.")
+
+
+def _by_dataset(epochs: Mapping[str, int]) -> str:
+    from vitctl.recipes import ANY
+
+    special = [f"{dataset} {count}" for dataset, count in epochs.items() if dataset != ANY]
+    return ", ".join([str(epochs[ANY]), *special])
+
+
+def _brief(card: Card) -> str:
+    from vitctl.units import format_duration
+
+    return f"{card.test_acc} in {format_duration(card.seconds)}: {card.net}, {card.dataset}, {card.epochs} epochs"
+
+
+def _print_card(name: str, recipe: Recipe) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    from vitctl.cli import printing
+    from vitctl.config import flag_name
+    from vitctl.units import format_duration
+
+    rows = [("epochs", _by_dataset(recipe.epochs))]
+    rows += [(flag_name(key), _words(value)) for key, value in recipe.settings.items()]
+    for title, further in (("--net", recipe.by_net), ("--opt", recipe.by_opt), ("--dataset", recipe.by_dataset)):
+        rows += [(f"with {title} {pattern}", _mapping(values)) for pattern, values in further.items()]
+    if recipe.net_options:
+        rows.append(("options of networks", _mapping(recipe.net_options)))
+    rows += [(f"options of --opt {opt}", _mapping(values)) for opt, values in recipe.opt_options.items()]
+    rows += [("paper", recipe.paper)] if recipe.paper else []
+    rows += [] if recipe.cards else [("measured", NOT_MEASURED)]
+    printing.print_table(f"{name}: {recipe.summary}", rows)
+    console = Console(highlight=False)
+    for card in recipe.cards:
+        seeds = ", ".join(map(str, card.seeds))
+        console.print(
+            f"\nmeasured: {card.net} on {card.dataset}, {card.epochs} epochs, seeds {seeds}, "
+            f"{format_duration(card.seconds)} a run, {card.machine}, {card.versions}",
+            style="bold",
+            markup=False,
+        )
+        table = Table()
+        table.add_column("epoch", justify="right")
+        table.add_column("accuracy", justify="right")
+        for epoch, band in enumerate(card.val_acc, start=1):
+            table.add_row(str(epoch), str(band))
+        table.add_row("test", str(card.test_acc))
+        console.print(table)
+
+
+def _words(value: object) -> str:
+    from vitctl.registry import format_value
+
+    return format_value(value) if isinstance(value, (bool, int, float, str)) else str(value)
+
+
+def _mapping(values: Mapping[str, object]) -> str:
+    return ", ".join(
+        f"{key}={'the default of the optimizer' if value is None else _words(value)}" for key, value in values.items()
+    )

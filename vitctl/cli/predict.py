@@ -1,0 +1,76 @@
+"""``vitctl predict``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from vitctl.errors import RequestError, RunFailed
+from vitctl.registry import suggest
+
+
+def predict(
+    path: Annotated[
+        Path,
+        typer.Argument(
+            metavar="CKPT|RUN|FILE",
+            help="a checkpoint, a run's folder, or an exported .onnx or .safetensors file",
+            show_default=False,
+        ),
+    ],
+    pictures: Annotated[
+        list[Path],
+        typer.Argument(metavar="PICTURE...|FOLDER", help="pictures, or folders of pictures", show_default=False),
+    ],
+    top: Annotated[int, typer.Option("--top", "-k", help="how many classes to name", metavar="K", min=1)] = 5,
+    weights: Annotated[
+        str, typer.Option(help="of a run's folder: last, or best by held-out accuracy", metavar="last|best")
+    ] = "last",
+    device: Annotated[str, typer.Option(help="auto, cpu, mps, cuda or cuda:INDEX")] = "auto",
+    skip_bad_images: Annotated[
+        bool, typer.Option("--skip-bad-images", help="unreadable pictures are named and no failure")
+    ] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="print everything as JSON on stdout")] = False,
+    csv: Annotated[Path | None, typer.Option("--csv", help="write a line per picture to this file")] = None,
+) -> None:
+    """Say what is in pictures: the likeliest classes and their probabilities.
+
+    A picture of another size is set upright, its shorter side resized, and its middle taken.
+    """
+    if weights not in ("last", "best"):
+        raise RequestError(f"--weights {weights!r} is unknown{suggest(weights, ('last', 'best'))}")
+    if csv is not None and not csv.absolute().parent.is_dir():
+        raise RequestError(f"--csv {csv}: the folder {csv.absolute().parent} is not there")
+    for place in pictures:
+        if not place.exists():
+            raise RequestError(f"the picture {place} is not there")
+
+    from vitctl.cli import printing
+    from vitctl.cli.progress import make_observer
+
+    with make_observer() as observer:
+        from vitctl.export import predict as predicting  # torch loads here
+
+        classifier = predicting.open_classifier(path, weights=weights, device_name=device, warn=observer.message)
+        found = predicting.collect(pictures)
+        predictions = list(
+            predicting.predict(
+                classifier, found, top=top, progress=lambda done, count: observer.evaluating("pictures", done, count)
+            )
+        )
+    top = min(top, len(classifier.classes))
+    if csv is not None:
+        predicting.write_csv(predictions, top, csv)
+    if as_json:
+        printing.print_json([each.to_dict() for each in predictions])
+    else:
+        printing.print_predictions(predictions, top)
+    bad = [each for each in predictions if each.error is not None]
+    if bad and not skip_bad_images:
+        raise RunFailed(
+            f"{len(bad)} of {len(predictions)} pictures cannot be read: "
+            f"{', '.join(f'{each.picture} ({each.error})' for each in bad[:5])}{', ...' if len(bad) > 5 else ''}; "
+            f"--skip-bad-images makes nothing of it"
+        )

@@ -1,0 +1,522 @@
+"""``vitctl sweep``: create, agent, status, list, top, best, stop, pause, resume, retry, enqueue, export, plot."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from vitctl.cli.options import Command
+from vitctl.errors import RequestError
+from vitctl.registry import lookup, suggest
+from vitctl.sweep import ENGINES, PRUNERS, SAMPLERS
+
+if TYPE_CHECKING:
+    from vitctl.sweep.local import SweepOptions
+    from vitctl.sweep.sweep import Sweep
+
+app = typer.Typer(
+    name="sweep",
+    help="Search hyper-parameters with a W&B sweep file: here, on several machines, or on W&B.",
+    no_args_is_help=True,
+)
+
+NEW = "A new sweep"
+
+Target = Annotated[
+    str, typer.Argument(metavar="FILE|ID", help="the newest sweep from this file, or a sweep's id", show_default=False)
+]
+RunsDir = Annotated[Path, typer.Option(help="where run folders lie, and sweeps below sweeps/")]
+Storage = Annotated[
+    str | None,
+    typer.Option(
+        help="database of the trials: postgresql://USER@HOST/DATABASE for several machines",
+        metavar="URL",
+        show_default="a SQLite file in the sweep's folder",
+    ),
+]
+AsJson = Annotated[bool, typer.Option("--json", help="print as JSON on stdout")]
+Engine = Annotated[
+    str | None,
+    typer.Option(help="who proposes and keeps the trials", metavar="|".join(ENGINES), show_default="local"),
+]
+Fixed = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--fixed",
+        help="set an option of train that the file lacks, or fixes with value:; may be repeated",
+        metavar="KEY=VALUE",
+        rich_help_panel=NEW,
+    ),
+]
+RunCap = Annotated[
+    int | None,
+    typer.Option("--run-cap", help="the most trials, over the file's", metavar="N", min=1, rich_help_panel=NEW),
+]
+Sampler = Annotated[
+    str | None,
+    typer.Option(
+        help="what proposes parameters under method: bayes",
+        metavar="|".join(SAMPLERS),
+        show_default="tpe",
+        rich_help_panel=NEW,
+    ),
+]
+Pruner = Annotated[
+    str | None,
+    typer.Option(
+        help="what stops trials early, NAME[:key=value,...]: " + ", ".join(PRUNERS),
+        metavar="NAME",
+        show_default="the file's early_terminate",
+        rich_help_panel=NEW,
+    ),
+]
+Seed = Annotated[
+    int | None,
+    typer.Option(help="seed of the draws", metavar="N", min=0, show_default="a new one", rich_help_panel=NEW),
+]
+
+RUNS = Path("runs")
+_WANDB_ID = re.compile(r"[^/\s]+/[^/\s]+/[^/\s.]+")
+
+
+def _options(
+    runs_dir: Path,
+    storage: str | None,
+    fixed: list[str] | None = None,
+    run_cap: int | None = None,
+    sampler: str | None = None,
+    pruner: str | None = None,
+    seed: int | None = None,
+) -> SweepOptions:
+    """Return the options of a sweep; names are looked up before anything heavy is loaded.
+
+    Raises:
+        RequestError: an unknown name, or a --fixed that is not KEY=VALUE.
+    """
+    settings: dict[str, str] = {}
+    for word in fixed or []:
+        key, equals, value = word.partition("=")
+        if not equals or not key.strip() or not value.strip():
+            raise RequestError(f"--fixed {word!r} is not KEY=VALUE, such as --fixed net=cct_2")
+        if key in settings:
+            raise RequestError(f"--fixed {key} is given twice")
+        settings[key.strip()] = value.strip()
+    if sampler is not None:
+        lookup(SAMPLERS, sampler, "--sampler")
+    if pruner is not None:
+        lookup(PRUNERS, pruner.partition(":")[0], "--pruner")
+    from vitctl.sweep.local import SweepOptions  # optuna loads here
+
+    return SweepOptions(
+        runs_dir=runs_dir,
+        storage=storage,
+        fixed=settings,
+        run_cap=run_cap,
+        sampler=sampler,
+        pruner=pruner,
+        seed=seed,
+    )
+
+
+def _engine(name: str | None, target: str) -> str:
+    """Return the engine that ``target`` is of.
+
+    Raises:
+        RequestError: no such engine, or an id of the other one.
+    """
+    if name is not None:
+        lookup(ENGINES, name, "--engine")
+    of_wandb = (
+        bool(_WANDB_ID.fullmatch(target)) and not Path(target).exists() and not target.endswith((".yaml", ".yml"))
+    )
+    if of_wandb and name == "local":
+        raise RequestError(f"{target} is the id of a sweep on W&B; leave --engine local out")
+    return "wandb" if of_wandb else name or "local"
+
+
+def _check_file(target: str) -> None:
+    """Refuse a sweep file with mistakes before anything heavy is loaded."""
+    from vitctl.sweep.file import read_sweep_file
+
+    if target.endswith((".yaml", ".yml")) or Path(target).is_file():
+        read_sweep_file(Path(target))
+
+
+def _refuse_for_wandb(**given: object) -> None:
+    for name, value in given.items():
+        if value:
+            flag = "--" + name.replace("_", "-")
+            raise RequestError(
+                f"{flag} is for local sweeps; W&B decides it for its own: leave {flag} or --engine wandb out"
+            )
+
+
+def _find(target: str, runs_dir: Path, storage: str | None) -> Sweep:
+    if _engine(None, target) == "wandb":
+        raise RequestError(
+            f"{target} is a sweep on W&B, which shows and steers it: https://wandb.ai/{target.rsplit('/', 1)[0]}/sweeps/"
+            f"{target.rsplit('/', 1)[1]}; vitctl runs its agents: vitctl sweep agent {target}"
+        )
+    from vitctl.sweep.sweep import find_sweep  # optuna loads here
+
+    return find_sweep(target, runs_dir, storage)
+
+
+def _say(text: str) -> None:
+    typer.echo(text, err=True)
+
+
+@app.command(cls=Command)
+def create(
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="a sweep file in W&B's format", show_default=False)],
+    dry_run: Annotated[
+        int | None,
+        typer.Option(
+            "--dry-run",
+            help="make nothing; show N parameter sets, the grid's size and hyperband's bands",
+            metavar="N",
+            min=1,
+        ),
+    ] = None,
+    engine: Engine = None,
+    fixed: Fixed = None,
+    run_cap: RunCap = None,
+    sampler: Sampler = None,
+    pruner: Pruner = None,
+    seed: Seed = None,
+    runs_dir: RunsDir = RUNS,
+    storage: Storage = None,
+    as_json: AsJson = False,
+) -> None:
+    """Create a sweep from a file, and print its id alone.
+
+    Parameters and values that train would refuse are refused here. The sweep keeps the file's text, so the file may change.
+    """
+    name = _engine(engine, str(file))
+    _check_file(str(file))
+    if name == "wandb":
+        _refuse_for_wandb(storage=storage, sampler=sampler, pruner=pruner, seed=seed, dry_run=dry_run)
+        from vitctl.sweep.wandb import WandbEngine
+
+        _print_id(WandbEngine().create(file, _options(runs_dir, None, fixed, run_cap), _say), as_json)
+        return
+    options = _options(runs_dir, storage, fixed, run_cap, sampler, pruner, seed)
+    from vitctl.cli import sweep_view
+    from vitctl.sweep import local
+
+    if dry_run is not None:
+        plan = local.dry_run(file, options, dry_run)
+        sweep_view.print_plan(plan, as_json=as_json)
+        return
+    sweep = local.LocalEngine().create(file, options)
+    for note in sweep.file.notes:
+        _say(note)
+    _print_id(sweep.id, as_json)
+
+
+def _print_id(id: str, as_json: bool) -> None:
+    from vitctl.cli import printing
+
+    if as_json:
+        printing.print_json({"id": id})
+    else:
+        typer.echo(id)
+
+
+@app.command(cls=Command)
+def agent(
+    target: Annotated[
+        str,
+        typer.Argument(
+            metavar="FILE|ID",
+            help="the newest sweep from this file, which is created when there is none; a sweep's id; or entity/project/id "
+            "on W&B",
+            show_default=False,
+        ),
+    ],
+    count: Annotated[int | None, typer.Option(help="begin at most N trials", metavar="N", min=1)] = None,
+    jobs: Annotated[int | None, typer.Option(help="trials at once", metavar="N", min=1, show_default="1")] = None,
+    gpus: Annotated[
+        str | None, typer.Option(help="one trial at once on each of these CUDA devices", metavar="all|0,1,...")
+    ] = None,
+    max_time: Annotated[
+        str | None,
+        typer.Option(help="stop after 90s, 10m or 2h; trials under way are saved and go on later", metavar="TIME"),
+    ] = None,
+    new: Annotated[bool, typer.Option("--new", help="start another sweep from the file", rich_help_panel=NEW)] = False,
+    engine: Engine = None,
+    fixed: Fixed = None,
+    run_cap: RunCap = None,
+    sampler: Sampler = None,
+    pruner: Pruner = None,
+    seed: Seed = None,
+    runs_dir: RunsDir = RUNS,
+    storage: Storage = None,
+    as_json: AsJson = False,
+) -> None:
+    """Run trials of a sweep until it is over; start as many agents as you like, here or on other machines.
+
+    Each trial is a vitctl train with a run folder of its own. A trial whose agent died is gone on with by another. Ctrl-C
+    saves what is under way; the next agent goes on with it.
+    """
+    from vitctl.units import parse_duration
+
+    seconds = parse_duration(max_time, "--max-time") if max_time is not None else None
+    if jobs is not None and gpus is not None:
+        raise RequestError("--jobs and --gpus both say how many trials run at once; give one of them")
+    if gpus is not None and not re.fullmatch(r"all|\d+(,\d+)*", gpus):
+        raise RequestError(f"--gpus takes all, or indices such as 0,2, not {gpus!r}")
+    name = _engine(engine, target)
+    _check_file(target)
+    if name == "wandb":
+        _refuse_for_wandb(
+            storage=storage,
+            sampler=sampler,
+            pruner=pruner,
+            seed=seed,
+            jobs=jobs,
+            gpus=gpus,
+            max_time=max_time,
+            json=as_json,
+        )
+        from vitctl.sweep.wandb import WandbEngine
+
+        WandbEngine().agent(target, _options(runs_dir, None, fixed, run_cap), count=count, new=new, say=_say)
+        return
+    options = _options(runs_dir, storage, fixed, run_cap, sampler, pruner, seed)
+    from vitctl.cli import printing, sweep_view
+    from vitctl.sweep.agent import take_snapshot
+    from vitctl.sweep.local import LocalEngine
+
+    local = LocalEngine()
+    sweep, created = local.find_or_create(target, options, new=new)
+    for note in sweep.file.notes if created else ():
+        _say(note)
+    before = take_snapshot(sweep)
+    where = f"the sweep {sweep.id} ({sweep.file.name})"
+    if before.state in ("finished", "stopped"):
+        more = "another: --new" if before.state == "finished" else f"go on: vitctl sweep resume {sweep.id}"
+        _say(f"{where} is {before.state}: {sweep_view.describe_counts(before.counts)}; {more}")
+    else:
+        _say(f"{where} {'is created' if created else 'goes on'}: {sweep_view.describe(sweep, before)}")
+        with sweep_view.make_observer(sweep) as observer:
+            why = local.agent(sweep, observer, jobs=jobs or 1, gpus=gpus, count=count, max_time=seconds)
+        _say(
+            {
+                "finished": f"{where} is finished",
+                "stopped": f"{where} was stopped; go on: vitctl sweep resume {sweep.id}",
+                "count": f"this agent has begun its {count} trials",
+                "time": f"this agent's time is up; go on: vitctl sweep agent {sweep.id}",
+            }[why]
+        )
+    after = take_snapshot(sweep)
+    if as_json:
+        printing.print_json(sweep_view.status_document(sweep, after))
+    else:
+        sweep_view.print_top(sweep, 3)
+
+
+@app.command(cls=Command)
+def status(target: Target, runs_dir: RunsDir = RUNS, storage: Storage = None, as_json: AsJson = False) -> None:
+    """Say how a sweep stands: trials by state, what runs now, the best ones, how long it will take."""
+    sweep = _find(target, runs_dir, storage)
+    from vitctl.cli import printing, sweep_view
+    from vitctl.sweep.agent import take_snapshot
+
+    snapshot = take_snapshot(sweep)
+    if as_json:
+        printing.print_json(sweep_view.status_document(sweep, snapshot))
+    else:
+        sweep_view.print_status(sweep, snapshot)
+
+
+@app.command("list", cls=Command)
+def list_sweeps(runs_dir: RunsDir = RUNS, storage: Storage = None, as_json: AsJson = False) -> None:
+    """List the sweeps below --runs-dir, and those in --storage."""
+    from vitctl.cli import printing, sweep_view
+    from vitctl.sweep.sweep import find_sweeps
+
+    rows = [sweep_view.list_row(sweep) for sweep in find_sweeps(runs_dir, storage)]
+    if as_json:
+        printing.print_json(rows)
+    elif not rows:
+        _say(f"there is no sweep in {storage or runs_dir / 'sweeps'}; vitctl sweep create FILE makes one")
+    else:
+        sweep_view.print_list(rows)
+
+
+@app.command(cls=Command)
+def top(
+    target: Target,
+    count: Annotated[int, typer.Option("-k", "--count", help="how many", metavar="N", min=1)] = 3,
+    runs_dir: RunsDir = RUNS,
+    storage: Storage = None,
+    as_json: AsJson = False,
+) -> None:
+    """Show the best trials and their parameters."""
+    sweep = _find(target, runs_dir, storage)
+    from vitctl.cli import printing, sweep_view
+
+    if as_json:
+        printing.print_json([sweep_view.row_document(row) for row in sweep.top(count)])
+    else:
+        sweep_view.print_top(sweep, count)
+
+
+@app.command(cls=Command)
+def best(
+    target: Target,
+    config: Annotated[bool, typer.Option("--config", help="print a file for train --config")] = False,
+    runs_dir: RunsDir = RUNS,
+    storage: Storage = None,
+    as_json: AsJson = False,
+) -> None:
+    """Show the best complete trial, or print its settings as a file for train --config."""
+    if config and as_json:
+        raise RequestError("--config prints YAML and --json prints JSON; give one of them")
+    sweep = _find(target, runs_dir, storage)
+    from vitctl.cli import printing, sweep_view
+
+    row = sweep.best()
+    if config:
+        import yaml
+
+        from vitctl.sweep.sweep import best_settings
+
+        settings = best_settings(sweep.id, runs_dir, storage)
+        typer.echo(f"# trial {row.trial} of the sweep {sweep.id}: {sweep_view.format_value(sweep, row.value)}")
+        typer.echo(yaml.safe_dump(settings, sort_keys=False), nl=False)
+    elif as_json:
+        printing.print_json({**sweep_view.row_document(row), "settings": sweep.settings(row)})
+    else:
+        sweep_view.print_best(sweep, row)
+
+
+def _set_control(target: str, word: str, runs_dir: Path, storage: str | None) -> None:
+    sweep = _find(target, runs_dir, storage)
+    before = sweep.control()
+    if word == "paused" and before == "stopped":
+        raise RequestError(f"the sweep {sweep.id} is stopped already; vitctl sweep resume {sweep.id} goes on with it")
+    sweep.set_control(word)
+    running = sweep.ledger().count("running")
+    rest = f"; {running} running trials finish" if running and word != "running" else ""
+    words = {"running": "goes on", "paused": "is paused: its agents wait", "stopped": "is stopped: its agents end"}
+    _say(f"the sweep {sweep.id} {words[word]}{rest}")
+
+
+@app.command(cls=Command)
+def stop(target: Target, runs_dir: RunsDir = RUNS, storage: Storage = None) -> None:
+    """Begin no more trials; those that run finish, and agents end."""
+    _set_control(target, "stopped", runs_dir, storage)
+
+
+@app.command(cls=Command)
+def pause(target: Target, runs_dir: RunsDir = RUNS, storage: Storage = None) -> None:
+    """Begin no more trials until resume; those that run finish, and agents wait."""
+    _set_control(target, "paused", runs_dir, storage)
+
+
+@app.command(cls=Command)
+def resume(target: Target, runs_dir: RunsDir = RUNS, storage: Storage = None) -> None:
+    """Go on with a sweep that was paused or stopped."""
+    _set_control(target, "running", runs_dir, storage)
+
+
+@app.command(cls=Command)
+def retry(
+    target: Target,
+    failed: Annotated[bool, typer.Option("--failed", help="all trials whose training failed")] = False,
+    trials: Annotated[
+        list[int] | None, typer.Option("--trial", help="this failed trial; may be repeated", metavar="N")
+    ] = None,
+    runs_dir: RunsDir = RUNS,
+    storage: Storage = None,
+) -> None:
+    """Have failed trials tried again, from their checkpoints where there are some."""
+    if failed == bool(trials):
+        raise RequestError("say which: --failed for all failed trials, or --trial N")
+    sweep = _find(target, runs_dir, storage)
+    again = sweep.retry_failed(trials)
+    if not again:
+        _say(f"no trial of the sweep {sweep.id} has failed")
+    else:
+        numbers = ", ".join(map(str, again))
+        _say(f"{len(again)} trials will be tried again ({numbers}): vitctl sweep agent {sweep.id}")
+
+
+@app.command(cls=Command)
+def enqueue(
+    target: Target,
+    values: Annotated[list[str], typer.Argument(metavar="KEY=VALUE...", help="parameters", show_default=False)],
+    runs_dir: RunsDir = RUNS,
+    storage: Storage = None,
+) -> None:
+    """Have these parameters tried next; those that are not given are proposed as usual."""
+    params: dict[str, str] = {}
+    for word in values:
+        key, equals, value = word.partition("=")
+        if not equals or not key or not value:
+            raise RequestError(f"{word!r} is not KEY=VALUE, such as lr=0.001")
+        if key in params:
+            raise RequestError(f"{key} is given twice")
+        params[key] = value
+    sweep = _find(target, runs_dir, storage)
+    number = sweep.enqueue(params)
+    _say(f"trial {number} is next: vitctl sweep agent {sweep.id}")
+
+
+@app.command(cls=Command)
+def export(
+    target: Target,
+    form: Annotated[str, typer.Option("--format", help="csv or json", metavar="csv|json")] = "csv",
+    out: Annotated[Path | None, typer.Option("--out", "-o", help="file", show_default="stdout")] = None,
+    runs_dir: RunsDir = RUNS,
+    storage: Storage = None,
+) -> None:
+    """Write all trials: trial, state, params, value, run."""
+    if form not in ("csv", "json"):
+        raise RequestError(f"--format {form!r} is unknown{suggest(form, ('csv', 'json'))}")
+    sweep = _find(target, runs_dir, storage)
+    from vitctl.cli import sweep_view
+
+    text = sweep_view.export(sweep, form)
+    if out is None:
+        typer.echo(text, nl=False)
+        return
+    try:
+        out.write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise RequestError(f"--out {out} cannot be written: {error.strerror}") from error
+
+
+@app.command(cls=Command)
+def plot(
+    target: Target,
+    kinds: Annotated[
+        list[str] | None,
+        typer.Option("--kind", help="history, parallel, importances or curves; may be repeated", show_default="all"),
+    ] = None,
+    forms: Annotated[
+        list[str] | None, typer.Option("--format", help="png or html; may be repeated", show_default="both")
+    ] = None,
+    out: Annotated[Path | None, typer.Option("--out", "-o", help="folder", show_default="the sweep's, plots/")] = None,
+    runs_dir: RunsDir = RUNS,
+    storage: Storage = None,
+) -> None:
+    """Draw the history, parallel coordinates, the parameters' importances and the trials' curves."""
+    for flag, given, known in (
+        ("--kind", kinds, ("history", "parallel", "importances", "curves")),
+        ("--format", forms, ("png", "html")),
+    ):
+        for word in given or ():
+            if word not in known:
+                raise RequestError(f"{flag} {word!r} is unknown{suggest(word, known)}")
+    sweep = _find(target, runs_dir, storage)
+    from vitctl.sweep.plots import FORMATS, KINDS
+    from vitctl.sweep.plots import plot as draw
+
+    for path in draw(sweep, kinds or list(KINDS), forms or list(FORMATS), out or sweep.folder / "plots", _say):
+        typer.echo(str(path))

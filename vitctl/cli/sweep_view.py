@@ -1,0 +1,419 @@
+"""How sweeps are shown: tables on stdout, and what an agent says while it works on stderr."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import sys
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Self
+
+from vitctl.cli.printing import print_json, print_table
+from vitctl.sweep.agent import Snapshot, take_snapshot
+from vitctl.sweep.space import Params, show, show_params
+from vitctl.sweep.sweep import Sweep, TrialRow
+from vitctl.units import format_duration
+
+if TYPE_CHECKING:
+    from rich.console import Console, Group
+    from rich.live import Live
+    from rich.table import Table
+
+Record = dict[str, Any]
+
+
+# -- words ------------------------------------------------------------------------------------------------------------
+
+
+def format_value(sweep: Sweep, value: float | None) -> str:
+    """Return a value of the sweep's metric: ``53.01 %`` for accuracies, which are in percent."""
+    if value is None:
+        return "-"
+    return f"{value:.2f} %" if sweep.file.metric.name.endswith("_acc") else show(float(value))
+
+
+def describe_counts(counts: Mapping[str, int]) -> str:
+    """Return ``14 complete, 5 pruned, 1 running``."""
+    return ", ".join(f"{count} {state}" for state, count in counts.items() if count) or "no trial yet"
+
+
+def describe(sweep: Sweep, snapshot: Snapshot) -> str:
+    """Return what a sweep searches, and how far it is, in a line."""
+    file, total = sweep.file, snapshot.total
+    how = {"bayes": sweep.plan.sampler}.get(file.method, file.method)
+    return (
+        f"{how} over {', '.join(file.order)} for {file.metric.name} ({file.metric.goal}); "
+        f"{describe_counts(snapshot.counts)}{f' of {total}' if total is not None else ''}"
+    )
+
+
+def row_document(row: TrialRow) -> Record:
+    """Return a trial as JSON."""
+    return {
+        "trial": row.trial,
+        "state": row.state,
+        "params": row.params,
+        "value": row.value,
+        "epochs": row.epochs,
+        "run": row.run,
+        "seconds": row.seconds,
+        "attempts": row.attempts,
+        **({"agent": row.agent} if row.agent else {}),
+        **({"failure": row.failure} if row.failure else {}),
+    }
+
+
+def status_document(sweep: Sweep, snapshot: Snapshot) -> Record:
+    """Return how a sweep stands, as JSON."""
+    plan = sweep.plan
+    return {
+        "id": sweep.id,
+        "file": sweep.file.name,
+        "title": sweep.file.title,
+        "state": snapshot.state,
+        "counts": dict(snapshot.counts),
+        "total": snapshot.total,
+        "eta": snapshot.eta,
+        "metric": sweep.file.metric.name,
+        "goal": sweep.file.metric.goal,
+        "method": sweep.file.method,
+        "sampler": plan.sampler,
+        "pruner": plan.pruner,
+        "run_cap": plan.run_cap,
+        "seed": plan.seed,
+        "fixed": dict(plan.fixed),
+        "created": plan.created,
+        "storage": plan.storage,
+        "folder": str(sweep.folder),
+        "running": [row_document(row) for row in snapshot.running],
+        "best": [row_document(row) for row in snapshot.best],
+    }
+
+
+def export(sweep: Sweep, form: str) -> str:
+    """Return all trials as CSV or JSON, with the columns trial, state, params, value and run."""
+    columns = ("trial", "state", "params", "value", "run")
+    rows = [{key: row_document(row)[key] for key in columns} for row in sweep.rows()]
+    if form == "json":
+        return json.dumps(rows, indent=2) + "\n"
+    text = io.StringIO()
+    writer = csv.DictWriter(text, columns, lineterminator="\n")
+    writer.writeheader()
+    for row in rows:
+        writer.writerow({**row, "params": json.dumps(row["params"])})
+    return text.getvalue()
+
+
+# -- tables -----------------------------------------------------------------------------------------------------------
+
+
+def _console() -> Console:
+    from rich.console import Console
+
+    return Console(highlight=False)
+
+
+def _top_table(sweep: Sweep, rows: list[TrialRow]) -> Table:
+    from rich.table import Table
+
+    table = Table()
+    table.add_column("Rank", style="bold", no_wrap=True)
+    table.add_column(sweep.file.metric.name, justify="right", no_wrap=True)
+    for name in sweep.file.order:
+        table.add_column(name, justify="right", no_wrap=True)
+    table.add_column("trial", justify="right", no_wrap=True)
+    table.add_column("state", no_wrap=True)
+    for rank, row in enumerate(rows, 1):
+        state = row.state if row.state != "pruned" else f"pruned at {row.epochs}"
+        table.add_row(
+            f"Top {rank}",
+            format_value(sweep, row.value),
+            *(show(row.params.get(name)) for name in sweep.file.order),
+            str(row.trial),
+            state,
+        )
+    return table
+
+
+def print_top(sweep: Sweep, count: int) -> None:
+    """Print the best trials."""
+    rows = sweep.top(count)
+    if not rows:
+        print(f"no trial of the sweep {sweep.id} has a {sweep.file.metric.name} yet", file=sys.stderr)
+        return
+    _console().print(_top_table(sweep, rows))
+
+
+def print_best(sweep: Sweep, row: TrialRow) -> None:
+    """Print one trial."""
+    print_table(
+        f"trial {row.trial} of the sweep {sweep.id} ({sweep.file.name})",
+        [
+            (sweep.file.metric.name, format_value(sweep, row.value)),
+            *((name, show(value)) for name, value in row.params.items()),
+            *((name, str(value)) for name, value in sweep.file.settings({}, sweep.plan.fixed).items()),
+            ("run", str(row.run)),
+        ],
+    )
+
+
+def print_status(sweep: Sweep, snapshot: Snapshot) -> None:
+    """Print how a sweep stands."""
+    plan, file = sweep.plan, sweep.file
+    counts = snapshot.counts
+    rows = [
+        ("state", snapshot.state),
+        ("trials", describe_counts(counts) + (f" of {snapshot.total}" if snapshot.total is not None else "")),
+        ("searches", f"{file.metric.name}, {file.metric.goal}d"),
+        ("method", file.method + (f" ({plan.sampler})" if file.method == "bayes" else "")),
+        ("stops early", plan.pruner if plan.pruner != "file" else "hyperband" if file.hyperband else "no"),
+        ("storage", plan.storage),
+    ]
+    if plan.fixed:
+        rows.append(("fixed", show_params(plan.fixed)))
+    if snapshot.eta is not None:
+        rows.append(("left", f"about {format_duration(snapshot.eta)}"))
+    print_table(f"sweep {sweep.id}: {file.title}, created {plan.created[:16].replace('T', ' ')} UTC", rows)
+    console = _console()
+    if snapshot.running:
+        console.print(running_table(sweep, snapshot))
+    if snapshot.best:
+        console.print(_top_table(sweep, list(snapshot.best)))
+
+
+def running_table(sweep: Sweep, snapshot: Snapshot) -> Table:
+    """Return the trials that run now, on any agent."""
+    from rich.table import Table
+
+    table = Table()
+    table.add_column("running", style="bold", justify="right")
+    table.add_column("epoch", justify="right")
+    table.add_column(f"best {sweep.file.metric.name}", justify="right", no_wrap=True)
+    table.add_column("time", justify="right", no_wrap=True)
+    table.add_column("parameters")
+    table.add_column("agent")
+    for row in snapshot.running:
+        table.add_row(
+            str(row.trial),
+            str(row.epochs),
+            format_value(sweep, row.value),
+            format_duration(row.seconds) if row.seconds is not None else "-",
+            show_params(row.params),
+            row.agent or "-",
+        )
+    return table
+
+
+def list_row(sweep: Sweep) -> Record:
+    """Return a sweep for the list; one whose storage cannot be had says so."""
+    from vitctl.errors import VitctlError
+
+    row: Record = {
+        "id": sweep.id,
+        "file": sweep.file.name,
+        "created": sweep.plan.created,
+        "storage": sweep.plan.storage,
+        "state": "unknown",
+        "trials": None,
+        "best": None,
+    }
+    try:
+        snapshot = take_snapshot(sweep, count=1)
+    except VitctlError as error:
+        return row | {"error": str(error)}
+    best = snapshot.best[0].value if snapshot.best else None
+    return row | {
+        "state": snapshot.state,
+        "trials": sum(snapshot.counts.values()),
+        "metric": sweep.file.metric.name,
+        "best": best,
+        "shown_best": format_value(sweep, best),
+    }
+
+
+def print_list(rows: list[Record]) -> None:
+    """Print the sweeps."""
+    from rich.table import Table
+
+    table = Table()
+    for heading in ("id", "file", "state"):
+        table.add_column(heading, no_wrap=True)
+    table.add_column("trials", justify="right")
+    table.add_column("best", justify="right")
+    table.add_column("created (UTC)", no_wrap=True)
+    for row in rows:
+        best = f"{row['metric']} {row['shown_best']}" if row["best"] is not None else "-"
+        table.add_row(
+            row["id"],
+            row["file"],
+            row["state"],
+            str(row["trials"] if row["trials"] is not None else "-"),
+            best,
+            row["created"][:16].replace("T", " "),
+        )
+    _console().print(table)
+    for row in rows:
+        if "error" in row:
+            print(f"{row['id']}: {row['error']}", file=sys.stderr)
+
+
+def print_plan(plan: Record, *, as_json: bool) -> None:
+    """Print what a sweep would do."""
+    if as_json:
+        print_json({key: value for key, value in plan.items() if key != "notes"} | {"notes": plan["notes"]})
+        return
+    from rich.table import Table
+
+    for note in plan["notes"]:
+        print(note, file=sys.stderr)
+    size = plan["size"]
+    sets = "more than can be counted" if size is None else f"{size:,}"
+    bands = ", ".join(map(str, plan["bands"])) or "none"
+    rows = [
+        ("method", plan["method"] + (f" ({plan['sampler']})" if plan["method"] == "bayes" else "")),
+        ("metric", f"{plan['metric']}, {plan['goal']}d" + (f", until {plan['target']:g}" if plan["target"] else "")),
+        ("points of the grid" if plan["method"] == "grid" else "different parameter sets", sets),
+        ("trials", str(plan["run_cap"] or ("all" if plan["method"] == "grid" else "until stopped"))),
+        (
+            "hyperband looks after epoch" if plan["pruner"] == "file" else "pruner",
+            bands if plan["pruner"] == "file" else plan["pruner"],
+        ),
+        *((name, text) for name, text in plan["parameters"].items()),
+        *((name, f"{value} (fixed)") for name, value in plan["constants"].items()),
+    ]
+    print_table(f"dry run: {plan['file']}", rows)
+    table = Table()
+    for name in plan["parameters"]:
+        table.add_column(name, justify="right")
+    for sample in plan["samples"]:
+        table.add_row(*(show(sample[name]) for name in plan["parameters"]))
+    console = _console()
+    words = {"grid": "the first points", "bayes": "parameter sets drawn as the first trials are"}
+    console.print(words.get(plan["method"], "parameter sets drawn as trials are"), style="bold")
+    console.print(table)
+
+
+# -- an agent at work -------------------------------------------------------------------------------------------------
+
+
+def make_observer(sweep: Sweep) -> PlainObserver:
+    """Return the observer for this stderr: a table that changes on a terminal, lines elsewhere."""
+    return LiveObserver(sweep) if sys.stderr.isatty() else PlainObserver(sweep)
+
+
+class PlainObserver:
+    """Prints a line when a trial begins, reports or ends."""
+
+    wants_snapshots = False
+
+    def __init__(self, sweep: Sweep) -> None:
+        self.sweep = sweep
+        self._best: float | None = None
+
+    def __enter__(self) -> Self:
+        rows = self.sweep.top(1)
+        self._best = rows[0].value if rows else None
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        return None
+
+    def print(self, text: str) -> None:
+        """Print a line to stderr."""
+        print(text, file=sys.stderr, flush=True)
+
+    def started(self, trial: int, params: Params, run: Path, resumed: bool) -> None:
+        """Say what is tried."""
+        self.print(f"trial {trial} {'goes on' if resumed else 'begins'}: {show_params(params)} | {run}")
+
+    def progressed(self, trial: int, epoch: int, value: float) -> None:
+        """Say what a trial reported."""
+        self.print(f"trial {trial} epoch {epoch}: {self.sweep.file.metric.name} {format_value(self.sweep, value)}")
+
+    def ended(self, trial: int, state: str, value: float | None, why: str) -> None:
+        """Say how a trial ended."""
+        parts = [f"trial {trial} {state}"]
+        if value is not None:
+            parts.append(f"{self.sweep.file.metric.name} {format_value(self.sweep, value)}")
+        if why:
+            parts.append(why)
+        if state == "complete" and value is not None:
+            metric = self.sweep.file.metric
+            if self._best is None or metric.sign * value < metric.sign * self._best:
+                self._best = value
+                parts.append("the best so far")
+        self.print(" | ".join(parts))
+
+    def message(self, text: str) -> None:
+        """Say something that the user should know."""
+        self.print(text)
+
+    def snapshot(self, snapshot: Snapshot) -> None:
+        """Nothing: lines say it all."""
+
+
+class LiveObserver(PlainObserver):
+    """Shows running and best trials in a table that changes; what ended stays as lines above it."""
+
+    wants_snapshots = True
+
+    def __init__(self, sweep: Sweep) -> None:
+        super().__init__(sweep)
+        self._live: Live | None = None
+        self._start = time.monotonic()
+
+    def __enter__(self) -> Self:
+        super().__enter__()
+        from rich.console import Console
+        from rich.live import Live
+
+        self._live = Live(console=Console(stderr=True, highlight=False), refresh_per_second=4, transient=True)
+        self._live.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._live is not None:
+            self._live.stop()
+            self._live = None
+
+    def print(self, text: str) -> None:
+        """Print a line above the table."""
+        if self._live is not None:
+            self._live.console.print(text, markup=False, soft_wrap=True)
+        else:
+            super().print(text)
+
+    def started(self, trial: int, params: Params, run: Path, resumed: bool) -> None:
+        """Nothing: the table shows it."""
+
+    def progressed(self, trial: int, epoch: int, value: float) -> None:
+        """Nothing: the table shows it."""
+
+    def snapshot(self, snapshot: Snapshot) -> None:
+        """Draw the table anew."""
+        if self._live is not None:
+            self._live.update(self._picture(snapshot))
+
+    def _picture(self, snapshot: Snapshot) -> Group:
+        from rich.console import Group
+        from rich.text import Text
+
+        total = f" of {snapshot.total}" if snapshot.total is not None else ""
+        line = f"{self.sweep.id} {snapshot.state} | {describe_counts(snapshot.counts)}{total}"
+        line += f" | {format_duration(time.monotonic() - self._start)}"
+        if snapshot.eta is not None:
+            line += f" | about {format_duration(snapshot.eta)} left"
+        parts: list[Any] = [Text(line, style="bold")]
+        if snapshot.running:
+            parts.append(running_table(self.sweep, snapshot))
+        if snapshot.best:
+            parts.append(_top_table(self.sweep, list(snapshot.best)))
+        return Group(*parts)

@@ -1,0 +1,180 @@
+"""What a policy's draws do to a batch: pictures are sorted by operation, and each kind is done at once.
+
+Letters in shapes: B pictures of a batch, b those of them that share a kind of operation, C channels, P pixels of each.
+"""
+
+from __future__ import annotations
+
+from itertools import accumulate, pairwise
+
+import torch
+from torch import Tensor
+
+from vitctl.data import kernels
+from vitctl.data.policies import Operation, Policy
+
+_KINDS = {
+    "identity": 0,
+    **dict.fromkeys(("shear_x", "shear_y", "translate_x", "translate_y", "rotate"), 1),
+    **dict.fromkeys(("brightness", "posterize", "solarize", "solarize_add", "invert"), 2),
+    "autocontrast": 3,
+    "equalize": 4,
+    "contrast": 5,
+    "color": 6,
+    "sharpness": 7,
+    "cutout": 8,
+}
+"""Kind of each operation. Those done by a table are neighbours (2-5), and so are those that need grey pictures (5-6) and
+those that blend pictures (6-7)."""
+
+_STORED_PLACES = 1 << 20
+"""The most places of source pixels that are kept ready: 8 MiB. Larger pictures have theirs computed at every step."""
+
+_CACHE_BYTES = 1 << 20
+"""Bytes of pictures that are worked on at once on CPU, so that what lies between two kernels stays in the cache."""
+
+CUTOUT_COLOUR = (125, 123, 114)
+"""What the predecessor's cutout paints with: about ImageNet's mean."""
+
+
+class Augment:
+    """Applies a policy to batches.
+
+    Args:
+        policy: what to draw from.
+        shape: channels (1 or 3), height and width of the pictures.
+        device: where the pictures are.
+
+    Attributes:
+        first: it comes before crop and flip.
+    """
+
+    def __init__(self, policy: Policy, shape: tuple[int, int, int], device: torch.device) -> None:
+        self.policy, self.device, self.first = policy, device, policy.first
+        self.channels, self.height, self.width = shape
+        operations = policy.operations
+        self.kinds = torch.tensor([_KINDS[operation.name] for operation in operations])  # on the CPU
+        self.values = torch.tensor([operation.value for operation in operations], dtype=torch.float32).to(device)
+        self.tables = torch.stack([self._fixed_table(operation) for operation in operations]).to(device)
+        self.matrices = torch.tensor([self._matrix(operation) for operation in operations], dtype=torch.int32).to(
+            device
+        )
+        self.places: tuple[Tensor, Tensor] | None = None
+        if len(operations) * self.height * self.width <= _STORED_PLACES:
+            self.places = kernels.source_pixels(self.matrices, self.height, self.width)
+        colour = torch.tensor(CUTOUT_COLOUR, dtype=torch.uint8).view(1, 3, 1, 1)
+        self.colour = (colour if self.channels == 3 else kernels.grey(colour).to(torch.uint8)).flatten().to(device)
+
+    @staticmethod
+    def _fixed_table(operation: Operation) -> Tensor:
+        if _KINDS[operation.name] == 2:
+            return kernels.fixed_table(*operation)
+        return torch.arange(256, dtype=torch.uint8)
+
+    def _matrix(self, operation: Operation) -> list[int]:
+        moved = operation if _KINDS[operation.name] == 1 else Operation("translate_x", 0.0)
+        return kernels.fixed_point(kernels.affine_matrix(*moved, self.height, self.width))
+
+    def __call__(self, images: Tensor, seed: int) -> Tensor:
+        """Augment a batch by draws that hang on ``seed`` alone.
+
+        Args:
+            images: uint8 ``[B, C, H, W]`` on the device; left as they are.
+            seed: of this batch.
+
+        Returns:
+            uint8 ``[B, C, H, W]``.
+        """
+        generator = torch.Generator().manual_seed(seed)
+        drawn = self.policy.draw(len(images), generator)
+        centres = torch.rand(self.policy.length, len(images), 2, generator=generator, dtype=torch.float64)
+        if self.device.type != "cpu":
+            return self.apply(images, drawn, centres)
+        piece = max(1, _CACHE_BYTES // images[0].numel())
+        pieces = zip(
+            torch.split(images, piece), torch.split(drawn, piece, 1), torch.split(centres, piece, 1), strict=True
+        )
+        return torch.cat([self.apply(*each) for each in pieces])
+
+    def apply(self, images: Tensor, drawn: Tensor, centres: Tensor) -> Tensor:
+        """Apply the operations drawn, in turn.
+
+        Args:
+            images: uint8 ``[B, C, H, W]`` on the device; left as they are.
+            drawn: int64 ``[length, B]`` on the CPU, places among the policy's operations.
+            centres: float64 ``[length, B, 2]`` on the CPU, between 0 and 1: where a cutout is, down and across.
+
+        Returns:
+            uint8 ``[B, C, H, W]``.
+        """
+        place = torch.arange(len(images))  # where each of the sorted pictures stood at first
+        for operations, where in zip(drawn, centres, strict=True):
+            kinds = self.kinds[operations[place]]
+            order = kinds.argsort(stable=True)
+            counts = kinds.bincount(minlength=len(set(_KINDS.values()))).tolist()
+            place = place[order]
+            images = images.index_select(0, order.to(self.device))
+            self._apply_sorted(images, operations[place], where[place], counts)
+        return images.index_select(0, place.argsort().to(self.device))
+
+    def _apply_sorted(self, images: Tensor, drawn: Tensor, centres: Tensor, counts: list[int]) -> None:
+        """Apply one operation to each picture, in place.
+
+        Args:
+            images: sorted by the kind of operation.
+            drawn: int64 ``[B]`` on the CPU, places among the policy's operations.
+            centres: float64 ``[B, 2]`` on the CPU.
+            counts: pictures of each kind.
+        """
+        spans = [slice(*ends) for ends in pairwise(accumulate(counts, initial=0))]
+        _, affine, fixed, auto, equal, contrast, color, sharp, cutout = spans
+        on_device = drawn.to(self.device)
+        if counts[1]:
+            images[affine] = kernels.warp(images[affine], *self._source(on_device[affine]))
+        luma = kernels.grey(images[contrast.start : color.stop])  # int32 [b, 1, H, W]
+        tables = [self.tables[on_device[fixed], None].expand(-1, self.channels, -1)] if counts[2] else []
+        if counts[3]:
+            tables.append(kernels.autocontrast_tables(images[auto]))
+        if counts[4]:
+            tables.append(kernels.equalize_tables(images[equal]))
+        if counts[5]:
+            stretched = kernels.contrast_tables(luma[: counts[5]], self.values[on_device[contrast]])
+            tables.append(stretched.expand(-1, self.channels, -1))
+        if tables:
+            tabled = slice(fixed.start, contrast.stop)
+            images[tabled] = kernels.apply_table(images[tabled], torch.cat(tables))
+        if counts[6]:
+            factor = self.values[on_device[color]].view(-1, 1, 1, 1)
+            images[color] = kernels.blend(images[color], luma[counts[5] :].float(), factor)
+        if counts[7]:
+            factor = self.values[on_device[sharp]].view(-1, 1, 1, 1)
+            images[sharp] = kernels.blend(images[sharp], kernels.smooth(images[sharp]), factor)
+        if counts[8]:
+            sides = torch.tensor([self.policy.operations[i].value for i in drawn[cutout].tolist()])
+            boxes = seed_cutout_boxes(sides, centres[cutout], self.height, self.width)
+            images[cutout] = kernels.fill_boxes(images[cutout], boxes.to(self.device), self.colour)
+
+    def _source(self, operations: Tensor) -> tuple[Tensor, Tensor]:
+        if self.places is not None:
+            place, inside = self.places
+            return place.index_select(0, operations), inside.index_select(0, operations)
+        return kernels.source_pixels(self.matrices.index_select(0, operations), self.height, self.width)
+
+
+def seed_cutout_boxes(sides: Tensor, centres: Tensor, height: int, width: int) -> Tensor:
+    """Return the boxes of the predecessor's cutout, int64 ``[b, 4]``.
+
+    Its centre is uniform between the first pixel and the far edge; the box goes by half the side up and left of it, or to the
+    edge, and from there by the whole side, both ends included.
+
+    Args:
+        sides: float ``[b]``, in pixels.
+        centres: float64 ``[b, 2]``, between 0 and 1.
+        height: of the pictures.
+        width: of the pictures.
+    """
+    size = torch.tensor([height, width], dtype=torch.float64)
+    sides = sides.double()[:, None]
+    start = (size + (1 - size) * centres - sides / 2).clamp(min=0).long()  # [b, 2]
+    stop = (start + sides).long() + 1
+    return torch.cat([start, torch.minimum(stop, size.long())], 1)

@@ -1,0 +1,137 @@
+"""Where exported files go, and writing them whole or not at all."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import json
+import os
+import shutil
+import signal
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+from vitctl.errors import RequestError, RunFailed
+from vitctl.export import EXPORTERS
+from vitctl.export.request import ExportRequest
+from vitctl.export.safetensors import RECORD, config_path
+from vitctl.training.checkpoint import TEMPORARY, sync_folder
+from vitctl.training.run_folder import process_runs
+from vitctl.units import format_bytes
+
+
+def plan(request: ExportRequest, checkpoint: Path) -> dict[tuple[str, str], list[Path]]:
+    """Return where the files of each format, and of each way to make it smaller, will go.
+
+    Args:
+        request: says where to.
+        checkpoint: the checkpoint's file; without ``--output`` the files go beside it, and it lends them its name.
+
+    Returns:
+        Paths by (format, quantization), the first being the one that users name.
+
+    Raises:
+        RequestError: the folder cannot be written, or what is there must not be overwritten.
+    """
+    if request.output is None and not os.access(checkpoint.absolute().parent, os.W_OK):
+        raise RequestError(f"the folder of {checkpoint} cannot be written; name another place with --output")
+    kinds = [(name, "none") for name in dict.fromkeys(request.formats)]
+    kinds += [("onnx", quantized) for quantized in dict.fromkeys(request.quantize)]
+    return {kind: _paths(request, checkpoint, *kind) for kind in kinds}
+
+
+def _paths(request: ExportRequest, checkpoint: Path, format_name: str, quantized: str) -> list[Path]:
+    entry = EXPORTERS[format_name]
+    suffix = entry.suffixes[0]
+    if request.output is None:
+        path = checkpoint.with_suffix(suffix)
+    elif request.output.is_dir():
+        path = request.output / f"{checkpoint.stem}{suffix}"
+    else:
+        path = request.output
+    if quantized != "none":
+        path = path.with_name(f"{path.stem}.{quantized}{path.suffix}")
+    paths = [path, config_path(path)] if entry.bare else [path]
+    for each in paths:
+        if each.is_dir():
+            raise RequestError(f"{each} is a folder, so no file of that name can be written; choose another --output")
+    for beside in paths[1:]:
+        if beside.exists() and not _is_ours(beside):
+            raise RequestError(f"{beside} is there and was not written by vitctl export; choose another --output")
+    return paths
+
+
+def _is_ours(path: Path) -> bool:
+    try:
+        return RECORD in json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, TypeError):
+        return False
+
+
+def write_all(files: Mapping[Path, bytes]) -> None:
+    """Write each file to a temporary name, and when all are on the disk and read back the same, rename them.
+
+    What an earlier attempt that was killed left half-written beside them is removed.
+
+    Raises:
+        RunFailed: the disk is full, a folder cannot be written, or it does not give back what was written.
+    """
+    remove_orphans({path.parent for path in files})
+    temporary = {path: path.with_name(f"{path.name}{TEMPORARY}{os.getpid()}") for path in files}
+    path = next(iter(files))
+    try:
+        for path, data in files.items():
+            with open(temporary[path], "wb") as file:
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
+            if temporary[path].read_bytes() != data:
+                raise RunFailed(f"{path.parent} does not give back what was written to it; nothing was exported")
+        with _uninterrupted():
+            for path in files:
+                os.replace(temporary[path], path)
+        for folder in {path.parent for path in files}:
+            sync_folder(folder)
+    except OSError as error:
+        raise _failed(error, path, len(files[path])) from error
+    finally:
+        for leftover in temporary.values():
+            with contextlib.suppress(OSError):
+                leftover.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def _uninterrupted() -> Iterator[None]:
+    """Let signals wait, so that all of several files appear or none does."""
+    if not hasattr(signal, "pthread_sigmask"):  # Windows
+        yield
+        return
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def remove_orphans(folders: set[Path]) -> None:
+    """Remove the temporary files of exports that were killed."""
+    suffixes = {suffix for entry in EXPORTERS.values() for suffix in entry.suffixes} | {".json"}
+    for folder in folders:
+        for orphan in folder.glob(f"*{TEMPORARY}*"):
+            name, _, pid = orphan.name.rpartition(TEMPORARY)
+            if Path(name).suffix in suffixes and not process_runs(pid):
+                with contextlib.suppress(OSError):
+                    orphan.unlink()
+
+
+def _failed(error: OSError, path: Path, size: int) -> RunFailed:
+    if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+        try:
+            free = f", {format_bytes(shutil.disk_usage(path.parent).free)} are free"
+        except OSError:
+            free = ""
+        return RunFailed(
+            f"no room to write {path}: it takes {format_bytes(size)}{free} ({os.strerror(error.errno)}); nothing was "
+            f"exported: make room, or name another place with --output"
+        )
+    return RunFailed(f"cannot write {path}: {os.strerror(error.errno) if error.errno else error}; nothing was exported")

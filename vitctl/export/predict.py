@@ -1,0 +1,176 @@
+"""What a trained network, or an exported file, says of single pictures."""
+
+from __future__ import annotations
+
+import csv
+import io
+import os
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from PIL import Image
+
+from vitctl import devices
+from vitctl.data.folder import UnreadablePicture, decode_picture, find_pictures
+from vitctl.errors import RequestError
+from vitctl.training.classifier import Classifier, classifier_of
+from vitctl.training.evaluate import Progress
+from vitctl.training.run_folder import write_text
+from vitctl.training.trained import load_trained
+
+EXPORTED = (".onnx", ".safetensors")
+"""How the names of exported files end that are evaluated and predicted with; all others are taken for checkpoints."""
+
+_NOT_RUN = {".pt2": "torch-export", ".torchscript": "torchscript", ".ts": "torchscript"}
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """What is said of a picture.
+
+    Attributes:
+        picture: its path.
+        top: class names and probabilities, the likeliest first; empty where it cannot be read.
+        error: why it cannot be read, or None.
+    """
+
+    picture: str
+    top: list[tuple[str, float]]
+    error: str | None = None
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return it as JSON values."""
+        if self.error is not None:
+            return {"picture": self.picture, "error": self.error}
+        return {"picture": self.picture, "top": [{"class": name, "probability": p} for name, p in self.top]}
+
+
+def open_classifier(path: Path, *, weights: str, device_name: str, warn: Callable[[str], None]) -> Classifier:
+    """Open a checkpoint, a run's folder or an exported file.
+
+    Args:
+        path: which.
+        weights: of a run's folder, ``last`` or ``best``.
+        device_name: as ``--device``; ONNX files run on the CPU.
+        warn: told when a damaged checkpoint was passed over.
+
+    Raises:
+        RequestError: it cannot be opened, or not on this device.
+    """
+    ending = path.suffix.lower()
+    if ending in _NOT_RUN and not path.is_dir():
+        raise RequestError(
+            f"{path} is a file of --format {_NOT_RUN[ending]}, and loading one runs code in it, which vitctl never does; "
+            f"give the checkpoint, or an .onnx file"
+        )
+    if ending in EXPORTED and weights == "best":
+        raise RequestError(f"--weights best chooses within a run's folder, and {path} is a single file")
+    if ending == ".onnx":
+        if device_name not in ("auto", "cpu"):
+            raise RequestError(f"--device {device_name}: ONNX files run on the CPU here; leave --device out")
+        from vitctl.export.runtime import open_onnx
+
+        return open_onnx(path)
+    device = devices.resolve_device(device_name)
+    devices.prepare(device, None)
+    if ending == ".safetensors":
+        from vitctl.export.safetensors import open_safetensors
+
+        return open_safetensors(path, device)
+    return classifier_of(load_trained(path, weights=weights, device=device, warn=warn), device)
+
+
+def collect(places: Sequence[Path]) -> list[Path]:
+    """Return the pictures that are meant: files as they are named, and all in and below folders, by path.
+
+    Raises:
+        RequestError: something is not there, or a folder has no pictures.
+    """
+    found: list[Path] = []
+    for place in places:
+        if place.is_dir():
+            inside = find_pictures(place)
+            if not inside:
+                raise RequestError(f"{place} has no pictures in it")
+            found += inside
+        elif place.is_file():
+            found.append(place)
+        else:
+            raise RequestError(f"the picture {place} is {'no file' if place.exists() else 'not there'}")
+    return found
+
+
+def predict(
+    classifier: Classifier, pictures: Sequence[Path], *, top: int, progress: Progress | None = None
+) -> Iterator[Prediction]:
+    """Yield what ``classifier`` says of each picture, in order; pictures are decoded on all cores.
+
+    Each is set upright, its shorter side resized, and the middle cut out, as pictures of a folder are in training.
+
+    Args:
+        classifier: what is asked.
+        pictures: paths.
+        top: how many classes to name.
+        progress: told how many pictures are done.
+    """
+    waiting = iter(pictures)
+    done = 0
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        while batch := list(islice(waiting, classifier.batch)):
+            decoded = list(pool.map(lambda path: _decode(path, classifier), batch))
+            likeliest = iter(_likeliest(classifier, [image for image in decoded if not isinstance(image, str)], top))
+            for path, image in zip(batch, decoded, strict=True):
+                if isinstance(image, str):
+                    yield Prediction(str(path), [], image)
+                else:
+                    yield Prediction(str(path), next(likeliest))
+            done += len(batch)
+            if progress:
+                progress(done, len(pictures))
+
+
+def _decode(path: Path, classifier: Classifier) -> npt.NDArray[np.uint8] | str:
+    """Return a picture, uint8 ``[C, size, size]``, or why it cannot be read."""
+    try:
+        picture = decode_picture(path, classifier.size)  # [3, size, size]
+    except UnreadablePicture as error:
+        return error.reason
+    if classifier.channels == 3:
+        return picture
+    grey = Image.fromarray(picture.transpose(1, 2, 0)).convert("L")
+    return np.asarray(grey)[None]  # [1, size, size]
+
+
+def _likeliest(classifier: Classifier, images: list[npt.NDArray[np.uint8]], top: int) -> list[list[tuple[str, float]]]:
+    """Return for each picture its likeliest classes with their probabilities."""
+    if not images:
+        return []
+    probabilities = classifier.logits(torch.from_numpy(np.stack(images))).double().softmax(1)  # [B, K]
+    best = probabilities.topk(min(top, len(classifier.classes)))
+    return [
+        [(classifier.classes[i], p) for i, p in zip(indices, values, strict=True)]
+        for indices, values in zip(best.indices.tolist(), best.values.tolist(), strict=True)
+    ]
+
+
+def write_csv(predictions: Sequence[Prediction], top: int, path: Path) -> None:
+    """Write a line per picture: ``picture, class_1, probability_1, ..., error``.
+
+    Raises:
+        RunFailed: the file cannot be written.
+    """
+    text = io.StringIO(newline="")
+    writer = csv.writer(text, lineterminator="\n")
+    ranks = range(1, top + 1)
+    writer.writerow(["picture", *[f"{what}_{rank}" for rank in ranks for what in ("class", "probability")], "error"])
+    for each in predictions:
+        cells = [cell for name, p in each.top for cell in (name, f"{p:.6f}")]
+        writer.writerow([each.picture, *cells, *[""] * (2 * top - len(cells)), each.error or ""])
+    write_text(path, text.getvalue())

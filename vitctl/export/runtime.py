@@ -1,0 +1,108 @@
+"""Running ONNX files, with onnxruntime alone."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import onnxruntime
+import torch
+from torch import Tensor
+
+from vitctl.errors import RequestError, RunFailed
+from vitctl.export.formats import INPUT, LOGITS, PROBS, Run, as_input
+from vitctl.export.metadata import Metadata
+from vitctl.training.classifier import Classifier
+
+ENGINE = f"onnxruntime {onnxruntime.__version__}"
+
+BATCH = 64
+"""Pictures run at once where no network says what fits."""
+
+_ERRORS_ONLY = 3
+
+
+def open_session(model: bytes | str) -> onnxruntime.InferenceSession:
+    """Return a session on the CPU, with as many threads as torch uses.
+
+    Args:
+        model: a serialised model, or the path of a file.
+    """
+    onnxruntime.set_default_logger_severity(_ERRORS_ONLY)
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = _ERRORS_ONLY
+    options.intra_op_num_threads = torch.get_num_threads()
+    options.inter_op_num_threads = 1
+    return onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+
+
+def runner(session: onnxruntime.InferenceSession) -> Run:
+    """Return what runs a session: pictures in the file's form to its outputs."""
+    names = [output.name for output in session.get_outputs()]
+
+    def run(images: Tensor) -> tuple[Tensor, ...]:
+        return tuple(torch.from_numpy(array) for array in session.run(names, {INPUT: images.numpy()}))
+
+    return run
+
+
+def open_onnx(path: Path) -> Classifier:
+    """Open a file that ``vitctl export`` wrote; all that is needed is in it.
+
+    Raises:
+        RequestError: it is not there, damaged, no ONNX file, or not written by vitctl.
+    """
+    if not path.is_file():
+        raise RequestError(f"{path} is {'a folder, not an ONNX file' if path.exists() else 'not there'}")
+    try:
+        session = open_session(str(path))
+    except Exception as error:  # onnxruntime has a class for each of a dozen complaints, without a common one
+        raise RequestError(f"{path} is damaged, or no ONNX file: {_first_line(error)}") from error
+    record = Metadata.from_strings(session.get_modelmeta().custom_metadata_map, str(path))
+    inputs, outputs = session.get_inputs(), [output.name for output in session.get_outputs()]
+    sides = [record.size, record.size]
+    picture = [record.channels, *sides] if record.form.layout == "nchw" else [*sides, record.channels]
+    if (
+        [entry.name for entry in inputs] != [INPUT]
+        or list(inputs[0].shape[1:]) != picture
+        or inputs[0].type != {"uint8": "tensor(uint8)", "float32": "tensor(float)"}[record.form.dtype]
+        or outputs != [LOGITS, *([PROBS] if record.form.softmax else [])]
+    ):
+        raise RequestError(f"{path} is damaged: its input and outputs are not those that its record states")
+    run = runner(session)
+
+    def logits(images: Tensor) -> Tensor:
+        try:
+            values = run(as_input(images, record))[0].float()
+        except Exception as error:
+            raise RunFailed(f"{path} failed on {len(images)} pictures: {_first_line(error)}") from error
+        if values.shape != (len(images), len(record.classes)):
+            raise RequestError(
+                f"{path} is damaged: it gives {list(values.shape)} for {len(images)} pictures of {len(record.classes)} "
+                f"classes"
+            )
+        return values
+
+    return Classifier(
+        path=path,
+        net=record.net,
+        weights=record.weights,
+        epoch=record.epoch,
+        classes=record.classes,
+        channels=record.channels,
+        size=record.size,
+        dataset=record.dataset,
+        data_dir=None,
+        val=record.val,
+        val_fraction=record.val_fraction,
+        split_seed=record.split_seed,
+        skip_bad_images=False,
+        device=torch.device("cpu"),
+        engine=ENGINE,
+        batch=BATCH,
+        logits=logits,
+    )
+
+
+def _first_line(error: Exception) -> str:
+    lines = str(error).strip().splitlines()
+    return lines[0].rpartition(" : ")[2] if lines else type(error).__name__

@@ -1,0 +1,307 @@
+"""What the predecessor's networks call their weights, and what ours call them.
+
+Its modules stack ``nn.Sequential``, residual wrappers and pre-norm wrappers, whose numbers these patterns translate. Of
+every tensor it is known what it becomes; nothing is passed over.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+import torch
+from einops import rearrange
+from torch import Tensor
+
+from vitctl.errors import RequestError
+from vitctl.models.swin import border_mask
+from vitctl.registry import Value
+
+Options = Mapping[str, Value]
+
+
+@dataclass(frozen=True)
+class Rule:
+    """What becomes of the tensors whose name a pattern matches as a whole.
+
+    Attributes:
+        pattern: of the predecessor's name.
+        name: ours: a template for :meth:`re.Match.expand`, or a function of the match; None where ours has no such
+            tensor, after ``check`` has found that nothing is lost.
+        change: brings the tensor into our shape.
+        check: refuses a tensor that ours cannot do without.
+    """
+
+    pattern: str
+    name: str | Callable[[re.Match[str]], str] | None
+    change: Callable[[Tensor], Tensor] = lambda tensor: tensor
+    check: Callable[[Tensor], bool] = lambda tensor: True
+
+
+_END = r"(weight|bias)"
+_NORM = r"(weight|bias|running_mean|running_var|num_batches_tracked)"
+
+
+def _vit(options: Options) -> list[Rule]:
+    layer = r"transformer\.layers\.(\d+)\."
+    return [
+        Rule("pos_embedding", "pos_embed"),
+        Rule("cls_token", "cls_token"),
+        Rule(rf"to_patch_embedding\.1\.{_END}", r"patch_embed.proj.\1"),
+        Rule(rf"to_patch_embedding\.to_patch_tokens\.1\.{_END}", r"patch_embed.norm.\1"),
+        Rule(rf"to_patch_embedding\.to_patch_tokens\.2\.{_END}", r"patch_embed.proj.\1"),
+        Rule(rf"{layer}0\.norm\.(alpha|weight|bias)", r"blocks.\1.norm1.\2"),
+        Rule(rf"{layer}0\.fn\.temperature", r"blocks.\1.attn.temperature"),
+        Rule(rf"{layer}0\.fn\.to_qkv\.weight", r"blocks.\1.attn.qkv.weight"),
+        Rule(rf"{layer}0\.fn\.to_out\.0\.{_END}", r"blocks.\1.attn.proj.\2"),
+        Rule(rf"{layer}1\.norm\.(alpha|weight|bias)", r"blocks.\1.norm2.\2"),
+        Rule(rf"{layer}1\.fn\.net\.0\.{_END}", r"blocks.\1.mlp.fc1.\2"),
+        Rule(rf"{layer}1\.fn\.net\.3\.{_END}", r"blocks.\1.mlp.fc2.\2"),
+        Rule(r"mlp_head\.0\.(alpha|weight|bias)", r"norm.\1"),
+        Rule(rf"mlp_head\.1\.{_END}", r"head.\1"),
+    ]
+
+
+def _vit_small(options: Options) -> list[Rule]:
+    # Its last norm sees the one vector that the head sees.
+    return [Rule(rf"mlp_head\.0\.{_END}", r"fc_norm.\1"), *_vit(options)]
+
+
+def _simplevit(options: Options) -> list[Rule]:
+    layer = r"transformer\.layers\.(\d+)\."
+    return [
+        Rule(rf"to_patch_embedding\.1\.{_END}", r"patch_embed.proj.\1"),
+        Rule(rf"{layer}0\.norm\.{_END}", r"blocks.\1.norm1.\2"),
+        Rule(rf"{layer}0\.to_qkv\.weight", r"blocks.\1.attn.qkv.weight"),
+        Rule(rf"{layer}0\.to_out\.weight", r"blocks.\1.attn.proj.weight"),
+        Rule(rf"{layer}1\.net\.0\.{_END}", r"blocks.\1.norm2.\2"),
+        Rule(rf"{layer}1\.net\.1\.{_END}", r"blocks.\1.mlp.fc1.\2"),
+        Rule(rf"{layer}1\.net\.3\.{_END}", r"blocks.\1.mlp.fc2.\2"),
+        Rule(rf"linear_head\.0\.{_END}", r"fc_norm.\1"),
+        Rule(rf"linear_head\.1\.{_END}", r"head.\1"),
+    ]
+
+
+def _cait(options: Options) -> list[Rule]:
+    rules = [
+        Rule("pos_embedding", "pos_embed"),
+        Rule("cls_token", "cls_token"),
+        Rule(rf"to_patch_embedding\.1\.{_END}", r"patch_embed.proj.\1"),
+        Rule(rf"mlp_head\.0\.{_END}", r"norm.\1"),
+        Rule(rf"mlp_head\.1\.{_END}", r"head.\1"),
+    ]
+    for theirs, ours in (("patch_transformer", "blocks"), ("cls_transformer", "class_blocks")):
+        layer = rf"{theirs}\.layers\.(\d+)\."
+        rules += [
+            Rule(rf"{layer}0\.scale", rf"{ours}.\1.gamma1", torch.flatten),
+            Rule(rf"{layer}0\.fn\.norm\.{_END}", rf"{ours}.\1.norm1.\2"),
+            Rule(rf"{layer}0\.fn\.fn\.mix_heads_pre_attn", rf"{ours}.\1.attn.mix_before"),
+            Rule(rf"{layer}0\.fn\.fn\.mix_heads_post_attn", rf"{ours}.\1.attn.mix_after"),
+            Rule(rf"{layer}0\.fn\.fn\.to_(q|kv)\.weight", rf"{ours}.\1.attn.\2.weight"),
+            Rule(rf"{layer}0\.fn\.fn\.to_out\.0\.{_END}", rf"{ours}.\1.attn.proj.\2"),
+            Rule(rf"{layer}1\.scale", rf"{ours}.\1.gamma2", torch.flatten),
+            Rule(rf"{layer}1\.fn\.norm\.{_END}", rf"{ours}.\1.norm2.\2"),
+            Rule(rf"{layer}1\.fn\.fn\.net\.0\.{_END}", rf"{ours}.\1.mlp.fc1.\2"),
+            Rule(rf"{layer}1\.fn\.fn\.net\.3\.{_END}", rf"{ours}.\1.mlp.fc2.\2"),
+        ]
+    return rules
+
+
+def _swin(options: Options) -> list[Rule]:
+    layer = r"stage(\d)\.layers\.(\d+)\.([01])\."
+
+    def block(tail: str) -> Callable[[re.Match[str]], str]:
+        """Stages count from 1 there, and a layer is a pair of blocks, the second one shifted."""
+        return lambda match: match.expand(
+            f"stages.{int(match[1]) - 1}.blocks.{2 * int(match[2]) + int(match[3])}.{tail}"
+        )
+
+    def expected(upper: bool) -> Callable[[Tensor], bool]:
+        """Of a mask that is not learned, whether it parts the window as ours does: above and below, or left and right."""
+        window = int(options["window_size"])
+        last = border_mask(2 * window, window, window // 2)[2 if upper else 1] if window > 1 else torch.zeros(1, 1)
+        return lambda tensor: torch.equal(tensor, last)
+
+    return [
+        Rule(rf"stage(\d)\.patch_partition\.linear\.{_END}", lambda m: f"stages.{int(m[1]) - 1}.merge.proj.{m[2]}"),
+        Rule(rf"{layer}attention_block\.fn\.norm\.{_END}", block(r"norm1.\4")),
+        Rule(rf"{layer}attention_block\.fn\.fn\.upper_lower_mask", None, check=expected(upper=True)),
+        Rule(rf"{layer}attention_block\.fn\.fn\.left_right_mask", None, check=expected(upper=False)),
+        Rule(rf"{layer}attention_block\.fn\.fn\.pos_embedding", block("attn.pos_embed")),
+        Rule(rf"{layer}attention_block\.fn\.fn\.to_qkv\.weight", block("attn.qkv.weight")),
+        Rule(rf"{layer}attention_block\.fn\.fn\.to_out\.{_END}", block(r"attn.proj.\4")),
+        Rule(rf"{layer}mlp_block\.fn\.norm\.{_END}", block(r"norm2.\4")),
+        Rule(rf"{layer}mlp_block\.fn\.fn\.net\.0\.{_END}", block(r"mlp.fc1.\4")),
+        Rule(rf"{layer}mlp_block\.fn\.fn\.net\.2\.{_END}", block(r"mlp.fc2.\4")),
+        Rule(rf"mlp_head\.0\.{_END}", r"norm.\1"),
+        Rule(rf"mlp_head\.1\.{_END}", r"head.\1"),
+    ]
+
+
+def _mlpmixer(options: Options) -> list[Rule]:
+    depth, patch = int(options["depth"]), int(options["patch_size"])
+
+    def block(tail: str) -> Callable[[re.Match[str]], str]:
+        """The cutting and the projection of the patches go before the blocks."""
+        return lambda match: match.expand(f"blocks.{int(match[1]) - 2}.{tail}")
+
+    def convolution(tensor: Tensor) -> Tensor:
+        return rearrange(tensor, "d (p q c) -> d c p q", p=patch, q=patch) if tensor.ndim == 2 else tensor
+
+    def matrix(tensor: Tensor) -> Tensor:
+        return tensor.squeeze(-1) if tensor.ndim == 3 else tensor
+
+    return [
+        Rule(rf"1\.{_END}", r"stem.proj.\1", convolution),
+        Rule(rf"(\d+)\.0\.norm\.{_END}", block(r"norm1.\2")),
+        Rule(rf"(\d+)\.0\.fn\.0\.{_END}", block(r"mlp_tokens.fc1.\2"), matrix),
+        Rule(rf"(\d+)\.0\.fn\.3\.{_END}", block(r"mlp_tokens.fc2.\2"), matrix),
+        Rule(rf"(\d+)\.1\.norm\.{_END}", block(r"norm2.\2")),
+        Rule(rf"(\d+)\.1\.fn\.0\.{_END}", block(r"mlp_channels.fc1.\2")),
+        Rule(rf"(\d+)\.1\.fn\.3\.{_END}", block(r"mlp_channels.fc2.\2")),
+        Rule(rf"{depth + 2}\.{_END}", r"norm.\1"),
+        Rule(rf"{depth + 4}\.{_END}", r"head.\1"),
+    ]
+
+
+def _convmixer(options: Options) -> list[Rule]:
+    def block(tail: str) -> Callable[[re.Match[str]], str]:
+        """The projection of the patches, its activation and its norm go before the blocks."""
+        return lambda match: match.expand(f"blocks.{int(match[1]) - 3}.{tail}")
+
+    return [
+        Rule(rf"0\.{_END}", r"stem.0.\1"),
+        Rule(rf"2\.{_NORM}", r"stem.2.\1"),
+        Rule(rf"(\d+)\.0\.fn\.0\.{_END}", block(r"0.fn.0.\2")),
+        Rule(rf"(\d+)\.0\.fn\.2\.{_NORM}", block(r"0.fn.2.\2")),
+        Rule(rf"(\d+)\.1\.{_END}", block(r"1.\2")),
+        Rule(rf"(\d+)\.3\.{_NORM}", block(r"3.\2")),
+        Rule(rf"{int(options['depth']) + 5}\.{_END}", r"head.\1"),
+    ]
+
+
+def _mobilevit(options: Options) -> list[Rule]:
+    residual = ("0.0", "1.0", "1.1", "1.2", "2.0", "3.0", "4.0")
+
+    def inverted(match: re.Match[str]) -> str:
+        convolution, part = divmod(int(match[2]), 3)
+        return f"stages.{residual[int(match[1])]}.conv.{convolution}.{part}.{match[3]}"
+
+    def attending(tail: str) -> Callable[[re.Match[str]], str]:
+        return lambda match: match.expand(f"stages.{int(match[1]) + 2}.1.{tail}")
+
+    layer = r"mvit\.(\d)\.transformer\.layers\.(\d+)\."
+    rules = [
+        Rule(rf"conv1\.([01])\.{_NORM}", r"stem.\1.\2"),
+        Rule(rf"mv2\.([0-6])\.conv\.([013467])\.{_NORM}", inverted),
+        Rule(rf"{layer}0\.norm\.{_END}", attending(r"blocks.\2.norm1.\3")),
+        Rule(rf"{layer}0\.fn\.to_qkv\.weight", attending(r"blocks.\2.attn.qkv.weight")),
+        Rule(rf"{layer}0\.fn\.to_out\.0\.{_END}", attending(r"blocks.\2.attn.proj.\3")),
+        Rule(rf"{layer}1\.norm\.{_END}", attending(r"blocks.\2.norm2.\3")),
+        Rule(rf"{layer}1\.fn\.net\.0\.{_END}", attending(r"blocks.\2.mlp.fc1.\3")),
+        Rule(rf"{layer}1\.fn\.net\.3\.{_END}", attending(r"blocks.\2.mlp.fc2.\3")),
+        Rule(rf"conv2\.([01])\.{_NORM}", r"last.\1.\2"),
+        Rule(r"fc\.weight", "head.weight"),
+    ]
+    for theirs, ours in (("conv1", "conv_in"), ("conv2", "widen"), ("conv3", "narrow"), ("conv4", "conv_out")):
+        rules.append(Rule(rf"mvit\.(\d)\.{theirs}\.([01])\.{_NORM}", attending(rf"{ours}.\2.\3")))
+    return rules
+
+
+def _resnet(options: Options) -> list[Rule]:
+    return [
+        Rule(r"conv1\.weight", "conv1.weight"),
+        Rule(rf"bn1\.{_NORM}", r"bn1.\1"),
+        Rule(r"(layer\d\.\d+\.conv\d)\.weight", r"\1.weight"),
+        Rule(rf"(layer\d\.\d+\.bn\d)\.{_NORM}", r"\1.\2"),
+        Rule(rf"(layer\d\.\d+)\.shortcut\.([01])\.{_NORM}", r"\1.downsample.\2.\3"),
+        Rule(rf"linear\.{_END}", r"fc.\1"),
+    ]
+
+
+def _vgg(options: Options) -> list[Rule]:
+    return [
+        Rule(rf"features\.(\d+)\.{_NORM}", r"features.\1.\2"),
+        Rule(rf"classifier\.{_END}", r"head.\1"),
+    ]
+
+
+def _unchanged(options: Options) -> list[Rule]:
+    return [Rule(r"(.+)", r"\1")]
+
+
+RULES: dict[str, Callable[[Options], list[Rule]]] = {
+    "vit": _vit,
+    "vit_small": _vit_small,
+    "vit_tiny": _vit_small,
+    "simplevit": _simplevit,
+    "dyt": _vit,
+    "cait": _cait,
+    "cait_small": _cait,
+    "swin": _swin,
+    "mlpmixer": _mlpmixer,
+    "convmixer": _convmixer,
+    "mobilevit": _mobilevit,
+    "res18": _resnet,
+    "res34": _resnet,
+    "res50": _resnet,
+    "res101": _resnet,
+    "vgg": _vgg,
+    "vit_timm": _unchanged,
+}
+"""The networks of the predecessor, and how their weights are called."""
+
+
+def translate(
+    net: str, options: Options, tensors: Mapping[str, Tensor], expected: Mapping[str, Tensor]
+) -> dict[str, Tensor]:
+    """Return the predecessor's weights under our names and in our shapes.
+
+    Args:
+        net: a name of :data:`RULES`.
+        options: every option of its row, resolved.
+        tensors: the predecessor's weights.
+        expected: the state of our network, for its names and shapes.
+
+    Raises:
+        RequestError: a tensor that the predecessor's network of these options has not, or that is not there, or of
+            another shape.
+    """
+    rules = [(re.compile(rule.pattern), rule) for rule in RULES[net](options)]
+    state: dict[str, Tensor] = {}
+    foreign: list[str] = []
+    for theirs, tensor in tensors.items():
+        match, rule = next(
+            ((found, rule) for pattern, rule in rules if (found := pattern.fullmatch(theirs))), (None, None)
+        )
+        if match is None or rule is None:
+            foreign.append(theirs)
+            continue
+        if rule.name is None:
+            if not rule.check(tensor):
+                raise RequestError(f"{theirs} is not what --net {net} with these options has there")
+            continue
+        ours = match.expand(rule.name) if isinstance(rule.name, str) else rule.name(match)
+        if ours not in expected or ours in state:
+            foreign.append(theirs)
+            continue
+        try:
+            state[ours] = rule.change(tensor)
+        except Exception:  # noqa: BLE001 - einops has errors of its own for what cannot be cut so
+            state[ours] = tensor
+        if state[ours].shape != expected[ours].shape:
+            raise RequestError(
+                f"{theirs} is {list(tensor.shape)}, and --net {net} with these options wants "
+                f"{list(expected[ours].shape)}; was it trained with other options (--patch, --size, --dataset, "
+                f"--convkernel, or a width)?"
+            )
+    lacking = [name for name in expected if name not in state]
+    if foreign or lacking:
+        parts = [
+            f"{what} {', '.join(names[:3])}{f' and {len(names) - 3} more' if len(names) > 3 else ''}"
+            for what, names in (("it has", foreign), ("nothing becomes", lacking))
+            if names
+        ]
+        raise RequestError(f"it is not of the predecessor's --net {net}: {'; '.join(parts)}")
+    return {name: state[name].to(expected[name].dtype).contiguous() for name in expected}

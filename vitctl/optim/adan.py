@@ -1,0 +1,134 @@
+"""Adan as the adan-pytorch package computes it, over all parameters at once."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Any, overload
+
+import torch
+from torch import Tensor
+from torch.optim import Optimizer
+
+
+class Adan(Optimizer):
+    """Adaptive Nesterov momentum (Xie et al. 2022, arXiv 2208.06677), multi-tensor.
+
+    The updates, the state and its keys are those of the adan-pytorch package, so that state dicts go from one to the
+    other: betas are weights of what is new (1 - beta of the paper); the first step of a parameter only remembers the
+    gradient and decays the weights; the bias correction counts that step too, although the means have not seen it; the
+    decay divides by ``1 + lr * weight_decay`` after the update.
+
+    Args:
+        params: parameters, or groups of them.
+        lr: learning rate.
+        betas: weights of a new gradient, gradient difference and square in their running means, each in ``(0, 1]``.
+        eps: added to the denominator; greater than 0, as the first step divides by it.
+        weight_decay: decoupled from the gradient.
+        restart_cond: called with the state of each parameter after its update; where it returns true, the means are set
+            to those of the gradient alone and a second update is taken.
+
+    Raises:
+        ValueError: an argument out of range.
+    """
+
+    def __init__(
+        self,
+        params: Iterable[Tensor] | Iterable[dict[str, Any]],
+        lr: float = 1e-3,
+        betas: tuple[float, float, float] = (0.02, 0.08, 0.01),
+        eps: float = 1e-8,
+        weight_decay: float = 0.0,
+        restart_cond: Callable[[dict[str, Any]], bool] | None = None,
+    ) -> None:
+        if lr < 0 or eps <= 0 or weight_decay < 0:
+            raise ValueError(f"lr {lr} and weight_decay {weight_decay} must be at least 0, eps {eps} greater")
+        if len(betas) != 3 or not all(0 < beta <= 1 for beta in betas):
+            raise ValueError(f"betas {betas} must be three numbers greater than 0 and at most 1")
+        defaults = {
+            "lr": lr,
+            "betas": betas,
+            "eps": eps,
+            "weight_decay": weight_decay,
+            "restart_cond": restart_cond,
+        }
+        super().__init__(params, defaults)
+
+    @overload
+    def step(self, closure: None = None) -> None: ...
+    @overload
+    def step(self, closure: Callable[[], float]) -> float: ...
+    @torch.no_grad()
+    def step(self, closure: Callable[[], float] | None = None) -> float | None:
+        """Update every parameter that has a gradient.
+
+        Args:
+            closure: evaluates the loss anew.
+
+        Returns:
+            What ``closure`` returned.
+        """
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        for group in self.param_groups:
+            by_step: dict[int, list[Tensor]] = {}  # a parameter that was without a gradient for a while lags behind
+            for p in group["params"]:
+                if p.grad is not None:
+                    by_step.setdefault(self._state_of(p)["step"], []).append(p)
+            for done, params in by_step.items():
+                self._update(group, params, done)
+        return loss
+
+    def _state_of(self, p: Tensor) -> dict[str, Any]:
+        state: dict[str, Any] = self.state[p]
+        if not state:
+            state["step"] = 0
+            for key in ("prev_grad", "m", "v", "n"):
+                state[key] = torch.zeros_like(p)
+        return state
+
+    def _update(self, group: dict[str, Any], params: list[Tensor], done: int) -> None:
+        """Take the step that follows ``done`` steps over ``params``."""
+        beta1, beta2, beta3 = group["betas"]
+        states = [self.state[p] for p in params]
+        grads = [p.grad for p in params if p.grad is not None]
+        previous, m, v, n = ([state[key] for state in states] for key in ("prev_grad", "m", "v", "n"))
+        if done:
+            change = torch._foreach_sub(grads, previous)
+            torch._foreach_lerp_(m, grads, beta1)
+            torch._foreach_lerp_(v, change, beta2)
+            torch._foreach_mul_(change, 1 - beta2)
+            torch._foreach_add_(change, grads)
+            torch._foreach_mul_(n, 1 - beta3)
+            torch._foreach_addcmul_(n, change, change, value=beta3)
+        self._move(group, params, m, v, n, done + 1)
+
+        restart = group["restart_cond"]
+        chosen = [i for i, state in enumerate(states) if restart(state)] if restart is not None else []
+        if chosen:
+            params, fresh, m, v, n = ([values[i] for i in chosen] for values in (params, grads, m, v, n))
+            torch._foreach_copy_(m, fresh)
+            torch._foreach_zero_(v)
+            torch._foreach_copy_(n, torch._foreach_mul(fresh, fresh))
+            self._move(group, params, m, v, n, done + 1)
+
+        torch._foreach_copy_(previous, grads)
+        for state in states:
+            state["step"] = done + 1
+
+    @staticmethod
+    def _move(
+        group: dict[str, Any], params: list[Tensor], m: list[Tensor], v: list[Tensor], n: list[Tensor], step: int
+    ) -> None:
+        """Move ``params`` along the bias-corrected means, then decay them."""
+        beta1, beta2, beta3 = group["betas"]
+        correct_m, correct_v, correct_n = (1 / (1 - (1 - beta) ** step) for beta in (beta1, beta2, beta3))
+        direction = torch._foreach_mul(m, correct_m)
+        torch._foreach_add_(direction, v, alpha=(1 - beta2) * correct_v)
+        scale = torch._foreach_mul(n, correct_n)
+        torch._foreach_sqrt_(scale)
+        torch._foreach_add_(scale, group["eps"])
+        torch._foreach_addcdiv_(params, direction, scale, value=-group["lr"])
+        if group["weight_decay"]:
+            torch._foreach_div_(params, 1 + group["weight_decay"] * group["lr"])

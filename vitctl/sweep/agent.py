@@ -1,0 +1,569 @@
+"""An agent of a local sweep: claims trials, has them trained, reports, stops early, and leaves nothing behind.
+
+A claim is made under a lock over all agents, which is held until the trial has its parameters, a heartbeat and its
+agent's name. So whoever holds the lock knows that a running trial without a name belongs to an agent that died while
+it claimed; one with a name whose heartbeat has stopped belongs to one that died later. Both are tried again.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import os
+import queue
+import signal
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import optuna
+import yaml
+from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
+from optuna.exceptions import UpdateFinishedTrialError
+from optuna.study import Study
+from optuna.trial import Trial, TrialState
+
+from vitctl.errors import Interrupted, RunFailed, VitctlError
+from vitctl.sweep.ledger import AGENT, FAILURE, KILLED, MOST_RETRIES, RUN, Ledger, root_of
+from vitctl.sweep.optuna_parts import WandbPruner
+from vitctl.sweep.runner import Child, LifeLine, Metrics, Trainer, TrialRun, train_command, wait_until_free
+from vitctl.sweep.sampler import Exhausted
+from vitctl.sweep.space import Params
+from vitctl.sweep.storage import (
+    GRACE,
+    HEARTBEAT,
+    ClaimLock,
+    host_name,
+    is_storage_error,
+    reason,
+    redacted,
+    sqlite_file,
+)
+from vitctl.sweep.sweep import Sweep, TrialRow, again
+from vitctl.training.signals import StopRequest
+
+POLL, CHECK = 0.1, 2.0
+"""Seconds between two looks at a child, and between two looks at what other agents and commands have done."""
+
+OUTAGE = 300.0
+"""Seconds that an agent waits for a storage that does not answer."""
+
+FAILURES_IN_A_ROW = 3
+
+
+class TrialFailed(Exception):
+    """Training failed."""
+
+
+class TrialReleased(Exception):
+    """The trial is given up without a verdict and will be tried again."""
+
+
+class Observer(Protocol):
+    """Is told what an agent does; cannot change it."""
+
+    wants_snapshots: bool
+
+    def started(self, trial: int, params: Params, run: Path, resumed: bool) -> None:
+        """Training of a trial begins, or goes on."""
+
+    def progressed(self, trial: int, epoch: int, value: float) -> None:
+        """A trial reported the sweep's metric."""
+
+    def ended(self, trial: int, state: str, value: float | None, why: str) -> None:
+        """A trial ended: complete, pruned, failed, or ``released`` to be tried again."""
+
+    def message(self, text: str) -> None:
+        """Something that the user should know."""
+
+    def snapshot(self, snapshot: Snapshot) -> None:
+        """How the whole sweep stands; given every few seconds to those who want it."""
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """How a sweep stands.
+
+    Attributes:
+        state: running, paused, stopped, waiting or finished.
+        counts: trials by state.
+        total: how many there will be, or None when there is no end.
+        running: what runs now, on any agent.
+        best: the best trials.
+        eta: seconds until the last one ends, or None.
+    """
+
+    state: str
+    counts: Mapping[str, int]
+    total: int | None
+    running: Sequence[TrialRow]
+    best: Sequence[TrialRow]
+    eta: float | None
+
+
+def take_snapshot(sweep: Sweep, study: Study | None = None, count: int = 5) -> Snapshot:
+    """Return how ``sweep`` stands.
+
+    Raises:
+        RunFailed: the storage failed.
+    """
+    ledger = sweep.ledger(study)
+    rows = sweep.rows(ledger)
+    left = sweep.left(ledger)
+    running = [row for row in rows if row.state == "running"]
+    done = [row.seconds for row in rows if row.state in ("complete", "pruned") and row.seconds is not None]
+    eta = None
+    if left is not None and done and running:
+        mean = sum(done[-20:]) / len(done[-20:])
+        to_do = (left + ledger.count("waiting")) * mean + sum(max(0.0, mean - (row.seconds or 0)) for row in running)
+        eta = to_do / len(running)
+    return Snapshot(
+        state=sweep.state(ledger, sweep.control(study)),
+        counts=ledger.counts,
+        total=None if left is None else left + len(ledger.trials),
+        running=running,
+        best=sweep.top(count, ledger),
+        eta=eta,
+    )
+
+
+@dataclass
+class _Slot:
+    """What a worker is at."""
+
+    environment: Mapping[str, str]
+    trial_id: int | None = None
+    number: int = -1
+    result: str = ""
+    why: str = ""
+
+
+class Agent:
+    """Runs trials of a sweep until there is nothing left to do.
+
+    Args:
+        sweep: whose trials.
+        observer: told of everything, in the thread that calls :meth:`run`.
+        workers: environment variables of each trial that runs at once; one entry per worker.
+        trainer: gives the command that trains a trial.
+        count: begin at most so many trials.
+        max_time: stop after so many seconds; trials under way are saved, and go on with the next agent.
+        heartbeat: seconds between signs of life.
+        grace: after how many seconds without one other agents take a trial over.
+    """
+
+    def __init__(
+        self,
+        sweep: Sweep,
+        observer: Observer,
+        *,
+        workers: Sequence[Mapping[str, str]] = ({},),
+        trainer: Trainer = train_command,
+        count: int | None = None,
+        max_time: float | None = None,
+        heartbeat: int = HEARTBEAT,
+        grace: int = GRACE,
+    ) -> None:
+        self.sweep = sweep
+        self._observer = observer
+        self._workers = [_Slot(environment) for environment in workers]
+        self._trainer = trainer
+        self._count = count
+        self._max_time = max_time
+        self._storage = sweep.open(heartbeat, grace)
+        self._line = LifeLine()
+        self._events: queue.SimpleQueue[Callable[[Observer], None]] = queue.SimpleQueue()
+        self._stopping = threading.Event()
+        self._lock = threading.Lock()
+        self._begun = 0
+        self._failures = 0
+        self._waiting_said = False
+        self._out_since: float | None = None
+        self._error: BaseException | None = None
+        self._why = "finished"
+
+    # -- the agent ---------------------------------------------------------------------------------------------------
+
+    def run(self) -> str:
+        """Run until the sweep is over or this agent's limit is reached, and return why it ended.
+
+        Returns:
+            ``finished``, ``stopped``, ``count`` or ``time``.
+
+        Raises:
+            RunFailed: the storage failed, or three trials in a row did.
+            Interrupted: SIGINT or SIGTERM came; trials under way are saved.
+        """
+        start = time.monotonic()
+
+        def on_signal(_: int) -> None:
+            self._stopping.set()
+            self._observer.message("stopping: trials under way are saving; once more quits at once")
+
+        with StopRequest(on_signal) as stop:
+            # Daemons, lest a second signal wait for them; their children end with this process.
+            threads = [threading.Thread(target=self._work, args=(slot,), daemon=True) for slot in self._workers]
+            for thread in threads:
+                thread.start()
+            study = self.sweep.study(self._storage) if self._observer.wants_snapshots else None
+            looked = 0.0
+            while any(thread.is_alive() for thread in threads):
+                self._tell_observer(POLL)
+                if self._max_time is not None and time.monotonic() - start >= self._max_time:
+                    if not self._stopping.is_set():
+                        self._why = "time"
+                        self._observer.message("the time is up: trials under way are saving")
+                    self._stopping.set()
+                if study is not None and time.monotonic() - looked >= CHECK:
+                    looked = time.monotonic()
+                    self._show(study)
+            self._tell_observer(0)
+            self._release_lost()
+            if study is not None:
+                self._show(study)
+            if self._error is not None:
+                raise self._error
+            if stop.signum is not None:
+                raise Interrupted(
+                    f"stopped; what was under way is saved and goes on with: vitctl sweep agent {self.sweep.id}",
+                    stop.signum,
+                )
+        return self._why
+
+    def _tell_observer(self, seconds: float) -> None:
+        try:
+            event = self._events.get(timeout=seconds) if seconds else self._events.get_nowait()
+            while True:
+                event(self._observer)
+                event = self._events.get_nowait()
+        except queue.Empty:
+            pass
+
+    def _show(self, study: Study) -> None:
+        with contextlib.suppress(RunFailed):  # the workers deal with it
+            self._observer.snapshot(take_snapshot(self.sweep, study))
+
+    def _release_lost(self) -> None:
+        """Put the trials that this agent gave up back into the queue, so that the storage says so at once."""
+        claim = ClaimLock(self.sweep.url, self.sweep.id)
+        try:
+            with claim:
+                study = self.sweep.study(self._storage)
+                for trial in self.sweep.ledger(study).lost:
+                    again(study, trial, self.sweep.file.space)
+        except Exception as error:  # the next agent does it
+            if not is_storage_error(error) and not isinstance(error, (VitctlError, optuna.exceptions.OptunaError)):
+                raise
+        finally:
+            self._storage.remove_session()
+            self._storage.engine.dispose()
+
+    # -- a worker ----------------------------------------------------------------------------------------------------
+
+    def _work(self, slot: _Slot) -> None:
+        try:
+            later: list[Study] = []
+            study = self.sweep.study(self._storage, sampler=self.sweep.sampler(later), pruner=True)
+            later.append(study)
+            while not self._stopping.is_set() and self._reserve():
+                slot.trial_id, slot.result, slot.why = None, "", ""
+                outcome = self._claim_and_train(study, slot)
+                if not slot.result:
+                    with self._lock:
+                        self._begun -= 1
+                if outcome == "over":
+                    break
+                if outcome == "wait":
+                    self._stopping.wait(1.0)
+                self._judge(slot)
+        except BaseException as error:  # noqa: BLE001 - the agent's own thread raises it
+            with self._lock:
+                self._error = self._error or error
+            self._stopping.set()
+        finally:
+            self._storage.remove_session()
+
+    def _reserve(self) -> bool:
+        """Whether another trial may be begun under ``count``; if so it is counted."""
+        with self._lock:
+            if self._count is not None and self._begun >= self._count:
+                self._why = "count"
+                return False
+            self._begun += 1
+            return True
+
+    def _judge(self, slot: _Slot) -> None:
+        """Count failures in a row.
+
+        Raises:
+            RunFailed: there are three.
+        """
+        with self._lock:
+            if slot.result in ("complete", "pruned"):
+                self._failures = 0
+            elif slot.result in ("failed", "killed"):
+                self._failures += 1
+                if self._failures >= FAILURES_IN_A_ROW:
+                    raise RunFailed(
+                        f"{self._failures} trials in a row failed; the last, trial {slot.number}: {slot.why} "
+                        f"(log: {self._log(slot.number)}). Mend it, and have them tried again: "
+                        f"vitctl sweep retry {self.sweep.id} --failed"
+                    )
+
+    def _claim_and_train(self, study: Study, slot: _Slot) -> str:
+        """Claim a trial and have it trained; return ``ran``, ``wait`` when there is none now, ``over`` when never."""
+        claim = ClaimLock(self.sweep.url, self.sweep.id)
+        try:
+            self._check_file()
+            claim.acquire()
+            decision = self._prepare(study)
+            if decision != "claim":
+                return decision
+            study.optimize(
+                lambda trial: self._objective(study, trial, claim, slot),
+                n_trials=1,
+                catch=(TrialFailed, TrialReleased, Exhausted),
+            )
+            self._out_since = None
+        except (ValueError, AssertionError, UpdateFinishedTrialError):
+            # Optuna's words for: the trial has ended meanwhile, as another agent held this one for dead.
+            if slot.trial_id is None or self._is_mine(slot.trial_id):
+                raise
+            self._lost(slot)
+        except Exception as error:
+            if not is_storage_error(error):
+                raise
+            self._outage(error)
+            return "wait"
+        finally:
+            claim.release()
+        return "ran"
+
+    def _prepare(self, study: Study) -> str:
+        """Bring the storage in order, under the claim lock, and return ``claim``, ``wait`` or ``over``."""
+        sweep = self.sweep
+        control = sweep.control(study)
+        optuna.storages.fail_stale_trials(study)
+        for trial in study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
+            if AGENT not in trial.user_attrs:
+                study.tell(trial.number, state=TrialState.FAIL, skip_if_finished=True)
+        ledger = Ledger.of(study.get_trials(deepcopy=False), sweep.file.space)
+        for trial in ledger.lost:
+            again(study, trial, sweep.file.space)
+        running = ledger.count("running")
+        if control == "stopped":
+            self._why = "stopped"
+            return "over"
+        if control == "paused":
+            self._say_waiting("the sweep is paused; go on with: vitctl sweep resume " + sweep.id)
+            return "wait"
+        if not sweep.target_reached(ledger):
+            if ledger.count("waiting") or sweep.left(ledger) != 0:
+                self._waiting_said = False
+                return "claim"
+            if running:
+                self._say_waiting(f"nothing is left to begin; waiting for {running} trials, in case their agents die")
+        return "wait" if running else "over"
+
+    def _say_waiting(self, text: str) -> None:
+        if not self._waiting_said:
+            self._waiting_said = True
+            self._events.put(lambda observer: observer.message(text))
+
+    def _check_file(self) -> None:
+        file = sqlite_file(self.sweep.url)
+        if file is not None and not file.exists():
+            raise RunFailed(f"the sweep's storage {file} is gone")
+
+    def _outage(self, error: BaseException) -> None:
+        """Wait a little for a storage that failed.
+
+        Raises:
+            RunFailed: it has failed for too long, or for good.
+        """
+        self._check_file()
+        now = time.monotonic()
+        if self._out_since is None:
+            self._out_since = now
+            text = f"the storage does not answer ({reason(error)}); trying for {OUTAGE / 60:.0f} min"
+            self._events.put(lambda observer: observer.message(text))
+        final = any(
+            word in reason(error) for word in ("disk is full", "read-only", "no sweep", "damaged", "not a database")
+        )
+        if final or now - self._out_since > OUTAGE:
+            raise RunFailed(f"the storage {redacted(self.sweep.url)} failed: {reason(error)}") from error
+        self._stopping.wait(1.0)
+
+    def _is_mine(self, trial_id: int) -> bool:
+        return bool(self._storage.get_trial(trial_id).state == TrialState.RUNNING)
+
+    def _lost(self, slot: _Slot) -> None:
+        slot.result = "lost"
+        self._emit_end(slot, "released", None, "another agent had taken it over, as this one gave no sign of life")
+
+    # -- a trial -----------------------------------------------------------------------------------------------------
+
+    def _objective(self, study: Study, trial: Trial, claim: ClaimLock, slot: _Slot) -> float:
+        """Train one trial; see Optuna's objective.
+
+        Raises:
+            optuna.TrialPruned: it was stopped early.
+            TrialFailed: training failed.
+            TrialReleased: it is to be tried again.
+        """
+        slot.trial_id = trial._trial_id
+        params: Params = {
+            name: suggest_value(trial, name, parameter.optuna())
+            for name, parameter in self.sweep.file.space.varying.items()
+        }
+        slot.number = root_of(self._storage.get_trial(trial._trial_id))
+        run = self.sweep.runs_dir / f"{self.sweep.id}-{slot.number:04d}"
+        trial.set_user_attr(RUN, str(run))
+        self._storage.record_heartbeat(trial._trial_id)
+        trial.set_user_attr(AGENT, host_name())
+        claim.release()
+
+        slot.result = "released"
+        config = self._write_config(slot.number, params)
+        wait_until_free(run)
+        resumed = run.exists()
+        shown = {name: params[name] for name in self.sweep.file.order}
+        child = Child(self._trainer(TrialRun(config, run)), self._log(slot.number), slot.environment, self._line)
+        self._events.put(lambda observer: observer.started(slot.number, shown, run, resumed))
+        try:
+            history, pruned = self._follow(study, trial, child, Metrics(run / "metrics.jsonl"), slot)
+        except UpdateFinishedTrialError:
+            child.kill()
+            raise TrialReleased from None  # Optuna notices the same, see _claim_and_train
+        finally:
+            child.ask()
+            while child.wait(POLL) is None:
+                pass
+        code = child.wait(0)
+        metric = self.sweep.file.metric
+        if code == 0 and history:
+            slot.result = "complete"
+            value = metric.best(history)
+            self._emit_end(slot, "complete", value, "")
+            return value
+        if pruned:
+            slot.result = "pruned"
+            self._emit_end(slot, "pruned", metric.best(history), f"after {len(history)} values")
+            raise optuna.TrialPruned
+        if child.asked and code is not None and code != 0:
+            self._emit_end(slot, "released", None, "saved; it goes on with the next agent")
+            raise TrialReleased
+        self._fail(trial, child, code, slot)
+        raise AssertionError("unreachable")
+
+    def _follow(
+        self, study: Study, trial: Trial, child: Child, metrics: Metrics, slot: _Slot
+    ) -> tuple[list[float], bool]:
+        """Report what training records until it ends; return the values, and whether it was stopped early.
+
+        Raises:
+            UpdateFinishedTrialError: the trial is not this agent's any more.
+            RunFailed: the storage failed for good.
+        """
+        name = self.sweep.file.metric.name
+        history: list[float] = []
+        unreported: list[tuple[int, float]] = []
+        pruned, checked = False, time.monotonic()
+        while True:
+            code = child.wait(POLL)  # before the file is read, so that the last lines are read after the end
+            for row in metrics.new():
+                value = row.get(name)
+                if isinstance(value, (int, float)) and math.isfinite(value):
+                    history.append(float(value))
+                    unreported.append((row["epoch"], float(value)))
+                    self._emit_progress(slot.number, row["epoch"], float(value))
+            try:
+                while unreported:
+                    epoch, value = unreported[0]
+                    trial.report(value, epoch)
+                    del unreported[0]
+                    if code is None and not child.asked and trial.should_prune():
+                        pruned = True
+                        child.ask()
+                if time.monotonic() - checked >= CHECK and code is None:
+                    checked = time.monotonic()
+                    self._check_file()
+                    if not self._is_mine(trial._trial_id):
+                        raise UpdateFinishedTrialError
+                    # W&B's rules stop a trial whenever better ones come up, not only when it reports.
+                    if history and not child.asked and isinstance(study.pruner, WandbPruner) and trial.should_prune():
+                        pruned = True
+                        child.ask()
+                self._out_since = None
+            except Exception as error:
+                if isinstance(error, UpdateFinishedTrialError) or not is_storage_error(error):
+                    raise
+                self._outage(error)
+            if self._stopping.is_set():
+                child.ask()
+            if code is not None and not unreported:
+                return history, pruned
+
+    def _fail(self, trial: Trial, child: Child, code: int | None, slot: _Slot) -> None:
+        """Give the verdict on a trial whose training ended without a result."""
+        assert code is not None
+        words = child.last_words()
+        if code < 0:
+            name = signal_name(-code)
+            slot.result, slot.why = "killed", f"killed by {name}"
+            trial.set_user_attr(KILLED, name)
+            kills = int(trial.user_attrs.get("kills", 0)) + 1
+            if kills <= MOST_RETRIES:
+                self._emit_end(slot, "released", None, f"{slot.why}; it will be tried again")
+                raise TrialReleased
+            slot.why = f"killed by {name} {kills} times"
+        elif code == 0:
+            slot.result, slot.why = "failed", f"it recorded no {self.sweep.file.metric.name}"
+        else:
+            slot.result, slot.why = "failed", words or f"exit code {code}"
+        trial.set_user_attr(FAILURE, slot.why)
+        self._emit_end(slot, "failed", None, f"{slot.why} (log: {self._log(slot.number)})")
+        raise TrialFailed
+
+    def _emit_progress(self, number: int, epoch: int, value: float) -> None:
+        self._events.put(lambda observer: observer.progressed(number, epoch, value))
+
+    def _emit_end(self, slot: _Slot, state: str, value: float | None, why: str) -> None:
+        number = slot.number
+        self._events.put(lambda observer: observer.ended(number, state, value, why))
+
+    def _log(self, number: int) -> Path:
+        return self.sweep.folder / "trials" / f"{number:04d}.log"
+
+    def _write_config(self, number: int, params: Params) -> Path:
+        path = self.sweep.folder / "trials" / f"{number:04d}.yaml"
+        settings: dict[str, Any] = self.sweep.file.settings(params, self.sweep.plan.fixed)
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            temporary = path.with_name(f"{path.name}.{os.getpid()}.{threading.get_ident()}")
+            temporary.write_text(yaml.safe_dump(settings, sort_keys=False), encoding="utf-8")
+            temporary.replace(path)
+        except OSError as error:
+            raise RunFailed(f"cannot write {path}: {error.strerror}") from error
+        return path
+
+
+def suggest_value(trial: Trial, name: str, distribution: object) -> Any:
+    """Return the value of one parameter of a trial, which its sampler proposed or which was enqueued."""
+    if isinstance(distribution, CategoricalDistribution):
+        return trial.suggest_categorical(name, distribution.choices)
+    if isinstance(distribution, IntDistribution):
+        return trial.suggest_int(name, distribution.low, distribution.high, log=distribution.log)
+    assert isinstance(distribution, FloatDistribution)
+    return trial.suggest_float(name, distribution.low, distribution.high, log=distribution.log)
+
+
+def signal_name(number: int) -> str:
+    """Return ``SIGKILL`` for 9."""
+    try:
+        return signal.Signals(number).name
+    except ValueError:
+        return f"signal {number}"

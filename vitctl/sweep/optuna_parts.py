@@ -1,0 +1,150 @@
+"""Optuna's samplers and pruners, and W&B's hyperband as a pruner."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from importlib import import_module
+from typing import Any
+
+from optuna import pruners, samplers
+from optuna.pruners import BasePruner
+from optuna.samplers import BaseSampler
+from optuna.study import Study
+from optuna.trial import FrozenTrial
+
+from vitctl.errors import RequestError
+from vitctl.registry import lookup, split_spec
+from vitctl.sweep import PRUNERS, SAMPLERS
+from vitctl.sweep.file import SweepFile
+from vitctl.sweep.hyperband import Hyperband
+from vitctl.sweep.ledger import superseded
+from vitctl.sweep.sampler import STARTUP
+from vitctl.sweep.storage import quiet_optuna
+
+
+def build_sampler(name: str, seed: int) -> BaseSampler | None:
+    """Return the Optuna sampler called ``name``; None for plain draws.
+
+    Raises:
+        RequestError: no such sampler, or a package that it needs is missing.
+    """
+    quiet_optuna()
+    base: BaseSampler | None = lookup(SAMPLERS, name, "--sampler").load()(seed % 2**32)
+    return base
+
+
+def tpe(seed: int) -> BaseSampler:
+    """TPE over all parameters together, which minds the trials that run elsewhere."""
+    return samplers.TPESampler(multivariate=True, constant_liar=True, n_startup_trials=STARTUP, seed=seed)
+
+
+def gp(seed: int) -> BaseSampler:
+    """A Gaussian process."""
+    return samplers.GPSampler(n_startup_trials=STARTUP, seed=seed)
+
+
+def cmaes(seed: int) -> BaseSampler:
+    """CMA-ES.
+
+    Raises:
+        RequestError: the package ``cmaes`` is not installed.
+    """
+    try:
+        import_module("cmaes")
+    except ImportError as error:
+        raise RequestError(
+            "--sampler cmaes needs cmaes, which is not installed: pip install 'vitctl[cmaes]'"
+        ) from error
+    return samplers.CmaEsSampler(n_startup_trials=STARTUP, seed=seed, warn_independent_sampling=False)
+
+
+def no_base(seed: int) -> None:
+    """Nothing: draws alone."""
+
+
+def build_pruner(spec: str, file: SweepFile) -> BasePruner:
+    """Return the pruner called ``NAME[:key=value,...]``.
+
+    Args:
+        spec: what was asked for.
+        file: whose ``early_terminate`` the pruner ``file`` follows.
+
+    Raises:
+        RequestError: no such pruner or option.
+    """
+    name, given = split_spec(spec, "--pruner")
+    entry = lookup(PRUNERS, name, "--pruner")
+    options = entry.resolve_options(given, f"--pruner {name}")
+    quiet_optuna()
+    pruner: BasePruner = entry.load()(file, **options)
+    return pruner
+
+
+def from_file(file: SweepFile) -> BasePruner:
+    """The file's own ``early_terminate``."""
+    return nop(file) if file.hyperband is None else WandbPruner(file.hyperband, file.metric.sign)
+
+
+def nop(file: SweepFile) -> BasePruner:
+    """None is stopped."""
+    return pruners.NopPruner()
+
+
+def median(file: SweepFile, *, startup: int, warmup: int) -> BasePruner:
+    """Optuna's median rule."""
+    return pruners.MedianPruner(n_startup_trials=startup, n_warmup_steps=warmup)
+
+
+def percentile(file: SweepFile, *, percent: float, startup: int, warmup: int) -> BasePruner:
+    """Optuna's percentile rule."""
+    return pruners.PercentilePruner(percent, n_startup_trials=startup, n_warmup_steps=warmup)
+
+
+def halving(file: SweepFile, *, min_epochs: int, factor: int) -> BasePruner:
+    """Optuna's successive halving."""
+    return pruners.SuccessiveHalvingPruner(min_resource=min_epochs, reduction_factor=factor)
+
+
+def hyperband(file: SweepFile, *, min_epochs: int, max_epochs: int, factor: int) -> BasePruner:
+    """Optuna's Hyperband."""
+    return pruners.HyperbandPruner(min_resource=min_epochs, max_resource=max_epochs, reduction_factor=factor)
+
+
+def patient(file: SweepFile, *, patience: int) -> BasePruner:
+    """Optuna's patience."""
+    return pruners.PatientPruner(None, patience=patience)
+
+
+def history_of(trial: FrozenTrial) -> list[float]:
+    """Return the finite values that a trial has reported, in order."""
+    values: dict[int, float] = trial.intermediate_values
+    return [values[step] for step in sorted(values) if math.isfinite(values[step])]
+
+
+class WandbPruner(BasePruner):
+    """Stops trials by W&B's rules.
+
+    Args:
+        hyperband: the bands.
+        sign: what values are multiplied by, so that less is better.
+    """
+
+    def __init__(self, hyperband: Hyperband, sign: int) -> None:
+        self._hyperband = hyperband
+        self._sign = sign
+
+    def prune(self, study: Study, trial: FrozenTrial) -> bool:
+        """Whether ``trial``, which is running, is to be stopped; an attempt that was given up does not count twice."""
+        trials: Sequence[Any] = study.get_trials(deepcopy=False)
+        gone = superseded(trials)
+        mine = self._signed(trial)
+        others = [
+            history
+            for other in trials
+            if other.number != trial.number and other.number not in gone and (history := self._signed(other))
+        ]
+        return self._hyperband.stops(mine, [mine, *others])
+
+    def _signed(self, trial: FrozenTrial) -> list[float]:
+        return [self._sign * value for value in history_of(trial)]

@@ -1,0 +1,103 @@
+"""Pictures of a sweep, drawn by Optuna: PNG through matplotlib, interactive pages through plotly."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+from vitctl.errors import RequestError, RunFailed
+from vitctl.sweep.sweep import Sweep
+
+KINDS = {
+    "history": "plot_optimization_history",
+    "parallel": "plot_parallel_coordinate",
+    "importances": "plot_param_importances",
+    "curves": "plot_intermediate_values",
+}
+"""Kinds of pictures, and Optuna's name for them."""
+
+FORMATS = ("png", "html")
+
+
+def plot(sweep: Sweep, kinds: list[str], formats: list[str], folder: Path, warn: Callable[[str], None]) -> list[Path]:
+    """Draw pictures of ``sweep`` into ``folder`` and return their files.
+
+    Args:
+        sweep: with at least one complete trial.
+        kinds: of :data:`KINDS`.
+        formats: of :data:`FORMATS`.
+        folder: made if it is not there.
+        warn: told of each picture that the trials are too few for.
+
+    Raises:
+        RequestError: nothing to draw yet, a package that is missing, or a folder that cannot be written.
+        RunFailed: the disk is full.
+    """
+    sweep.best()  # raises when nothing is complete
+    drawn: list[Path] = []
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise RequestError(f"--out {folder} cannot be made: {error.strerror}") from error
+    for form in formats:
+        draw = _drawer(form)
+        for kind in kinds:
+            path = folder / f"{kind}.{form}"
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                try:
+                    draw(sweep, KINDS[kind], path)
+                except (ValueError, RuntimeError) as error:
+                    warn(f"{path.name} is left out: {error}")
+                    continue
+                except OSError as error:
+                    raise RunFailed(f"cannot write {path}: {error.strerror}") from error
+            drawn.append(path)
+    return drawn
+
+
+def _drawer(form: str) -> Callable[[Sweep, str, Path], None]:
+    package = "matplotlib" if form == "png" else "plotly"
+    try:
+        import_module(package)
+    except ImportError as error:
+        raise RequestError(
+            f"--format {form} needs {package}, which is not installed: pip install 'vitctl[plots]'"
+        ) from error
+    return _png if form == "png" else _html
+
+
+def _arguments(sweep: Sweep, name: str) -> dict[str, Any]:
+    label = sweep.file.metric.name
+    if name == "plot_intermediate_values":
+        return {}
+    return {"target_name": label}
+
+
+def _png(sweep: Sweep, name: str, path: Path) -> None:
+    import matplotlib
+    from optuna.visualization import matplotlib as pictures
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    axes = getattr(pictures, name)(sweep.reader, **_arguments(sweep, name))
+    if name == "plot_intermediate_values":
+        axes.set_xlabel("epoch")
+        axes.set_ylabel(sweep.file.metric.name)
+        if len(axes.lines) > 12 and axes.get_legend() is not None:
+            axes.get_legend().remove()  # as long as the trials are many, it hides them
+    axes.figure.savefig(path, dpi=150, bbox_inches="tight")
+    pyplot.close(axes.figure)
+
+
+def _html(sweep: Sweep, name: str, path: Path) -> None:
+    import optuna.visualization as pages
+
+    figure = getattr(pages, name)(sweep.reader, **_arguments(sweep, name))
+    if name == "plot_intermediate_values":
+        figure.update_layout(xaxis_title="epoch", yaxis_title=sweep.file.metric.name)
+    figure.write_html(path, include_plotlyjs=True)  # it opens without a network

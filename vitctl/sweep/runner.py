@@ -1,0 +1,190 @@
+"""A trial's training: a process of its own that ends with its agent, and its metrics, read as they grow."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from vitctl.errors import RunFailed
+from vitctl.training.signals import WATCH_FD
+
+STOP_SECONDS = 60.0
+"""How long training may take to save and end after SIGTERM."""
+
+
+@dataclass(frozen=True)
+class TrialRun:
+    """What a trainer is started with.
+
+    Attributes:
+        config: YAML file of settings, as ``train --config`` takes it.
+        run: the run's folder, which exists when an earlier attempt has begun.
+    """
+
+    config: Path
+    run: Path
+
+
+Trainer = Callable[[TrialRun], list[str]]
+"""Gives the command that trains a trial; it appends a line of JSON per epoch to ``metrics.jsonl`` in the run's folder."""
+
+
+def train_command(trial: TrialRun) -> list[str]:
+    """Return the ``vitctl train`` that begins a trial, or goes on with it."""
+    command = [sys.executable, "-m", "vitctl", "train", "--json"]
+    if (trial.run / "config.json").is_file():
+        return [*command, "--resume", str(trial.run)]
+    return [*command, "--config", str(trial.config), "--name", trial.run.name, "--runs-dir", str(trial.run.parent)]
+
+
+class LifeLine:
+    """A pipe whose far end training processes watch; it closes when this process ends."""
+
+    def __init__(self) -> None:
+        self.reading, self._writing = os.pipe()
+
+    def environment(self) -> dict[str, str]:
+        """Return what tells a child to watch."""
+        return {WATCH_FD: str(self.reading)}
+
+
+class Child:
+    """A training process.
+
+    Args:
+        command: what to run.
+        log: its output is appended here.
+        environment: over that of this process.
+        line: its life line.
+
+    Raises:
+        RunFailed: the log cannot be written, or the process not be started.
+    """
+
+    def __init__(self, command: list[str], log: Path, environment: Mapping[str, str], line: LifeLine) -> None:
+        self.log = log
+        try:
+            log.parent.mkdir(parents=True, exist_ok=True)
+            with open(log, "ab") as file:
+                self._start = file.tell()
+                # A session of its own: Ctrl-C at the terminal is the agent's to deal with.
+                self._process = subprocess.Popen(
+                    command,
+                    stdin=subprocess.DEVNULL,
+                    stdout=file,
+                    stderr=subprocess.STDOUT,
+                    env={**os.environ, **environment, **line.environment()},
+                    pass_fds=(line.reading,),
+                    start_new_session=True,
+                )
+        except OSError as error:
+            raise RunFailed(f"training cannot be started: {error.strerror} ({error.filename or log})") from error
+        self._asked_at: float | None = None
+
+    @property
+    def pid(self) -> int:
+        """Its process id."""
+        return self._process.pid
+
+    def wait(self, seconds: float) -> int | None:
+        """Return its exit code, or None when it still runs after ``seconds``; killed by signal N is -N."""
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            return self._process.wait(seconds)
+        if self._asked_at is not None and time.monotonic() - self._asked_at > STOP_SECONDS:
+            self.kill()
+        return None
+
+    @property
+    def asked(self) -> bool:
+        """Whether it was told to stop."""
+        return self._asked_at is not None
+
+    def ask(self) -> None:
+        """Tell it to save and stop; it is killed when it takes longer than :data:`STOP_SECONDS`."""
+        if self._asked_at is None:
+            self._asked_at = time.monotonic()
+            with contextlib.suppress(ProcessLookupError):
+                self._process.send_signal(signal.SIGTERM)
+
+    def kill(self) -> None:
+        """End it at once."""
+        self._asked_at = self._asked_at or time.monotonic()
+        with contextlib.suppress(ProcessLookupError):
+            self._process.kill()
+
+    def last_words(self) -> str:
+        """Return the last line that it printed, without the ``error:`` before it."""
+        try:
+            with open(self.log, "rb") as file:
+                file.seek(max(self._start, file.seek(0, os.SEEK_END) - 4000))
+                lines = file.read().decode(errors="replace").strip().splitlines()
+        except OSError:
+            return ""
+        for line in reversed(lines):
+            if line.startswith("error: "):
+                return line.removeprefix("error: ")
+        return lines[-1].strip() if lines else ""
+
+
+class Metrics:
+    """Reads the lines of a run's ``metrics.jsonl`` as they appear.
+
+    Args:
+        path: the file, which may not be there yet.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._state: tuple[int, int, int] | None = None
+        self._epoch = 0
+
+    def new(self) -> list[dict[str, Any]]:
+        """Return the rows of epochs that were not returned before; a line that is not whole yet comes later."""
+        try:
+            stat = self._path.stat()
+            state = (stat.st_ino, stat.st_size, stat.st_mtime_ns)
+            if state == self._state:
+                return []
+            text = self._path.read_text(encoding="utf-8", errors="replace")
+        except OSError:
+            return []
+        self._state = state
+        rows = []
+        for line in text.splitlines(keepends=True):
+            if not line.endswith("\n"):
+                break
+            try:
+                row = json.loads(line)
+                epoch = int(row["epoch"])
+            except (ValueError, TypeError, KeyError):
+                continue
+            if epoch > self._epoch:
+                self._epoch = epoch
+                rows.append(row)
+        return rows
+
+
+def wait_until_free(run: Path, seconds: float = STOP_SECONDS) -> None:
+    """Wait while another process still trains in a run's folder: that of an agent held for dead may be saving."""
+    lock = run / ".lock"
+    deadline = time.monotonic() + seconds
+    while lock.exists() and time.monotonic() < deadline:
+        try:
+            import fcntl
+
+            with open(lock, "a") as file:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                return
+        except BlockingIOError:
+            time.sleep(0.1)
+        except (ImportError, OSError):
+            return

@@ -1,0 +1,147 @@
+"""Which parameters come next: W&B's grid and random draws, or an Optuna sampler kept to the file's grid.
+
+Whatever proposes, a value is rounded to the file's grid before it is stored, so that the stored one is the one that
+runs, and a parameter set that the sweep has seen is not proposed again.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Iterable
+from typing import Any
+
+from optuna.distributions import BaseDistribution
+from optuna.samplers import BaseSampler
+from optuna.study import Study
+from optuna.trial import FrozenTrial, TrialState
+
+from vitctl.sweep.ledger import FIXED, params_of
+from vitctl.sweep.space import Params, Space, Value
+
+STARTUP = 10
+"""Trials drawn at random before a model of the objective is trusted."""
+
+_PROPOSALS, _DRAWS, _ENUMERABLE = 10, 1000, 100_000
+
+
+class Exhausted(Exception):
+    """Every parameter set of the space has been tried."""
+
+
+class SpaceSampler(BaseSampler):
+    """Proposes parameter sets of a :class:`~vitctl.sweep.space.Space`.
+
+    Args:
+        space: of the sweep.
+        method: ``grid`` goes through the grid; everything else draws, as W&B's ``random`` does.
+        seed: of the draws; a draw depends on it and on the trial's number alone.
+        base: an Optuna sampler that takes over after :data:`STARTUP` trials, or None.
+        trials: returns all trials of the sweep.
+    """
+
+    def __init__(
+        self,
+        space: Space,
+        method: str,
+        seed: int,
+        base: BaseSampler | None = None,
+        trials: Callable[[], Iterable[FrozenTrial]] = tuple,
+    ) -> None:
+        self._space = space
+        self._method = method
+        self._seed = seed
+        self._base = base
+        self._trials = trials
+        self._distributions = {name: parameter.optuna() for name, parameter in space.varying.items()}
+
+    def infer_relative_search_space(self, study: Study, trial: FrozenTrial) -> dict[str, BaseDistribution]:
+        """Return the whole space: all parameters are proposed together."""
+        return self._distributions
+
+    def sample_relative(
+        self, study: Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]
+    ) -> dict[str, Any]:
+        """Return a parameter set that the sweep has not seen.
+
+        Raises:
+            Exhausted: there is none left.
+        """
+        fixed: Params = dict(trial.system_attrs.get(FIXED, {}))
+        if set(fixed) >= set(self._space.varying):
+            return {}
+        return self.propose(study, trial, fixed)
+
+    def propose(self, study: Study, trial: FrozenTrial, fixed: Params) -> Params:
+        """Return a parameter set that the sweep has not seen and that holds ``fixed``.
+
+        Raises:
+            Exhausted: there is none left.
+        """
+        others = [other for other in self._trials() if other.number != trial.number]
+        seen = {
+            self._space.key(known)
+            for other in others
+            if (known := params_of(other)).keys() >= self._space.varying.keys()
+        }
+
+        def is_new(params: Params) -> bool:
+            return self._space.key(params) not in seen
+
+        if self._method == "grid":
+            for point in self._space.grid_points():
+                if is_new(point) and all(point[name] == value for name, value in fixed.items()):
+                    return point
+            raise Exhausted
+        learned = sum(other.state in (TrialState.COMPLETE, TrialState.PRUNED) for other in others)
+        if self._base is not None and learned >= STARTUP:
+            for _ in range(_PROPOSALS):
+                params = self._learned(self._base, study, trial) | fixed
+                if is_new(params):
+                    return params
+        for attempt in range(_DRAWS):
+            params = self._draw(trial.number, attempt) | fixed
+            if is_new(params):
+                return params
+        size = self._space.size
+        if size is not None and size <= _ENUMERABLE:
+            left = [p for p in self._space.all_points() if is_new(p) and all(p[name] == fixed[name] for name in fixed)]
+            if left:
+                return random.Random(f"{self._seed}:{trial.number}").choice(left)
+        raise Exhausted
+
+    def _draw(self, number: int, attempt: int) -> Params:
+        return self._space.draw(random.Random(f"{self._seed}:{number}:{attempt}"))
+
+    def _learned(self, base: BaseSampler, study: Study, trial: FrozenTrial) -> Params:
+        space = base.infer_relative_search_space(study, trial)
+        params = base.sample_relative(study, trial, space)
+        drawn = random.Random(f"{self._seed}:{trial.number}:{params}")
+        filler = self._space.draw(drawn)
+        return {
+            name: self._rounded(name, params[name]) if name in params else filler[name] for name in self._space.varying
+        }
+
+    def _rounded(self, name: str, value: Value) -> Value:
+        parameter = self._space.varying[name]
+        if parameter.step is None or not isinstance(value, (int, float)):
+            return value
+        return parameter.snap(value)
+
+    def sample_independent(
+        self, study: Study, trial: FrozenTrial, param_name: str, param_distribution: BaseDistribution
+    ) -> Any:
+        """Never needed: :meth:`sample_relative` gives every parameter."""
+        raise AssertionError(f"{param_name} was not proposed with the others")
+
+    def reseed_rng(self) -> None:
+        """Nothing: draws depend on the seed and the trial."""
+
+    def before_trial(self, study: Study, trial: FrozenTrial) -> None:
+        """Pass on to the base sampler."""
+        if self._base is not None:
+            self._base.before_trial(study, trial)
+
+    def after_trial(self, study: Study, trial: FrozenTrial, state: TrialState, values: Any) -> None:
+        """Pass on to the base sampler."""
+        if self._base is not None:
+            self._base.after_trial(study, trial, state, values)

@@ -1,0 +1,80 @@
+"""A run beside the card of its recipe: is its accuracy what is usual?"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+from vitctl.config import FLAGS, TrainConfig, resolve_config
+from vitctl.recipes import RECIPES, Band, Card
+
+if TYPE_CHECKING:
+    from vitctl.training.session import Session
+
+Record = dict[str, Any]
+
+
+def find_card(config: TrainConfig) -> Card | None:
+    """Return the card that a run with these settings can be compared with, or None.
+
+    There is one when the recipe was measured with this network, data set and number of epochs, and nothing else that
+    decides what is computed differs from the recipe: seed, device, threads and the like may.
+    """
+    for card in RECIPES[config.recipe].cards if config.recipe in RECIPES else ():
+        if (card.net, card.dataset, card.epochs) == (config.net, config.dataset, config.epochs):
+            usual = resolve_config(
+                {"recipe": config.recipe, "net": card.net, "dataset": card.dataset, "epochs": card.epochs}
+            )
+            if _what_counts(usual) == _what_counts(config):
+                return card
+    return None
+
+
+def _what_counts(config: TrainConfig) -> dict[str, Any]:
+    free = {name for name, flag in FLAGS.items() if flag.resumable and name not in ("epochs", "max_steps")}
+    return {name: value for name, value in config.to_dict().items() if name not in free | {"seed"}}
+
+
+class CardWatch:
+    """Says once when the held-out accuracy falls below the card's band, and compares the test accuracy at the end.
+
+    Args:
+        session: of the run. One whose length was changed on the way, so that earlier epochs had other learning rates,
+            is not compared.
+    """
+
+    def __init__(self, session: Session) -> None:
+        self.recipe = session.config.recipe
+        self.card = find_card(session.config)
+        self.warned = False
+        for row in session.history:
+            if not math.isclose(row["lr"], session.lr(row["step"] - 1), rel_tol=1e-6, abs_tol=1e-12):
+                self.card = None
+
+    def epoch(self, row: Record, say: Callable[[str], None]) -> None:
+        """Compare the record of an epoch."""
+        if self.card is None or self.warned or "val_acc" not in row or row["epoch"] > len(self.card.val_acc):
+            return
+        band = self.card.val_acc[row["epoch"] - 1]
+        if row["val_acc"] < band.floor:
+            self.warned = True
+            what = "test" if row["val_split"] == "test" else "held-out"
+            say(self._sentence(f"{what} accuracy", row["val_acc"], band, row["epoch"]))
+
+    def final(self, summary: Record, say: Callable[[str], None]) -> Record:
+        """Compare the final figures; return ``card`` for the summary: the card's band and whether the run is below."""
+        if self.card is None or summary["stopped_early"]:
+            return {}
+        band, below = self.card.test_acc, summary["test_acc"] < self.card.test_acc.floor
+        if below:
+            say(self._sentence("test accuracy", summary["test_acc"], band, self.card.epochs))
+        return {"card": {"test_acc": band.mean, "deviation": band.deviation, "below": below}}
+
+    def _sentence(self, what: str, accuracy: float, band: Band, epochs: int) -> str:
+        assert self.card is not None
+        return (
+            f"below the card's band: {what} {accuracy:.1f} % where {band} is usual for recipe {self.recipe} after "
+            f"{epochs} of {self.card.epochs} epochs (measured with {self.card.versions}, {self.card.machine}); are the data "
+            f"and the versions the same?"
+        )
