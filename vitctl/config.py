@@ -19,7 +19,7 @@ from vitctl.models import MODELS, TIMM, ModelEntry, find_model
 from vitctl.optim import OPTIMIZERS, OptimizerEntry, find_optimizer
 from vitctl.recipes import RECIPES, Recipe
 from vitctl.registry import FALSE_WORDS, TRUE_WORDS, Value, check_range, convert, lookup, split_spec, suggest
-from vitctl.units import parse_save_every
+from vitctl.units import parse_duration, parse_save_every
 
 NETWORK, DATA, OPTIMIZATION, RUN = "Network", "Data", "Optimization", "Run"
 DEVICE, CHECKPOINTS = "Device", "Checkpoints"
@@ -217,6 +217,12 @@ class TrainConfig:
         resumable=True,
     )
     max_steps: int | None = _setting(None, int, "stop after N optimizer steps", OPTIMIZATION, low=1, resumable=True)
+    max_time: str | None = _setting(
+        None,
+        str,
+        "as many steps as fit into 60s, 10m or 1h from the start of the program to its end, measured at the start",
+        OPTIMIZATION,
+    )
     schedule: str = _setting(
         "linear",
         str,
@@ -274,6 +280,17 @@ class TrainConfig:
         DEVICE,
         resumable=True,
     )
+    precision: str = _setting(
+        "auto",
+        str,
+        "arithmetic of the network; auto: bf16 or fp16 on CUDA, fp32 on CPU and MPS",
+        DEVICE,
+        choices=("auto", "fp32", "bf16", "fp16"),
+        resumable=True,
+    )
+    compile: bool = _setting(
+        False, bool, "compile the network's training step by torch.compile", DEVICE, resumable=True
+    )
     threads: int | None = _setting(None, int, "CPU threads", DEVICE, low=1, shown="torch's", resumable=True)
 
     save_every: str | None = _setting(
@@ -309,8 +326,10 @@ class TrainConfig:
                 f"--bs 1: the BatchNorm of --net {self.net} cannot normalise one picture; take 2 or more"
             )
         self._check_augmentation()
-        if self.epochs is None and self.max_steps is None:
-            raise RequestError("--epochs or --max-steps must say when to stop")
+        if self.epochs is None and self.max_steps is None and self.max_time is None:
+            raise RequestError("--epochs, --max-steps or --max-time must say when to stop")
+        if self.max_time is not None:
+            parse_duration(self.max_time, "--max-time")
         if self.save_every is not None:
             parse_save_every(self.save_every, "--save-every")
         if self.warmdown and self.schedule != "constant":
@@ -437,8 +456,8 @@ def resolve_config(flags: Mapping[str, Any], file: Mapping[str, Any] | None = No
         file = {key: value for key, value in file.items() if key != "opt_options" and key not in _ADAN_BETAS}
     if "aug" in flags:
         file = {key: value for key, value in file.items() if key != "aug_options"}
-    if ("max_steps" in flags and "epochs" not in flags) or ("epochs" in flags and "max_steps" not in flags):
-        file = {key: value for key, value in file.items() if key not in ("epochs", "max_steps")}
+    if flags.keys() & {"epochs", *_OTHER_LENGTHS}:
+        file = {key: value for key, value in file.items() if key not in ("epochs", *_OTHER_LENGTHS)}
     given = {**file, **flags}
 
     recipe_name = str(given.get("recipe", "default"))
@@ -452,7 +471,7 @@ def resolve_config(flags: Mapping[str, Any], file: Mapping[str, Any] | None = No
     opt_entry = find_optimizer(opt)
 
     settings = {**preset, **given}
-    if "max_steps" in given and "epochs" not in given:
+    if given.keys() & _OTHER_LENGTHS and "epochs" not in given:
         settings["epochs"] = None
     lr_scale = float(settings.pop("lr_scale", 1.0))
     settings["net"], settings["opt"] = net, opt
@@ -486,6 +505,9 @@ def resolve_config(flags: Mapping[str, Any], file: Mapping[str, Any] | None = No
     net_entry.check_size(net, config.net_options, config.size)
     return config
 
+
+_OTHER_LENGTHS = {"max_steps", "max_time"}
+"""Settings that say when a run ends, besides its epochs: a recipe's epochs do not shorten what they allow."""
 
 _NET_FLAGS = {"patch": "patch_size", "convkernel": "kernel_size"}
 """Flags that are options of the network."""

@@ -7,6 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
+from vitctl import STARTED
 from vitctl.cli.options import takes_settings
 
 RUN = "Run"
@@ -112,7 +113,7 @@ def train(
         elif dry_run:
             summary = run.dry_run(config, observer.decoding)
         else:
-            summary = run.start_run(config, runs_dir, name, observer, observer.decoding)
+            summary = run.start_run(config, runs_dir, name, observer, observer.decoding, started=STARTED)
     if as_json:
         printing.print_json(summary)
     elif lr_finder:

@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from vitctl import devices
 from vitctl.data.batches import Normalize
 from vitctl.data.dataset import Subset
 
@@ -37,7 +38,12 @@ class Stopped(Exception):
 
 @torch.inference_mode()
 def logits_of(
-    model: nn.Module, subset: Subset, normalize: Normalize, device: torch.device, batch_size: int
+    model: nn.Module,
+    subset: Subset,
+    normalize: Normalize,
+    device: torch.device,
+    batch_size: int,
+    precision: str = "fp32",
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """Yield logits, float ``[B, K]``, and labels, int64 ``[B]``, on ``device``, in the order of the index.
 
@@ -47,11 +53,14 @@ def logits_of(
         normalize: from uint8 to the network's input.
         device: where the model is.
         batch_size: pictures at once; the result does not depend on it but for rounding.
+        precision: of the network's arithmetic.
     """
     for chosen in torch.split(subset.index, batch_size):
         images = subset.pictures.images[chosen].to(device)
         labels = subset.pictures.labels[chosen].to(device)
-        yield model(normalize(images)).float(), labels
+        with devices.autocast(device, precision):
+            logits = model(normalize(images))
+        yield logits.float(), labels
 
 
 def evaluate(
@@ -61,6 +70,7 @@ def evaluate(
     device: torch.device,
     batch_size: int,
     *,
+    precision: str = "fp32",
     stop: Callable[[], bool] = bool,
     progress: Progress | None = None,
 ) -> Evaluation:
@@ -75,7 +85,7 @@ def evaluate(
     correct = torch.zeros((), device=device, dtype=torch.int64)
     done, count = 0, len(subset.index)
     try:
-        for logits, labels in logits_of(model, subset, normalize, device, batch_size):
+        for logits, labels in logits_of(model, subset, normalize, device, batch_size, precision):
             loss += F.cross_entropy(logits, labels, reduction="sum")
             correct += (logits.argmax(1) == labels).sum()
             done += len(labels)

@@ -22,6 +22,9 @@ from vitctl.units import parse_save_every
 READ_EVERY = 50
 """Steps between two reads of the loss from an accelerator; each read waits for the device."""
 
+SMALLEST_SCALE = 2.0**-14
+"""Scale of an fp16 loss below which every step has overflowed for long: it starts at 2^16 and is halved at each."""
+
 PREDECESSOR_BATCH = 100
 """Pictures of an evaluation batch of the predecessor, which printed the sum of the batches' mean losses."""
 
@@ -140,7 +143,7 @@ def train_step(session: Session) -> None:
         RunFailed: loss or gradient is not finite (found before the update on CPU, within :data:`READ_EVERY` steps on
             an accelerator, and always before anything is saved), or memory ran out.
     """
-    progress, config, device = session.progress, session.config, session.device
+    progress, config, device, scaler = session.progress, session.config, session.device, session.scaler
     start = time.perf_counter()
     images, labels = session.batches.batch(progress.epoch, progress.step_in_epoch)
     data_seconds = time.perf_counter() - start
@@ -158,21 +161,28 @@ def train_step(session: Session) -> None:
             normalize_start = time.perf_counter()
             x = session.normalize(piece)
             normalize_seconds += time.perf_counter() - normalize_start
-            logits = session.model(x)
-            loss = F.cross_entropy(logits, target, reduction="sum", label_smoothing=config.label_smoothing)
-            torch.autograd.backward(loss / count)
+            with session.autocast():
+                logits = session.forward(x)
+            loss = F.cross_entropy(logits.float(), target, reduction="sum", label_smoothing=config.label_smoothing)
+            torch.autograd.backward(scaler.scale(loss / count) if scaler else loss / count)
             loss_sum += loss.detach()
             label = target if target.ndim == 1 else target.argmax(1)  # of a mixed picture: that of its greater part
             correct += (logits.detach().argmax(1) == label).sum()
 
+        if scaler and config.clip_grad:
+            scaler.unscale_(session.optimizer)
         grads = [p.grad for p in session.model.parameters() if p.grad is not None]
         if config.clip_grad or device.type == "cpu":
             norm = torch.nn.utils.get_total_norm(grads, foreach=True)
             if device.type == "cpu":  # reading costs nothing here
-                check_finite(session, loss_sum.item(), norm.item())
+                check_finite(session, loss_sum.item(), *([] if scaler else [norm.item()]))
             if config.clip_grad:
                 torch.nn.utils.clip_grads_with_norm_(session.model.parameters(), config.clip_grad, norm, foreach=True)
-        session.optimizer.step()
+        if scaler:  # a step whose gradients overflowed is left out, and the scale halved
+            scaler.step(session.optimizer)
+            scaler.update()
+        else:
+            session.optimizer.step()
         session.optimizer.zero_grad()
         if session.average:
             session.average.update(session.model, progress.step + 1)
@@ -194,7 +204,12 @@ def train_step(session: Session) -> None:
 
 
 def check_finite(session: Session, *values: float) -> None:
-    """Raise NotFinite when a loss or a gradient's norm is infinite or not a number."""
+    """Raise NotFinite when a loss or a gradient's norm is infinite or not a number, or fp16 cannot hold the gradients."""
+    if session.scaler and session.scaler.get_scale() < SMALLEST_SCALE:
+        raise NotFinite(
+            f"the gradients overflow fp16 at every step (step {session.progress.step + 1}); try --precision bf16 or fp32, or a "
+            f"lower --lr"
+        )
     if all(math.isfinite(value) for value in values):
         return
     progress, last = session.progress, session.last_saved
@@ -249,6 +264,7 @@ def measure(session: Session, subset: Subset, what: str, observer: Observer, sto
         session.normalize,
         session.device,
         session.eval_batch,
+        precision=session.precision,
         stop=lambda: bool(stop),
         progress=lambda done, count: observer.evaluating(what, done, count),
     )
@@ -292,6 +308,8 @@ def final_summary(session: Session, folder: RunFolder, observer: Observer, stop:
         "skipped_images": len(session.dataset.skipped),
         "params": parameters(session),
         "micro_batch": session.micro_batch,
+        "precision": session.precision,
+        **({"compile_time": round(session.compile_time, 3)} if session.compile_time is not None else {}),
         "epoch_time": round(trained / len(epochs), 4),
         "images_per_second": round(sum(row["images_per_second"] * row["epoch_time"] for row in epochs) / trained, 2),
         "data_wait": round(sum(row["data_wait"] * row["epoch_time"] for row in epochs) / trained, 5),
