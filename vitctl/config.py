@@ -515,7 +515,7 @@ _NET_FLAGS = {"patch": "patch_size", "convkernel": "kernel_size"}
 
 def _augmentation(settings: Mapping[str, Any], preset: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:
     """Return the settings of augmentation, and of what hangs on them, resolved."""
-    aug, inline = split_spec(str(settings["aug"]), "--aug")
+    aug, inline = split_spec(str(settings.get("aug", TrainConfig.aug)), "--aug")
     entry: AugmentationEntry = lookup(AUGMENTATIONS, aug, "--aug")
     options = entry.resolve_options({**settings.get("aug_options", {}), **inline}, f"--aug {aug}")
     resolved: dict[str, Any] = {"aug": aug, "aug_options": options}
