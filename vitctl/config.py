@@ -464,15 +464,17 @@ def resolve_config(flags: Mapping[str, Any], file: Mapping[str, Any] | None = No
     recipe: Recipe = lookup(RECIPES, recipe_name, "--recipe")
     dataset, data_dir = resolve_dataset(str(given.get("dataset", "cifar10")), given.get("data_dir"))
     given.update(dataset=dataset, data_dir=data_dir)
-    net, net_given = split_spec(str(given.get("net", recipe.settings["net"])), "--net")
-    opt, opt_given = split_spec(str(given.get("opt", recipe.settings["opt"])), "--opt")
-    preset = recipe.overrides(net, opt, dataset)
+    seconds = parse_duration(given["max_time"], "--max-time") if given.get("max_time") is not None else None
+    usual = recipe.within(seconds)
+    net, net_given = split_spec(str(given.get("net", usual["net"])), "--net")
+    opt, opt_given = split_spec(str(given.get("opt", usual["opt"])), "--opt")
+    preset = recipe.overrides(net, opt, dataset, seconds)
     net_entry = find_model(net)
     opt_entry = find_optimizer(opt)
 
     settings = {**preset, **given}
-    if given.keys() & _OTHER_LENGTHS and "epochs" not in given:
-        settings["epochs"] = None
+    if given.keys() & {"epochs", *_OTHER_LENGTHS}:  # a length that was asked for replaces the recipe's
+        settings.update({name: given.get(name) for name in ("epochs", *_OTHER_LENGTHS)})
     lr_scale = float(settings.pop("lr_scale", 1.0))
     settings["net"], settings["opt"] = net, opt
     settings["net_options"] = _net_options(net, net_entry, recipe, given, net_given)
@@ -626,9 +628,10 @@ def _opt_options(
     """Return the optimizer's options, and ``lr`` and ``weight_decay`` where ``--opt`` carries them."""
     common = {name: FLAGS[name].parse(name, inline[name]) for name in ("lr", "weight_decay") if name in inline}
     options: dict[str, Any] = {}
-    if entry.second_lr:
-        options[entry.second_lr] = float(entry.options[entry.second_lr].default) * lr_scale
     options.update(recipe.opt_options.get(opt, {}))
+    if entry.second_lr:
+        usual = options.get(entry.second_lr, entry.options[entry.second_lr].default)
+        options[entry.second_lr] = float(usual) * lr_scale
     options.update(given.get("opt_options", {}))
     options.update({key: value for key, value in inline.items() if key not in common})
     for name in _ADAN_BETAS:
