@@ -244,3 +244,15 @@ def test_a_recipe_may_count_steps() -> None:
         assert {name: getattr(longer, name) for name in ("epochs", "max_steps", "max_time")} == {
             "epochs": None, "max_steps": None, "max_time": None, **length,
         }  # fmt: skip
+
+
+def test_a_rate_is_scaled_for_the_network_and_the_data_set() -> None:
+    base = OPTIMIZERS["adamw"].lr
+    for net, dataset, scale in (
+        ("cct_2", "cifar10", 2),
+        ("cct_2", "digits", 1),
+        ("vit", "cifar10", 0.25),
+        ("vit", "digits", 0.125),
+    ):
+        assert resolve_config({"net": net, "dataset": dataset}).lr == pytest.approx(scale * base), (net, dataset)
+    assert resolve_config({"net": "cct_2", "lr": 0.5}).lr == 0.5

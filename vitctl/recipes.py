@@ -72,7 +72,7 @@ class Recipe:
         by_net: further values for networks whose name matches the pattern; ``lr_scale`` multiplies the optimizer's
             default learning rate.
         by_opt: further values for optimizers whose name matches the pattern; ``None`` undoes what stands before.
-        by_dataset: further values for a data set.
+        by_dataset: further values for a data set; its ``lr_scale`` multiplies that of the network.
         by_time: further values, network and all, for runs whose ``--max-time`` allows at most so many seconds; the least
             such bound counts.
         net_options: options for every network that has them.
@@ -107,7 +107,9 @@ class Recipe:
         for pattern, more in self.by_opt.items():
             if fnmatch.fnmatchcase(opt, pattern):
                 values.update(more)
+        of_net = values.pop("lr_scale", 1.0)
         values.update(self.by_dataset.get(dataset, {}))
+        values["lr_scale"] = float(str(of_net)) * float(str(values.get("lr_scale", 1.0)))
         values["epochs"] = self.epochs.get(dataset, self.epochs[ANY])
         return {name: value for name, value in values.items() if value is not None}
 
@@ -149,8 +151,8 @@ RECIPES: dict[str, Recipe] = {
         summary="trains any network well in a few epochs: AdamW, warm-up, linear decay per step",
         settings={"net": "cct_2", "opt": "adamw", **_FEW_EPOCHS},
         epochs={"digits": 20, ANY: 10},
-        by_net=_BY_NET,
-        by_dataset={"digits": {"bs": 32}},  # an epoch of 1,293 pictures has few steps as it is
+        by_net={**_BY_NET, "cct_[24]": {"lr_scale": 2.0}},
+        by_dataset={"digits": {"bs": 32, "lr_scale": 0.5}},  # an epoch of 1,293 pictures has few steps as it is
     ),
     "sprint": Recipe(
         summary="more than half of CIFAR-10's test pictures right, in seconds on a CPU: one block, a fifth of an epoch",
