@@ -67,7 +67,9 @@ def print_summary(summary: Record) -> None:
         ("total time", format_duration(summary["seconds"])),
         ("peak memory", format_bytes(summary["peak_memory"])),
         ("parameters", f"{summary['params']:,}"),
+        *([("compile time", format_duration(summary["compile_time"]))] if "compile_time" in summary else []),
         ("device", f"{summary['device']} ({summary['device_name']}, {summary['threads']} threads)"),
+        ("precision", summary["precision"]),
         ("torch / vitctl / seed", f"{summary['torch']} / {summary['vitctl']} / {summary['seed']}"),
     ]
     print_table(f"{summary['name']}: {weights}, tested once", rows)

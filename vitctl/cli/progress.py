@@ -92,7 +92,8 @@ class PlainObserver:
             f"{describe(config, len(session.dataset.classes))}, {parameters(session):,} parameters{frozen}, {cost} | "
             f"{config.opt} lr {config.lr:g} | "
             f"{config.dataset}: {session.batches.count:,} train{val}, {len(splits.test.index):,} test\n"
-            f"{session.device} ({devices.device_label(session.device)}), batch {config.bs}"
+            f"{session.device} ({devices.device_label(session.device)}), {session.precision}, "
+            f"batch {config.bs}"
             f"{f' x {config.accumulate}' if config.accumulate > 1 else ''} in pieces of {session.micro_batch} | "
             f"{session.total_steps:,} steps, {session.epochs} epochs | {folder.path}"
         )

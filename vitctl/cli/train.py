@@ -101,7 +101,7 @@ def train(
 
     with observer:
         if resume is not None:
-            summary = run.resume_run(resume, settings, observer, observer.decoding)
+            summary = run.resume_run(resume, settings, observer, observer.decoding, started=STARTED)
         elif lr_finder:
             from vitctl.training.lr_finder import DEFAULT_PICTURE, EXTRA, can_draw, find_lr
 

@@ -53,7 +53,9 @@ class Observer(Protocol):
         """The final figures, as in ``summary.json``."""
 
 
-def fit(session: Session, folder: RunFolder, observer: Observer, resume_command: str) -> Record:
+def fit(
+    session: Session, folder: RunFolder, observer: Observer, resume_command: str, started: float | None = None
+) -> Record:
     """Train until the run's last step, then test, and return the summary.
 
     Args:
@@ -61,13 +63,14 @@ def fit(session: Session, folder: RunFolder, observer: Observer, resume_command:
         folder: of the run.
         observer: told of everything.
         resume_command: printed when the run is stopped.
+        started: when the run's time began, by :func:`time.monotonic`; None is now.
 
     Raises:
         RunFailed: the loss is not finite, or memory or disk is used up; the last good checkpoint stands.
         Interrupted: SIGINT or SIGTERM came, and the state is saved.
     """
     progress, config = session.progress, session.config
-    clock, watch = Clock(session), CardWatch(session)
+    clock, watch = Clock(session, started), CardWatch(session)
     save_steps, save_seconds = (
         parse_save_every(config.save_every, "--save-every") if config.save_every else (None, None)
     )
@@ -326,12 +329,13 @@ class Clock:
 
     Args:
         session: whose progress is reported.
+        started: when the time of this session began, by :func:`time.monotonic`; None is now.
     """
 
-    def __init__(self, session: Session) -> None:
+    def __init__(self, session: Session, started: float | None = None) -> None:
         self.session = session
         self.before = session.progress.seconds
-        self.start = time.monotonic()
+        self.start = time.monotonic() if started is None else started
         self.first_step = session.progress.step
         self.trained = 0.0
         self.seen_seconds = session.progress.train_seconds

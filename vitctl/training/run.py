@@ -42,7 +42,7 @@ def start_run(
         name: of the folder; None makes one up.
         observer: told of everything.
         decoding: told of the progress of decoding pictures.
-        started: when the time of ``--max-time`` began to run, by :func:`time.monotonic`; None is now.
+        started: when the run's time began, also that of ``--max-time``, by :func:`time.monotonic`; None is now.
 
     Raises:
         RequestError: device, data, network or folder cannot be had; nothing was written.
@@ -68,10 +68,17 @@ def start_run(
             0,
             **({"pretrained": session.pretrained} if session.pretrained else {}),
         )
-        return fit(session, folder, observer, resume_command(folder))
+        return fit(session, folder, observer, resume_command(folder), started)
 
 
-def resume_run(path: Path, changes: Mapping[str, Any], observer: Observer, decoding: Decoding | None = None) -> Record:
+def resume_run(
+    path: Path,
+    changes: Mapping[str, Any],
+    observer: Observer,
+    decoding: Decoding | None = None,
+    *,
+    started: float | None = None,
+) -> Record:
     """Go on with the run in ``path``, to bit-identical weights on the same machine, and return its summary.
 
     Args:
@@ -79,11 +86,13 @@ def resume_run(path: Path, changes: Mapping[str, Any], observer: Observer, decod
         changes: settings given anew; see ``resumable`` of :class:`vitctl.config.Flag` for those that may differ.
         observer: told of everything.
         decoding: told of the progress of decoding pictures.
+        started: when the time of this session began, by :func:`time.monotonic`; None is now.
 
     Raises:
         RequestError: no run there, a setting that may not change, or no whole checkpoint.
         RunFailed, Interrupted: see :func:`vitctl.training.loop.fit`.
     """
+    started = time.monotonic() if started is None else started
     folder = RunFolder.open(path)
     with folder.locked():
         folder.remove_orphans()
@@ -125,7 +134,7 @@ def resume_run(path: Path, changes: Mapping[str, Any], observer: Observer, decod
         environment = run_environment(session)
         warn_of_differences(document["sessions"], environment, observer.message)
         folder.add_session(config, environment, session.progress.step)
-        return fit(session, folder, observer, resume_command(folder))
+        return fit(session, folder, observer, resume_command(folder), started)
 
 
 def prepare_session(session: Session, message: Callable[[str], None]) -> None:
