@@ -73,6 +73,7 @@ def train(
         raise RequestError("--lr-finder-out is the picture of --lr-finder; give that too")
     if lr_finder:
         clashing = {"--resume": resume, "--name": name, "--dry-run": dry_run, "--epochs": settings.get("epochs")}
+        clashing["--max-time"] = settings.get("max_time")
         for flag, value in clashing.items():
             if value:
                 raise RequestError(f"--lr-finder takes a few steps and makes no run; {flag} does not go with it")

@@ -15,6 +15,7 @@ from vitctl.config import TrainConfig
 from vitctl.errors import NotFinite, RequestError, RunFailed
 from vitctl.optim import doubtful_betas
 from vitctl.optim.schedule import RangeTest
+from vitctl.training.compiling import compile_network
 from vitctl.training.loop import Record, train_step
 from vitctl.training.session import Session, open_session
 
@@ -86,6 +87,7 @@ def find_lr(config: TrainConfig, watcher: Watcher, picture: Path | None = None) 
     if steps <= 2 * SKIPPED:
         raise RequestError(f"--max-steps {steps} are too few for --lr-finder; take {2 * SKIPPED + 1} or more")
     session = open_session(dataclasses.replace(config, epochs=None, max_steps=steps, patience=None), watcher.decoding)
+    compile_network(session, watcher.message)
     if doubt := doubtful_betas(config.opt, config.opt_options):
         watcher.message(f"warning: {doubt}")
     session.schedule = RangeTest("range", steps, low=LOW, high=HIGH)

@@ -54,7 +54,7 @@ def start_run(
     session = open_session(config, decoding)
     if doubt := doubtful_betas(config.opt, config.opt_options):
         observer.message(f"warning: {doubt}")
-    prepare_session(session, observer.message)
+    compile_network(session, observer.message)
     if config.max_time:
         observer.message(fit_to_time(session, started))
         config = session.config
@@ -128,19 +128,13 @@ def resume_run(
                     f"the run now has {session.total_steps} steps; its {config.schedule} schedule is stretched over them, so "
                     f"the learning rate goes on at {config.lr * before:.3g} instead of {config.lr * then:.3g}"
                 )
-        prepare_session(session, observer.message)
+        compile_network(session, observer.message)
         folder.remove_summary()
         folder.write_metrics(session.history)
         environment = run_environment(session)
         warn_of_differences(document["sessions"], environment, observer.message)
         folder.add_session(config, environment, session.progress.step)
         return fit(session, folder, observer, resume_command(folder), started)
-
-
-def prepare_session(session: Session, message: Callable[[str], None]) -> None:
-    """Do what a session needs once before its first step: compile the network where that was asked for."""
-    if session.config.compile:
-        compile_network(session, message)
 
 
 def run_environment(session: Session) -> dict[str, Any]:
@@ -259,7 +253,7 @@ def dry_run(config: TrainConfig, decoding: Decoding | None = None, steps: int = 
     """
     started = time.monotonic()
     session = open_session(config, decoding, pretrained=False)
-    prepare_session(session, lambda _: None)
+    compile_network(session, lambda _: None)
     if config.max_time:
         fit_to_time(session, started)
     session.train_mode()
