@@ -3,7 +3,7 @@ import json
 
 import pytest
 
-from vitctl.config import FLAGS, TrainConfig, normalise_keys, resolve_config
+from vitctl.config import FLAGS, OPTION_TABLES, TrainConfig, normalise_keys, resolve_config
 from vitctl.errors import RequestError
 from vitctl.models import MODELS
 from vitctl.optim import OPTIMIZERS, doubtful_betas
@@ -145,7 +145,7 @@ def test_stored_settings_of_a_later_version_are_named() -> None:
 
 def test_every_setting_is_described() -> None:
     for field in dataclasses.fields(TrainConfig):
-        assert "flag" in field.metadata or field.name in ("net_options", "opt_options")
+        assert "flag" in field.metadata or field.name in OPTION_TABLES
     assert all(flag.help for flag in FLAGS.values())
 
 

@@ -53,8 +53,8 @@ def draw_mix(count: int, height: int, width: int, *, mixup: float, cutmix: float
     """Draw partners and shares, on the CPU.
 
     Mixup (Zhang et al. 2018, arXiv 1710.09412): a picture keeps a share of Beta(alpha, alpha). CutMix (Yun et al. 2019, arXiv
-    1905.04899): a box of the partner's is pasted in, whose area is 1 minus such a share where it lies in the frame whole;
-    its centre is uniform, and the share is then what was left of the picture. Where both are on, each picture takes
+    1905.04899): a box of the partner's is pasted in, whose area is 1 minus such a share where it lies in the frame whole,
+    but for rounding down; its centre is uniform, and the share is then what was left of the picture. Where both are on, each picture takes
     either with probability 1/2.
 
     Args:
@@ -76,8 +76,8 @@ def draw_mix(count: int, height: int, width: int, *, mixup: float, cutmix: float
         boxes = boxes_around(
             random.integers(0, height, count),
             random.integers(0, width, count),
-            side * height,
-            side * width,
+            2 * (side * height // 2),  # by whole pixels on either side of the centre
+            2 * (side * width // 2),
             height,
             width,
         )
