@@ -148,7 +148,7 @@ def test_the_predecessor_s_cutout_on_grey_pictures_is_its_colour_s_luma() -> Non
 
 def test_boxes_of_the_predecessor_s_cutout_lie_in_the_frame() -> None:
     centres = torch.tensor([[0.0, 0.0], [0.999, 0.999], [0.5, 0.0]], dtype=torch.float64)
-    boxes = seed_cutout_boxes(torch.tensor([18.0, 18.0, 100.0]), centres, 32, 40)
+    boxes = seed_cutout_boxes(torch.tensor([18.0, 18.0, 100.0], dtype=torch.float64), centres, 32, 40)
     # from the far edge, 32 - 9, to the edge; from 1.03 - 9, cut off, by 18 and one more
     assert boxes.tolist() == [[23, 31, 32, 40], [0, 0, 19, 19], [0, 0, 32, 40]]
 
