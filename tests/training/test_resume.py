@@ -23,9 +23,10 @@ TIMES = ("epoch_time", "eval_time", "seconds", "images_per_second", "data_wait",
 DROPOUT = f"{TINY_NET},dropout=0.1,attn_dropout=0.1,drop_path_rate=0.1"
 RUN = [
     *TINY[:2], "--net", DROPOUT, "--size", "8", "--limit-train", "200", "--limit-test", "100", "--bs", "32",
-    "--accumulate", "2", "--micro-batch", "16", "--ema", "0.9", "--epochs", "3", "--save-every", "2", "--seed", "5",
+    "--accumulate", "2", "--micro-batch", "16", "--ema", "0.9", "--epochs", "3", "--save-every", "2",
+    "--aug", "randaug", "--erase", "0.5", "--mixup", "0.8", "--cutmix", "1", "--mix-off", "0.4", "--seed", "5",
 ]  # fmt: skip
-"""4 steps an epoch, 12 in all, with everything that has a state."""
+"""4 steps an epoch, 12 in all, with everything that has a state, or draws."""
 
 
 def result(run: Path) -> tuple[dict[str, Any], list[dict[str, Any]]]:

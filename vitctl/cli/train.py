@@ -84,7 +84,13 @@ def train(
             if value:
                 raise RequestError(f"--lr-finder takes a few steps and makes no run; {flag} does not go with it")
     if preview_batch is not None:
-        alone = {"--resume": resume, "--name": name, "--dry-run": dry_run, "--lr-finder": lr_finder}
+        alone = {
+            "--resume": resume,
+            "--name": name,
+            "--print-config": print_config,
+            "--dry-run": dry_run,
+            "--lr-finder": lr_finder,
+        }
         for flag, value in alone.items():
             if value:
                 raise RequestError(f"--preview-batch draws one batch and makes no run; {flag} does not go with it")

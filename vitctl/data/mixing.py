@@ -182,8 +182,8 @@ def erase_boxes(count: int, height: int, width: int, probability: float, seed: i
     boxes = torch.stack([top, left, top + tall, left + wide], 2)  # [B, tries, 4]
     first = fits.int().argmax(1)[:, None, None].expand(-1, 1, 4)
     wanted = chosen & fits.any(1)
-    first_fitting: Tensor = boxes.gather(1, first)[:, 0].long()
-    return first_fitting * wanted[:, None]
+    first_fitting = boxes.gather(1, first)[:, 0].long()  # [B, 4]
+    return first_fitting.mul_(wanted[:, None])
 
 
 def cutout_boxes(count: int, height: int, width: int, share: float, seed: int) -> Tensor:

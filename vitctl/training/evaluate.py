@@ -37,7 +37,7 @@ class Evaluation:
 
     def sum_of_means(self, batch: int) -> float:
         """Return the sum, over batches of ``batch`` pictures in order, of each batch's mean loss; the last may be smaller."""
-        return sum(piece.mean().item() for piece in self.losses.split(batch))
+        return sum(piece.mean().item() for piece in torch.split(self.losses, batch))
 
 
 class Stopped(Exception):

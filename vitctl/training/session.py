@@ -384,7 +384,7 @@ def batch_extras(config: TrainConfig, dataset: Dataset, splits: Splits, device: 
     for name, alpha in (("mixup", config.mixup), ("cutmix", config.cutmix)):
         if alpha and len(seen) < 2:
             raise RequestError(
-                f"--{name} {alpha:g} mixes classes, and the {len(splits.train)} training pictures are all of "
+                f"--{name} {alpha:g} mixes classes, and every training picture ({len(splits.train)}) is of class "
                 f"{dataset.classes[int(seen[0])]!r}; leave --{name} out, or train on more"
             )
     channels, height, width = splits.train.pictures.images.shape[1:]
