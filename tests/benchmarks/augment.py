@@ -13,6 +13,9 @@ are compared:
 
 Then the share of a training step of ``--net`` that the policy takes (``augmentation_share``), and that getting the batch
 takes in all, crop, flip and normalisation included (``data_wait``).
+
+Under ``cpu`` the same by the processor time of a single thread, PIL's in this process too, which other work on the machine
+sways less: ``vitctl_over_pil`` is then how many PIL processes, with a core each, make as many pictures as one thread.
 """
 
 from __future__ import annotations
@@ -23,6 +26,7 @@ import math
 import statistics
 import time
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import torch
@@ -36,7 +40,7 @@ from tests.benchmarks.train_step import open_on
 from vitctl import devices
 from vitctl.data import AUGMENTATIONS
 from vitctl.data.augment import Augment
-from vitctl.data.batches import Draws, crop_and_flip, draw
+from vitctl.data.batches import crop_and_flip, draw
 from vitctl.data.policies import Operation, Policy
 from vitctl.registry import split_spec
 from vitctl.training.loop import train_step
@@ -114,8 +118,11 @@ def grouped(policy: Policy, images: Tensor, seed: int) -> Tensor:
     return images
 
 
-def training_step(net: str, aug: str, bs: int, threads: int) -> tuple[float, float]:
-    """Return the median seconds of a training step of ``net`` on generated pictures, and those spent on its batch."""
+Clock = Callable[[], float]
+
+
+def training_step(net: str, aug: str, bs: int, threads: int, clock: Clock) -> tuple[float, float]:
+    """Return the median seconds of a training step of ``net`` on generated pictures, and the share of getting its batch."""
     generator = np.random.default_rng(0)
     images = generator.integers(0, 256, (bs * STEPS, SIDE, SIDE, 3), dtype=np.uint8)
     session = open_on(
@@ -124,14 +131,43 @@ def training_step(net: str, aug: str, bs: int, threads: int) -> tuple[float, flo
         {"net": net, "aug": aug, "bs": bs, "epochs": 1, "device": "cpu", "threads": threads},
     )
     session.train_mode()
-    steps, batches = [], []
+    steps, shares = [], []
     for _ in range(STEPS):
-        before = session.progress.data_seconds
-        start = time.perf_counter()
+        progress = session.progress
+        before, start = (progress.data_seconds, progress.train_seconds), clock()
         train_step(session)
-        steps.append(time.perf_counter() - start)
-        batches.append(session.progress.data_seconds - before)
-    return statistics.median(steps[2:]), statistics.median(batches[2:])
+        steps.append(clock() - start)
+        shares.append((progress.data_seconds - before[0]) / (progress.train_seconds - before[1]))
+    return statistics.median(steps[2:]), statistics.median(shares[2:])
+
+
+def compare(ways: dict[str, Callable[[int], None]], count: int, rounds: int, clock: Clock) -> dict[str, list[float]]:
+    """Return the pictures per second of each way in each round of ``count`` pictures; the ways take turns."""
+    speeds: dict[str, list[float]] = {way: [] for way in ways}
+    for turn in range(rounds + 1):
+        for way, run in ways.items():
+            start = clock()
+            run(turn)
+            if turn:  # the first of each warms up
+                speeds[way].append(count / (clock() - start))
+    return speeds
+
+
+def report(speeds: dict[str, list[float]], step: float, data_wait: float, bs: int) -> dict[str, Any]:
+    """Return medians, ranges, ratios within a round, and the shares of a training step of ``step`` seconds."""
+    return {
+        "pictures_per_second": {way: round(statistics.median(each)) for way, each in speeds.items()},
+        "ranges": {way: [round(min(each)), round(max(each))] for way, each in speeds.items()},
+        **{
+            f"vitctl_over_{way}": round(
+                statistics.median(a / b for a, b in zip(speeds["vitctl"], speeds[way], strict=True)), 2
+            )
+            for way in ("pil", "grouped")
+        },
+        "step_seconds": round(step, 4),
+        "augmentation_share": round(bs / statistics.median(speeds["vitctl"]) / step, 4),
+        "data_wait": round(data_wait, 4),
+    }
 
 
 def main() -> None:
@@ -167,6 +203,10 @@ def main() -> None:
         for _ in loader:
             pass
 
+    def by_pil_here(turn: int) -> None:
+        for i in range(count):
+            loader.dataset[i]
+
     def by_groups(turn: int) -> None:
         for i, batch in enumerate(batches):
             grouped(policy, batch, turn * len(batches) + i)
@@ -177,42 +217,17 @@ def main() -> None:
 
     def crop_flip(turn: int) -> None:
         for i, batch in enumerate(batches):
-            drawn: Draws = draw(len(batch), 4, True, 0, turn, i)
-            crop_and_flip(batch, drawn, 4)
+            crop_and_flip(batch, draw(len(batch), 4, True, 0, turn, i), 4)
 
     ways = {"pil": by_pil, "grouped": by_groups, "vitctl": by_vitctl, "crop_flip": crop_flip}
-    speeds: dict[str, list[float]] = {way: [] for way in ways}
-    for turn in range(asked.rounds + 1):
-        for way, run in ways.items():
-            start = time.perf_counter()
-            run(turn)
-            if turn:  # the first of each warms up
-                speeds[way].append(count / (time.perf_counter() - start))
-    medians = {way: statistics.median(values) for way, values in speeds.items()}
-    ratios = {
-        f"vitctl_over_{way}": statistics.median(a / b for a, b in zip(speeds["vitctl"], speeds[way], strict=True))
-        for way in ("pil", "grouped")
-    }
-    step, data = training_step(asked.net, asked.aug, asked.bs, asked.threads)
-    print(
-        json.dumps(
-            {
-                "pictures_per_second": {way: round(speed) for way, speed in medians.items()},
-                "ranges": {way: [round(min(each)), round(max(each))] for way, each in speeds.items()},
-                **{name: round(ratio, 2) for name, ratio in ratios.items()},
-                "step": {
-                    "net": asked.net,
-                    "batch": asked.bs,
-                    "seconds": round(step, 4),
-                    "augmentation_share": round(asked.bs / medians["vitctl"] / step, 4),
-                    "data_wait": round(data / step, 4),
-                },
-                "aug": asked.aug,
-                **devices.environment(CPU),
-            },
-            indent=2,
-        )
-    )
+    speeds = compare(ways, count, asked.rounds, time.perf_counter)
+    wall = report(speeds, *training_step(asked.net, asked.aug, asked.bs, asked.threads, time.perf_counter), asked.bs)
+    torch.set_num_threads(1)
+    speeds = compare({**ways, "pil": by_pil_here}, count, asked.rounds, time.process_time)
+    cpu = report(speeds, *training_step(asked.net, asked.aug, asked.bs, 1, time.process_time), asked.bs)
+    torch.set_num_threads(asked.threads)
+    about = {"aug": asked.aug, "net": asked.net, "batch": asked.bs, **devices.environment(CPU)}
+    print(json.dumps({**wall, "cpu": cpu, **about}, indent=2))
 
 
 if __name__ == "__main__":
