@@ -217,3 +217,8 @@ def test_betas_of_the_other_convention_are_doubted(opt: str, said: str | None) -
     config = resolve_config({"opt": opt})
     doubt = doubtful_betas(config.opt, config.opt_options)
     assert doubt is None if said is None else doubt is not None and said in doubt
+
+
+def test_a_record_made_by_hand_takes_true_for_a_number_that_has_a_usual_value() -> None:
+    config = TrainConfig(epochs=1, mixup=True, cutmix=False)
+    assert (config.mixup, config.cutmix) == (0.8, 0.0)

@@ -291,7 +291,8 @@ class TrainConfig:
                 continue
             if flag.kind is str and not flag.choices and value == "" and field.name != "data_dir":
                 raise RequestError(f"{flag_name(field.name)} is empty")
-            object.__setattr__(self, field.name, flag.parse(field.name, value))
+            parsed = flag.parse(field.name, value)
+            object.__setattr__(self, field.name, flag.when_true if parsed is True and flag.when_true else parsed)
         self._parse_micro_batch()
         object.__setattr__(self, "pretrained", pretrained_word(self.pretrained))
         if self.freeze_backbone and self.pretrained == "false":

@@ -106,6 +106,12 @@ def test_sheets_of_any_shape(shape: tuple[int, int, int], count: int) -> None:
     assert (np.asarray(picture) == 200).all(2).sum() == pytest.approx(count * zoom**2 * shape[1] * shape[2], abs=50)
 
 
+def test_large_pictures_are_fewer(cli: Cli, tmp_path: Path) -> None:
+    found = cli("train", *TINY, "--net", "res18", "--size", 1024, *SHEET, "--json").json()
+    assert (found["shown"], found["size"]) == (16, 1024)
+    assert Image.open(tmp_path / "out.png").width == pytest.approx(4 * 1024, rel=0.02)
+
+
 def test_long_names_are_cut_off() -> None:
     font = ImageFont.load_default(preview.FONT)
     assert preview.fitting("cat", font, 96) == "cat"

@@ -26,6 +26,9 @@ ENDINGS = (".png",)
 SHOWN = 64
 """The most pictures on the sheet."""
 
+SHEET_PIXELS = 1 << 24
+"""There are fewer where all of them together would have more pixels than this."""
+
 COUNTED = 2000
 """Blank pictures are counted in at least so many, or in an epoch: then a share of 20 % is known to about a point."""
 
@@ -69,7 +72,8 @@ def preview_batch(config: TrainConfig, path: Path, watcher: Watcher) -> Record:
     batches = train_batches(config, splits, extras, device, drop_single=find_model(config.net).batchnorm)
     normalize = make_normalize(config, dataset.mean, dataset.std, device)
 
-    images, labels = (each[:SHOWN] for each in batches.batch(0, 0))
+    shown = max(1, min(SHOWN, SHEET_PIXELS // config.size**2))
+    images, labels = (each[:shown] for each in batches.batch(0, 0))
     seen = denormalise(normalize(images), normalize)
     shares = class_shares(labels.cpu(), dataset.classes)
     content = contact_sheet(seen, [caption(each) for each in shares], title(config))
