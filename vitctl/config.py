@@ -154,7 +154,7 @@ class TrainConfig:
     aug: str = _setting(
         "basic",
         str,
-        "augmentation, NAME[:key=value,...]; random crop and flip (basic) are part of each but none",
+        f"augmentation, NAME[:key=value,...]: {', '.join(AUGMENTATIONS)}; all but none crop at random and flip",
         DATA,
         table=AUGMENTATIONS,
         shown="the recipe's",

@@ -116,8 +116,8 @@ def score_classifier(
         RequestError: no such data or part, or data of other classes; or mirrored pictures are to be looked at, and they
             are not of their class.
     """
-    for name in {classifier.dataset, dataset or classifier.dataset} if tta == "flip" else ():
-        if name in DATASETS and not DATASETS[name].flip:
+    for name in (classifier.dataset, dataset or classifier.dataset):
+        if tta == "flip" and name in DATASETS and not DATASETS[name].flip:
             raise RequestError(f"--tta flip: mirrored pictures of {name} are not of their class; leave --tta out")
     data = load_data_for(
         classifier, dataset=dataset, data_dir=data_dir, skip_bad_images=skip_bad_images, decoding=decoding
@@ -145,8 +145,7 @@ def score_classifier(
         "split": part,
         "images": len(labels),
         **_headline(logits, labels),
-        "tta": tta,
-        **({f"{key}_tta": value for key, value in _headline(torch.cat(mirrored), labels).items()} if mirrored else {}),
+        **({"tta": tta, **_headline(torch.cat(mirrored), labels, "_tta")} if mirrored else {}),
         "skipped_images": len(data.skipped),
         "seconds": round(seconds, 3),
         "images_per_second": round(len(labels) / seconds, 1),
@@ -157,12 +156,12 @@ def score_classifier(
     return Scores(figures, rows, confusion, labels, logits.double().softmax(1))
 
 
-def _headline(logits: Tensor, labels: Tensor) -> dict[str, float | None]:
-    """Return ``loss``, ``top1`` and ``top5`` of logits, float ``[n, K]``."""
+def _headline(logits: Tensor, labels: Tensor, suffix: str = "") -> dict[str, float | None]:
+    """Return ``loss``, ``top1`` and ``top5`` of logits, float ``[n, K]``, with ``suffix`` at the end of each name."""
     return {
-        "loss": F.cross_entropy(logits.double(), labels).item(),
-        "top1": 100 * (logits.argmax(1) == labels).double().mean().item(),
-        "top5": 100 * (logits.topk(5).indices == labels[:, None]).any(1).double().mean().item()
+        f"loss{suffix}": F.cross_entropy(logits.double(), labels).item(),
+        f"top1{suffix}": 100 * (logits.argmax(1) == labels).double().mean().item(),
+        f"top5{suffix}": 100 * (logits.topk(5).indices == labels[:, None]).any(1).double().mean().item()
         if logits.shape[1] > 5
         else None,
     }
