@@ -256,3 +256,8 @@ def test_a_rate_is_scaled_for_the_network_and_the_data_set() -> None:
     ):
         assert resolve_config({"net": net, "dataset": dataset}).lr == pytest.approx(scale * base), (net, dataset)
     assert resolve_config({"net": "cct_2", "lr": 0.5}).lr == 0.5
+
+
+def test_a_record_made_by_hand_takes_true_for_a_number_that_has_a_usual_value() -> None:
+    config = TrainConfig(epochs=1, mixup=True, cutmix=False)
+    assert (config.mixup, config.cutmix) == (0.8, 0.0)

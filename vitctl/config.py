@@ -154,7 +154,7 @@ class TrainConfig:
     aug: str = _setting(
         "basic",
         str,
-        "augmentation, NAME[:key=value,...]; random crop and flip (basic) are part of each but none",
+        f"augmentation, NAME[:key=value,...]: {', '.join(AUGMENTATIONS)}; all but none crop at random and flip",
         DATA,
         table=AUGMENTATIONS,
         shown="the recipe's",
@@ -308,7 +308,8 @@ class TrainConfig:
                 continue
             if flag.kind is str and not flag.choices and value == "" and field.name != "data_dir":
                 raise RequestError(f"{flag_name(field.name)} is empty")
-            object.__setattr__(self, field.name, flag.parse(field.name, value))
+            parsed = flag.parse(field.name, value)
+            object.__setattr__(self, field.name, flag.when_true if parsed is True and flag.when_true else parsed)
         self._parse_micro_batch()
         object.__setattr__(self, "pretrained", pretrained_word(self.pretrained))
         if self.freeze_backbone and self.pretrained == "false":

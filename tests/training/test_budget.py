@@ -33,13 +33,13 @@ def just_started(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys.modules["vitctl.cli.train"], "STARTED", time.monotonic())
 
 
-def parts(val: int | None, test: int, val_split: str = "holdout") -> Session:
+def parts(val: int | None, test: int, val_split: str = "holdout", tta: str = "none") -> Session:
     splits = SimpleNamespace(
         val=None if val is None else SimpleNamespace(index=range(val)),
         test=SimpleNamespace(index=range(test)),
         val_split=val_split,
     )
-    return cast(Session, SimpleNamespace(steps_per_epoch=100, splits=splits))
+    return cast(Session, SimpleNamespace(steps_per_epoch=100, splits=splits, config=SimpleNamespace(tta=tta)))
 
 
 @pytest.mark.parametrize("limit", [None, 40, 100_000])
@@ -57,6 +57,7 @@ def test_a_run_is_steps_evaluations_and_checkpoints() -> None:
     speed = Speed(step=2.0, picture=0.001, save=0.5)
     assert run_seconds(parts(5000, 10_000), speed, 150) == pytest.approx(300 + 2 * (5 + 1) + 10)
     assert run_seconds(parts(10_000, 10_000, "test"), speed, 150) == pytest.approx(300 + 2 * (10 + 1))
+    assert run_seconds(parts(None, 10_000, tta="flip"), speed, 150) == pytest.approx(300 + 2 * 1 + 20)
     assert run_seconds(parts(None, 10_000), speed, 150) == pytest.approx(300 + 2 * 1 + 10)
 
 

@@ -51,11 +51,15 @@ class Command(TyperCommand):
             name = name.replace("_", "-")
             if equals and name in switches and value.lower() in (*TRUE_WORDS, *FALSE_WORDS):
                 plain.append(switches[name][0 if convert(value, bool, name) else 1])
-            elif name in bare and not equals and (i + 1 == len(args) or args[i + 1].startswith("--")):
+            elif name in bare and not equals and (i + 1 == len(args) or _is_flag(args[i + 1])):
                 plain.append(f"{name}=true")
             else:
                 plain.append(f"{name}{equals}{value}")
         return super().parse_args(ctx, plain)
+
+
+def _is_flag(word: str) -> bool:
+    return word.startswith("-") and not word[1:2].isdigit() and word[1:2] != "."
 
 
 def takes_settings(command: Callable[..., None]) -> Callable[..., None]:

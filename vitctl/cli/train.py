@@ -54,6 +54,14 @@ def train(
             help="picture of --lr-finder: .png, .svg or .pdf", rich_help_panel=RUN, show_default="lr-finder.png"
         ),
     ] = None,
+    preview_batch: Annotated[
+        Path | None,
+        typer.Option(
+            help="draw the first batch as the network would see it, count blank pictures, and train nothing",
+            metavar="FILE.png",
+            rich_help_panel=RUN,
+        ),
+    ] = None,
     as_json: Annotated[
         bool, typer.Option("--json", help="print the final figures as JSON on stdout", rich_help_panel=RUN)
     ] = False,
@@ -77,6 +85,17 @@ def train(
         for flag, value in clashing.items():
             if value:
                 raise RequestError(f"--lr-finder takes a few steps and makes no run; {flag} does not go with it")
+    if preview_batch is not None:
+        alone = {
+            "--resume": resume,
+            "--name": name,
+            "--print-config": print_config,
+            "--dry-run": dry_run,
+            "--lr-finder": lr_finder,
+        }
+        for flag, value in alone.items():
+            if value:
+                raise RequestError(f"--preview-batch draws one batch and makes no run; {flag} does not go with it")
     if resume is not None:
         clashing = {"--name": name, "--config": config_file, "--print-config": print_config, "--dry-run": dry_run}
         for flag, value in clashing.items():
@@ -111,6 +130,10 @@ def train(
             elif lr_finder_out is None:
                 observer.message(f"no picture without matplotlib: {EXTRA}")
             summary = find_lr(config, observer, lr_finder_out)
+        elif preview_batch is not None:
+            from vitctl.training.preview import preview_batch as draw_preview
+
+            summary = draw_preview(config, preview_batch, observer)
         elif dry_run:
             summary = run.dry_run(config, observer.decoding)
         else:
@@ -119,6 +142,8 @@ def train(
         printing.print_json(summary)
     elif lr_finder:
         printing.print_lr_finder(summary)
+    elif preview_batch is not None:
+        printing.print_preview(summary)
     elif dry_run:
         printing.print_dry_run(summary)
     else:

@@ -125,6 +125,8 @@ def run_seconds(session: Session, speed: Speed, steps: int) -> float:
     splits = session.splits
     val = len(splits.val.index) if splits.val is not None else 0
     test = 0 if splits.val_split == "test" else len(splits.test.index)  # the last evaluation is the test then
+    if session.config.tta == "flip":
+        test += len(splits.test.index)
     return steps * speed.step + epochs * (val * speed.picture + 2 * speed.save) + test * speed.picture
 
 

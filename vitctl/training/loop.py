@@ -242,8 +242,8 @@ def epoch_record(session: Session, observer: Observer, stop: StopRequest) -> Rec
         start = time.perf_counter()
         result = measure(session, splits.val, str(splits.val_split), observer, stop)
         row |= {"val_loss": result.loss, "val_acc": result.acc, "val_split": splits.val_split}
-        if splits.val_split == "test":
-            row["val_loss_sum"] = result.loss * len(splits.val.index) / PREDECESSOR_BATCH
+        if session.config.loss_sum:
+            row["val_loss_sum"] = result.sum_of_means(PREDECESSOR_BATCH)
         row["eval_time"] = round(time.perf_counter() - start, 4)
     row |= {
         "epoch_time": round(progress.train_seconds, 4),
@@ -254,8 +254,10 @@ def epoch_record(session: Session, observer: Observer, stop: StopRequest) -> Rec
     return row
 
 
-def measure(session: Session, subset: Subset, what: str, observer: Observer, stop: StopRequest) -> Evaluation:
-    """Evaluate the weights that count: the average where one is kept.
+def measure(
+    session: Session, subset: Subset, what: str, observer: Observer, stop: StopRequest, *, mirror: bool = False
+) -> Evaluation:
+    """Evaluate the weights that count: the average where one is kept; see :func:`vitctl.training.evaluate.evaluate`.
 
     Raises:
         Stopped: a signal came.
@@ -268,6 +270,7 @@ def measure(session: Session, subset: Subset, what: str, observer: Observer, sto
         session.device,
         session.eval_batch,
         precision=session.precision,
+        mirror=mirror,
         stop=lambda: bool(stop),
         progress=lambda done, count: observer.evaluating(what, done, count),
     )
@@ -296,11 +299,14 @@ def final_summary(session: Session, folder: RunFolder, observer: Observer, stop:
     }
     if splits.val_split in ("holdout", "val"):
         summary |= {"best_val_acc": progress.best_val_acc, "best_epoch": progress.best_epoch}
-    if splits.val_split == "test" and row["step"] == progress.step:
+    mirror = config.tta == "flip"
+    if splits.val_split == "test" and row["step"] == progress.step and not mirror:
         summary |= {"test_loss": row["val_loss"], "test_acc": row["val_acc"]}  # measured already, with these weights
     else:
-        result = measure(session, splits.test, "test", observer, stop)
+        result = measure(session, splits.test, "test", observer, stop, mirror=mirror)
         summary |= {"test_loss": result.loss, "test_acc": result.acc}
+        if result.mirrored is not None:
+            summary |= {"test_loss_tta": result.mirrored.loss, "test_acc_tta": result.mirrored.acc, "tta": config.tta}
     epochs = session.history
     trained = sum(row["epoch_time"] for row in epochs)
     summary |= {

@@ -104,6 +104,11 @@ def resume_run(
         extended = (config.epochs, config.max_steps) != (stored.epochs, stored.max_steps)
         summary = folder.read_summary()
         if summary is not None and checkpoint is not None and not extended:
+            if config.tta != stored.tta and config.tta != "none":
+                raise RequestError(
+                    f"--tta {config.tta}: the run {path} has finished and is tested once; see vitctl eval "
+                    f"{shlex.quote(str(path))} --tta {config.tta}"
+                )
             observer.message(
                 f"the run {path} has finished (step {checkpoint['step']}); nothing to resume. To train it on: "
                 f"{resume_command(folder)} --epochs N"

@@ -294,24 +294,9 @@ def open_session(
     precision = devices.resolve_precision(config.precision, device)
     devices.prepare(device, config.threads, config.precision)
     weights = locate(config.net, config.pretrained) if pretrained and config.pretrained != "false" else None
-    dataset = load_dataset(
-        config.dataset,
-        data_dir=config.data_dir,
-        size=config.size,
-        skip_bad_images=config.skip_bad_images,
-        progress=decoding,
-    )
-    splits = split(
-        dataset,
-        val=config.val,
-        val_fraction=config.val_fraction,
-        split_seed=config.split_seed,
-        limit_train=config.limit_train,
-        limit_test=config.limit_test,
-    )
+    dataset, splits = open_data(config, decoding)
     in_chans, num_classes = dataset.train.images.shape[1], len(dataset.classes)
-    augmentation: AugmentationEntry = lookup(AUGMENTATIONS, config.aug, "--aug")
-    extras = batch_extras(config, augmentation, dataset, splits, device)
+    extras = batch_extras(config, dataset, splits, device)
 
     def build() -> nn.Module:
         return build_model(
@@ -330,18 +315,7 @@ def open_session(
     model = model.to(device)
     batchnorm = any(isinstance(module, nn.modules.batchnorm._BatchNorm) for module in model.modules())
     micro_batch, eval_batch = batch_pieces(config, device, build, in_chans, batchnorm)
-    batches = TrainBatches(
-        splits.train.pictures.images,
-        splits.train.pictures.labels,
-        splits.train.index,
-        batch_size=config.bs * config.accumulate,
-        device=device,
-        seed=config.seed,
-        augment=augmentation.crop,
-        flip=DATASETS[config.dataset].flip,
-        drop_single=batchnorm,
-        extras=extras,
-    )
+    batches = train_batches(config, splits, extras, device, drop_single=batchnorm)
     return Session(
         config=config,
         device=device,
@@ -369,6 +343,48 @@ def open_session(
     )
 
 
+def open_data(config: TrainConfig, decoding: Callable[[int, int], None] | None = None) -> tuple[Dataset, Splits]:
+    """Return the data set, and what trains, selects and tests.
+
+    Raises:
+        RequestError: the data cannot be had as asked.
+    """
+    dataset = load_dataset(
+        config.dataset,
+        data_dir=config.data_dir,
+        size=config.size,
+        skip_bad_images=config.skip_bad_images,
+        progress=decoding,
+    )
+    splits = split(
+        dataset,
+        val=config.val,
+        val_fraction=config.val_fraction,
+        split_seed=config.split_seed,
+        limit_train=config.limit_train,
+        limit_test=config.limit_test,
+    )
+    return dataset, splits
+
+
+def train_batches(
+    config: TrainConfig, splits: Splits, extras: Extras, device: torch.device, *, drop_single: bool
+) -> TrainBatches:
+    """Return the batches of a run; see :class:`vitctl.data.batches.TrainBatches`."""
+    return TrainBatches(
+        splits.train.pictures.images,
+        splits.train.pictures.labels,
+        splits.train.index,
+        batch_size=config.bs * config.accumulate,
+        device=device,
+        seed=config.seed,
+        augment=AUGMENTATIONS[config.aug].crop,
+        flip=DATASETS[config.dataset].flip,
+        drop_single=drop_single,
+        extras=extras,
+    )
+
+
 def make_normalize(
     config: TrainConfig, mean: tuple[float, ...], std: tuple[float, ...], device: torch.device
 ) -> Normalize:
@@ -377,19 +393,18 @@ def make_normalize(
     return Normalize(mean, std, config.size, device, channels_last)
 
 
-def batch_extras(
-    config: TrainConfig, augmentation: AugmentationEntry, dataset: Dataset, splits: Splits, device: torch.device
-) -> Extras:
+def batch_extras(config: TrainConfig, dataset: Dataset, splits: Splits, device: torch.device) -> Extras:
     """Return what is done to a batch besides crop and flip.
 
     Raises:
-        RequestError: classes are to be mixed, and there is one.
+        RequestError: no such augmentation; or classes are to be mixed, and there is one.
     """
+    augmentation: AugmentationEntry = lookup(AUGMENTATIONS, config.aug, "--aug")
     seen = torch.unique(splits.train.pictures.labels[splits.train.index])
     for name, alpha in (("mixup", config.mixup), ("cutmix", config.cutmix)):
         if alpha and len(seen) < 2:
             raise RequestError(
-                f"--{name} {alpha:g} mixes classes, and the {len(splits.train)} training pictures are all of "
+                f"--{name} {alpha:g} mixes classes, and every training picture ({len(splits.train)}) is of class "
                 f"{dataset.classes[int(seen[0])]!r}; leave --{name} out, or train on more"
             )
     channels, height, width = splits.train.pictures.images.shape[1:]
