@@ -48,8 +48,8 @@ class Watcher(Protocol):
     def evaluating(self, what: str, done: int, count: int) -> None:
         """``done`` of ``count`` pictures of a longer piece of work are done."""
 
-    def decoding(self, done: int, count: int) -> None:
-        """``done`` of ``count`` pictures are decoded into the cache."""
+    def decoding(self, done: int, count: int, *, download: str = "") -> None:
+        """``done`` of ``count`` pictures are decoded into the cache, or bytes downloaded."""
 
 
 @dataclass

@@ -12,6 +12,7 @@ from typing import Any
 from vitctl import devices
 from vitctl.config import FLAGS, TrainConfig, flag_name, pretrained_word
 from vitctl.data import AUGMENTATIONS
+from vitctl.data.dataset import LoadProgress
 from vitctl.errors import RequestError
 from vitctl.models import find_model
 from vitctl.optim import doubtful_betas, find_optimizer
@@ -20,7 +21,7 @@ from vitctl.training.loop import Observer, Record, fit, train_step
 from vitctl.training.run_folder import RunFolder
 from vitctl.training.session import Session, open_session, parameters, run_length
 
-Decoding = Callable[[int, int], None]
+Decoding = LoadProgress
 
 
 def start_run(
@@ -33,7 +34,7 @@ def start_run(
         runs_dir: where run folders lie.
         name: of the folder; None makes one up.
         observer: told of everything.
-        decoding: told of the progress of decoding pictures.
+        decoding: told of the progress of downloading data and decoding pictures.
 
     Raises:
         RequestError: device, data, network or folder cannot be had; nothing was written.
@@ -65,7 +66,7 @@ def resume_run(path: Path, changes: Mapping[str, Any], observer: Observer, decod
         path: the run's folder.
         changes: settings given anew; see ``resumable`` of :class:`vitctl.config.Flag` for those that may differ.
         observer: told of everything.
-        decoding: told of the progress of decoding pictures.
+        decoding: told of the progress of downloading data and decoding pictures.
 
     Raises:
         RequestError: no run there, a setting that may not change, or no whole checkpoint.

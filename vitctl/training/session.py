@@ -18,7 +18,7 @@ from vitctl.config import TrainConfig
 from vitctl.data import AUGMENTATIONS, DATASETS, AugmentationEntry
 from vitctl.data.augment import Augment
 from vitctl.data.batches import Extras, Normalize, TrainBatches
-from vitctl.data.dataset import Dataset, Splits, load_dataset, split
+from vitctl.data.dataset import Dataset, LoadProgress, Splits, load_dataset, split
 from vitctl.errors import RequestError
 from vitctl.models import MODELS, build_model, find_model
 from vitctl.models.count import Cost, activation_floats, count_parameters, forward_cost
@@ -247,14 +247,12 @@ def check_same_run(config: TrainConfig, classes: list[str], checkpoint: Checkpoi
         )
 
 
-def open_session(
-    config: TrainConfig, decoding: Callable[[int, int], None] | None = None, *, pretrained: bool = True
-) -> Session:
+def open_session(config: TrainConfig, decoding: LoadProgress | None = None, *, pretrained: bool = True) -> Session:
     """Build everything a run needs.
 
     Args:
         config: the settings.
-        decoding: told how many pictures are decoded, of how many, when a folder is read for the first time.
+        decoding: told how far it is, when data are downloaded or a folder is read for the first time.
         pretrained: load the pretrained weights that the settings ask for; False where a checkpoint will replace them,
             or where weights do not matter.
 
