@@ -594,6 +594,17 @@ class TestByName:
         )
         assert caught.value.exit_code == 2 and visible(home) == []
 
+    def test_not_where_it_was_not_asked_for(
+        self, spec: Cifar, official: Path, home: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        with serving(official.read_bytes()) as server:
+            monkeypatch.setenv("VITCTL_CIFAR_URL", server.url)
+            with pytest.raises(
+                RequestError, match=rf"{spec.title} is not in {home} nor .*; put \S+gz there, unpacked or not"
+            ):
+                load_dataset(spec.name, data_dir=None, size=32, skip_bad_images=False, download=False)
+            assert server.ranges == [] and not home.exists()
+
     @pytest.mark.parametrize(
         "address",
         [
@@ -686,6 +697,17 @@ class TestArchiveByHand:
                 dataset = load(spec, folder)
                 assert is_right(spec, dataset) and dataset.source == str(folder / official.name)
             assert os.listdir(folder) == [official.name]
+
+    @pytest.mark.parametrize("inside", ["nothing", "other things"])
+    def test_a_folder_of_that_name_is_there(self, inside: str, spec: Cifar, official: Path) -> None:
+        folder = official.parent / spec.folder
+        folder.mkdir()
+        if inside == "other things":
+            (folder / "readme.html").write_text("<p>")
+        for _ in range(2):
+            dataset = load(spec, official.parent)
+            assert is_right(spec, dataset)
+            assert dataset.source == str(folder if inside == "nothing" else official)
 
     @pytest.mark.parametrize("damage", ["cut", "altered", "empty"])
     def test_damaged_where_it_was_named(self, damage: str, spec: Cifar, official: Path, tmp_path: Path) -> None:
@@ -797,6 +819,11 @@ class TestCommandLine:
         assert measured.json()["top1"] == trained.json()["test_acc"] and measured.json()["images"] == 200
         assert [row["class"] for row in measured.json()["classes"]] == list(spec.classes)
         shutil.rmtree(home)
+        with serving(official.read_bytes()) as server, monkeypatch.context() as patch:
+            patch.setenv("VITCTL_CIFAR_URL", server.url)
+            exported = cli("export", "runs/hundred", "--format", "safetensors", "--json")
+            assert exported.code == 0 and "so generated ones are compared" in exported.err
+            assert server.ranges == []  # nobody asked for pictures
         again = cli("eval", "runs/hundred")
         assert again.code == 2 and "CIFAR-100 is not in" in again.err and "--data-dir" in again.err
         shutil.copy(official, home)

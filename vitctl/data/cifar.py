@@ -132,8 +132,8 @@ def load_cifar10(options: LoadOptions) -> Dataset:
 
     It is looked for in ``--data-dir``, else in ``$VITCTL_DATA/cifar10`` and the user's data folder: as an image folder, as
     the official batches, or as the official archive, which is unpacked beside itself where that can be written. Where
-    it is not, it is downloaded: to an empty ``--data-dir``, else to ``$VITCTL_DATA/cifar10``, else to the user's data
-    folder.
+    it is not, it is downloaded, unless ``options`` say not to: to an empty ``--data-dir``, else to
+    ``$VITCTL_DATA/cifar10``, else to the user's data folder.
 
     Raises:
         RequestError: it is in none of the places and cannot be downloaded, or is damaged, or something else.
@@ -177,9 +177,14 @@ def _find(spec: Cifar, roots: list[Path]) -> Path | None:
     """Return the first place that has an image folder or batches."""
     for root in roots:
         for place in (root, root / spec.name, root / spec.folder, root / spec.name / spec.folder):
-            if _has_pictures(place) or any(os.path.isfile(place / file) for file in (*spec.train, *spec.test)):
+            if _has_pictures(place) or _has_batches(spec, place):
                 return place
     return None
+
+
+def _has_batches(spec: Cifar, place: Path) -> bool:
+    """Whether it has some of the official files."""
+    return any(os.path.isfile(place / file) for file in (*spec.train, *spec.test))
 
 
 def _has_pictures(place: Path) -> bool:
@@ -233,7 +238,7 @@ def _open_archive(spec: Cifar, path: Path, options: LoadOptions) -> _Batches:
     folder = path.parent / spec.folder
     try:
         with alone(path.parent, spec.archive, options.progress):
-            if not os.path.isdir(folder):  # else another process was faster
+            if not _has_batches(spec, folder):  # else another process was faster
                 unpack(path, folder, spec.files)
         return _Batches(folder)
     except Damaged as damaged:
@@ -255,6 +260,10 @@ def _download(spec: Cifar, roots: list[Path], options: LoadOptions) -> _Batches:
     """Download the archive, and return its batches."""
     home, url = roots[0], _address(spec)
     looked = f"{spec.title} is not in {' nor in '.join(str(root) for root in roots)}"
+    if not options.download:
+        raise RequestError(
+            f"{looked}; put {url} there, unpacked or not, or name the folder that has it with --data-dir"
+        )
     if options.data_dir is not None and any(not name.startswith(".") for name in os.listdir(home)):
         raise RequestError(
             f"{looked}, which has other things in it; name the folder that it lies in, or leave --data-dir out and it is "
@@ -264,7 +273,7 @@ def _download(spec: Cifar, roots: list[Path], options: LoadOptions) -> _Batches:
     try:
         home.mkdir(parents=True, exist_ok=True)
         with alone(home, spec.archive, options.progress):
-            if os.path.isdir(folder):  # another process was faster
+            if _has_batches(spec, folder):  # another process was faster
                 return _Batches(folder)
             part = fetch(spec.archive, url, home, options.progress)
             try:
@@ -536,7 +545,10 @@ def _read_batch(path: Path, content: bytes | None = None) -> dict[str, Any]:
         with open(path, "rb") if content is None else io.BytesIO(content) as file:
             table = _Unpickler(file, encoding="bytes").load()
     except OSError as error:
-        raise RequestError(f"{path} cannot be read ({error.strerror}); unpack the official archive again") from error
+        raise RequestError(
+            f"{path} cannot be read ({error.strerror}); unpack the official archive again, or remove {path.parent} to have "
+            f"it downloaded"
+        ) from error
     # A crafted or broken pickle can make the unpickler raise nearly anything.
     except Exception as error:
         raise _damaged(path, " ".join(str(error).split()) or type(error).__name__) from error

@@ -87,16 +87,24 @@ class LoadOptions:
         size: side in pixels that pictures of any size are decoded to; data sets of one size keep theirs.
         skip_bad_images: leave out what cannot be read instead of failing.
         progress: called while data are downloaded and pictures decoded.
+        download: download what is not here; else it is missing.
     """
 
     data_dir: str | None
     size: int
     skip_bad_images: bool
     progress: LoadProgress | None
+    download: bool = True
 
 
 def load_dataset(
-    name: str, *, data_dir: str | None, size: int, skip_bad_images: bool, progress: LoadProgress | None = None
+    name: str,
+    *,
+    data_dir: str | None,
+    size: int,
+    skip_bad_images: bool,
+    progress: LoadProgress | None = None,
+    download: bool = True,
 ) -> Dataset:
     """Read the data set ``name`` of ``DATASETS``.
 
@@ -106,6 +114,7 @@ def load_dataset(
         size: side in pixels, for data sets whose pictures have any size.
         skip_bad_images: leave out pictures that cannot be read, and list them in :attr:`Dataset.skipped`.
         progress: called while data are downloaded and pictures decoded, from this thread; never when there is nothing to do.
+        download: download what is not here; else it is missing.
 
     Raises:
         RequestError: no such data set, or it is missing, damaged or not laid out as it must be.
@@ -113,7 +122,13 @@ def load_dataset(
     """
     load = lookup(DATASETS, name, "--dataset").load()
     dataset: Dataset = load(
-        LoadOptions(data_dir=data_dir or None, size=size, skip_bad_images=skip_bad_images, progress=progress)
+        LoadOptions(
+            data_dir=data_dir or None,
+            size=size,
+            skip_bad_images=skip_bad_images,
+            progress=progress,
+            download=download,
+        )
     )
     return dataset
 

@@ -152,8 +152,11 @@ def load_data_for(
     data_dir: str | None = None,
     skip_bad_images: bool = False,
     decoding: LoadProgress | None = None,
+    download: bool = True,
 ) -> Dataset:
     """Read a data set that ``classifier`` can be measured on: the one it was trained on, or one of the same classes.
+
+    With ``download=False`` what is not on this machine is missing.
 
     Raises:
         RequestError: the data are not there or damaged, or of other classes or channels.
@@ -164,6 +167,7 @@ def load_data_for(
         size=classifier.size,
         skip_bad_images=skip_bad_images or classifier.skip_bad_images,
         progress=decoding,
+        download=download,
     )
     if data.train.images.shape[1] != classifier.channels:
         raise RequestError(
