@@ -133,7 +133,7 @@ class TrainConfig:
         str,
         "where the data lie",
         DATA,
-        shown="$VITCTL_DATA/<dataset>, else the user's data folder",
+        shown="$VITCTL_DATA/<dataset>, else the user's data folder; CIFAR is downloaded",
         resumable=True,
     )
     val: str = _setting(

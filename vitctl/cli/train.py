@@ -133,7 +133,7 @@ def train(
         elif preview_batch is not None:
             from vitctl.training.preview import preview_batch as draw_preview
 
-            summary = draw_preview(config, preview_batch, observer)
+            summary = draw_preview(config, preview_batch, observer.decoding)
         elif dry_run:
             summary = run.dry_run(config, observer.decoding)
         else:

@@ -52,8 +52,8 @@ class Watcher(Protocol):
     def message(self, text: str) -> None:
         """Something that the user should know."""
 
-    def decoding(self, done: int, count: int) -> None:
-        """``done`` of ``count`` pictures are decoded."""
+    def decoding(self, done: int, count: int, *, download: str = "") -> None:
+        """``done`` of ``count`` pictures are decoded, or bytes downloaded."""
 
 
 def find_lr(config: TrainConfig, watcher: Watcher, picture: Path | None = None) -> Record:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 from pathlib import Path
-from typing import Protocol
 
 import torch
 from PIL import Image, ImageDraw, ImageFont
@@ -13,6 +12,7 @@ from torch import Tensor
 from vitctl import devices
 from vitctl.config import TrainConfig
 from vitctl.data.batches import Normalize
+from vitctl.data.dataset import LoadProgress
 from vitctl.models import find_model
 from vitctl.registry import format_spec
 from vitctl.training.loop import Record
@@ -38,20 +38,13 @@ CELL = 96
 GAP, LINE, FONT = 8, 14, 12
 
 
-class Watcher(Protocol):
-    """Sees how the data are read."""
-
-    def decoding(self, done: int, count: int) -> None:
-        """``done`` of ``count`` pictures are decoded."""
-
-
-def preview_batch(config: TrainConfig, path: Path, watcher: Watcher) -> Record:
+def preview_batch(config: TrainConfig, path: Path, decoding: LoadProgress | None = None) -> Record:
     """Draw the pictures of the first step as the network would see them, and train nothing.
 
     Args:
         config: the settings.
         path: of the sheet, a PNG file.
-        watcher: told of the progress of decoding pictures.
+        decoding: told of the progress of downloading data and decoding pictures.
 
     Returns:
         ``picture``; ``shown``, how many are on it; ``size``, their side as the network sees them; ``classes``, a mapping of
@@ -67,7 +60,7 @@ def preview_batch(config: TrainConfig, path: Path, watcher: Watcher) -> Record:
     check_picture(path, FLAG, ENDINGS)
     device = devices.resolve_device(config.device)
     devices.prepare(device, config.threads)
-    dataset, splits = open_data(config, watcher.decoding)
+    dataset, splits = open_data(config, decoding)
     extras = batch_extras(config, dataset, splits, device)
     batches = train_batches(config, splits, extras, device, drop_single=find_model(config.net).batchnorm)
     normalize = make_normalize(config, dataset.mean, dataset.std, device)

@@ -12,6 +12,7 @@ from typing import Any
 from vitctl import devices
 from vitctl.config import FLAGS, TrainConfig, flag_name, pretrained_word
 from vitctl.data import AUGMENTATIONS
+from vitctl.data.dataset import LoadProgress
 from vitctl.errors import RequestError
 from vitctl.models import find_model
 from vitctl.optim import doubtful_betas, find_optimizer
@@ -22,7 +23,7 @@ from vitctl.training.loop import Observer, Record, fit, train_step
 from vitctl.training.run_folder import RunFolder
 from vitctl.training.session import Session, open_session, parameters, run_length
 
-Decoding = Callable[[int, int], None]
+Decoding = LoadProgress
 
 
 def start_run(
@@ -41,7 +42,7 @@ def start_run(
         runs_dir: where run folders lie.
         name: of the folder; None makes one up.
         observer: told of everything.
-        decoding: told of the progress of decoding pictures.
+        decoding: told of the progress of downloading data and decoding pictures.
         started: when the run's time began, also that of ``--max-time``, by :func:`time.monotonic`; None is now.
 
     Raises:
@@ -85,7 +86,7 @@ def resume_run(
         path: the run's folder.
         changes: settings given anew; see ``resumable`` of :class:`vitctl.config.Flag` for those that may differ.
         observer: told of everything.
-        decoding: told of the progress of decoding pictures.
+        decoding: told of the progress of downloading data and decoding pictures.
         started: when the time of this session began, by :func:`time.monotonic`; None is now.
 
     Raises:

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from vitctl import devices
 from vitctl.data import DATASETS
-from vitctl.data.dataset import Dataset, Subset, load_dataset, split
+from vitctl.data.dataset import Dataset, LoadProgress, Subset, load_dataset, split
 from vitctl.errors import RequestError
 from vitctl.training.classifier import Classifier, classifier_of
 from vitctl.training.evaluate import Progress
@@ -61,7 +61,7 @@ def score(
     skip_bad_images: bool = False,
     warn: Callable[[str], None],
     progress: Progress | None = None,
-    decoding: Progress | None = None,
+    decoding: LoadProgress | None = None,
 ) -> Scores:
     """Evaluate a checkpoint or a run on a part of a data set.
 
@@ -77,7 +77,7 @@ def score(
         skip_bad_images: leave out pictures that cannot be read.
         warn: told what the user should know.
         progress: told how many pictures are done.
-        decoding: told how many pictures are decoded.
+        decoding: told how far data are downloaded and pictures decoded.
 
     Raises:
         RequestError: no such checkpoint, data or part, or data of other classes.
@@ -108,7 +108,7 @@ def score_classifier(
     tta: str = "none",
     skip_bad_images: bool = False,
     progress: Progress | None = None,
-    decoding: Progress | None = None,
+    decoding: LoadProgress | None = None,
 ) -> Scores:
     """Evaluate whatever gives logits on a part of a data set; the arguments are those of :func:`score`.
 
@@ -173,9 +173,12 @@ def load_data_for(
     dataset: str | None = None,
     data_dir: str | None = None,
     skip_bad_images: bool = False,
-    decoding: Progress | None = None,
+    decoding: LoadProgress | None = None,
+    download: bool = True,
 ) -> Dataset:
     """Read a data set that ``classifier`` can be measured on: the one it was trained on, or one of the same classes.
+
+    With ``download=False`` what is not on this machine is missing.
 
     Raises:
         RequestError: the data are not there or damaged, or of other classes or channels.
@@ -186,6 +189,7 @@ def load_data_for(
         size=classifier.size,
         skip_bad_images=skip_bad_images or classifier.skip_bad_images,
         progress=decoding,
+        download=download,
     )
     if data.train.images.shape[1] != classifier.channels:
         raise RequestError(

@@ -18,7 +18,7 @@ from vitctl.config import TrainConfig
 from vitctl.data import AUGMENTATIONS, DATASETS, AugmentationEntry
 from vitctl.data.augment import Augment
 from vitctl.data.batches import Extras, Normalize, TrainBatches
-from vitctl.data.dataset import Dataset, Splits, load_dataset, split
+from vitctl.data.dataset import Dataset, LoadProgress, Splits, load_dataset, split
 from vitctl.errors import RequestError
 from vitctl.models import MODELS, build_model, find_model
 from vitctl.models.count import Cost, activation_floats, count_parameters, forward_cost
@@ -276,14 +276,12 @@ def check_same_run(config: TrainConfig, classes: list[str], checkpoint: Checkpoi
         )
 
 
-def open_session(
-    config: TrainConfig, decoding: Callable[[int, int], None] | None = None, *, pretrained: bool = True
-) -> Session:
+def open_session(config: TrainConfig, decoding: LoadProgress | None = None, *, pretrained: bool = True) -> Session:
     """Build everything a run needs.
 
     Args:
         config: the settings.
-        decoding: told how many pictures are decoded, of how many, when a folder is read for the first time.
+        decoding: told how far it is, when data are downloaded or a folder is read for the first time.
         pretrained: load the pretrained weights that the settings ask for; False where a checkpoint will replace them,
             or where weights do not matter.
 
@@ -343,7 +341,7 @@ def open_session(
     )
 
 
-def open_data(config: TrainConfig, decoding: Callable[[int, int], None] | None = None) -> tuple[Dataset, Splits]:
+def open_data(config: TrainConfig, decoding: LoadProgress | None = None) -> tuple[Dataset, Splits]:
     """Return the data set, and what trains, selects and tests.
 
     Raises:
@@ -400,12 +398,12 @@ def batch_extras(config: TrainConfig, dataset: Dataset, splits: Splits, device: 
         RequestError: no such augmentation; or classes are to be mixed, and there is one.
     """
     augmentation: AugmentationEntry = lookup(AUGMENTATIONS, config.aug, "--aug")
-    seen = torch.unique(splits.train.pictures.labels[splits.train.index])
+    labels = splits.train.pictures.labels[splits.train.index]
     for name, alpha in (("mixup", config.mixup), ("cutmix", config.cutmix)):
-        if alpha and len(seen) < 2:
+        if alpha and bool((labels == labels[0]).all()):
             raise RequestError(
-                f"--{name} {alpha:g} mixes classes, and every training picture ({len(splits.train)}) is of class "
-                f"{dataset.classes[int(seen[0])]!r}; leave --{name} out, or train on more"
+                f"--{name} {alpha:g} mixes classes, and every training picture ({len(labels)}) is of class "
+                f"{dataset.classes[int(labels[0])]!r}; leave --{name} out, or train on more"
             )
     channels, height, width = splits.train.pictures.images.shape[1:]
     policy = None
