@@ -72,6 +72,10 @@ def train(
         raise RequestError("--lr-finder-out is the picture of --lr-finder; give that too")
     if lr_finder:
         clashing = {"--resume": resume, "--name": name, "--dry-run": dry_run, "--epochs": settings.get("epochs")}
+        clashing |= {
+            "--wandb": settings.get("wandb") not in (None, "disabled"),
+            "--tensorboard": settings.get("tensorboard"),
+        }
         for flag, value in clashing.items():
             if value:
                 raise RequestError(f"--lr-finder takes a few steps and makes no run; {flag} does not go with it")

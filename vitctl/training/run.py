@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from vitctl import devices
-from vitctl.config import FLAGS, TrainConfig, flag_name, pretrained_word
+from vitctl.config import FLAGS, TrainConfig, check_tracked, flag_name, pretrained_word
 from vitctl.data import AUGMENTATIONS
 from vitctl.errors import RequestError
 from vitctl.models import find_model
@@ -19,6 +19,7 @@ from vitctl.registry import Entry, lookup, split_spec
 from vitctl.training.loop import Observer, Record, fit, train_step
 from vitctl.training.run_folder import RunFolder
 from vitctl.training.session import Session, open_session, parameters, run_length
+from vitctl.training.trackers import check_trackers, tracked
 
 Decoding = Callable[[int, int], None]
 
@@ -39,6 +40,7 @@ def start_run(
         RequestError: device, data, network or folder cannot be had; nothing was written.
         RunFailed, Interrupted: see :func:`vitctl.training.loop.fit`.
     """
+    check_trackers(config)
     if name is not None and (runs_dir / name / "config.json").exists():
         RunFolder.create(runs_dir, name, config)  # raises, before data are decoded
     session = open_session(config, decoding)
@@ -55,7 +57,8 @@ def start_run(
             micro_batch=session.micro_batch,
             **({"pretrained": session.pretrained} if session.pretrained else {}),
         )
-        return fit(session, folder, observer, resume_command(folder))
+        with tracked(config, folder, observer) as everyone:
+            return fit(session, folder, everyone, resume_command(folder))
 
 
 def resume_run(path: Path, changes: Mapping[str, Any], observer: Observer, decoding: Decoding | None = None) -> Record:
@@ -77,6 +80,8 @@ def resume_run(path: Path, changes: Mapping[str, Any], observer: Observer, decod
         document = folder.read_document()
         stored = TrainConfig.from_dict(document["config"])
         config = changed_config(stored, changes)
+        check_tracked(config.wandb, changes)
+        check_trackers(config)
         found = folder.newest(observer.message, set_aside=True)
         checkpoint = found[1] if found else None
         extended = (config.epochs, config.max_steps) != (stored.epochs, stored.max_steps)
@@ -111,7 +116,8 @@ def resume_run(path: Path, changes: Mapping[str, Any], observer: Observer, decod
         environment = devices.environment(session.device) | {"micro_batch": session.micro_batch}
         warn_of_differences(document["sessions"], environment, observer.message)
         folder.add_session(config, environment, session.progress.step)
-        return fit(session, folder, observer, resume_command(folder))
+        with tracked(config, folder, observer) as everyone:
+            return fit(session, folder, everyone, resume_command(folder))
 
 
 def resume_command(folder: RunFolder) -> str:
