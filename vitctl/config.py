@@ -8,6 +8,7 @@ may change between versions without changing what an old run means. The same fie
 from __future__ import annotations
 
 import dataclasses
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,7 +23,7 @@ from vitctl.registry import FALSE_WORDS, TRUE_WORDS, Value, check_range, convert
 from vitctl.units import parse_duration, parse_save_every
 
 NETWORK, DATA, OPTIMIZATION, RUN = "Network", "Data", "Optimization", "Run"
-DEVICE, CHECKPOINTS = "Device", "Checkpoints"
+DEVICE, CHECKPOINTS, LOGGING = "Device", "Checkpoints", "Logging"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -300,6 +301,28 @@ class TrainConfig:
         1, int, "older checkpoints to keep beside last.pt and best.pt", CHECKPOINTS, low=0, resumable=True
     )
 
+    wandb: str = _setting(
+        "disabled",
+        str,
+        "track the run with W&B: online; offline, into the run's folder; not at all",
+        LOGGING,
+        choices=("online", "offline", "disabled"),
+        shown="disabled; under a W&B sweep agent: online",
+        resumable=True,
+    )
+    wandb_project: str | None = _setting(
+        None, str, "W&B project", LOGGING, shown="$WANDB_PROJECT, else vitctl", resumable=True
+    )
+    wandb_entity: str | None = _setting(
+        None, str, "W&B user or team", LOGGING, shown="$WANDB_ENTITY, else your own", resumable=True
+    )
+    wandb_group: str | None = _setting(None, str, "W&B group that the run belongs to", LOGGING, resumable=True)
+    wandb_tags: str | None = _setting(None, str, "W&B tags, separated by commas", LOGGING, resumable=True)
+    wandb_notes: str | None = _setting(None, str, "W&B notes on the run", LOGGING, resumable=True)
+    tensorboard: bool = _setting(
+        False, bool, "write TensorBoard event files into the run's folder", LOGGING, resumable=True
+    )
+
     def __post_init__(self) -> None:
         for field in dataclasses.fields(self):
             flag = field.metadata.get("flag")
@@ -333,6 +356,7 @@ class TrainConfig:
             parse_duration(self.max_time, "--max-time")
         if self.save_every is not None:
             parse_save_every(self.save_every, "--save-every")
+        self._check_wandb()
         if self.warmdown and self.schedule != "constant":
             raise RequestError(
                 f"--warmdown {self.warmdown:g} is for --schedule constant; {self.schedule} falls by itself: leave it out"
@@ -359,6 +383,20 @@ class TrainConfig:
             )
         if self.loss_sum and self.val == "none":
             raise RequestError("--loss-sum records the validation loss, and --val none measures none; leave one out")
+
+    def _check_wandb(self) -> None:
+        """Refuse what W&B would refuse, while nothing has been done yet."""
+        for name in ("wandb_project", "wandb_entity"):
+            value = getattr(self, name) or ""
+            if bad := sorted(set(value) & set("/\\#?%:")):
+                raise RequestError(f"{flag_name(name)} {value!r}: W&B allows no {' '.join(bad)} in it; leave it out")
+            if len(value) > 128:
+                raise RequestError(f"{flag_name(name)} is {len(value)} characters long; W&B takes 128")
+        for tag in split_tags(self.wandb_tags):
+            if not 1 <= len(tag) <= 64:
+                raise RequestError(
+                    f"--wandb-tags {self.wandb_tags!r}: each tag has 1 to 64 characters, and {tag!r} has {len(tag)}"
+                )
 
     def _parse_micro_batch(self) -> None:
         if self.micro_batch == "auto":
@@ -389,6 +427,11 @@ class TrainConfig:
                 f"the stored settings have {', '.join(unknown)}, which this version of vitctl does not know"
             )
         return cls(**values)
+
+
+def split_tags(text: str | None) -> list[str]:
+    """Return the tags of ``a,b``."""
+    return [tag.strip() for tag in text.split(",")] if text else []
 
 
 INPUT_ONLY: dict[str, Flag] = {
@@ -498,6 +541,8 @@ def resolve_config(flags: Mapping[str, Any], file: Mapping[str, Any] | None = No
     if settings.get("schedule") != "constant" and "warmdown" not in given:
         settings.pop("warmdown", None)
     settings.setdefault("size", net_entry.img_size)
+    settings.setdefault("wandb", "online" if os.environ.get("WANDB_SWEEP_ID") else "disabled")
+    check_tracked(str(settings["wandb"]), flags)
     settings["pretrained"] = resolve_pretrained(net, net_entry, settings.get("pretrained"))
     if "layer_decay" not in given and (settings["pretrained"] == "false" or settings.get("freeze_backbone")):
         settings["layer_decay"] = 1.0  # a recipe's is for layers that know something and are to keep it
@@ -543,6 +588,23 @@ _ADANS = ("adan", "adan_pytorch")
 
 ONECYCLE_RISE = 0.3
 """The share of a one-cycle run in which the rate rises when nobody says otherwise (Smith and Topin 2019; torch's)."""
+
+
+def check_tracked(wandb: str, flags: Mapping[str, Any]) -> None:
+    """Refuse flags that say how W&B shows a run which it is not told of.
+
+    Args:
+        wandb: the run's setting.
+        flags: settings given by flag; a file may say it for other runs.
+
+    Raises:
+        RequestError: such a flag.
+    """
+    for name in ("wandb_project", "wandb_entity", "wandb_group", "wandb_tags", "wandb_notes"):
+        if wandb == "disabled" and name in flags:
+            raise RequestError(
+                f"{flag_name(name)} {flags[name]!r} does nothing with --wandb disabled; add --wandb online or --wandb offline"
+            )
 
 
 def resolve_dataset(name: str, data_dir: str | None) -> tuple[str, str | None]:

@@ -99,7 +99,7 @@ def takes_settings(command: Callable[..., None]) -> Callable[..., None]:
         for name, sentence in _REFUSED.items():
             if given.pop(name) is not None:
                 raise RequestError(sentence)
-        settings = legacy_settings({name: given.pop(name) for name in LEGACY}, given.get("aug"))
+        settings = legacy_settings({name: given.pop(name) for name in LEGACY}, given.get("aug"), given.get("wandb"))
         for name, flag in FLAGS.items():
             value = given.pop(name)
             if value is not None:
@@ -113,19 +113,23 @@ def takes_settings(command: Callable[..., None]) -> Callable[..., None]:
     return wrapper
 
 
-def legacy_settings(given: dict[str, bool | None], aug: str | None) -> dict[str, Any]:
+def legacy_settings(given: dict[str, bool | None], aug: str | None, wandb: str | None) -> dict[str, Any]:
     """Return what the predecessor's flags mean today.
 
-    ``--noaug`` left crop and flip on, so it is ``--aug basic``; ``--noamp`` and ``--nowandb`` ask for what is so anyway.
+    ``--noaug`` left crop and flip on, so it is ``--aug basic``; ``--nowandb`` is ``--wandb disabled``; ``--noamp`` asks for
+    what is so anyway.
 
     Raises:
-        RequestError: ``--noaug`` beside another ``--aug``.
+        RequestError: ``--noaug`` beside another ``--aug``, or ``--nowandb`` beside another ``--wandb``.
     """
-    if not given["noaug"]:
-        return {}
-    if aug not in (None, "basic"):
-        raise RequestError(f"--noaug means --aug basic, and --aug {aug} is given too; leave one out")
-    return {"aug": "basic"}
+    settings = {}
+    for legacy, flag, value, other in (("noaug", "aug", "basic", aug), ("nowandb", "wandb", "disabled", wandb)):
+        if not given[legacy]:
+            continue
+        if other not in (None, value):
+            raise RequestError(f"--{legacy} means --{flag} {value}, and --{flag} {other} is given too; leave one out")
+        settings[flag] = value
+    return settings
 
 
 def _annotation(name: str, flag: Flag) -> Any:

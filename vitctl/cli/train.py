@@ -82,6 +82,10 @@ def train(
     if lr_finder:
         clashing = {"--resume": resume, "--name": name, "--dry-run": dry_run, "--epochs": settings.get("epochs")}
         clashing["--max-time"] = settings.get("max_time")
+        clashing |= {
+            "--wandb": settings.get("wandb") not in (None, "disabled"),
+            "--tensorboard": settings.get("tensorboard"),
+        }
         for flag, value in clashing.items():
             if value:
                 raise RequestError(f"--lr-finder takes a few steps and makes no run; {flag} does not go with it")

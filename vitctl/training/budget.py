@@ -25,6 +25,8 @@ AIM = 0.97
 """Share of the time that is planned for: machines vary by some percent from minute to minute."""
 CLOSING_SECONDS = 0.5
 """From the last figure to the end of the process."""
+TRACKER_SECONDS = 3.0
+"""For W&B to open and to close, where it is used."""
 SAVED_BYTES_PER_SECOND = 200e6
 """Writing a checkpoint, with its digest and the wait for the disk."""
 
@@ -62,7 +64,8 @@ def fit_to_time(session: Session, started: float) -> str:
     assert config.max_time is not None
     budget = parse_duration(config.max_time, "--max-time")
     speed = measure_speed(session, budget)
-    left = AIM * budget - CLOSING_SECONDS - (time.monotonic() - started)
+    closing = CLOSING_SECONDS + (TRACKER_SECONDS if config.wandb != "disabled" else 0.0)
+    left = AIM * budget - closing - (time.monotonic() - started)
     limit = given_length(config, session.steps_per_epoch)
     steps = fitting_steps(session, speed, left, limit)
     if steps < 1:
@@ -75,7 +78,7 @@ def fit_to_time(session: Session, started: float) -> str:
     session.config = dataclasses.replace(config, max_steps=steps)
     pictures = min(session.batches.batch_size, session.batches.count) / speed.step
     epochs = steps / session.steps_per_epoch
-    planned = budget * (1 - AIM) + CLOSING_SECONDS + left - run_seconds(session, speed, steps)
+    planned = budget * (1 - AIM) + left - run_seconds(session, speed, steps)
     spare = f", {format_duration(planned)} before --max-time {config.max_time} is over" if steps == limit else ""
     return (
         f"{pictures:.0f} pictures/s: {steps} steps, {epochs:.2f} epochs, fit into --max-time {config.max_time}{spare}"

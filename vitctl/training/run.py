@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from vitctl import devices
-from vitctl.config import FLAGS, TrainConfig, flag_name, pretrained_word
+from vitctl.config import FLAGS, TrainConfig, check_tracked, flag_name, pretrained_word
 from vitctl.data import AUGMENTATIONS
 from vitctl.data.dataset import LoadProgress
 from vitctl.errors import RequestError
@@ -22,6 +22,7 @@ from vitctl.training.compiling import compile_network
 from vitctl.training.loop import Observer, Record, fit, train_step
 from vitctl.training.run_folder import RunFolder
 from vitctl.training.session import Session, open_session, parameters, run_length
+from vitctl.training.trackers import check_trackers, tracked
 
 Decoding = LoadProgress
 
@@ -50,6 +51,7 @@ def start_run(
         RunFailed, Interrupted: see :func:`vitctl.training.loop.fit`.
     """
     started = time.monotonic() if started is None else started
+    check_trackers(config)
     if name is not None and (runs_dir / name / "config.json").exists():
         RunFolder.create(runs_dir, name, config)  # raises, before data are decoded
     session = open_session(config, decoding)
@@ -69,7 +71,8 @@ def start_run(
             0,
             **({"pretrained": session.pretrained} if session.pretrained else {}),
         )
-        return fit(session, folder, observer, resume_command(folder), started)
+        with tracked(config, folder, observer) as everyone:
+            return fit(session, folder, everyone, resume_command(folder), started)
 
 
 def resume_run(
@@ -100,6 +103,8 @@ def resume_run(
         document = folder.read_document()
         stored = TrainConfig.from_dict(document["config"])
         config = changed_config(stored, changes)
+        check_tracked(config.wandb, changes)
+        check_trackers(config)
         found = folder.newest(observer.message, set_aside=True)
         checkpoint = found[1] if found else None
         extended = (config.epochs, config.max_steps) != (stored.epochs, stored.max_steps)
@@ -140,7 +145,8 @@ def resume_run(
         environment = run_environment(session)
         warn_of_differences(document["sessions"], environment, observer.message)
         folder.add_session(config, environment, session.progress.step)
-        return fit(session, folder, observer, resume_command(folder), started)
+        with tracked(config, folder, observer) as everyone:
+            return fit(session, folder, everyone, resume_command(folder), started)
 
 
 def run_environment(session: Session) -> dict[str, Any]:
