@@ -71,7 +71,10 @@ def stir(model: nn.Module, size: int, channels: int = 3) -> nn.Module:
     with torch.no_grad():
         for parameter in model.parameters():
             parameter += 0.02 * torch.randn(parameter.shape, generator=generator)
-        model.train()(torch.randn(4, channels, size, size, generator=generator))  # moves the statistics of BatchNorm
+        for module in model.modules():
+            if isinstance(module, nn.modules.batchnorm._BatchNorm):
+                module.momentum = None  # take the statistics as they are, or logits of deep networks reach hundreds
+        model.train()(torch.rand(16, channels, size, size, generator=generator) * 4 - 2)
     return model.eval()
 
 
