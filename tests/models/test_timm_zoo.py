@@ -111,6 +111,9 @@ def test_only_options_that_were_asked_for_are_kept() -> None:
     [
         (["--net", "timm/vit_tinny_patch16_224"], "did you mean timm/vit_tiny_patch16_224"),
         (["--net", "timm/vit_tiny"], "did you mean timm/vit_tiny_patch16_224"),
+        (["--net", "timm/vit_tinny"], "did you mean timm/vit_tiny_patch16_224"),
+        (["--net", "timm/renset18"], "did you mean timm/resnet18"),
+        (["--net", "timm/vit_tiny_patch16_224", "--size", 40], "sizes that are: 32, 48, 64, 80 (timm: patches of 16"),
         (["--net", "timm/"], "--net 'timm/' is unknown"),
         (["--net", "timm/zzzzzzzz"], "vitctl list-models --timm"),
         (["--net", "timm/vit_tiny_patch16_224.augreg_in21"], "did you mean augreg_in21k"),

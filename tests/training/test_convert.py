@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 from einops import rearrange
 from einops.layers.torch import Rearrange, Reduce
+from PIL import Image
 from torch import Tensor, nn
 from vit_pytorch import cait as cait_oracle
 from vit_pytorch import mobile_vit as mobile_oracle
@@ -21,6 +24,7 @@ from vit_pytorch import vit as vit_oracle
 from vit_pytorch import vit_for_small_dataset as small_oracle
 
 from tests.conftest import Cli
+from vitctl.data.cifar import CIFAR10
 from vitctl.models import MODELS
 from vitctl.models.legacy import RULES
 from vitctl.training.convert import CIFAR100_CLASSES
@@ -428,8 +432,59 @@ def test_pretrained_vit_of_timm(cli: Cli) -> None:
     assert all(torch.equal(trained.model.state_dict()[name], tensor) for name, tensor in state.items())
 
 
+def shallow() -> State:
+    """Return weights of vit_tiny with one block."""
+    return {name: tensor for name, tensor in made("vit_tiny").items() if not re.search(r"layers\.[1-9]", name)}
+
+
+@pytest.fixture
+def pictures(tmp_path: Path) -> Path:
+    """Return a data set of two pictures of every class, as large as CIFAR's, with its class names."""
+    generator = np.random.default_rng(0)
+    for part in ("train", "test"):
+        for name in CIFAR10.classes:
+            (tmp_path / "pictures" / part / name).mkdir(parents=True)
+            for i in range(2):
+                noise = generator.integers(0, 256, (32, 32, 3), dtype=np.uint8)
+                Image.fromarray(noise).save(tmp_path / "pictures" / part / name / f"{i}.png")
+    return tmp_path / "pictures"
+
+
+def test_the_checkpoint_evaluates_predicts_and_exports(cli: Cli, pictures: Path) -> None:
+    trained = converted(cli, "vit_tiny:depth=1", {"model": shallow()})
+    scores = cli("eval", "new.pt", "--dataset", pictures, "--predictions", "p.csv", "--json")
+    assert scores.code == 0, scores.err
+    assert scores.json()["images"] == 20
+    picture = pictures / "test" / "cat" / "0.png"
+    x = torch.from_numpy(np.array(Image.open(picture))).permute(2, 0, 1)[None] / 255  # [1, 3, 32, 32]
+    mean, std = (torch.tensor(values)[:, None, None] for values in (trained.mean, trained.std))
+    with torch.no_grad():
+        expected = trained.model((x - mean) / std).softmax(-1)[0]
+    (row,) = cli("predict", "new.pt", picture, "--json").json()
+    assert row["top"][0]["class"] == trained.classes[int(expected.argmax())]
+    assert row["top"][0]["probability"] == pytest.approx(expected.max().item(), rel=1e-4)
+    exported = cli("export", "new.pt", "--format", "torchscript", "--tolerance", 1e-3, "--json")
+    assert exported.code == 0, exported.err
+    report = exported.json()
+    assert report["verified"] is True and Path(report["files"][0]["path"]).exists()
+
+
+def test_the_checkpoint_begins_a_run_but_no_run_goes_on_from_it(cli: Cli, refused: Refused, pictures: Path) -> None:
+    trained = converted(cli, "vit_tiny:depth=1", {"model": shallow()})
+    assert "--pretrained new.pt starts a run" in refused("train", "--resume", "new.pt")
+    run = ["train", "--dataset", pictures, "--val", "none", "--net", "vit_tiny:depth=1", "--bs", 10, "--max-steps", 1]
+    begun = cli(*run, "--pretrained", "new.pt", "--lr", 0, "--name", "r", "--json")
+    assert begun.code == 0 and "head included" in begun.err, begun.err
+    last = Path("runs/r/checkpoints/last.pt")
+    state = torch.load(last, weights_only=True)["model"]
+    assert all(torch.equal(state[name], tensor) for name, tensor in trained.model.state_dict().items())
+    shutil.copy("new.pt", last)
+    assert "has weights alone" in refused("train", "--resume", "runs/r", "--max-steps", 2)
+    assert "vitctl convert first" in refused(*run, "--pretrained", "old.t7")
+
+
 @pytest.mark.slow
-def test_the_checkpoint_evaluates(cli: Cli, real_cifar10: Path) -> None:
+def test_the_checkpoint_evaluates_on_cifar10(cli: Cli, real_cifar10: Path) -> None:
     converted(cli, "vit_tiny", {"net": made("vit_tiny"), "acc": 10.0, "epoch": 0})
     scores = cli("eval", "new.pt", "--limit", 100, "--json")
     assert scores.code == 0, scores.err
