@@ -232,22 +232,20 @@ def test_pictures_do_not_see_each_other(net: str) -> None:
 @pytest.mark.parametrize("net", [net for net, entry in MODELS.items() if entry.channels_last])
 def test_channels_innermost_compute_the_same(net: str) -> None:
     size = small_size(net)
-    model = build(net, img_size=size, **NARROW).train()
+    # With the statistics of so few values BatchNorm would magnify roundings beyond all measure.
+    model = build(net, img_size=size, **NARROW).eval()
     x = pictures(4, img_size=size)
 
     def step(x: Tensor) -> dict[str, Tensor]:
         model.zero_grad()
         logits = model(x)
         F.cross_entropy(logits, torch.tensor([1, 2, 3, 4])).backward()
-        gradients = {name: parameter.grad for name, parameter in model.named_parameters()}
-        return {
-            "logits": logits.detach(),
-            **{name: grad.clone() for name, grad in gradients.items() if grad is not None},
-        }
+        grads = {name: parameter.grad for name, parameter in model.named_parameters()}
+        return {"logits": logits.detach(), **{name: grad.clone() for name, grad in grads.items() if grad is not None}}
 
     rows, innermost = step(x), step(x.contiguous(memory_format=torch.channels_last))
     for name, expected in rows.items():
-        torch.testing.assert_close(innermost[name], expected, atol=1e-4, rtol=1e-3, msg=name)
+        assert (innermost[name] - expected).norm() <= 2e-5 * expected.norm() + 1e-7, name
         # Fused optimizers walk a parameter, its gradient and its state in memory order.
         assert innermost[name].is_contiguous(), name
 
