@@ -359,6 +359,7 @@ def test_large_networks_take_two_steps_at_64_pixels(net: str) -> None:
         ("simplevit", {"embed_dim": 30}, 32, r"embed_dim=30 is no multiple of 4.* take 28 or 32$"),
         ("mlpmixer", {"token_ratio": 0.2, "patch_size": 16}, 32, r"token_ratio=0.2 leaves .* at 4 tokens; .* 0.25$"),
         ("vit_timm", {}, 40, r"--patch 16 does not divide --size 40 \(vit_timm\)"),
+        ("vit", {"embed_dim": 1 << 40}, 32, r"--net vit:.*embed_dim=1099511627776.* does not fit into memory"),
         ("vit_timm", {}, 8, r"sizes that it divides: 16, \.\.\.$"),
     ],
 )

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from vitctl.errors import RequestError
 from vitctl.models import checks
 from vitctl.recipes import RECIPES
-from vitctl.registry import Entry, Option, Value, suggest
+from vitctl.registry import Entry, Option, Value, format_spec, suggest
 
 if TYPE_CHECKING:
     from torch import nn
@@ -522,15 +522,24 @@ def build_model(net: str, options: Mapping[str, Value], *, img_size: int, in_cha
         from torch's global random state.
 
     Raises:
-        RequestError: the network is not registered, or cannot be built at this size or with these options.
+        RequestError: the network is not registered, or cannot be built at this size or with these options, or does not
+            fit into memory.
     """
+    from vitctl.devices import is_out_of_memory
     from vitctl.models.dropout import replace_dropout
     from vitctl.models.linear import replace_linear
 
     entry = find_model(net)
     entry.check_size(net, options, img_size)
     arguments = {**entry.fixed, **options}
-    model: nn.Module = entry.load()(img_size=img_size, in_chans=in_chans, num_classes=num_classes, **arguments)
+    try:
+        model: nn.Module = entry.load()(img_size=img_size, in_chans=in_chans, num_classes=num_classes, **arguments)
+    except Exception as error:
+        if not is_out_of_memory(error):
+            raise
+        raise RequestError(
+            f"--net {format_spec(net, options)} does not fit into memory; take a narrower or shallower one"
+        ) from error
     replace_dropout(model)
     replace_linear(model)
     return model

@@ -36,6 +36,9 @@ NAMED = 4
 LIKE = 0.6
 """How much of two names must agree for one to be taken for the other."""
 
+INNERMOST = frozenset({"efficientnet", "mobilenetv3", "regnet", "densenet"})
+"""Families that a CPU trains faster with the channels innermost, by 25 to 65 % at 64 px; ResNets and VGGs it trains slower."""
+
 NOT_OPTIONS = frozenset(
     {"self", "img_size", "in_chans", "num_classes", "device", "dtype", "pretrained", "features_only"}
 )
@@ -134,17 +137,19 @@ def timm_entry(net: str) -> TimmEntry:
         cost = forward_cost(make, 3, img_size)
     except Exception as error:  # timm raises almost anything
         raise RequestError(f"--net {net}: timm cannot build it for 10 classes ({_sentence(error)})") from error
+    family = type(model).__module__.rpartition(".")[2]
     return TimmEntry(
         target="vitctl.models.timm_zoo:build_timm",
         summary=f"timm's {name}",
         options=_options(type(model)),
         fixed={"name": name},
-        family=type(model).__module__.rpartition(".")[2],
+        family=family,
         params=count_parameters(model),
         mflop=round(cost.mflop, 1),
         tokens=cost.tokens,
         img_size=img_size,
         batchnorm=any(isinstance(module, nn.modules.batchnorm._BatchNorm) for module in model.modules()),
+        channels_last=("cpu",) if family in INNERMOST else (),
         weights=name if config.has_weights else "",
         paper=_paper(config),
     )
