@@ -3,10 +3,11 @@
     python -m tests.benchmarks.zoo [--nets NET ...] [--epochs 3] [--limit-train 2000] [--limit-test 1000]
                                    [--threads N] [--out zoo.json]
 
-Each network is trained by ``vitctl train --json`` in a process of its own, with the default recipe. The networks that make 384-px
-pictures of CIFAR-10's are left out unless ``--nets`` names them. What stands in ``--out`` already is not repeated, so that a
-measurement that was stopped goes on. Prints a Markdown table; its CPU seconds, of all threads, say more than pictures/s where
-other programs run beside it. The exit status is 1 where a run failed or did no better than guessing.
+Each network is trained by ``vitctl train --json`` in a process of its own, with the default recipe. The networks that
+make 384-px pictures of CIFAR-10's are left out unless ``--nets`` names them. What stands in ``--out`` already is not
+repeated, so that a measurement that was stopped goes on. Prints a Markdown table; its CPU seconds, of all threads, say
+more than pictures/s where other programs run beside it. The exit status is 1 where a run failed or did no better than
+guessing.
 """
 
 from __future__ import annotations

@@ -124,6 +124,7 @@ def test_details_with_options_and_a_size_as_text(cli: Cli) -> None:
     for words in ("144 tokens", "at 48 px and 10 classes", "blocks.1", "1 x 10"):
         assert words in out, words
     assert "blocks.2" not in out and "2010.11929" in out and "whole number from 1" in out
+    assert "1,281.9" not in out and "1,281.9" in cli("list-models", "--details", "vit").out  # the row's own
 
 
 def test_details_of_timm(cli: Cli) -> None:

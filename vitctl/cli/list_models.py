@@ -147,7 +147,8 @@ def print_rows(rows: list[dict[str, Any]]) -> None:
     for row in rows:
         measured = ""
         if row["measured_acc"] is not None:
-            measured = f"{row['measured_acc']:.1f} %{' ' if wide else chr(10)}{row['measured_recipe']} x{row['measured_epochs']}"
+            run = f"{row['measured_recipe']} x{row['measured_epochs']}"
+            measured = f"{row['measured_acc']:.1f} %{' ' if wide else chr(10)}{run}"
         table.add_row(
             row["name"],
             f"{row['params']:,}" if wide else f"{row['params'] / 1e6:.1f} M",
@@ -174,6 +175,7 @@ def print_details(spec: str, document: dict[str, Any]) -> None:
     from rich.markup import escape
     from rich.table import Table
 
+    from vitctl.models import MODELS
     from vitctl.registry import format_value
 
     console = make_console()
@@ -181,7 +183,9 @@ def print_details(spec: str, document: dict[str, Any]) -> None:
     tokens = f", {document['tokens']:,} tokens" if document["tokens"] else ""
     console.print(f"{spec}: {document['summary']}", style="bold", markup=False, soft_wrap=True)
     console.print(f"{cost}{tokens}, at {document['img_size']} px and 10 classes", markup=False, soft_wrap=True)
-    for line in (document["paper"], document["note"]):
+    entry = MODELS.get(spec)  # its note is about its own options and size
+    note = document["note"] if entry and document["img_size"] == entry.img_size else ""
+    for line in (document["paper"], note):
         if line:
             console.print(line, markup=False, soft_wrap=True)
     options = Table("option", "value", "allowed", "what it is", title="options", title_justify="left")

@@ -179,7 +179,7 @@ def _cct(
     }
     return ModelEntry(
         target="vitctl.models.cct:cct",
-        summary=f"compact conv. transformer, {depth} x {embed_dim}",
+        summary=f"compact conv. ViT, {depth} x {embed_dim}",
         options={**_compact_options(depth, embed_dim, num_heads, mlp_ratio), **convolutions},
         family="cct",
         params=params,
@@ -228,7 +228,7 @@ def _finetuned(
 ) -> ModelEntry:
     return ModelEntry(
         target="vitctl.models.finetune:vit_timm",
-        summary=f"timm's pretrained ViT-{size.capitalize()}/16 at 384 px",
+        summary=f"pretrained ViT-{size[0].upper()}/16, 384 px",
         options={**_patch(16), **_widths(embed_dim, 12, num_heads, 4.0), **_dropout(0.0), **_DROP_PATH},
         family="vit",
         params=params,
@@ -258,7 +258,7 @@ MODELS: dict[str, ModelEntry] = {
     ),
     "vit_small": ModelEntry(
         target="vitctl.models.vit:vit",
-        summary="vit with shifted patches and locality attention",
+        summary="ViT for small data sets",
         options=_vit_options(),
         fixed={"kind": "small"},
         family="vit",
@@ -271,7 +271,7 @@ MODELS: dict[str, ModelEntry] = {
     ),
     "vit_tiny": ModelEntry(
         target="vitctl.models.vit:vit",
-        summary="vit_small, 4 x 512, with half the MLP",
+        summary="vit_small, 4 x 512, half MLP",
         options=_vit_options(depth=4, num_heads=6, mlp_ratio=0.5),
         fixed={"kind": "small"},
         family="vit",
@@ -283,7 +283,7 @@ MODELS: dict[str, ModelEntry] = {
     ),
     "simplevit": ModelEntry(
         target="vitctl.models.simplevit:simplevit",
-        summary="ViT with fixed positions and mean pooling",
+        summary="fixed positions, mean pooling",
         options={**_patch(), **_widths(512, 6, 8, 1.0, head_dim=64), **_dropout(0.0), **_DROP_PATH, **_INIT},
         family="vit",
         params=9_486_858,
@@ -294,7 +294,7 @@ MODELS: dict[str, ModelEntry] = {
     ),
     "dyt": ModelEntry(
         target="vitctl.models.vit:vit",
-        summary="vit with Dynamic Tanh for norms",
+        summary="vit, Dynamic Tanh for norms",
         options=_vit_options(),
         fixed={"kind": "dyt"},
         family="vit",
@@ -307,7 +307,7 @@ MODELS: dict[str, ModelEntry] = {
     ),
     "cait": ModelEntry(
         target="vitctl.models.cait:cait",
-        summary="CaiT, 6 x 512 and 2 of class attention",
+        summary="CaiT, 6 + 2 x 512",
         options=_cait_options(num_heads=8, mlp_ratio=1.0),
         family="cait",
         params=12_685_322,
@@ -319,7 +319,7 @@ MODELS: dict[str, ModelEntry] = {
     ),
     "cait_small": ModelEntry(
         target="vitctl.models.cait:cait",
-        summary="cait with 6 heads and half the MLP",
+        summary="cait, 6 heads, half MLP",
         options=_cait_options(num_heads=6, mlp_ratio=0.5),
         family="cait",
         params=8_488_522,
@@ -373,7 +373,7 @@ MODELS: dict[str, ModelEntry] = {
     ),
     "convmixer": ModelEntry(
         target="vitctl.models.mixers:convmixer",
-        summary="ConvMixer, 16 x 256, kernels of 8",
+        summary="ConvMixer, 16 x 256, kernel 8",
         options={
             **_patch(1),
             "embed_dim": Option(256, "channels", low=8),
@@ -391,7 +391,7 @@ MODELS: dict[str, ModelEntry] = {
     ),
     "mobilevit": ModelEntry(
         target="vitctl.models.mobilevit:mobilevit",
-        summary="MobileViT-XXS for small pictures",
+        summary="MobileViT-XXS, small pictures",
         options={
             "variant": Option("xxs", "widths of the paper", choices=("xxs", "xs", "s")),
             "reduction": Option(
@@ -414,7 +414,7 @@ MODELS: dict[str, ModelEntry] = {
     "cct_7": _cct(7, 256, 4, 2.0, 3_853_259, 578.2),
     "cvt": ModelEntry(
         target="vitctl.models.cct:patch_transformer",
-        summary="compact vision transformer CVT-7/4",
+        summary="compact ViT, CVT-7/4",
         options={**_patch(), **_compact_options(7, 256, 4, 2.0)},
         fixed={"class_token": False},
         family="cct",
@@ -425,7 +425,7 @@ MODELS: dict[str, ModelEntry] = {
     ),
     "vit_lite": ModelEntry(
         target="vitctl.models.cct:patch_transformer",
-        summary="ViT-Lite-7/4: cvt with a class token",
+        summary="ViT-Lite-7/4, a class token",
         options={**_patch(), **_compact_options(7, 256, 4, 2.0)},
         fixed={"class_token": True},
         family="cct",

@@ -37,7 +37,7 @@ LIKE = 0.6
 """How much of two names must agree for one to be taken for the other."""
 
 INNERMOST = frozenset({"efficientnet", "mobilenetv3", "regnet", "densenet"})
-"""Families that a CPU trains faster with the channels innermost, by 25 to 65 % at 64 px; ResNets and VGGs it trains slower."""
+"""Families that a CPU trains faster with the channels innermost, by 25 to 65 % at 64 px; ResNets and VGGs are slower."""
 
 NOT_OPTIONS = frozenset(
     {"self", "img_size", "in_chans", "num_classes", "device", "dtype", "pretrained", "features_only"}

@@ -80,12 +80,9 @@ def convert(
     size = size or (384 if name == "vit_timm" else 32)
     check_predecessor_size(name, size)
     if name == "mobilevit":
-        net += ("," if ":" in net else ":") + "reduction=32"
+        net = _with_option(net, "reduction", 32)
     if patch is not None and name == "swin":
-        net, patch = (
-            f"{net}{',' if ':' in net else ':'}window_size={patch}",
-            None,
-        )  # what the scripts' --patch was there
+        net, patch = _with_option(net, "window_size", patch), None  # what the scripts' --patch was there
     settings = {"recipe": "seed", "net": net, "size": size, "dataset": "cifar10", "pretrained": "false"}
     settings |= {key: value for key, value in (("patch", patch), ("convkernel", convkernel)) if value is not None}
     config = dataclasses.replace(resolve_config(settings), dataset=dataset)
@@ -151,6 +148,10 @@ def check_predecessor_size(net: str, size: int) -> None:
         raise RequestError(
             f"--size {size}: the predecessor's --net mobilevit ran on multiples of 64 px alone; say which --size it was"
         )
+
+
+def _with_option(net: str, option: str, value: int) -> str:
+    return f"{net}{',' if ':' in net else ':'}{option}={value}"
 
 
 def _number(value: object) -> float | None:
