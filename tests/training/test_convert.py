@@ -397,7 +397,7 @@ def test_other_patches_sizes_and_kernels(cli: Cli) -> None:
     for name in [name for name in state if name.endswith("0.fn.0.weight")]:
         state[name] = torch.randn(256, 1, 5, 5)
     torch.save({"net": state}, "old.t7")
-    assert cli("convert", "old.t7", "--net", "convmixer", "--convkernel", 5, "-o", "new.pt").code == 0
+    assert cli("convert", "old.t7", "--net", "convmixer", "--convkernel", 5, "-o", "5.pt").code == 0
 
 
 def test_swins_window_was_its_patch(cli: Cli) -> None:
@@ -501,6 +501,14 @@ def change(state: State, how: str) -> State:
         state["classifier.weight"] = torch.ones(10, 512)
     elif how == "shape":
         state[name] = torch.randn(1024, 512)
+    elif how == "nan":
+        state[name][3, 4] = float("nan")
+    elif how == "sparse":
+        state[name] = state[name].to_sparse()
+    elif how == "complex":
+        state[name] = state[name].to(torch.complex64)
+    elif how == "whole":
+        state[name] = state[name].to(torch.int64)
     elif how == "patch":
         state["pos_embedding"] = torch.randn(1, 257, 512)
     return state
@@ -514,6 +522,10 @@ def change(state: State, how: str) -> State:
         ("strange", "it has classifier.weight"),
         ("shape", "to_qkv.weight is [1024, 512], and --net vit with these options wants [1536, 512]"),
         ("patch", "pos_embedding is [1, 257, 512]"),
+        ("nan", "to_qkv.weight has NaN or infinity, which is no weight of --net vit"),
+        ("sparse", "to_qkv.weight is sparse, and weights are plain numbers"),
+        ("complex", "to_qkv.weight is torch.complex64, and weights are plain numbers"),
+        ("whole", "to_qkv.weight is int64, which is no weight of --net vit"),
     ],
 )
 def test_every_tensor_is_accounted_for(refused: Refused, tmp_path: Path, how: str, sentence: str) -> None:
@@ -545,6 +557,8 @@ def test_masks_that_are_not_those_of_the_scripts_are_refused(refused: Refused, t
         (["old.t7", "--net", "vgg", "--size", 64], "32 to 63 px alone"),
         (["old.t7", "--net", "vit", "-o", "no/new.pt"], "is not there"),
         (["old.t7", "--net", "vit", "-o", "old.t7"], "is the file to convert"),
+        (["old.t7", "--net", "vit", "-o", "text.t7"], "--output text.t7 is there already; name another"),
+        (["old.t7", "--net", "vit", "-o", "."], "--output . is a folder; name another"),
         (["old.t7", "--net", "vit", "--convkernel", 3], "--net vit has no kernels to choose"),
         (["text.t7", "--net", "vit"], "it is damaged, or no file of weights"),
         (["code.t7", "--net", "vit"], "which vitctl never does"),

@@ -52,7 +52,7 @@ def convert(
     Args:
         old: ``{"model": ...}`` of the fork or ``{"net": ..., "acc": ..., "epoch": ...}`` of upstream, or a plain state
             dict, with or without a ``module.`` prefix.
-        output: where to write the checkpoint.
+        output: where to write the checkpoint; nothing is there yet.
         net: a network of the predecessor, ``NAME[:key=value,...]``.
         dataset: ``cifar10`` or ``cifar100``.
         size: side of the pictures that it was trained on; None is the scripts' default.
@@ -73,10 +73,10 @@ def convert(
         raise RequestError(f"--dataset {dataset!r} is unknown{suggest(dataset, DATA)}")
     if not output.absolute().parent.is_dir():
         raise RequestError(f"--output {output}: the folder {output.absolute().parent} is not there")
-    if output.is_dir() or (output.exists() and old.exists() and output.samefile(old)):
-        raise RequestError(
-            f"--output {output} is {'a folder' if output.is_dir() else 'the file to convert'}; name another"
-        )
+    if output.exists():
+        same = old.exists() and output.samefile(old)
+        what = "a folder" if output.is_dir() else "the file to convert" if same else "there already"
+        raise RequestError(f"--output {output} is {what}; name another")
     size = size or (384 if name == "vit_timm" else 32)
     check_predecessor_size(name, size)
     if name == "mobilevit":
