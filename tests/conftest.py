@@ -34,6 +34,9 @@ def own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.Monk
     """Keep tests out of the user's cache and data, and from one another's settings."""
     monkeypatch.setenv("VITCTL_CACHE", str(tmp_path_factory.getbasetemp() / "cache"))
     monkeypatch.delenv("VITCTL_DEBUG", raising=False)
+    # No test downloads anything but from a server of its own.
+    monkeypatch.setenv("VITCTL_CIFAR_URL", "http://127.0.0.1:9/closed")
+    monkeypatch.setenv("no_proxy", "127.0.0.1,localhost")
     monkeypatch.setenv("COLUMNS", "120")
 
 

@@ -3,11 +3,11 @@ import json
 
 import pytest
 
-from vitctl.config import FLAGS, TrainConfig, normalise_keys, resolve_config
+from vitctl.config import FLAGS, OPTION_TABLES, TrainConfig, normalise_keys, resolve_config
 from vitctl.errors import RequestError
 from vitctl.models import MODELS
 from vitctl.optim import OPTIMIZERS, doubtful_betas
-from vitctl.recipes import RECIPES
+from vitctl.recipes import RECIPES, Recipe
 
 
 @pytest.mark.parametrize("recipe", RECIPES)
@@ -145,7 +145,7 @@ def test_stored_settings_of_a_later_version_are_named() -> None:
 
 def test_every_setting_is_described() -> None:
     for field in dataclasses.fields(TrainConfig):
-        assert "flag" in field.metadata or field.name in ("net_options", "opt_options")
+        assert "flag" in field.metadata or field.name in OPTION_TABLES
     assert all(flag.help for flag in FLAGS.values())
 
 
@@ -163,7 +163,7 @@ def test_options_of_optimizers_reach_the_settings() -> None:
 
 def test_a_recipe_s_scale_moves_the_rate_that_depends_on_the_width() -> None:
     narrow, wide = (resolve_config({"recipe": "fast", "net": net}) for net in ("cct_2", "vit"))
-    assert narrow.lr == wide.lr == OPTIMIZERS["muon"].lr
+    assert narrow.lr == wide.lr == 0.05
     assert wide.opt_options["adamw_lr"] == narrow.opt_options["adamw_lr"] / 4  # type: ignore[operator]
     adam = [resolve_config({"recipe": "fast", "net": net, "opt": "adam"}).lr for net in ("cct_2", "vit")]
     assert adam[1] == adam[0] / 4
@@ -182,7 +182,9 @@ def test_one_cycle_and_trapezoid_have_shares_of_their_own() -> None:
 @pytest.mark.parametrize("recipe", RECIPES)
 def test_recipes_set_what_is_there(recipe: str) -> None:
     each = RECIPES[recipe]
-    further = [values for table in (each.by_net, each.by_opt, each.by_dataset) for values in table.values()]
+    further = [
+        values for table in (each.by_net, each.by_opt, each.by_dataset, each.by_time) for values in table.values()
+    ]
     for name in {name for values in (each.settings, *further) for name in values}:
         assert name in FLAGS or name == "lr_scale", name
     for opt, options in each.opt_options.items():
@@ -190,7 +192,10 @@ def test_recipes_set_what_is_there(recipe: str) -> None:
     for option in each.net_options:
         assert any(option in entry.options for entry in MODELS.values()), option
     assert {"net", "opt"} <= each.settings.keys() and each.summary
-    assert "timm" in str(each.settings["net"]) or resolve_config({"recipe": recipe}).net == each.settings["net"]
+    assert (
+        "timm" in str(each.settings["net"])
+        or resolve_config({"recipe": recipe}).net == str(each.settings["net"]).split(":")[0]
+    )
 
 
 def test_the_predecessor_s_rate_is_for_its_own_optimizers() -> None:
@@ -217,3 +222,42 @@ def test_betas_of_the_other_convention_are_doubted(opt: str, said: str | None) -
     config = resolve_config({"opt": opt})
     doubt = doubtful_betas(config.opt, config.opt_options)
     assert doubt is None if said is None else doubt is not None and said in doubt
+
+
+def test_a_recipe_fits_itself_to_the_time() -> None:
+    short, medium, long = (resolve_config({"recipe": "fast", "max_time": text}) for text in ("60s", "10m", "1h"))
+    assert (short.net, short.net_options["depth"], short.aug, short.bs) == ("cct_2", 1, "none", 32)
+    assert (medium.net, medium.net_options["conv_width"], medium.aug) == ("cct_4", 32, "basic")
+    assert long.net == "cct_4" and long.net_options != medium.net_options
+    assert resolve_config({"recipe": "fast"}).epochs == 3
+    asked = resolve_config({"recipe": "fast", "max_time": "60s", "net": "vit", "bs": 64})
+    assert (asked.net, asked.bs, asked.aug) == ("vit", 64, "none")
+    within = Recipe(summary="", settings={"net": "a", "bs": 1}, by_time={60: {"net": "b"}, 600: {"net": "c", "bs": 2}})
+    assert [within.within(seconds)["net"] for seconds in (None, 1, 60, 61, 600, 601)] == ["a", "b", "b", "c", "c", "a"]
+
+
+def test_a_recipe_may_count_steps() -> None:
+    sprint = resolve_config({"recipe": "sprint"})
+    assert sprint.max_steps and sprint.epochs == 1 and sprint.net_options["depth"] == 1
+    for length in ({"epochs": 2}, {"max_steps": 7}, {"max_time": "60s"}):
+        longer = resolve_config({"recipe": "sprint", **length})
+        assert {name: getattr(longer, name) for name in ("epochs", "max_steps", "max_time")} == {
+            "epochs": None, "max_steps": None, "max_time": None, **length,
+        }  # fmt: skip
+
+
+def test_a_rate_is_scaled_for_the_network_and_the_data_set() -> None:
+    base = OPTIMIZERS["adamw"].lr
+    for net, dataset, scale in (
+        ("cct_2", "cifar10", 2),
+        ("cct_2", "digits", 1),
+        ("vit", "cifar10", 0.25),
+        ("vit", "digits", 0.125),
+    ):
+        assert resolve_config({"net": net, "dataset": dataset}).lr == pytest.approx(scale * base), (net, dataset)
+    assert resolve_config({"net": "cct_2", "lr": 0.5}).lr == 0.5
+
+
+def test_a_record_made_by_hand_takes_true_for_a_number_that_has_a_usual_value() -> None:
+    config = TrainConfig(epochs=1, mixup=True, cutmix=False)
+    assert (config.mixup, config.cutmix) == (0.8, 0.0)

@@ -2,8 +2,11 @@
 
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
+
+from tests.conftest import TINY
 
 HEAVY = (
     "torch",
@@ -17,6 +20,9 @@ HEAVY = (
     "numpy",
     "PIL",
     "matplotlib",
+    "tensorboard",
+    "vitctl.training.tensorboard",
+    "vitctl.training.wandb",
 )
 
 PROBE = """
@@ -83,3 +89,10 @@ def test_light_answers_load_nothing_heavy(argv: list[str], code: int) -> None:
 def test_the_probe_sees_heavy_modules() -> None:
     code, loaded = probe("train", "--device", "warp", "--dataset", "digits")
     assert code == 2 and "torch" in loaded
+
+
+def test_training_loads_wandb_and_tensorboard_only_when_asked(tmp_path: Path) -> None:
+    code, loaded = probe("train", *TINY, "--epochs", "1", "--runs-dir", str(tmp_path))
+    assert code == 0 and "torch" in loaded
+    # wandb itself is imported by timm, wherever it is installed.
+    assert not {"tensorboard", "vitctl.training.tensorboard", "vitctl.training.wandb"} & set(loaded)

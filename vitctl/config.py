@@ -8,6 +8,7 @@ may change between versions without changing what an old run means. The same fie
 from __future__ import annotations
 
 import dataclasses
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,10 +20,10 @@ from vitctl.models import MODELS, TIMM, ModelEntry, find_model
 from vitctl.optim import OPTIMIZERS, OptimizerEntry, find_optimizer
 from vitctl.recipes import RECIPES, Recipe
 from vitctl.registry import FALSE_WORDS, TRUE_WORDS, Value, check_range, convert, lookup, split_spec, suggest
-from vitctl.units import parse_save_every
+from vitctl.units import parse_duration, parse_save_every
 
 NETWORK, DATA, OPTIMIZATION, RUN = "Network", "Data", "Optimization", "Run"
-DEVICE, CHECKPOINTS = "Device", "Checkpoints"
+DEVICE, CHECKPOINTS, LOGGING = "Device", "Checkpoints", "Logging"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -133,7 +134,7 @@ class TrainConfig:
         str,
         "where the data lie",
         DATA,
-        shown="$VITCTL_DATA/<dataset>, else the user's data folder",
+        shown="$VITCTL_DATA/<dataset>, else the user's data folder; CIFAR is downloaded",
         resumable=True,
     )
     val: str = _setting(
@@ -154,7 +155,7 @@ class TrainConfig:
     aug: str = _setting(
         "basic",
         str,
-        "augmentation, NAME[:key=value,...]; random crop and flip (basic) are part of each but none",
+        f"augmentation, NAME[:key=value,...]: {', '.join(AUGMENTATIONS)}; all but none crop at random and flip",
         DATA,
         table=AUGMENTATIONS,
         shown="the recipe's",
@@ -217,6 +218,12 @@ class TrainConfig:
         resumable=True,
     )
     max_steps: int | None = _setting(None, int, "stop after N optimizer steps", OPTIMIZATION, low=1, resumable=True)
+    max_time: str | None = _setting(
+        None,
+        str,
+        "as many steps as fit into 60s, 10m or 1h from the start of the program to its end, measured at the start",
+        OPTIMIZATION,
+    )
     schedule: str = _setting(
         "linear",
         str,
@@ -274,6 +281,17 @@ class TrainConfig:
         DEVICE,
         resumable=True,
     )
+    precision: str = _setting(
+        "auto",
+        str,
+        "arithmetic of the network; auto: bf16 or fp16 on CUDA, fp32 on CPU and MPS",
+        DEVICE,
+        choices=("auto", "fp32", "bf16", "fp16"),
+        resumable=True,
+    )
+    compile: bool = _setting(
+        False, bool, "compile the network's training step by torch.compile", DEVICE, resumable=True
+    )
     threads: int | None = _setting(None, int, "CPU threads", DEVICE, low=1, shown="torch's", resumable=True)
 
     save_every: str | None = _setting(
@@ -281,6 +299,28 @@ class TrainConfig:
     )
     keep: int = _setting(
         1, int, "older checkpoints to keep beside last.pt and best.pt", CHECKPOINTS, low=0, resumable=True
+    )
+
+    wandb: str = _setting(
+        "disabled",
+        str,
+        "track the run with W&B: online; offline, into the run's folder; not at all",
+        LOGGING,
+        choices=("online", "offline", "disabled"),
+        shown="disabled; under a W&B sweep agent: online",
+        resumable=True,
+    )
+    wandb_project: str | None = _setting(
+        None, str, "W&B project", LOGGING, shown="$WANDB_PROJECT, else vitctl", resumable=True
+    )
+    wandb_entity: str | None = _setting(
+        None, str, "W&B user or team", LOGGING, shown="$WANDB_ENTITY, else your own", resumable=True
+    )
+    wandb_group: str | None = _setting(None, str, "W&B group that the run belongs to", LOGGING, resumable=True)
+    wandb_tags: str | None = _setting(None, str, "W&B tags, separated by commas", LOGGING, resumable=True)
+    wandb_notes: str | None = _setting(None, str, "W&B notes on the run", LOGGING, resumable=True)
+    tensorboard: bool = _setting(
+        False, bool, "write TensorBoard event files into the run's folder", LOGGING, resumable=True
     )
 
     def __post_init__(self) -> None:
@@ -291,7 +331,8 @@ class TrainConfig:
                 continue
             if flag.kind is str and not flag.choices and value == "" and field.name != "data_dir":
                 raise RequestError(f"{flag_name(field.name)} is empty")
-            object.__setattr__(self, field.name, flag.parse(field.name, value))
+            parsed = flag.parse(field.name, value)
+            object.__setattr__(self, field.name, flag.when_true if parsed is True and flag.when_true else parsed)
         self._parse_micro_batch()
         object.__setattr__(self, "pretrained", pretrained_word(self.pretrained))
         if self.freeze_backbone and self.pretrained == "false":
@@ -309,10 +350,13 @@ class TrainConfig:
                 f"--bs 1: the BatchNorm of --net {self.net} cannot normalise one picture; take 2 or more"
             )
         self._check_augmentation()
-        if self.epochs is None and self.max_steps is None:
-            raise RequestError("--epochs or --max-steps must say when to stop")
+        if self.epochs is None and self.max_steps is None and self.max_time is None:
+            raise RequestError("--epochs, --max-steps or --max-time must say when to stop")
+        if self.max_time is not None:
+            parse_duration(self.max_time, "--max-time")
         if self.save_every is not None:
             parse_save_every(self.save_every, "--save-every")
+        self._check_wandb()
         if self.warmdown and self.schedule != "constant":
             raise RequestError(
                 f"--warmdown {self.warmdown:g} is for --schedule constant; {self.schedule} falls by itself: leave it out"
@@ -339,6 +383,20 @@ class TrainConfig:
             )
         if self.loss_sum and self.val == "none":
             raise RequestError("--loss-sum records the validation loss, and --val none measures none; leave one out")
+
+    def _check_wandb(self) -> None:
+        """Refuse what W&B would refuse, while nothing has been done yet."""
+        for name in ("wandb_project", "wandb_entity"):
+            value = getattr(self, name) or ""
+            if bad := sorted(set(value) & set("/\\#?%:")):
+                raise RequestError(f"{flag_name(name)} {value!r}: W&B allows no {' '.join(bad)} in it; leave it out")
+            if len(value) > 128:
+                raise RequestError(f"{flag_name(name)} is {len(value)} characters long; W&B takes 128")
+        for tag in split_tags(self.wandb_tags):
+            if not 1 <= len(tag) <= 64:
+                raise RequestError(
+                    f"--wandb-tags {self.wandb_tags!r}: each tag has 1 to 64 characters, and {tag!r} has {len(tag)}"
+                )
 
     def _parse_micro_batch(self) -> None:
         if self.micro_batch == "auto":
@@ -369,6 +427,11 @@ class TrainConfig:
                 f"the stored settings have {', '.join(unknown)}, which this version of vitctl does not know"
             )
         return cls(**values)
+
+
+def split_tags(text: str | None) -> list[str]:
+    """Return the tags of ``a,b``."""
+    return [tag.strip() for tag in text.split(",")] if text else []
 
 
 INPUT_ONLY: dict[str, Flag] = {
@@ -437,23 +500,25 @@ def resolve_config(flags: Mapping[str, Any], file: Mapping[str, Any] | None = No
         file = {key: value for key, value in file.items() if key != "opt_options" and key not in _ADAN_BETAS}
     if "aug" in flags:
         file = {key: value for key, value in file.items() if key != "aug_options"}
-    if ("max_steps" in flags and "epochs" not in flags) or ("epochs" in flags and "max_steps" not in flags):
-        file = {key: value for key, value in file.items() if key not in ("epochs", "max_steps")}
+    if flags.keys() & {"epochs", *_OTHER_LENGTHS}:
+        file = {key: value for key, value in file.items() if key not in ("epochs", *_OTHER_LENGTHS)}
     given = {**file, **flags}
 
     recipe_name = str(given.get("recipe", "default"))
     recipe: Recipe = lookup(RECIPES, recipe_name, "--recipe")
     dataset, data_dir = resolve_dataset(str(given.get("dataset", "cifar10")), given.get("data_dir"))
     given.update(dataset=dataset, data_dir=data_dir)
-    net, net_given = split_spec(str(given.get("net", recipe.settings["net"])), "--net")
-    opt, opt_given = split_spec(str(given.get("opt", recipe.settings["opt"])), "--opt")
-    preset = recipe.overrides(net, opt, dataset)
+    seconds = parse_duration(given["max_time"], "--max-time") if given.get("max_time") is not None else None
+    usual = recipe.within(seconds)
+    net, net_given = split_spec(str(given.get("net", usual["net"])), "--net")
+    opt, opt_given = split_spec(str(given.get("opt", usual["opt"])), "--opt")
+    preset = recipe.overrides(net, opt, dataset, seconds)
     net_entry = find_model(net)
     opt_entry = find_optimizer(opt)
 
     settings = {**preset, **given}
-    if "max_steps" in given and "epochs" not in given:
-        settings["epochs"] = None
+    if given.keys() & {"epochs", *_OTHER_LENGTHS}:  # a length that was asked for replaces the recipe's
+        settings.update({name: given.get(name) for name in ("epochs", *_OTHER_LENGTHS)})
     lr_scale = float(settings.pop("lr_scale", 1.0))
     settings["net"], settings["opt"] = net, opt
     settings["net_options"] = _net_options(net, net_entry, recipe, given, net_given)
@@ -476,6 +541,8 @@ def resolve_config(flags: Mapping[str, Any], file: Mapping[str, Any] | None = No
     if settings.get("schedule") != "constant" and "warmdown" not in given:
         settings.pop("warmdown", None)
     settings.setdefault("size", net_entry.img_size)
+    settings.setdefault("wandb", "online" if os.environ.get("WANDB_SWEEP_ID") else "disabled")
+    check_tracked(str(settings["wandb"]), flags)
     settings["pretrained"] = resolve_pretrained(net, net_entry, settings.get("pretrained"))
     if "layer_decay" not in given and (settings["pretrained"] == "false" or settings.get("freeze_backbone")):
         settings["layer_decay"] = 1.0  # a recipe's is for layers that know something and are to keep it
@@ -487,13 +554,16 @@ def resolve_config(flags: Mapping[str, Any], file: Mapping[str, Any] | None = No
     return config
 
 
+_OTHER_LENGTHS = {"max_steps", "max_time"}
+"""Settings that say when a run ends, besides its epochs: a recipe's epochs do not shorten what they allow."""
+
 _NET_FLAGS = {"patch": "patch_size", "convkernel": "kernel_size"}
 """Flags that are options of the network."""
 
 
 def _augmentation(settings: Mapping[str, Any], preset: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:
     """Return the settings of augmentation, and of what hangs on them, resolved."""
-    aug, inline = split_spec(str(settings["aug"]), "--aug")
+    aug, inline = split_spec(str(settings.get("aug", TrainConfig.aug)), "--aug")
     entry: AugmentationEntry = lookup(AUGMENTATIONS, aug, "--aug")
     options = entry.resolve_options({**settings.get("aug_options", {}), **inline}, f"--aug {aug}")
     resolved: dict[str, Any] = {"aug": aug, "aug_options": options}
@@ -518,6 +588,23 @@ _ADANS = ("adan", "adan_pytorch")
 
 ONECYCLE_RISE = 0.3
 """The share of a one-cycle run in which the rate rises when nobody says otherwise (Smith and Topin 2019; torch's)."""
+
+
+def check_tracked(wandb: str, flags: Mapping[str, Any]) -> None:
+    """Refuse flags that say how W&B shows a run which it is not told of.
+
+    Args:
+        wandb: the run's setting.
+        flags: settings given by flag; a file may say it for other runs.
+
+    Raises:
+        RequestError: such a flag.
+    """
+    for name in ("wandb_project", "wandb_entity", "wandb_group", "wandb_tags", "wandb_notes"):
+        if wandb == "disabled" and name in flags:
+            raise RequestError(
+                f"{flag_name(name)} {flags[name]!r} does nothing with --wandb disabled; add --wandb online or --wandb offline"
+            )
 
 
 def resolve_dataset(name: str, data_dir: str | None) -> tuple[str, str | None]:
@@ -604,9 +691,10 @@ def _opt_options(
     """Return the optimizer's options, and ``lr`` and ``weight_decay`` where ``--opt`` carries them."""
     common = {name: FLAGS[name].parse(name, inline[name]) for name in ("lr", "weight_decay") if name in inline}
     options: dict[str, Any] = {}
-    if entry.second_lr:
-        options[entry.second_lr] = float(entry.options[entry.second_lr].default) * lr_scale
     options.update(recipe.opt_options.get(opt, {}))
+    if entry.second_lr:
+        usual = options.get(entry.second_lr, entry.options[entry.second_lr].default)
+        options[entry.second_lr] = float(usual) * lr_scale
     options.update(given.get("opt_options", {}))
     options.update({key: value for key, value in inline.items() if key not in common})
     for name in _ADAN_BETAS:

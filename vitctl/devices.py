@@ -83,6 +83,80 @@ def has_fused_optimizers(device: torch.device) -> bool:
     return device.type in ("cpu", "cuda", "mps")
 
 
+def resolve_precision(asked: str, device: torch.device) -> str:
+    """Return ``fp32``, ``bf16`` or ``fp16``: what the products of the forward pass are computed in.
+
+    ``auto`` is bf16 on CUDA devices with native bf16 and fp16 on older ones; fp32 on every CPU, and on MPS, whose chips
+    compute both at about the same rate (ask for a half precision there to try: it differs by chip and version).
+
+    Args:
+        asked: ``auto``, ``fp32``, ``bf16`` or ``fp16``.
+        device: where the network runs.
+
+    Raises:
+        RequestError: the device has no instructions for it. Emulated, it is tens of times slower than fp32
+            (https://github.com/pytorch/pytorch/issues/146508).
+    """
+    if asked == "auto":
+        if device.type != "cuda":
+            return "fp32"
+        return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp16"
+    if asked == "fp32" or asked in half_precisions(device):
+        return asked
+    there = ", ".join(["fp32", *half_precisions(device)])
+    raise RequestError(
+        f"--precision {asked}: {device_label(device)} ({device}) has no {asked} instructions and would be tens of times slower "
+        f"than in fp32; available: {there}"
+    )
+
+
+def nearest_precision(asked: str, device: torch.device) -> str:
+    """Return what :func:`resolve_precision` does, or fp32 where ``device`` cannot: for a network trained elsewhere."""
+    try:
+        return resolve_precision(asked, device)
+    except RequestError:
+        return "fp32"
+
+
+def half_precisions(device: torch.device) -> tuple[str, ...]:
+    """Return which of ``bf16`` and ``fp16`` the device has instructions for."""
+    if device.type == "cuda":
+        return ("bf16", "fp16") if torch.cuda.is_bf16_supported(including_emulation=False) else ("fp16",)
+    if device.type == "mps":
+        return ("bf16", "fp16") if torch.backends.mps.is_macos_or_newer(14, 0) else ("fp16",)
+    there = _cpu_instructions()
+    bf16 = any(has for name, has in there.items() if name.endswith("bf16"))
+    fp16 = bool(there.get("avx512_fp16") or there.get("amx_fp16"))
+    return (*(["bf16"] if bf16 else []), *(["fp16"] if fp16 else []))
+
+
+def _cpu_instructions() -> dict[str, bool]:
+    if hasattr(torch.cpu, "get_capabilities"):
+        return {name: value for name, value in torch.cpu.get_capabilities().items() if isinstance(value, bool)}
+    return {  # torch before 2.11
+        "avx512_bf16": torch.cpu._is_avx512_bf16_supported(),
+        "amx_bf16": torch.cpu._is_amx_tile_supported(),
+        "amx_fp16": torch.cpu._is_amx_fp16_supported(),
+    }
+
+
+_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+def autocast(device: torch.device, precision: str) -> torch.autocast:
+    """Return the context in which a forward pass runs in ``precision``, as :func:`resolve_precision` gave it.
+
+    Weights and gradients stay fp32.
+    """
+    dtype = _DTYPES[precision]
+    return torch.autocast(device.type, dtype=dtype, enabled=precision != "fp32")
+
+
+def make_scaler(device: torch.device, precision: str) -> torch.amp.GradScaler | None:
+    """Return the scaler of the loss that keeps fp16 gradients from vanishing, or None where none is needed."""
+    return torch.amp.GradScaler(device.type) if precision == "fp16" else None
+
+
 def matmul_dtype(device: torch.device, dtype: torch.dtype) -> torch.dtype:
     """Return what products whose last digits do not matter are computed in, for operands of ``dtype`` on ``device``.
 
@@ -126,15 +200,19 @@ def set_rng_state(state: dict[str, torch.Tensor], device: torch.device) -> None:
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # of glibc's <malloc.h>
 
 
-def prepare(device: torch.device, threads: int | None) -> None:
+def prepare(device: torch.device, threads: int | None, precision: str = "auto") -> None:
     """Set the process up for training on ``device``.
 
     Args:
         device: where training will run.
         threads: CPU threads; None leaves torch's choice.
+        precision: as asked for. On CUDA, products that stay in fp32 use TF32 unless ``fp32`` is asked for by name.
     """
     if threads is not None:
         torch.set_num_threads(threads)
+    if device.type == "cuda":
+        torch.set_float32_matmul_precision("highest" if precision == "fp32" else "high")
+        torch.backends.cudnn.allow_tf32 = precision != "fp32"
     if device.type == "cpu" and sys.platform == "linux":
         # glibc hands large blocks back to the kernel at each free and gets them zeroed, page fault by page fault, at
         # the next allocation: thousands of faults a step. Keep them instead.

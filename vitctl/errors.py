@@ -33,6 +33,10 @@ class NotFinite(RunFailed):
     """A loss or a gradient became infinite or not a number."""
 
 
+class VitctlWarning(UserWarning):
+    """Something that the person at the keyboard should know, and that stops nothing; ``vitctl.cli.main`` prints it."""
+
+
 class Interrupted(VitctlError):
     """A signal asked the run to stop and the run has saved what it had.
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fnmatch
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
@@ -38,13 +39,14 @@ class Card:
     Attributes:
         net: the network, with the options that the recipe gives it.
         dataset: the data set.
-        epochs: length of the runs.
+        epochs: length of the runs; a last one may be cut short by ``max_steps``.
         val_acc: accuracy after each epoch, on what the recipe's ``val`` measures on.
         test_acc: accuracy of the last weights on the test set.
         seeds: of the runs.
         seconds: median wall time of a run, evaluations and final test included.
         machine: device and threads.
         versions: of what decides the bits.
+        max_steps: length of the runs in steps, where the recipe counts these.
     """
 
     net: str
@@ -56,6 +58,7 @@ class Card:
     seconds: float
     machine: str
     versions: str
+    max_steps: int | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,9 +72,11 @@ class Recipe:
         by_net: further values for networks whose name matches the pattern; ``lr_scale`` multiplies the optimizer's
             default learning rate.
         by_opt: further values for optimizers whose name matches the pattern; ``None`` undoes what stands before.
-        by_dataset: further values for a data set.
+        by_dataset: further values for a data set; its ``lr_scale`` multiplies that of the network.
+        by_time: further values, network and all, for runs whose ``--max-time`` allows at most so many seconds; the least
+            such bound counts.
         net_options: options for every network that has them.
-        opt_options: options by optimizer.
+        opt_options: options by optimizer; a second learning rate is multiplied by ``lr_scale`` too.
         paper: where its settings come from.
         cards: what was measured, a card for each network, data set and length; without one a recipe is "not measured".
     """
@@ -82,21 +87,29 @@ class Recipe:
     by_net: Mapping[str, Mapping[str, object]] = field(default_factory=dict)
     by_opt: Mapping[str, Mapping[str, object]] = field(default_factory=dict)
     by_dataset: Mapping[str, Mapping[str, object]] = field(default_factory=dict)
+    by_time: Mapping[float, Mapping[str, object]] = field(default_factory=dict)
     net_options: Mapping[str, object] = field(default_factory=dict)
     opt_options: Mapping[str, Mapping[str, object]] = field(default_factory=dict)
     paper: str = ""
     cards: tuple[Card, ...] = ()
 
-    def overrides(self, net: str, opt: str, dataset: str) -> dict[str, object]:
-        """Return the recipe's values for this network, optimizer and data set."""
-        values = dict(self.settings)
+    def within(self, seconds: float | None) -> dict[str, object]:
+        """Return the recipe's values for runs of at most ``seconds``; None is no bound."""
+        bounds = [bound for bound in self.by_time if seconds is not None and seconds <= bound]
+        return {**self.settings, **(self.by_time[min(bounds)] if bounds else {})}
+
+    def overrides(self, net: str, opt: str, dataset: str, seconds: float | None = None) -> dict[str, object]:
+        """Return the recipe's values for this network, optimizer, data set and time."""
+        values = self.within(seconds)
         for pattern, more in self.by_net.items():
             if fnmatch.fnmatchcase(net, pattern):
                 values.update(more)
         for pattern, more in self.by_opt.items():
             if fnmatch.fnmatchcase(opt, pattern):
                 values.update(more)
+        of_net = values.pop("lr_scale", 1.0)
         values.update(self.by_dataset.get(dataset, {}))
+        values["lr_scale"] = float(str(of_net)) * float(str(values.get("lr_scale", 1.0)))
         values["epochs"] = self.epochs.get(dataset, self.epochs[ANY])
         return {name: value for name, value in values.items() if value is not None}
 
@@ -125,22 +138,66 @@ _UNLIKE_ADAM: dict[str, Mapping[str, object]] = {
 }
 """Optimizers that the predecessor did not have keep their own rate, as its rate is none for them."""
 
+_SMALL_STEPS: Mapping[str, object] = {"bs": 32, "aug": "none"}
+"""What a run of about an epoch wants: many small steps, and each picture as it is, as none is seen often."""
+_FAST_MUON: Mapping[str, Mapping[str, object]] = {
+    "muon": {"lr": 0.05, "clip_grad": 0.0}
+}  # updates have one length anyway
+_FAST_MUON_OPTIONS: Mapping[str, Mapping[str, object]] = {"muon": {"adamw_lr": 1e-2, "momentum": 0.9}}
+_FAST_PAPER = "Hassani et al. 2021, arXiv 2104.05704; Jordan 2024, https://kellerjordan.github.io/posts/muon"
+
 RECIPES: dict[str, Recipe] = {
     "default": Recipe(
         summary="trains any network well in a few epochs: AdamW, warm-up, linear decay per step",
         settings={"net": "cct_2", "opt": "adamw", **_FEW_EPOCHS},
         epochs={"digits": 20, ANY: 10},
+        by_net={**_BY_NET, "cct_[24]": {"lr_scale": 2.0}},
+        by_dataset={"digits": {"bs": 32, "lr_scale": 0.5}},  # an epoch of 1,293 pictures has few steps as it is
+    ),
+    "sprint": Recipe(
+        summary="more than half of CIFAR-10's test pictures right, in seconds on a CPU: one block, a fifth of an epoch",
+        settings={
+            "net": "cct_2:depth=1,conv_width=32",
+            "opt": "muon",
+            **_FEW_EPOCHS,
+            **_SMALL_STEPS,
+            "val": "none",
+            "max_steps": 300,
+        },
+        epochs={ANY: 1},
         by_net=_BY_NET,
-        by_dataset={"digits": {"bs": 32}},  # an epoch of 1,293 pictures has few steps as it is
+        by_opt=_FAST_MUON,
+        opt_options=_FAST_MUON_OPTIONS,
+        paper=_FAST_PAPER,
+        cards=(
+            Card(
+                net="cct_2",
+                dataset="cifar10",
+                epochs=1,
+                max_steps=300,
+                val_acc=(),
+                test_acc=Band(mean=56.06, deviation=0.47),
+                seeds=(0, 1, 2),
+                seconds=18.8,
+                machine="cpu (AMD EPYC, 2 threads)",
+                versions="torch 2.14.1+cu130, vitctl 0.1.0",
+            ),
+        ),
     ),
     "fast": Recipe(
-        summary="the best accuracy in minutes on a CPU: a small compact transformer with Muon",
-        settings={"net": "cct_2", "opt": "muon", **_FEW_EPOCHS},
+        summary="the best accuracy in minutes on a CPU, or within --max-time: a small compact transformer with Muon",
+        settings={"net": "cct_2", "opt": "muon", **_FEW_EPOCHS, "bs": 64},
         epochs={"digits": 10, ANY: 3},
         by_net=_BY_NET,
-        by_opt={"muon": {"clip_grad": 0.0}},  # whose updates have one length anyway
+        by_opt=_FAST_MUON,
         by_dataset={"digits": {"bs": 32}},
-        paper="Hassani et al. 2021, arXiv 2104.05704; Jordan 2024, https://kellerjordan.github.io/posts/muon",
+        by_time={
+            90: {"net": "cct_2:depth=1,conv_width=32", **_SMALL_STEPS},
+            1200: {"net": "cct_4:conv_width=32"},
+            math.inf: {"net": "cct_4"},
+        },
+        opt_options=_FAST_MUON_OPTIONS,
+        paper=_FAST_PAPER,
     ),
     "vit_small": Recipe(
         summary="the best for the architecture vit_small: Muon, no dropout, the mean of the tokens to the head",

@@ -2,6 +2,8 @@
 
     python -m tests.benchmarks.cards RECIPE [--net NET] [--dataset cifar10] [--epochs N] [--seeds 0 1 2] [--runs-dir DIR]
 
+Without ``--net`` and ``--epochs`` the recipe's own are measured.
+
 Each run is ``vitctl train --recipe RECIPE --seed S`` in a process of its own, and the seconds are those of the whole command.
 Prints the ``Card(...)`` for ``vitctl/recipes.py``. Runs that are there already are not repeated, only read, so that a measurement
 that was stopped goes on.
@@ -54,9 +56,11 @@ def main() -> None:
     asked.runs_dir.mkdir(parents=True, exist_ok=True)
     runs = []
     for seed in asked.seeds:
-        name = f"{asked.recipe}-{config.net.replace('/', '-')}-{config.dataset}-{config.epochs}-{seed}"
-        command = ["train", "--recipe", asked.recipe, "--net", config.net, "--dataset", config.dataset]
-        command += ["--epochs", str(config.epochs), "--seed", str(seed)]
+        length = f"{config.epochs}{f'-{config.max_steps}' if config.max_steps else ''}"
+        name = f"{asked.recipe}-{config.net.replace('/', '-')}-{config.dataset}-{length}-{seed}"
+        command = ["train", "--recipe", asked.recipe, "--dataset", config.dataset, "--seed", str(seed)]
+        command += ["--net", asked.net] if asked.net else []
+        command += ["--epochs", str(asked.epochs)] if asked.epochs else []
         command += ["--runs-dir", str(asked.runs_dir), "--name", name]
         runs.append(measure(command, asked.runs_dir / name))
         last = runs[-1]
@@ -74,6 +78,7 @@ def main() -> None:
             seeds=tuple(asked.seeds),
             seconds=round(statistics.median(run["seconds"] for run in runs), 1),
             machine=f"{summary['device']} ({summary['device_name']}, {summary['threads']} threads)",
+            max_steps=config.max_steps,
             versions=f"torch {summary['torch']}, vitctl {summary['vitctl']}",
         )
     )

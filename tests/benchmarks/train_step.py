@@ -14,6 +14,7 @@ import json
 import statistics
 import time
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import numpy as np
 import torch
@@ -91,10 +92,8 @@ def plain_step(images: np.ndarray, labels: np.ndarray, bs: int, device: torch.de
     return step
 
 
-def vitctl_step(
-    images: np.ndarray, labels: np.ndarray, bs: int, device: str
-) -> tuple[Callable[[], None], sessions.Session]:
-    """Return a function that takes one step as ``vitctl train --net vit_small`` does, and its session."""
+def open_on(images: np.ndarray, labels: np.ndarray, settings: dict[str, Any]) -> sessions.Session:
+    """Return the session of a run with ``settings`` on these pictures, uint8 ``[n, 32, 32, 3]``, in CIFAR-10's place."""
     pictures = data.Pictures(torch.from_numpy(images).permute(0, 3, 1, 2).contiguous(), torch.from_numpy(labels))
     made = data.Dataset(
         name="cifar10",
@@ -110,12 +109,18 @@ def vitctl_step(
     )
     real, sessions.load_dataset = sessions.load_dataset, lambda *args, **kwargs: made
     try:
-        config = resolve_config(
-            {"net": "vit_small", "opt": "adam", "lr": 1e-4, "bs": bs, "epochs": 1000, "val": "none", "device": device}
-        )
-        session = sessions.open_session(config)
+        return sessions.open_session(resolve_config({"val": "none", **settings}))
     finally:
         sessions.load_dataset = real
+
+
+def vitctl_step(
+    images: np.ndarray, labels: np.ndarray, bs: int, device: str
+) -> tuple[Callable[[], None], sessions.Session]:
+    """Return a function that takes one step as ``vitctl train --net vit_small`` does, and its session."""
+    session = open_on(
+        images, labels, {"net": "vit_small", "opt": "adam", "lr": 1e-4, "bs": bs, "epochs": 1000, "device": device}
+    )
     session.model.train()
 
     def step() -> None:

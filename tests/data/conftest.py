@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
@@ -9,8 +10,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from vitctl.data.cifar import CIFAR10
+from vitctl.data.cifar import CIFAR10, CIFAR100
 from vitctl.data.dataset import Dataset, load_dataset
+from vitctl.errors import VitctlWarning
 
 Counts = Mapping[str, Mapping[str, int]]
 MakeFolder = Callable[..., Path]
@@ -64,6 +66,7 @@ def load_small(make_folder: MakeFolder, tmp_path: Path) -> Callable[[str], Datas
             "digits": None,
             "folder": {"train": {"cat": 5, "dog": 4}, "test": {"cat": 2, "dog": 3}},
             "cifar10": {part: dict.fromkeys(CIFAR10.classes, 2) for part in ("train", "test")},
+            "cifar100": {part: dict.fromkeys(CIFAR100.classes, 2) for part in ("train", "test")},
         }
         if name not in counts:
             pytest.fail(f"data set {name!r} is new; say here how to make a small one")
@@ -72,6 +75,8 @@ def load_small(make_folder: MakeFolder, tmp_path: Path) -> Callable[[str], Datas
         if made is not None and not root.exists():
             make_folder(made, name=name, side=32)
         data_dir = str(root) if made is not None else None
-        return load_dataset(name, data_dir=data_dir, size=16, skip_bad_images=False)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", VitctlWarning)  # of CIFARs with few pictures
+            return load_dataset(name, data_dir=data_dir, size=16, skip_bad_images=False)
 
     return load

@@ -6,6 +6,7 @@ import errno
 import fcntl
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -370,3 +371,111 @@ def test_the_usual_place_is_the_users_cache_folder(tmp_path: Path, monkeypatch: 
     monkeypatch.setenv("VITCTL_CACHE", "~/there")
     monkeypatch.setenv("HOME", "/home/x")
     assert cache_module.cache_folder() == Path("/home/x/there")
+
+
+class TestPruning:
+    """Caches of data sets that are gone go when the next one is built."""
+
+    @pytest.fixture
+    def other(self, make_folder: MakeFolder) -> Path:
+        return make_folder({"train": {"a": 2, "b": 2}, "test": {"a": 1, "b": 1}}, name="other")
+
+    def test_of_vanished_folders(self, pets: Path, other: Path, cache: Path, decoded: list[str]) -> None:
+        load(pets)
+        load(pets, size=8)
+        gone = caches(cache)
+        shutil.rmtree(pets)
+        load(other)
+        assert len(caches(cache)) == 1 and not set(gone) & set(caches(cache))
+        decoded.clear()
+        load(other)
+        assert decoded == []
+
+    def test_of_those_that_are_there_nothing(self, pets: Path, other: Path, cache: Path) -> None:
+        kept = content(load(pets))
+        before = caches(cache)
+        load(other)
+        assert set(before) < set(caches(cache)) and content(load(pets)) == kept
+
+    def test_found_by_another_way_in(self, pets: Path, other: Path, cache: Path, tmp_path: Path) -> None:
+        (tmp_path / "link").symlink_to(pets)
+        load(tmp_path / "link")
+        (tmp_path / "link").unlink()
+        load(other)
+        assert len(caches(cache)) == 2  # the pictures themselves are still there
+
+    def test_what_cannot_be_told_stays(
+        self, pets: Path, other: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        load(pets)
+        stat = os.stat
+
+        def refuse(path: object, *args: object, **options: object) -> os.stat_result:
+            if str(path) == str(pets):
+                raise PermissionError(errno.EACCES, "Permission denied", str(path))
+            return stat(path, *args, **options)  # type: ignore[call-overload,no-any-return]
+
+        monkeypatch.setattr(cache_module.os, "stat", refuse)
+        load(other)
+        assert len(caches(cache)) == 2
+
+    def test_what_is_not_ours_stays(self, pets: Path, other: Path, cache: Path) -> None:
+        load(pets)
+        (mine,) = caches(cache)
+        meta = json.loads((cache / "pictures" / mine / "meta.json").read_text())
+        prefix = mine[:-16]
+        strange = {
+            "holiday": json.dumps(meta),  # not named like one
+            f"{prefix}{'1' * 16}": None,  # no description
+            f"{prefix}{'2' * 16}": "{",
+            f"{prefix}{'3' * 16}": json.dumps({"key": "x"}),  # of a version that did not say where
+            f"{prefix}{'4' * 16}": json.dumps({**meta, "root": 7}),
+            ".holiday.tmp": None,
+        }
+        shutil.rmtree(pets)
+        for name, text in strange.items():
+            (cache / "pictures" / name).mkdir()
+            if text is not None:
+                (cache / "pictures" / name / "meta.json").write_text(text)
+        load(other)
+        left = set(caches(cache))
+        assert set(strange) < left and mine not in left and len(left) == len(strange) + 1
+
+    def test_what_died_half_way_goes_too(self, pets: Path, other: Path, cache: Path) -> None:
+        load(pets)
+        (mine,) = caches(cache)
+        shutil.rmtree(pets)
+        dead, alive = (cache / "pictures" / f".{mine}.{word}.tmp" for word in ("dead", "live"))
+        for folder in (dead, alive):
+            folder.mkdir()
+            (folder / "images").write_bytes(b"half")
+        with open(alive / "images", "r+b") as file:
+            fcntl.flock(file, fcntl.LOCK_EX)
+            load(other)
+            assert not dead.exists() and alive.exists() and mine not in caches(cache)
+
+    def test_who_has_one_open_keeps_it(self, pets: Path, other: Path, cache: Path) -> None:
+        dataset = load(pets)
+        before = content(dataset)
+        shutil.rmtree(pets)
+        load(other)
+        assert len(caches(cache)) == 1 and content(dataset) == before
+
+    def test_two_at_once(self, many: Path, make_folder: MakeFolder, cache: Path) -> None:
+        for i in range(20):
+            gone = make_folder({"train": {"a": 1, "b": 1}, "test": {"a": 1, "b": 1}}, name=f"gone{i}", side=8)
+            load(gone)
+        for i in range(20):
+            shutil.rmtree(many.parent / f"gone{i}")
+        others = [
+            make_folder({"train": {"a": 9, "b": 9}, "test": {"a": 1, "b": 1}}, name=f"new{i}", side=8) for i in "ab"
+        ]
+        pair = [start(root, 0.0) for root in others]
+        for process in pair:
+            assert process.stdin is not None
+            process.stdin.write("go\n")
+            process.stdin.flush()
+        for process in pair:
+            process.communicate(timeout=120)
+        assert [process.returncode for process in pair] == [0, 0]
+        assert len(caches(cache)) == 2

@@ -1,114 +1,92 @@
-"""CIFAR-10 as an image folder and as the official batches, sound, damaged and malicious."""
+"""The CIFARs as an image folder and as the official batches, sound, damaged and malicious."""
 
 from __future__ import annotations
 
-import io
 import os
 import pickle
-import struct
+import shutil
+import warnings
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
+import torchvision
 from PIL import Image
 
+from tests.data.official import batch, numbers, python2, rows_of, small, write_batches
 from vitctl.data import cifar
 from vitctl.data.dataset import Dataset, load_dataset
-from vitctl.errors import RequestError
+from vitctl.errors import RequestError, VitctlWarning
 
 CLASSES = cifar.CIFAR10.classes
-ROWS = 20
+ROWS = rows_of(cifar.CIFAR10)
 REAL = os.environ.get("VITCTL_DATA", "")
 
-
-class Python2Pickler(pickle._Pickler):  # type: ignore[name-defined,misc]
-    """Writes as Python 2 and the numpy of its time did, like the official batches: all strings are byte strings."""
-
-    def __init__(self, file: io.BytesIO) -> None:
-        super().__init__(file, protocol=2)
-
-    def save_string(self, text: bytes | str) -> None:
-        raw = text if isinstance(text, bytes) else text.encode("latin1")
-        short = len(raw) < 256
-        self.write(b"U" + bytes([len(raw)]) + raw if short else b"T" + struct.pack("<i", len(raw)) + raw)
-        self.memoize(text)
-
-    def save_global(self, what: Any, name: str | None = None) -> None:
-        if what.__name__ == "_reconstruct":
-            self.write(b"cnumpy.core.multiarray\n_reconstruct\n")
-            self.memoize(what)
-        else:
-            super().save_global(what, name)
-
-    dispatch: ClassVar[Any] = {**pickle._Pickler.dispatch, bytes: save_string, str: save_string}  # type: ignore[attr-defined]
+pytestmark = pytest.mark.filterwarnings("ignore:.*does not compare with published figures")
 
 
-def python2(value: object) -> bytes:
-    file = io.BytesIO()
-    Python2Pickler(file).dump(value)
-    return file.getvalue()
-
-
-def batch(number: int) -> dict[str, Any]:
-    generator = np.random.default_rng(number)
-    data = generator.integers(0, 256, (ROWS, 3072), dtype=np.uint8)
-    labels = [(i + number) % 10 for i in range(ROWS)]
-    names = [f"{number}_{i}.png" for i in range(ROWS)]
-    return {"batch_label": f"batch {number}", "labels": labels, "data": data, "filenames": names}
-
-
-FILES = {**{f"data_batch_{i}": i for i in range(1, 6)}, "test_batch": 6}
+SPECS = {"cifar10": cifar.CIFAR10, "cifar100": cifar.CIFAR100}
+FILES = numbers(cifar.CIFAR10)
 
 
 @pytest.fixture(autouse=True)
 def small_batches(monkeypatch: pytest.MonkeyPatch) -> None:
-    small = replace(
-        cifar.CIFAR10, train={name: ROWS for name in FILES if name != "test_batch"}, test={"test_batch": ROWS}
-    )
-    monkeypatch.setattr(cifar, "CIFAR10", small)
+    monkeypatch.setattr(cifar, "CIFAR10", small(cifar.CIFAR10))
+    monkeypatch.setattr(cifar, "CIFAR100", small(cifar.CIFAR100))
 
 
 @pytest.fixture
 def batches(tmp_path: Path) -> Path:
-    """The official layout, of 20 pictures a batch."""
-    root = tmp_path / "cifar-10-batches-py"
-    root.mkdir()
-    for name, number in FILES.items():
-        (root / name).write_bytes(python2(batch(number)))
-    meta = {"num_cases_per_batch": ROWS, "label_names": list(CLASSES), "num_vis": 3072}
-    (root / "batches.meta").write_bytes(python2(meta))
-    return root
+    """CIFAR-10's official layout, of 20 pictures a batch."""
+    return write_batches(cifar.CIFAR10, tmp_path / "cifar-10-batches-py")
 
 
-def load(data_dir: Path | None, skip: bool = False) -> Dataset:
-    return load_dataset("cifar10", data_dir=None if data_dir is None else str(data_dir), size=32, skip_bad_images=skip)
+def load(data_dir: Path | None, skip: bool = False, name: str = "cifar10") -> Dataset:
+    return load_dataset(name, data_dir=None if data_dir is None else str(data_dir), size=32, skip_bad_images=skip)
 
 
-class TestBatches:
-    def test_pictures_and_labels(self, batches: Path) -> None:
-        dataset = load(batches)
-        assert dataset.classes == CLASSES and dataset.val is None and dataset.native_size == 32 and dataset.flip
-        assert dataset.mean == (0.4914, 0.4822, 0.4465) and dataset.std == (0.2023, 0.1994, 0.2010)
-        assert dataset.source == str(batches)
-        expected = np.concatenate([batch(i)["data"] for i in range(1, 6)]).reshape(-1, 3, 32, 32)
-        assert np.array_equal(dataset.train.images.numpy(), expected)
-        assert dataset.train.labels.tolist() == [label for i in range(1, 6) for label in batch(i)["labels"]]
-        assert np.array_equal(dataset.test.images.numpy(), batch(6)["data"].reshape(-1, 3, 32, 32))
+@pytest.mark.parametrize("name", SPECS)
+class TestBothAsBatches:
+    def test_pictures_and_labels(self, name: str, tmp_path: Path) -> None:
+        spec = getattr(cifar, name.upper())
+        place = write_batches(spec, tmp_path / spec.folder)
+        dataset = load(place, name=name)
+        assert dataset.classes == spec.classes and dataset.val is None and dataset.native_size == 32 and dataset.flip
+        assert dataset.name == name and dataset.source == str(place)
+        for part, files in ((dataset.train, spec.train), (dataset.test, spec.test)):
+            written = [batch(numbers(spec)[file], spec) for file in files]
+            expected = np.concatenate([each["data"] for each in written]).reshape(-1, 3, 32, 32)
+            assert np.array_equal(part.images.numpy(), expected)
+            assert part.labels.tolist() == [label for each in written for label in each[spec.label_key]]
 
-    def test_the_same_pictures_as_a_folder(self, batches: Path, tmp_path: Path) -> None:
-        whole = load(batches)
+    def test_torchvision_reads_the_same(self, name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        spec = getattr(cifar, name.upper())
+        write_batches(spec, tmp_path / spec.folder)
+        theirs = getattr(torchvision.datasets, name.upper())
+        monkeypatch.setattr(torchvision.datasets.cifar, "check_integrity", lambda *_: True)
+        ours = load(tmp_path, name=name)
+        for part, train in ((ours.train, True), (ours.test, False)):
+            oracle = theirs(tmp_path, train=train)
+            assert tuple(oracle.classes) == ours.classes
+            assert np.array_equal(oracle.data.transpose(0, 3, 1, 2), part.images.numpy())
+            assert oracle.targets == part.labels.tolist()
+
+    def test_the_same_pictures_as_a_folder(self, name: str, tmp_path: Path) -> None:
+        spec = getattr(cifar, name.upper())
+        whole = load(write_batches(spec, tmp_path / spec.folder), name=name)
         root = tmp_path / "as_folder"
         for part in ("train", "test"):
             pictures = getattr(whole, part)
             for i, (image, label) in enumerate(zip(pictures.images, pictures.labels, strict=True)):
-                folder = root / part / CLASSES[label]
+                folder = root / part / spec.classes[label]
                 folder.mkdir(parents=True, exist_ok=True)
                 Image.fromarray(image.permute(1, 2, 0).numpy()).save(folder / f"{i:04}.png")
-        as_folder = load(root)
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")  # as many pictures as there should be
+            as_folder = load(root, name=name)
         assert (as_folder.classes, as_folder.mean, as_folder.std) == (whole.classes, whole.mean, whole.std)
         for part in ("train", "test"):
             by_batch, by_folder = getattr(whole, part), getattr(as_folder, part)
@@ -116,6 +94,27 @@ class TestBatches:
             assert torch.equal(by_batch.images[order], by_folder.images)
             assert torch.equal(by_batch.labels[order], by_folder.labels)
 
+
+@pytest.mark.parametrize("name", SPECS)
+def test_what_torchvision_says_of_the_official_archive(name: str) -> None:
+    spec, theirs = SPECS[name], getattr(torchvision.datasets, name.upper())
+    assert (spec.archive.url, spec.archive.checksums["md5"]) == (theirs.url, theirs.tgz_md5)
+    assert spec.archive.name == theirs.filename and spec.folder == theirs.base_folder
+    assert [*spec.train] == [file for file, _ in theirs.train_list]
+    assert [*spec.test] == [file for file, _ in theirs.test_list]
+    assert (spec.meta, spec.names_key) == (theirs.meta["filename"], theirs.meta["key"])
+    assert sum(spec.train.values()) == 50_000 and sum(spec.test.values()) == 10_000
+
+
+def test_published_figures() -> None:
+    ten, hundred = SPECS.values()
+    assert ten.mean == (0.4914, 0.4822, 0.4465) and ten.std == (0.2023, 0.1994, 0.2010)
+    assert hundred.mean == (0.5071, 0.4867, 0.4408) and hundred.std == (0.2675, 0.2565, 0.2761)
+    assert len(ten.classes) == 10 and len(hundred.classes) == 100
+    assert list(hundred.classes) == sorted(set(hundred.classes))
+
+
+class TestBatches:
     @pytest.mark.parametrize("protocol", range(6))
     @pytest.mark.parametrize("key", [str, str.encode])
     def test_batches_written_by_python_3(self, protocol: int, key: Callable[[str], Any], batches: Path) -> None:
@@ -179,6 +178,10 @@ BAD_BATCHES: dict[str, tuple[Callable[[], bytes], str]] = {
     "label -1": (lambda: _with(labels=_labels(-1)), r"labels are not all whole numbers from 0 to 9"),
     "label true": (lambda: _with(labels=_labels(True)), r"labels are not all whole numbers from 0 to 9"),
     "label a word": (lambda: _with(labels=_labels("cat")), r"labels are not all whole numbers from 0 to 9"),
+    "cifar-100's batch": (
+        lambda: python2(batch(1, cifar.CIFAR100)),
+        r"is not 20 rows of 3072 bytes",
+    ),
     "a huge key": (lambda: pickle.dumps({10**5000: 1}), r"its 'data' is no array of bytes"),
 }
 
@@ -197,6 +200,21 @@ def test_foreign_class_names(names: object, batches: Path) -> None:
     (batches / "batches.meta").write_bytes(python2({"label_names": names}))
     with pytest.raises(RequestError, match=r"batches.meta is damaged.*class names are not those of CIFAR-10"):
         load(batches)
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "sentence"),
+    [
+        ("fine_labels", [100, *range(199)], r"labels are not all whole numbers from 0 to 99"),
+        ("fine_labels", None, r"it does not have 200 labels"),
+    ],
+)
+def test_a_bad_batch_of_cifar100(key: str, value: object, sentence: str, tmp_path: Path) -> None:
+    spec = cifar.CIFAR100
+    place = write_batches(spec, tmp_path / spec.folder)
+    (place / "test").write_bytes(python2({**batch(2, spec), key: value}))
+    with pytest.raises(RequestError, match=rf"{place}/test is damaged.*{sentence}.*remove {place} to have it download"):
+        load(place, name="cifar100")
 
 
 class Evil:
@@ -279,18 +297,50 @@ class TestFolder:
         with pytest.raises(RequestError, match=r"test/cat/000.png has 48x32 pixels and CIFAR-10 has 32x32.*folder"):
             load(tiny, skip)
 
-    def test_a_missing_class(self, tiny: Path) -> None:
-        for part in ("train", "test"):
-            (tiny / part / "cat" / "000.png").unlink()
-            (tiny / part / "cat").rmdir()
-        with pytest.raises(RequestError, match=r"'cat' is not among its class folders.*--dataset folder --data-dir"):
+    @pytest.mark.parametrize("part", ["train", "test"])
+    @pytest.mark.parametrize(("count", "which"), [(1, "'cat'"), (3, "'cat' and 2 more")])
+    @pytest.mark.parametrize("empty", [False, True])
+    def test_a_part_of_the_classes(self, part: str, count: int, which: str, empty: bool, tiny: Path) -> None:
+        for name in CLASSES[3 : 3 + count]:
+            shutil.rmtree(tiny / part / name)
+            if empty:
+                (tiny / part / name).mkdir()
+        what = "empty" if empty else "missing"
+        with pytest.raises(
+            RequestError,
+            match=rf"{tiny}/{part} is not the whole of CIFAR-10: of its 10 class folders, {which} is {what}; unpack it "
+            rf"again, or train on what is there with --dataset folder --data-dir {tiny}$",
+        ):
             load(tiny)
 
     def test_a_foreign_class(self, tiny: Path) -> None:
         (tiny / "train" / "tank").mkdir()
         Image.new("RGB", (32, 32)).save(tiny / "train" / "tank" / "0.png")
-        with pytest.raises(RequestError, match=r"'tank' is among its class folders"):
+        with pytest.raises(RequestError, match=r"'tank' is among its class folders.*--dataset folder --data-dir"):
             load(tiny)
+
+    def test_fewer_pictures_are_told_of(self, tiny: Path) -> None:
+        with pytest.warns(
+            VitctlWarning,
+            match=rf"{tiny} has 10 training and 10 test pictures, and CIFAR-10 has 100 and 20, as many of each class: "
+            r"what is measured on it does not compare with published figures",
+        ):
+            assert len(load(tiny).train) == 10
+
+    def test_a_class_with_fewer_is_told_of(self, make_folder: Callable[..., Path]) -> None:
+        train, test = dict.fromkeys(CLASSES, 10), dict.fromkeys(CLASSES, 2)
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            load(make_folder({"train": train, "test": test}, name="whole", side=32))
+            nine = make_folder(
+                {"train": dict.fromkeys(CLASSES, 9), "val": dict.fromkeys(CLASSES, 1), "test": test},
+                name="split",
+                side=32,
+            )
+            load(nine)  # somebody's own validation part
+        root = make_folder({"train": {**train, "cat": 9, "dog": 11}, "test": test}, name="odd", side=32)
+        with pytest.warns(VitctlWarning, match=r"100 training and 20 test pictures in classes of unequal size"):
+            load(root)
 
     def test_an_unreadable_picture(self, tiny: Path) -> None:
         (tiny / "train" / "cat" / "zzz.png").write_text("hello")
@@ -332,7 +382,8 @@ class TestPlaces:
             load(None)
         sentence = str(caught.value)
         assert caught.value.exit_code == 2
-        assert f"not in {tmp_path}/data/cifar10 nor in {tmp_path}/home/vitctl/cifar10;" in sentence
+        assert f"not in {tmp_path}/data/cifar10 nor in {tmp_path}/home/vitctl/cifar10, and http://127" in sentence
+        assert f"download it by hand and put it into {tmp_path}/data/cifar10, or" in sentence
         assert "cifar-10-python.tar.gz" in sentence and "--data-dir" in sentence and "--dataset digits" in sentence
 
     def test_a_named_folder_is_the_only_place(
@@ -341,9 +392,14 @@ class TestPlaces:
         monkeypatch.setenv("VITCTL_DATA", str(tmp_path / "data"))
         (tmp_path / "data").mkdir()
         tiny.rename(tmp_path / "data" / "cifar10")
-        (tmp_path / "empty").mkdir()
-        with pytest.raises(RequestError, match=rf"CIFAR-10 is not in {tmp_path}/empty; unpack"):
-            load(tmp_path / "empty")
+        (tmp_path / "other").mkdir()
+        (tmp_path / "other" / "notes.txt").write_text("hello")
+        with pytest.raises(
+            RequestError,
+            match=rf"CIFAR-10 is not in {tmp_path}/other, which has other things in it; name the folder that it lies in, "
+            rf"or leave --data-dir out and it is downloaded to {tmp_path}/data/cifar10, or train on --dataset digits",
+        ):
+            load(tmp_path / "other")
         with pytest.raises(RequestError, match=rf"--data-dir {tmp_path}/nowhere is not a folder"):
             load(tmp_path / "nowhere")
 

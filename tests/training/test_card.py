@@ -118,9 +118,25 @@ def test_a_run_that_was_made_longer_is_not_compared(cli: Cli, install: Install) 
 @pytest.mark.parametrize("recipe", RECIPES)
 def test_cards_are_of_the_recipe_as_it_is(recipe: str) -> None:
     for card in RECIPES[recipe].cards:
-        config = resolve_config(
-            {"recipe": recipe, "net": card.net, "dataset": card.dataset, "epochs": card.epochs, "seed": 5}
-        )
-        assert find_card(config) is card
+        asked = {"recipe": recipe, "net": card.net, "dataset": card.dataset, "seed": 5}
+        own = resolve_config({"recipe": recipe})
+        if own.net == card.net:
+            del asked["net"]  # with the recipe's own options
+        if (own.epochs, own.max_steps) != (card.epochs, card.max_steps):
+            asked |= {"epochs": card.epochs} | ({"max_steps": card.max_steps} if card.max_steps else {})
+        assert find_card(resolve_config(asked)) is card
         assert len(card.val_acc) in (0, card.epochs) and len(card.seeds) >= 1 and card.seconds > 0
         assert card.machine and card.versions
+
+
+def test_a_recipe_that_counts_steps_has_a_card_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    config = resolve_config({"recipe": "sprint", "dataset": "digits"})
+    card = Card(
+        net=config.net, dataset="digits", epochs=1, max_steps=config.max_steps, val_acc=(), test_acc=Band(90, 1),
+        seeds=(0,), seconds=1, machine="cpu", versions="torch 2",
+    )  # fmt: skip
+    monkeypatch.setitem(RECIPES, "sprint", dataclasses.replace(RECIPES["sprint"], cards=(card,)))
+    assert find_card(config) is card
+    assert find_card(dataclasses.replace(config, seed=5)) is card
+    for other in ({"max_steps": 5}, {"epochs": 1}, {"net": "cct_2"}):
+        assert find_card(resolve_config({"recipe": "sprint", "dataset": "digits", **other})) is None

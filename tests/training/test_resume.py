@@ -23,9 +23,10 @@ TIMES = ("epoch_time", "eval_time", "seconds", "images_per_second", "data_wait",
 DROPOUT = f"{TINY_NET},dropout=0.1,attn_dropout=0.1,drop_path_rate=0.1"
 RUN = [
     *TINY[:2], "--net", DROPOUT, "--size", "8", "--limit-train", "200", "--limit-test", "100", "--bs", "32",
-    "--accumulate", "2", "--micro-batch", "16", "--ema", "0.9", "--epochs", "3", "--save-every", "2", "--seed", "5",
+    "--accumulate", "2", "--micro-batch", "16", "--ema", "0.9", "--epochs", "3", "--save-every", "2",
+    "--aug", "randaug", "--erase", "0.5", "--mixup", "0.8", "--cutmix", "1", "--mix-off", "0.4", "--seed", "5",
 ]  # fmt: skip
-"""4 steps an epoch, 12 in all, with everything that has a state."""
+"""4 steps an epoch, 12 in all, with everything that has a state, or draws."""
 
 
 def result(run: Path) -> tuple[dict[str, Any], list[dict[str, Any]]]:
@@ -288,7 +289,7 @@ def test_only_harmless_changes_may_be_made(cli: Cli, refused: Callable[..., str]
     same_again = cli("train", "--resume", "runs/r", *TINY, "--epochs", 2, "--micro-batch", 8, "--keep", 0)
     assert same_again.code == 0, same_again.err
     assert "micro_batch 64 -> 8: the result may differ in its last bits" in same_again.err
-    assert "threads" in cli("train", "--resume", "runs/r", "--epochs", 3, "--threads", 1).err
+    assert "threads" in cli("train", "--resume", "runs/r", "--epochs", 3, "--threads", 3).err
 
 
 def test_a_folder_with_nothing_but_its_config_starts_at_step_0(cli: Cli, tmp_path: Path) -> None:

@@ -80,11 +80,3 @@ def test_betas_in_doubt_are_named_at_the_start(cli: Any) -> None:
     assert result.code == 0
     assert [line for line in result.err.splitlines() if line.startswith("warning: --opt adan: beta1=0.98")]
     assert "warning" not in cli(*argv, "--opt", "adan").err
-
-
-def test_the_predecessor_s_sum_of_losses(cli: Any) -> None:
-    argv = ["train", "--dataset", "digits", "--net", TINY_NET, "--size", 8, "--limit-train", 100, "--epochs", 1]
-    summary = cli(*argv, "--recipe", "seed", "--json").json()
-    assert summary["val_loss_sum"] == pytest.approx(summary["val_loss"] * summary["test_images"] / 100)
-    held_out = cli(*argv, "--json").json()
-    assert "val_loss_sum" not in held_out

@@ -5,7 +5,10 @@ from __future__ import annotations
 import os
 import signal
 import sys
-from collections.abc import Sequence
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -23,7 +26,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     debug = os.environ.get("VITCTL_DEBUG", "") not in ("", "0")
     try:
-        app(args=list(sys.argv[1:] if argv is None else argv), prog_name="vitctl")
+        with _plain_warnings():
+            app(args=list(sys.argv[1:] if argv is None else argv), prog_name="vitctl")
     except SystemExit as stop:
         return stop.code if isinstance(stop.code, int) else 1
     except VitctlError as error:
@@ -48,6 +52,25 @@ def main(argv: Sequence[str] | None = None) -> int:
         )
         return 1
     return 0
+
+
+@contextmanager
+def _plain_warnings() -> Iterator[None]:
+    """Print each :class:`vitctl.errors.VitctlWarning` as a sentence, and leave those of others to Python."""
+    from vitctl.errors import VitctlWarning
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("always", VitctlWarning)
+        show = warnings.showwarning
+
+        def print_ours(message: Any, category: type[Warning], *place: Any, **more: Any) -> None:
+            if issubclass(category, VitctlWarning):
+                print(f"warning: {message}", file=sys.stderr, flush=True)
+            else:
+                show(message, category, *place, **more)
+
+        warnings.showwarning = print_ours
+        yield
 
 
 def _die_by(signum: int) -> None:

@@ -31,6 +31,14 @@ def evaluate(
     limit: Annotated[
         int | None, typer.Option("--limit", help="evaluate on N pictures only", metavar="N", min=1)
     ] = None,
+    tta: Annotated[
+        str,
+        typer.Option(
+            help="test-time augmentation, reported beside the plain figures: flip averages the logits of each picture and "
+            "its mirror image",
+            metavar="none|flip",
+        ),
+    ] = "none",
     device: Annotated[str, typer.Option(help="auto, cpu, mps, cuda or cuda:INDEX")] = "auto",
     skip_bad_images: Annotated[bool, typer.Option("--skip-bad-images", help="leave out unreadable pictures")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="print everything as JSON on stdout")] = False,
@@ -42,7 +50,11 @@ def evaluate(
     """Measure a trained network, or an exported file: loss, top-1, top-5, figures per class, confusion matrix."""
     from vitctl.config import resolve_dataset
 
-    for flag, value, choices in (("--weights", weights, ("last", "best")), ("--split", part, ("test", "val", "train"))):
+    for flag, value, choices in (
+        ("--weights", weights, ("last", "best")),
+        ("--split", part, ("test", "val", "train")),
+        ("--tta", tta, ("none", "flip")),
+    ):
         if value not in choices:
             raise RequestError(f"{flag} {value!r} is unknown{suggest(value, choices)}")
     for flag, target in (("--csv", csv), ("--predictions", predictions)):
@@ -64,6 +76,7 @@ def evaluate(
             data_dir=data_dir,
             part=part,
             limit=limit,
+            tta=tta,
             skip_bad_images=skip_bad_images,
             progress=lambda done, count: observer.evaluating(part, done, count),
             decoding=observer.decoding,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -36,7 +37,14 @@ def _document(name: str, recipe: Recipe) -> dict[str, Any]:
     import dataclasses
 
     document = dataclasses.asdict(recipe)
+    document["by_time"] = {_bound(seconds): values for seconds, values in recipe.by_time.items()}
     return {"name": name, **document, "measured": bool(recipe.cards)}
+
+
+def _bound(seconds: float) -> str:
+    from vitctl.units import format_duration
+
+    return "longer" if math.isinf(seconds) else f"up to {format_duration(seconds)}"
 
 
 def _print_all(recipes: Mapping[str, Recipe]) -> None:
@@ -53,7 +61,7 @@ def _print_all(recipes: Mapping[str, Recipe]) -> None:
             recipe.summary,
             str(recipe.settings["net"]),
             str(recipe.settings["opt"]),
-            _by_dataset(recipe.epochs),
+            f"{steps} steps" if (steps := recipe.settings.get("max_steps")) else _by_dataset(recipe.epochs),
             "\n".join(_brief(card) for card in recipe.cards) or NOT_MEASURED,
         )
     console = Console(highlight=False)
@@ -71,7 +79,11 @@ def _by_dataset(epochs: Mapping[str, int]) -> str:
 def _brief(card: Card) -> str:
     from vitctl.units import format_duration
 
-    return f"{card.test_acc} in {format_duration(card.seconds)}: {card.net}, {card.dataset}, {card.epochs} epochs"
+    return f"{card.test_acc} in {format_duration(card.seconds)}: {card.net}, {card.dataset}, {_length(card)}"
+
+
+def _length(card: Card) -> str:
+    return f"{card.max_steps} steps" if card.max_steps else f"{card.epochs} epochs"
 
 
 def _print_card(name: str, recipe: Recipe) -> None:
@@ -86,6 +98,7 @@ def _print_card(name: str, recipe: Recipe) -> None:
     rows += [(flag_name(key), _words(value)) for key, value in recipe.settings.items()]
     for title, further in (("--net", recipe.by_net), ("--opt", recipe.by_opt), ("--dataset", recipe.by_dataset)):
         rows += [(f"with {title} {pattern}", _mapping(values)) for pattern, values in further.items()]
+    rows += [(f"with --max-time, {_bound(seconds)}", _mapping(values)) for seconds, values in recipe.by_time.items()]
     if recipe.net_options:
         rows.append(("options of networks", _mapping(recipe.net_options)))
     rows += [(f"options of --opt {opt}", _mapping(values)) for opt, values in recipe.opt_options.items()]
@@ -96,7 +109,7 @@ def _print_card(name: str, recipe: Recipe) -> None:
     for card in recipe.cards:
         seeds = ", ".join(map(str, card.seeds))
         console.print(
-            f"\nmeasured: {card.net} on {card.dataset}, {card.epochs} epochs, seeds {seeds}, "
+            f"\nmeasured: {card.net} on {card.dataset}, {_length(card)}, seeds {seeds}, "
             f"{format_duration(card.seconds)} a run, {card.machine}, {card.versions}",
             style="bold",
             markup=False,

@@ -51,11 +51,15 @@ class Command(TyperCommand):
             name = name.replace("_", "-")
             if equals and name in switches and value.lower() in (*TRUE_WORDS, *FALSE_WORDS):
                 plain.append(switches[name][0 if convert(value, bool, name) else 1])
-            elif name in bare and not equals and (i + 1 == len(args) or args[i + 1].startswith("--")):
+            elif name in bare and not equals and (i + 1 == len(args) or _is_flag(args[i + 1])):
                 plain.append(f"{name}=true")
             else:
                 plain.append(f"{name}{equals}{value}")
         return super().parse_args(ctx, plain)
+
+
+def _is_flag(word: str) -> bool:
+    return word.startswith("-") and not word[1:2].isdigit() and word[1:2] != "."
 
 
 def takes_settings(command: Callable[..., None]) -> Callable[..., None]:
@@ -95,7 +99,7 @@ def takes_settings(command: Callable[..., None]) -> Callable[..., None]:
         for name, sentence in _REFUSED.items():
             if given.pop(name) is not None:
                 raise RequestError(sentence)
-        settings = legacy_settings({name: given.pop(name) for name in LEGACY}, given.get("aug"))
+        settings = legacy_settings({name: given.pop(name) for name in LEGACY}, given.get("aug"), given.get("wandb"))
         for name, flag in FLAGS.items():
             value = given.pop(name)
             if value is not None:
@@ -109,19 +113,23 @@ def takes_settings(command: Callable[..., None]) -> Callable[..., None]:
     return wrapper
 
 
-def legacy_settings(given: dict[str, bool | None], aug: str | None) -> dict[str, Any]:
+def legacy_settings(given: dict[str, bool | None], aug: str | None, wandb: str | None) -> dict[str, Any]:
     """Return what the predecessor's flags mean today.
 
-    ``--noaug`` left crop and flip on, so it is ``--aug basic``; ``--noamp`` and ``--nowandb`` ask for what is so anyway.
+    ``--noaug`` left crop and flip on, so it is ``--aug basic``; ``--nowandb`` is ``--wandb disabled``; ``--noamp`` asks for
+    what is so anyway.
 
     Raises:
-        RequestError: ``--noaug`` beside another ``--aug``.
+        RequestError: ``--noaug`` beside another ``--aug``, or ``--nowandb`` beside another ``--wandb``.
     """
-    if not given["noaug"]:
-        return {}
-    if aug not in (None, "basic"):
-        raise RequestError(f"--noaug means --aug basic, and --aug {aug} is given too; leave one out")
-    return {"aug": "basic"}
+    settings = {}
+    for legacy, flag, value, other in (("noaug", "aug", "basic", aug), ("nowandb", "wandb", "disabled", wandb)):
+        if not given[legacy]:
+            continue
+        if other not in (None, value):
+            raise RequestError(f"--{legacy} means --{flag} {value}, and --{flag} {other} is given too; leave one out")
+        settings[flag] = value
+    return settings
 
 
 def _annotation(name: str, flag: Flag) -> Any:

@@ -45,6 +45,8 @@ def print_summary(summary: Record) -> None:
         ("test accuracy", f"{summary['test_acc']:.2f} %"),
         ("test loss", f"{summary['test_loss']:.4f}"),
     ]
+    if "test_acc_tta" in summary:
+        rows += [("test accuracy, mirrored too", f"{summary['test_acc_tta']:.2f} %")]
     if "best_epoch" in summary:
         rows += [
             ("held-out accuracy", f"{summary['val_acc']:.2f} %"),
@@ -67,7 +69,9 @@ def print_summary(summary: Record) -> None:
         ("total time", format_duration(summary["seconds"])),
         ("peak memory", format_bytes(summary["peak_memory"])),
         ("parameters", f"{summary['params']:,}"),
+        *([("compile time", format_duration(summary["compile_time"]))] if "compile_time" in summary else []),
         ("device", f"{summary['device']} ({summary['device_name']}, {summary['threads']} threads)"),
+        ("precision", summary["precision"]),
         ("torch / vitctl / seed", f"{summary['torch']} / {summary['vitctl']} / {summary['seed']}"),
     ]
     print_table(f"{summary['name']}: {weights}, tested once", rows)
@@ -94,6 +98,29 @@ def print_dry_run(cost: Record) -> None:
             ("device", f"{cost['device']} ({cost['device_name']}, {cost['threads']} threads)"),
         ],
     )
+
+
+BLANK = 0.02
+"""Share of blank pictures, beyond that of the stored ones, from which on the preview says that something is wrong."""
+
+
+def print_preview(preview: Record) -> None:
+    """Print what a contact sheet shows."""
+    from rich.console import Console
+
+    console = Console(highlight=False, soft_wrap=True)
+    console.print(
+        f"{preview['picture']}: {preview['shown']} pictures of {preview['dataset']} as the network sees them, at "
+        f"{preview['size']} px\naugmentation: {preview['augmentation']}\n"
+        f"blank: {100 * preview['blank']:.1f} % of {preview['images']:,} pictures are of one flat colour, but for the rim that crop "
+        f"pads ({100 * preview['blank_stored']:.1f} % before augmentation)",
+        markup=False,
+    )
+    if preview["blank"] - preview["blank_stored"] > BLANK:
+        console.print(
+            "Nothing can be learned from blank pictures: this augmentation is too strong for pictures of this size.",
+            markup=False,
+        )
 
 
 def print_lr_finder(found: Record) -> None:
@@ -137,6 +164,7 @@ def print_scores(scores: Scores) -> None:
             ("top-1 accuracy", f"{figures['top1']:.2f} %"),
             ("top-5 accuracy", f"{figures['top5']:.2f} %" if figures["top5"] is not None else "-"),
             ("loss", f"{figures['loss']:.4f}"),
+            *([("top-1, mirrored too", f"{figures['top1_tta']:.2f} %")] if "top1_tta" in figures else []),
             ("pictures", f"{figures['images']:,}"),
             ("weights", f"{figures['net']}, {figures['weights']}, epoch {figures['epoch']}"),
             ("speed", f"{figures['images_per_second']:,.0f} pictures/s"),

@@ -7,7 +7,7 @@ import time
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
-from vitctl.units import format_duration
+from vitctl.units import format_bytes, format_duration
 
 if TYPE_CHECKING:
     from rich.progress import Progress, TaskID
@@ -51,6 +51,7 @@ class PlainObserver:
     def __init__(self) -> None:
         self.epochs = 0
         self.last_line = time.monotonic()
+        self._download, self._from, self._since = "", 0, 0.0
 
     def __enter__(self) -> Self:
         return self
@@ -70,10 +71,31 @@ class PlainObserver:
         self.last_line = time.monotonic()
         return True
 
-    def decoding(self, done: int, count: int) -> None:
-        """``done`` of ``count`` pictures are decoded into the cache."""
-        if self._due() or done == count:
+    def decoding(self, done: int, count: int, *, download: str = "") -> None:
+        """``done`` of ``count`` pictures are decoded into the cache; or bytes, of what ``download`` says."""
+        if download:
+            if self._new(download, done, count) or self._due() or done == count:
+                self.print(f"{format_bytes(done)} of {format_bytes(count)}{self._rest(done, count)}")
+        elif self._due() or done == count:
             self.print(f"decoding pictures: {done:,} of {count:,}")
+
+    def _new(self, download: str, done: int, count: int) -> bool:
+        """Print what is being downloaded where that is new, and begin to measure its speed."""
+        if download == self._download:
+            return False
+        self._download, self._from, self._since = download, done, time.monotonic()
+        self.last_line = time.monotonic()
+        self.print(download)
+        return True
+
+    def _rest(self, done: int, count: int) -> str:
+        """Return how fast a download is and how long it will take, once that can be told."""
+        seconds = time.monotonic() - self._since
+        if done == self._from or seconds < 0.5:
+            return ""
+        speed = (done - self._from) / seconds
+        left = f", {format_duration((count - done) / speed)} left" if done < count else ""
+        return f", {format_bytes(speed)}/s{left}"
 
     def started(self, session: Session, folder: RunFolder) -> None:
         """Say what will be done, on what, and where it goes."""
@@ -92,7 +114,8 @@ class PlainObserver:
             f"{describe(config, len(session.dataset.classes))}, {parameters(session):,} parameters{frozen}, {cost} | "
             f"{config.opt} lr {config.lr:g} | "
             f"{config.dataset}: {session.batches.count:,} train{val}, {len(splits.test.index):,} test\n"
-            f"{session.device} ({devices.device_label(session.device)}), batch {config.bs}"
+            f"{session.device} ({devices.device_label(session.device)}), {session.precision}, "
+            f"batch {config.bs}"
             f"{f' x {config.accumulate}' if config.accumulate > 1 else ''} in pieces of {session.micro_batch} | "
             f"{session.total_steps:,} steps, {session.epochs} epochs | {folder.path}"
         )
@@ -184,11 +207,16 @@ class BarObserver(PlainObserver):
         if self._progress is not None and name in self._tasks:
             self._progress.remove_task(self._tasks.pop(name))
 
-    def decoding(self, done: int, count: int) -> None:
-        """Move the bar of decoded pictures."""
-        self._show("decoding", done, count)
+    def decoding(self, done: int, count: int, *, download: str = "") -> None:
+        """Move the bar of downloaded bytes, in MiB, or of decoded pictures."""
+        name = "download" if download else "decoding"
+        if download:
+            self._new(download, done, count)
+            self._show(name, done >> 20, count >> 20, f"MiB{self._rest(done, count)}")
+        else:
+            self._show(name, done, count)
         if done == count:
-            self._hide("decoding")
+            self._hide(name)
 
     def stepped(self, record: Record) -> None:
         """Move the bars."""

@@ -7,6 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
+from vitctl import STARTED
 from vitctl.cli.options import takes_settings
 
 RUN = "Run"
@@ -53,6 +54,14 @@ def train(
             help="picture of --lr-finder: .png, .svg or .pdf", rich_help_panel=RUN, show_default="lr-finder.png"
         ),
     ] = None,
+    preview_batch: Annotated[
+        Path | None,
+        typer.Option(
+            help="draw the first batch as the network would see it, count blank pictures, and train nothing",
+            metavar="FILE.png",
+            rich_help_panel=RUN,
+        ),
+    ] = None,
     as_json: Annotated[
         bool, typer.Option("--json", help="print the final figures as JSON on stdout", rich_help_panel=RUN)
     ] = False,
@@ -72,9 +81,25 @@ def train(
         raise RequestError("--lr-finder-out is the picture of --lr-finder; give that too")
     if lr_finder:
         clashing = {"--resume": resume, "--name": name, "--dry-run": dry_run, "--epochs": settings.get("epochs")}
+        clashing["--max-time"] = settings.get("max_time")
+        clashing |= {
+            "--wandb": settings.get("wandb") not in (None, "disabled"),
+            "--tensorboard": settings.get("tensorboard"),
+        }
         for flag, value in clashing.items():
             if value:
                 raise RequestError(f"--lr-finder takes a few steps and makes no run; {flag} does not go with it")
+    if preview_batch is not None:
+        alone = {
+            "--resume": resume,
+            "--name": name,
+            "--print-config": print_config,
+            "--dry-run": dry_run,
+            "--lr-finder": lr_finder,
+        }
+        for flag, value in alone.items():
+            if value:
+                raise RequestError(f"--preview-batch draws one batch and makes no run; {flag} does not go with it")
     if resume is not None:
         clashing = {"--name": name, "--config": config_file, "--print-config": print_config, "--dry-run": dry_run}
         for flag, value in clashing.items():
@@ -100,7 +125,7 @@ def train(
 
     with observer:
         if resume is not None:
-            summary = run.resume_run(resume, settings, observer, observer.decoding)
+            summary = run.resume_run(resume, settings, observer, observer.decoding, started=STARTED)
         elif lr_finder:
             from vitctl.training.lr_finder import DEFAULT_PICTURE, EXTRA, can_draw, find_lr
 
@@ -109,14 +134,20 @@ def train(
             elif lr_finder_out is None:
                 observer.message(f"no picture without matplotlib: {EXTRA}")
             summary = find_lr(config, observer, lr_finder_out)
+        elif preview_batch is not None:
+            from vitctl.training.preview import preview_batch as draw_preview
+
+            summary = draw_preview(config, preview_batch, observer.decoding)
         elif dry_run:
             summary = run.dry_run(config, observer.decoding)
         else:
-            summary = run.start_run(config, runs_dir, name, observer, observer.decoding)
+            summary = run.start_run(config, runs_dir, name, observer, observer.decoding, started=STARTED)
     if as_json:
         printing.print_json(summary)
     elif lr_finder:
         printing.print_lr_finder(summary)
+    elif preview_batch is not None:
+        printing.print_preview(summary)
     elif dry_run:
         printing.print_dry_run(summary)
     else:

@@ -34,7 +34,11 @@ DATASETS: dict[str, DatasetEntry] = {
     ),
     "cifar10": DatasetEntry(
         target="vitctl.data.cifar:load_cifar10",
-        summary="60,000 colour pictures of 32x32 pixels in 10 classes",
+        summary="60,000 colour pictures of 32x32 pixels in 10 classes; downloaded where it is not found",
+    ),
+    "cifar100": DatasetEntry(
+        target="vitctl.data.cifar:load_cifar100",
+        summary="60,000 colour pictures of 32x32 pixels in 100 classes; downloaded where it is not found",
     ),
 }
 """Every data set that ``--dataset`` takes."""

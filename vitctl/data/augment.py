@@ -54,7 +54,8 @@ class Augment:
         self.channels, self.height, self.width = shape
         operations = policy.operations
         self.kinds = torch.tensor([_KINDS[operation.name] for operation in operations])  # on the CPU
-        self.values = torch.tensor([operation.value for operation in operations], dtype=torch.float32).to(device)
+        self.exact = torch.tensor([operation.value for operation in operations], dtype=torch.float64)  # on the CPU
+        self.values = self.exact.float().to(device)
         self.tables = torch.stack([self._fixed_table(operation) for operation in operations]).to(device)
         self.matrices = torch.tensor([self._matrix(operation) for operation in operations], dtype=torch.int32).to(
             device
@@ -150,8 +151,7 @@ class Augment:
             factor = self.values[on_device[sharp]].view(-1, 1, 1, 1)
             images[sharp] = kernels.blend(images[sharp], kernels.smooth(images[sharp]), factor)
         if counts[8]:
-            sides = torch.tensor([self.policy.operations[i].value for i in drawn[cutout].tolist()])
-            boxes = seed_cutout_boxes(sides, centres[cutout], self.height, self.width)
+            boxes = seed_cutout_boxes(self.exact[drawn[cutout]], centres[cutout], self.height, self.width)
             images[cutout] = kernels.fill_boxes(images[cutout], boxes.to(self.device), self.colour)
 
     def _source(self, operations: Tensor) -> tuple[Tensor, Tensor]:
@@ -168,13 +168,12 @@ def seed_cutout_boxes(sides: Tensor, centres: Tensor, height: int, width: int) -
     edge, and from there by the whole side, both ends included.
 
     Args:
-        sides: float ``[b]``, in pixels.
+        sides: float64 ``[b]``, in pixels.
         centres: float64 ``[b, 2]``, between 0 and 1.
         height: of the pictures.
         width: of the pictures.
     """
     size = torch.tensor([height, width], dtype=torch.float64)
-    sides = sides.double()[:, None]
-    start = (size + (1 - size) * centres - sides / 2).clamp(min=0).long()  # [b, 2]
-    stop = (start + sides).long() + 1
+    start = (size + (1 - size) * centres - sides[:, None] / 2).clamp(min=0).long()  # [b, 2]
+    stop = (start + sides[:, None]).long() + 1
     return torch.cat([start, torch.minimum(stop, size.long())], 1)

@@ -4,6 +4,7 @@ A cache is a folder ``<data set>-<hash of the place>-<H>x<W>-<key>`` with two fi
 [n, C, H, W], and ``meta.json``. The key is a hash of everything that the pixels hang on, so a cache is never brought
 up to date, only replaced. It is built in a hidden folder beside it and renamed when complete; whoever finds it finds
 all of it. While building, the builder holds a lock on ``images``: a hidden folder without a lock is what a crash left.
+Whoever builds one then removes those of data sets that are no longer there.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import hashlib
 import json
 import math
 import os
+import re
 import shutil
 import sys
 import tempfile
@@ -30,7 +32,7 @@ import numpy as np
 import numpy.typing as npt
 import platformdirs
 
-from vitctl.data.dataset import Progress
+from vitctl.data.dataset import LoadProgress
 from vitctl.errors import RequestError, RunFailed
 from vitctl.units import format_bytes
 
@@ -41,6 +43,7 @@ Image = npt.NDArray[np.uint8]
 Decode = Callable[[str], "Image | str"]
 """Takes a path; returns uint8 [C, H, W], or why the picture cannot be read. Called from several threads."""
 
+_NAME = re.compile(r".+-[0-9a-f]{12}-\d+x\d+-[0-9a-f]{16}")
 _CHUNK_BYTES = 2**20
 _STALLED_SECONDS = 60.0
 
@@ -83,7 +86,7 @@ def decode_all(
     shape: tuple[int, int, int],
     decode: Decode,
     measured: int,
-    progress: Progress | None = None,
+    progress: LoadProgress | None = None,
 ) -> Decoded:
     """Return the pictures of a listing, decoding them unless the cache has them.
 
@@ -128,6 +131,7 @@ def decode_all(
             for stale in _published(caches, prefix):
                 _discard(stale)
             _build(final, key, root, files, shape, decode, measured, progress)
+            _prune(caches)
             builds += 1
 
 
@@ -137,7 +141,7 @@ def _explained(caches: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
             raise RunFailed(
                 f"the disk of {caches} filled up while pictures were decoded; free some room, or set VITCTL_CACHE to a "
                 f"folder on another disk"
@@ -185,7 +189,7 @@ def _build(
     shape: tuple[int, int, int],
     decode: Decode,
     measured: int,
-    progress: Progress | None,
+    progress: LoadProgress | None,
 ) -> None:
     """Decode everything and put it at ``final``, unless somebody else has by then."""
     needed = len(files) * math.prod(shape)
@@ -203,7 +207,7 @@ def _build(
             bad, mean, std = _decode_into(file, root, files, shape, decode, measured, progress)
             _flush(file)
             with open(temporary / "meta.json", "w", encoding="utf-8") as meta:
-                json.dump({"key": key, "mean": mean, "std": std, "bad": bad}, meta)
+                json.dump({"key": key, "root": os.path.realpath(root), "mean": mean, "std": std, "bad": bad}, meta)
                 _flush(meta)
             if os.name == "nt":
                 file.close()  # Windows moves no open file; elsewhere the lock holds until the folder has its name
@@ -241,7 +245,7 @@ def _decode_into(
     shape: tuple[int, int, int],
     decode: Decode,
     measured: int,
-    progress: Progress | None,
+    progress: LoadProgress | None,
 ) -> tuple[dict[int, str], list[float], list[float]]:
     """Write every readable picture to ``file``, in order; return the bad ones, the mean and the deviation."""
     bad: dict[int, str] = {}
@@ -325,6 +329,36 @@ def _discard(folder: Path) -> None:
     with contextlib.suppress(OSError):
         os.rename(folder, os.path.join(grave, "old"))
     shutil.rmtree(grave, ignore_errors=True)
+
+
+def _prune(caches: Path) -> None:
+    """Remove the caches of data sets that are no longer there, and what died while they were built or removed.
+
+    Only what is named and described like a cache of ours is touched. Several processes may do this at once.
+    """
+    with contextlib.suppress(OSError):
+        for entry in os.listdir(caches):
+            if _NAME.fullmatch(entry) and _orphaned(caches / entry):
+                _discard(caches / entry)
+                continue
+            hidden = entry.endswith(".tmp") and _NAME.fullmatch(entry[1:].rsplit(".", 2)[0])
+            if hidden and not _signs_of_life(caches / entry)[1]:
+                shutil.rmtree(caches / entry, ignore_errors=True)
+
+
+def _orphaned(folder: Path) -> bool:
+    """Whether the pictures of a finished cache are gone for certain: not behind a mount or a mode."""
+    try:
+        root = json.loads((folder / "meta.json").read_text(encoding="utf-8"))["root"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return False
+    try:
+        os.stat(root)
+    except (FileNotFoundError, NotADirectoryError):
+        return True
+    except (OSError, ValueError, TypeError):
+        return False
+    return False
 
 
 def _other_at_work(caches: Path, prefix: str, name: str) -> bool:

@@ -1,15 +1,19 @@
-"""CIFAR-10, from the official batches or from a folder of pictures.
+"""CIFAR-10 and CIFAR-100, from the official archive or its batches, from a folder of pictures, or downloaded.
 
 Krizhevsky, Learning Multiple Layers of Features from Tiny Images, 2009; https://www.cs.toronto.edu/~kriz/cifar.html
 """
 
 from __future__ import annotations
 
+import io
 import os
 import pickle
+import warnings
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import numpy as np
 import numpy.typing as npt
@@ -18,8 +22,12 @@ import torch
 
 from vitctl.data import DATASETS
 from vitctl.data.dataset import Dataset, LoadOptions, Pictures
-from vitctl.data.folder import SPLITS, decode_listing, decode_picture, list_pictures
-from vitctl.errors import RequestError
+from vitctl.data.download import Archive, Damaged, Stalled, Unavailable, alone, fetch, members, not_writable, unpack
+from vitctl.data.folder import SPLITS, Listing, decode_listing, decode_picture, list_pictures
+from vitctl.errors import RequestError, VitctlWarning
+
+MIRROR = "VITCTL_CIFAR_URL"
+"""Environment variable: the address of a folder that has the official archives, to download them from."""
 
 _SIDE = 32
 _ROW = 3 * _SIDE * _SIDE
@@ -35,7 +43,7 @@ class Cifar:
         classes: what the labels stand for.
         mean: as published, per channel, of values scaled to 0..1.
         std: likewise.
-        archive: where the official batches come from.
+        archive: the official one, with the batches.
         folder: what the archive unpacks to.
         train: the batches of the training part and how many pictures each holds.
         test: likewise of the test part.
@@ -49,7 +57,7 @@ class Cifar:
     classes: tuple[str, ...]
     mean: tuple[float, float, float]
     std: tuple[float, float, float]
-    archive: str
+    archive: Archive
     folder: str
     train: dict[str, int]
     test: dict[str, int]
@@ -57,14 +65,27 @@ class Cifar:
     label_key: str
     names_key: str
 
+    @property
+    def files(self) -> tuple[str, ...]:
+        """The files of the archive that are needed."""
+        return (*self.train, *self.test, self.meta)
 
+
+# Sizes and checksums: MD5 as on the data sets' page and in torchvision, SHA-256 as in Keras.
 CIFAR10 = Cifar(
     name="cifar10",
     title="CIFAR-10",
     classes=("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"),
     mean=(0.4914, 0.4822, 0.4465),
     std=(0.2023, 0.1994, 0.2010),
-    archive="https://www.cs.toronto.edu/~kriz/cifar-10-python.tar.gz",
+    archive=Archive(
+        url="https://www.cs.toronto.edu/~kriz/cifar-10-python.tar.gz",
+        size=170_498_071,
+        checksums={
+            "md5": "c58f30108f718f92721af3b95e74349a",
+            "sha256": "6d958be074577803d12ecdefd02955f39262c83c16fe9348329d7fe0b5c001ce",
+        },
+    ),
     folder="cifar-10-batches-py",
     train={f"data_batch_{i}": 10_000 for i in range(1, 6)},
     test={"test_batch": 10_000},
@@ -73,40 +94,77 @@ CIFAR10 = Cifar(
     names_key="label_names",
 )
 
+_FINE = (
+    "apple aquarium_fish baby bear beaver bed bee beetle bicycle bottle bowl boy bridge bus butterfly camel can castle "
+    "caterpillar cattle chair chimpanzee clock cloud cockroach couch crab crocodile cup dinosaur dolphin elephant "
+    "flatfish forest fox girl hamster house kangaroo keyboard lamp lawn_mower leopard lion lizard lobster man "
+    "maple_tree motorcycle mountain mouse mushroom oak_tree orange orchid otter palm_tree pear pickup_truck pine_tree "
+    "plain plate poppy porcupine possum rabbit raccoon ray road rocket rose sea seal shark shrew skunk skyscraper snail "
+    "snake spider squirrel streetcar sunflower sweet_pepper table tank telephone television tiger tractor train trout "
+    "tulip turtle wardrobe whale willow_tree wolf woman worm"
+)
+
+CIFAR100 = Cifar(
+    name="cifar100",
+    title="CIFAR-100",
+    classes=tuple(_FINE.split()),
+    mean=(0.5071, 0.4867, 0.4408),
+    std=(0.2675, 0.2565, 0.2761),
+    archive=Archive(
+        url="https://www.cs.toronto.edu/~kriz/cifar-100-python.tar.gz",
+        size=169_001_437,
+        checksums={
+            "md5": "eb9058c3a382ffc7106e4002c42a8d85",
+            "sha256": "85cd44d02ba6437773c5bbd22e183051d648de2e7d6b014e1ef29b855ba677a7",
+        },
+    ),
+    folder="cifar-100-python",
+    train={"train": 50_000},
+    test={"test": 10_000},
+    meta="meta",
+    label_key="fine_labels",
+    names_key="fine_label_names",
+)
+
 
 def load_cifar10(options: LoadOptions) -> Dataset:
-    """Return CIFAR-10: 50,000 training and 10,000 test pictures, RGB, 32x32.
+    """Return CIFAR-10: 50,000 training and 10,000 test pictures, RGB, 32x32, in 10 classes.
 
-    It is looked for in ``--data-dir``, else in ``$VITCTL_DATA/cifar10`` and the user's data folder, as an image
-    folder or as the official batches, unpacked.
+    It is looked for in ``--data-dir``, else in ``$VITCTL_DATA/cifar10`` and the user's data folder: as an image folder, as
+    the official batches, or as the official archive, which is unpacked beside itself where that can be written. Where
+    it is not, it is downloaded, unless ``options`` say not to: to an empty ``--data-dir``, else to
+    ``$VITCTL_DATA/cifar10``, else to the user's data folder.
 
     Raises:
-        RequestError: it is in none of the places, or damaged, or something else.
-        RunFailed: the disk filled up while the pictures of an image folder were decoded.
+        RequestError: it is in none of the places and cannot be downloaded, or is damaged, or something else.
+        RunFailed: the disk filled up.
     """
     return load_cifar(CIFAR10, options)
+
+
+def load_cifar100(options: LoadOptions) -> Dataset:
+    """Return CIFAR-100 with its fine classes: like :func:`load_cifar10`, in 100 classes."""
+    return load_cifar(CIFAR100, options)
 
 
 def load_cifar(spec: Cifar, options: LoadOptions) -> Dataset:
     """Return the CIFAR that ``spec`` describes; see :func:`load_cifar10`."""
     roots = _roots(spec, options.data_dir)
-    for root in roots:
-        for place in (root, root / spec.name, root / spec.folder, root / spec.name / spec.folder):
-            if any((place / part).is_dir() for part in SPLITS):
-                return _from_folder(spec, place, options)
-            if any((place / file).is_file() for file in (*spec.train, *spec.test)):
-                return _from_batches(spec, place)
-    raise RequestError(
-        f"{spec.title} is not in {' nor in '.join(str(root) for root in roots)}; unpack {spec.archive} there, say where "
-        f"it lies with --data-dir, or train on --dataset digits, which is built in"
-    )
+    place = _find(spec, roots)
+    if place is None:
+        batches = _from_archive(spec, roots, options) or _download(spec, roots, options)
+    elif _has_pictures(place):
+        return _from_folder(spec, place, options)
+    else:
+        batches = _Batches(place)
+    return _from_batches(spec, batches)
 
 
 def _roots(spec: Cifar, data_dir: str | None) -> list[Path]:
     """Return where to look for it, the likelier first."""
     if data_dir is not None:
         root = Path(data_dir).expanduser()
-        if not root.is_dir():
+        if not os.path.isdir(root):
             raise RequestError(f"--data-dir {root} is not a folder; name the one that {spec.title} lies in")
         return [root]
     roots = [Path(platformdirs.user_data_dir("vitctl"), spec.name)]
@@ -115,14 +173,150 @@ def _roots(spec: Cifar, data_dir: str | None) -> list[Path]:
     return roots
 
 
-def _from_folder(spec: Cifar, root: Path, options: LoadOptions) -> Dataset:
-    listing = list_pictures(root)
-    if listing.classes != spec.classes:
-        odd = sorted(set(listing.classes) ^ set(spec.classes))
+def _find(spec: Cifar, roots: list[Path]) -> Path | None:
+    """Return the first place that has an image folder or batches."""
+    for root in roots:
+        for place in (root, root / spec.name, root / spec.folder, root / spec.name / spec.folder):
+            if _has_pictures(place) or _has_batches(spec, place):
+                return place
+    return None
+
+
+def _has_batches(spec: Cifar, place: Path) -> bool:
+    """Whether it has some of the official files."""
+    return any(os.path.isfile(place / file) for file in (*spec.train, *spec.test))
+
+
+def _has_pictures(place: Path) -> bool:
+    """Whether it is laid out as an image folder."""
+    return any(os.path.isdir(place / part) for part in SPLITS)
+
+
+@dataclass(frozen=True)
+class _Batches:
+    """Where batches are read from.
+
+    Attributes:
+        place: their folder, or their archive.
+        content: what is in the archive.
+    """
+
+    place: Path
+    content: Mapping[str, bytes] | None = None
+
+    def read(self, name: str) -> dict[str, Any]:
+        """Return a batch; see :func:`_read_batch`."""
+        return _read_batch(self.place / name, None if self.content is None else self.content[name])
+
+    def has(self, name: str) -> bool:
+        """Whether there is such a file."""
+        return os.path.isfile(self.place / name) if self.content is None else name in self.content
+
+
+def _from_archive(spec: Cifar, roots: list[Path], options: LoadOptions) -> _Batches | None:
+    """Return the batches of an archive that somebody put into one of the places, if it is the official one."""
+    for root in roots:
+        for folder in (root, root / spec.name):
+            path = folder / spec.archive.name
+            if not os.path.isfile(path):
+                continue
+            try:
+                fault = spec.archive.fault(path)
+            except OSError as error:
+                raise RequestError(f"{path} cannot be read ({error.strerror}); make it readable") from error
+            if fault is None:
+                return _open_archive(spec, path, options)
+            sentence = f"{path} is damaged, or not the official archive: {fault}"
+            if options.data_dir is not None:
+                raise RequestError(f"{sentence}; remove it, and download {_address(spec)} again")
+            warnings.warn(f"{sentence}; it is left alone, and downloaded anew", VitctlWarning, stacklevel=2)
+    return None
+
+
+def _open_archive(spec: Cifar, path: Path, options: LoadOptions) -> _Batches:
+    """Return the batches of an archive whose checksums are right, unpacked beside it where that can be."""
+    folder = path.parent / spec.folder
+    try:
+        with alone(path.parent, spec.archive, options.progress):
+            if not _has_batches(spec, folder):  # else another process was faster
+                unpack(path, folder, spec.files)
+        return _Batches(folder)
+    except Damaged as damaged:
+        raise _damaged(path, str(damaged)) from damaged
+    except (OSError, Stalled):  # a folder that cannot be written, or a full disk: nothing to lose a run over
+        return _read_archive(spec, path)
+
+
+def _read_archive(spec: Cifar, path: Path) -> _Batches:
+    try:
+        return _Batches(path, dict(members(path, spec.folder, spec.files)))
+    except Damaged as damaged:
+        raise _damaged(path, str(damaged)) from damaged
+    except OSError as error:
+        raise RequestError(f"{path} cannot be read ({error.strerror}); make it readable") from error
+
+
+def _download(spec: Cifar, roots: list[Path], options: LoadOptions) -> _Batches:
+    """Download the archive, and return its batches."""
+    home, url = roots[0], _address(spec)
+    looked = f"{spec.title} is not in {' nor in '.join(str(root) for root in roots)}"
+    if not options.download:
         raise RequestError(
-            f"{root / 'train'} is not {spec.title}'s, as {odd[0]!r} is {'not ' if odd[0] in spec.classes else ''}among "
-            f"its class folders; train on it with --dataset folder --data-dir {root}"
+            f"{looked}; put {url} there, unpacked or not, or name the folder that has it with --data-dir"
         )
+    if options.data_dir is not None and any(not name.startswith(".") for name in os.listdir(home)):
+        raise RequestError(
+            f"{looked}, which has other things in it; name the folder that it lies in, or leave --data-dir out and it is "
+            f"downloaded to {_roots(spec, None)[0]}, or train on --dataset digits, which is built in"
+        )
+    folder, path = home / spec.folder, home / spec.archive.name
+    try:
+        home.mkdir(parents=True, exist_ok=True)
+        with alone(home, spec.archive, options.progress):
+            if _has_batches(spec, folder):  # another process was faster
+                return _Batches(folder)
+            part = fetch(spec.archive, url, home, options.progress)
+            try:
+                unpack(part, folder, spec.files)
+            except OSError:
+                part.replace(path)
+                return _read_archive(spec, path)
+            part.unlink()
+            return _Batches(folder)
+    except Damaged as damaged:
+        raise _damaged(path, str(damaged)) from damaged
+    except Unavailable as reason:
+        raise RequestError(
+            f"{looked}, and {url} cannot be downloaded ({reason}); download it by hand and put it into {home}, or name the "
+            f"folder that has it with --data-dir (or the one above {spec.name}/ with VITCTL_DATA), or train on "
+            f"--dataset digits, which is built in"
+        ) from reason
+    except OSError as error:
+        raise not_writable(home, spec.archive, error) from error
+
+
+def _address(spec: Cifar) -> str:
+    """Return where the archive is downloaded from."""
+    mirror = os.environ.get(MIRROR)
+    if not mirror:
+        return spec.archive.url
+    try:
+        parts = urlsplit(mirror)
+        sound = parts.scheme in ("http", "https") and parts.hostname and not parts.username and parts.port != 0
+    except ValueError:
+        sound = False
+    if not sound:
+        raise RequestError(
+            f"{MIRROR} is not the http:// or https:// address of a folder, without user and password; correct it, or unset "
+            f"it to download from {spec.archive.url}"
+        )
+    return f"{mirror.rstrip('/')}/{spec.archive.name}"
+
+
+def _from_folder(spec: Cifar, root: Path, options: LoadOptions) -> Dataset:
+    _check_class_folders(spec, root)
+    listing = list_pictures(root)
+    _warn_of_counts(spec, root, listing)
 
     def decode(path: str) -> npt.NDArray[np.uint8]:
         picture = decode_picture(path, None)
@@ -137,34 +331,81 @@ def _from_folder(spec: Cifar, root: Path, options: LoadOptions) -> Dataset:
     return replace(dataset, mean=spec.mean, std=spec.std)
 
 
-def _from_batches(spec: Cifar, root: Path) -> Dataset:
-    if (root / spec.meta).is_file():
-        names = _read_batch(root / spec.meta).get(spec.names_key)
+def _check_class_folders(spec: Cifar, root: Path) -> None:
+    """Refuse an image folder with other classes, or with some missing or empty, as an unpacking cut short leaves it."""
+    for part in SPLITS:
+        if not (root / part).is_dir():
+            continue
+        try:
+            found = {
+                name: bool(os.listdir(root / part / name))
+                for name in os.listdir(root / part)
+                if os.path.isdir(root / part / name) and not name.startswith(".")
+            }
+        except OSError as error:
+            raise RequestError(f"{error.filename} cannot be listed ({error.strerror}); make it readable") from error
+        instead = f"or train on what is there with --dataset folder --data-dir {root}"
+        if odd := sorted(set(found) - set(spec.classes)):
+            raise RequestError(
+                f"{root / part} is not {spec.title}'s, as {odd[0]!r} is among its class folders; name another folder, "
+                f"{instead}"
+            )
+        lacking = [name for name in spec.classes if not found.get(name)]
+        if lacking:
+            what = "missing" if lacking[0] not in found else "empty"
+            more = f" and {len(lacking) - 1} more" if len(lacking) > 1 else ""
+            raise RequestError(
+                f"{root / part} is not the whole of {spec.title}: of its {len(spec.classes)} class folders, {lacking[0]!r}"
+                f"{more} is {what}; unpack it again, {instead}"
+            )
+
+
+def _warn_of_counts(spec: Cifar, root: Path, listing: Listing) -> None:
+    """Say so when there are not as many pictures as there should be."""
+    train, test = (listing.counts[part] for part in ("train", "test"))
+    train, test = (train + listing.counts["val"], test) if test else (train, listing.counts["val"])
+    whole_train, whole_test = sum(spec.train.values()), sum(spec.test.values())
+    per_class = np.bincount(listing.labels, minlength=len(spec.classes))
+    if (train, test) == (whole_train, whole_test) and len({*per_class.tolist()}) == 1:
+        return
+    warnings.warn(
+        f"{root} has {train:,} training and {test:,} test pictures"
+        + (" in classes of unequal size" if len({*per_class.tolist()}) > 1 else "")
+        + f", and {spec.title} has {whole_train:,} and {whole_test:,}, as many of each class: what is measured on it does "
+        f"not compare with published figures",
+        VitctlWarning,
+        stacklevel=2,
+    )
+
+
+def _from_batches(spec: Cifar, batches: _Batches) -> Dataset:
+    if batches.has(spec.meta):
+        names = batches.read(spec.meta).get(spec.names_key)
         if not isinstance(names, list) or [_text(n) for n in names if isinstance(n, (bytes, str))] != [*spec.classes]:
-            raise _damaged(root / spec.meta, f"its class names are not those of {spec.title}")
+            raise _damaged(batches.place / spec.meta, f"its class names are not those of {spec.title}")
     return Dataset(
         name=spec.name,
         classes=spec.classes,
         mean=spec.mean,
         std=spec.std,
-        train=_read_part(spec, root, spec.train),
+        train=_read_part(spec, batches, spec.train),
         val=None,
-        test=_read_part(spec, root, spec.test),
+        test=_read_part(spec, batches, spec.test),
         flip=DATASETS[spec.name].flip,
         native_size=_SIDE,
-        source=str(root),
+        source=str(batches.place),
     )
 
 
-def _read_part(spec: Cifar, root: Path, files: dict[str, int]) -> Pictures:
+def _read_part(spec: Cifar, batches: _Batches, files: dict[str, int]) -> Pictures:
     images = np.empty((sum(files.values()), _ROW), dtype=np.uint8)
     labels = np.empty(len(images), dtype=np.int64)
     start = 0
     for file, count in files.items():
         stop = start + count
-        batch = _read_batch(root / file)
-        images[start:stop] = _rows(root / file, batch.get("data"), count)
-        labels[start:stop] = _labels(root / file, batch.get(spec.label_key), count, len(spec.classes))
+        batch, path = batches.read(file), batches.place / file
+        images[start:stop] = _rows(path, batch.get("data"), count)
+        labels[start:stop] = _labels(path, batch.get(spec.label_key), count, len(spec.classes))
         start = stop
     planes = torch.from_numpy(images).view(-1, 3, _SIDE, _SIDE)  # [n, 3072] -> [n, 3, 32, 32]
     return Pictures(planes, torch.from_numpy(labels))
@@ -194,7 +435,8 @@ def _text(word: bytes | str) -> str:
 
 def _damaged(path: Path, reason: str) -> RequestError:
     return RequestError(
-        f"{path} is damaged, or no batch of this data set ({reason}); unpack the official archive again"
+        f"{path} is damaged, or no batch of this data set ({reason}); unpack the official archive again, or remove "
+        f"{path.parent} to have it downloaded"
     )
 
 
@@ -289,20 +531,27 @@ class _Unpickler(pickle.Unpickler):
             raise pickle.UnpicklingError(f"it asks for {f'{module}.{name}'[:80]!a}, which no batch needs") from None
 
 
-def _read_batch(path: Path) -> dict[str, Any]:
+def _read_batch(path: Path, content: bytes | None = None) -> dict[str, Any]:
     """Return what a pickled batch holds, by name, with an :class:`_Array` for every array; nothing in it is run.
+
+    Args:
+        path: the file.
+        content: its bytes, where they are known already.
 
     Raises:
         RequestError: the file is missing, truncated, no batch, or names anything else than arrays need.
     """
     try:
-        with open(path, "rb") as file:
-            content = _Unpickler(file, encoding="bytes").load()
+        with open(path, "rb") if content is None else io.BytesIO(content) as file:
+            table = _Unpickler(file, encoding="bytes").load()
     except OSError as error:
-        raise RequestError(f"{path} cannot be read ({error.strerror}); unpack the official archive again") from error
+        raise RequestError(
+            f"{path} cannot be read ({error.strerror}); unpack the official archive again, or remove {path.parent} to have "
+            f"it downloaded"
+        ) from error
     # A crafted or broken pickle can make the unpickler raise nearly anything.
     except Exception as error:
         raise _damaged(path, " ".join(str(error).split()) or type(error).__name__) from error
-    if not isinstance(content, dict):
+    if not isinstance(table, dict):
         raise _damaged(path, "it holds no table")
-    return {_text(key): value for key, value in content.items() if isinstance(key, (bytes, str))}
+    return {_text(key): value for key, value in table.items() if isinstance(key, (bytes, str))}

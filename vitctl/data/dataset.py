@@ -6,9 +6,8 @@ Letters in shapes: n pictures, C channels, H and W their height and width.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -18,8 +17,18 @@ from vitctl.data import DATASETS
 from vitctl.errors import RequestError
 from vitctl.registry import lookup
 
-Progress = Callable[[int, int], None]
-"""Called with how many pictures are done and how many there are in all."""
+
+class LoadProgress(Protocol):
+    """Is told how far it is with getting the data ready."""
+
+    def __call__(self, done: int, count: int, *, download: str = "") -> None:
+        """``done`` of ``count`` pictures are decoded.
+
+        Args:
+            done: so many.
+            count: of so many.
+            download: a line that says what is being downloaded; ``done`` and ``count`` are then bytes.
+        """
 
 
 @dataclass(frozen=True)
@@ -77,17 +86,25 @@ class LoadOptions:
         data_dir: ``--data-dir``, where given.
         size: side in pixels that pictures of any size are decoded to; data sets of one size keep theirs.
         skip_bad_images: leave out what cannot be read instead of failing.
-        progress: called while pictures are decoded.
+        progress: called while data are downloaded and pictures decoded.
+        download: download what is not here; else it is missing.
     """
 
     data_dir: str | None
     size: int
     skip_bad_images: bool
-    progress: Progress | None
+    progress: LoadProgress | None
+    download: bool = True
 
 
 def load_dataset(
-    name: str, *, data_dir: str | None, size: int, skip_bad_images: bool, progress: Progress | None = None
+    name: str,
+    *,
+    data_dir: str | None,
+    size: int,
+    skip_bad_images: bool,
+    progress: LoadProgress | None = None,
+    download: bool = True,
 ) -> Dataset:
     """Read the data set ``name`` of ``DATASETS``.
 
@@ -96,15 +113,22 @@ def load_dataset(
         data_dir: where it lies, if not in the usual places.
         size: side in pixels, for data sets whose pictures have any size.
         skip_bad_images: leave out pictures that cannot be read, and list them in :attr:`Dataset.skipped`.
-        progress: called with (pictures decoded, pictures to decode), from this thread; never when nothing is decoded.
+        progress: called while data are downloaded and pictures decoded, from this thread; never when there is nothing to do.
+        download: download what is not here; else it is missing.
 
     Raises:
         RequestError: no such data set, or it is missing, damaged or not laid out as it must be.
-        RunFailed: the disk filled up while pictures were decoded.
+        RunFailed: the disk filled up while data were downloaded or pictures decoded.
     """
     load = lookup(DATASETS, name, "--dataset").load()
     dataset: Dataset = load(
-        LoadOptions(data_dir=data_dir or None, size=size, skip_bad_images=skip_bad_images, progress=progress)
+        LoadOptions(
+            data_dir=data_dir or None,
+            size=size,
+            skip_bad_images=skip_bad_images,
+            progress=progress,
+            download=download,
+        )
     )
     return dataset
 

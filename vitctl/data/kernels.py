@@ -2,7 +2,8 @@
 
 They compute what Pillow computes, which torchvision's and the predecessor's augmentations call: nearest neighbour and
 black where a picture is moved out of its frame, results cut off to whole grey levels. Where Pillow works in whole
-numbers so does this, so that the pictures do not depend on the device.
+numbers so does this, so that the pictures do not depend on the device; autocontrast works in whole numbers where Pillow
+does not, and is a level brighter where Pillow's rounding errors fall short of one.
 
 Letters in shapes: b pictures, C channels (1 or 3), H and W their height and width, P = H * W.
 """

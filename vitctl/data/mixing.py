@@ -53,9 +53,9 @@ def draw_mix(count: int, height: int, width: int, *, mixup: float, cutmix: float
     """Draw partners and shares, on the CPU.
 
     Mixup (Zhang et al. 2018, arXiv 1710.09412): a picture keeps a share of Beta(alpha, alpha). CutMix (Yun et al. 2019, arXiv
-    1905.04899): a box of the partner's is pasted in, whose area is 1 minus such a share where it lies in the frame whole;
-    its centre is uniform, and the share is then what was left of the picture. Where both are on, each picture takes
-    either with probability 1/2.
+    1905.04899): a box of the partner's is pasted in, whose area is 1 minus such a share where it lies in the frame whole,
+    but for rounding down; its centre is uniform, and the picture's share is then what was left of it. Where both are on,
+    each picture takes either with probability 1/2.
 
     Args:
         count: pictures of the batch, B.
@@ -72,15 +72,9 @@ def draw_mix(count: int, height: int, width: int, *, mixup: float, cutmix: float
     share = weight / PARTS
     boxes = np.zeros((count, 4), dtype=np.int64)
     if cutmix:
-        side = np.sqrt(1 - random.beta(cutmix, cutmix, count))
-        boxes = boxes_around(
-            random.integers(0, height, count),
-            random.integers(0, width, count),
-            side * height,
-            side * width,
-            height,
-            width,
-        )
+        left = random.beta(cutmix, cutmix, count)
+        y, x = random.integers(0, height, count), random.integers(0, width, count)
+        boxes = cutmix_boxes(left, y, x, height, width)
         area = (boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1])
         pasted = random.random(count) < 0.5 if mixup else np.ones(count, dtype=bool)
         boxes[~pasted] = 0
@@ -92,6 +86,20 @@ def draw_mix(count: int, height: int, width: int, *, mixup: float, cutmix: float
         boxes=torch.from_numpy(boxes),
         share=torch.from_numpy(share.astype(np.float32)),
     )
+
+
+def cutmix_boxes(kept: Numbers, y: Whole, x: Whole, height: int, width: int) -> Whole:
+    """Return the boxes of CutMix, which reach equally far, in whole pixels, to either side of their centres; int64 ``[B, 4]``.
+
+    Args:
+        kept: float ``[B]``, what a box that is not cut off leaves of the picture, but for rounding down.
+        y: int ``[B]``, rows of the centres.
+        x: int ``[B]``, columns.
+        height: of the pictures.
+        width: of the pictures.
+    """
+    half = 0.5 * np.sqrt(1 - kept)
+    return boxes_around(y, x, 2 * np.floor(half * height), 2 * np.floor(half * width), height, width)
 
 
 def boxes_around(y: Whole, x: Whole, tall: Numbers, wide: Numbers, height: int, width: int) -> Whole:
@@ -174,8 +182,8 @@ def erase_boxes(count: int, height: int, width: int, probability: float, seed: i
     boxes = torch.stack([top, left, top + tall, left + wide], 2)  # [B, tries, 4]
     first = fits.int().argmax(1)[:, None, None].expand(-1, 1, 4)
     wanted = chosen & fits.any(1)
-    first_fitting: Tensor = boxes.gather(1, first)[:, 0].long()
-    return first_fitting * wanted[:, None]
+    first_fitting = boxes.gather(1, first)[:, 0].long()  # [B, 4]
+    return first_fitting.mul_(wanted[:, None])
 
 
 def cutout_boxes(count: int, height: int, width: int, share: float, seed: int) -> Tensor:

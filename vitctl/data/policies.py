@@ -164,10 +164,9 @@ def _ranges(
         factor: greatest change of brightness, color, contrast and sharpness.
         bits_lost: most bits that posterize drops.
     """
-    share = [i / (steps - 1) for i in range(steps)]
 
     def up_to(greatest: float) -> list[float]:
-        return [greatest * part for part in share]
+        return [greatest * i / (steps - 1) for i in range(steps)]  # divided last, so that what is whole stays so
 
     height, width = shape
     every = [
@@ -176,8 +175,8 @@ def _ranges(
         Range("translate_y", [float(int(v)) for v in up_to(TRANSLATE * height)], signed=True),
         Range("rotate", up_to(rotate), signed=True),
         *(Range(n, up_to(factor), signed=True, middle=1) for n in ("brightness", "color", "contrast", "sharpness")),
-        Range("posterize", [8 - round(bits_lost * part) for part in share]),
-        Range("solarize", [255 * (1 - part) for part in share]),
+        Range("posterize", [8 - round(bits) for bits in up_to(bits_lost)]),
+        Range("solarize", up_to(255)[::-1]),
         *map(Range, PLAIN),
     ]
     return {each.name: each for each in every}

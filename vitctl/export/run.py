@@ -48,8 +48,8 @@ class Watcher(Protocol):
     def evaluating(self, what: str, done: int, count: int) -> None:
         """``done`` of ``count`` pictures of a longer piece of work are done."""
 
-    def decoding(self, done: int, count: int) -> None:
-        """``done`` of ``count`` pictures are decoded into the cache."""
+    def decoding(self, done: int, count: int, *, download: str = "") -> None:
+        """``done`` of ``count`` pictures are decoded into the cache, or bytes downloaded."""
 
 
 @dataclass
@@ -129,10 +129,18 @@ def _data_at_hand(request: ExportRequest, classifier: Classifier, watcher: Watch
     """Return the data set to check on, or None where it is not here and was not asked for by name."""
     if not request.verify and not request.quantize:
         return None
+    named = request.dataset is not None or request.data_dir is not None
+    needed = named or bool(request.quantize) or request.verify_on is None
     try:
-        return load_data_for(classifier, dataset=request.dataset, data_dir=request.data_dir, decoding=watcher.decoding)
+        return load_data_for(
+            classifier,
+            dataset=request.dataset,
+            data_dir=request.data_dir,
+            decoding=watcher.decoding,
+            download=needed,
+        )
     except RequestError as error:
-        if request.dataset is not None or request.data_dir is not None:
+        if named:
             raise
         if request.quantize:
             raise RequestError(

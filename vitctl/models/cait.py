@@ -101,7 +101,7 @@ class Layer(nn.Module):
         if self.training and self.layer_dropout:
             # Drawn for each picture, not for the whole batch: no layer is ever left without a gradient, and the pieces
             # of a batch are no different from the batch.
-            kept = torch.rand(len(x), 1, 1, device=x.device) >= self.layer_dropout
+            kept = torch.rand(x.shape[0], 1, 1, device=x.device) >= self.layer_dropout
             return torch.where(kept, out, x)
         return out
 
@@ -141,7 +141,7 @@ class CaiT(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Return the logits ``[B, K]`` of the pictures ``[B, C, H, W]``."""
         patches = self.blocks(self.pos_drop(self.patch_embed(x) + self.pos_embed))  # [B, N, D]
-        token = self.cls_token.expand(len(patches), -1, -1)  # [B, 1, D]
+        token = self.cls_token.expand(patches.shape[0], -1, -1)  # [B, 1, D]
         for block in self.class_blocks:
             token = block(token, patches)
         logits: Tensor = self.head(self.norm(token[:, 0]))

@@ -155,7 +155,7 @@ class CompactTransformer(nn.Module):
         """Return the logits ``[B, K]`` of the pictures ``[B, C, H, W]``."""
         x = self.tokenizer(x)  # [B, N, D]
         if self.cls_token is not None:
-            x = torch.cat((self.cls_token.expand(len(x), -1, -1), x), dim=1)  # [B, 1 + N, D]
+            x = torch.cat((self.cls_token.expand(x.shape[0], -1, -1), x), dim=1)  # [B, 1 + N, D]
         x = self.norm(self.blocks(self.pos_drop(x + self.pos_embed)))
         if self.attention_pool is None:
             x = x[:, 0]  # [B, D]

@@ -89,7 +89,11 @@ class WindowAttention(nn.Module):
         mask = mask.expand(qkv.shape[2], -1, -1) if self.shift else mask[:1]
         q, k, v = qkv.unbind(0)  # [B, m * h, n, d] each
         seen = F.scaled_dot_product_attention(q, k, v, attn_mask=mask[None])  # [B, m * h, n, d]
-        seen = rearrange(seen, "b (y x h) (p q) d -> b (y p) (x q) (h d)", y=rows, h=h, p=w)  # [B, H, W, h * d]
+        seen = torch.unflatten(torch.unflatten(seen, 2, (w, w)), 1, (rows, -1, h))  # [B, y, x, h, p, q, d]
+        # Copied by hand, where a reshape would find a view to do at times: exporters write the attention anew, and lay its
+        # result out in another order, of which that view is none.
+        seen = seen.permute(0, 1, 4, 2, 5, 3, 6).clone(memory_format=torch.contiguous_format)  # [B, y, p, x, q, h, d]
+        seen = seen.flatten(5).flatten(3, 4).flatten(1, 2)  # [B, H, W, h * d]
         out: Tensor = self.proj_drop(self.proj(seen))
         if self.shift:
             out = out.roll((self.shift, self.shift), (1, 2))

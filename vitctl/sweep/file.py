@@ -450,7 +450,7 @@ class _Reader:
             if "parameters" in settings:
                 inner = settings["parameters"]
                 if group or key not in OPTION_TABLES:
-                    self.wrong(here, f"{name!r} has no parameters of its own; {' and '.join(OPTION_TABLES)} have")
+                    self.wrong(here, f"{name!r} has no parameters of its own; only {', '.join(OPTION_TABLES)} have")
                 elif len(settings) > 1 or not isinstance(inner, dict) or not inner:
                     self.wrong(here, f"{name!r}: parameters: stands alone, with names and values below it")
                 else:

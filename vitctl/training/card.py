@@ -22,10 +22,17 @@ def find_card(config: TrainConfig) -> Card | None:
     decides what is computed differs from the recipe: seed, device, threads and the like may.
     """
     for card in RECIPES[config.recipe].cards if config.recipe in RECIPES else ():
-        if (card.net, card.dataset, card.epochs) == (config.net, config.dataset, config.epochs):
-            usual = resolve_config(
-                {"recipe": config.recipe, "net": card.net, "dataset": card.dataset, "epochs": card.epochs}
-            )
+        if (card.net, card.dataset) == (config.net, config.dataset):
+            asked = {
+                "recipe": config.recipe,
+                "dataset": card.dataset,
+                "epochs": card.epochs,
+                "max_steps": card.max_steps,
+            }
+            asked = {name: value for name, value in asked.items() if value is not None}
+            usual = resolve_config(asked)
+            if usual.net != card.net:
+                usual = resolve_config({**asked, "net": card.net})
             if _what_counts(usual) == _what_counts(config):
                 return card
     return None

@@ -9,6 +9,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from vitctl import devices
 from vitctl.models import build_model
 from vitctl.training.session import batch_pieces, make_normalize
 from vitctl.training.trained import Trained
@@ -61,6 +62,7 @@ def classifier_of(trained: Trained, device: torch.device) -> Classifier:
     """Return ``trained``, which is on ``device``, as a classifier that PyTorch runs."""
     config = trained.config
     normalize = make_normalize(config, trained.mean, trained.std, device)
+    precision = devices.nearest_precision(config.precision, device)
 
     def build() -> torch.nn.Module:
         return build_model(
@@ -73,7 +75,8 @@ def classifier_of(trained: Trained, device: torch.device) -> Classifier:
 
     @torch.inference_mode()
     def logits(images: Tensor) -> Tensor:
-        outputs: Tensor = trained.model(normalize(images.to(device)))
+        with devices.autocast(device, precision):
+            outputs: Tensor = trained.model(normalize(images.to(device)))
         return outputs.float().cpu()
 
     return Classifier(

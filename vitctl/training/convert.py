@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from vitctl.config import resolve_config
-from vitctl.data.cifar import CIFAR10
+from vitctl.data.cifar import CIFAR10, CIFAR100
 from vitctl.errors import RequestError
 from vitctl.models import build_model
 from vitctl.models.legacy import RULES, translate
@@ -19,21 +19,7 @@ from vitctl.registry import split_spec, suggest
 from vitctl.training.checkpoint import FORMAT, save_checkpoint
 from vitctl.training.session import Progress
 
-_CIFAR100 = (
-    "apple aquarium_fish baby bear beaver bed bee beetle bicycle bottle bowl boy bridge bus butterfly camel can castle "
-    "caterpillar cattle chair chimpanzee clock cloud cockroach couch crab crocodile cup dinosaur dolphin elephant "
-    "flatfish forest fox girl hamster house kangaroo keyboard lamp lawn_mower leopard lion lizard lobster man "
-    "maple_tree motorcycle mountain mouse mushroom oak_tree orange orchid otter palm_tree pear pickup_truck pine_tree "
-    "plain plate poppy porcupine possum rabbit raccoon ray road rocket rose sea seal shark shrew skunk skyscraper snail "
-    "snake spider squirrel streetcar sunflower sweet_pepper table tank telephone television tiger tractor train trout "
-    "tulip turtle wardrobe whale willow_tree wolf woman worm"
-)
-CIFAR100_CLASSES = tuple(_CIFAR100.split())
-
-DATA = {
-    "cifar10": (CIFAR10.classes, (0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010)),
-    "cifar100": (CIFAR100_CLASSES, (0.5071, 0.4867, 0.4408), (0.2675, 0.2565, 0.2761)),
-}
+DATA = {spec.name: (spec.classes, spec.mean, spec.std) for spec in (CIFAR10, CIFAR100)}
 """Classes, mean and deviation that the predecessor's scripts trained with."""
 
 

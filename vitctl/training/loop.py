@@ -22,6 +22,9 @@ from vitctl.units import parse_save_every
 READ_EVERY = 50
 """Steps between two reads of the loss from an accelerator; each read waits for the device."""
 
+SMALLEST_SCALE = 2.0**-14
+"""Scale of an fp16 loss below which every step has overflowed for long: it starts at 2^16 and is halved at each."""
+
 PREDECESSOR_BATCH = 100
 """Pictures of an evaluation batch of the predecessor, which printed the sum of the batches' mean losses."""
 
@@ -50,7 +53,9 @@ class Observer(Protocol):
         """The final figures, as in ``summary.json``."""
 
 
-def fit(session: Session, folder: RunFolder, observer: Observer, resume_command: str) -> Record:
+def fit(
+    session: Session, folder: RunFolder, observer: Observer, resume_command: str, started: float | None = None
+) -> Record:
     """Train until the run's last step, then test, and return the summary.
 
     Args:
@@ -58,13 +63,14 @@ def fit(session: Session, folder: RunFolder, observer: Observer, resume_command:
         folder: of the run.
         observer: told of everything.
         resume_command: printed when the run is stopped.
+        started: when the run's time began, by :func:`time.monotonic`; None is now.
 
     Raises:
         RunFailed: the loss is not finite, or memory or disk is used up; the last good checkpoint stands.
         Interrupted: SIGINT or SIGTERM came, and the state is saved.
     """
     progress, config = session.progress, session.config
-    clock, watch = Clock(session), CardWatch(session)
+    clock, watch = Clock(session, started), CardWatch(session)
     save_steps, save_seconds = (
         parse_save_every(config.save_every, "--save-every") if config.save_every else (None, None)
     )
@@ -140,7 +146,7 @@ def train_step(session: Session) -> None:
         RunFailed: loss or gradient is not finite (found before the update on CPU, within :data:`READ_EVERY` steps on
             an accelerator, and always before anything is saved), or memory ran out.
     """
-    progress, config, device = session.progress, session.config, session.device
+    progress, config, device, scaler = session.progress, session.config, session.device, session.scaler
     start = time.perf_counter()
     images, labels = session.batches.batch(progress.epoch, progress.step_in_epoch)
     data_seconds = time.perf_counter() - start
@@ -158,21 +164,28 @@ def train_step(session: Session) -> None:
             normalize_start = time.perf_counter()
             x = session.normalize(piece)
             normalize_seconds += time.perf_counter() - normalize_start
-            logits = session.model(x)
-            loss = F.cross_entropy(logits, target, reduction="sum", label_smoothing=config.label_smoothing)
-            torch.autograd.backward(loss / count)
+            with session.autocast():
+                logits = session.forward(x)
+            loss = F.cross_entropy(logits.float(), target, reduction="sum", label_smoothing=config.label_smoothing)
+            torch.autograd.backward(scaler.scale(loss / count) if scaler else loss / count)
             loss_sum += loss.detach()
             label = target if target.ndim == 1 else target.argmax(1)  # of a mixed picture: that of its greater part
             correct += (logits.detach().argmax(1) == label).sum()
 
+        if scaler and config.clip_grad:
+            scaler.unscale_(session.optimizer)
         grads = [p.grad for p in session.model.parameters() if p.grad is not None]
         if config.clip_grad or device.type == "cpu":
             norm = torch.nn.utils.get_total_norm(grads, foreach=True)
             if device.type == "cpu":  # reading costs nothing here
-                check_finite(session, loss_sum.item(), norm.item())
+                check_finite(session, loss_sum.item(), *([] if scaler else [norm.item()]))
             if config.clip_grad:
                 torch.nn.utils.clip_grads_with_norm_(session.model.parameters(), config.clip_grad, norm, foreach=True)
-        session.optimizer.step()
+        if scaler:  # a step whose gradients overflowed is left out, and the scale halved
+            scaler.step(session.optimizer)
+            scaler.update()
+        else:
+            session.optimizer.step()
         session.optimizer.zero_grad()
         if session.average:
             session.average.update(session.model, progress.step + 1)
@@ -194,7 +207,12 @@ def train_step(session: Session) -> None:
 
 
 def check_finite(session: Session, *values: float) -> None:
-    """Raise NotFinite when a loss or a gradient's norm is infinite or not a number."""
+    """Raise NotFinite when a loss or a gradient's norm is infinite or not a number, or fp16 cannot hold the gradients."""
+    if session.scaler and session.scaler.get_scale() < SMALLEST_SCALE:
+        raise NotFinite(
+            f"the gradients overflow fp16 at every step (step {session.progress.step + 1}); try --precision bf16 or fp32, or a "
+            f"lower --lr"
+        )
     if all(math.isfinite(value) for value in values):
         return
     progress, last = session.progress, session.last_saved
@@ -224,8 +242,8 @@ def epoch_record(session: Session, observer: Observer, stop: StopRequest) -> Rec
         start = time.perf_counter()
         result = measure(session, splits.val, str(splits.val_split), observer, stop)
         row |= {"val_loss": result.loss, "val_acc": result.acc, "val_split": splits.val_split}
-        if splits.val_split == "test":
-            row["val_loss_sum"] = result.loss * len(splits.val.index) / PREDECESSOR_BATCH
+        if session.config.loss_sum:
+            row["val_loss_sum"] = result.sum_of_means(PREDECESSOR_BATCH)
         row["eval_time"] = round(time.perf_counter() - start, 4)
     row |= {
         "epoch_time": round(progress.train_seconds, 4),
@@ -236,8 +254,10 @@ def epoch_record(session: Session, observer: Observer, stop: StopRequest) -> Rec
     return row
 
 
-def measure(session: Session, subset: Subset, what: str, observer: Observer, stop: StopRequest) -> Evaluation:
-    """Evaluate the weights that count: the average where one is kept.
+def measure(
+    session: Session, subset: Subset, what: str, observer: Observer, stop: StopRequest, *, mirror: bool = False
+) -> Evaluation:
+    """Evaluate the weights that count: the average where one is kept; see :func:`vitctl.training.evaluate.evaluate`.
 
     Raises:
         Stopped: a signal came.
@@ -249,6 +269,8 @@ def measure(session: Session, subset: Subset, what: str, observer: Observer, sto
         session.normalize,
         session.device,
         session.eval_batch,
+        precision=session.precision,
+        mirror=mirror,
         stop=lambda: bool(stop),
         progress=lambda done, count: observer.evaluating(what, done, count),
     )
@@ -277,11 +299,14 @@ def final_summary(session: Session, folder: RunFolder, observer: Observer, stop:
     }
     if splits.val_split in ("holdout", "val"):
         summary |= {"best_val_acc": progress.best_val_acc, "best_epoch": progress.best_epoch}
-    if splits.val_split == "test" and row["step"] == progress.step:
+    mirror = config.tta == "flip"
+    if splits.val_split == "test" and row["step"] == progress.step and not mirror:
         summary |= {"test_loss": row["val_loss"], "test_acc": row["val_acc"]}  # measured already, with these weights
     else:
-        result = measure(session, splits.test, "test", observer, stop)
+        result = measure(session, splits.test, "test", observer, stop, mirror=mirror)
         summary |= {"test_loss": result.loss, "test_acc": result.acc}
+        if result.mirrored is not None:
+            summary |= {"test_loss_tta": result.mirrored.loss, "test_acc_tta": result.mirrored.acc, "tta": config.tta}
     epochs = session.history
     trained = sum(row["epoch_time"] for row in epochs)
     summary |= {
@@ -292,6 +317,8 @@ def final_summary(session: Session, folder: RunFolder, observer: Observer, stop:
         "skipped_images": len(session.dataset.skipped),
         "params": parameters(session),
         "micro_batch": session.micro_batch,
+        "precision": session.precision,
+        **({"compile_time": round(session.compile_time, 3)} if session.compile_time is not None else {}),
         "epoch_time": round(trained / len(epochs), 4),
         "images_per_second": round(sum(row["images_per_second"] * row["epoch_time"] for row in epochs) / trained, 2),
         "data_wait": round(sum(row["data_wait"] * row["epoch_time"] for row in epochs) / trained, 5),
@@ -308,12 +335,13 @@ class Clock:
 
     Args:
         session: whose progress is reported.
+        started: when the time of this session began, by :func:`time.monotonic`; None is now.
     """
 
-    def __init__(self, session: Session) -> None:
+    def __init__(self, session: Session, started: float | None = None) -> None:
         self.session = session
         self.before = session.progress.seconds
-        self.start = time.monotonic()
+        self.start = time.monotonic() if started is None else started
         self.first_step = session.progress.step
         self.trained = 0.0
         self.seen_seconds = session.progress.train_seconds

@@ -15,7 +15,9 @@ from vitctl.config import TrainConfig
 from vitctl.errors import NotFinite, RequestError, RunFailed
 from vitctl.optim import doubtful_betas
 from vitctl.optim.schedule import RangeTest
+from vitctl.training.compiling import compile_network
 from vitctl.training.loop import Record, train_step
+from vitctl.training.pictures import check_picture
 from vitctl.training.session import Session, open_session
 
 LOW, HIGH, STEPS = 1e-3, 1e3, 200
@@ -50,8 +52,8 @@ class Watcher(Protocol):
     def message(self, text: str) -> None:
         """Something that the user should know."""
 
-    def decoding(self, done: int, count: int) -> None:
-        """``done`` of ``count`` pictures are decoded."""
+    def decoding(self, done: int, count: int, *, download: str = "") -> None:
+        """``done`` of ``count`` pictures are decoded, or bytes downloaded."""
 
 
 def find_lr(config: TrainConfig, watcher: Watcher, picture: Path | None = None) -> Record:
@@ -66,7 +68,7 @@ def find_lr(config: TrainConfig, watcher: Watcher, picture: Path | None = None) 
         config: the settings; ``max_steps`` is how many steps to take, :data:`STEPS` when nobody says, and ``lr`` is the
             middle of the range.
         watcher: told of everything.
-        picture: where to draw the curve; see :func:`check_picture`.
+        picture: where to draw the curve, in one of the formats :data:`PICTURES`.
 
     Returns:
         ``lr``, ``loss`` and ``smoothed``: a list each, an item a step; ``suggestion``, ``lowest`` (the rate at the least
@@ -78,7 +80,9 @@ def find_lr(config: TrainConfig, watcher: Watcher, picture: Path | None = None) 
         RunFailed: memory ran out, or the picture could not be written.
     """
     if picture is not None:
-        check_picture(picture)
+        check_picture(picture, "--lr-finder-out", PICTURES)
+        if not can_draw():
+            raise RequestError(f"--lr-finder-out {picture} needs matplotlib, which is not installed; {EXTRA}")
     if not config.lr:
         raise RequestError("--lr-finder looks around --lr, and --lr is 0; leave it out")
     start = time.monotonic()
@@ -86,6 +90,7 @@ def find_lr(config: TrainConfig, watcher: Watcher, picture: Path | None = None) 
     if steps <= 2 * SKIPPED:
         raise RequestError(f"--max-steps {steps} are too few for --lr-finder; take {2 * SKIPPED + 1} or more")
     session = open_session(dataclasses.replace(config, epochs=None, max_steps=steps, patience=None), watcher.decoding)
+    compile_network(session, watcher.message)
     if doubt := doubtful_betas(config.opt, config.opt_options):
         watcher.message(f"warning: {doubt}")
     session.schedule = RangeTest("range", steps, low=LOW, high=HIGH)
@@ -180,29 +185,6 @@ def suggest(rates: Sequence[float], smoothed: Sequence[float]) -> dict[str, floa
     slopes = {i: (smoothed[i + 1] - smoothed[i - 1]) / math.log(rates[i + 1] / rates[i - 1]) for i in range(1, bottom)}
     steepest = min(slopes, key=slopes.__getitem__)
     return {"suggestion": rates[steepest], "lowest": rates[bottom], "lowest_tenth": rates[bottom] / 10}
-
-
-def check_picture(path: Path) -> None:
-    """Refuse a picture that could not be drawn, before any work.
-
-    Raises:
-        RequestError: matplotlib is missing, the format is none of :data:`PICTURES`, or the folder is not there or not
-            writable.
-    """
-    if path.suffix.lower() not in PICTURES:
-        raise RequestError(f"--lr-finder-out {path}: the picture's name must end in {', '.join(PICTURES)}")
-    if not path.parent.is_dir() or path.is_dir():
-        raise RequestError(f"--lr-finder-out {path}: there is no such folder; make it first, or name another")
-    if not can_draw():
-        raise RequestError(f"--lr-finder-out {path} needs matplotlib, which is not installed; {EXTRA}")
-    there = path.exists()
-    try:
-        with open(path, "ab"):
-            pass
-    except OSError as error:
-        raise RequestError(f"--lr-finder-out {path} cannot be written: {error.strerror}; name another place") from error
-    if not there:
-        path.unlink()
 
 
 def can_draw() -> bool:

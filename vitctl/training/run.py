@@ -10,21 +10,31 @@ from pathlib import Path
 from typing import Any
 
 from vitctl import devices
-from vitctl.config import FLAGS, TrainConfig, flag_name, pretrained_word
+from vitctl.config import FLAGS, TrainConfig, check_tracked, flag_name, pretrained_word
 from vitctl.data import AUGMENTATIONS
+from vitctl.data.dataset import LoadProgress
 from vitctl.errors import RequestError
 from vitctl.models import find_model
 from vitctl.optim import doubtful_betas, find_optimizer
 from vitctl.registry import Entry, lookup, split_spec
+from vitctl.training.budget import fit_to_time
+from vitctl.training.compiling import compile_network
 from vitctl.training.loop import Observer, Record, fit, train_step
 from vitctl.training.run_folder import RunFolder
 from vitctl.training.session import Session, open_session, parameters, run_length
+from vitctl.training.trackers import check_trackers, tracked
 
-Decoding = Callable[[int, int], None]
+Decoding = LoadProgress
 
 
 def start_run(
-    config: TrainConfig, runs_dir: Path, name: str | None, observer: Observer, decoding: Decoding | None = None
+    config: TrainConfig,
+    runs_dir: Path,
+    name: str | None,
+    observer: Observer,
+    decoding: Decoding | None = None,
+    *,
+    started: float | None = None,
 ) -> Record:
     """Train a new run and return its summary.
 
@@ -33,50 +43,68 @@ def start_run(
         runs_dir: where run folders lie.
         name: of the folder; None makes one up.
         observer: told of everything.
-        decoding: told of the progress of decoding pictures.
+        decoding: told of the progress of downloading data and decoding pictures.
+        started: when the run's time began, also that of ``--max-time``, by :func:`time.monotonic`; None is now.
 
     Raises:
         RequestError: device, data, network or folder cannot be had; nothing was written.
         RunFailed, Interrupted: see :func:`vitctl.training.loop.fit`.
     """
+    started = time.monotonic() if started is None else started
+    check_trackers(config)
     if name is not None and (runs_dir / name / "config.json").exists():
         RunFolder.create(runs_dir, name, config)  # raises, before data are decoded
     session = open_session(config, decoding)
     if doubt := doubtful_betas(config.opt, config.opt_options):
         observer.message(f"warning: {doubt}")
+    compile_network(session, observer.message)
+    if config.max_time:
+        observer.message(fit_to_time(session, started))
+        config = session.config
     folder = RunFolder.create(runs_dir, name, config)
     with folder.locked():
         if session.pretrained:
             observer.message(session.pretrained)
         folder.add_session(
             config,
-            devices.environment(session.device),
+            run_environment(session),
             0,
-            micro_batch=session.micro_batch,
             **({"pretrained": session.pretrained} if session.pretrained else {}),
         )
-        return fit(session, folder, observer, resume_command(folder))
+        with tracked(config, folder, observer) as everyone:
+            return fit(session, folder, everyone, resume_command(folder), started)
 
 
-def resume_run(path: Path, changes: Mapping[str, Any], observer: Observer, decoding: Decoding | None = None) -> Record:
+def resume_run(
+    path: Path,
+    changes: Mapping[str, Any],
+    observer: Observer,
+    decoding: Decoding | None = None,
+    *,
+    started: float | None = None,
+) -> Record:
     """Go on with the run in ``path``, to bit-identical weights on the same machine, and return its summary.
 
     Args:
         path: the run's folder.
         changes: settings given anew; see ``resumable`` of :class:`vitctl.config.Flag` for those that may differ.
         observer: told of everything.
-        decoding: told of the progress of decoding pictures.
+        decoding: told of the progress of downloading data and decoding pictures.
+        started: when the time of this session began, by :func:`time.monotonic`; None is now.
 
     Raises:
         RequestError: no run there, a setting that may not change, or no whole checkpoint.
         RunFailed, Interrupted: see :func:`vitctl.training.loop.fit`.
     """
+    started = time.monotonic() if started is None else started
     folder = RunFolder.open(path)
     with folder.locked():
         folder.remove_orphans()
         document = folder.read_document()
         stored = TrainConfig.from_dict(document["config"])
         config = changed_config(stored, changes)
+        check_tracked(config.wandb, changes)
+        check_trackers(config)
         found = folder.newest(observer.message, set_aside=True)
         checkpoint = found[1] if found else None
         if found and not found[1]["optimizer"]:  # vitctl convert makes such ones
@@ -84,6 +112,11 @@ def resume_run(path: Path, changes: Mapping[str, Any], observer: Observer, decod
         extended = (config.epochs, config.max_steps) != (stored.epochs, stored.max_steps)
         summary = folder.read_summary()
         if summary is not None and checkpoint is not None and not extended:
+            if config.tta != stored.tta and config.tta != "none":
+                raise RequestError(
+                    f"--tta {config.tta}: the run {path} has finished and is tested once; see vitctl eval "
+                    f"{shlex.quote(str(path))} --tta {config.tta}"
+                )
             observer.message(
                 f"the run {path} has finished (step {checkpoint['step']}); nothing to resume. To train it on: "
                 f"{resume_command(folder)} --epochs N"
@@ -108,12 +141,24 @@ def resume_run(path: Path, changes: Mapping[str, Any], observer: Observer, decod
                     f"the run now has {session.total_steps} steps; its {config.schedule} schedule is stretched over them, so "
                     f"the learning rate goes on at {config.lr * before:.3g} instead of {config.lr * then:.3g}"
                 )
+        compile_network(session, observer.message)
         folder.remove_summary()
         folder.write_metrics(session.history)
-        environment = devices.environment(session.device) | {"micro_batch": session.micro_batch}
+        environment = run_environment(session)
         warn_of_differences(document["sessions"], environment, observer.message)
         folder.add_session(config, environment, session.progress.step)
-        return fit(session, folder, observer, resume_command(folder))
+        with tracked(config, folder, observer) as everyone:
+            return fit(session, folder, everyone, resume_command(folder), started)
+
+
+def run_environment(session: Session) -> dict[str, Any]:
+    """Return what the bits of a run depend on besides its settings."""
+    return {
+        **devices.environment(session.device),
+        "micro_batch": session.micro_batch,
+        "precision": session.precision,
+        "compiled": session.compile_time is not None,
+    }
 
 
 def resume_command(folder: RunFolder) -> str:
@@ -140,9 +185,9 @@ def changed_config(stored: TrainConfig, changes: Mapping[str, Any]) -> TrainConf
         )
     values = {name: value for name, value in changes.items() if FLAGS[name].resumable}
     if "max_steps" in values and "epochs" not in values:
-        values["epochs"] = None
+        values["epochs"] = values["max_time"] = None
     elif "epochs" in values and "max_steps" not in values:
-        values["max_steps"] = None
+        values["max_steps"] = values["max_time"] = None
     return dataclasses.replace(stored, **values)
 
 
@@ -201,7 +246,7 @@ def warn_of_differences(sessions: list[dict[str, Any]], now: dict[str, Any], war
     before = sessions[-1]
     changed = [
         f"{key} {before[key]} -> {now[key]}"
-        for key in ("torch", "device_name", "device", "threads", "micro_batch", "vitctl")
+        for key in ("torch", "device_name", "device", "threads", "micro_batch", "precision", "compiled", "vitctl")
         if key in before and before[key] != now[key]
     ]
     if changed:
@@ -220,7 +265,11 @@ def dry_run(config: TrainConfig, decoding: Decoding | None = None, steps: int = 
         RequestError: device, data or network cannot be had as asked.
         RunFailed: memory ran out, or the loss is not finite.
     """
+    started = time.monotonic()
     session = open_session(config, decoding, pretrained=False)
+    compile_network(session, lambda _: None)
+    if config.max_time:
+        fit_to_time(session, started)
     session.train_mode()
     times: list[float] = []
     for _ in range(1 + min(steps, session.total_steps)):  # the first one warms up
@@ -245,6 +294,8 @@ def dry_run(config: TrainConfig, decoding: Decoding | None = None, steps: int = 
         "steps_per_epoch": session.steps_per_epoch,
         "total_steps": session.total_steps,
         "micro_batch": session.micro_batch,
+        "precision": session.precision,
+        **({"compile_time": round(session.compile_time, 3)} if session.compile_time is not None else {}),
         "step_time": round(step_time, 4),
         "images_per_second": round(batch / step_time, 1),
         "data_wait": round(session.progress.data_seconds / max(1e-9, session.progress.train_seconds), 4),

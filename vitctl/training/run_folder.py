@@ -305,6 +305,11 @@ class RunFolder:
 
 
 def write_text(path: Path, text: str) -> None:
+    """Write ``path`` whole or not at all; see :func:`write_bytes`."""
+    write_bytes(path, text.encode())
+
+
+def write_bytes(path: Path, content: bytes) -> None:
     """Write ``path`` whole or not at all.
 
     Raises:
@@ -312,8 +317,8 @@ def write_text(path: Path, text: str) -> None:
     """
     temporary = path.with_name(f"{path.name}{TEMPORARY}{os.getpid()}")
     try:
-        with open(temporary, "w", encoding="utf-8") as file:
-            file.write(text)
+        with open(temporary, "wb") as file:
+            file.write(content)
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)

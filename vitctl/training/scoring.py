@@ -14,7 +14,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from vitctl import devices
-from vitctl.data.dataset import Dataset, Subset, load_dataset, split
+from vitctl.data import DATASETS
+from vitctl.data.dataset import Dataset, LoadProgress, Subset, load_dataset, split
 from vitctl.errors import RequestError
 from vitctl.training.classifier import Classifier, classifier_of
 from vitctl.training.evaluate import Progress
@@ -27,8 +28,9 @@ class Scores:
     """Figures of a network on a set of pictures.
 
     Attributes:
-        figures: ``loss`` (mean cross entropy), ``top1``, ``top5`` (percent; top5 is None below 6 classes), ``images``,
-            ``seconds``, ``images_per_second``, and which checkpoint, data and device they are of.
+        figures: ``loss`` (mean cross entropy), ``top1``, ``top5`` (percent; top5 is None below 6 classes), the same with
+            ``_tta`` at the end where ``tta`` asks for them, ``images``, ``seconds``, ``images_per_second``, and which
+            checkpoint, data and device they are of.
         classes: per class ``class, precision, recall, f1, support``; the first three in percent.
         confusion: ``[K][K]`` counts, rows true classes, columns predicted ones.
         labels: int64 ``[n]``.
@@ -54,11 +56,12 @@ def score(
     data_dir: str | None = None,
     part: str = "test",
     limit: int | None = None,
+    tta: str = "none",
     device_name: str = "auto",
     skip_bad_images: bool = False,
     warn: Callable[[str], None],
     progress: Progress | None = None,
-    decoding: Progress | None = None,
+    decoding: LoadProgress | None = None,
 ) -> Scores:
     """Evaluate a checkpoint or a run on a part of a data set.
 
@@ -69,11 +72,12 @@ def score(
         data_dir: where the data lie; None is where they were in training.
         part: ``test``, ``val`` (what the run held out) or ``train`` (what it trained on).
         limit: measure on that many pictures only.
+        tta: ``none``, or ``flip`` for further figures by the mean of the logits of each picture and its mirror image.
         device_name: as ``--device``.
         skip_bad_images: leave out pictures that cannot be read.
         warn: told what the user should know.
         progress: told how many pictures are done.
-        decoding: told how many pictures are decoded.
+        decoding: told how far data are downloaded and pictures decoded.
 
     Raises:
         RequestError: no such checkpoint, data or part, or data of other classes.
@@ -87,6 +91,7 @@ def score(
         data_dir=data_dir,
         part=part,
         limit=limit,
+        tta=tta,
         skip_bad_images=skip_bad_images,
         progress=progress,
         decoding=decoding,
@@ -100,23 +105,32 @@ def score_classifier(
     data_dir: str | None = None,
     part: str = "test",
     limit: int | None = None,
+    tta: str = "none",
     skip_bad_images: bool = False,
     progress: Progress | None = None,
-    decoding: Progress | None = None,
+    decoding: LoadProgress | None = None,
 ) -> Scores:
     """Evaluate whatever gives logits on a part of a data set; the arguments are those of :func:`score`.
 
     Raises:
-        RequestError: no such data or part, or data of other classes.
+        RequestError: no such data or part, or data of other classes; or mirrored pictures are to be looked at, and they
+            are not of their class.
     """
+    for name in (classifier.dataset, dataset or classifier.dataset):
+        if tta == "flip" and name in DATASETS and not DATASETS[name].flip:
+            raise RequestError(f"--tta flip: mirrored pictures of {name} are not of their class; leave --tta out")
     data = load_data_for(
         classifier, dataset=dataset, data_dir=data_dir, skip_bad_images=skip_bad_images, decoding=decoding
     )
     subset = part_for(classifier, data, part, limit)
     start = time.perf_counter()
     outputs: list[Tensor] = []
+    mirrored: list[Tensor] = []
     for chosen in torch.split(subset.index, classifier.batch):
-        outputs.append(classifier.logits(subset.pictures.images[chosen]))
+        images = subset.pictures.images[chosen]
+        outputs.append(classifier.logits(images))
+        if tta == "flip":
+            mirrored.append((outputs[-1] + classifier.logits(images.flip(-1))) / 2)
         if progress:
             progress(sum(map(len, outputs)), len(subset))
     seconds = time.perf_counter() - start
@@ -130,11 +144,8 @@ def score_classifier(
         "dataset": data.name,
         "split": part,
         "images": len(labels),
-        "loss": F.cross_entropy(logits.double(), labels).item(),
-        "top1": 100 * (logits.argmax(1) == labels).double().mean().item(),
-        "top5": 100 * (logits.topk(5).indices == labels[:, None]).any(1).double().mean().item()
-        if logits.shape[1] > 5
-        else None,
+        **_headline(logits, labels),
+        **({"tta": tta, **_headline(torch.cat(mirrored), labels, "_tta")} if mirrored else {}),
         "skipped_images": len(data.skipped),
         "seconds": round(seconds, 3),
         "images_per_second": round(len(labels) / seconds, 1),
@@ -145,15 +156,29 @@ def score_classifier(
     return Scores(figures, rows, confusion, labels, logits.double().softmax(1))
 
 
+def _headline(logits: Tensor, labels: Tensor, suffix: str = "") -> dict[str, float | None]:
+    """Return ``loss``, ``top1`` and ``top5`` of logits, float ``[n, K]``, with ``suffix`` at the end of each name."""
+    return {
+        f"loss{suffix}": F.cross_entropy(logits.double(), labels).item(),
+        f"top1{suffix}": 100 * (logits.argmax(1) == labels).double().mean().item(),
+        f"top5{suffix}": 100 * (logits.topk(5).indices == labels[:, None]).any(1).double().mean().item()
+        if logits.shape[1] > 5
+        else None,
+    }
+
+
 def load_data_for(
     classifier: Classifier,
     *,
     dataset: str | None = None,
     data_dir: str | None = None,
     skip_bad_images: bool = False,
-    decoding: Progress | None = None,
+    decoding: LoadProgress | None = None,
+    download: bool = True,
 ) -> Dataset:
     """Read a data set that ``classifier`` can be measured on: the one it was trained on, or one of the same classes.
+
+    With ``download=False`` what is not on this machine is missing.
 
     Raises:
         RequestError: the data are not there or damaged, or of other classes or channels.
@@ -164,6 +189,7 @@ def load_data_for(
         size=classifier.size,
         skip_bad_images=skip_bad_images or classifier.skip_bad_images,
         progress=decoding,
+        download=download,
     )
     if data.train.images.shape[1] != classifier.channels:
         raise RequestError(

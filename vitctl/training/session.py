@@ -18,7 +18,7 @@ from vitctl.config import TrainConfig
 from vitctl.data import AUGMENTATIONS, DATASETS, AugmentationEntry
 from vitctl.data.augment import Augment
 from vitctl.data.batches import Extras, Normalize, TrainBatches
-from vitctl.data.dataset import Dataset, Splits, load_dataset, split
+from vitctl.data.dataset import Dataset, LoadProgress, Splits, load_dataset, split
 from vitctl.errors import RequestError
 from vitctl.models import MODELS, build_model, find_model
 from vitctl.models.count import Cost, activation_floats, count_parameters, forward_cost
@@ -125,6 +125,10 @@ class Session:
         eval_batch: pictures run at once in evaluation.
         total_steps: length of the run.
         cost: of one picture's way through the network.
+        precision: of the network's arithmetic: ``fp32``, ``bf16`` or ``fp16``.
+        scaler: of the fp16 loss, or None.
+        forward: the network as the training step calls it, compiled where that was asked for.
+        compile_time: seconds that compiling took; None where nothing is compiled.
         pretrained: what was loaded into the network before training, for the user, or None.
         progress: how far it is.
         history: one record per epoch done.
@@ -141,11 +145,15 @@ class Session:
     model: nn.Module
     average: WeightAverage | None
     optimizer: Optimizer
-    schedule: Schedule
     micro_batch: int
     eval_batch: int
-    total_steps: int
     cost: Cost
+    precision: str = "fp32"
+    scaler: torch.amp.GradScaler | None = None
+    forward: Callable[[torch.Tensor], torch.Tensor] = field(init=False)
+    schedule: Schedule = field(init=False)
+    total_steps: int = field(init=False)
+    compile_time: float | None = None
     pretrained: str | None = None
     progress: Progress = field(default_factory=Progress)
     history: list[dict[str, Any]] = field(default_factory=list)
@@ -154,6 +162,25 @@ class Session:
 
     def __post_init__(self) -> None:
         self.tally = Tally(self.device)
+        self.forward = self.model
+        self.set_length(run_length(self.config, self.steps_per_epoch))
+
+    def set_length(self, total_steps: int) -> None:
+        """Make the run ``total_steps`` optimizer steps long, and fit the schedule and the shares of the run to it."""
+        config = self.config
+        self.total_steps = total_steps
+        self.batches.mixed_steps = total_steps - round(config.mix_off * total_steps)
+        self.schedule = Schedule(
+            kind=config.schedule,
+            total_steps=total_steps,
+            warmup_steps=math.ceil(config.warmup * total_steps) if config.warmup else 0,
+            warmdown_steps=round(config.warmdown * total_steps),
+            steps_per_epoch=self.steps_per_epoch if config.schedule_per == "epoch" else 0,
+        )
+
+    def autocast(self) -> torch.autocast:
+        """Return the context that the network's forward pass runs in."""
+        return devices.autocast(self.device, self.precision)
 
     @property
     def steps_per_epoch(self) -> int:
@@ -190,7 +217,7 @@ class Session:
             "ema": self.average.model.state_dict() if self.average else None,
             "optimizer": self.optimizer.state_dict(),
             "scheduler": asdict(self.schedule),
-            "scaler": None,
+            "scaler": self.scaler.state_dict() if self.scaler else None,
             "rng": devices.rng_state(self.device),
             "epoch": self.progress.epoch,
             "step": self.progress.step,
@@ -213,6 +240,8 @@ class Session:
             if self.average:
                 self.average.model.load_state_dict(checkpoint["ema"])
             self.optimizer.load_state_dict(checkpoint["optimizer"])
+            if self.scaler and checkpoint["scaler"]:
+                self.scaler.load_state_dict(checkpoint["scaler"])
             self.progress = Progress(**checkpoint["progress"])
         except (RuntimeError, ValueError, TypeError, KeyError) as error:
             raise RequestError(
@@ -247,14 +276,12 @@ def check_same_run(config: TrainConfig, classes: list[str], checkpoint: Checkpoi
         )
 
 
-def open_session(
-    config: TrainConfig, decoding: Callable[[int, int], None] | None = None, *, pretrained: bool = True
-) -> Session:
+def open_session(config: TrainConfig, decoding: LoadProgress | None = None, *, pretrained: bool = True) -> Session:
     """Build everything a run needs.
 
     Args:
         config: the settings.
-        decoding: told how many pictures are decoded, of how many, when a folder is read for the first time.
+        decoding: told how far it is, when data are downloaded or a folder is read for the first time.
         pretrained: load the pretrained weights that the settings ask for; False where a checkpoint will replace them,
             or where weights do not matter.
 
@@ -262,26 +289,12 @@ def open_session(
         RequestError: device, data, network or weights cannot be had as asked.
     """
     device = devices.resolve_device(config.device)
-    devices.prepare(device, config.threads)
+    precision = devices.resolve_precision(config.precision, device)
+    devices.prepare(device, config.threads, config.precision)
     weights = locate(config.net, config.pretrained) if pretrained and config.pretrained != "false" else None
-    dataset = load_dataset(
-        config.dataset,
-        data_dir=config.data_dir,
-        size=config.size,
-        skip_bad_images=config.skip_bad_images,
-        progress=decoding,
-    )
-    splits = split(
-        dataset,
-        val=config.val,
-        val_fraction=config.val_fraction,
-        split_seed=config.split_seed,
-        limit_train=config.limit_train,
-        limit_test=config.limit_test,
-    )
+    dataset, splits = open_data(config, decoding)
     in_chans, num_classes = dataset.train.images.shape[1], len(dataset.classes)
-    augmentation: AugmentationEntry = lookup(AUGMENTATIONS, config.aug, "--aug")
-    extras = batch_extras(config, augmentation, dataset, splits, device)
+    extras = batch_extras(config, dataset, splits, device)
 
     def build() -> nn.Module:
         return build_model(
@@ -300,20 +313,7 @@ def open_session(
     model = model.to(device)
     batchnorm = any(isinstance(module, nn.modules.batchnorm._BatchNorm) for module in model.modules())
     micro_batch, eval_batch = batch_pieces(config, device, build, in_chans, batchnorm)
-    batches = TrainBatches(
-        splits.train.pictures.images,
-        splits.train.pictures.labels,
-        splits.train.index,
-        batch_size=config.bs * config.accumulate,
-        device=device,
-        seed=config.seed,
-        augment=augmentation.crop,
-        flip=DATASETS[config.dataset].flip,
-        drop_single=batchnorm,
-        extras=extras,
-    )
-    total_steps = run_length(config, batches.steps_per_epoch)
-    batches.mixed_steps = total_steps - round(config.mix_off * total_steps)
+    batches = train_batches(config, splits, extras, device, drop_single=batchnorm)
     return Session(
         config=config,
         device=device,
@@ -332,18 +332,54 @@ def open_session(
             decay_all=config.decay_all,
             layer_decay=config.layer_decay,
         ),
-        schedule=Schedule(
-            kind=config.schedule,
-            total_steps=total_steps,
-            warmup_steps=math.ceil(config.warmup * total_steps) if config.warmup else 0,
-            warmdown_steps=round(config.warmdown * total_steps),
-            steps_per_epoch=batches.steps_per_epoch if config.schedule_per == "epoch" else 0,
-        ),
         micro_batch=micro_batch,
         eval_batch=eval_batch,
-        total_steps=total_steps,
         cost=forward_cost(build, in_chans, config.size),
+        precision=precision,
+        scaler=devices.make_scaler(device, precision),
         pretrained=loaded,
+    )
+
+
+def open_data(config: TrainConfig, decoding: LoadProgress | None = None) -> tuple[Dataset, Splits]:
+    """Return the data set, and what trains, selects and tests.
+
+    Raises:
+        RequestError: the data cannot be had as asked.
+    """
+    dataset = load_dataset(
+        config.dataset,
+        data_dir=config.data_dir,
+        size=config.size,
+        skip_bad_images=config.skip_bad_images,
+        progress=decoding,
+    )
+    splits = split(
+        dataset,
+        val=config.val,
+        val_fraction=config.val_fraction,
+        split_seed=config.split_seed,
+        limit_train=config.limit_train,
+        limit_test=config.limit_test,
+    )
+    return dataset, splits
+
+
+def train_batches(
+    config: TrainConfig, splits: Splits, extras: Extras, device: torch.device, *, drop_single: bool
+) -> TrainBatches:
+    """Return the batches of a run; see :class:`vitctl.data.batches.TrainBatches`."""
+    return TrainBatches(
+        splits.train.pictures.images,
+        splits.train.pictures.labels,
+        splits.train.index,
+        batch_size=config.bs * config.accumulate,
+        device=device,
+        seed=config.seed,
+        augment=AUGMENTATIONS[config.aug].crop,
+        flip=DATASETS[config.dataset].flip,
+        drop_single=drop_single,
+        extras=extras,
     )
 
 
@@ -355,20 +391,19 @@ def make_normalize(
     return Normalize(mean, std, config.size, device, channels_last)
 
 
-def batch_extras(
-    config: TrainConfig, augmentation: AugmentationEntry, dataset: Dataset, splits: Splits, device: torch.device
-) -> Extras:
+def batch_extras(config: TrainConfig, dataset: Dataset, splits: Splits, device: torch.device) -> Extras:
     """Return what is done to a batch besides crop and flip.
 
     Raises:
-        RequestError: classes are to be mixed, and there is one.
+        RequestError: no such augmentation; or classes are to be mixed, and there is one.
     """
-    seen = torch.unique(splits.train.pictures.labels[splits.train.index])
+    augmentation: AugmentationEntry = lookup(AUGMENTATIONS, config.aug, "--aug")
+    labels = splits.train.pictures.labels[splits.train.index]
     for name, alpha in (("mixup", config.mixup), ("cutmix", config.cutmix)):
-        if alpha and len(seen) < 2:
+        if alpha and bool((labels == labels[0]).all()):
             raise RequestError(
-                f"--{name} {alpha:g} mixes classes, and the {len(splits.train)} training pictures are all of "
-                f"{dataset.classes[int(seen[0])]!r}; leave --{name} out, or train on more"
+                f"--{name} {alpha:g} mixes classes, and every training picture ({len(labels)}) is of class "
+                f"{dataset.classes[int(labels[0])]!r}; leave --{name} out, or train on more"
             )
     channels, height, width = splits.train.pictures.images.shape[1:]
     policy = None
@@ -385,10 +420,15 @@ def batch_extras(
     )
 
 
-def run_length(config: TrainConfig, steps_per_epoch: int) -> int:
-    """Return the optimizer steps of a run: of its epochs, or fewer when ``--max-steps`` says so."""
+def given_length(config: TrainConfig, steps_per_epoch: int) -> int | None:
+    """Return the optimizer steps that ``--epochs`` and ``--max-steps`` allow; None where neither says."""
     lengths = [config.epochs * steps_per_epoch if config.epochs else None, config.max_steps]
-    return min(length for length in lengths if length is not None)
+    return min((length for length in lengths if length is not None), default=None)
+
+
+def run_length(config: TrainConfig, steps_per_epoch: int) -> int:
+    """Return the optimizer steps of a run; where ``--max-time`` alone says when to stop, an epoch until it is fitted."""
+    return given_length(config, steps_per_epoch) or steps_per_epoch
 
 
 def batch_pieces(

@@ -1,0 +1,234 @@
+"""Speed of augmentation: vitctl's batched operations beside a chain of PIL operations in worker processes.
+
+    python -m tests.benchmarks.augment [--aug randaug:n=2,m=9] [--bs 128] [--batches 40] [--rounds 7] [--threads 2]
+
+Four ways to do the same to generated 32-px pictures, each in turn, so that a machine whose speed drifts slows all; medians
+are compared:
+
+- ``pil``: ``torchvision.transforms``' RandAugment on PIL pictures in a DataLoader with as many worker processes as there
+  are threads, one thread each: picture in, uint8 tensor out, nothing else.
+- ``grouped``: torchvision's v2 kernels on uint8 tensors, pictures grouped by operation and its value, a call a group.
+- ``vitctl``: :class:`vitctl.data.augment.Augment`.
+- ``crop_flip``: vitctl's random crop and flip alone.
+
+Then the share of a training step of ``--net`` that the policy takes (``augmentation_share``), and that getting the batch
+takes in all, crop, flip and normalisation included (``data_wait``).
+
+Under ``cpu`` the same by the processor time of a single thread, PIL's in this process too, which other work on the machine
+sways less: ``vitctl_over_pil`` is then how many PIL processes, with a core each, make as many pictures as one thread.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import statistics
+import time
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import torch
+import torchvision.transforms.v2.functional as tv
+from PIL import Image
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+from torchvision import transforms
+
+from tests.benchmarks.train_step import open_on
+from vitctl import devices
+from vitctl.data import AUGMENTATIONS
+from vitctl.data.augment import Augment
+from vitctl.data.batches import crop_and_flip, draw
+from vitctl.data.policies import Operation, Policy
+from vitctl.registry import split_spec
+from vitctl.training.loop import train_step
+
+SIDE = 32
+STEPS = 12
+CPU = torch.device("cpu")
+
+
+class PilPictures(Dataset[Tensor]):
+    """Pictures behind a PIL operation, one at a time."""
+
+    def __init__(self, images: Tensor, transform: Callable[[Image.Image], Image.Image]) -> None:
+        self.images = images.permute(0, 2, 3, 1).contiguous().numpy()
+        self.transform = transform
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitem__(self, i: int) -> Tensor:
+        picture = self.transform(Image.fromarray(self.images[i]))
+        return torch.from_numpy(np.array(picture)).permute(2, 0, 1)
+
+
+def one_thread(worker: int) -> None:
+    """Let a worker process use one core."""
+    torch.set_num_threads(1)
+
+
+def torchvision_kernel(images: Tensor, operation: Operation) -> Tensor:
+    """Apply one operation to all pictures by torchvision's v2 kernels."""
+    name, value = operation
+    still = {"angle": 0.0, "translate": [0, 0], "scale": 1.0, "shear": [0.0, 0.0]}
+    slant = math.degrees(math.atan(value))
+    match name:
+        case "shear_x":
+            return tv.affine(images, **{**still, "shear": [slant, 0.0]}, center=[0, 0])
+        case "shear_y":
+            return tv.affine(images, **{**still, "shear": [0.0, slant]}, center=[0, 0])
+        case "translate_x":
+            return tv.affine(images, **{**still, "translate": [int(value), 0]})
+        case "translate_y":
+            return tv.affine(images, **{**still, "translate": [0, int(value)]})
+        case "rotate":
+            return tv.rotate(images, value)
+        case "brightness":
+            return tv.adjust_brightness(images, value)
+        case "color":
+            return tv.adjust_saturation(images, value)
+        case "contrast":
+            return tv.adjust_contrast(images, value)
+        case "sharpness":
+            return tv.adjust_sharpness(images, value)
+        case "posterize":
+            return tv.posterize(images, int(value))
+        case "solarize":
+            return tv.solarize(images, value)
+        case "autocontrast":
+            return tv.autocontrast(images)
+        case "equalize":
+            return tv.equalize(images)
+        case "invert":
+            return tv.invert(images)
+    return images
+
+
+def grouped(policy: Policy, images: Tensor, seed: int) -> Tensor:
+    """Apply ``policy`` by a call of torchvision's kernels for each operation with its value that was drawn."""
+    for drawn in policy.draw(len(images), torch.Generator().manual_seed(seed)):
+        order = drawn.argsort()
+        counts = drawn.bincount(minlength=len(policy.operations)).tolist()
+        parts = images[order].split([count for count in counts if count])
+        chosen = [operation for operation, count in zip(policy.operations, counts, strict=True) if count]
+        images = torch.cat([torchvision_kernel(*each) for each in zip(parts, chosen, strict=True)])[order.argsort()]
+    return images
+
+
+Clock = Callable[[], float]
+
+
+def training_step(net: str, aug: str, bs: int, threads: int, clock: Clock) -> tuple[float, float]:
+    """Return the median seconds of a training step of ``net`` on generated pictures, and the share of getting its batch."""
+    generator = np.random.default_rng(0)
+    images = generator.integers(0, 256, (bs * STEPS, SIDE, SIDE, 3), dtype=np.uint8)
+    session = open_on(
+        images,
+        generator.integers(0, 10, len(images)),
+        {"net": net, "aug": aug, "bs": bs, "epochs": 1, "device": "cpu", "threads": threads},
+    )
+    session.train_mode()
+    steps, shares = [], []
+    for _ in range(STEPS):
+        progress = session.progress
+        before, start = (progress.data_seconds, progress.train_seconds), clock()
+        train_step(session)
+        steps.append(clock() - start)
+        shares.append((progress.data_seconds - before[0]) / (progress.train_seconds - before[1]))
+    return statistics.median(steps[2:]), statistics.median(shares[2:])
+
+
+def compare(ways: dict[str, Callable[[int], None]], count: int, rounds: int, clock: Clock) -> dict[str, list[float]]:
+    """Return the pictures per second of each way in each round of ``count`` pictures; the ways take turns."""
+    speeds: dict[str, list[float]] = {way: [] for way in ways}
+    for turn in range(rounds + 1):
+        for way, run in ways.items():
+            start = clock()
+            run(turn)
+            if turn:  # the first of each warms up
+                speeds[way].append(count / (clock() - start))
+    return speeds
+
+
+def report(speeds: dict[str, list[float]], step: float, data_wait: float, bs: int) -> dict[str, Any]:
+    """Return medians, ranges, ratios within a round, and the shares of a training step of ``step`` seconds."""
+    return {
+        "pictures_per_second": {way: round(statistics.median(each)) for way, each in speeds.items()},
+        "ranges": {way: [round(min(each)), round(max(each))] for way, each in speeds.items()},
+        **{
+            f"vitctl_over_{way}": round(
+                statistics.median(a / b for a, b in zip(speeds["vitctl"], speeds[way], strict=True)), 2
+            )
+            for way in ("pil", "grouped")
+        },
+        "step_seconds": round(step, 4),
+        "augmentation_share": round(bs / statistics.median(speeds["vitctl"]) / step, 4),
+        "data_wait": round(data_wait, 4),
+    }
+
+
+def main() -> None:
+    """Run the comparison and print it as JSON."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--aug", default="randaug:n=2,m=9", help="randaug, with its options")
+    parser.add_argument("--bs", type=int, default=128)
+    parser.add_argument("--batches", type=int, default=40, help="batches of a round")
+    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--threads", type=int, default=2, help="of vitctl, and worker processes of the PIL chain")
+    parser.add_argument("--net", default="cct_2", help="whose training step augmentation is a share of")
+    asked = parser.parse_args()
+    torch.set_num_threads(asked.threads)
+
+    name, given = split_spec(asked.aug, "--aug")
+    if name != "randaug":
+        parser.error(f"the PIL chain is torchvision's RandAugment: --aug randaug:..., not {asked.aug}")
+    options = AUGMENTATIONS[name].resolve_options(given, "--aug randaug")
+    policy = AUGMENTATIONS[name].load()((SIDE, SIDE), **options)
+    count = asked.bs * asked.batches
+    images = torch.randint(0, 256, (count, 3, SIDE, SIDE), dtype=torch.uint8, generator=torch.manual_seed(0))
+    batches = images.split(asked.bs)
+    loader = DataLoader(
+        PilPictures(images, transforms.RandAugment(int(options["n"]), int(options["m"]))),
+        batch_size=asked.bs,
+        num_workers=asked.threads,
+        persistent_workers=True,
+        worker_init_fn=one_thread,
+    )
+    augment = Augment(policy, (3, SIDE, SIDE), CPU)
+
+    def by_pil(turn: int) -> None:
+        for _ in loader:
+            pass
+
+    def by_pil_here(turn: int) -> None:
+        for i in range(count):
+            loader.dataset[i]
+
+    def by_groups(turn: int) -> None:
+        for i, batch in enumerate(batches):
+            grouped(policy, batch, turn * len(batches) + i)
+
+    def by_vitctl(turn: int) -> None:
+        for i, batch in enumerate(batches):
+            augment(batch, turn * len(batches) + i)
+
+    def crop_flip(turn: int) -> None:
+        for i, batch in enumerate(batches):
+            crop_and_flip(batch, draw(len(batch), 4, True, 0, turn, i), 4)
+
+    ways = {"pil": by_pil, "grouped": by_groups, "vitctl": by_vitctl, "crop_flip": crop_flip}
+    speeds = compare(ways, count, asked.rounds, time.perf_counter)
+    wall = report(speeds, *training_step(asked.net, asked.aug, asked.bs, asked.threads, time.perf_counter), asked.bs)
+    torch.set_num_threads(1)
+    speeds = compare({**ways, "pil": by_pil_here}, count, asked.rounds, time.process_time)
+    cpu = report(speeds, *training_step(asked.net, asked.aug, asked.bs, 1, time.process_time), asked.bs)
+    torch.set_num_threads(asked.threads)
+    about = {"aug": asked.aug, "net": asked.net, "batch": asked.bs, **devices.environment(CPU)}
+    print(json.dumps({**wall, "cpu": cpu, **about}, indent=2))
+
+
+if __name__ == "__main__":
+    main()

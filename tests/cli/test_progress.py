@@ -1,0 +1,105 @@
+"""What is shown of a download: plain lines, and a bar where there is a terminal."""
+
+from __future__ import annotations
+
+import os
+import pty
+import re
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import pytest
+
+from vitctl.cli import progress
+from vitctl.cli.progress import BarObserver, PlainObserver, make_observer
+
+MIB = 2**20
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """Seconds, to be moved on by hand."""
+    now = [100.0]
+    monkeypatch.setattr(progress.time, "monotonic", lambda: now[0])
+    return now
+
+
+def test_plain_lines(clock: list[float], capsys: pytest.CaptureFixture[str]) -> None:
+    observer = make_observer()
+    assert type(observer) is PlainObserver
+    for second in range(101):
+        clock[0] = 100.0 + second
+        observer.decoding(second * MIB, 100 * MIB, download="downloading x to y")
+    assert capsys.readouterr().err.splitlines() == [
+        "downloading x to y",
+        "0 B of 100.0 MiB",
+        "30.0 MiB of 100.0 MiB, 1.0 MiB/s, 1 min 10 s left",
+        "60.0 MiB of 100.0 MiB, 1.0 MiB/s, 40 s left",
+        "90.0 MiB of 100.0 MiB, 1.0 MiB/s, 10 s left",
+        "100.0 MiB of 100.0 MiB, 1.0 MiB/s",
+    ]
+
+
+def test_another_try_is_measured_anew(clock: list[float], capsys: pytest.CaptureFixture[str]) -> None:
+    observer = make_observer()
+    observer.decoding(0, 100 * MIB, download="downloading x to y")
+    clock[0] += 10
+    observer.decoding(50 * MIB, 100 * MIB, download="it was cut; trying again")
+    clock[0] += 10
+    observer.decoding(100 * MIB, 100 * MIB, download="it was cut; trying again")
+    assert capsys.readouterr().err.splitlines() == [
+        "downloading x to y",
+        "0 B of 100.0 MiB",
+        "it was cut; trying again",
+        "50.0 MiB of 100.0 MiB",
+        "100.0 MiB of 100.0 MiB, 5.0 MiB/s",
+    ]
+
+
+def test_pictures_are_still_counted(clock: list[float], capsys: pytest.CaptureFixture[str]) -> None:
+    observer = make_observer()
+    observer.decoding(10, 2000)
+    observer.decoding(2000, 2000)
+    assert capsys.readouterr().err == "decoding pictures: 2,000 of 2,000\n"
+
+
+@contextmanager
+def terminal(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
+    """Let stderr be a terminal; what is written to it is in the list afterwards."""
+    screen, line = pty.openpty()
+    seen: list[str] = []
+
+    def read() -> None:
+        pieces = b""
+        try:
+            while piece := os.read(screen, 4096):
+                pieces += piece
+        except OSError:  # the other end is closed
+            pass
+        seen.append(pieces.decode())
+
+    reader = threading.Thread(target=read)
+    reader.start()
+    with os.fdopen(line, "w") as file, monkeypatch.context() as patch:
+        patch.setattr(sys, "stderr", file)
+        patch.setenv("TERM", "xterm")
+        yield seen
+    reader.join()
+    os.close(screen)
+
+
+def test_a_bar_on_a_terminal(monkeypatch: pytest.MonkeyPatch, clock: list[float]) -> None:
+    with terminal(monkeypatch) as seen, make_observer() as observer:
+        assert isinstance(observer, BarObserver) and observer._progress is not None
+        observer.decoding(0, 100 * MIB, download="downloading x to y")
+        clock[0] += 10
+        observer.decoding(40 * MIB, 100 * MIB, download="downloading x to y")
+        observer._progress.refresh()
+        observer.decoding(100 * MIB, 100 * MIB, download="downloading x to y")
+        observer._progress.refresh()
+        assert not observer._tasks
+    text = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", seen[0])
+    assert "downloading x to y" in text
+    assert re.search(r"download\s+\S+\s+ 40/100\s+MiB, 4.0 MiB/s, 15 s left", text), text

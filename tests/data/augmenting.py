@@ -1,0 +1,84 @@
+"""What the tests of augmentation share: pictures, and a policy that applies what it is told."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from vitctl.data import AUGMENTATIONS
+from vitctl.data.augment import Augment
+from vitctl.data.policies import Operation, Policy
+
+CPU = torch.device("cpu")
+SHAPES = [(3, 32, 32), (1, 8, 8), (3, 24, 40), (1, 33, 17)]
+"""Channels, height, width: CIFAR's, the digits', and pictures that are not square, of even and odd sides."""
+
+POLICIES = [name for name, entry in AUGMENTATIONS.items() if entry.target]
+assert len(POLICIES) >= 4
+
+
+def policy(name: str, shape: tuple[int, int] = (32, 32), **options: int) -> Policy:
+    """Return the policy ``name``, at its default options where none are given."""
+    entry = AUGMENTATIONS[name]
+    made: Policy = entry.load()(shape, **entry.resolve_options(options, f"--aug {name}"))
+    return made
+
+
+class Listed:
+    """The ``i``-th picture gets the ``i``-th operation."""
+
+    first = False
+    length = 1
+
+    def __init__(self, operations: Sequence[Operation]) -> None:
+        self.operations = list(operations)
+
+    def draw(self, count: int, generator: torch.Generator) -> Tensor:
+        assert count == len(self.operations)
+        return torch.arange(count)[None]
+
+
+def applied(images: Tensor, operations: Sequence[Operation], centres: Tensor | None = None) -> Tensor:
+    """Return ``images`` after one operation each, done as a batch; ``centres``, ``[B, 2]``, say where cutouts are."""
+    augment = Augment(Listed(operations), tuple(images.shape[1:]), CPU)  # type: ignore[arg-type]
+    where = torch.zeros(len(images), 2, dtype=torch.float64) if centres is None else centres
+    return augment.apply(images, torch.arange(len(images))[None], where[None])
+
+
+def pictures(shape: tuple[int, int, int]) -> Tensor:
+    """Return pictures that are hard in different ways: noise, few levels, one colour, a ramp, a dark half, and soft ones."""
+    C, H, W = shape
+    generator = torch.Generator().manual_seed(0)
+    noise = torch.randint(0, 256, (7, C, H, W), generator=generator, dtype=torch.uint8)
+    noise[1] = noise[1] // 4 + 60
+    noise[2] = 77
+    noise[3] = (torch.arange(W) * 255 // W).to(torch.uint8)
+    noise[4, :, : H // 2] //= 8
+    for i in (5, 6):
+        soft = Image.fromarray(noise[i, :, :4, :4].permute(1, 2, 0).numpy()[..., 0]).resize(
+            (W, H), Image.Resampling.BICUBIC
+        )
+        noise[i] = torch.from_numpy(np.array(soft)) // (torch.arange(C)[:, None, None] + 1)
+    return noise
+
+
+def to_pil(image: Tensor) -> Image.Image:
+    """Return uint8 ``[C, H, W]`` as a PIL picture."""
+    pixels = image.permute(1, 2, 0).numpy()
+    return Image.fromarray(pixels if pixels.shape[2] == 3 else pixels[..., 0])
+
+
+def from_pil(picture: Image.Image) -> Tensor:
+    """Return a PIL picture as uint8 ``[C, H, W]``."""
+    pixels = torch.from_numpy(np.array(picture))
+    return pixels.permute(2, 0, 1) if pixels.ndim == 3 else pixels[None]
+
+
+def greatest_difference(a: Tensor, b: Tensor) -> int:
+    """Return by how many grey levels two pictures differ at most."""
+    assert a.shape == b.shape and a.dtype == b.dtype == torch.uint8
+    return int((a.int() - b.int()).abs().max())

@@ -1,0 +1,254 @@
+"""Small data sets laid out like the official CIFARs, and a server of them with bad manners on demand."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import http.server
+import io
+import json
+import pickle
+import struct
+import tarfile
+import threading
+import time
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+
+from vitctl.data import cifar
+from vitctl.data.cifar import Cifar
+from vitctl.data.download import Archive
+
+
+class Python2Pickler(pickle._Pickler):  # type: ignore[name-defined,misc]
+    """Writes as Python 2 and the numpy of its time did, like the official batches: all strings are byte strings."""
+
+    def __init__(self, file: io.BytesIO) -> None:
+        super().__init__(file, protocol=2)
+
+    def save_string(self, text: bytes | str) -> None:
+        raw = text if isinstance(text, bytes) else text.encode("latin1")
+        short = len(raw) < 256
+        self.write(b"U" + bytes([len(raw)]) + raw if short else b"T" + struct.pack("<i", len(raw)) + raw)
+        self.memoize(text)
+
+    def save_global(self, what: Any, name: str | None = None) -> None:
+        if what.__name__ == "_reconstruct":
+            self.write(b"cnumpy.core.multiarray\n_reconstruct\n")
+            self.memoize(what)
+        else:
+            super().save_global(what, name)
+
+    dispatch: ClassVar[Any] = {**pickle._Pickler.dispatch, bytes: save_string, str: save_string}  # type: ignore[attr-defined]
+
+
+def python2(value: object) -> bytes:
+    file = io.BytesIO()
+    Python2Pickler(file).dump(value)
+    return file.getvalue()
+
+
+def rows_of(spec: Cifar) -> int:
+    """So many pictures are in each batch of a small data set: two or more of each class."""
+    return 2 * len(spec.classes)
+
+
+def batch(number: int, spec: Cifar = cifar.CIFAR10) -> dict[str, Any]:
+    """A batch unlike those of other numbers."""
+    rows, classes = rows_of(spec), len(spec.classes)
+    generator = np.random.default_rng(number)
+    data = generator.integers(0, 256, (rows, 3072), dtype=np.uint8)
+    names = [f"{number}_{i}.png" for i in range(rows)]
+    labels = [(i + number) % classes for i in range(rows)]
+    more = {} if classes == 10 else {"coarse_labels": [label // 5 for label in labels]}
+    return {"batch_label": f"batch {number}", spec.label_key: labels, "data": data, "filenames": names, **more}
+
+
+def numbers(spec: Cifar) -> dict[str, int]:
+    """The batches and their numbers, from 1."""
+    return {name: i for i, name in enumerate((*spec.train, *spec.test), start=1)}
+
+
+def contents(spec: Cifar) -> dict[str, bytes]:
+    """The files of the official folder."""
+    meta: dict[str, Any] = {"num_vis": 3072, spec.names_key: list(spec.classes)}
+    if len(spec.classes) == 100:
+        meta["coarse_label_names"] = [f"coarse_{i}" for i in range(20)]
+    return {name: python2(batch(i, spec)) for name, i in numbers(spec).items()} | {spec.meta: python2(meta)}
+
+
+def small(spec: Cifar) -> Cifar:
+    """The data set with few pictures a batch; its archive is still the official one."""
+    rows = rows_of(spec)
+    return replace(spec, train=dict.fromkeys(spec.train, rows), test=dict.fromkeys(spec.test, rows))
+
+
+def write_batches(spec: Cifar, folder: Path) -> Path:
+    """Write the official folder."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, content in contents(spec).items():
+        (folder / name).write_bytes(content)
+    return folder
+
+
+def member(name: str, content: bytes = b"", **attributes: Any) -> tuple[tarfile.TarInfo, bytes]:
+    """A member of an archive, with whatever attributes."""
+    info = tarfile.TarInfo(name)
+    info.size = len(content)
+    for key, value in attributes.items():
+        setattr(info, key, value)
+    return info, content
+
+
+def official_members(spec: Cifar) -> list[tuple[tarfile.TarInfo, bytes]]:
+    """The members of the official archive."""
+    files = [member(f"{spec.folder}/{name}", content) for name, content in contents(spec).items()]
+    return [member(spec.folder, type=tarfile.DIRTYPE, mode=0o755), *files, member(f"{spec.folder}/readme.html", b"<p>")]
+
+
+def write_archive(spec: Cifar, path: Path, members: list[tuple[tarfile.TarInfo, bytes]] | None = None) -> Cifar:
+    """Write an archive, and return the data set whose official archive it is."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tarfile.open(path, "w:gz", compresslevel=1) as tar:
+        for info, content in official_members(spec) if members is None else members:
+            tar.addfile(info, io.BytesIO(content))
+    return known(spec, path)
+
+
+def known(spec: Cifar, path: Path) -> Cifar:
+    """Return the data set whose official archive is the file ``path``."""
+    content = path.read_bytes()
+    checksums = {name: hashlib.new(name, content).hexdigest() for name in spec.archive.checksums}
+    return replace(spec, archive=Archive(url=spec.archive.url, size=len(content), checksums=checksums))
+
+
+class Server(http.server.ThreadingHTTPServer):
+    """Serves one file under any name, on 127.0.0.1, and behaves as the ``plan`` says, request by request.
+
+    ``whole``: sends what is asked for; so does whatever comes after the plan. ``cut N``: closes after N bytes.
+    ``stall N``: sends N bytes and then nothing. ``drip``: sends a byte now and then. ``mute``: never answers.
+    ``damage``: sends another byte amid the right ones. ``other``: sends a page. ``endless``: does not say how long it is,
+    and goes on. ``slow``: takes ``seconds`` for all of it. ``shift``: sends another part than was asked for. ``rude``: does
+    not speak HTTP. A number: answers with that status.
+
+    Attributes:
+        ranges: the Range header of each request so far, or None.
+    """
+
+    daemon_threads = True
+
+    def __init__(self, content: bytes, *plan: str, ranges: bool = True, seconds: float = 5.0) -> None:
+        super().__init__(("127.0.0.1", 0), _Handler)
+        self.content, self.plan, self.seconds, self.understands_ranges = content, list(plan), seconds, ranges
+        self.ranges: list[str | None] = []
+        self.over = threading.Event()
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.server_address[1]}/mirror"
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        pass  # clients that leave are what it is about
+
+
+@contextlib.contextmanager
+def serving(content: bytes, *plan: str, **options: Any) -> Iterator[Server]:
+    """Run a :class:`Server` in a thread."""
+    server = Server(content, *plan, **options)
+    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True)
+    thread.start()
+    try:
+        yield server
+    finally:
+        server.over.set()
+        server.shutdown()
+        server.server_close()
+
+
+class _Handler(http.server.BaseHTTPRequestHandler):
+    server: Server
+
+    def do_GET(self) -> None:
+        server = self.server
+        asked = self.headers.get("Range")
+        server.ranges.append(asked)
+        what, _, number = (server.plan.pop(0) if server.plan else "whole").partition(" ")
+        start = int(asked.removeprefix("bytes=").removesuffix("-")) if asked and server.understands_ranges else 0
+        content = server.content[start:]
+        if what == "mute":
+            server.over.wait()
+            return
+        if what == "rude":
+            self.wfile.write(b"\x1b[2J hello\r\n\r\n")
+            return
+        if what.isdigit():
+            self.send_response(int(what))
+            self.end_headers()
+            return
+        if what == "other":
+            content = b"<html>please log in</html>"
+        if what == "damage":
+            middle = len(content) // 2
+            content = content[:middle] + bytes([content[middle] ^ 1]) + content[middle + 1 :]
+        self.send_response(206 if start else 200)
+        if start:
+            first = start - 1 if what == "shift" else start
+            self.send_header("Content-Range", f"bytes {first}-{len(server.content) - 1}/{len(server.content)}")
+        if what != "endless":
+            self.send_header("Content-Length", str(len(content)))
+        self.end_headers()
+        if what in ("cut", "stall"):
+            self.wfile.write(content[: int(number)])
+            self.wfile.flush()
+            if what == "stall":
+                server.over.wait()
+        elif what == "drip":
+            while not server.over.wait(0.05):
+                self.wfile.write(b"x")
+        elif what == "endless":
+            while not server.over.is_set():
+                self.wfile.write(content)
+        elif what == "slow":
+            step = max(1, len(content) // 100)
+            for i in range(0, len(content), step):
+                self.wfile.write(content[i : i + step])
+                self.wfile.flush()
+                time.sleep(server.seconds / 100)
+        else:
+            self.wfile.write(content)
+
+    def log_message(self, format: str, *args: Any) -> None:
+        pass
+
+
+PRELUDE = """
+import json, sys
+from dataclasses import replace
+from vitctl.data import cifar, download
+from vitctl.data.download import Archive
+given = json.loads(sys.argv[1])
+for name, value in given["download"].items():
+    setattr(download, name, value)
+spec = getattr(cifar, given["spec"])
+archive = Archive(url=spec.archive.url, size=given["size"], checksums=given["checksums"])
+setattr(cifar, given["spec"], replace(spec, archive=archive, train=given["train"], test=given["test"]))
+"""
+"""What a process of its own runs first, to take a small data set for the official one."""
+
+
+def prelude_argument(spec: Cifar, **download: float) -> str:
+    """Return the first argument of a process that begins with :data:`PRELUDE`."""
+    return json.dumps(
+        {
+            "spec": {"cifar10": "CIFAR10", "cifar100": "CIFAR100"}[spec.name],
+            "size": spec.archive.size,
+            "checksums": dict(spec.archive.checksums),
+            "train": spec.train,
+            "test": spec.test,
+            "download": download,
+        }
+    )

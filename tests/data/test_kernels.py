@@ -1,0 +1,193 @@
+"""Each operation on single pictures, beside torchvision's and the predecessor's, both of which call Pillow."""
+
+from __future__ import annotations
+
+import math
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import torchvision.transforms.functional as v1
+import torchvision.transforms.v2.functional as v2
+from PIL import Image, ImageDraw, ImageEnhance, ImageOps
+from torch import Tensor
+
+from tests.data.augmenting import SHAPES, applied, from_pil, greatest_difference, pictures, policy, to_pil
+from vitctl.data import kernels
+from vitctl.data.augment import CUTOUT_COLOUR, seed_cutout_boxes
+from vitctl.data.policies import Operation
+
+CLOSE = 1
+"""Grey levels."""
+
+
+def allowed(operation: Operation) -> int:
+    """Return how far from Pillow an operation may be: only where Pillow's own floating-point numbers fall short of a level."""
+    return CLOSE if operation.name == "autocontrast" else 0
+
+
+STILL = {"angle": 0.0, "translate": [0, 0], "scale": 1.0, "shear": [0.0, 0.0]}
+MOVES = ("shear_x", "shear_y", "translate_x", "translate_y", "rotate")
+
+
+def torchvision_s(tv: ModuleType, picture: Any, operation: Operation) -> Any:
+    """Apply an operation as torchvision's RandAugment, TrivialAugmentWide and AutoAugment do."""
+    name, value = operation
+    slant = math.degrees(math.atan(value))
+    by_name = {
+        "identity": lambda: picture,
+        "shear_x": lambda: tv.affine(picture, **{**STILL, "shear": [slant, 0.0]}, center=[0, 0]),
+        "shear_y": lambda: tv.affine(picture, **{**STILL, "shear": [0.0, slant]}, center=[0, 0]),
+        "translate_x": lambda: tv.affine(picture, **{**STILL, "translate": [int(value), 0]}),
+        "translate_y": lambda: tv.affine(picture, **{**STILL, "translate": [0, int(value)]}),
+        "rotate": lambda: tv.rotate(picture, value),
+        "brightness": lambda: tv.adjust_brightness(picture, value),
+        "color": lambda: tv.adjust_saturation(picture, value),
+        "contrast": lambda: tv.adjust_contrast(picture, value),
+        "sharpness": lambda: tv.adjust_sharpness(picture, value),
+        "posterize": lambda: tv.posterize(picture, int(value)),
+        "solarize": lambda: tv.solarize(picture, value),
+        "autocontrast": lambda: tv.autocontrast(picture),
+        "equalize": lambda: tv.equalize(picture),
+        "invert": lambda: tv.invert(picture),
+    }
+    return by_name[name]()
+
+
+def predecessor_s(picture: Image.Image, operation: Operation, draw: Any) -> Image.Image:
+    """Apply an operation as the predecessor's RandAugment does; ``draw(high)`` is where a cutout is."""
+    name, value = operation
+    moved = {
+        "shear_x": (1, value, 0, 0, 1, 0),
+        "shear_y": (1, 0, 0, value, 1, 0),
+        "translate_x": (1, 0, -value, 0, 1, 0),
+        "translate_y": (1, 0, 0, 0, 1, -value),
+    }
+    if name in moved:
+        return picture.transform(picture.size, Image.Transform.AFFINE, moved[name])
+    if name == "cutout":
+        width, height = picture.size
+        left, top = int(max(0, draw(width) - value / 2)), int(max(0, draw(height) - value / 2))
+        box = (left, top, min(width, left + value), min(height, top + value))
+        picture = picture.copy()
+        ImageDraw.Draw(picture).rectangle(box, CUTOUT_COLOUR)
+        return picture
+    if name == "solarize_add":
+        lighter = (np.array(picture).astype(int) + value).clip(0, 255).astype(np.uint8)
+        return ImageOps.solarize(Image.fromarray(lighter), 128)
+    return {
+        "autocontrast": lambda: ImageOps.autocontrast(picture),
+        "equalize": lambda: ImageOps.equalize(picture),
+        "invert": lambda: ImageOps.invert(picture),
+        "rotate": lambda: picture.rotate(value),
+        "posterize": lambda: ImageOps.posterize(picture, int(value)),
+        "solarize": lambda: ImageOps.solarize(picture, value),
+        "color": lambda: ImageEnhance.Color(picture).enhance(value),
+        "contrast": lambda: ImageEnhance.Contrast(picture).enhance(value),
+        "brightness": lambda: ImageEnhance.Brightness(picture).enhance(value),
+        "sharpness": lambda: ImageEnhance.Sharpness(picture).enhance(value),
+    }[name]()
+
+
+def cases(shape: tuple[int, int]) -> list[Operation]:
+    """Return every operation of torchvision's policies, at every strength of RandAugment's."""
+    found = [op for m in (0, 9, 14, 30) for op in policy("randaug", shape, m=m).operations]
+    found += policy("autoaug", shape).operations + policy("trivialaug", shape).operations[::7]
+    return sorted(set(found))
+
+
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_each_operation_is_torchvision_s_on_pil_pictures(shape: tuple[int, int, int]) -> None:
+    operations = cases(shape[1:])
+    assert {op.name for op in operations} >= {*MOVES, "equalize", "autocontrast", "invert", "sharpness", "identity"}
+    for image in pictures(shape):
+        ours = applied(image.expand(len(operations), *shape), operations)
+        picture = to_pil(image)
+        for result, operation in zip(ours, operations, strict=True):
+            expected = from_pil(torchvision_s(v1, picture, operation))
+            assert greatest_difference(result, expected) <= allowed(operation), operation
+
+
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_each_operation_is_torchvision_s_on_tensors(shape: tuple[int, int, int]) -> None:
+    """Where v2 itself is within a level of Pillow: its mean for contrast is not rounded, and its ties of rotations differ."""
+    for image in pictures(shape):
+        for operation in cases(shape[1:]):
+            result = applied(image[None], [operation])[0]
+            expected = torchvision_s(v2, image, operation)
+            difference = (result.int() - expected.int()).abs()
+            if operation.name == "rotate":  # other pixels where the source lies between two
+                assert (difference > CLOSE).float().mean() < 0.05, operation
+            else:
+                assert difference.max() <= (2 if operation.name == "contrast" else CLOSE), operation
+
+
+@pytest.mark.parametrize("shape", [shape for shape in SHAPES if shape[0] == 3], ids=str)
+@pytest.mark.parametrize("m", [3, 14, 30])
+def test_each_operation_is_the_predecessor_s(shape: tuple[int, int, int], m: int) -> None:
+    operations = policy("seed-randaug", shape[1:], m=m).operations
+    assert len({operation.name for operation in operations}) == 16
+    generator = np.random.default_rng(m)
+    for image in pictures(shape):
+        places = generator.random((len(operations), 2))
+        ours = applied(image.expand(len(operations), *shape), operations, torch.from_numpy(places))
+        for result, operation, (down, across) in zip(ours, operations, places, strict=True):
+            # numpy's uniform(high), which the predecessor calls, lies between high and 1
+            where = iter((across, down))
+            expected = predecessor_s(to_pil(image), operation, lambda high, w=where: high + (1 - high) * next(w))
+            assert greatest_difference(result, from_pil(expected)) <= allowed(operation), operation
+
+
+def test_the_predecessor_s_cutout_on_grey_pictures_is_its_colour_s_luma() -> None:
+    black = torch.zeros(1, 1, 32, 32, dtype=torch.uint8)
+    result = applied(black, [Operation("cutout", 18.0)], torch.full((1, 2), 0.5, dtype=torch.float64))
+    assert set(result.unique().tolist()) == {0, Image.new("RGB", (1, 1), CUTOUT_COLOUR).convert("L").getpixel((0, 0))}
+
+
+def test_boxes_of_the_predecessor_s_cutout_lie_in_the_frame() -> None:
+    centres = torch.tensor([[0.0, 0.0], [0.999, 0.999], [0.5, 0.0]], dtype=torch.float64)
+    boxes = seed_cutout_boxes(torch.tensor([18.0, 18.0, 100.0], dtype=torch.float64), centres, 32, 40)
+    # from the far edge, 32 - 9, to the edge; from 1.03 - 9, cut off, by 18 and one more
+    assert boxes.tolist() == [[23, 31, 32, 40], [0, 0, 19, 19], [0, 0, 32, 40]]
+
+
+@pytest.mark.parametrize(
+    "operation", [Operation("posterize", 8), Operation("brightness", 1.0), Operation("rotate", 0.0)]
+)
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_no_strength_changes_nothing(shape: tuple[int, int, int], operation: Operation) -> None:
+    images = pictures(shape)
+    assert torch.equal(applied(images, [operation] * len(images)), images)
+
+
+def test_what_leaves_the_frame_is_black() -> None:
+    white = torch.full((1, 3, 32, 32), 255, dtype=torch.uint8)
+    for operation, part in ((Operation("translate_x", 4.0), 28 / 32), (Operation("shear_y", -0.3), None)):
+        result = applied(white, [operation])
+        assert set(result.unique().tolist()) == {0, 255}
+        if part:
+            assert (result == 255).float().mean() == part
+    # to the right, as a positive translation is in torchvision
+    assert not applied(white, [Operation("translate_x", 4.0)])[..., :4].any()
+
+
+def as_written(images: Tensor, factor: float) -> Tensor:
+    """Return Pillow's 3x3 smoothing, blended; written out."""
+    smoothed = images.double().clone()
+    H, W = images.shape[2:]
+    weights = [[1, 1, 1], [1, 5, 1], [1, 1, 1]]
+    for y in range(1, H - 1):
+        for x in range(1, W - 1):
+            near = images[..., y - 1 : y + 2, x - 1 : x + 2].double()
+            smoothed[..., y, x] = ((near * torch.tensor(weights)).sum((-1, -2)) / 13 + 0.5).floor()
+    return (smoothed + factor * (images - smoothed)).clamp(0, 255).floor()
+
+
+@pytest.mark.parametrize("shape", [(3, 9, 12), (1, 3, 3), (3, 2, 5), (1, 1, 1)], ids=str)
+def test_smoothing_leaves_the_rim_and_takes_any_size(shape: tuple[int, int, int]) -> None:
+    images = torch.randint(0, 256, (4, *shape), dtype=torch.uint8, generator=torch.Generator().manual_seed(1))
+    assert torch.equal(kernels.smooth(images), as_written(images, 0.0).float())
+    result = applied(images, [Operation("sharpness", 1.5)] * 4)
+    assert torch.equal(result, as_written(images, 1.5).to(torch.uint8))

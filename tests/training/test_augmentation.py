@@ -1,0 +1,344 @@
+"""Augmentation within a run: loss and accuracy of mixed pictures, resuming, test-time mirroring, the sum of losses."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from timm.data.mixup import mixup_target
+from timm.loss import SoftTargetCrossEntropy
+from torch import Tensor
+
+from tests.conftest import TINY, TINY_NET, Cli
+from tests.training.test_resume_optimizers import STEPS, session, state, steps
+from vitctl.data import AUGMENTATIONS, mixing
+from vitctl.data.batches import MIX, derive_seed
+from vitctl.training.checkpoint import load_checkpoint, save_checkpoint
+from vitctl.training.evaluate import evaluate
+from vitctl.training.loop import PREDECESSOR_BATCH, train_step
+from vitctl.training.session import Session
+from vitctl.training.trained import load_trained
+
+Refused = Callable[..., str]
+
+MIXED = {"mixup": 0.8, "cutmix": 1.0}
+SETTINGS: list[dict[str, Any]] = [
+    *({"aug": name} for name in AUGMENTATIONS),
+    *({"aug": name, **MIXED, "erase": 0.5, "cutout": 0.3} for name in AUGMENTATIONS),
+    *({name: 0.7} for name in ("mixup", "cutmix", "erase", "cutout")),
+    {**MIXED, "mix_off": 0.6},  # ends between the save and the end of the run
+]
+
+
+@pytest.mark.parametrize("settings", SETTINGS, ids=lambda each: "-".join(f"{k}={v}" for k, v in each.items()))
+def test_resume_within_an_epoch_is_bit_identical(settings: dict[str, Any], tmp_path: Path) -> None:
+    whole = session(**settings)
+    assert whole.total_steps == 2 * STEPS and STEPS % whole.steps_per_epoch
+    steps(whole, STEPS)
+    save_checkpoint(whole.checkpoint(), tmp_path / "last.pt")
+    steps(whole, STEPS)
+    resumed = session(**settings)
+    resumed.restore(load_checkpoint(tmp_path / "last.pt"))
+    steps(resumed, STEPS)
+    assert all(torch.equal(a, b) for a, b in zip(state(resumed), state(whole), strict=True))
+    ours, theirs = (dataclasses.asdict(each.progress) for each in (resumed, whole))
+    for key in ("loss_sum", "correct", "seen", "step", "epoch"):
+        assert ours[key] == theirs[key]
+
+
+@pytest.mark.parametrize(
+    "settings", SETTINGS[len(AUGMENTATIONS) : 2 * len(AUGMENTATIONS)], ids=lambda each: each["aug"]
+)
+def test_draws_are_the_same_for_any_pieces(settings: dict[str, Any]) -> None:
+    ways = [
+        session(**settings, bs=64, micro_batch=64),
+        session(**settings, bs=64, micro_batch=8),
+        session(**settings, bs=16, accumulate=4),
+    ]
+    batches = [each.batches.batch(1, 2) for each in ways]
+    for images, labels in batches[1:]:
+        assert torch.equal(images, batches[0][0]) and torch.equal(labels, batches[0][1])
+    for each in ways:
+        steps(each, 1)
+        assert each.progress.loss_sum == pytest.approx(ways[0].progress.loss_sum, rel=1e-5)
+
+
+def drawn_mix(opened: Session, step: int) -> mixing.MixDraws:
+    """Return what the pictures of a step of the first epoch are mixed with."""
+    images, _ = opened.batches.batch(0, step)
+    config = opened.config
+    return mixing.draw_mix(
+        *(images.shape[0], *images.shape[2:]),
+        mixup=config.mixup,
+        cutmix=config.cutmix,
+        seed=derive_seed(config.seed, 0, step, MIX),
+    )
+
+
+@pytest.mark.parametrize("settings", [{"mixup": 0.8}, {"cutmix": 1.0}, MIXED], ids=lambda each: "+".join(each))
+def test_loss_and_accuracy_of_mixed_pictures(settings: dict[str, Any]) -> None:
+    """The loss is that of timm's smoothed targets; a picture is right where its greater part is recognised."""
+    opened = session(**settings, label_smoothing=0.2)
+    images, shares = opened.batches.batch(0, 0)
+    draws = drawn_mix(opened, 0)
+    labels = opened.batches.labels[opened.batches.order(0)[:64]]
+    opened.model.eval()  # no dropout in this network, but so that there never is
+    logits = opened.model(opened.normalize(images))
+    # timm pairs a picture with that at the same place from the end: give it each picture and its partner
+    pairs = torch.cat([labels, labels[draws.partner].flip(0)])
+    target = mixup_target(pairs, 10, lam=draws.share.repeat(2)[:, None], smoothing=0.2)[:64]
+    expected = SoftTargetCrossEntropy()(logits, target)
+    greater = torch.where(draws.share >= 0.5, labels, labels[draws.partner])
+    correct = (logits.argmax(1) == greater).sum()
+    steps(opened, 1)
+    assert opened.progress.loss_sum / 64 == pytest.approx(expected.item(), rel=1e-5)
+    assert opened.progress.correct == correct
+    assert torch.equal(shares.argmax(1), greater)
+
+
+def test_mixing_ends_where_it_is_told_to() -> None:
+    opened = session(**MIXED, mix_off=0.4)  # 14 steps, of which round(5.6) are without
+    kinds = [opened.batches.batch(*divmod(step, opened.steps_per_epoch))[1].dtype for step in range(opened.total_steps)]
+    assert kinds == [torch.float32] * 8 + [torch.int64] * 6
+    steps(opened, opened.total_steps)
+    plain = session()
+    images, labels = opened.batches.batch(2, 1)
+    assert torch.equal(images, plain.batches.batch(2, 1)[0]) and torch.equal(labels, plain.batches.batch(2, 1)[1])
+
+
+def test_a_network_learns_from_mixed_and_augmented_pictures(cli: Cli) -> None:
+    argv = ["train", *TINY, "--limit-train", 1000, "--limit-test", 300, "--lr", 0.01, "--epochs", 8, "--json"]
+    mixed = cli(*argv, "--aug", "randaug", "--mixup", "--cutmix", "--erase", 0.25, "--mix-off", 0.25).json()
+    assert mixed["test_acc"] > 50 and mixed["train_acc"] > 40
+
+
+def scenes(root: Path) -> None:
+    """Write a data set of two classes, whose pictures are noise about another mean, brighter to the left."""
+    generator = np.random.default_rng(0)
+    for part, count in (("train", 30), ("test", 45)):
+        for shade, name in ((90, "dark"), (110, "light")):
+            (root / part / name).mkdir(parents=True)
+            for i in range(count):
+                pixels = generator.normal(shade + np.linspace(40, -40, 8)[None, :, None], 60, (8, 8, 3)).clip(0, 255)
+                Image.fromarray(pixels.astype(np.uint8)).save(root / part / name / f"{i}.png")
+
+
+NET = ["--net", TINY_NET, "--size", 8, "--bs", 16]
+
+
+@pytest.mark.parametrize("val", ["holdout", "test"])
+def test_mirrored_pictures_are_looked_at_too_and_reported_apart(cli: Cli, tmp_path: Path, val: str) -> None:
+    scenes(tmp_path / "scenes")
+    argv = ["train", "--dataset", "scenes", *NET, "--epochs", 2, "--val", val, "--json"]
+    plain = cli(*argv, "--name", "plain").json()
+    both = cli(*argv, "--name", "both", "--tta", "flip").json()
+    assert "test_acc_tta" not in plain and "tta" not in plain
+    assert (both["test_acc"], both["test_loss"]) == (plain["test_acc"], plain["test_loss"])
+    assert both["tta"] == "flip" and both["test_loss_tta"] != both["test_loss"]
+    # an independent computation
+    trained = load_trained(tmp_path / "runs" / "both", weights="last", device=torch.device("cpu"), warn=print)
+    pixels, labels = [], []
+    for i, name in enumerate(("dark", "light")):
+        for path in sorted((tmp_path / "scenes" / "test" / name).iterdir()):
+            pixels.append(torch.from_numpy(np.array(Image.open(path))).permute(2, 0, 1))
+            labels.append(i)
+    x = (torch.stack(pixels) / 255 - torch.tensor(trained.mean).view(3, 1, 1)) / torch.tensor(trained.std).view(3, 1, 1)
+    with torch.no_grad():
+        logits = (trained.model(x) + trained.model(x.flip(3))) / 2
+    answer = torch.tensor(labels)
+    assert both["test_acc_tta"] == pytest.approx(100 * (logits.argmax(1) == answer).double().mean().item())
+    assert both["test_loss_tta"] == pytest.approx(F.cross_entropy(logits, answer).item(), rel=1e-4)
+
+    scores = cli("eval", "runs/plain", "--tta", "flip", "--json").json()
+    assert scores["top1"] == pytest.approx(plain["test_acc"])
+    assert scores["top1_tta"] == pytest.approx(both["test_acc_tta"])
+    assert scores["loss_tta"] == pytest.approx(both["test_loss_tta"], rel=1e-4) and scores["tta"] == "flip"
+    without = cli("eval", "runs/plain", "--json").json()
+    assert "top1_tta" not in without and "tta" not in without and without["top1"] == scores["top1"]
+    for command in (("eval", "runs/plain", "--tta", "flip"), (*argv[:-1], "--tta", "flip")):
+        assert "mirrored too" in cli(*command).out
+
+
+def test_mirroring_is_refused_where_it_changes_the_class(cli: Cli, refused: Refused, tmp_path: Path) -> None:
+    sentence = "--tta flip: mirrored pictures of"
+    assert sentence in refused("train", *TINY, "--epochs", 1, "--tta", "flip")
+    assert not (tmp_path / "runs").exists()
+    cli("train", *TINY, "--epochs", 1, "--name", "r")
+    assert sentence in refused("eval", "runs/r", "--tta", "flip")
+    assert "did you mean flip" in refused("eval", "runs/r", "--tta", "flop")
+    assert "did you mean flip" in refused("train", *TINY, "--tta", "flop")
+
+
+def test_a_run_that_was_tested_is_not_tested_again(cli: Cli, refused: Refused, tmp_path: Path) -> None:
+    scenes(tmp_path / "scenes")
+    cli("train", "--dataset", "scenes", *NET, "--epochs", 1, "--name", "r")
+    assert "vitctl eval runs/r --tta flip" in refused("train", "--resume", "runs/r", "--tta", "flip")
+    longer = cli("train", "--resume", "runs/r", "--epochs", 2, "--tta", "flip", "--json").json()
+    assert "test_acc_tta" in longer
+
+
+@pytest.mark.parametrize("limit", [359, 300, 70])
+def test_the_sum_of_losses_is_the_predecessor_s(cli: Cli, tmp_path: Path, limit: int) -> None:
+    """It adds up the mean loss of each batch of 100 in order; the last batch may be smaller and counts as much."""
+    argv = ["train", *TINY[:6], "--limit-train", 100, "--limit-test", limit, "--epochs", 1, "--name", "r", "--json"]
+    summary = cli(*argv, "--recipe", "seed", "--net", TINY_NET).json()
+    trained = load_trained(tmp_path / "runs" / "r", weights="last", device=torch.device("cpu"), warn=print)
+    opened = session(limit_train=100, limit_test=limit, recipe="seed", net=TINY_NET)
+    subset = opened.splits.test
+    assert len(subset) == limit
+    total = 0.0
+    with torch.no_grad():
+        for chosen in subset.index.split(100):
+            logits = trained.model(opened.normalize(subset.pictures.images[chosen]))
+            total += F.cross_entropy(logits, subset.pictures.labels[chosen]).item()
+    assert summary["val_loss_sum"] == pytest.approx(total, rel=1e-5)
+    row = load_checkpoint(tmp_path / "runs" / "r" / "checkpoints" / "last.pt")["history"][0]
+    assert row["val_loss_sum"] == summary["val_loss_sum"] and row["val_split"] == "test"
+    if limit % 100 == 0:
+        assert total == pytest.approx(summary["val_loss"] * limit / PREDECESSOR_BATCH, rel=1e-5)
+
+
+def test_the_sum_of_losses_is_a_setting_of_its_own(cli: Cli) -> None:
+    argv = ["train", *TINY, "--epochs", 1, "--json"]
+    assert "val_loss_sum" not in cli(*argv).json() and "val_loss_sum" not in cli(*argv, "--val", "test").json()
+    held_out = cli(*argv, "--loss-sum").json()
+    assert held_out["val_split"] == "holdout"
+    assert held_out["val_loss_sum"] == pytest.approx(
+        held_out["val_loss"] * math.ceil(held_out["val_images"] / 100), rel=0.2
+    )
+    assert "val_loss_sum" not in cli(*argv, "--recipe", "seed", "--no-loss-sum").json()
+    assert cli(*argv, "--recipe", "seed", "--val", "none").code == 0
+
+
+def test_evaluation_does_not_hang_on_its_pieces() -> None:
+    opened = session()
+    steps(opened, 3)
+    arguments = opened.model, opened.splits.test, opened.normalize, opened.device
+    whole, pieces = evaluate(*arguments, 50, mirror=True), evaluate(*arguments, 7)
+    assert whole.mirrored is not None and pieces.mirrored is None
+    torch.testing.assert_close(whole.losses, pieces.losses, rtol=1e-4, atol=1e-5)
+    assert whole.acc == pytest.approx(pieces.acc) and whole.losses.shape == (50,)
+    assert whole.sum_of_means(50) == pytest.approx(whole.loss) and opened.model.training
+
+
+def test_pictures_are_augmented_on_the_way_to_the_network() -> None:
+    seen: list[Tensor] = []
+    for aug in AUGMENTATIONS:
+        opened = session(aug=aug)
+        opened.model.register_forward_pre_hook(lambda module, args: seen.append(args[0].detach().clone()))
+        opened.train_mode()
+        train_step(opened)
+    assert len(seen) == len(AUGMENTATIONS)
+    for i, one in enumerate(seen):
+        assert not any(torch.equal(one, other) for other in seen[:i])
+
+
+@pytest.mark.parametrize(
+    ("argv", "sentence"),
+    [
+        (["--aug", "randaugment"], "--aug 'randaugment' is unknown; did you mean randaug"),
+        (["--aug", "randaug:n=2,k=3"], "--aug randaug has no option 'k'"),
+        (["--aug", "randaug:m=31"], "--aug randaug:m is 31; the greatest is 30"),
+        (["--aug", "randaug:m=-1"], "--aug randaug:m is -1; the least is 0"),
+        (["--aug", "randaug:m=9.5"], "--aug randaug:m takes a whole number"),
+        (["--aug", "randaug:n=0"], "--aug randaug:n is 0; the least is 1"),
+        (["--aug", "seed-randaug:m=40"], "--aug seed-randaug:m is 40"),
+        (["--aug", "autoaug:m=3"], "--aug autoaug has no option 'm'"),
+        (["--aug", "basic:m=3"], "--aug basic has no option 'm'"),
+        (["--aug", "randaug:"], "is not NAME or NAME:key=value"),
+        (["--aug", ""], "--aug"),
+        (["--mixup", "-0.5"], "--mixup is -0.5; the least is 0"),
+        (["--mixup", "nan"], "--mixup takes a number"),
+        (["--mixup", "some"], "--mixup takes a number"),
+        (["--cutmix=-1"], "--cutmix is -1; the least is 0"),
+        (["--cutmix", "inf"], "--cutmix takes a number"),
+        (
+            ["--mixup", "0.8", "--limit-train", "1"],
+            "--mixup 0.8 mixes classes, and every training picture (1) is of class",
+        ),
+        (["--mixup", "--bs", "1"], "--mixup 0.8 mixes the pictures of a step, and --bs 1 gives it one"),
+        (["--mix-off", "0.4"], "--mix-off 0.4 ends mixup and CutMix, and neither is on"),
+        (["--mix-off", "0.4", "--mixup", "0"], "neither is on"),
+        (["--mixup", "--mix-off", "1"], "--mix-off is 1; it must be less than 1"),
+        (["--erase", "1.5"], "--erase is 1.5; the greatest is 1"),
+        (["--cutout", "-0.1"], "--cutout is -0.1; the least is 0"),
+        (["--noaug", "--aug", "randaug"], "--noaug means --aug basic"),
+        (["--val", "none", "--loss-sum"], "--loss-sum records the validation loss, and --val none measures none"),
+    ],
+)
+def test_mistakes_are_one_sentence_and_leave_nothing(
+    refused: Refused, tmp_path: Path, argv: list[str], sentence: str
+) -> None:
+    assert sentence in refused("train", *TINY, "--epochs", 1, *argv)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("argv", "expected"),
+    [
+        (["--mixup"], {"mixup": 0.8, "cutmix": 0.0}),
+        (["--mixup", "--cutmix"], {"mixup": 0.8, "cutmix": 1.0}),
+        (["--mixup=true", "--cutmix=True"], {"mixup": 0.8, "cutmix": 1.0}),
+        (["--mixup", "0.2", "--cutmix=0.5"], {"mixup": 0.2, "cutmix": 0.5}),
+        (["--mixup=false"], {"mixup": 0.0}),
+        (["--mixup", "1"], {"mixup": 1.0}),
+        (["--mixup", "-c", "settings.yaml"], {"mixup": 0.8, "erase": 0.125}),
+        (["--mixup", "--mix-off", "0.4"], {"mixup": 0.8, "mix_off": 0.4}),
+        (["--aug", "randaug:m=5"], {"aug": "randaug", "aug_options": {"n": 2, "m": 5}}),
+        (["--aug", "none"], {"aug": "none", "aug_options": {}}),
+        (["--noaug"], {"aug": "basic"}),
+        (["--recipe", "seed"], {"aug": "seed-randaug", "aug_options": {"n": 2, "m": 14}, "loss_sum": True}),
+        (["--recipe", "seed", "--aug", "basic"], {"aug": "basic", "aug_options": {}}),
+    ],
+)
+def test_what_flags_mean(cli: Cli, tmp_path: Path, argv: list[str], expected: dict[str, Any]) -> None:
+    import yaml
+
+    (tmp_path / "settings.yaml").write_text("erase: 0.125\n")
+    printed = cli("train", *argv, "--print-config")
+    assert printed.code == 0, printed.err
+    settings = yaml.safe_load(printed.out)
+    assert {key: settings[key] for key in expected} == expected
+    (tmp_path / "printed.yaml").write_text(printed.out)
+    again = cli("train", "-c", "printed.yaml", "--print-config")
+    assert yaml.safe_load(again.out) == settings
+
+
+def test_true_is_the_recipe_s_value(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
+    import yaml
+
+    from vitctl import recipes
+
+    mixing_recipe = dataclasses.replace(
+        recipes.RECIPES["default"],
+        settings={**recipes.RECIPES["default"].settings, "aug": "randaug:m=7", "mixup": 0.3, "mix_off": 0.4},
+    )
+    monkeypatch.setitem(recipes.RECIPES, "default", mixing_recipe)
+
+    def settings(*argv: object) -> Any:
+        printed = cli("train", *argv, "--print-config")
+        assert printed.code == 0, printed.err
+        return yaml.safe_load(printed.out)
+
+    assert settings()["mixup"] == settings("--mixup")["mixup"] == 0.3
+    assert settings("--mixup", "--cutmix")["cutmix"] == 1.0
+    assert settings()["aug_options"] == {"n": 2, "m": 7} and settings()["mix_off"] == 0.4
+    off = settings("--mixup", 0)
+    assert (off["mixup"], off["mix_off"]) == (0.0, 0.0)
+    assert settings("--aug", "randaug")["aug_options"] == {"n": 2, "m": 9}
+
+
+def test_resume_keeps_to_the_augmentation(cli: Cli, refused: Refused, tmp_path: Path) -> None:
+    cli("train", *TINY, "--epochs", 1, "--aug", "randaug:m=5", "--mixup", "--name", "r")
+    sentence = refused("train", "--resume", "runs/r", "--aug", "randaug:m=6", "--erase", 0.5, "--epochs", 2)
+    assert "--aug randaug:m=6" in sentence and "--erase 0.5" in sentence and "--mixup" not in sentence
+    same = cli("train", "--resume", "runs/r", "--aug", "randaug:m=5", "--mixup", "--epochs", 2)
+    assert same.code == 0, same.err

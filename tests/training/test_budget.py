@@ -1,0 +1,153 @@
+"""``--max-time``: a number of steps, set once, and a run that only its length tells from one of ``--max-steps``."""
+
+import json
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, cast
+
+import pytest
+
+import vitctl.cli.app  # noqa: F401
+from tests.conftest import TINY, Cli
+from tests.training.test_loop import tiny_session
+from tests.training.test_resume import same
+from vitctl.config import resolve_config
+from vitctl.optim import OPTIMIZERS
+from vitctl.training import budget, loop, run
+from vitctl.training.budget import Speed, fit_to_time, fitting_steps, measure_speed, run_seconds
+from vitctl.training.checkpoint import load_checkpoint
+from vitctl.training.session import Session
+
+
+@pytest.fixture
+def briefly(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(budget, "MEASURED_SECONDS", (0.01, 0.01))
+
+
+@pytest.fixture
+def just_started(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let the time count from the test's start, as this process began long before."""
+    monkeypatch.setattr(sys.modules["vitctl.cli.train"], "STARTED", time.monotonic())
+
+
+def parts(val: int | None, test: int, val_split: str = "holdout", tta: str = "none") -> Session:
+    splits = SimpleNamespace(
+        val=None if val is None else SimpleNamespace(index=range(val)),
+        test=SimpleNamespace(index=range(test)),
+        val_split=val_split,
+    )
+    return cast(Session, SimpleNamespace(steps_per_epoch=100, splits=splits, config=SimpleNamespace(tta=tta)))
+
+
+@pytest.mark.parametrize("limit", [None, 40, 100_000])
+@pytest.mark.parametrize("seconds", [0.5, 3.0, 12.0, 60.0, 3600.0])
+@pytest.mark.parametrize("session", [parts(5000, 10_000), parts(None, 100), parts(10_000, 10_000, "test")])
+def test_the_most_steps_that_fit_are_taken(session: Session, seconds: float, limit: int | None) -> None:
+    speed = Speed(step=0.1, picture=1e-4, save=0.05)
+    steps = fitting_steps(session, speed, seconds, limit)
+    if steps:
+        assert run_seconds(session, speed, steps) <= seconds
+    assert steps == limit or run_seconds(session, speed, steps + 1) > seconds
+
+
+def test_a_run_is_steps_evaluations_and_checkpoints() -> None:
+    speed = Speed(step=2.0, picture=0.001, save=0.5)
+    assert run_seconds(parts(5000, 10_000), speed, 150) == pytest.approx(300 + 2 * (5 + 1) + 10)
+    assert run_seconds(parts(10_000, 10_000, "test"), speed, 150) == pytest.approx(300 + 2 * (10 + 1))
+    assert run_seconds(parts(None, 10_000, tta="flip"), speed, 150) == pytest.approx(300 + 2 * 1 + 20)
+    assert run_seconds(parts(None, 10_000), speed, 150) == pytest.approx(300 + 2 * 1 + 10)
+
+
+@pytest.mark.parametrize("opt", [name for name in OPTIMIZERS if not name.startswith("timm/")])
+def test_measuring_leaves_no_trace(opt: str, briefly: None) -> None:
+    measured, fresh = (tiny_session(opt=opt, ema=0.9, epochs=1) for _ in range(2))
+    speed = measure_speed(measured, 60)
+    assert min(speed.step, speed.picture, speed.save) > 0
+    assert same(measured.checkpoint(), fresh.checkpoint())
+    for session in (measured, fresh):
+        for _ in range(2):
+            loop.train_step(session)
+    first, second = (
+        {key: session.checkpoint()[key] for key in ("model", "ema", "optimizer", "rng")}
+        for session in (measured, fresh)
+    )
+    assert same(first, second)
+
+
+def test_a_network_with_batchnorm_keeps_its_statistics(briefly: None) -> None:
+    measured, fresh = (tiny_session(net="mobilevit", size=32, epochs=1) for _ in range(2))
+    measure_speed(measured, 60)
+    assert same(measured.model.state_dict(), fresh.model.state_dict())
+
+
+def test_the_schedule_ends_with_the_steps(briefly: None) -> None:
+    session = tiny_session(max_time="1h", epochs=3)
+    told = fit_to_time(session, time.monotonic())
+    assert session.total_steps == session.config.max_steps == 3 * session.steps_per_epoch
+    assert session.lr(session.total_steps - 1) < 0.3 * session.config.lr
+    assert f"{session.total_steps} steps, 3.00 epochs, fit into --max-time 1h" in told and "before" in told
+
+
+def test_steps_follow_the_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(budget, "measure_speed", lambda session, seconds: Speed(step=0.5, picture=1e-4, save=0.01))
+    lengths = {}
+    for text in ("20s", "1m", "10m"):
+        session = tiny_session(max_time=text, epochs=None)
+        fit_to_time(session, time.monotonic() - 5)  # loading took 5 seconds
+        lengths[text] = session.total_steps
+    assert 22 <= lengths["20s"] <= 29 and 98 <= lengths["1m"] <= 107 and 1100 <= lengths["10m"] <= 1160
+
+
+def test_max_time_and_max_steps_give_the_same_bits(cli: Cli, briefly: None, just_started: None, tmp_path: Path) -> None:
+    summary = cli("train", *TINY, "--max-time", "1h", "--epochs", 2, "--name", "timed", "--json").json()
+    stored = json.loads((tmp_path / "runs/timed/config.json").read_text())["config"]
+    assert stored["max_steps"] == summary["step"] == 8 and stored["max_time"] == "1h"
+    cli("train", *TINY, "--max-steps", summary["step"], "--name", "counted")
+    timed, counted = (load_checkpoint(tmp_path / f"runs/{name}/checkpoints/last.pt") for name in ("timed", "counted"))
+    for key in ("model", "optimizer", "rng", "scheduler"):
+        assert same(timed[key], counted[key]), key
+
+
+def test_resume_keeps_the_number(
+    cli: Cli, briefly: None, just_started: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cli("train", *TINY, "--max-time", "1h", "--epochs", 2, "--name", "timed")
+    run_folder = tmp_path / "runs/timed"
+    steps = json.loads((run_folder / "config.json").read_text())["config"]["max_steps"]
+    (run_folder / "summary.json").unlink()
+
+    def never(*args: Any) -> Any:
+        raise AssertionError("measured again")
+
+    monkeypatch.setattr(run, "fit_to_time", never)
+    resumed = cli("train", "--resume", run_folder, "--json").json()
+    assert resumed["step"] == steps
+    assert cli("train", "--resume", run_folder, "--max-steps", steps + 2, "--json").json()["step"] == steps + 2
+
+
+@pytest.mark.parametrize("text", ["0", "soon", "-5s", "10x", ""])
+def test_a_time_must_be_one(text: str, refused: Callable[..., str]) -> None:
+    assert "--max-time" in refused("train", *TINY, f"--max-time={text}")
+
+
+def test_a_time_that_is_over_before_a_step_is_refused(
+    refused: Callable[..., str], briefly: None, tmp_path: Path
+) -> None:
+    sentence = refused("train", *TINY, "--max-time", "0.01s")
+    assert "--max-time 0.01s is over before" in sentence and "give at least" in sentence
+    assert not (tmp_path / "runs").exists()
+
+
+def test_a_recipes_epochs_do_not_bound_a_time() -> None:
+    assert resolve_config({"max_time": "1h"}).epochs is None
+    assert resolve_config({"max_time": "1h", "epochs": 2}).epochs == 2
+    assert resolve_config({"max_time": "1h"}, {"epochs": 7}).epochs is None
+    assert resolve_config({"epochs": 2}, {"max_time": "1h"}).max_time is None
+
+
+def test_a_dry_run_tells_the_fitted_length(cli: Cli, briefly: None) -> None:
+    cost = cli("train", *TINY, "--max-time", "1h", "--epochs", 3, "--dry-run", "--json").json()
+    assert cost["total_steps"] == 12

@@ -1,0 +1,70 @@
+"""``--compile``: the same training, or one sentence and the training without."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from tests.conftest import TINY
+from tests.training.test_loop import tiny_session
+from tests.training.test_resume import same
+from vitctl.training import loop
+from vitctl.training.compiling import compile_network
+
+NETS = ["cct_2:embed_dim=16,depth=1,num_heads=2,conv_width=8,dropout=0.1", "mobilevit"]
+
+
+@pytest.mark.parametrize("net", NETS)
+def test_a_failed_compilation_leaves_no_trace(net: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(model: torch.nn.Module, **options: object) -> object:
+        def call(x: torch.Tensor) -> torch.Tensor:
+            model(x).sum().backward()  # moves BatchNorm's statistics, the random state and the gradients
+            raise RuntimeError("no compiler\nfor this")
+
+        return call
+
+    monkeypatch.setattr(torch, "compile", broken)
+    session, untouched = (tiny_session(net=net, size=32, compile=True) for _ in range(2))
+    told: list[str] = []
+    compile_network(session, told.append)
+    assert told == ["--compile does not work here (RuntimeError: no compiler); going on without"]
+    assert session.compile_time is None and session.forward is session.model
+    assert same(session.checkpoint(), untouched.checkpoint())
+    for each in (session, untouched):
+        torch.manual_seed(1)
+        loop.train_step(each)
+    assert same(session.model.state_dict(), untouched.model.state_dict())
+
+
+@pytest.mark.slow
+def test_a_compiled_step_is_that_of_the_network(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))
+    compiled, plain = (tiny_session(opt="sgd:momentum=0,nesterov=false", lr=0.1, compile=True) for _ in range(2))
+    told: list[str] = []
+    compile_network(compiled, told.append)
+    assert compiled.compile_time and told[0].startswith("compiled in")
+    assert same(compiled.checkpoint()["model"], plain.checkpoint()["model"])
+    assert same(compiled.checkpoint()["rng"], plain.checkpoint()["rng"])
+    calls: list[int] = []
+    compiled.model.register_forward_pre_hook(lambda module, inputs: calls.append(len(inputs[0])))
+    for _ in range(3):
+        loop.train_step(compiled)
+        loop.train_step(plain)
+    for name, value in compiled.model.state_dict().items():
+        assert torch.allclose(value, plain.model.state_dict()[name], atol=1e-5), name
+
+
+@pytest.mark.slow
+def test_without_a_compiler_the_run_goes_on(tmp_path: Path) -> None:
+    environment = {**os.environ, "CXX": "/bin/false", "TORCHINDUCTOR_CACHE_DIR": str(tmp_path / "inductor")}
+    command = [sys.executable, "-m", "vitctl", "train", *TINY, "--epochs", "1", "--compile", "--json"]
+    done = subprocess.run(
+        command, check=False, capture_output=True, text=True, env=environment, cwd=tmp_path, timeout=300
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stderr.count("--compile does not work here") == 1 and "Traceback" not in done.stderr
+    assert "compile_time" not in json.loads(done.stdout)

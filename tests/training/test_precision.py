@@ -1,0 +1,169 @@
+"""Arithmetic: what a device is given, what it is refused, and the scaled loss of fp16."""
+
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from tests.conftest import TINY, Cli
+from tests.training.test_loop import tiny_session
+from tests.training.test_resume import same
+from vitctl import devices
+from vitctl.errors import NotFinite, RequestError
+from vitctl.training import loop
+
+CPU, CUDA, MPS = (torch.device(name) for name in ("cpu", "cuda", "mps"))
+NONE = {"avx2": True, "avx512_bf16": False, "amx_bf16": False, "avx512_fp16": False, "amx_fp16": False}
+
+
+@pytest.fixture
+def fp16_here(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let the CPU, which computes fp16 without instructions for it only slowly, pass for a device that has them."""
+    monkeypatch.setattr(devices, "half_precisions", lambda device: ("bf16", "fp16"))
+
+
+@pytest.mark.parametrize(
+    ("device", "native", "asked", "expected"),
+    [
+        (CPU, False, "auto", "fp32"),
+        (CPU, True, "auto", "fp32"),
+        (CPU, True, "bf16", "bf16"),
+        (MPS, False, "auto", "fp32"),
+        (MPS, False, "fp16", "fp16"),
+        (CUDA, True, "auto", "bf16"),
+        (CUDA, False, "auto", "fp16"),
+        (CUDA, False, "fp32", "fp32"),
+    ],
+)
+def test_what_a_device_computes_in(
+    device: torch.device, native: bool, asked: str, expected: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(devices, "_cpu_instructions", lambda: NONE | {"avx512_bf16": native})
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: native)
+    monkeypatch.setattr(torch.backends.mps, "is_macos_or_newer", lambda *version: native)
+    assert devices.resolve_precision(asked, device) == expected
+
+
+@pytest.mark.parametrize("precision", ["bf16", "fp16"])
+def test_what_would_be_emulated_is_refused(
+    precision: str, refused: Callable[..., str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(devices, "_cpu_instructions", lambda: NONE)
+    sentence = refused("train", *TINY, "--precision", precision)
+    assert f"--precision {precision}" in sentence and "available: fp32" in sentence
+    assert not (tmp_path / "runs").exists()
+    with pytest.raises(RequestError):
+        devices.resolve_precision(precision, CPU)
+    assert devices.nearest_precision(precision, CPU) == "fp32"  # for a network that was trained elsewhere
+
+
+def test_precision_has_near_matches(refused: Callable[..., str]) -> None:
+    assert "did you mean fp16" in refused("train", *TINY, "--precision", "fp61")
+
+
+@pytest.mark.parametrize("capability", [True, False], ids=["with get_capabilities", "older torch"])
+def test_the_cpu_is_asked(capability: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    if not capability:
+        asked = {name: getattr(torch.cpu, name) for name in dir(torch.cpu) if name.startswith("_is_")}
+        monkeypatch.setattr(torch, "cpu", SimpleNamespace(**asked))
+    there = devices._cpu_instructions()
+    assert there and all(isinstance(has, bool) for has in there.values())
+    flags = Path("/proc/cpuinfo")
+    if flags.exists() and "flags" in flags.read_text():
+        assert there["avx512_bf16"] == ("avx512_bf16" in flags.read_text())
+
+
+def test_bf16_runs_the_network_and_keeps_weights_and_evaluation_in_step(cli: Cli, tmp_path: Path) -> None:
+    if "bf16" not in devices.half_precisions(CPU):
+        pytest.skip("this CPU has no bf16 instructions")
+    session = tiny_session(precision="bf16", epochs=1)
+    seen: list[torch.dtype] = []
+    session.model.register_forward_hook(lambda module, inputs, output: seen.append(output.dtype))
+    loop.train_step(session)
+    assert seen and set(seen) == {torch.bfloat16}
+    assert {p.dtype for p in session.model.parameters()} == {torch.float32}
+
+    everything = ["--limit-test", 10_000]
+    summary = cli("train", *TINY, *everything, "--epochs", 1, "--precision", "bf16", "--name", "half", "--json").json()
+    assert summary["precision"] == "bf16"
+    scores = cli("eval", "runs/half", "--json").json()
+    assert scores["top1"] == pytest.approx(summary["test_acc"]) and scores["loss"] == pytest.approx(
+        summary["test_loss"], abs=1e-5
+    )
+
+
+def test_fp16_leaves_out_steps_that_overflow_and_goes_on(fp16_here: None) -> None:
+    session = tiny_session(precision="fp16", clip_grad=1.0)
+    assert session.scaler is not None
+    session.scaler.load_state_dict({**session.scaler.state_dict(), "scale": 2.0**60})
+    before = {name: value.clone() for name, value in session.model.state_dict().items()}
+    loop.train_step(session)
+    assert all(torch.equal(value, before[name]) for name, value in session.model.state_dict().items())
+    assert session.scaler.get_scale() == 2.0**59
+    skipped = 1
+    while session.scaler.get_scale() > 2.0**10:
+        scale = session.scaler.get_scale()
+        loop.train_step(session)
+        session.progress.step, session.progress.step_in_epoch = 1, 0
+        if session.scaler.get_scale() == scale:
+            break
+        skipped += 1
+    assert skipped > 3
+    assert not all(torch.equal(value, before[name]) for name, value in session.model.state_dict().items())
+    assert all(value.isfinite().all() for value in session.model.state_dict().values())
+
+
+@pytest.mark.parametrize("clip", [0.0, 1.0])
+def test_fp16_takes_the_gradient_of_fp32(clip: float, fp16_here: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    taken: dict[str, list[torch.Tensor]] = {}
+    for precision in ("fp32", "fp16"):
+        session = tiny_session(precision=precision, clip_grad=clip, opt="sgd:momentum=0,nesterov=false", lr=0.1)
+        if session.scaler:
+            session.scaler.load_state_dict({**session.scaler.state_dict(), "scale": 2.0**8})
+        before = [p.detach().clone() for p in session.model.parameters()]
+        loop.train_step(session)
+        taken[precision] = [p.detach() - b for p, b in zip(session.model.parameters(), before, strict=True)]
+    exact, half = (torch.cat([step.flatten() for step in steps]) for steps in taken.values())
+    assert (half - exact).norm() < 0.01 * exact.norm()
+
+
+def test_a_resumed_fp16_run_has_its_scale_and_the_same_bits(fp16_here: None) -> None:
+    whole, stopped = (tiny_session(precision="fp16", epochs=1) for _ in range(2))
+    for session in (whole, stopped):
+        assert session.scaler is not None
+        session.scaler.load_state_dict({**session.scaler.state_dict(), "scale": 2.0**50})
+    for _ in range(3):
+        loop.train_step(whole)
+    loop.train_step(stopped)
+    stopped.tally.read(stopped.progress)
+    resumed = tiny_session(precision="fp16", epochs=1)
+    resumed.restore(stopped.checkpoint())
+    assert resumed.scaler is not None and resumed.scaler.get_scale() == 2.0**49
+    for _ in range(2):
+        loop.train_step(resumed)
+    assert same(resumed.model.state_dict(), whole.model.state_dict())
+    assert same(resumed.checkpoint()["scaler"], whole.checkpoint()["scaler"])
+
+
+def test_gradients_that_never_fit_end_the_run(fp16_here: None) -> None:
+    session = tiny_session(precision="fp16")
+    weight = next(session.model.parameters())
+    session.forward = lambda x: session.model(x) + torch.sqrt(0 * weight.sum())  # finite, its gradient is not
+    with pytest.raises(NotFinite, match="overflow fp16 at every step"):
+        for _ in range(60):
+            loop.train_step(session)
+            session.progress.step_in_epoch = 0
+
+
+@pytest.mark.slow
+def test_bf16_learns_as_fp32_does(cli: Cli) -> None:
+    if "bf16" not in devices.half_precisions(CPU):
+        pytest.skip("this CPU has no bf16 instructions")
+    accuracy = {
+        precision: cli("train", "--dataset", "digits", "--net", "cct_2", "--precision", precision, "--json").json()
+        for precision in ("fp32", "bf16")
+    }
+    assert accuracy["bf16"]["precision"] == "bf16"
+    assert abs(accuracy["bf16"]["test_acc"] - accuracy["fp32"]["test_acc"]) <= 2

@@ -1,0 +1,447 @@
+"""W&B, with its own client against a service on loopback: what arrives there, and what trouble costs the run."""
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import vitctl
+from tests.conftest import TINY, Cli
+from tests.training.test_resume import assert_same
+from tests.training.wandb_server import KEY, Run, WandbServer
+from vitctl.cli.progress import PlainObserver
+from vitctl.config import resolve_config
+from vitctl.errors import Interrupted, RequestError, RunFailed
+from vitctl.training import run, wandb
+from vitctl.training.trackers import Tracked
+
+RUN = [*TINY, "--epochs", "2"]
+SETTINGS = {
+    "dataset": "digits", "net": TINY[3], "size": 8, "limit_train": 200, "limit_test": 100, "bs": 64, "epochs": 2,
+}  # fmt: skip
+LOST_SECONDS = 20
+
+
+@pytest.fixture(autouse=True)
+def own_account(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Take the user's account, settings and caches away."""
+    for name in [name for name in os.environ if name.startswith("WANDB_")]:
+        monkeypatch.delenv(name)
+    home = tmp_path / "home"
+    home.mkdir()
+    monkeypatch.setenv("HOME", str(home))
+    monkeypatch.delenv("NETRC", raising=False)
+    for name in ("XDG_CACHE_HOME", "XDG_CONFIG_HOME", "XDG_DATA_HOME"):
+        monkeypatch.delenv(name, raising=False)
+    return home
+
+
+@pytest.fixture
+def service(monkeypatch: pytest.MonkeyPatch) -> Iterator[WandbServer]:
+    """Return a service, to whose one account this test is logged in."""
+    with WandbServer() as server:
+        monkeypatch.setenv("WANDB_BASE_URL", server.url)
+        monkeypatch.setenv("WANDB_API_KEY", KEY)
+        yield server
+
+
+@pytest.fixture
+def patient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Give a service that answers all the time that it takes on a busy machine."""
+    monkeypatch.setattr(wandb, "INIT_SECONDS", 60.0)
+    monkeypatch.setattr(wandb, "FINISH_SECONDS", 60.0)
+
+
+@pytest.fixture(scope="module")
+def plain(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return the folder of the run that knows nothing of W&B."""
+    runs = tmp_path_factory.mktemp("plain")
+    run.start_run(resolve_config(SETTINGS), runs, "plain", PlainObserver())
+    return runs / "plain"
+
+
+class Watcher(PlainObserver):
+    """Keeps what is said, and does something when an epoch is done."""
+
+    def __init__(self, then: Callable[[int], None] = lambda epoch: None) -> None:
+        super().__init__()
+        self.said: list[str] = []
+        self._then = then
+
+    def print(self, text: str) -> None:
+        self.said.append(text)
+
+    def epoch_done(self, record: dict[str, Any]) -> None:
+        self._then(record["epoch"])
+
+    @property
+    def warnings(self) -> list[str]:
+        """What W&B gave reason to say, but for its address."""
+        return [line for line in self.said if "W&B" in line and not line.startswith("W&B: http")]
+
+
+def rows(folder: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+def assert_arrived(arrived: Run, folder: Path) -> None:
+    """Compare each figure at the service with the run folder's."""
+    expected = rows(folder)
+    for name in ("train_loss", "train_acc", "val_loss", "val_acc", "lr", "step", "epoch_time", "images_per_second",
+                 "data_wait", "seconds"):  # fmt: skip
+        assert arrived.curve(name) == [(row["epoch"], row[name]) for row in expected], name
+    summary = json.loads((folder / "summary.json").read_text())
+    assert arrived.curve("test_acc")[-1] == (summary["epoch"], summary["test_acc"])
+    for name in ("val_acc", "best_val_acc", "best_epoch", "test_acc", "test_loss", "params", "epoch"):
+        assert arrived.summary[name] == summary[name], name
+    steps = [row["_step"] for row in arrived.history]
+    assert steps == sorted(set(steps))
+    metrics = {node.get("1") or node.get("2"): node for node in arrived.config["_wandb"]["m"]}
+    assert metrics.keys() == {"epoch", "*"}
+    assert metrics["*"]["5"] == 1  # drawn over the first of them, epoch
+
+
+def sync(said: str, place: Path, service: WandbServer) -> Run:
+    """Type the command that a sentence ends with, and return the one run that a service then has.
+
+    W&B's own program reads what it left in the folder.
+    """
+    command = said.strip().rpartition(": ")[2]
+    assert command.startswith("wandb sync ")
+    environment = {
+        **os.environ, "WANDB_BASE_URL": service.url, "WANDB_API_KEY": KEY,
+        "PATH": os.pathsep.join([os.path.dirname(sys.executable), os.environ["PATH"]]),
+    }  # fmt: skip
+    subprocess.run(command, shell=True, check=True, capture_output=True, cwd=place, env=environment)
+    (arrived,) = service.runs.values()
+    return arrived
+
+
+def assert_keyless(*places: Path | str) -> None:
+    """The key is nowhere: in no file below a folder, and in no text."""
+    files = [file for place in places if isinstance(place, Path) for file in place.rglob("*") if file.is_file()]
+    assert any(file.name.endswith(".wandb") for file in files) and any(file.suffix == ".log" for file in files)
+    for text in [file.read_bytes() for file in files] + [place.encode() for place in places if isinstance(place, str)]:
+        assert KEY.encode() not in text
+
+
+@pytest.mark.usefixtures("patient")
+def test_a_run_and_its_resumption_are_one_run_there(
+    cli: Cli, service: WandbServer, plain: Path, tmp_path: Path, own_account: Path
+) -> None:
+    first = cli(
+        "train", *RUN, "--name", "a", "--wandb=online", "--wandb_project=digits", "--wandb-entity", "tester",
+        "--wandb-group", "few", "--wandb-tags", "small, quick", "--wandb-notes", "two epochs", "--json",
+    )  # fmt: skip
+    assert first.code == 0 and first.json()["epoch"] == 2
+    ((id, arrived),) = service.runs.items()
+    assert f"W&B: {service.url}/tester/digits/runs/{id}" in first.err and "warning" not in first.err
+    fields = {
+        "displayName": "a", "project": "digits", "entity": "tester", "groupName": "few", "notes": "two epochs",
+        "tags": ["small", "quick"],
+    }  # fmt: skip
+    assert {name: arrived.fields[name] for name in fields} == fields
+    assert arrived.fields.keys().isdisjoint({"repo", "commit"})  # of whatever lies around the working folder
+    stored = json.loads((tmp_path / "runs/a/config.json").read_text())
+    settings = {key: value for key, value in stored["config"].items() if not key.startswith(("wandb", "tensorboard"))}
+    # Its server leaves out what is empty.
+    assert {name: arrived.config.get(name, {}) for name in settings} == settings
+    assert arrived.config["vitctl_version"] == vitctl.__version__
+    assert arrived.config["git_commit"] == stored["sessions"][0]["git_commit"]
+    assert arrived.config["params"] == first.json()["params"]
+    assert arrived.exit_code == 0
+    assert_arrived(arrived, tmp_path / "runs/a")
+    assert_same(tmp_path / "runs/a", plain)
+
+    arrived.exit_code = None
+    again = cli("train", "--resume", "runs/a", "--epochs", 3)
+    assert again.code == 0 and list(service.runs) == [id]
+    assert arrived.exit_code == 0 and arrived.config["epochs"] == 3
+    assert_arrived(arrived, tmp_path / "runs/a")
+    assert_keyless(tmp_path, own_account, first.out, first.err, again.out, again.err)
+
+
+def test_offline_files_are_read_by_wandb_itself(
+    cli: Cli, service: WandbServer, plain: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "json.py").write_text("raise SystemExit")  # the working folder's modules are not the client's
+    first = cli("train", *RUN, "--name", "a", "--wandb", "offline")
+    again = cli("train", "--resume", "runs/a", "--epochs", 3)
+    assert service.requests == []
+    assert first.code == again.code == 0 and "warning" not in first.err + again.err
+    assert_keyless(tmp_path, first.out, first.err)
+
+    assert (
+        again.err.strip().splitlines()[-1].startswith("to upload the run to W&B: wandb sync runs/a/wandb/offline-run-")
+    )
+    assert len(list(tmp_path.glob("runs/a/wandb/offline-run-*"))) == 2
+    arrived = sync(again.err, tmp_path, service)
+    assert arrived.exit_code == 0 and arrived.config["epochs"] == 3
+    assert_arrived(arrived, tmp_path / "runs/a")
+
+
+@pytest.mark.usefixtures("patient")
+def test_a_run_goes_online_with_the_offline_sessions_yet_to_come(
+    cli: Cli, service: WandbServer, tmp_path: Path
+) -> None:
+    cli("train", *TINY, "--epochs", 1, "--name", "a b", "--wandb", "offline")
+    online = cli("train", "--resume", "runs/a b", "--epochs", 2, "--wandb", "online")
+    ((id, arrived),) = service.runs.items()
+    assert [epoch for epoch, _ in arrived.curve("val_acc")] == [2]
+    assert online.err.endswith(f"to upload earlier sessions to W&B: wandb sync 'runs/a b/wandb'/offline-run-*-{id}\n")
+    sync(online.err, tmp_path, service)
+    assert sorted(arrived.curve("val_acc")) == [(row["epoch"], row["val_acc"]) for row in rows(tmp_path / "runs/a b")]
+    assert "to upload" not in cli("train", "--resume", "runs/a b", "--epochs", 3).err
+
+
+def without_key(service: WandbServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("WANDB_API_KEY")
+
+
+def with_a_wrong_key(service: WandbServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WANDB_API_KEY", "z" * 40)
+
+
+def with_no_key_at_all(service: WandbServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WANDB_API_KEY", "short")
+
+
+def never_answering(service: WandbServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    service.fall_silent()
+
+
+def closed(service: WandbServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        monkeypatch.setenv("WANDB_BASE_URL", f"http://127.0.0.1:{free.getsockname()[1]}")
+
+
+@pytest.mark.parametrize(
+    ("trouble", "said"),
+    [
+        (without_key, "nobody is logged in; type wandb login"),
+        (with_a_wrong_key, "127.0.0.1:{port} does not take the API key"),
+        pytest.param(with_no_key_at_all, "API key must have 40+ characters", marks=pytest.mark.slow),
+        (never_answering, "127.0.0.1:{port} does not answer"),
+        pytest.param(closed, "127.0.0.1:{port} does not answer", marks=pytest.mark.slow),
+    ],
+)
+def test_trouble_costs_a_warning_and_a_few_seconds(
+    trouble: Callable[[WandbServer, pytest.MonkeyPatch], None],
+    said: str,
+    service: WandbServer,
+    plain: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    trouble(service, monkeypatch)
+    port = os.environ["WANDB_BASE_URL"].rpartition(":")[2]
+    watcher = Watcher()
+    start = time.monotonic()
+    run.start_run(resolve_config({**SETTINGS, "wandb": "online"}), tmp_path, "a", watcher)
+    assert time.monotonic() - start < LOST_SECONDS
+    assert_same(tmp_path / "a", plain)
+    warning, command = watcher.warnings
+    assert said.format(port=port) in warning and warning.startswith("warning: W&B: ") and "offline" in warning
+    with WandbServer() as later:
+        assert_arrived(sync(command, tmp_path, later), tmp_path / "a")
+    assert_keyless(tmp_path, *watcher.said)
+
+
+@pytest.mark.parametrize("how", ["fall_silent", pytest.param("close", marks=pytest.mark.slow)])
+def test_a_service_that_dies_costs_a_warning_and_a_few_seconds(
+    how: str, service: WandbServer, plain: Path, tmp_path: Path
+) -> None:
+    watcher = Watcher(lambda epoch: getattr(service, how)() if epoch == 1 else None)
+    start = time.monotonic()
+    run.start_run(resolve_config({**SETTINGS, "wandb": "online"}), tmp_path, "a", watcher)
+    assert time.monotonic() - start < LOST_SECONDS
+    assert_same(tmp_path / "a", plain)
+    (warning,) = watcher.warnings
+    assert "did not take everything" in warning
+    with WandbServer() as later:  # nothing is lost
+        assert_arrived(sync(warning, tmp_path, later), tmp_path / "a")
+
+
+@pytest.mark.usefixtures("patient")
+def test_a_client_that_dies_costs_a_warning(
+    service: WandbServer, plain: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clients: list[subprocess.Popen[bytes]] = []
+    popen = subprocess.Popen
+
+    def keep(*args: Any, **options: Any) -> subprocess.Popen[bytes]:
+        process = popen(*args, **options)
+        if wandb.PROGRAM in args[0]:
+            clients.append(process)
+        return process
+
+    def kill(epoch: int) -> None:
+        if epoch == 1:
+            clients[0].kill()
+            clients[0].wait()
+            for thread in threading.enumerate():
+                if thread.name == "wandb reader":
+                    thread.join()
+
+    monkeypatch.setattr(subprocess, "Popen", keep)
+    watcher = Watcher(kill)
+    run.start_run(resolve_config({**SETTINGS, "wandb": "online"}), tmp_path, "a", watcher)
+    (warning,) = watcher.warnings
+    assert "its client ended unexpectedly; the run goes on without it" in warning
+    assert_same(tmp_path / "a", plain)
+
+    # What it missed is sent when the run goes on.
+    run.resume_run(tmp_path / "a", {"epochs": 3}, Watcher())
+    (arrived,) = service.runs.values()
+    assert {epoch for epoch, _ in arrived.curve("val_acc")} >= {2, 3}
+
+
+@pytest.mark.usefixtures("patient")
+def test_a_failed_run_has_failed_there(service: WandbServer, tmp_path: Path) -> None:
+    config = resolve_config({**SETTINGS, "wandb": "online", "opt": "sgd", "lr": 1e30, "clip_grad": 0, "warmup": 0})
+    with pytest.raises(RunFailed, match="not finite"):
+        run.start_run(config, tmp_path, "a", Watcher())
+    (arrived,) = service.runs.values()
+    assert arrived.exit_code == 1
+
+
+@pytest.mark.usefixtures("patient")
+def test_a_stopped_run_has_failed_there_and_goes_on(service: WandbServer, plain: Path, tmp_path: Path) -> None:
+    watcher = Watcher(lambda epoch: os.kill(os.getpid(), signal.SIGTERM) if epoch == 1 else None)
+    with pytest.raises(Interrupted):
+        run.start_run(resolve_config({**SETTINGS, "wandb": "online"}), tmp_path, "a", watcher)
+    (arrived,) = service.runs.values()
+    assert arrived.exit_code == 128 + signal.SIGTERM
+    run.resume_run(tmp_path / "a", {}, Watcher())
+    assert arrived.exit_code == 0 and len(service.runs) == 1
+    assert_arrived(arrived, tmp_path / "a")
+    assert_same(tmp_path / "a", plain)
+
+
+@pytest.mark.slow  # the client asks every 15 seconds
+@pytest.mark.usefixtures("patient")
+def test_its_stop_button_saves_and_stops(service: WandbServer, tmp_path: Path) -> None:
+    def press(epoch: int) -> None:
+        service.stop_runs = True
+
+    config = resolve_config({**SETTINGS, "wandb": "online", "epochs": 100_000})
+    with pytest.raises(Interrupted, match="and saved; go on with"):
+        run.start_run(config, tmp_path, "a", Watcher(press))
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("patient")
+def test_a_trainer_that_is_killed_ends_it_too(service: WandbServer, tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "vitctl", "train", *TINY, "--epochs", "100000", "--wandb", "online"]
+    with subprocess.Popen([*command, "--runs-dir", str(tmp_path)], stderr=subprocess.PIPE, text=True) as trainer:
+        assert trainer.stderr is not None
+        while "epoch 2/" not in trainer.stderr.readline():
+            assert trainer.poll() is None
+        trainer.kill()
+    deadline = time.monotonic() + LOST_SECONDS
+    (arrived,) = service.runs.values()
+    while arrived.exit_code is None and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert arrived.exit_code == 1
+
+
+@pytest.mark.usefixtures("patient")
+def test_a_trial_of_a_wandb_sweep_is_the_run_that_the_agent_named(
+    cli: Cli, service: WandbServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    parameters = tmp_path / "parameters.yaml"
+    parameters.write_text("wandb_version: 1\nlr:\n  value: 0.01\n")
+    monkeypatch.setenv("WANDB_SWEEP_ID", "sweep123")
+    monkeypatch.setenv("WANDB_RUN_ID", "trial123")
+    monkeypatch.setenv("WANDB_PROJECT", "sweeps")
+    monkeypatch.setenv("WANDB_SWEEP_PARAM_PATH", str(parameters))
+    result = cli("train", *TINY, "--epochs", 1, "--lr=0.01", "--name", "a")
+    assert result.code == 0 and "warning" not in result.err
+    arrived = service.runs["trial123"]
+    assert (arrived.fields["sweep"], arrived.fields["project"]) == ("sweep123", "sweeps")
+    assert arrived.config["lr"] == 0.01 and arrived.summary["val_acc"] == rows(tmp_path / "runs/a")[0]["val_acc"]
+    assert cli("train", *TINY, "--epochs", 1, "--nowandb").code == 0
+    assert len(service.runs) == 1
+
+
+@pytest.mark.parametrize(
+    ("flags", "said"),
+    [
+        (["--wandb", "onlin"], "did you mean online"),
+        (["--wandb-project", "p"], "--wandb-project 'p' does nothing with --wandb disabled"),
+        (["--nowandb", "--wandb-tags", "a"], "--wandb-tags 'a' does nothing"),
+        (["--nowandb", "--wandb", "offline"], "--nowandb means --wandb disabled"),
+        (["--wandb", "offline", "--wandb-project", "a/b"], "W&B allows no / in it"),
+        (["--wandb", "offline", "--wandb-entity", "a?"], "W&B allows no ? in it"),
+        (["--wandb", "offline", "--wandb-project", "p" * 129], "129 characters"),
+        (["--wandb", "offline", "--wandb-tags", "a,,b"], "each tag has 1 to 64 characters, and '' has 0"),
+        (["--wandb", "offline", "--wandb-tags", "t" * 65], "has 65"),
+        (["--wandb", "offline", "--wandb-notes", ""], "--wandb-notes is empty"),
+        (["--wandb", "offline", "--lr-finder"], "--wandb does not go with it"),
+    ],
+)
+def test_what_cannot_be_is_refused_at_once(flags: list[str], said: str, refused: Callable[..., str]) -> None:
+    assert said in refused("train", *TINY, *flags)
+
+
+def test_the_default_is_none_but_under_an_agent(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert resolve_config({}).wandb == "disabled"
+    monkeypatch.setenv("WANDB_SWEEP_ID", "x")
+    assert resolve_config({}).wandb == "online"
+    assert resolve_config({"wandb": "offline"}).wandb == "offline"
+
+
+def test_a_project_of_a_file_may_be_left_unused() -> None:
+    assert resolve_config({"wandb": "disabled"}, {"wandb_project": "p"}).wandb_project == "p"
+    with pytest.raises(RequestError, match="does nothing"):
+        resolve_config({"wandb_project": "p"}, {"wandb": "disabled"})
+
+
+def test_another_project_is_another_run(cli: Cli, tmp_path: Path) -> None:
+    cli("train", *TINY, "--epochs", 1, "--name", "a", "--wandb", "offline")
+    before = json.loads((tmp_path / "runs/a" / wandb.STATE).read_text())
+    (tmp_path / "runs/a/summary.json").unlink()
+    cli("train", "--resume", "runs/a", "--wandb-project", "other")
+    after = json.loads((tmp_path / "runs/a" / wandb.STATE).read_text())
+    assert after["id"] != before["id"] and after["epoch"] == before["epoch"] == 1
+
+
+class Breaks:
+    """A tracker with a fault."""
+
+    def __init__(self, at: str) -> None:
+        self.at = at
+        self.calls: list[str] = []
+
+    def __getattr__(self, name: str) -> Callable[..., None]:
+        def call(*args: object) -> None:
+            self.calls.append(name)
+            if name == self.at:
+                raise ZeroDivisionError("of no use")
+
+        return call
+
+
+@pytest.mark.parametrize("at", ["started", "epoch_done", "finished", "close"])
+def test_a_fault_costs_a_warning_and_the_tracker(at: str) -> None:
+    watcher, broken, sound = Watcher(), Breaks(at), Breaks("")
+    both = Tracked(watcher, {"broken": broken, "sound": sound})  # type: ignore[dict-item]
+    both._observer.started = lambda *_: None  # type: ignore[method-assign]
+    both.started(None, None)  # type: ignore[arg-type]
+    for epoch in (1, 2):
+        both.epoch_done({"epoch": epoch})
+    both.finished({})
+    both.close(0)
+    assert watcher.said == ["warning: broken: ZeroDivisionError: of no use; the run goes on without it"]
+    assert sound.calls == ["started", "epoch_done", "epoch_done", "finished", "close"]
+    assert broken.calls.count(at) == (2 if at == "close" else 1) and broken.calls[-1] == "close"

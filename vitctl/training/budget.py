@@ -1,0 +1,161 @@
+"""``--max-time``: how many steps fit into a time, set once, so that the schedule ends when the time does."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import time
+
+import torch
+
+from vitctl import devices
+from vitctl.data.dataset import Subset
+from vitctl.errors import RequestError
+from vitctl.training.evaluate import evaluate
+from vitctl.training.loop import train_step
+from vitctl.training.session import Session, given_length
+from vitctl.units import format_duration, parse_duration
+
+MEASURED_SHARE = 0.04
+"""Share of the time that is spent on measuring the speed."""
+MEASURED_SECONDS = (1.0, 30.0)
+"""Its least and most; and at least :data:`MEASURED_STEPS` steps are measured, as a step may take long."""
+MEASURED_STEPS = 3
+AIM = 0.97
+"""Share of the time that is planned for: machines vary by some percent from minute to minute."""
+CLOSING_SECONDS = 0.5
+"""From the last figure to the end of the process."""
+TRACKER_SECONDS = 3.0
+"""For W&B to open and to close, where it is used."""
+SAVED_BYTES_PER_SECOND = 200e6
+"""Writing a checkpoint, with its digest and the wait for the disk."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Speed:
+    """What the parts of a run take, in seconds.
+
+    Attributes:
+        step: one optimizer step.
+        picture: evaluating one picture.
+        save: writing one checkpoint.
+    """
+
+    step: float
+    picture: float
+    save: float
+
+
+def fit_to_time(session: Session, started: float) -> str:
+    """Set the run's length to what ``--max-time`` leaves room for, and return that in words.
+
+    The speed is measured on real steps and evaluations, whose traces are then removed: a run of as many
+    ``--max-steps`` has the same bits. The number of steps goes into the settings, as ``max_steps``, and stays.
+
+    Args:
+        session: new, with ``max_time`` in its settings.
+        started: when the time began to run, by :func:`time.monotonic`.
+
+    Raises:
+        RequestError: the time is too short for a single step and the test.
+        RunFailed: the loss is not finite, or memory ran out.
+    """
+    config = session.config
+    assert config.max_time is not None
+    budget = parse_duration(config.max_time, "--max-time")
+    speed = measure_speed(session, budget)
+    closing = CLOSING_SECONDS + (TRACKER_SECONDS if config.wandb != "disabled" else 0.0)
+    left = AIM * budget - closing - (time.monotonic() - started)
+    limit = given_length(config, session.steps_per_epoch)
+    steps = fitting_steps(session, speed, left, limit)
+    if steps < 1:
+        needed = (run_seconds(session, speed, 1) - left + AIM * budget) / AIM
+        raise RequestError(
+            f"--max-time {config.max_time} is over before the first step and the final test are done; with these settings give "
+            f"at least {max(1, round(needed + 0.5))}s"
+        )
+    session.set_length(steps)
+    session.config = dataclasses.replace(config, max_steps=steps)
+    pictures = min(session.batches.batch_size, session.batches.count) / speed.step
+    epochs = steps / session.steps_per_epoch
+    planned = budget * (1 - AIM) + left - run_seconds(session, speed, steps)
+    spare = f", {format_duration(planned)} before --max-time {config.max_time} is over" if steps == limit else ""
+    return (
+        f"{pictures:.0f} pictures/s: {steps} steps, {epochs:.2f} epochs, fit into --max-time {config.max_time}{spare}"
+    )
+
+
+def measure_speed(session: Session, budget: float) -> Speed:
+    """Take real steps and evaluations for a small share of ``budget`` seconds, and bring the session back to where it was."""
+    before = copy.deepcopy(session.checkpoint())
+    low, high = MEASURED_SECONDS
+    wanted = min(high, max(low, MEASURED_SHARE * budget))
+    session.train_mode()
+    _step(session)  # the first one allocates
+    steps, start = 0, time.perf_counter()
+    while steps < MEASURED_STEPS or time.perf_counter() - start < wanted:
+        _step(session)
+        steps += 1
+    step = (time.perf_counter() - start) / steps
+
+    index = session.splits.test.index[: 2 * session.eval_batch]
+    part = Subset(session.splits.test.pictures, index)
+    picture = min(_evaluation_seconds(session, part) for _ in range(2)) / len(index)
+
+    after = session.checkpoint()
+    saved = sum(_bytes(after[key]) for key in ("model", "ema", "optimizer"))
+    session.restore(before)
+    return Speed(step, picture, saved / SAVED_BYTES_PER_SECOND)
+
+
+def fitting_steps(session: Session, speed: Speed, seconds: float, limit: int | None) -> int:
+    """Return the greatest number of steps, up to ``limit``, that take at most ``seconds``; 0 if none does."""
+    low, high = 0, max(1, int(seconds / speed.step))
+    if limit is not None:
+        high = min(high, limit)
+    while low < high:
+        middle = (low + high + 1) // 2
+        if run_seconds(session, speed, middle) <= seconds:
+            low = middle
+        else:
+            high = middle - 1
+    return low
+
+
+def run_seconds(session: Session, speed: Speed, steps: int) -> float:
+    """Return what a run of ``steps`` takes: steps, evaluations and checkpoints after each epoch, final test."""
+    epochs = -(-steps // session.steps_per_epoch)
+    splits = session.splits
+    val = len(splits.val.index) if splits.val is not None else 0
+    test = 0 if splits.val_split == "test" else len(splits.test.index)  # the last evaluation is the test then
+    if session.config.tta == "flip":
+        test += len(splits.test.index)
+    return steps * speed.step + epochs * (val * speed.picture + 2 * speed.save) + test * speed.picture
+
+
+def _step(session: Session) -> None:
+    if session.progress.step_in_epoch == session.steps_per_epoch:
+        session.progress.begin_epoch()
+    train_step(session)
+    devices.synchronize(session.device)
+
+
+def _evaluation_seconds(session: Session, subset: Subset) -> float:
+    start = time.perf_counter()
+    evaluate(
+        session.evaluated_model,
+        subset,
+        session.normalize,
+        session.device,
+        session.eval_batch,
+        precision=session.precision,
+    )
+    return time.perf_counter() - start
+
+
+def _bytes(state: object) -> int:
+    if isinstance(state, torch.Tensor):
+        return state.nbytes
+    if isinstance(state, dict):
+        return sum(map(_bytes, state.values()))
+    return sum(map(_bytes, state)) if isinstance(state, (list, tuple)) else 0

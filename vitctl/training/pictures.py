@@ -1,0 +1,33 @@
+"""Files that commands draw: refused before any work where they could not be written."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from vitctl.errors import RequestError
+
+
+def check_picture(path: Path, flag: str, endings: Sequence[str]) -> None:
+    """Refuse a picture that could not be written.
+
+    Args:
+        path: of the picture; one that is there will be replaced.
+        flag: that named it.
+        endings: of the file's name, each a format.
+
+    Raises:
+        RequestError: the name ends otherwise, or the folder is not there or not writable.
+    """
+    if path.suffix.lower() not in endings:
+        raise RequestError(f"{flag} {path}: the picture's name must end in {', '.join(endings)}")
+    if not path.absolute().parent.is_dir() or path.is_dir():
+        raise RequestError(f"{flag} {path}: there is no such folder; make it first, or name another")
+    there = path.exists()
+    try:
+        with open(path, "ab"):
+            pass
+    except OSError as error:
+        raise RequestError(f"{flag} {path} cannot be written: {error.strerror}; name another place") from error
+    if not there:
+        path.unlink()

@@ -1,0 +1,193 @@
+"""A look at what a network would be trained on: a contact sheet, and the share of pictures with nothing in them."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+
+import torch
+from PIL import Image, ImageDraw, ImageFont
+from torch import Tensor
+
+from vitctl import devices
+from vitctl.config import TrainConfig
+from vitctl.data.batches import Normalize
+from vitctl.data.dataset import LoadProgress
+from vitctl.models import find_model
+from vitctl.registry import format_spec
+from vitctl.training.loop import Record
+from vitctl.training.pictures import check_picture
+from vitctl.training.run_folder import write_bytes
+from vitctl.training.session import batch_extras, make_normalize, open_data, train_batches
+
+FLAG = "--preview-batch"
+ENDINGS = (".png",)
+
+SHOWN = 64
+"""The most pictures on the sheet."""
+
+SHEET_PIXELS = 1 << 24
+"""There are fewer where all of them together would have more pixels than this."""
+
+COUNTED = 2000
+"""Blank pictures are counted in at least so many, or in an epoch: then a share of 20 % is known to about a point."""
+
+CELL = 96
+"""Least side of a picture on the sheet, in pixels; small ones are enlarged by a whole number."""
+
+GAP, LINE, FONT = 8, 14, 12
+
+
+def preview_batch(config: TrainConfig, path: Path, decoding: LoadProgress | None = None) -> Record:
+    """Draw the pictures of the first step as the network would see them, and train nothing.
+
+    Args:
+        config: the settings.
+        path: of the sheet, a PNG file.
+        decoding: told of the progress of downloading data and decoding pictures.
+
+    Returns:
+        ``picture``; ``shown``, how many are on it; ``size``, their side as the network sees them; ``classes``, a mapping of
+        names to shares for each; ``images``, the pictures that blank ones were counted in, ``blank_images`` and
+        ``blank``, their share (0-1), before pictures are mixed; ``blank_stored``, the share among the same pictures without
+        augmentation; ``augmentation``, in words; device and versions; the settings under ``config``. Blank is a picture of
+        one flat colour, whatever crop put at its rim.
+
+    Raises:
+        RequestError: device or data cannot be had as asked, or the file cannot be written.
+        RunFailed: the disk is full.
+    """
+    check_picture(path, FLAG, ENDINGS)
+    device = devices.resolve_device(config.device)
+    devices.prepare(device, config.threads)
+    dataset, splits = open_data(config, decoding)
+    extras = batch_extras(config, dataset, splits, device)
+    batches = train_batches(config, splits, extras, device, drop_single=find_model(config.net).batchnorm)
+    normalize = make_normalize(config, dataset.mean, dataset.std, device)
+
+    shown = max(1, min(SHOWN, SHEET_PIXELS // config.size**2))
+    images, labels = (each[:shown] for each in batches.batch(0, 0))
+    seen = denormalise(normalize(images), normalize)
+    shares = class_shares(labels.cpu(), dataset.classes)
+    content = contact_sheet(seen, [caption(each) for each in shares], title(config))
+
+    batches.mixed_steps = 0
+    counted, blank, stored = 0, 0, 0
+    for step in range(batches.steps_per_epoch):
+        images, _ = batches.batch(0, step)
+        chosen = batches.order(0)[counted : counted + len(images)]
+        counted += len(images)
+        blank += int(is_blank(images, batches.padding if batches.augment else 0).sum())
+        stored += int(is_blank(splits.train.pictures.images[chosen]).sum())
+        if counted >= COUNTED:
+            break
+    write_bytes(path, content)
+    return {
+        "picture": str(path),
+        "shown": len(seen),
+        "size": config.size,
+        "classes": shares,
+        "images": counted,
+        "blank_images": blank,
+        "blank": blank / counted,
+        "blank_stored": stored / counted,
+        "augmentation": describe_augmentation(config),
+        "dataset": config.dataset,
+        **devices.environment(device),
+        "config": config.to_dict(),
+    }
+
+
+def is_blank(images: Tensor, rim: int = 0) -> Tensor:
+    """Return which pictures are of one flat colour, bool ``[B]``.
+
+    Args:
+        images: uint8 ``[B, C, H, W]``.
+        rim: pixels on every side that do not count, as a crop may have padded them.
+    """
+    H, W = images.shape[2:]
+    flat = images[:, :, rim : H - rim, rim : W - rim].flatten(2)  # [B, C, (H - 2 rim) * (W - 2 rim)]
+    return (flat.amin(2) == flat.amax(2)).all(1)
+
+
+def denormalise(x: Tensor, normalize: Normalize) -> Tensor:
+    """Return a network's input, float ``[B, C, S, S]``, as pictures, uint8 on the CPU."""
+    return ((x - normalize.offset) / normalize.scale).round().clamp(0, 255).to(torch.uint8).cpu()
+
+
+def class_shares(labels: Tensor, classes: tuple[str, ...]) -> list[dict[str, float]]:
+    """Return the share of each class that a picture has, the greatest first.
+
+    Args:
+        labels: int64 ``[B]``, or shares, float ``[B, K]``.
+        classes: names of the K classes.
+    """
+    if labels.ndim == 1:
+        return [{classes[i]: 1.0} for i in labels.tolist()]
+    ordered = labels.sort(dim=1, descending=True, stable=True)
+    return [
+        {classes[i]: round(share, 4) for i, share in zip(indices, values, strict=True) if share > 0}
+        for indices, values in zip(ordered.indices.tolist(), ordered.values.tolist(), strict=True)
+    ]
+
+
+def caption(shares: dict[str, float]) -> list[str]:
+    """Return a line for each class of a picture."""
+    if len(shares) == 1:
+        return list(shares)
+    return [f"{100 * share:.0f}% {name}" for name, share in shares.items()]
+
+
+def describe_augmentation(config: TrainConfig) -> str:
+    """Return what is done to the pictures, as one would type it."""
+    words = [f"--aug {format_spec(config.aug, config.aug_options)}"]
+    for name in ("erase", "cutout", "mixup", "cutmix", "mix_off"):
+        if value := getattr(config, name):
+            words.append(f"--{name.replace('_', '-')} {value:g}")
+    return " ".join(words)
+
+
+def title(config: TrainConfig) -> str:
+    """Return the line above the pictures."""
+    return f"{config.dataset}, first step, seed {config.seed}: {describe_augmentation(config)}"
+
+
+def contact_sheet(images: Tensor, captions: list[list[str]], title: str) -> bytes:
+    """Return pictures in rows, each above its caption, as a PNG file.
+
+    Args:
+        images: uint8 ``[B, C, H, W]``.
+        captions: lines of each.
+        title: the line above all.
+    """
+    height, width = images.shape[2:]
+    zoom = -(-CELL // min(height, width))
+    cell_height, cell_width = zoom * height, zoom * width
+    columns = max(1, round(len(images) ** 0.5))
+    rows = -(-len(images) // columns)
+    lines = max(map(len, captions))
+    down, across = cell_height + LINE * lines + GAP, cell_width + GAP
+    sheet = Image.new("RGB", (GAP + columns * across, GAP + LINE + GAP + rows * down), "white")
+    draw = ImageDraw.Draw(sheet)
+    font = ImageFont.load_default(FONT)
+    draw.text((GAP, GAP), fitting(title, font, sheet.width - 2 * GAP), fill="black", font=font)
+    for i, (image, words) in enumerate(zip(images, captions, strict=True)):
+        top, left = 2 * GAP + LINE + i // columns * down, GAP + i % columns * across
+        pixels = image.permute(1, 2, 0).numpy()  # [H, W, C]
+        picture = Image.fromarray(pixels if pixels.shape[2] == 3 else pixels[:, :, 0])
+        sheet.paste(picture.resize((cell_width, cell_height), Image.Resampling.NEAREST).convert("RGB"), (left, top))
+        for line, text in enumerate(words):
+            place = left, top + cell_height + line * LINE
+            draw.text(place, fitting(text, font, cell_width), fill="black", font=font)
+    content = io.BytesIO()
+    sheet.save(content, "PNG")
+    return content.getvalue()
+
+
+def fitting(text: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont, width: int) -> str:
+    """Return ``text``, cut off to fit ``width`` pixels."""
+    if font.getlength(text) <= width:
+        return text
+    while text and font.getlength(f"{text}...") > width:
+        text = text[:-1]
+    return f"{text}..."
