@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 
 import pytest
@@ -72,9 +73,14 @@ def test_what_recipes_measured_is_shown_with_recipe_and_epochs(cli: Cli, monkeyp
             versions="",
         )
 
-    cards = (card("swin", 51.0), card("swin:depth=4", 52.0), card("swin", 99.0, "digits"), card("cct_4", 1.0))
-    recipe = Recipe(summary="", settings={"net": "swin", "opt": "muon"}, cards=cards)
-    monkeypatch.setitem(RECIPES, "ours", recipe)
+    cards = (card("swin", 51.0), card("swin", 52.0), card("swin:depth=4", 98.0), card("swin", 99.0, "digits"))
+    short = dataclasses.replace(card("swin", 97.0), max_steps=300)
+    for name, net, measured in [
+        ("ours", "swin", (*cards, short, card("cct_4", 1.0))),
+        ("narrow", "swin:depth=4", (card("swin", 96.0),)),
+    ]:
+        recipe = Recipe(summary="", settings={"net": net, "opt": "muon"}, cards=measured)
+        monkeypatch.setitem(RECIPES, name, recipe)
     rows = {row["name"]: row for row in cli("list-models", "--json").json()}
     assert [rows["swin"][f"measured_{what}"] for what in ("acc", "recipe", "epochs")] == [52.0, "ours", 7]
     assert rows["cct_4"]["measured_acc"] > 1 and rows["vgg"]["measured_acc"] is None

@@ -474,12 +474,16 @@ def find_model(net: str) -> ModelEntry:
 
 
 def best_measured(name: str, entry: ModelEntry) -> Measured | None:
-    """Return the best that vitctl reached with a network on CIFAR-10: of its row, and of the cards of all recipes."""
+    """Return the best that vitctl reached with a network on CIFAR-10: of its row, and of the cards of all recipes.
+
+    A card counts where it is of whole epochs, and of the network as the row has it: not where the recipe narrows it.
+    """
     known = [
         Measured(acc=card.test_acc.mean, recipe=recipe, epochs=card.epochs)
         for recipe, each in RECIPES.items()
+        if not str(each.settings["net"]).startswith(f"{name}:")
         for card in each.cards
-        if card.dataset == "cifar10" and card.net.partition(":")[0] == name
+        if card.dataset == "cifar10" and card.net == name and not card.max_steps
     ]
     known += [entry.measured] if entry.measured else []
     return max(known, key=lambda measured: measured.acc, default=None)
