@@ -280,7 +280,7 @@ def test_without_network_it_says_so_at_once(hub: Path, refused: Refused, monkeyp
     monkeypatch.setattr(constants, "ENDPOINT", closed_port())
     start = time.monotonic()
     sentence = refused(*RUN, "--net", "vit_timm")
-    assert time.monotonic() - start < 5
+    assert time.monotonic() - start < 15  # the hub's own client would try for 47 s
     assert "hf download timm/vit_base_patch16_384.augreg_in21k_ft_in1k model.safetensors" in sentence
     assert "--pretrained FILE" in sentence and "--pretrained false" in sentence and str(hub) in sentence
 

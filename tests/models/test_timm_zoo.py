@@ -96,6 +96,17 @@ def test_figures() -> None:
     assert find_model("timm/swin_tiny_patch4_window7_224").tokens == 56 * 56
 
 
+@pytest.mark.parametrize("name", ["test_efficientnet", "mobilenetv3_small_050", "regnetx_002", "densenet121"])
+def test_channels_innermost_compute_the_same(name: str) -> None:
+    assert find_model(f"timm/{name}").channels_last == ("cpu",)
+    model = build_model(f"timm/{name}", {}, img_size=32, in_chans=3, num_classes=10).eval()
+    x = torch.randn(2, 3, 32, 32)
+    with torch.no_grad():
+        expected = model(x)
+        logits = model(x.contiguous(memory_format=torch.channels_last))
+    assert (logits - expected).norm() <= 1e-5 * expected.norm() and expected.norm() > 0
+
+
 def test_only_options_that_were_asked_for_are_kept() -> None:
     config = resolve_config({"dataset": "digits", "net": "timm/test_vit:patch_size=8,qkv_bias=no", "size": 32})
     assert config.net_options == {"patch_size": 8, "qkv_bias": False}
@@ -111,6 +122,9 @@ def test_only_options_that_were_asked_for_are_kept() -> None:
     [
         (["--net", "timm/vit_tinny_patch16_224"], "did you mean timm/vit_tiny_patch16_224"),
         (["--net", "timm/vit_tiny"], "did you mean timm/vit_tiny_patch16_224"),
+        (["--net", "timm/vit_tinny"], "did you mean timm/vit_tiny_patch16_224"),
+        (["--net", "timm/renset18"], "did you mean timm/resnet18"),
+        (["--net", "timm/vit_tiny_patch16_224", "--size", 40], "sizes that are: 32, 48, 64, 80 (timm: patches of 16"),
         (["--net", "timm/"], "--net 'timm/' is unknown"),
         (["--net", "timm/zzzzzzzz"], "vitctl list-models --timm"),
         (["--net", "timm/vit_tiny_patch16_224.augreg_in21"], "did you mean augreg_in21k"),

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 from einops import rearrange
 from einops.layers.torch import Rearrange, Reduce
+from PIL import Image
 from torch import Tensor, nn
 from vit_pytorch import cait as cait_oracle
 from vit_pytorch import mobile_vit as mobile_oracle
@@ -21,7 +24,7 @@ from vit_pytorch import vit as vit_oracle
 from vit_pytorch import vit_for_small_dataset as small_oracle
 
 from tests.conftest import Cli
-from vitctl.data.cifar import CIFAR100
+from vitctl.data.cifar import CIFAR10, CIFAR100
 from vitctl.models import MODELS
 from vitctl.models.legacy import RULES
 from vitctl.training.trained import Trained, load_trained
@@ -393,7 +396,7 @@ def test_other_patches_sizes_and_kernels(cli: Cli) -> None:
     for name in [name for name in state if name.endswith("0.fn.0.weight")]:
         state[name] = torch.randn(256, 1, 5, 5)
     torch.save({"net": state}, "old.t7")
-    assert cli("convert", "old.t7", "--net", "convmixer", "--convkernel", 5, "-o", "new.pt").code == 0
+    assert cli("convert", "old.t7", "--net", "convmixer", "--convkernel", 5, "-o", "5.pt").code == 0
 
 
 def test_swins_window_was_its_patch(cli: Cli) -> None:
@@ -428,8 +431,59 @@ def test_pretrained_vit_of_timm(cli: Cli) -> None:
     assert all(torch.equal(trained.model.state_dict()[name], tensor) for name, tensor in state.items())
 
 
+def shallow() -> State:
+    """Return weights of vit_tiny with one block."""
+    return {name: tensor for name, tensor in made("vit_tiny").items() if not re.search(r"layers\.[1-9]", name)}
+
+
+@pytest.fixture
+def pictures(tmp_path: Path) -> Path:
+    """Return a data set of two pictures of every class, as large as CIFAR's, with its class names."""
+    generator = np.random.default_rng(0)
+    for part in ("train", "test"):
+        for name in CIFAR10.classes:
+            (tmp_path / "pictures" / part / name).mkdir(parents=True)
+            for i in range(2):
+                noise = generator.integers(0, 256, (32, 32, 3), dtype=np.uint8)
+                Image.fromarray(noise).save(tmp_path / "pictures" / part / name / f"{i}.png")
+    return tmp_path / "pictures"
+
+
+def test_the_checkpoint_evaluates_predicts_and_exports(cli: Cli, pictures: Path) -> None:
+    trained = converted(cli, "vit_tiny:depth=1", {"model": shallow()})
+    scores = cli("eval", "new.pt", "--dataset", pictures, "--predictions", "p.csv", "--json")
+    assert scores.code == 0, scores.err
+    assert scores.json()["images"] == 20
+    picture = pictures / "test" / "cat" / "0.png"
+    x = torch.from_numpy(np.array(Image.open(picture))).permute(2, 0, 1)[None] / 255  # [1, 3, 32, 32]
+    mean, std = (torch.tensor(values)[:, None, None] for values in (trained.mean, trained.std))
+    with torch.no_grad():
+        expected = trained.model((x - mean) / std).softmax(-1)[0]
+    (row,) = cli("predict", "new.pt", picture, "--json").json()
+    assert row["top"][0]["class"] == trained.classes[int(expected.argmax())]
+    assert row["top"][0]["probability"] == pytest.approx(expected.max().item(), rel=1e-4)
+    exported = cli("export", "new.pt", "--format", "torchscript", "--tolerance", 1e-3, "--json")
+    assert exported.code == 0, exported.err
+    report = exported.json()
+    assert report["verified"] is True and Path(report["files"][0]["path"]).exists()
+
+
+def test_the_checkpoint_begins_a_run_but_no_run_goes_on_from_it(cli: Cli, refused: Refused, pictures: Path) -> None:
+    trained = converted(cli, "vit_tiny:depth=1", {"model": shallow()})
+    assert "--pretrained new.pt starts a run" in refused("train", "--resume", "new.pt")
+    run = ["train", "--dataset", pictures, "--val", "none", "--net", "vit_tiny:depth=1", "--bs", 10, "--max-steps", 1]
+    begun = cli(*run, "--pretrained", "new.pt", "--lr", 0, "--name", "r", "--json")
+    assert begun.code == 0 and "head included" in begun.err, begun.err
+    last = Path("runs/r/checkpoints/last.pt")
+    state = torch.load(last, weights_only=True)["model"]
+    assert all(torch.equal(state[name], tensor) for name, tensor in trained.model.state_dict().items())
+    shutil.copy("new.pt", last)
+    assert "has weights alone" in refused("train", "--resume", "runs/r", "--max-steps", 2)
+    assert "vitctl convert first" in refused(*run, "--pretrained", "old.t7")
+
+
 @pytest.mark.slow
-def test_the_checkpoint_evaluates(cli: Cli, real_cifar10: Path) -> None:
+def test_the_checkpoint_evaluates_on_cifar10(cli: Cli, real_cifar10: Path) -> None:
     converted(cli, "vit_tiny", {"net": made("vit_tiny"), "acc": 10.0, "epoch": 0})
     scores = cli("eval", "new.pt", "--limit", 100, "--json")
     assert scores.code == 0, scores.err
@@ -446,6 +500,14 @@ def change(state: State, how: str) -> State:
         state["classifier.weight"] = torch.ones(10, 512)
     elif how == "shape":
         state[name] = torch.randn(1024, 512)
+    elif how == "nan":
+        state[name][3, 4] = float("nan")
+    elif how == "sparse":
+        state[name] = state[name].to_sparse()
+    elif how == "complex":
+        state[name] = state[name].to(torch.complex64)
+    elif how == "whole":
+        state[name] = state[name].to(torch.int64)
     elif how == "patch":
         state["pos_embedding"] = torch.randn(1, 257, 512)
     return state
@@ -459,6 +521,10 @@ def change(state: State, how: str) -> State:
         ("strange", "it has classifier.weight"),
         ("shape", "to_qkv.weight is [1024, 512], and --net vit with these options wants [1536, 512]"),
         ("patch", "pos_embedding is [1, 257, 512]"),
+        ("nan", "to_qkv.weight has NaN or infinity, which is no weight of --net vit"),
+        ("sparse", "to_qkv.weight is sparse, and weights are plain numbers"),
+        ("complex", "to_qkv.weight is torch.complex64, and weights are plain numbers"),
+        ("whole", "to_qkv.weight is int64, which is no weight of --net vit"),
     ],
 )
 def test_every_tensor_is_accounted_for(refused: Refused, tmp_path: Path, how: str, sentence: str) -> None:
@@ -490,6 +556,8 @@ def test_masks_that_are_not_those_of_the_scripts_are_refused(refused: Refused, t
         (["old.t7", "--net", "vgg", "--size", 64], "32 to 63 px alone"),
         (["old.t7", "--net", "vit", "-o", "no/new.pt"], "is not there"),
         (["old.t7", "--net", "vit", "-o", "old.t7"], "is the file to convert"),
+        (["old.t7", "--net", "vit", "-o", "text.t7"], "--output text.t7 is there already; name another"),
+        (["old.t7", "--net", "vit", "-o", "."], "--output . is a folder; name another"),
         (["old.t7", "--net", "vit", "--convkernel", 3], "--net vit has no kernels to choose"),
         (["text.t7", "--net", "vit"], "it is damaged, or no file of weights"),
         (["code.t7", "--net", "vit"], "which vitctl never does"),

@@ -3,17 +3,27 @@
 from __future__ import annotations
 
 import fnmatch
-from typing import Annotated, Any
+import os
+import sys
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from vitctl.errors import RequestError
 from vitctl.registry import suggest
 
+if TYPE_CHECKING:
+    from rich.console import Console
+
 SORTS = ("name", "family", "params", "mflop", "tokens", "published_acc", "measured_acc")
 
 WIDE = 110
-"""Columns of a terminal that has room for papers; --details and --json have them anyway."""
+"""Columns of a terminal that has room for tokens, papers and figures in full; --details and --json have them anyway."""
+
+PIPED = 140
+"""Columns of what goes to a file or another program, where nothing needs to wrap."""
+
+CAPTION = "accuracies on CIFAR-10's test set, published by the scripts that vitctl replaces and measured by vitctl"
 
 
 def list_models(
@@ -108,7 +118,8 @@ def timm_search(pattern: str) -> list[dict[str, Any]]:
     if not names:
         stars = f"*{pattern.strip('*')}*"
         more = len(timm_zoo.search(stars))
-        hint = f"; --timm '{stars}' matches {more}" if more else suggest(pattern, timm_zoo.search("*"))
+        near = timm_zoo.near_names(pattern.strip("*"))
+        hint = f"; --timm '{stars}' matches {more}" if more else f"; did you mean {' or '.join(near)}?" if near else ""
         raise RequestError(f"timm has no network that matches {pattern!r}{hint}")
     return details.timm_rows(names)
 
@@ -116,47 +127,65 @@ def timm_search(pattern: str) -> list[dict[str, Any]]:
 def print_rows(rows: list[dict[str, Any]]) -> None:
     """Print the table; what was measured is followed by its recipe and epochs."""
     from rich import box
-    from rich.console import Console
     from rich.table import Table
 
-    console = Console(highlight=False)
+    console = make_console()
     wide = console.width >= WIDE
-    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
+    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False, caption=CAPTION, caption_justify="left")
     table.add_column("net", style="bold", no_wrap=True)
-    for heading in ("parameters", "MFLOP", "tokens", "published", "measured"):
+    for heading in (
+        "parameters" if wide else "params",
+        "MFLOP",
+        *(["tokens"] if wide else []),
+        "published",
+        "measured",
+    ):
         table.add_column(heading, justify="right", no_wrap=True)
     table.add_column("what it is")
     if wide:
         table.add_column("arXiv", no_wrap=True)
     for row in rows:
-        measured = row["measured_acc"]
+        measured = ""
+        if row["measured_acc"] is not None:
+            run = f"{row['measured_recipe']} x{row['measured_epochs']}"
+            measured = f"{row['measured_acc']:.1f} %{' ' if wide else chr(10)}{run}"
         table.add_row(
             row["name"],
-            f"{row['params']:,}",
+            f"{row['params']:,}" if wide else f"{row['params'] / 1e6:.1f} M",
             f"{row['mflop']:,.1f}" if row["mflop"] < 1000 else f"{row['mflop']:,.0f}",
-            str(row["tokens"] or "-"),
+            *([str(row["tokens"] or "-")] if wide else []),
             f"{row['published_acc']:.1f} %" if row["published_acc"] is not None else "",
-            f"{measured:.1f} % {row['measured_recipe']} x{row['measured_epochs']}" if measured is not None else "",
+            measured,
             row["summary"],
             *([row["paper"].rpartition("arXiv ")[2]] if wide else []),
         )
     console.print(table)
 
 
+def make_console() -> Console:
+    """Return where tables go: as wide as the terminal, or as need be where there is none."""
+    from rich.console import Console
+
+    piped = not sys.stdout.isatty() and "COLUMNS" not in os.environ
+    return Console(highlight=False, width=PIPED if piped else None)
+
+
 def print_details(spec: str, document: dict[str, Any]) -> None:
     """Print a network in detail."""
-    from rich.console import Console
     from rich.markup import escape
     from rich.table import Table
 
+    from vitctl.models import MODELS
     from vitctl.registry import format_value
 
-    console = Console(highlight=False)
+    console = make_console()
     cost = f"{document['params']:,} parameters, {document['mflop']:,.1f} MFLOP a picture"
     tokens = f", {document['tokens']:,} tokens" if document["tokens"] else ""
     console.print(f"{spec}: {document['summary']}", style="bold", markup=False, soft_wrap=True)
     console.print(f"{cost}{tokens}, at {document['img_size']} px and 10 classes", markup=False, soft_wrap=True)
-    for line in (document["paper"], document["note"]):
+    entry = MODELS.get(spec)  # its note is about its own options and size
+    note = document["note"] if entry and document["img_size"] == entry.img_size else ""
+    for line in (document["paper"], note):
         if line:
             console.print(line, markup=False, soft_wrap=True)
     options = Table("option", "value", "allowed", "what it is", title="options", title_justify="left")
@@ -175,7 +204,6 @@ def print_details(spec: str, document: dict[str, Any]) -> None:
 
 def print_timm(rows: list[dict[str, Any]]) -> None:
     """Print networks of timm."""
-    from rich.console import Console
     from rich.table import Table
 
     table = Table("net", title=f"{len(rows)} networks of timm", title_justify="left")
@@ -183,4 +211,4 @@ def print_timm(rows: list[dict[str, Any]]) -> None:
     table.add_column("pretrained weights")
     for row in rows:
         table.add_row(row["name"], f"{row['img_size']} px", "yes" if row["pretrained"] else "")
-    Console(highlight=False).print(table)
+    make_console().print(table)

@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Any
 
 from vitctl.errors import RequestError
 from vitctl.models import checks
-from vitctl.registry import Entry, Option, Value, suggest
+from vitctl.recipes import RECIPES
+from vitctl.registry import Entry, Option, Value, format_spec, suggest
 
 if TYPE_CHECKING:
     from torch import nn
@@ -55,7 +56,7 @@ class ModelEntry(Entry):
         check: refuses sizes and options that it cannot take, beyond what holds for every network.
         paper: where it was described.
         published_acc: what the predecessor published for CIFAR-10, in percent.
-        measured: what vitctl reached, or None where nobody measured.
+        measured: what vitctl reached; None where nobody measured, or recipes have a card of it.
         note: how its figures differ from those of the predecessor, and why.
     """
 
@@ -178,7 +179,7 @@ def _cct(
     }
     return ModelEntry(
         target="vitctl.models.cct:cct",
-        summary=f"compact conv. transformer, {depth} x {embed_dim}",
+        summary=f"compact conv. ViT, {depth} x {embed_dim}",
         options={**_compact_options(depth, embed_dim, num_heads, mlp_ratio), **convolutions},
         family="cct",
         params=params,
@@ -211,6 +212,7 @@ def _resnet(layers: int, params: int, mflop: float, published_acc: float | None 
         params=params,
         mflop=mflop,
         batchnorm=True,
+        channels_last=("cpu", "cuda"),
         paper=_RESNET_PAPER,
         published_acc=published_acc,
     )
@@ -226,7 +228,7 @@ def _finetuned(
 ) -> ModelEntry:
     return ModelEntry(
         target="vitctl.models.finetune:vit_timm",
-        summary=f"timm's pretrained ViT-{size.capitalize()}/16 at 384 px",
+        summary=f"pretrained ViT-{size[0].upper()}/16, 384 px",
         options={**_patch(16), **_widths(embed_dim, 12, num_heads, 4.0), **_dropout(0.0), **_DROP_PATH},
         family="vit",
         params=params,
@@ -256,7 +258,7 @@ MODELS: dict[str, ModelEntry] = {
     ),
     "vit_small": ModelEntry(
         target="vitctl.models.vit:vit",
-        summary="vit with shifted patches and locality attention",
+        summary="ViT for small data sets",
         options=_vit_options(),
         fixed={"kind": "small"},
         family="vit",
@@ -269,7 +271,7 @@ MODELS: dict[str, ModelEntry] = {
     ),
     "vit_tiny": ModelEntry(
         target="vitctl.models.vit:vit",
-        summary="vit_small, 4 x 512, with half the MLP",
+        summary="vit_small, 4 x 512, half MLP",
         options=_vit_options(depth=4, num_heads=6, mlp_ratio=0.5),
         fixed={"kind": "small"},
         family="vit",
@@ -281,7 +283,7 @@ MODELS: dict[str, ModelEntry] = {
     ),
     "simplevit": ModelEntry(
         target="vitctl.models.simplevit:simplevit",
-        summary="ViT with fixed positions and mean pooling",
+        summary="fixed positions, mean pooling",
         options={**_patch(), **_widths(512, 6, 8, 1.0, head_dim=64), **_dropout(0.0), **_DROP_PATH, **_INIT},
         family="vit",
         params=9_486_858,
@@ -292,7 +294,7 @@ MODELS: dict[str, ModelEntry] = {
     ),
     "dyt": ModelEntry(
         target="vitctl.models.vit:vit",
-        summary="vit with Dynamic Tanh for norms",
+        summary="vit, Dynamic Tanh for norms",
         options=_vit_options(),
         fixed={"kind": "dyt"},
         family="vit",
@@ -305,7 +307,7 @@ MODELS: dict[str, ModelEntry] = {
     ),
     "cait": ModelEntry(
         target="vitctl.models.cait:cait",
-        summary="CaiT, 6 x 512 and 2 of class attention",
+        summary="CaiT, 6 + 2 x 512",
         options=_cait_options(num_heads=8, mlp_ratio=1.0),
         family="cait",
         params=12_685_322,
@@ -317,7 +319,7 @@ MODELS: dict[str, ModelEntry] = {
     ),
     "cait_small": ModelEntry(
         target="vitctl.models.cait:cait",
-        summary="cait with 6 heads and half the MLP",
+        summary="cait, 6 heads, half MLP",
         options=_cait_options(num_heads=6, mlp_ratio=0.5),
         family="cait",
         params=8_488_522,
@@ -371,7 +373,7 @@ MODELS: dict[str, ModelEntry] = {
     ),
     "convmixer": ModelEntry(
         target="vitctl.models.mixers:convmixer",
-        summary="ConvMixer, 16 x 256, kernels of 8",
+        summary="ConvMixer, 16 x 256, kernel 8",
         options={
             **_patch(1),
             "embed_dim": Option(256, "channels", low=8),
@@ -383,12 +385,13 @@ MODELS: dict[str, ModelEntry] = {
         params=1_339_402,
         mflop=2685.9,
         batchnorm=True,
+        channels_last=("cpu",),
         paper="Trockman and Kolter 2022, arXiv 2201.09792",
         published_acc=96.3,
     ),
     "mobilevit": ModelEntry(
         target="vitctl.models.mobilevit:mobilevit",
-        summary="MobileViT-XXS for small pictures",
+        summary="MobileViT-XXS, small pictures",
         options={
             "variant": Option("xxs", "widths of the paper", choices=("xxs", "xs", "s")),
             "reduction": Option(
@@ -401,6 +404,7 @@ MODELS: dict[str, ModelEntry] = {
         mflop=153.4,
         tokens=64,
         batchnorm=True,
+        channels_last=("cpu",),
         paper="Mehta and Rastegari 2022, arXiv 2110.02178",
         note="the predecessor's cannot run below 64 px; reduction=32 is its network",
     ),
@@ -410,7 +414,7 @@ MODELS: dict[str, ModelEntry] = {
     "cct_7": _cct(7, 256, 4, 2.0, 3_853_259, 578.2),
     "cvt": ModelEntry(
         target="vitctl.models.cct:patch_transformer",
-        summary="compact vision transformer CVT-7/4",
+        summary="compact ViT, CVT-7/4",
         options={**_patch(), **_compact_options(7, 256, 4, 2.0)},
         fixed={"class_token": False},
         family="cct",
@@ -421,7 +425,7 @@ MODELS: dict[str, ModelEntry] = {
     ),
     "vit_lite": ModelEntry(
         target="vitctl.models.cct:patch_transformer",
-        summary="ViT-Lite-7/4: cvt with a class token",
+        summary="ViT-Lite-7/4, a class token",
         options={**_patch(), **_compact_options(7, 256, 4, 2.0)},
         fixed={"class_token": True},
         family="cct",
@@ -442,6 +446,7 @@ MODELS: dict[str, ModelEntry] = {
         params=20_040_522,
         mflop=796.3,
         batchnorm=True,
+        channels_last=("cpu", "cuda"),
         paper="Simonyan and Zisserman 2015, arXiv 1409.1556",
     ),
     "vit_timm": _finetuned("base", 768, 12, 86_098_186, 110_967.2, 98.5),
@@ -468,8 +473,25 @@ def find_model(net: str) -> ModelEntry:
     return MODELS[net]
 
 
+def best_measured(name: str, entry: ModelEntry) -> Measured | None:
+    """Return the best that vitctl reached with a network on CIFAR-10: of its row, and of the cards of all recipes.
+
+    A card counts where it is of whole epochs, and of the network as the row has it: not where the recipe narrows it.
+    """
+    known = [
+        Measured(acc=card.test_acc.mean, recipe=recipe, epochs=card.epochs)
+        for recipe, each in RECIPES.items()
+        if not str(each.settings["net"]).startswith(f"{name}:")
+        for card in each.cards
+        if card.dataset == "cifar10" and card.net == name and not card.max_steps
+    ]
+    known += [entry.measured] if entry.measured else []
+    return max(known, key=lambda measured: measured.acc, default=None)
+
+
 def table_row(name: str, entry: ModelEntry) -> dict[str, Any]:
     """Return a row of the table as JSON values."""
+    measured = best_measured(name, entry)
     return {
         "name": name,
         "family": entry.family,
@@ -478,9 +500,9 @@ def table_row(name: str, entry: ModelEntry) -> dict[str, Any]:
         "tokens": entry.tokens,
         "img_size": entry.img_size,
         "published_acc": entry.published_acc,
-        "measured_acc": entry.measured.acc if entry.measured else None,
-        "measured_recipe": entry.measured.recipe if entry.measured else None,
-        "measured_epochs": entry.measured.epochs if entry.measured else None,
+        "measured_acc": measured.acc if measured else None,
+        "measured_recipe": measured.recipe if measured else None,
+        "measured_epochs": measured.epochs if measured else None,
         "pretrained": entry.weights or None,
         "summary": entry.summary,
         "paper": entry.paper,
@@ -504,15 +526,24 @@ def build_model(net: str, options: Mapping[str, Value], *, img_size: int, in_cha
         from torch's global random state.
 
     Raises:
-        RequestError: the network is not registered, or cannot be built at this size or with these options.
+        RequestError: the network is not registered, or cannot be built at this size or with these options, or does not
+            fit into memory.
     """
+    from vitctl.devices import is_out_of_memory
     from vitctl.models.dropout import replace_dropout
     from vitctl.models.linear import replace_linear
 
     entry = find_model(net)
     entry.check_size(net, options, img_size)
     arguments = {**entry.fixed, **options}
-    model: nn.Module = entry.load()(img_size=img_size, in_chans=in_chans, num_classes=num_classes, **arguments)
+    try:
+        model: nn.Module = entry.load()(img_size=img_size, in_chans=in_chans, num_classes=num_classes, **arguments)
+    except Exception as error:
+        if not is_out_of_memory(error):
+            raise
+        raise RequestError(
+            f"--net {format_spec(net, options)} does not fit into memory; take a narrower or shallower one"
+        ) from error
     replace_dropout(model)
     replace_linear(model)
     return model

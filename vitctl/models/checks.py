@@ -28,8 +28,10 @@ def check_common(net: str, options: Mapping[str, Value], img_size: int) -> None:
     """
     patch = options.get("patch_size")
     if isinstance(patch, int) and img_size % patch:
+        sizes = [size for size in (img_size // patch * patch, (img_size // patch + 1) * patch) if size]
         raise RequestError(
-            f"--patch {patch} does not divide --size {img_size} ({net}); patches that do: {divisors(img_size)}"
+            f"--patch {patch} does not divide --size {img_size} ({net}); patches that do: {divisors(img_size)}; "
+            f"sizes that it divides: {', '.join(map(str, sizes))}, ..."
         )
     width, heads, ratio = options.get("embed_dim"), options.get("num_heads"), options.get("mlp_ratio")
     if isinstance(width, int) and isinstance(heads, int) and "head_dim" not in options and width % heads:

@@ -113,6 +113,8 @@ class LayerRow:
 def layer_table(build: Build, in_chans: int, img_size: int) -> list[LayerRow]:
     """Return the layers of a network in their order: its children, and those of lists and sequences in their place.
 
+    Layers that neither hold a parameter nor are reached are left out.
+
     Args:
         build: makes the network.
         in_chans: C of the picture.
@@ -142,7 +144,7 @@ def layer_table(build: Build, in_chans: int, img_size: int) -> list[LayerRow]:
     return [
         LayerRow(name, type(module).__name__, shapes.get(name), count_parameters(module))
         for name, module in layers
-        if type(module) is not nn.Identity
+        if type(module) is not nn.Identity and (name in shapes or count_parameters(module))
     ]
 
 

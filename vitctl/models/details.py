@@ -21,9 +21,9 @@ def describe_network(spec: str, size: int | None) -> dict[str, Any]:
         size: side of the pictures; None is the network's own.
 
     Returns:
-        The row as :func:`vitctl.models.table_row` gives it, with ``params, mflop, tokens, img_size`` as with these options at this
-        size, 3 channels and 10 classes; ``options`` as a list of ``name, value, allowed, help``; and ``layers`` as one
-        of ``name, kind, shape, params``.
+        The row as :func:`vitctl.models.table_row` gives it, with ``params, mflop, tokens, img_size`` as with these
+        options at this size, 3 channels and 10 classes; ``options`` as a list of ``name, value, allowed, help``; and
+        ``layers`` as one of ``name, kind, shape, params``.
 
     Raises:
         RequestError: no such network or option, or it cannot take the size.

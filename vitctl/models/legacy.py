@@ -266,7 +266,7 @@ def translate(
 
     Raises:
         RequestError: a tensor that the predecessor's network of these options has not, or that is not there, or of
-            another shape.
+            another shape, or no finite numbers.
     """
     rules = [(re.compile(rule.pattern), rule) for rule in RULES[net](options)]
     state: dict[str, Tensor] = {}
@@ -286,6 +286,13 @@ def translate(
         if ours not in expected or ours in state:
             foreign.append(theirs)
             continue
+        if tensor.is_floating_point() != expected[ours].is_floating_point() or not tensor.isfinite().all():
+            what = (
+                "has NaN or infinity"
+                if tensor.is_floating_point()
+                else f"is {str(tensor.dtype).removeprefix('torch.')}"
+            )
+            raise RequestError(f"{theirs} {what}, which is no weight of --net {net}")
         try:
             state[ours] = rule.change(tensor)
         except Exception:  # noqa: BLE001 - einops has errors of its own for what cannot be cut so

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from vitctl.errors import RequestError
 from vitctl.models import find_model
+from vitctl.models.legacy import RULES as PREDECESSORS
 from vitctl.models.state_files import read_state
 from vitctl.registry import Value
 
@@ -159,9 +160,12 @@ def load_pretrained(
     foreign = [name for name in tensors if name not in own and not _within(name, heads)]
     if lacking or unlike or foreign:
         found = [("it lacks", lacking), ("it has", unlike), ("the network has no", foreign)]
+        theirs = lacking and foreign and net in PREDECESSORS
         raise RequestError(
-            f"--pretrained {path} does not fit --net {net} for {img_size}-px pictures of {in_chans} channels: "
+            f"--pretrained {path} does not fit --net {net} for {img_size}-px pictures of "
+            f"{in_chans} channel{'s' if in_chans > 1 else ''}: "
             + "; ".join(f"{verb} {_some(names)}" for verb, names in found if names)
+            + ("; weights that the predecessor's scripts saved go through vitctl convert first" if theirs else "")
         )
     model.load_state_dict({name: own[name] if name in anew else tensors.get(name, own[name]) for name in own})
     there = [tensors[name].shape[0] for name in anew if name in tensors and name.endswith("weight")]

@@ -83,7 +83,8 @@ def simplevit(
         mlp_ratio: hidden width of the MLP over D.
         dropout: after each projection of a block, twice in its MLP.
         drop_path_rate: stochastic depth of the last block; it grows linearly from 0 at the first.
-        init: ``vit`` (linear layers normal of std 0.02, patches projected to the scale of the positions) or ``predecessor`` (torch's own linear layers).
+        init: ``vit`` (linear layers normal of std 0.02, patches projected to the scale of the positions) or
+            ``predecessor`` (torch's own linear layers).
     """
     attention: Any = partial(
         SelfAttention, num_heads=num_heads, attn_head_dim=head_dim, proj_drop=dropout, proj_bias=False

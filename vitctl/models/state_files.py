@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -48,6 +49,12 @@ def read_state(path: Path, flag: str) -> tuple[dict[str, Tensor], dict[str, Any]
             f"{flag}: it holds no weights by name{f', but {chr(44).join(strange)}' if strange else ''}; weights are "
             f"looked for at its top and under {', '.join(KEYS)}"
         )
+    for name, tensor in tensors.items():
+        if tensor.layout is not torch.strided or tensor.is_quantized or tensor.is_complex() or tensor.is_meta:
+            kind = (
+                "on no device" if tensor.is_meta else "sparse" if tensor.layout is not torch.strided else tensor.dtype
+            )
+            raise RequestError(f"{flag}: {name} is {kind}, and weights are plain numbers")
     for prefix in PREFIXES:
         if all(name.startswith(prefix) for name in tensors):
             tensors = {name.removeprefix(prefix): tensor for name, tensor in tensors.items()}
@@ -76,7 +83,9 @@ def _read(path: Path, flag: str) -> Any:
     elif not head.startswith(b"\x80"):  # what torch wrote before it wrote archives, is a pickle
         raise RequestError(f"{flag}: it is damaged, or no file of weights")
     try:
-        return torch.load(path, map_location="cpu", weights_only=True)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of tensors that are refused here anyway
+            return torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch.load raises almost anything on a damaged or foreign file
         detail = "it is damaged, or no file of weights"
         if "weights_only" in str(error) or "Unsupported" in str(error):

@@ -232,8 +232,8 @@ def swin(
         mlp_ratio: hidden width of the MLP over that of the map.
         dropout: after each projection of a block, twice in its MLP.
         drop_path_rate: stochastic depth of the last block; it grows linearly from 0 at the first.
-        init: ``vit`` (linear layers and positions normal of std 0.02, mergings to the scale of what they merge) or ``predecessor`` (torch's own linear layers,
-            positions N(0, 1)).
+        init: ``vit`` (linear layers and positions normal of std 0.02, mergings to the scale of what they merge) or
+            ``predecessor`` (torch's own linear layers, positions N(0, 1)).
     """
     depths = (2, 2, depth, 2)
     rates = [drop_path_rate * i / (sum(depths) - 1) for i in range(sum(depths))]

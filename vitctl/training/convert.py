@@ -38,7 +38,7 @@ def convert(
     Args:
         old: ``{"model": ...}`` of the fork or ``{"net": ..., "acc": ..., "epoch": ...}`` of upstream, or a plain state
             dict, with or without a ``module.`` prefix.
-        output: where to write the checkpoint.
+        output: where to write the checkpoint; nothing is there yet.
         net: a network of the predecessor, ``NAME[:key=value,...]``.
         dataset: ``cifar10`` or ``cifar100``.
         size: side of the pictures that it was trained on; None is the scripts' default.
@@ -59,19 +59,16 @@ def convert(
         raise RequestError(f"--dataset {dataset!r} is unknown{suggest(dataset, DATA)}")
     if not output.absolute().parent.is_dir():
         raise RequestError(f"--output {output}: the folder {output.absolute().parent} is not there")
-    if output.is_dir() or (output.exists() and old.exists() and output.samefile(old)):
-        raise RequestError(
-            f"--output {output} is {'a folder' if output.is_dir() else 'the file to convert'}; name another"
-        )
+    if output.exists():
+        same = old.exists() and output.samefile(old)
+        what = "a folder" if output.is_dir() else "the file to convert" if same else "there already"
+        raise RequestError(f"--output {output} is {what}; name another")
     size = size or (384 if name == "vit_timm" else 32)
     check_predecessor_size(name, size)
     if name == "mobilevit":
-        net += ("," if ":" in net else ":") + "reduction=32"
+        net = _with_option(net, "reduction", 32)
     if patch is not None and name == "swin":
-        net, patch = (
-            f"{net}{',' if ':' in net else ':'}window_size={patch}",
-            None,
-        )  # what the scripts' --patch was there
+        net, patch = _with_option(net, "window_size", patch), None  # what the scripts' --patch was there
     settings = {"recipe": "seed", "net": net, "size": size, "dataset": "cifar10", "pretrained": "false"}
     settings |= {key: value for key, value in (("patch", patch), ("convkernel", convkernel)) if value is not None}
     config = dataclasses.replace(resolve_config(settings), dataset=dataset)
@@ -137,6 +134,10 @@ def check_predecessor_size(net: str, size: int) -> None:
         raise RequestError(
             f"--size {size}: the predecessor's --net mobilevit ran on multiples of 64 px alone; say which --size it was"
         )
+
+
+def _with_option(net: str, option: str, value: int) -> str:
+    return f"{net}{',' if ':' in net else ':'}{option}={value}"
 
 
 def _number(value: object) -> float | None:

@@ -107,6 +107,8 @@ def resume_run(
         check_trackers(config)
         found = folder.newest(observer.message, set_aside=True)
         checkpoint = found[1] if found else None
+        if found and not found[1]["optimizer"]:  # vitctl convert makes such ones
+            raise RequestError(f"{found[0]} has weights alone; --pretrained {found[0]} starts a run from them")
         extended = (config.epochs, config.max_steps) != (stored.epochs, stored.max_steps)
         summary = folder.read_summary()
         if summary is not None and checkpoint is not None and not extended:

@@ -107,7 +107,11 @@ class RunFolder:
             raise RequestError(f"the run folder {path} is not there{_near_runs(path)}")
         if path.is_file():
             inside = path.parent.parent if path.parent.name == "checkpoints" else path.parent
-            raise RequestError(f"{path} is a file; name the run's folder: {inside}")
+            if (inside / "config.json").is_file():
+                raise RequestError(f"{path} is a file; name the run's folder: {inside}")
+            raise RequestError(
+                f"{path} is a file, and in no run's folder; --pretrained {path} starts a run from the weights of a checkpoint"
+            )
         if not (path / "config.json").is_file():
             raise RequestError(f"{path} is no run folder: it has no config.json{_near_runs(path / 'x')}")
         return cls(path)

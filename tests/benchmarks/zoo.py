@@ -1,0 +1,118 @@
+"""Whether every network of the table learns: short runs of the command on CIFAR-10, the cheapest first.
+
+    python -m tests.benchmarks.zoo [--nets NET ...] [--epochs 3] [--limit-train 2000] [--limit-test 1000]
+                                   [--threads N] [--out zoo.json]
+
+Each network is trained by ``vitctl train --json`` in a process of its own, with the default recipe. The networks that
+make 384-px pictures of CIFAR-10's are left out unless ``--nets`` names them. What stands in ``--out`` already is not
+repeated, so that a measurement that was stopped goes on. Prints a Markdown table; its CPU seconds, of all threads, say
+more than pictures/s where other programs run beside it. The exit status is 1 where a run failed or did no better than
+guessing.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import resource
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from vitctl.models import MODELS
+
+CHANCE = 0.1
+"""The share of ten equally frequent classes that guessing gets right."""
+
+LUCK = 1e-4
+"""An accuracy beats chance when guessing would reach it less often than this."""
+
+
+def beats_chance(acc: float, pictures: int, chance: float = CHANCE) -> bool:
+    """Return whether so many hits among ``pictures`` are too many for luck, by the tail of the binomial distribution.
+
+    Args:
+        acc: accuracy in percent.
+        pictures: how many were classified.
+        chance: the probability of a hit by guessing.
+    """
+    hits = round(acc / 100 * pictures)
+    tail = sum(
+        math.comb(pictures, count) * chance**count * (1 - chance) ** (pictures - count)
+        for count in range(hits, pictures + 1)
+    )
+    return tail < LUCK
+
+
+def train(net: str, asked: argparse.Namespace) -> dict[str, Any]:
+    """Train ``net`` in a process of its own and return its row; a run that fails has an ``error`` instead of figures."""
+    command = [sys.executable, "-m", "vitctl", "train", "--net", net, "--epochs", str(asked.epochs), "--json"]
+    command += ["--limit-train", str(asked.limit_train), "--limit-test", str(asked.limit_test)]
+    command += ["--threads", str(asked.threads)] if asked.threads else []
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    with tempfile.TemporaryDirectory() as runs:
+        command += ["--runs-dir", runs, "--name", "run"]
+        done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=False)  # one that fails is a row too
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    busy = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+    entry = MODELS[net]
+    row: dict[str, Any] = {"net": net, "params": entry.params, "mflop": entry.mflop, "cpu_seconds": round(busy, 1)}
+    if done.returncode:
+        return {**row, "error": f"exit status {done.returncode}"}
+    summary = json.loads(done.stdout)
+    kept = ("test_acc", "val_acc", "train_acc", "images_per_second", "seconds", "test_images", "train_images")
+    kept += ("epoch", "recipe", "seed", "opt", "micro_batch", "device", "device_name", "threads", "torch", "vitctl")
+    return {**row, **{name: summary[name] for name in kept}}
+
+
+def table(rows: list[dict[str, Any]]) -> str:
+    """Return the rows as a Markdown table."""
+    lines = [
+        "| net | parameters | MFLOP | train pictures/s | test acc | seconds | CPU seconds | beats chance |",
+        "|---|---:|---:|---:|---:|---:|---:|---|",
+    ]
+    for row in rows:
+        cost = f"| `{row['net']}` | {row['params']:,} | {row['mflop']:,.1f} |"
+        if "error" in row:
+            lines.append(f"{cost} | | | | {row['error']} |")
+            continue
+        beats = "yes" if beats_chance(row["test_acc"], row["test_images"]) else "no"
+        figures = f"{row['images_per_second']:,.1f} | {row['test_acc']:.1f} % | {row['seconds']:,.0f}"
+        lines.append(f"{cost} {figures} | {row['cpu_seconds']:,.0f} | {beats} |")
+    return "\n".join(lines)
+
+
+def main() -> int:
+    """Train what is missing, print the table, and return the exit status."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    cheapest_first = sorted(MODELS, key=lambda net: MODELS[net].mflop)
+    parser.add_argument("--nets", nargs="+", metavar="NET", choices=list(MODELS), help="those alone")
+    parser.add_argument("--epochs", type=int, default=3)
+    parser.add_argument("--limit-train", type=int, default=2000)
+    parser.add_argument("--limit-test", type=int, default=1000)
+    parser.add_argument("--threads", type=int, help="of torch, in each run")
+    parser.add_argument("--out", type=Path, default=Path("zoo.json"), help="where the rows are kept")
+    asked = parser.parse_args()
+    wanted = asked.nets or [net for net in cheapest_first if MODELS[net].img_size < 384]
+    rows: dict[str, dict[str, Any]] = {}
+    if asked.out.exists():
+        rows = {row["net"]: row for row in json.loads(asked.out.read_text(encoding="utf-8"))}
+    for net in wanted:
+        if net in rows and "error" not in rows[net]:
+            continue
+        rows[net] = train(net, asked)
+        print(json.dumps(rows[net]), file=sys.stderr, flush=True)
+        ordered = [rows[name] for name in cheapest_first if name in rows]
+        scratch = asked.out.with_suffix(".tmp")
+        scratch.write_text(json.dumps(ordered, indent=2) + "\n", encoding="utf-8")
+        scratch.replace(asked.out)
+    shown = [rows[net] for net in wanted]
+    print(table(shown))
+    return int(not all("error" not in row and beats_chance(row["test_acc"], row["test_images"]) for row in shown))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
