@@ -151,7 +151,11 @@ RECIPES: dict[str, Recipe] = {
         summary="trains any network well in a few epochs: AdamW, warm-up, linear decay per step",
         settings={"net": "cct_2", "opt": "adamw", **_FEW_EPOCHS},
         epochs={"digits": 20, ANY: 10},
-        by_net={**_BY_NET, "cct_[24]": {"lr_scale": 2.0}},
+        by_net={
+            **_BY_NET,
+            "cct_[24]": {"lr_scale": 2.0},
+            "convmixer": {"bs": 32},  # its maps keep the picture's size, and BatchNorm the whole batch: 128 take 19 GB
+        },
         by_dataset={"digits": {"bs": 32, "lr_scale": 0.5}},  # an epoch of 1,293 pictures has few steps as it is
     ),
     "sprint": Recipe(
