@@ -107,7 +107,9 @@ def expected(model: nn.Module, images: Tensor, mean: tuple[float, ...] = MEAN) -
 def assert_same(ours: Tensor, theirs: Tensor) -> None:
     assert ours.shape == theirs.shape
     worst = (ours - theirs).abs().max().item()
-    assert worst <= TOLERANCE
+    assert worst <= TOLERANCE * max(
+        1.0, theirs.std().item()
+    )  # of untrained deep networks logits are large, and so their rounding
     top = ours.topk(2).values
     clear = top[:, 0] - top[:, 1] > 2 * worst
     assert torch.equal(ours.argmax(1)[clear], theirs.argmax(1)[clear])
