@@ -248,6 +248,7 @@ class Session:
                 f"the checkpoint does not fit this run ({str(error).splitlines()[0]}); is it another run's?"
             ) from error
         devices.set_rng_state(checkpoint["rng"], self.device)
+        self.tally = Tally(self.device)  # steps taken before and not read yet are no part of that state
         self.history = list(checkpoint["history"])
         if self.progress.step < self.total_steps:  # the record of an epoch cut short, which will now be completed
             self.history = [row for row in self.history if row["epoch"] <= self.progress.epoch]
