@@ -83,6 +83,7 @@ class Postgres:
             stdout=subprocess.DEVNULL,  # a pipe would be inherited by the server, and never close
             stderr=subprocess.DEVNULL,
             timeout=120,
+            check=False,
         )
         assert done.returncode == 0, f"{program} {' '.join(words)} exited {done.returncode}"
 

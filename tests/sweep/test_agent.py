@@ -48,7 +48,7 @@ def test_a_grid_goes_through_its_points_in_order_once(tmp_path: Path) -> None:
 
 def test_three_failures_in_a_row_end_an_agent_and_can_be_retried(tmp_path: Path) -> None:
     sweep = small(tmp_path, run_cap=3)
-    with pytest.raises(RunFailed, match="3 trials in a row failed.*not finite.*retry"):
+    with pytest.raises(RunFailed, match=r"3 trials in a row failed.*not finite.*retry"):
         run_agent(sweep, trainer=fake_trainer(fail=0))
     assert [row.state for row in sweep.rows()] == ["failed"] * 3
     assert "not finite" in (sweep.folder / "trials" / "0000.log").read_text()
@@ -129,5 +129,5 @@ def test_a_storage_that_goes_away_ends_the_agent_with_a_sentence(tmp_path: Path)
         (sweep.folder / "study.db").unlink()
         return fake_trainer(seconds=3)(trial)
 
-    with pytest.raises(RunFailed, match="storage .* is gone"):
+    with pytest.raises(RunFailed, match=r"storage .* is gone"):
         run_agent(sweep, trainer=delete_then_train)
