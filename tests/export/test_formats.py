@@ -11,6 +11,7 @@ import onnxruntime
 import pytest
 import timm
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vitctl.export import EXPORTERS, OPSETS
@@ -104,8 +105,12 @@ def size_of(net: str) -> int:
 
 
 def pictures(count: int, size: int, channels: int = 3) -> Tensor:
+    """Return soft blotches of colour with noise: pictures of noise alone look all the same to a deep network."""
     generator = torch.Generator().manual_seed(count)
-    return torch.randint(0, 256, (count, channels, size, size), dtype=torch.uint8, generator=generator)
+    blotches = torch.rand(count, channels, 4, 4, generator=generator)
+    images = F.interpolate(blotches, (size, size), mode="bilinear")
+    images += 0.1 * torch.randn(images.shape, generator=generator)
+    return (255 * images).round().clamp(0, 255).to(torch.uint8)
 
 
 def normalized(images: Tensor, mean: tuple[float, ...] = MEAN) -> Tensor:
