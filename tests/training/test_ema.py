@@ -58,17 +58,17 @@ def test_an_average_of_any_network_is_finite(net: str) -> None:
 @pytest.mark.parametrize("net", MASKED)
 def test_an_average_goes_on_to_the_same_bits(net: str, tmp_path: Path) -> None:
     narrow = {name: value for name, value in NARROW.items() if name in MODELS[net].options}
-    whole, first, second = (tiny_session(net=format_spec(net, narrow), size=32, bs=16, ema=0.9) for _ in range(3))
-    for _ in range(2):
+    whole, resumed = (tiny_session(net=format_spec(net, narrow), size=32, bs=16, ema=0.9) for _ in range(2))
+    for step in range(4):
+        if step == 2:
+            save_checkpoint(whole.checkpoint(), tmp_path / "last.pt")
         train_step(whole)
-        train_step(first)
-    save_checkpoint(first.checkpoint(), tmp_path / "last.pt")
-    second.restore(load_checkpoint(tmp_path / "last.pt"))
-    for session in (whole, second):
-        session.train_mode()
-        for _ in range(2):
-            train_step(session)
+    expected = copy.deepcopy(whole.checkpoint())
+    resumed.restore(load_checkpoint(tmp_path / "last.pt"))
+    resumed.train_mode()
+    for _ in range(2):
+        train_step(resumed)
     for key in ("model", "ema", "optimizer", "rng"):
-        assert same(second.checkpoint()[key], whole.checkpoint()[key]), key
-    assert whole.average is not None and second.average is not None
-    assert same(dict(second.average.model.named_buffers()), dict(whole.average.model.named_buffers()))
+        assert same(resumed.checkpoint()[key], expected[key]), key
+    assert whole.average is not None and resumed.average is not None
+    assert same(dict(resumed.average.model.named_buffers()), dict(whole.average.model.named_buffers()))
