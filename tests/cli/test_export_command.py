@@ -18,7 +18,7 @@ import onnxruntime
 import pytest
 import torch
 
-from tests.conftest import Cli
+from tests.conftest import TINY, Cli
 from vitctl.data.dataset import load_dataset
 from vitctl.export.formats import Deployed
 from vitctl.export.metadata import Metadata
@@ -102,6 +102,13 @@ def test_weights_and_ema(cli: Cli, digits_run: Path, tmp_path: Path) -> None:
     report = cli("export", "runs/averaged", "--verify-on", "all", "--json").json()
     assert report["weights"] == "ema"
     assert report["files"][0]["top1"] == pytest.approx(cli("eval", "runs/averaged", "--json").json()["top1"])
+
+
+def test_a_network_trained_in_half_precision_is_compared_in_the_file_s(cli: Cli, tmp_path: Path) -> None:
+    assert cli("train", *TINY, "--epochs", 1, "--precision", "bf16", "--name", "half").code == 0
+    result = cli("export", "runs/half", "-o", "a.onnx", "--verify-on", 20, "--json")
+    assert result.code == 0, result.err
+    assert result.json()["files"][0]["max_difference"] <= 1e-4
 
 
 @pytest.mark.slow

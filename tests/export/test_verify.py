@@ -67,7 +67,7 @@ def test_the_greatest_difference_is_found_wherever_it_is() -> None:
 
     found = agreement(run)
     assert found.max_difference == pytest.approx(0.25) and max(found.batches.values()) < 1e-6
-    assert "differ by up to 0.25 (--tolerance 0.0001)" in str(found.failure(1e-4))
+    assert "differ by up to 0.25 (--tolerance 0.0001), where logits reach 1.3" in str(found.failure(1e-4))
     assert found.failure(0.3) is None
 
 
@@ -85,6 +85,21 @@ def test_what_is_not_finite_fails(bad: float) -> None:
         return (logits,)
 
     assert agreement(run).failure(1e9) is not None
+
+
+def test_the_tolerance_is_absolute_however_large_the_logits_are() -> None:
+    pictures = sample()
+    exact = Reference(1000 * logits_of(pictures.images / 255), {})
+    known = replace(exact, batches={count: exact.logits[torch.arange(count) % 20] for count in BATCHES})
+
+    def failure(off: float) -> str | None:
+        def run(images: Tensor) -> tuple[Tensor, ...]:
+            return (1000 * logits_of(images) + off,)
+
+        return compare(RECORD, run, pictures, known, tolerance=0.01, batch=8, title="x").failure(0.01)
+
+    assert failure(0.0) is None
+    assert "differ by up to 0.02 (--tolerance 0.01)" in str(failure(0.02))
 
 
 def test_another_shape_fails() -> None:

@@ -4,6 +4,12 @@ from __future__ import annotations
 
 import json
 import os
+import secrets
+import shutil
+import socket
+import subprocess
+import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -44,18 +50,98 @@ def lr_file() -> SweepFile:
     )
 
 
-def postgres_url() -> str | None:
-    """Return the URL of a PostgreSQL that tests may use, or None."""
-    return os.environ.get("VITCTL_TEST_POSTGRES") or None
+class Postgres:
+    """A PostgreSQL server of the tests' own, in a temporary folder on a free port of this machine.
+
+    Args:
+        programs: the folder of ``initdb`` and ``pg_ctl``.
+    """
+
+    def __init__(self, programs: Path) -> None:
+        self._programs = programs
+        self._folder = Path(tempfile.mkdtemp(prefix="vitctl-postgres-"))
+        self._user: str | None = None
+        if os.getuid() == 0:  # PostgreSQL refuses to run as root
+            self._user = next(name for name in ("postgres", "nobody") if _is_user(name))
+            shutil.chown(self._folder, self._user)
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            self._port = free.getsockname()[1]
+        data = str(self._folder / "data")
+        self._run("initdb", "-D", data, "-U", "vitctl", "-A", "trust", "-E", "UTF8", "--locale=C", "--no-sync")
+        options = (
+            f"-p {self._port} -c listen_addresses=127.0.0.1 -c unix_socket_directories={self._folder} -c fsync=off"
+        )
+        self._run("pg_ctl", "-D", data, "-l", str(self._folder / "log"), "-w", "-o", options, "start")
+
+    def _run(self, program: str, *words: str) -> None:
+        done = subprocess.run(
+            [self._programs / program, *words],
+            cwd=self._folder,
+            user=self._user,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,  # a pipe would be inherited by the server, and never close
+            stderr=subprocess.DEVNULL,
+            timeout=120,
+            check=False,
+        )
+        assert done.returncode == 0, f"{program} {' '.join(words)} exited {done.returncode}"
+
+    def new_database(self) -> str:
+        """Make an empty database and return its URL."""
+        import psycopg
+
+        name = f"t{secrets.token_hex(6)}"
+        server = f"host=127.0.0.1 port={self._port} user=vitctl dbname=postgres"
+        with psycopg.connect(server, autocommit=True) as connection:
+            connection.execute(f"CREATE DATABASE {name}")
+        return f"postgresql://vitctl@127.0.0.1:{self._port}/{name}"
+
+    def stop(self) -> None:
+        """End the server, whatever it is at; it can be started no more."""
+        if self._folder.exists():
+            self._run("pg_ctl", "-D", str(self._folder / "data"), "-m", "immediate", "-w", "stop")
+            shutil.rmtree(self._folder)
+
+
+def _is_user(name: str) -> bool:
+    import pwd
+
+    try:
+        pwd.getpwnam(name)
+    except KeyError:
+        return False
+    return True
+
+
+def postgres_programs() -> Path | None:
+    """Return the folder of PostgreSQL's programs, or None; Debian keeps them off the path."""
+    found = shutil.which("initdb")
+    debian = sorted(Path("/usr/lib/postgresql").glob("*/bin/initdb"))
+    return Path(found).resolve().parent if found else debian[-1].parent if debian else None
+
+
+def start_postgres() -> Postgres:
+    """Start a server, or skip the test where there is none."""
+    programs = postgres_programs()
+    if programs is None:
+        pytest.skip("needs PostgreSQL's initdb and pg_ctl, as in Debian's package postgresql")
+    pytest.importorskip("psycopg")
+    return Postgres(programs)
+
+
+@pytest.fixture(scope="session")
+def postgres() -> Iterator[Postgres]:
+    """Return a PostgreSQL server for all tests."""
+    server = start_postgres()
+    yield server
+    server.stop()
 
 
 @pytest.fixture(params=["sqlite", "postgresql"])
 def storage(request: pytest.FixtureRequest) -> str:
-    """Return what ``--storage`` gets: nothing for SQLite, or the URL of a PostgreSQL, where there is one."""
+    """Return what ``--storage`` gets: nothing for SQLite, or the URL of an empty database of a PostgreSQL."""
     if request.param == "sqlite":
         return ""
-    url = postgres_url()
-    if url is None:
-        pytest.skip("set VITCTL_TEST_POSTGRES to the URL of an empty database, such as postgresql://user@host/test")
-    pytest.importorskip("psycopg")
-    return url
+    server: Postgres = request.getfixturevalue("postgres")
+    return server.new_database()

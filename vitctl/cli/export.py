@@ -103,7 +103,7 @@ def export(
         float | None,
         typer.Option(
             metavar="X",
-            help="how far a logit may be off",
+            help="how far a logit may be off, in absolute terms",
             rich_help_panel=CHECK,
             show_default="0.0001",
         ),

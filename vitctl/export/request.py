@@ -13,7 +13,7 @@ from vitctl.export import EXPORTERS, OPSETS, QUANTIZERS
 from vitctl.registry import lookup, suggest
 
 TOLERANCE = 1e-4
-"""How far logits of a float32 file may be from the network's."""
+"""The greatest absolute difference that a logit of a float32 file may have from the network's."""
 
 MAX_DROP = 1.0
 """Points of held-out accuracy that quantization may cost."""
@@ -76,7 +76,7 @@ class ExportRequest:
         allow_drop: write a file that lost more all the same.
         verify: compare each file with the network.
         verify_on: on that many test pictures; None on all.
-        tolerance: how far a logit may be off.
+        tolerance: how far a logit may be off, in absolute terms.
         dataset: where pictures come from; None is what the network was trained on.
         data_dir: where they lie; None is as in training.
 

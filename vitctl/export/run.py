@@ -104,7 +104,8 @@ def _export(request: ExportRequest, watcher: Watcher) -> Record:
     device = torch.device("cpu")
     trained = load_trained(request.path, weights=request.weights, device=device, warn=watcher.message)
     paths = files.plan(request, trained.path)
-    classifier = classifier_of(trained, device)
+    # A file computes in float32, whatever the training did, so the network that it is compared with does too.
+    classifier = classifier_of(replace(trained, config=replace(trained.config, precision="fp32")), device)
     data = _data_at_hand(request, classifier, watcher)
     sample = None
     if request.verify:

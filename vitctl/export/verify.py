@@ -1,6 +1,11 @@
 """Whether an exported file computes what the network does, and how fast.
 
-The network's side is PyTorch with the checkpoint's own mean and deviation; the file's side gets its pictures in the form
+A float32 file agrees when no logit is off by more than the tolerance, in absolute terms: a logit is a logarithm of odds, so
+that an absolute difference d changes any probability by at most d / 2, however large the logits are, while a bound
+relative to them would let a confident network's probabilities move. It must also predict the same classes, except of a
+picture whose two likeliest classes are as far apart as the tolerance allows both of them to move.
+
+The network's side is PyTorch in float32 with the checkpoint's own mean and deviation; the file's side gets its pictures in the form
 that the file itself states. So a wrong number anywhere between picture and logit shows.
 
 Shapes: n pictures, B batch, C channels, H and W sides of a picture, K classes.
@@ -64,6 +69,7 @@ class Agreement:
     Attributes:
         batches: greatest difference of a logit in batches of each of :data:`BATCHES`.
         max_difference: over all that was run; NaN where one side is not finite.
+        max_logit: the network's greatest, by magnitude: float32 rounds in proportion to it.
         max_difference_probs: of the probabilities, or None where the file gives none.
         changed: predictions of the sample that differ.
         ties: of these, those between two classes that are equally likely within the tolerance.
@@ -72,6 +78,7 @@ class Agreement:
 
     batches: dict[int, float]
     max_difference: float
+    max_logit: float
     max_difference_probs: float | None
     changed: int
     ties: int
@@ -81,7 +88,10 @@ class Agreement:
         """Return what is wrong for a float32 file, or None when it computes what the network does."""
         worst = _worst([self.max_difference, self.max_difference_probs or 0.0])
         if not worst <= tolerance:  # NaN is worse than any
-            return f"its outputs differ by up to {worst:.2g} (--tolerance {tolerance:g})"
+            return (
+                f"its outputs differ by up to {worst:.2g} (--tolerance {tolerance:g}), where logits reach "
+                f"{self.max_logit:.3g}"
+            )
         if self.changed > self.ties:
             return f"{self.changed - self.ties} predictions differ"
         return None
@@ -166,6 +176,7 @@ def compare(
     return Agreement(
         batches=batches,
         max_difference=_worst([difference(theirs, reference.logits), *batches.values()]),
+        max_logit=float(reference.logits.abs().max()),
         max_difference_probs=_worst(probs_differences) if probs_differences else None,
         changed=int(changed.sum()),
         ties=int((changed & (gap <= 2 * tolerance)).sum()),

@@ -435,6 +435,7 @@ class Agent:
         self._events.put(lambda observer: observer.started(slot.number, shown, run, resumed))
         try:
             history, pruned = self._follow(study, trial, child, Metrics(run / "metrics.jsonl"), slot)
+            asked = child.asked  # before the clean-up below asks whatever still runs
         except UpdateFinishedTrialError:
             child.kill()
             raise TrialReleased from None  # Optuna notices the same, see _claim_and_train
@@ -453,7 +454,7 @@ class Agent:
             slot.result = "pruned"
             self._emit_end(slot, "pruned", metric.best(history), f"after {len(history)} values")
             raise optuna.TrialPruned
-        if child.asked and code is not None and code != 0:
+        if asked and code is not None and code != 0:
             self._emit_end(slot, "released", None, "saved; it goes on with the next agent")
             raise TrialReleased
         self._fail(trial, child, code, slot)

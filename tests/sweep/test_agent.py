@@ -1,0 +1,133 @@
+"""What an agent does with trials that end well, early, badly or not at all."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.sweep.conftest import sweep_text
+from tests.sweep.fake import fake_trainer, make_sweep, run_agent
+from vitctl.errors import RequestError, RunFailed
+from vitctl.sweep.sweep import Sweep
+
+SPACE = {
+    "lr": {"distribution": "q_log_uniform_values", "min": 1e-4, "max": 2e-3, "q": 1e-4},
+    "weight_decay": {"distribution": "q_uniform", "min": 0.0, "max": 0.05, "q": 0.005},
+    "epochs": {"value": 3},
+}
+
+
+def small(runs: Path, method: str = "random", parameters: Any = SPACE, **more: Any) -> Sweep:
+    return make_sweep(sweep_text(parameters, method=method, **more), runs)
+
+
+def test_trials_end_complete_up_to_run_cap(tmp_path: Path) -> None:
+    sweep = small(tmp_path, run_cap=4)
+    why, recorder = run_agent(sweep)
+    assert why == "finished" and [event[1] for event in recorder.said("ended")] == ["complete"] * 4
+    rows = sweep.rows()
+    assert [(row.trial, row.state, row.epochs, row.attempts) for row in rows] == [
+        (n, "complete", 3, 1) for n in range(4)
+    ]
+    assert all(row.run is not None and (Path(row.run) / "metrics.jsonl").exists() for row in rows)
+    assert sweep.best() == sweep.top(1)[0] == max(rows, key=lambda row: row.value or 0)
+
+
+def test_a_grid_goes_through_its_points_in_order_once(tmp_path: Path) -> None:
+    sweep = small(tmp_path, "grid", {"lr": {"values": [1e-3, 2e-3]}, "epochs": {"values": [1, 2]}})
+    assert run_agent(sweep)[0] == "finished"
+    assert [(row.params["epochs"], row.params["lr"]) for row in sweep.rows()] == [
+        (1, 1e-3),
+        (1, 2e-3),
+        (2, 1e-3),
+        (2, 2e-3),
+    ]
+
+
+def test_three_failures_in_a_row_end_an_agent_and_can_be_retried(tmp_path: Path) -> None:
+    sweep = small(tmp_path, run_cap=3)
+    with pytest.raises(RunFailed, match=r"3 trials in a row failed.*not finite.*retry"):
+        run_agent(sweep, trainer=fake_trainer(fail=0))
+    assert [row.state for row in sweep.rows()] == ["failed"] * 3
+    assert "not finite" in (sweep.folder / "trials" / "0000.log").read_text()
+    assert sweep.retry_failed() == [0, 1, 2]
+    assert run_agent(sweep)[0] == "finished"
+    assert [(row.trial, row.state, row.attempts) for row in sweep.rows()] == [(n, "complete", 2) for n in range(3)]
+
+
+def test_a_trial_without_the_metric_fails(tmp_path: Path) -> None:
+    sweep = small(tmp_path, run_cap=1)
+    run_agent(sweep, trainer=fake_trainer(silent=1))
+    assert sweep.rows()[0].failure == "it recorded no val_acc"
+
+
+def test_what_max_time_cuts_off_goes_on_where_it_was(tmp_path: Path) -> None:
+    sweep = small(tmp_path, run_cap=1, parameters={**SPACE, "epochs": {"value": 8}})
+    why, recorder = run_agent(sweep, trainer=fake_trainer(seconds=0.5), max_time=2.5)
+    assert why == "time" and recorder.said("ended")[0][1] == "released"
+    assert sweep.ledger().counts["waiting"] == 1
+    assert run_agent(sweep)[0] == "finished"
+    starts = [int(line) for line in next(tmp_path.glob("*-0000/starts")).read_text().split()]
+    assert len(starts) == 2 and 0 < starts[1] < 8
+    assert [(row.trial, row.state, row.epochs, row.attempts) for row in sweep.rows()] == [(0, "complete", 8, 2)]
+
+
+def test_count_bounds_an_agent(tmp_path: Path) -> None:
+    sweep = small(tmp_path, run_cap=5)
+    assert run_agent(sweep, count=2)[0] == "count"
+    assert len(sweep.rows()) == 2
+
+
+def test_a_stopped_sweep_begins_nothing_until_it_is_resumed(tmp_path: Path) -> None:
+    sweep = small(tmp_path, run_cap=1)
+    sweep.set_control("stopped")
+    assert run_agent(sweep)[0] == "stopped" and not sweep.rows()
+    sweep.set_control("running")
+    assert run_agent(sweep)[0] == "finished"
+
+
+def test_what_is_enqueued_comes_next_and_only_once(tmp_path: Path) -> None:
+    sweep = small(tmp_path, run_cap=2)
+    assert sweep.enqueue({"lr": "0.0007", "weight_decay": "0.02"}) == 0
+    with pytest.raises(RequestError, match="trial 0 has these parameters already"):
+        sweep.enqueue({"lr": "7e-4", "weight_decay": 0.02})
+    assert sweep.enqueue({"lr": 1e-3}) == 1
+    with pytest.raises(RequestError, match="no room"):
+        sweep.enqueue({"lr": 1e-4})
+    run_agent(sweep)
+    first, second = sweep.rows()
+    assert first.params == pytest.approx({"lr": 7e-4, "weight_decay": 0.02})
+    assert second.params["lr"] == pytest.approx(1e-3)
+
+
+@pytest.mark.parametrize(
+    ("given", "sentence"),
+    [
+        ({"lrr": 1}, "does not vary 'lrr'; did you mean lr"),
+        ({"epochs": 2}, "which is 3 in all trials"),
+        ({"lr": "fast"}, "takes a number"),
+        ({"lr": 1}, "out of range"),
+        ({"lr": 0.00015}, "not on the file's grid"),
+    ],
+)
+def test_what_cannot_be_enqueued(tmp_path: Path, given: dict[str, Any], sentence: str) -> None:
+    with pytest.raises(RequestError, match=sentence):
+        small(tmp_path).enqueue(given)
+
+
+def test_a_target_ends_the_sweep(tmp_path: Path) -> None:
+    sweep = small(tmp_path, metric={"name": "val_acc", "goal": "maximize", "target": 1})
+    assert run_agent(sweep)[0] == "finished" and len(sweep.rows()) == 1
+
+
+def test_a_storage_that_goes_away_ends_the_agent_with_a_sentence(tmp_path: Path) -> None:
+    sweep = small(tmp_path, run_cap=3)
+
+    def delete_then_train(trial: Any) -> list[str]:
+        (sweep.folder / "study.db").unlink()
+        return fake_trainer(seconds=3)(trial)
+
+    with pytest.raises(RunFailed, match=r"storage .* is gone"):
+        run_agent(sweep, trainer=delete_then_train)
