@@ -64,7 +64,7 @@ def measure_costs(configs: Mapping[str, TrainConfig], decoding: LoadProgress | N
     images, labels = images[: session.micro_batch], labels[: session.micro_batch]
     with session.autocast():
         logits = session.model(session.normalize(images))
-    F.cross_entropy(logits.float(), labels).backward()
+    torch.autograd.backward(F.cross_entropy(logits.float(), labels))
     grads = [parameter.grad for parameter in session.model.parameters()]
 
     optimizers: dict[str, Optimizer] = {}

@@ -6,7 +6,7 @@ import dataclasses
 import hashlib
 import json
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -112,7 +112,7 @@ def make_plan(
     sweep: Mapping[str, Any] | None = None,
     *,
     seeds: int = 3,
-    lr_search: int = 0,
+    lr_search: int | None = None,
 ) -> Plan:
     """Return the comparison that the arguments ask for.
 
@@ -125,7 +125,7 @@ def make_plan(
         file: of ``--config``.
         sweep: settings of a sweep's best trial.
         seeds: how many; they count up from the settings' ``seed``.
-        lr_search: how many learning rates to try; 0: none.
+        lr_search: how many learning rates to try for those without one of their own; None: no search.
 
     Raises:
         RequestError: an unknown name or option, too few of something, or a combination that cannot be.
@@ -147,16 +147,14 @@ def make_plan(
         config, own_rate = _resolve(spec, settings, base)
         label = _unused(spec, "{} ({})", {each.label for each in members})
         short = _unused(slug(label), "{}-{}", {each.slug for each in members})
-        members.append(Contestant(label=label, slug=short, config=config, searched=bool(lr_search) and not own_rate))
-    plan = Plan(contestants=tuple(members), seeds=tuple(plan_seeds(members[0].config.seed, seeds)), lr_search=lr_search)
-    if lr_search:
+        members.append(
+            Contestant(label=label, slug=short, config=config, searched=lr_search is not None and not own_rate)
+        )
+    first = members[0].config.seed
+    plan = Plan(contestants=tuple(members), seeds=tuple(first + i for i in range(seeds)), lr_search=lr_search or 0)
+    if lr_search is not None:
         _check_search(plan, settings)
     return plan
-
-
-def plan_seeds(first: int, count: int) -> Iterator[int]:
-    """Return ``count`` seeds from ``first`` on."""
-    yield from range(first, first + count)
 
 
 def _check_search(plan: Plan, settings: Mapping[str, Any]) -> None:

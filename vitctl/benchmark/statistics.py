@@ -146,9 +146,15 @@ def holm_levels(ps: Sequence[float], alpha: float) -> list[float]:
     than its level.
     """
     levels = [0.0] * len(ps)
-    stopped = None
+    stopped = before = None
     for rank, i in enumerate(sorted(range(len(ps)), key=lambda i: ps[i])):
-        levels[i] = stopped if stopped is not None else alpha / (len(ps) - rank)
+        if stopped is not None:
+            levels[i] = stopped
+        elif before is not None and ps[before] == ps[i]:  # equals are treated as such
+            levels[i] = levels[before]
+        else:
+            levels[i] = alpha / (len(ps) - rank)
         if stopped is None and ps[i] >= levels[i]:
             stopped = levels[i]
+        before = i
     return levels

@@ -17,9 +17,9 @@ from vitctl.registry import lookup, split_spec
 from vitctl.sweep import PRUNERS, SAMPLERS
 from vitctl.sweep.agent import Agent, Observer
 from vitctl.sweep.file import SweepFile, check_fixed, check_trains, read_sweep_file, setting_of
-from vitctl.training.runner import Trainer, job_environments, train_command
 from vitctl.sweep.storage import ClaimLock, parse_url, redacted, sqlite_file
 from vitctl.sweep.sweep import Plan, Sweep, find_sweep, find_sweeps, is_file, new_id, now
+from vitctl.training.runner import Trainer, job_environments, train_command
 
 DATABASE = "study.db"
 
