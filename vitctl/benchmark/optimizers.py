@@ -276,10 +276,10 @@ def compare_optimizers(
             for each in grouped.contestants
         }
     if not any(outcome.summary for outcomes in runs.values() for outcome in outcomes):
-        first = next(iter(folder.document["diverged"].items()))
+        first, step = next(iter(folder.document["diverged"].items()))
         raise RunFailed(
-            f"every run diverged, so there is nothing to compare ({first[0]} at step {first[1]}); give lower learning rates, such "
-            f"as {plan.contestants[0].config.opt}:lr={plan.config.lr / 10:g}, or --clip-grad 1"
+            f"every run diverged, so there is nothing to compare ({first} at step {step}); give lower learning rates, such as "
+            f"{plan.config.opt}:lr=..., or more --warmup"
         )
     return Result(plan, folder.path, measured, runs, search, rates, folder.document["environment"])
 

@@ -232,7 +232,7 @@ def differences(stored: Mapping[str, Any], asked: Mapping[str, Any]) -> list[str
             return {k: v for key, each in value.items() for k, v in leaves(each, f"{path} {key}".strip()).items()}
         return {path: value}
 
-    if list(stored.get("optimizers", {})) != list(asked["optimizers"]):
+    if set(stored.get("optimizers", {})) != set(asked["optimizers"]):
         return [f"optimizers {' '.join(asked['optimizers'])} (it has {' '.join(stored.get('optimizers', {}))})"]
     ours, theirs = leaves(asked), leaves(stored)
     found: dict[str, list[str]] = {}

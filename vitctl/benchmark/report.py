@@ -227,7 +227,7 @@ class Report:
             intervals.append(
                 Cell(f"[{pair.low:+.2f}, {pair.high:+.2f}]", f"{pair.low} {pair.high}") if bounded else NOTHING
             )
-            verdicts.append(Cell(pair.verdict, pair.verdict))
+            verdicts.append(Cell(pair.verdict, pair.verdict) if pair.seeds else NOTHING)
         return [
             Row("Difference to the best", tuple(differences)),
             Row("Its confidence interval", tuple(intervals)),
@@ -266,12 +266,14 @@ class Report:
             f"{_count(len(plan.seeds), 'seed')}: mean ± sample deviation. A seed gives all the same initial weights, order of "
             f"the data and augmentation; the optimizers alone differ."
         )
-        notes.append(
-            f"Compared by {self.measured_on}, seed by seed (paired t-test), with the best on average; intervals and verdicts "
-            f"hold together at {100 * LEVEL:.0f} %, corrected for {_count(len(self.pairs), 'pair')} (Holm)."
-            if len(plan.seeds) > 1
-            else "One seed says nothing about the noise between seeds; --seeds 3 or more does."
-        )
+        tested = sum(pair.p is not None for pair in self.pairs)
+        if len(plan.seeds) == 1:
+            notes.append("One seed says nothing about the noise between seeds; --seeds 3 or more does.")
+        elif tested:
+            notes.append(
+                f"Compared by {self.measured_on}, seed by seed (paired t-test), with the best on average; intervals and verdicts "
+                f"hold together at {100 * LEVEL:.0f} %, corrected for {_count(tested, 'pair')} (Holm)."
+            )
         if self.val_split == "test":
             notes.append(
                 "Under --val test the validation figures are those of the test set: nothing should be chosen by them."
@@ -283,7 +285,7 @@ class Report:
             )
         lost = [label for label in self.labels if self.diverged(label)]
         if lost:
-            notes.append(f"Runs of {', '.join(lost)} diverged: their figures are those of the runs that did not.")
+            notes.append(f"Runs of {', '.join(lost)} diverged; figures are those of the runs that did not.")
         if self.shared:
             notes.append("Runs shared the machine (--jobs): their times are no measure of the optimizers.")
         notes += plan.unequal()

@@ -141,10 +141,10 @@ class PlainObserver:
         self.print(text)
 
     def running(self, what: str, done: int, count: int, seconds_left: float | None) -> None:
-        """Print which of several runs begins now."""
+        """Print how many of several runs are done, and which begins now."""
         if what:
-            left = "" if seconds_left is None else f" ({format_duration(seconds_left)} left)"
-            self.print(f"run {done + 1} of {count}: {what}{left}")
+            left = "" if seconds_left is None else f", {format_duration(seconds_left)} left"
+            self.print(f"{done} of {count} runs done{left}; now {what}")
 
     def evaluating(self, what: str, done: int, count: int) -> None:
         """Print how a long evaluation goes."""
