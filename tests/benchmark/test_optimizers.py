@@ -286,3 +286,27 @@ def test_pictures_of_one_epoch_and_of_several(cli: Cli, tmp_path: Path) -> None:
         assert result.code == 0, result.err
         assert out.stat().st_size > 2000
     assert "diverged" not in result.err.replace("diverged at step", "")
+
+
+def test_from_a_sweep(cli: Cli, refused: Any, tmp_path: Path) -> None:
+    settings = {key: {"value": value} for key, value in SETTINGS.items()}
+    parameters = {"lr": {"values": [0.01, 1e-7]}, "adan_beta1": {"value": 0.03}, "opt": {"value": "adan"}}
+    sweep = {
+        "method": "grid",
+        "metric": {"name": "val_acc", "goal": "maximize"},
+        "parameters": {**settings, **parameters},
+    }
+    (tmp_path / "s.yaml").write_text(json.dumps(sweep))
+    words = ["compare-optimizers", "adan", "adamw", "--seeds", 1, "--limit-test", 50]
+    id = cli("sweep", "create", "s.yaml").out.strip()
+    assert "no trial of the sweep" in refused(*words, "--from-sweep", id)
+    assert cli("sweep", "agent", "s.yaml").code == 0
+    best = cli("sweep", "best", id, "--json").json()["settings"]["lr"]
+    for target in (id, "s.yaml"):  # the second time, nothing is left to run
+        result = cli(*words, "--from-sweep", target, "--json")
+        assert result.code == 0, result.err
+        found = by_label(result.json())
+        assert [each["lr"] for each in found.values()] == [best, best]
+        assert [each["opt_options"]["beta1"] for each in found.values()] == [0.03, 0.9]
+        assert result.json()["config"]["limit_train"] == 200
+    assert len(list((tmp_path / "runs" / "comparisons").iterdir())) == 1
