@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 
 class WeightAverage:
@@ -23,9 +22,13 @@ class WeightAverage:
     def __init__(self, model: nn.Module, decay: float) -> None:
         self.model = copy.deepcopy(model).eval().requires_grad_(False)
         self.decay = decay
-        averaged = {id(tensor) for tensor in self.model.parameters()} | set(map(id, _statistics(self.model)))
-        tensors = [*self.model.parameters(), *self.model.buffers()]
-        self._averaged = [id(tensor) in averaged and tensor.is_floating_point() for tensor in tensors]
+        # Parameters, and the statistics that training moves, such as BatchNorm's. Other buffers are constants, which are
+        # not saved or not finite: an attention mask's minus infinity, averaged with itself, is not a number.
+        saved = self.model.state_dict().keys()
+        self._averaged = [parameter.is_floating_point() for parameter in self.model.parameters()] + [
+            name in saved and buffer.is_floating_point() and bool(buffer.isfinite().all())
+            for name, buffer in self.model.named_buffers()
+        ]
 
     @torch.no_grad()
     def update(self, model: nn.Module, step: int) -> None:
@@ -38,14 +41,3 @@ class WeightAverage:
         for average, value, smooth in pairs:
             if not smooth:
                 average.copy_(value)
-
-
-def _statistics(model: nn.Module) -> Iterator[Tensor]:
-    """Yield the buffers that training moves and a checkpoint keeps, such as BatchNorm's.
-
-    The others are constants: an attention mask's minus infinity, averaged with itself, is not a number.
-    """
-    for module in model.modules():
-        for name, buffer in module.named_buffers(recurse=False):
-            if name not in module._non_persistent_buffers_set and bool(buffer.isfinite().all()):
-                yield buffer
