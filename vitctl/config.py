@@ -375,7 +375,7 @@ class TrainConfig:
             if alpha and self.bs * self.accumulate < 2:
                 raise RequestError(
                     f"--{name} {alpha:g} mixes the pictures of a step, and --bs {self.bs} gives it one; take 2 or more, or "
-                    f"leave --{name} out"
+                    f"--{name} 0"
                 )
         if self.tta == "flip" and self.dataset in DATASETS and not DATASETS[self.dataset].flip:
             raise RequestError(

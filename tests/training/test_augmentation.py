@@ -265,6 +265,7 @@ def test_pictures_are_augmented_on_the_way_to_the_network() -> None:
             "--mixup 0.8 mixes classes, and every training picture (1) is of class",
         ),
         (["--mixup", "--bs", "1"], "--mixup 0.8 mixes the pictures of a step, and --bs 1 gives it one"),
+        (["--recipe", "strong", "--bs", "1"], "take 2 or more, or --mixup 0"),
         (["--mix-off", "0.4"], "--mix-off 0.4 ends mixup and CutMix, and neither is on"),
         (["--mix-off", "0.4", "--mixup", "0"], "neither is on"),
         (["--mixup", "--mix-off", "1"], "--mix-off is 1; it must be less than 1"),

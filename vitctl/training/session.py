@@ -404,7 +404,7 @@ def batch_extras(config: TrainConfig, dataset: Dataset, splits: Splits, device: 
         if alpha and bool((labels == labels[0]).all()):
             raise RequestError(
                 f"--{name} {alpha:g} mixes classes, and every training picture ({len(labels)}) is of class "
-                f"{dataset.classes[int(labels[0])]!r}; leave --{name} out, or train on more"
+                f"{dataset.classes[int(labels[0])]!r}; give --{name} 0, or train on more"
             )
     channels, height, width = splits.train.pictures.images.shape[1:]
     policy = None
