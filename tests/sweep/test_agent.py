@@ -57,6 +57,27 @@ def test_three_failures_in_a_row_end_an_agent_and_can_be_retried(tmp_path: Path)
     assert [(row.trial, row.state, row.attempts) for row in sweep.rows()] == [(n, "complete", 2) for n in range(3)]
 
 
+def test_training_that_is_killed_goes_on_as_long_as_it_gets_further(tmp_path: Path) -> None:
+    sweep = small(tmp_path, run_cap=1, parameters={**SPACE, "epochs": {"value": 8}})
+    for _ in range(2):
+        with pytest.raises(RunFailed, match=r"3 trials in a row failed.*killed by SIGKILL"):
+            run_agent(sweep, trainer=fake_trainer(die="end"))
+    assert run_agent(sweep, trainer=fake_trainer(die="end"))[0] == "finished"
+    assert [(row.state, row.epochs, row.attempts) for row in sweep.rows()] == [("complete", 8, 9)]
+
+
+def test_training_that_is_killed_in_the_same_epoch_again_and_again_fails(tmp_path: Path) -> None:
+    sweep = small(tmp_path, run_cap=1)
+    for tries in (6, 12):
+        for _ in range(2):
+            with pytest.raises(RunFailed, match="killed by SIGKILL"):
+                run_agent(sweep, trainer=fake_trainer(die="begin"))
+        row = sweep.rows()[0]
+        assert (row.state, row.attempts, row.failure) == ("failed", tries, "killed by SIGKILL 6 times in epoch 1")
+        assert sweep.retry_failed() == [0]
+    assert run_agent(sweep)[0] == "finished" and sweep.rows()[0].state == "complete"
+
+
 def test_a_trial_without_the_metric_fails(tmp_path: Path) -> None:
     sweep = small(tmp_path, run_cap=1)
     run_agent(sweep, trainer=fake_trainer(silent=1))

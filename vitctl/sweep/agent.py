@@ -27,7 +27,7 @@ from optuna.study import Study
 from optuna.trial import Trial, TrialState
 
 from vitctl.errors import Interrupted, RunFailed, VitctlError
-from vitctl.sweep.ledger import AGENT, FAILURE, KILLED, MOST_RETRIES, RUN, Ledger, root_of
+from vitctl.sweep.ledger import AGENT, FAILURE, KILLS, MOST_RETRIES, RUN, Ledger, root_of
 from vitctl.sweep.optuna_parts import WandbPruner
 from vitctl.sweep.runner import Child, LifeLine, Metrics, Trainer, TrialRun, train_command, wait_until_free
 from vitctl.sweep.sampler import Exhausted
@@ -457,7 +457,7 @@ class Agent:
         if asked and code is not None and code != 0:
             self._emit_end(slot, "released", None, "saved; it goes on with the next agent")
             raise TrialReleased
-        self._fail(trial, child, code, slot)
+        self._fail(trial, child, code, slot, len(history))
         raise AssertionError("unreachable")
 
     def _follow(
@@ -508,19 +508,20 @@ class Agent:
             if code is not None and not unreported:
                 return history, pruned
 
-    def _fail(self, trial: Trial, child: Child, code: int | None, slot: _Slot) -> None:
-        """Give the verdict on a trial whose training ended without a result."""
+    def _fail(self, trial: Trial, child: Child, code: int | None, slot: _Slot, epochs: int) -> None:
+        """Give the verdict on a trial whose training ended without a result, after so many epochs in all attempts."""
         assert code is not None
         words = child.last_words()
         if code < 0:
             name = signal_name(-code)
             slot.result, slot.why = "killed", f"killed by {name}"
-            trial.set_user_attr(KILLED, name)
-            kills = int(trial.user_attrs.get("kills", 0)) + 1
+            before, kills = trial.user_attrs.get(KILLS, (epochs, 0))
+            kills = kills + 1 if before == epochs else 1
+            trial.set_user_attr(KILLS, [epochs, kills])
             if kills <= MOST_RETRIES:
                 self._emit_end(slot, "released", None, f"{slot.why}; it will be tried again")
                 raise TrialReleased
-            slot.why = f"killed by {name} {kills} times"
+            slot.why = f"killed by {name} {kills} times in epoch {epochs + 1}"
         elif code == 0:
             slot.result, slot.why = "failed", f"it recorded no {self.sweep.file.metric.name}"
         else:

@@ -21,10 +21,12 @@ HISTORY, ORIGINAL = "retry_history", "failed_trial"
 """Optuna's attributes of a trial that is another's retry."""
 
 MOST_RETRIES = 5
-"""How often a parameter set is tried again when a signal killed its training; the loss of an agent does not count."""
+"""How often a parameter set is tried again when a signal kills its training in the same epoch; those that get further
+begin to count anew, and the loss of an agent does not count."""
 
-KILLED = "killed"
-"""Attribute of an attempt whose training was killed by a signal that its agent did not send: that signal."""
+KILLS = "kills"
+"""Attribute of an attempt whose training was killed by a signal that its agent did not send: ``[epochs, kills]``, the epochs
+that were done by then, and how many attempts in a row ended so with as many."""
 
 _WORDS = {
     TrialState.COMPLETE: "complete",
@@ -103,10 +105,8 @@ def retry_attributes(trial: FrozenTrial) -> tuple[dict[str, Any], dict[str, Any]
     system = {key: value for key, value in trial.system_attrs.items() if key in (FIXED, ORIGINAL, HISTORY)}
     system.setdefault(ORIGINAL, trial.number)
     system[HISTORY] = [*system.get(HISTORY, []), trial.number]
-    user = {key: value for key, value in trial.user_attrs.items() if key in (RUN, "kills")}
-    if KILLED in trial.user_attrs:
-        user["kills"] = user.get("kills", 0) + 1
-    return user, system
+    kept = (RUN,) if FAILURE in trial.user_attrs else (RUN, KILLS)  # one that was given up has all its chances again
+    return {key: trial.user_attrs[key] for key in kept if key in trial.user_attrs}, system
 
 
 def params_of(trial: FrozenTrial) -> Params:
