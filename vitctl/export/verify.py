@@ -39,6 +39,9 @@ SPEED_SECONDS = 20.0
 LATENCY_RUNS, LATENCY_SECONDS = 100, 4.0
 """How often a single picture is timed: that many times, or for that long."""
 
+LATENCY_TURN, SETTLING_RUNS = 20, 10
+"""Single pictures timed in a turn, and those before them that are not."""
+
 Progress = Callable[[str, int, int], None]
 """Told what is compared, how many pictures are done, and of how many."""
 
@@ -215,6 +218,9 @@ def accuracy(logits: Tensor, labels: Tensor | None) -> float | None:
 def measure_speed(runs: Mapping[str, tuple[Run, Metadata]], sample: Sample) -> dict[str, dict[str, Any]]:
     """Time each of ``runs`` in turn, so that a machine whose speed drifts slows all of them.
 
+    A turn at single pictures is several runs: the threads of an engine go on spinning for some milliseconds after its last
+    run, and would slow the first ones of the next engine.
+
     Args:
         runs: by name, what runs pictures and the form that it takes them in.
         sample: pictures.
@@ -224,16 +230,18 @@ def measure_speed(runs: Mapping[str, tuple[Run, Metadata]], sample: Sample) -> d
         ``speed_batch``.
     """
     single = {name: as_input(sample.first(1), record) for name, (_, record) in runs.items()}
-    for _ in range(3):
-        for name, (run, _) in runs.items():
-            run(single[name])
     times: dict[str, list[float]] = {name: [] for name in runs}
     begun = time.perf_counter()
     limit = LATENCY_SECONDS * len(runs)
     while len(next(iter(times.values()))) < LATENCY_RUNS:
         for name, (run, _) in runs.items():
-            times[name].append(_timed(run, single[name]))
-        if time.perf_counter() - begun > limit and len(next(iter(times.values()))) >= 5:
+            for _ in range(SETTLING_RUNS):
+                run(single[name])
+            turn = [_timed(run, single[name])]
+            while len(turn) < LATENCY_TURN and sum(turn) < LATENCY_SECONDS / 4:
+                turn.append(_timed(run, single[name]))
+            times[name] += turn
+        if time.perf_counter() - begun > limit and min(map(len, times.values())) >= 5:
             break
     slowest = max(statistics.median(seconds) for seconds in times.values())
     batch = max(1, min(SPEED_BATCH, int(SPEED_SECONDS / slowest)))
