@@ -158,6 +158,7 @@ def test_killed_at_any_moment_it_ends_the_same(reference: Path, tmp_path: Path) 
         assert process.exitcode is not None
         return process.exitcode
 
+    assert run_until_done(start, tmp_path / "first", []) == 0  # starts the server: its imports are of no run's time
     begin = time.monotonic()
     assert run_until_done(start, tmp_path / "timing", []) == 0
     whole = time.monotonic() - begin
