@@ -497,11 +497,11 @@ def resolve_config(flags: Mapping[str, Any], file: Mapping[str, Any] | None = No
     if "net" in flags:
         file = {key: value for key, value in file.items() if key not in ("net_options", *_NET_FLAGS)}
     if "opt" in flags:
-        file = {key: value for key, value in file.items() if key != "opt_options" and key not in _ADAN_BETAS}
+        file = {key: value for key, value in file.items() if key != "opt_options" and key not in ADAN_BETAS}
     if "aug" in flags:
         file = {key: value for key, value in file.items() if key != "aug_options"}
-    if flags.keys() & {"epochs", *_OTHER_LENGTHS}:
-        file = {key: value for key, value in file.items() if key not in ("epochs", *_OTHER_LENGTHS)}
+    if flags.keys() & set(LENGTHS):
+        file = {key: value for key, value in file.items() if key not in LENGTHS}
     given = {**file, **flags}
 
     recipe_name = str(given.get("recipe", "default"))
@@ -517,8 +517,8 @@ def resolve_config(flags: Mapping[str, Any], file: Mapping[str, Any] | None = No
     opt_entry = find_optimizer(opt)
 
     settings = {**preset, **given}
-    if given.keys() & {"epochs", *_OTHER_LENGTHS}:  # a length that was asked for replaces the recipe's
-        settings.update({name: given.get(name) for name in ("epochs", *_OTHER_LENGTHS)})
+    if given.keys() & set(LENGTHS):  # a length that was asked for replaces the recipe's
+        settings.update({name: given.get(name) for name in LENGTHS})
     lr_scale = float(settings.pop("lr_scale", 1.0))
     settings["net"], settings["opt"] = net, opt
     settings["net_options"] = _net_options(net, net_entry, recipe, given, net_given)
@@ -547,15 +547,15 @@ def resolve_config(flags: Mapping[str, Any], file: Mapping[str, Any] | None = No
     if "layer_decay" not in given and (settings["pretrained"] == "false" or settings.get("freeze_backbone")):
         settings["layer_decay"] = 1.0  # a recipe's is for layers that know something and are to keep it
     settings.update(_augmentation(settings, preset, given))
-    for name in (*_NET_FLAGS, *_ADAN_BETAS):
+    for name in (*_NET_FLAGS, *ADAN_BETAS):
         settings.pop(name, None)
     config = TrainConfig(**settings)
     net_entry.check_size(net, config.net_options, config.size)
     return config
 
 
-_OTHER_LENGTHS = {"max_steps", "max_time"}
-"""Settings that say when a run ends, besides its epochs: a recipe's epochs do not shorten what they allow."""
+LENGTHS = ("epochs", "max_steps", "max_time")
+"""Settings that say when a run ends: one that is asked for replaces all of a recipe's."""
 
 _NET_FLAGS = {"patch": "patch_size", "convkernel": "kernel_size"}
 """Flags that are options of the network."""
@@ -582,8 +582,8 @@ def _augmentation(settings: Mapping[str, Any], preset: Mapping[str, Any], given:
     return resolved
 
 
-_ADAN_BETAS = ("adan_beta1", "adan_beta2", "adan_beta3")
-_ADANS = ("adan", "adan_pytorch")
+ADAN_BETAS = ("adan_beta1", "adan_beta2", "adan_beta3")
+ADANS = ("adan", "adan_pytorch")
 """The optimizers whose betas these flags are."""
 
 ONECYCLE_RISE = 0.3
@@ -697,13 +697,13 @@ def _opt_options(
         options[entry.second_lr] = float(usual) * lr_scale
     options.update(given.get("opt_options", {}))
     options.update({key: value for key, value in inline.items() if key not in common})
-    for name in _ADAN_BETAS:
+    for name in ADAN_BETAS:
         if name not in given:
             continue
         beta = name.removeprefix("adan_")
-        if opt not in _ADANS:
+        if opt not in ADANS:
             like = f"; say --opt {opt}:{beta}=..." if beta in entry.options else " and would do nothing"
-            raise RequestError(f"{flag_name(name)} belongs to --opt {' and '.join(_ADANS)}, not to {opt}{like}")
+            raise RequestError(f"{flag_name(name)} belongs to --opt {' and '.join(ADANS)}, not to {opt}{like}")
         if beta in inline:
             raise RequestError(f"{flag_name(name)} and --opt {opt}:{beta}=... both set it; give one of them")
         options[beta] = entry.options[beta].parse(given[name], flag_name(name))

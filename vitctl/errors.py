@@ -6,6 +6,8 @@ instead. ``vitctl.cli.main`` is the one place that prints them.
 
 from __future__ import annotations
 
+import re
+
 
 class VitctlError(Exception):
     """Base of every expected error.
@@ -30,7 +32,16 @@ class RunFailed(VitctlError):
 
 
 class NotFinite(RunFailed):
-    """A loss or a gradient became infinite or not a number."""
+    """A loss or a gradient became infinite or not a number; the sentence names the step."""
+
+
+_NOT_FINITE = re.compile(r"(?:not finite at|overflow fp16 at every step \()\s*step (\d+)")
+
+
+def diverged_at(sentence: str) -> int | None:
+    """Return the step that the sentence of a :class:`NotFinite` names, also where another process printed it; else None."""
+    match = _NOT_FINITE.search(sentence)
+    return int(match[1]) if match else None
 
 
 class VitctlWarning(UserWarning):

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from vitctl.units import format_bytes, format_duration
 
 if TYPE_CHECKING:
+    from vitctl.benchmark.tables import Table
     from vitctl.export.predict import Prediction
     from vitctl.training.scoring import Scores
 
@@ -36,6 +37,34 @@ def print_table(title: str, rows: list[tuple[str, str]]) -> None:
     console = Console(highlight=False)
     console.print(title, style="bold", markup=False, soft_wrap=True)  # a table's own title wraps at its width
     console.print(table)
+
+
+def print_comparison(comparison: Table) -> None:
+    """Print figures side by side, with a star at the best of each row."""
+    from rich.console import Console
+    from rich.markup import escape
+    from rich.table import Table as Grid
+
+    from vitctl.benchmark.tables import best
+
+    grid = Grid()
+    grid.add_column(escape(comparison.corner), style="bold", overflow="fold")
+    for column in comparison.columns:
+        grid.add_column(escape(column), justify="right", overflow="fold")
+    starred = False
+    for row in comparison.rows:
+        marked = best(row)
+        starred = starred or bool(marked)
+        texts = [escape(cell.text) for cell in row.cells]
+        grid.add_row(
+            escape(row.label),
+            *(f"[bold green]{text} *[/]" if i in marked else text for i, text in enumerate(texts)),
+        )
+    console = Console(highlight=False)
+    console.print(comparison.title, style="bold", markup=False, soft_wrap=True)
+    console.print(grid)
+    for note in [*(["* the best of its row"] if starred else []), *comparison.notes]:
+        console.print(note, markup=False)
 
 
 def print_summary(summary: Record) -> None:

@@ -140,6 +140,12 @@ class PlainObserver:
         """Print what begins now."""
         self.print(text)
 
+    def running(self, what: str, done: int, count: int, seconds_left: float | None) -> None:
+        """Print how many of several runs are done, and which begins now."""
+        if what:
+            left = "" if seconds_left is None else f", {format_duration(seconds_left)} left"
+            self.print(f"{done} of {count} runs done{left}; now {what}")
+
     def evaluating(self, what: str, done: int, count: int) -> None:
         """Print how a long evaluation goes."""
         if done < count and self._due():
@@ -232,6 +238,14 @@ class BarObserver(PlainObserver):
             self._hide(self._working)
         self._working = text
         self._show(text, 0, None)
+
+    def running(self, what: str, done: int, count: int, seconds_left: float | None) -> None:
+        """Move the bar of runs."""
+        super().running(what, done, count, seconds_left)
+        for name in ("step", "epoch"):
+            self._hide(name)
+        left = "" if seconds_left is None else f"{format_duration(seconds_left)} left"
+        self._show("runs", done, count, left)
 
     def evaluating(self, what: str, done: int, count: int) -> None:
         """Move the bar of evaluated pictures."""

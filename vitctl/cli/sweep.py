@@ -154,7 +154,12 @@ def _refuse_for_wandb(**given: object) -> None:
             )
 
 
-def _find(target: str, runs_dir: Path, storage: str | None) -> Sweep:
+def find_local(target: str, runs_dir: Path, storage: str | None) -> Sweep:
+    """Return a sweep by id, or the newest from a file.
+
+    Raises:
+        RequestError: there is none here, or W&B runs it.
+    """
     if _engine(None, target) == "wandb":
         raise RequestError(
             f"{target} is a sweep on W&B, which shows and steers it: https://wandb.ai/{target.rsplit('/', 1)[0]}/sweeps/"
@@ -322,7 +327,7 @@ def agent(
 @app.command(cls=Command)
 def status(target: Target, runs_dir: RunsDir = RUNS, storage: Storage = None, as_json: AsJson = False) -> None:
     """Say how a sweep stands: trials by state, what runs now, the best ones, how long it will take."""
-    sweep = _find(target, runs_dir, storage)
+    sweep = find_local(target, runs_dir, storage)
     from vitctl.cli import printing, sweep_view
     from vitctl.sweep.agent import take_snapshot
 
@@ -357,7 +362,7 @@ def top(
     as_json: AsJson = False,
 ) -> None:
     """Show the best trials and their parameters."""
-    sweep = _find(target, runs_dir, storage)
+    sweep = find_local(target, runs_dir, storage)
     from vitctl.cli import printing, sweep_view
 
     if as_json:
@@ -377,7 +382,7 @@ def best(
     """Show the best complete trial, or print its settings as a file for train --config."""
     if config and as_json:
         raise RequestError("--config prints YAML and --json prints JSON; give one of them")
-    sweep = _find(target, runs_dir, storage)
+    sweep = find_local(target, runs_dir, storage)
     from vitctl.cli import printing, sweep_view
 
     row = sweep.best()
@@ -396,7 +401,7 @@ def best(
 
 
 def _set_control(target: str, word: str, runs_dir: Path, storage: str | None) -> None:
-    sweep = _find(target, runs_dir, storage)
+    sweep = find_local(target, runs_dir, storage)
     before = sweep.control()
     if word == "paused" and before == "stopped":
         raise RequestError(f"the sweep {sweep.id} is stopped already; vitctl sweep resume {sweep.id} goes on with it")
@@ -438,7 +443,7 @@ def retry(
     """Have failed trials tried again, from their checkpoints where there are some."""
     if failed == bool(trials):
         raise RequestError("say which: --failed for all failed trials, or --trial N")
-    sweep = _find(target, runs_dir, storage)
+    sweep = find_local(target, runs_dir, storage)
     again = sweep.retry_failed(trials)
     if not again:
         _say(f"no trial of the sweep {sweep.id} has failed")
@@ -463,7 +468,7 @@ def enqueue(
         if key in params:
             raise RequestError(f"{key} is given twice")
         params[key] = value
-    sweep = _find(target, runs_dir, storage)
+    sweep = find_local(target, runs_dir, storage)
     number = sweep.enqueue(params)
     _say(f"trial {number} is next: vitctl sweep agent {sweep.id}")
 
@@ -479,7 +484,7 @@ def export(
     """Write all trials: trial, state, params, value, run."""
     if form not in ("csv", "json"):
         raise RequestError(f"--format {form!r} is unknown{suggest(form, ('csv', 'json'))}")
-    sweep = _find(target, runs_dir, storage)
+    sweep = find_local(target, runs_dir, storage)
     from vitctl.cli import sweep_view
 
     text = sweep_view.export(sweep, form)
@@ -514,7 +519,7 @@ def plot(
         for word in given or ():
             if word not in known:
                 raise RequestError(f"{flag} {word!r} is unknown{suggest(word, known)}")
-    sweep = _find(target, runs_dir, storage)
+    sweep = find_local(target, runs_dir, storage)
     from vitctl.sweep.plots import FORMATS, KINDS
     from vitctl.sweep.plots import plot as draw
 

@@ -29,7 +29,6 @@ from optuna.trial import Trial, TrialState
 from vitctl.errors import Interrupted, RunFailed, VitctlError
 from vitctl.sweep.ledger import AGENT, FAILURE, KILLS, MOST_RETRIES, RUN, Ledger, root_of
 from vitctl.sweep.optuna_parts import WandbPruner
-from vitctl.sweep.runner import Child, LifeLine, Metrics, Trainer, TrialRun, train_command, wait_until_free
 from vitctl.sweep.sampler import Exhausted
 from vitctl.sweep.space import Params
 from vitctl.sweep.storage import (
@@ -43,6 +42,7 @@ from vitctl.sweep.storage import (
     sqlite_file,
 )
 from vitctl.sweep.sweep import Sweep, TrialRow, again
+from vitctl.training.runner import Child, LifeLine, Metrics, Trainer, TrialRun, train_command, wait_until_free
 from vitctl.training.signals import StopRequest
 
 POLL, CHECK = 0.1, 2.0

@@ -17,9 +17,9 @@ from vitctl.registry import lookup, split_spec
 from vitctl.sweep import PRUNERS, SAMPLERS
 from vitctl.sweep.agent import Agent, Observer
 from vitctl.sweep.file import SweepFile, check_fixed, check_trains, read_sweep_file, setting_of
-from vitctl.sweep.runner import Trainer, train_command
 from vitctl.sweep.storage import ClaimLock, parse_url, redacted, sqlite_file
 from vitctl.sweep.sweep import Plan, Sweep, find_sweep, find_sweeps, is_file, new_id, now
+from vitctl.training.runner import Trainer, job_environments, train_command
 
 DATABASE = "study.db"
 
@@ -203,14 +203,6 @@ class LocalEngine:
         environments = gpu_environments(gpus) if gpus is not None else job_environments(jobs, threads_set)
         agent = Agent(sweep, observer, workers=environments, count=count, max_time=max_time, trainer=trainer)
         return agent.run()
-
-
-def job_environments(jobs: int, threads_set: bool) -> list[dict[str, str]]:
-    """Return the environments of ``jobs`` trials at once, which share the CPU's cores evenly."""
-    if jobs == 1 or threads_set or "OMP_NUM_THREADS" in os.environ:
-        return [{} for _ in range(jobs)]
-    threads = max(1, (os.cpu_count() or 1) // jobs)
-    return [{"OMP_NUM_THREADS": str(threads)} for _ in range(jobs)]
 
 
 def gpu_environments(gpus: str) -> list[dict[str, str]]:

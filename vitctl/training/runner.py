@@ -1,4 +1,4 @@
-"""A trial's training: a process of its own that ends with its agent, and its metrics, read as they grow."""
+"""Training in a process of its own, which ends with the one that started it; its metrics are read as they grow."""
 
 from __future__ import annotations
 
@@ -171,6 +171,14 @@ class Metrics:
                 self._epoch = epoch
                 rows.append(row)
         return rows
+
+
+def job_environments(jobs: int, threads_set: bool) -> list[dict[str, str]]:
+    """Return the environments of ``jobs`` runs at once, which share the CPU's cores evenly."""
+    if jobs == 1 or threads_set or "OMP_NUM_THREADS" in os.environ:
+        return [{} for _ in range(jobs)]
+    threads = max(1, (os.cpu_count() or 1) // jobs)
+    return [{"OMP_NUM_THREADS": str(threads)} for _ in range(jobs)]
 
 
 def wait_until_free(run: Path, seconds: float = STOP_SECONDS) -> None:

@@ -1,0 +1,149 @@
+"""Tables in every form, and the files that ``--out`` asks for."""
+
+from __future__ import annotations
+
+import csv
+import html.parser
+import io
+import json
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+from vitctl.benchmark import output
+from vitctl.benchmark.tables import NOTHING, Cell, Row, Table, best, csv_text, markdown
+from vitctl.cli.printing import print_comparison
+from vitctl.errors import RequestError, RunFailed
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+TABLE = Table(
+    title="Devices <a|b>",
+    corner="Metric",
+    columns=("cpu", "mps [x]"),
+    rows=(
+        Row("step time", (Cell("2.0 s", 2.0), Cell("1.0 s", 1.0)), "low"),
+        Row("backend", (Cell("a|b", "a|b"), NOTHING)),
+    ),
+    notes=("a note",),
+)
+
+
+def draw() -> Figure:
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(2, 1))
+    figure.subplots().bar(["a"], [1.0])
+    return figure
+
+
+@pytest.mark.parametrize(
+    ("values", "better", "expected"),
+    [
+        ((2.0, 1.0, 3.0), "low", {1}),
+        ((2.0, 1.0, 3.0), "high", {2}),
+        ((1.0, 1.0, 3.0), "low", {0, 1}),
+        ((1.0, 1.0), "low", set()),
+        ((1.0, None), "low", set()),
+        ((None, 2.0, 1.0), "high", {1}),
+        ((1.0, "x", 2.0), "high", {2}),
+        ((2.0, 1.0), None, set()),
+    ],
+)
+def test_best(values: tuple[float | str | None, ...], better: str | None, expected: set[int]) -> None:
+    row = Row("x", tuple(Cell(str(value), value) for value in values), better)  # type: ignore[arg-type]
+    assert best(row) == expected
+
+
+def test_markdown_has_a_line_per_row_and_escapes_bars() -> None:
+    lines = markdown(TABLE).splitlines()
+    assert lines[2:6] == [
+        "| Metric | cpu | mps [x] |",
+        "| --- | ---: | ---: |",
+        "| step time | 2.0 s | **1.0 s** |",
+        "| backend | a\\|b | – |",
+    ]
+    assert lines[-1] == "- a note"
+
+
+def test_csv_reads_back() -> None:
+    rows = list(csv.DictReader(io.StringIO(csv_text([TABLE]))))
+    assert [(row["row"], row["column"], row["value"], row["text"]) for row in rows] == [
+        ("step time", "cpu", "2.0", "2.0 s"),
+        ("step time", "mps [x]", "1.0", "1.0 s"),
+        ("backend", "cpu", "a|b", "a|b"),
+        ("backend", "mps [x]", "", "–"),
+    ]
+
+
+def test_the_terminal_stars_the_best(capsys: pytest.CaptureFixture[str]) -> None:
+    print_comparison(TABLE)
+    out = capsys.readouterr().out
+    assert "1.0 s *" in out and "2.0 s *" not in out and "mps [x]" in out and "a note" in out
+
+
+def test_a_folder_gets_every_form(tmp_path: Path) -> None:
+    out = tmp_path / "bench"
+    output.check_out(out)
+    files = output.write(out, "bench-device", {"x": 1}, [TABLE], {"speed": draw})
+    assert {file.name for file in files} == {file.name for file in out.iterdir()}
+    assert {file.suffix for file in files} == {f".{kind}" for kind in output.KINDS}
+    assert json.loads((out / "bench-device.json").read_text()) == {"x": 1}
+    assert (out / "bench-device-speed.png").read_bytes().startswith(b"\x89PNG")
+    assert "<svg" in (out / "bench-device-speed.svg").read_text()
+
+
+@pytest.mark.parametrize("kind", output.KINDS)
+def test_a_file_gets_its_form(tmp_path: Path, kind: str) -> None:
+    out = tmp_path / f"x.{kind.upper()}"
+    output.check_out(out)
+    assert output.write(out, "bench-device", {}, [TABLE], {"speed": draw}) == [out]
+    assert [file.name for file in tmp_path.iterdir()] == [out.name] and out.stat().st_size
+
+
+def test_the_page_needs_no_network_and_escapes(tmp_path: Path) -> None:
+    output.write(tmp_path / "x.html", "bench", {}, [TABLE], {"speed": draw})
+    sources: list[str] = []
+
+    class Reader(html.parser.HTMLParser):
+        def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+            sources.extend(str(value) for name, value in attrs if name in ("src", "href"))
+
+    text = (tmp_path / "x.html").read_text()
+    Reader().feed(text)
+    assert sources and all(source.startswith("data:") for source in sources)
+    assert "<a|b>" not in text and "&lt;a|b&gt;" in text
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [("x.pdf", ".json"), ("nowhere/x.json", "is not there"), ("plain", "without an ending")],
+)
+def test_places_are_refused_before_work(tmp_path: Path, name: str, words: str) -> None:
+    (tmp_path / "plain").write_text("mine")
+    with pytest.raises(RequestError, match=words):
+        output.check_out(tmp_path / name)
+    assert (tmp_path / "plain").read_text() == "mine"
+
+
+def test_pictures_without_matplotlib_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(output.importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(RequestError, match=r"vitctl\[plots\]"):
+        output.check_out(tmp_path / "x.svg")
+    output.check_out(tmp_path / "x.md")
+
+
+def test_a_failed_write_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    out = tmp_path / "x.json"
+    out.write_text("old")
+
+    def full(descriptor: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(RunFailed, match="No space"):
+        output.write(out, "bench", {}, [TABLE], {})
+    assert out.read_text() == "old" and [file.name for file in tmp_path.iterdir()] == ["x.json"]

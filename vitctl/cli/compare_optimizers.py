@@ -1,0 +1,123 @@
+"""``vitctl compare-optimizers``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from vitctl.cli.options import takes_settings
+
+PANEL = "Comparison"
+
+
+@takes_settings
+def compare_optimizers(
+    settings: dict[str, Any],
+    optimizers: Annotated[
+        list[str],
+        typer.Argument(metavar="OPT...", help="two or more, NAME[:key=value,...], such as adan:lr=1e-3 adamw"),
+    ],
+    seeds: Annotated[
+        int, typer.Option(metavar="N", help="runs of each, with seeds from --seed on", rich_help_panel=PANEL)
+    ] = 3,
+    lr_search: Annotated[
+        int | None,
+        typer.Option(
+            metavar="N",
+            help="first try N learning rates, a factor of 3 apart, for each that has none of its own",
+            rich_help_panel=PANEL,
+            show_default="none",
+        ),
+    ] = None,
+    from_sweep: Annotated[
+        str | None,
+        typer.Option(
+            metavar="ID|FILE",
+            help="start from the settings of a sweep's best trial; adan_* go to Adan alone",
+            rich_help_panel=PANEL,
+        ),
+    ] = None,
+    storage: Annotated[
+        str | None,
+        typer.Option(metavar="URL", help="where the sweep of --from-sweep is stored", rich_help_panel=PANEL),
+    ] = None,
+    jobs: Annotated[
+        int, typer.Option(metavar="N", min=1, help="runs at once; times are then shared", rich_help_panel=PANEL)
+    ] = 1,
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="PLACE",
+            help="a folder, for files of every kind and pictures; or a file: .json .csv .md .png .svg .html",
+            rich_help_panel=PANEL,
+        ),
+    ] = None,
+    name: Annotated[
+        str | None,
+        typer.Option(
+            help="name of the comparison's folder",
+            rich_help_panel=PANEL,
+            show_default="network, data, digest of the rest",
+        ),
+    ] = None,
+    new: Annotated[
+        bool,
+        typer.Option("--new", help="begin another, though there is one of these arguments", rich_help_panel=PANEL),
+    ] = False,
+    runs_dir: Annotated[Path, typer.Option(help="runs lie in comparisons/NAME below it", rich_help_panel=PANEL)] = Path(
+        "runs"
+    ),
+    config_file: Annotated[
+        Path | None,
+        typer.Option("--config", "-c", help="YAML file of settings; flags win over it", rich_help_panel=PANEL),
+    ] = None,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="print everything as one JSON document", rich_help_panel=PANEL)
+    ] = False,
+) -> None:
+    """Train with several optimizers, from the same weights on the same batches, and say which differences are more than noise.
+
+    Each run is an ordinary run folder. A comparison that was stopped or killed goes on when the same command is given again.
+    """
+    from vitctl.benchmark.output import check_out, write
+    from vitctl.benchmark.plan import make_plan
+    from vitctl.config import normalise_keys
+    from vitctl.errors import RequestError
+    from vitctl.training.signals import watch_parent
+    from vitctl.yamlfile import read_yaml
+
+    watch_parent()
+    if storage is not None and from_sweep is None:
+        raise RequestError("--storage is where the sweep of --from-sweep is stored; give that too")
+    if out is not None:
+        check_out(out)
+    file = normalise_keys(read_yaml(config_file), str(config_file)) if config_file else {}
+    sweep: dict[str, Any] = {}
+    if from_sweep is not None:
+        from vitctl.cli.sweep import find_local
+        from vitctl.sweep.sweep import best_settings  # optuna loads here
+
+        sweep = best_settings(find_local(from_sweep, runs_dir, storage).id, runs_dir, storage)
+    plan = make_plan(optimizers, settings, file, sweep, seeds=seeds, lr_search=lr_search)
+
+    from vitctl.cli import printing
+    from vitctl.cli.progress import make_observer
+
+    observer = make_observer()
+    from vitctl.benchmark import optimizers as comparison  # torch loads here
+    from vitctl.benchmark.report import Report
+
+    with observer:
+        result = comparison.compare_optimizers(plan, runs_dir, name, observer, observer.decoding, jobs=jobs, new=new)
+    report = Report(result)
+    tables, document = report.tables(), report.document()
+    if out is not None:
+        for path in write(out, "compare-optimizers", document, tables, report.figures()):
+            observer.message(f"written: {path}")
+    if as_json:
+        printing.print_json(document)
+    else:
+        for table in tables:
+            printing.print_comparison(table)
