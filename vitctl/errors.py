@@ -25,6 +25,20 @@ class RequestError(VitctlError):
     exit_code = 2
 
 
+class RunBusy(RequestError):
+    """Another process trains in the run's folder.
+
+    Args:
+        folder: that folder.
+    """
+
+    OPENING = "another process is training in"
+    """By which an agent knows the message in a trial's log."""
+
+    def __init__(self, folder: object) -> None:
+        super().__init__(f"{self.OPENING} {folder}; wait for it, or stop it first")
+
+
 class RunFailed(VitctlError):
     """The work began and failed: a loss that is not finite, no memory or disk left, a failed verification."""
 

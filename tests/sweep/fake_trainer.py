@@ -16,6 +16,7 @@ from pathlib import Path
 
 import yaml
 
+from vitctl.errors import RunBusy
 from vitctl.training.signals import watch_parent
 
 
@@ -35,7 +36,7 @@ def main() -> None:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            sys.exit(f"error: another process is training in {run}")
+            sys.exit(f"error: {RunBusy(run)}")
         (run / "config.json").write_text(json.dumps(settings))
         (run / "pid").write_text(str(os.getpid()))
         metrics = run / "metrics.jsonl"

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +13,16 @@ from tests.sweep.conftest import sweep_text
 from tests.sweep.fake import fake_trainer, make_sweep, run_agent
 from vitctl.errors import RequestError, RunFailed
 from vitctl.sweep.sweep import Sweep
+from vitctl.training.runner import TrialRun
+
+HOLD = """
+import fcntl, os, sys, time
+os.makedirs(sys.argv[1], exist_ok=True)
+lock = open(sys.argv[1] + "/.lock", "a")
+fcntl.flock(lock, fcntl.LOCK_EX)
+print("held", flush=True)
+time.sleep(2)
+"""
 
 SPACE = {
     "lr": {"distribution": "q_log_uniform_values", "min": 1e-4, "max": 2e-3, "q": 1e-4},
@@ -68,14 +80,35 @@ def test_training_that_is_killed_goes_on_as_long_as_it_gets_further(tmp_path: Pa
 
 def test_training_that_is_killed_in_the_same_epoch_again_and_again_fails(tmp_path: Path) -> None:
     sweep = small(tmp_path, run_cap=1)
-    for tries in (6, 12):
-        for _ in range(2):
+    for tries in (21, 42):
+        for _ in range(7):
             with pytest.raises(RunFailed, match="killed by SIGKILL"):
                 run_agent(sweep, trainer=fake_trainer(die="begin"))
         row = sweep.rows()[0]
-        assert (row.state, row.attempts, row.failure) == ("failed", tries, "killed by SIGKILL 6 times in epoch 1")
+        assert (row.state, row.attempts, row.failure) == ("failed", tries, "killed by SIGKILL 21 times in epoch 1")
         assert sweep.retry_failed() == [0]
     assert run_agent(sweep)[0] == "finished" and sweep.rows()[0].state == "complete"
+
+
+def test_a_run_that_another_process_still_trains_is_tried_again(tmp_path: Path) -> None:
+    sweep = small(tmp_path, run_cap=1)
+    holders: list[subprocess.Popen[bytes]] = []
+
+    def busy_at_first(trial: TrialRun) -> list[str]:
+        command = fake_trainer()(trial)
+        if not holders:  # it takes the folder after this agent has found it free
+            holders.append(subprocess.Popen([sys.executable, "-c", HOLD, str(trial.run)], stdout=subprocess.PIPE))
+            assert holders[0].stdout is not None and holders[0].stdout.readline() == b"held\n"
+        return command
+
+    why, recorder = run_agent(sweep, trainer=busy_at_first)
+    holders[0].communicate()
+    assert why == "finished"
+    assert [(state, why.partition(" in ")[0]) for _, state, _, why in recorder.said("ended")] == [
+        ("released", "another process is training"),
+        ("complete", ""),
+    ]
+    assert [(row.state, row.attempts) for row in sweep.rows()] == [("complete", 2)]
 
 
 def test_a_trial_without_the_metric_fails(tmp_path: Path) -> None:

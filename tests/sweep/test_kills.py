@@ -91,6 +91,8 @@ def test_each_parameter_set_ends_once(storage: str, tmp_path: Path, agents: int,
     states = Counter(trial.state for trial in everything)
     assert set(states) <= {TrialState.COMPLETE, TrialState.PRUNED, TrialState.FAIL}
     ended = [trial for trial in everything if trial.state != TrialState.FAIL]
+    given_up = [trial.user_attrs[FAILURE] for trial in everything if FAILURE in trial.user_attrs]
+    assert given_up == []
     assert len(ended) == trials, states
     assert len({tuple(sorted(trial.params.items())) for trial in ended}) == trials
     assert states[TrialState.FAIL] >= 3

@@ -26,7 +26,7 @@ from optuna.exceptions import UpdateFinishedTrialError
 from optuna.study import Study
 from optuna.trial import Trial, TrialState
 
-from vitctl.errors import Interrupted, RunFailed, VitctlError
+from vitctl.errors import Interrupted, RunBusy, RunFailed, VitctlError
 from vitctl.sweep.ledger import AGENT, FAILURE, KILLS, MOST_RETRIES, RUN, Ledger, root_of
 from vitctl.sweep.optuna_parts import WandbPruner
 from vitctl.sweep.sampler import Exhausted
@@ -524,6 +524,10 @@ class Agent:
             slot.why = f"killed by {name} {kills} times in epoch {epochs + 1}"
         elif code == 0:
             slot.result, slot.why = "failed", f"it recorded no {self.sweep.file.metric.name}"
+        elif words.startswith(RunBusy.OPENING):
+            # That of an agent held for dead: it ends as soon as that agent, or its absence, is noticed.
+            self._emit_end(slot, "released", None, f"{words}; it will be tried again")
+            raise TrialReleased
         else:
             slot.result, slot.why = "failed", words or f"exit code {code}"
         trial.set_user_attr(FAILURE, slot.why)

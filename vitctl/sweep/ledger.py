@@ -20,9 +20,10 @@ FAILURE, RUN, AGENT, FIXED = "failure", "run", "agent", "fixed_params"
 HISTORY, ORIGINAL = "retry_history", "failed_trial"
 """Optuna's attributes of a trial that is another's retry."""
 
-MOST_RETRIES = 5
+MOST_RETRIES = 20
 """How often a parameter set is tried again when a signal kills its training in the same epoch; those that get further
-begin to count anew, and the loss of an agent does not count."""
+begin to count anew, and the loss of an agent does not count. Many, as it says nothing about the parameters when a machine
+is short of memory; where they are the cause, an agent ends long before, after three failures in a row."""
 
 KILLS = "kills"
 """Attribute of an attempt whose training was killed by a signal that its agent did not send: ``[epochs, kills]``, the epochs

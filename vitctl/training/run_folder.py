@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from vitctl.config import TrainConfig
-from vitctl.errors import RequestError
+from vitctl.errors import RequestError, RunBusy
 from vitctl.training import checkpoint as ckpt
 from vitctl.training.checkpoint import TEMPORARY, Checkpoint, load_checkpoint, save_checkpoint, write_failed
 
@@ -121,7 +121,7 @@ class RunFolder:
         """Keep other processes from training in this folder; the lock ends with this process, however it ends.
 
         Raises:
-            RequestError: another process is training in it.
+            RunBusy: another process is training in it.
         """
         try:
             import fcntl
@@ -136,9 +136,7 @@ class RunFolder:
             try:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
-                raise RequestError(
-                    f"another process is training in {self.path}; wait for it, or stop it first"
-                ) from None
+                raise RunBusy(self.path) from None
             except OSError:  # a file system without locks
                 pass
             yield
