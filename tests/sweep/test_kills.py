@@ -84,7 +84,7 @@ def test_each_parameter_set_ends_once(storage: str, tmp_path: Path, agents: int,
                 assert agent.returncode == -signal.SIGKILL or "in a row failed" in err, err
                 running.append(start())
             ends["finished" if agent.returncode == 0 else "died"] += 1
-    assert killed.total() >= kills and min(killed.values()) >= kills // 3 and ends["finished"] == agents
+    assert killed.total() >= kills and min(killed.values()) >= kills // 3 and ends["finished"] == agents, killed
 
     study = optuna.load_study(study_name=sweep.id, storage=open_storage(sweep.url))
     everything = study.get_trials()
@@ -119,7 +119,7 @@ def test_each_parameter_set_ends_once(storage: str, tmp_path: Path, agents: int,
 
 
 def sweep_has_begun(runs: Path) -> bool:
-    return any(runs.glob("*-0000"))
+    return any(runs.glob("*-[0-9][0-9][0-9][0-9]"))
 
 
 def kill(pid: int, killed: Counter[str], what: str) -> None:
