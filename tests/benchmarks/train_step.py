@@ -107,11 +107,11 @@ def open_on(images: np.ndarray, labels: np.ndarray, settings: dict[str, Any]) ->
         native_size=32,
         source="generated",
     )
-    real, sessions.load_dataset = sessions.load_dataset, lambda *args, **kwargs: made
-    try:
-        return sessions.open_session(resolve_config({"val": "none", **settings}))
-    finally:
-        sessions.load_dataset = real
+    index = torch.arange(len(pictures))
+    splits = data.Splits(
+        train=data.Subset(pictures, index), val=None, test=data.Subset(pictures, index), val_split=None
+    )
+    return sessions.open_session(resolve_config({"val": "none", **settings}), data=(made, splits))
 
 
 def vitctl_step(

@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 
 from vitctl import __version__
+from vitctl.cli.bench_device import bench_device
 from vitctl.cli.compare_optimizers import compare_optimizers
 from vitctl.cli.convert import convert
 from vitctl.cli.eval import evaluate
@@ -45,6 +46,7 @@ def root(
 
 app.command(cls=Command)(train)
 app.command("eval", cls=Command)(evaluate)
+app.command("bench-device", cls=Command)(bench_device)
 app.command("compare-optimizers", cls=Command)(compare_optimizers)
 app.command(cls=Command)(convert)
 app.command(cls=Command)(export)

@@ -277,7 +277,13 @@ def check_same_run(config: TrainConfig, classes: list[str], checkpoint: Checkpoi
         )
 
 
-def open_session(config: TrainConfig, decoding: LoadProgress | None = None, *, pretrained: bool = True) -> Session:
+def open_session(
+    config: TrainConfig,
+    decoding: LoadProgress | None = None,
+    *,
+    pretrained: bool = True,
+    data: tuple[Dataset, Splits] | None = None,
+) -> Session:
     """Build everything a run needs.
 
     Args:
@@ -285,6 +291,7 @@ def open_session(config: TrainConfig, decoding: LoadProgress | None = None, *, p
         decoding: told how far it is, when data are downloaded or a folder is read for the first time.
         pretrained: load the pretrained weights that the settings ask for; False where a checkpoint will replace them,
             or where weights do not matter.
+        data: in the place of what the settings name, for measurements.
 
     Raises:
         RequestError: device, data, network or weights cannot be had as asked.
@@ -293,7 +300,7 @@ def open_session(config: TrainConfig, decoding: LoadProgress | None = None, *, p
     precision = devices.resolve_precision(config.precision, device)
     devices.prepare(device, config.threads, config.precision)
     weights = locate(config.net, config.pretrained) if pretrained and config.pretrained != "false" else None
-    dataset, splits = open_data(config, decoding)
+    dataset, splits = data or open_data(config, decoding)
     in_chans, num_classes = dataset.train.images.shape[1], len(dataset.classes)
     extras = batch_extras(config, dataset, splits, device)
 

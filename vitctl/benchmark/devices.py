@@ -1,0 +1,574 @@
+"""What a training step costs on each of several devices, measured in turns with the very step that ``train`` takes."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import re
+import statistics
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from vitctl import devices
+from vitctl.config import TrainConfig
+from vitctl.data.dataset import Dataset, LoadProgress, Pictures, Splits, Subset
+from vitctl.errors import RequestError
+from vitctl.training.compiling import compile_network
+from vitctl.training.evaluate import evaluate
+from vitctl.training.loop import PREDECESSOR_BATCH, train_step
+from vitctl.training.session import Session, open_data, open_session
+
+EPOCH = 50_000
+"""Generated pictures of an epoch: those of CIFAR."""
+
+GENERATED = {"cifar10": 10, "cifar100": 100}
+"""Data sets whose pictures need not be there, as generated ones of their size cost the same, and their classes."""
+
+LEAST_STEPS, LONG_STEP = 3, 5.0
+"""Steps measured on any device, whatever they take; and seconds from which a step is warmed up by one piece of it."""
+
+STABLE = 0.005
+"""The median is taken to stand when its error, about the interquartile range over the root of the count, is this share of it."""
+
+PARITY_PICTURES = 16
+TOLERANCES = {"fp32": 1e-3, "tf32": 2e-2, "bf16": 1e-1, "fp16": 2e-2}
+"""Greatest difference of logits and of gradients to those of fp32 on a CPU, relative to their size (Euclidean norm)."""
+
+PARTS = ("data", "forward", "backward", "optimizer")
+
+
+@dataclass(frozen=True)
+class Quartiles:
+    """Median and quartiles of measured seconds."""
+
+    low: float
+    median: float
+    high: float
+    count: int
+
+    @classmethod
+    def of(cls, values: Sequence[float]) -> Quartiles:
+        """Return those of ``values``, of which there is at least one."""
+        if len(values) == 1:
+            return cls(values[0], values[0], values[0], 1)
+        low, median, high = statistics.quantiles(values, n=4, method="inclusive")
+        return cls(low, median, high, len(values))
+
+    @property
+    def spread(self) -> float:
+        """The interquartile range, as a share of the median."""
+        return (self.high - self.low) / self.median if self.median else 0.0
+
+
+@dataclass(frozen=True)
+class Parity:
+    """How far a device's arithmetic is from that of fp32 on a CPU, for the same weights and pictures.
+
+    Attributes:
+        logits: norm of the difference over norm of the CPU's.
+        gradients: the same, over the gradients of all parameters taken together.
+        tolerance: what either may be at most.
+    """
+
+    logits: float
+    gradients: float
+    tolerance: float
+
+    @property
+    def off(self) -> bool:
+        """Whether the arithmetic is off; a figure that is not a number is."""
+        return not (self.logits <= self.tolerance and self.gradients <= self.tolerance)
+
+
+@dataclass
+class Figures:
+    """What was measured on a device.
+
+    Attributes:
+        label: what it is called.
+        device: torch's name of it, or None where it is not there.
+        device_name: its maker's name.
+        missing: why it is not there, or empty.
+        steps_per_epoch: optimizer steps of an epoch.
+        batch: pictures of a step.
+        micro_batch: pictures run at once.
+        precision: of the arithmetic.
+        threads: of the CPU.
+        initial: seconds of the first step.
+        steps: seconds of the later ones.
+        pieces: seconds of micro-batches, where a step is long; their spread is that of the steps.
+        step: seconds of a step, stabilized.
+        validation: seconds of evaluating 100 pictures.
+        split: seconds of a step spent on each of :data:`PARTS`, medians.
+        images_per_second: trained pictures.
+        gflops: floating-point operations of forward and backward, 10^9 a second; backward counts as two forwards.
+        gemm_gflops: what matrix products of the network's own shapes reach at most.
+        peak_memory: bytes; of the process on CPU and MPS, so over all devices until then.
+        compile_time: seconds, or None.
+        parity: against the CPU.
+        epoch_time: seconds of an epoch; extrapolated unless ``trained`` is there.
+        trained: the summary of a real run, or None.
+    """
+
+    label: str
+    device: str | None
+    device_name: str = ""
+    missing: str = ""
+    steps_per_epoch: int = 0
+    batch: int = 0
+    micro_batch: int = 0
+    precision: str = ""
+    threads: int = 0
+    initial: float = 0.0
+    steps: list[float] = field(default_factory=list)
+    pieces: list[float] = field(default_factory=list)
+    step: Quartiles | None = None
+    validation: Quartiles | None = None
+    split: dict[str, float] = field(default_factory=dict)
+    images_per_second: float = 0.0
+    gflops: float = 0.0
+    gemm_gflops: float = 0.0
+    peak_memory: int = 0
+    compile_time: float | None = None
+    parity: Parity | None = None
+    epoch_time: float | None = None
+    trained: dict[str, Any] | None = None
+
+
+def generated_data(config: TrainConfig) -> tuple[Dataset, Splits]:
+    """Return random pictures in the place of CIFAR's: :data:`EPOCH` to train on, or ``--limit-train``, and 1,000 to test.
+
+    uint8 ``[n, 3, 32, 32]``, labels int64; the same for every device.
+    """
+    classes = GENERATED[config.dataset]
+    generator = torch.Generator().manual_seed(config.seed)
+
+    def pictures(count: int) -> Pictures:
+        images = torch.randint(0, 256, (count, 3, 32, 32), dtype=torch.uint8, generator=generator)
+        return Pictures(images, torch.randint(0, classes, (count,), generator=generator))
+
+    train, test = pictures(min(EPOCH, config.limit_train or EPOCH)), pictures(1000)
+    dataset = Dataset(
+        name=config.dataset,
+        classes=tuple(map(str, range(classes))),
+        mean=(0.5, 0.5, 0.5),
+        std=(0.25, 0.25, 0.25),
+        train=train,
+        val=None,
+        test=test,
+        flip=True,
+        native_size=32,
+        source="generated",
+    )
+    whole = Subset(test, torch.arange(len(test)))
+    return dataset, Splits(train=Subset(train, torch.arange(len(train))), val=None, test=whole, val_split=None)
+
+
+def bench_data(config: TrainConfig, decoding: LoadProgress | None = None) -> tuple[Dataset, Splits]:
+    """Return generated pictures in the place of CIFAR's, and other data sets as they are.
+
+    Raises:
+        RequestError: the data cannot be had as asked.
+    """
+    return generated_data(config) if config.dataset in GENERATED else open_data(config, decoding)
+
+
+class Lane:
+    """A device under measurement, with a run of its own that is never saved.
+
+    Args:
+        label: what it is called.
+        config: the settings, its device among them.
+        data: what it trains on.
+        message: told what the user should know.
+    """
+
+    def __init__(
+        self, label: str, config: TrainConfig, data: tuple[Dataset, Splits], message: Callable[[str], None]
+    ) -> None:
+        self.label = label
+        self.session = open_session(config, pretrained=False, data=data)
+        self.device = self.session.device
+        self.initial_weights = {
+            name: value.detach().cpu().clone() for name, value in self.session.model.state_dict().items()
+        }
+        compile_network(self.session, message)
+        self.session.set_length(max(self.session.total_steps, 10_000))
+        self.first: float | None = None
+        self.steps: list[float] = []
+        self.pieces: list[float] = []
+        self.splits: list[dict[str, float]] = []
+        self.validation: list[float] = []
+        self.spent = 0.0
+        self.piece_estimate = 0.0
+        self.session.train_mode()
+
+    # -- measuring ---------------------------------------------------------------------------------------------------
+
+    @property
+    def long(self) -> bool:
+        """Whether a step takes so long that a whole one is too much to warm up with."""
+        count = -(-self.session.batches.batch_size // self.session.micro_batch)
+        return self.piece_estimate * count > LONG_STEP
+
+    def warm_up(self) -> None:
+        """Run one micro-batch forward and backward, twice, and two whole steps where these are short."""
+        start = time.perf_counter()
+        session = self.session
+        images, labels = session.batches.batch(0, 0)
+        images, labels = images[: session.micro_batch], labels[: session.micro_batch]
+        state = devices.rng_state(self.device)
+        buffers = {name: buffer.clone() for name, buffer in session.model.named_buffers()}
+        for _ in range(2):
+            devices.synchronize(self.device)
+            begun = time.perf_counter()
+            with session.autocast():
+                logits = session.forward(session.normalize(images))
+            torch.autograd.backward(F.cross_entropy(logits.float(), labels))
+            devices.synchronize(self.device)
+            self.piece_estimate = time.perf_counter() - begun
+        session.model.zero_grad()
+        with torch.no_grad():
+            for name, buffer in session.model.named_buffers():
+                buffer.copy_(buffers[name])
+        devices.set_rng_state(state, self.device)
+        if not self.long:
+            for _ in range(2):
+                self.step()
+            self.steps.clear()
+            self.pieces.clear()
+            self.splits.clear()
+        self.spent += time.perf_counter() - start
+
+    def step(self) -> None:
+        """Take one step of the run, timed as a whole; on a CPU, and where it is asked for by :meth:`split`, in parts."""
+        session = self.session
+        if session.progress.step_in_epoch == session.steps_per_epoch:
+            session.progress.epoch += 1
+            session.progress.begin_epoch()
+        devices.synchronize(self.device)
+        start = time.perf_counter()
+        if self.device.type == "cpu":  # clocks cost nothing where nothing runs on its own
+            with self._watched() as watch:
+                train_step(session)
+            self._note(watch, time.perf_counter() - start)
+        else:
+            train_step(session)
+            devices.synchronize(self.device)
+        seconds = time.perf_counter() - start
+        self.spent += seconds
+        if self.first is None:
+            self.first = seconds
+            if not self.long:
+                return
+        self.steps.append(seconds)
+
+    def split(self) -> None:
+        """Take steps in parts on an accelerator, waiting for it after each part, apart from those that are timed whole."""
+        if self.device.type == "cpu":
+            return
+        for _ in range(LEAST_STEPS):
+            start = time.perf_counter()
+            with self._watched() as watch:
+                train_step(self.session)
+                devices.synchronize(self.device)
+            self._note(watch, time.perf_counter() - start)
+            self.session.progress.step_in_epoch %= self.session.steps_per_epoch
+
+    def _note(self, watch: _Watch, seconds: float) -> None:
+        parts = {name: sum(watch.times[name]) for name in ("data", "forward", "optimizer")}
+        parts["backward"] = seconds - sum(parts.values())
+        self.splits.append(parts)
+        self.pieces += [after - before for before, after in zip(watch.starts, watch.starts[1:], strict=False)]
+
+    @contextlib.contextmanager
+    def _watched(self) -> Iterator[_Watch]:
+        """Time the parts of a step: its calls of batches, normalization, network and optimizer."""
+        session, watch = self.session, _Watch(self.device)
+        batch, normalize, forward, step = (
+            session.batches.batch,
+            session.normalize,
+            session.forward,
+            session.optimizer.step,
+        )
+        session.batches.batch = watch.timed("data", batch)  # type: ignore[method-assign]
+        session.normalize = watch.timed("data", normalize)
+        session.forward = watch.timed("forward", forward)
+        session.optimizer.step = watch.timed("optimizer", step)  # type: ignore[method-assign]
+        try:
+            yield watch
+        finally:
+            session.batches.batch = batch  # type: ignore[method-assign]
+            session.normalize = normalize
+            session.forward = forward
+            session.optimizer.step = step  # type: ignore[method-assign]
+
+    def validate(self) -> None:
+        """Evaluate 100 pictures, timed."""
+        session, index = self.session, self.session.splits.test.index[:PREDECESSOR_BATCH]
+        subset = Subset(session.splits.test.pictures, index)
+        devices.synchronize(self.device)
+        start = time.perf_counter()
+        evaluate(session.model, subset, session.normalize, self.device, session.eval_batch, precision=session.precision)
+        devices.synchronize(self.device)
+        self.validation.append((time.perf_counter() - start) * PREDECESSOR_BATCH / len(index))
+        session.train_mode()
+
+    def done(self, budget: float) -> bool:
+        """Whether enough steps are measured for a stable median, or as many as ``budget`` seconds allow."""
+        if len(self.steps) < LEAST_STEPS:
+            return False
+        quartiles = Quartiles.of(self.steps)
+        stable = len(self.steps) >= 12 and quartiles.spread / len(self.steps) ** 0.5 < STABLE
+        return stable or self.spent + quartiles.median > budget
+
+    # -- results -----------------------------------------------------------------------------------------------------
+
+    def parity(self, reference: tuple[Tensor, Tensor]) -> Parity:
+        """Return how far logits and gradients are from ``reference``, which :func:`logits_and_gradients` gave on a CPU."""
+        session = self.session
+        images, labels = parity_batch(session)
+        ours = logits_and_gradients(session.model, session, images, labels, session.precision)
+        logits, gradients = (
+            float((mine - theirs).norm() / theirs.norm().clamp_min(1e-30))
+            for mine, theirs in zip(ours, reference, strict=True)
+        )
+        kind = session.precision
+        if kind == "fp32" and self.device.type == "cuda" and session.config.precision != "fp32":
+            kind = "tf32"
+        return Parity(logits, gradients, TOLERANCES[kind])
+
+    def figures(self, gemm: float, parity: Parity) -> Figures:
+        """Return what was measured."""
+        session = self.session
+        step = Quartiles.of(self.steps)
+        if self.long and len(self.pieces) > 1:
+            # Few steps say little about how far they scatter; their many pieces do.
+            share = Quartiles.of(self.pieces)
+            step = dataclasses.replace(
+                step,
+                low=step.median * share.low / share.median,
+                high=step.median * share.high / share.median,
+            )
+        count = min(session.batches.batch_size, session.batches.count)
+        speed = count / step.median
+        assert self.first is not None
+        return Figures(
+            label=self.label,
+            device=str(self.device),
+            device_name=devices.device_label(self.device),
+            steps_per_epoch=session.steps_per_epoch,
+            batch=count,
+            micro_batch=session.micro_batch,
+            precision=session.precision,
+            threads=torch.get_num_threads(),
+            initial=self.first,
+            steps=self.steps,
+            pieces=self.pieces if self.long else [],
+            step=step,
+            validation=Quartiles.of(self.validation),
+            split={name: statistics.median(parts[name] for parts in self.splits) for name in PARTS},
+            images_per_second=speed,
+            gflops=3 * session.cost.mflop * speed / 1000,
+            gemm_gflops=gemm,
+            peak_memory=devices.peak_memory(self.device),
+            compile_time=session.compile_time,
+            parity=parity,
+            epoch_time=step.median * session.batches.count / count,
+        )
+
+
+class _Watch:
+    """Times of the calls of some functions."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+        self.times: dict[str, list[float]] = {name: [] for name in ("data", "forward", "optimizer")}
+        self.starts: list[float] = []
+
+    def timed(self, name: str, function: Callable[..., Any]) -> Any:
+        """Return ``function``, timed under ``name``."""
+
+        def call(*args: Any, **kwargs: Any) -> Any:
+            devices.synchronize(self._device)
+            start = time.perf_counter()
+            result = function(*args, **kwargs)
+            devices.synchronize(self._device)
+            self.times[name].append(time.perf_counter() - start)
+            if name == "forward":
+                self.starts.append(start)
+            return result
+
+        return call
+
+
+def parity_batch(session: Session) -> tuple[Tensor, Tensor]:
+    """Return uint8 ``[n, C, H, W]`` pictures and int64 ``[n]`` labels on the CPU, the same for every device."""
+    pictures, index = session.splits.test.pictures, session.splits.test.index[:PARITY_PICTURES]
+    return pictures.images[index], pictures.labels[index]
+
+
+def logits_and_gradients(
+    model: nn.Module, session: Session, images: Tensor, labels: Tensor, precision: str
+) -> tuple[Tensor, Tensor]:
+    """Return logits, and the gradients of all parameters in a row, both float64 and flat on the CPU.
+
+    Dropout is off and BatchNorm uses its averages, so that nothing but arithmetic tells devices apart.
+    """
+    device = next(model.parameters()).device
+    model.eval()
+    x = session.normalize(images.to(device))
+    with devices.autocast(device, precision):
+        logits = model(x)
+    loss = F.cross_entropy(logits.float(), labels.to(device))
+    grads = torch.autograd.grad(loss, [p for p in model.parameters() if p.requires_grad], allow_unused=True)
+    session.train_mode()
+    flat = torch.cat([grad.detach().cpu().double().flatten() for grad in grads if grad is not None])
+    return logits.detach().cpu().double().flatten(), flat
+
+
+def reference_of(lane: Lane, config: TrainConfig, data: tuple[Dataset, Splits]) -> tuple[Tensor, Tensor]:
+    """Return logits and gradients of the initial weights of ``lane`` in fp32 on the CPU."""
+    on_cpu = dataclasses.replace(config, device="cpu", precision="fp32", compile=False)
+    session = open_session(on_cpu, pretrained=False, data=data)
+    session.model.load_state_dict(lane.initial_weights)
+    images, labels = parity_batch(session)
+    return logits_and_gradients(session.model, session, images, labels, "fp32")
+
+
+def gemm_peak(session: Session, shapes: int = 4, seconds: float = 0.3) -> float:
+    """Return the GFLOP/s that matrix products reach at most on the device, of the shapes that cost the network most.
+
+    A linear layer on tokens ``[B, N, K]`` is a product of ``[B N, K]`` and ``[K, M]``; a convolution that of its unfolded input
+    with its kernels (im2col), a group at a time.
+
+    Args:
+        session: whose network, micro-batch and precision.
+        shapes: how many different ones are tried.
+        seconds: how long each is.
+    """
+    found: dict[tuple[int, int, int], float] = {}
+
+    def note(module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+        if isinstance(module, nn.Linear):
+            m, k, n = output.numel() // module.out_features, module.in_features, module.out_features
+        elif isinstance(module, nn.Conv2d):
+            n, k = module.out_channels // module.groups, module.weight[0].numel()
+            m = output.numel() // module.out_channels
+        else:
+            return
+        found[(m, k, n)] = found.get((m, k, n), 0.0) + 2.0 * m * k * n
+
+    hooks = [module.register_forward_hook(note) for module in session.model.modules()]
+    images, _ = session.batches.batch(0, 0)
+    try:
+        session.model.eval()
+        with torch.no_grad(), session.autocast():
+            session.model(session.normalize(images[: session.micro_batch]))
+    finally:
+        session.train_mode()
+        for hook in hooks:
+            hook.remove()
+    dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(session.precision, torch.float32)
+    best = 0.0
+    for m, k, n in sorted(found, key=lambda shape: -found[shape])[:shapes]:
+        a = torch.randn(m, k, device=session.device).to(dtype)
+        b = torch.randn(k, n, device=session.device).to(dtype)
+        torch.mm(a, b)
+        devices.synchronize(session.device)
+        times: list[float] = []
+        end = time.perf_counter() + seconds
+        while len(times) < 3 or time.perf_counter() < end:
+            start = time.perf_counter()
+            torch.mm(a, b)
+            devices.synchronize(session.device)
+            times.append(time.perf_counter() - start)
+        best = max(best, 2.0 * m * k * n / statistics.median(times) / 1e9)
+    return best
+
+
+def choose_devices(names: Sequence[str], skip_unavailable: bool) -> tuple[list[tuple[str, str]], dict[str, str]]:
+    """Return ``(label, device)`` for each of ``names`` that is there, and why the others are not.
+
+    Raises:
+        RequestError: an unknown name, one given twice, one that is not there unless those are skipped, or none that is.
+    """
+    there = devices.available_devices()
+    chosen: list[tuple[str, str]] = []
+    missing: dict[str, str] = {}
+    for name in names:
+        try:
+            device = str(devices.resolve_device(name))
+        except RequestError as error:
+            if not re.fullmatch(r"cpu|mps|cuda(:\d+)?", name):
+                raise RequestError(str(error).replace("--device ", "device ")) from None
+            if not skip_unavailable:
+                raise RequestError(
+                    f"device {name} is not available here; available: {', '.join(there)}; --skip-unavailable leaves it out"
+                ) from None
+            if name in missing:
+                raise RequestError(f"device {name} is named twice") from None
+            missing[name] = "not available here"
+            continue
+        if device in [other for _, other in chosen]:
+            raise RequestError(f"device {device} is named twice; each is measured once")
+        chosen.append((name, device))
+    if not chosen:
+        raise RequestError(f"none of {', '.join(names)} is available here; available: {', '.join(there)}")
+    return chosen, missing
+
+
+def open_lanes(
+    config: TrainConfig,
+    labels: Sequence[tuple[str, str]],
+    message: Callable[[str], None],
+    decoding: LoadProgress | None = None,
+) -> list[Lane]:
+    """Return a lane for each ``(label, device)``; all have the same weights and see the same batches.
+
+    Raises:
+        RequestError: data, network or precision cannot be had as asked.
+    """
+    data = bench_data(config, decoding)
+    return [Lane(label, dataclasses.replace(config, device=device), data, message) for label, device in labels]
+
+
+def measure_lanes(lanes: Sequence[Lane], budget: float, message: Callable[[str], None]) -> list[Figures]:
+    """Measure all lanes in turns, a step of each at a time, so that a machine that slows down slows all alike.
+
+    Args:
+        lanes: from :func:`open_lanes`.
+        budget: seconds for each.
+        message: told how it goes.
+
+    Raises:
+        RunFailed: memory ran out.
+    """
+    first = lanes[0]
+    data = (first.session.dataset, first.session.splits)
+    reference = reference_of(first, first.session.config, data)
+    parities = [lane.parity(reference) for lane in lanes]
+    gemms = [gemm_peak(lane.session) for lane in lanes]
+    for lane in lanes:
+        lane.warm_up()
+        count = -(-lane.session.batches.batch_size // lane.session.micro_batch)
+        message(f"{lane.label}: warm; a step is {count} pieces of about {lane.piece_estimate:.2f} s")
+    left, turn = list(lanes), 0
+    while left:
+        for lane in left if turn % 2 == 0 else left[::-1]:
+            lane.step()
+            if len(lane.validation) < 5:
+                lane.validate()
+            if len(lane.steps) in (1, 3, 10, 30, 100):
+                message(f"{lane.label}: {len(lane.steps)} steps, {statistics.median(lane.steps):.3f} s each")
+        left = [lane for lane in left if not lane.done(budget)]
+        turn += 1
+    for lane in lanes:
+        lane.split()
+    return [lane.figures(gemm, parity) for lane, gemm, parity in zip(lanes, gemms, parities, strict=True)]
