@@ -1,0 +1,197 @@
+"""What bench-device measures, on CPUs that pretend to be two devices, and what it refuses."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+
+from tests.conftest import TINY, TINY_NET, Cli
+from vitctl.benchmark import devices as bench
+from vitctl.benchmark.device_report import DeviceReport
+from vitctl.benchmark.tables import Table, markdown
+from vitctl.config import TrainConfig, resolve_config
+from vitctl.devices import available_devices
+
+BENCH = ["bench-device", "cpu", "--net", TINY_NET, "--bs", "32", "--max-time", "1s"]
+ABSENT = "cuda:7"
+
+
+def config(**more: Any) -> TrainConfig:
+    return resolve_config({"net": TINY_NET, "bs": 32, "val": "none", "epochs": 1, "limit_train": 100, **more})
+
+
+def two_lanes(**more: Any) -> list[bench.Lane]:
+    return bench.open_lanes(config(**more), [("one", "cpu"), ("two", "cpu")], lambda _: None)
+
+
+def cells(table: Table, label: str) -> list[str]:
+    (row,) = [row for row in table.rows if row.label == label]
+    return [cell.text for cell in row.cells]
+
+
+def test_lanes_have_the_same_weights_and_see_the_same_batches() -> None:
+    one, two = two_lanes()
+    assert all(torch.equal(value, two.initial_weights[name]) for name, value in one.initial_weights.items())
+    for step in range(2):
+        first, second = one.session.batches.batch(0, step), two.session.batches.batch(0, step)
+        assert torch.equal(first[0], second[0]) and torch.equal(first[1], second[1])
+    for lane in (one, two):
+        lane.warm_up()
+        lane.step()
+    pairs = zip(one.session.model.parameters(), two.session.model.parameters(), strict=True)
+    assert all(torch.equal(mine, theirs) for mine, theirs in pairs)
+    changed = one.initial_weights["head.weight"]
+    assert not torch.equal(one.session.model.state_dict()["head.weight"], changed)  # they do train
+
+
+def test_lanes_take_their_steps_in_turns(monkeypatch: pytest.MonkeyPatch) -> None:
+    lanes = two_lanes()
+    order: list[str] = []
+    step = bench.Lane.step
+
+    def recorded(self: bench.Lane) -> None:
+        order.append(self.label)
+        step(self)
+
+    monkeypatch.setattr(bench.Lane, "step", recorded)
+    bench.measure_lanes(lanes, 0.5, lambda _: None)
+    order = order[4:]  # two of each warm up
+    both = order[: 2 * min(order.count("one"), order.count("two"))]
+    assert len(both) >= 6
+    assert all({both[i], both[i + 1]} == {"one", "two"} for i in range(0, len(both), 2))
+
+
+def test_a_device_whose_arithmetic_is_off_is_marked() -> None:
+    lanes = two_lanes()
+    with torch.no_grad():
+        for parameter in lanes[1].session.model.parameters():
+            parameter.mul_(1.01)
+    good, bad = bench.measure_lanes(lanes, 0.1, lambda _: None)
+    assert good.parity is not None and not good.parity.off and good.parity.logits < 1e-6
+    assert bad.parity is not None and bad.parity.off
+    main, details = DeviceReport(config(), [good, bad]).tables()
+    assert [text.split()[0] for text in cells(details, "Arithmetic against CPU fp32")] == ["ok", "OFF"]
+    assert any(note.startswith("two: its arithmetic is OFF") for note in main.notes)
+    assert not any(note.startswith("one: its arithmetic") for note in main.notes)
+
+
+def test_a_figure_that_is_not_a_number_is_off() -> None:
+    assert bench.Parity(float("nan"), 0.0, 1e-3).off and not bench.Parity(1e-4, 1e-4, 1e-3).off
+
+
+def test_long_steps_are_warmed_up_by_a_piece_and_spread_over_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(bench, "LONG_STEP", 0.0)
+    (figures,) = bench.measure_lanes(two_lanes(micro_batch=8)[:1], 0.01, lambda _: None)
+    assert len(figures.steps) == 3 and figures.initial == figures.steps[0]
+    assert len(figures.pieces) == 3 * 3  # a step has 4 pieces, and their starts 3 distances
+    assert figures.step is not None and figures.step.low < figures.step.median < figures.step.high
+
+
+def test_parts_add_up_and_figures_follow_from_the_step() -> None:
+    (figures,) = bench.measure_lanes(two_lanes()[:1], 1.0, lambda _: None)
+    assert figures.step is not None and figures.epoch_time is not None
+    assert sum(figures.split.values()) == pytest.approx(figures.step.median, rel=0.5)  # medians of each
+    assert min(figures.split.values()) > 0
+    assert figures.images_per_second == pytest.approx(32 / figures.step.median)
+    assert figures.epoch_time == pytest.approx(100 / 32 * figures.step.median)
+    assert figures.gflops < figures.gemm_gflops * 1.5
+
+
+def test_gemm_peak_is_that_of_the_networks_own_products() -> None:
+    (lane,) = two_lanes()[:1]
+    assert bench.gemm_peak(lane.session, seconds=0.01) > 0.1
+
+
+def test_the_table_has_the_words_of_the_scripts(cli: Cli) -> None:
+    result = cli(*BENCH)
+    assert result.code == 0, result.err
+    for label in (
+        "Epoch duration",
+        "Step time (initial)",
+        "Step time (stabilized)",
+        "Final training accuracy",
+        "Validation step time (batch 100)",
+        "Final validation accuracy",
+        "Speedup (epoch time)",
+        "Backend",
+    ):
+        assert f"│ {label}" in result.out
+    assert "est." in result.out and 'torch.device("cpu")' in result.out and "1.00x" in result.out
+    assert "extrapolated to 50,000 pictures" in result.out
+
+
+def test_epochs_really_train(cli: Cli, tmp_path: Path) -> None:
+    result = cli("bench-device", "cpu", *TINY, "--epochs", 1, "--max-time", "1s", "--json", "--out", "out")
+    assert result.code == 0, result.err
+    (device,) = result.json()["devices"]
+    (run,) = (tmp_path / "runs").iterdir()
+    assert device["trained"]["name"] == run.name and (run / "checkpoints" / "last.pt").exists()
+    text = (tmp_path / "out" / "bench-device.md").read_text()
+    assert f"| Final validation accuracy | {device['trained']['val_acc']:.2f} % |" in text
+    assert "est." not in text
+    names = {path.name for path in (tmp_path / "out").iterdir()}
+    assert names >= {f"bench-device.{kind}" for kind in ("json", "csv", "md", "html")} | {"bench-device-bars.png"}
+
+
+def test_absent_devices_are_refused_before_any_work(refused: Any, tmp_path: Path) -> None:
+    sentence = refused("bench-device", "cpu", ABSENT)
+    assert (
+        f"device {ABSENT} is not available here" in sentence
+        and f"available: {', '.join(available_devices())}" in sentence
+    )
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_absent_devices_may_be_skipped(cli: Cli) -> None:
+    result = cli(*BENCH, ABSENT, "--skip-unavailable", "--out", "out.md")
+    assert result.code == 0, result.err
+    rows = dict(line.strip("| ").split(" | ", 1) for line in Path("out.md").read_text().splitlines() if line[:1] == "|")
+    assert rows["Backend"] == 'torch.device("cpu") | not available here'
+    assert rows["Epoch duration"].endswith("est. | –")
+    assert all(row.count("|") == 1 for row in rows.values())
+
+
+@pytest.mark.parametrize(
+    ("argv", "sentence"),
+    [
+        (["cpu", "cpu"], "named twice"),
+        (["gpu"], "did you mean cpu"),
+        ([ABSENT, "--skip-unavailable"], "none of"),
+        (["cpu", "--device", "cpu"], "name devices as arguments"),
+        (["cpu", "--wandb", "offline"], "--wandb is for runs"),
+        (["cpu", "--tensorboard"], "--tensorboard is for runs"),
+        (["cpu", "--tune", "--epochs", "1"], "does not go with it"),
+        (["cpu", "--max-time", "soon"], "takes a duration"),
+        (["cpu", "--out", "x.doc"], "must end in"),
+        (["cpu", "--net", "vitt"], "did you mean"),
+    ],
+)
+def test_mistakes_are_one_sentence(refused: Any, argv: list[str], sentence: str) -> None:
+    assert sentence in refused("bench-device", *argv)
+
+
+def test_tuned_settings_are_those_that_train_takes(cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from vitctl.benchmark import tune
+
+    monkeypatch.setattr(tune, "SECONDS", 0.0)
+    monkeypatch.setattr(tune, "BATCHES", (2.0,))
+    result = cli("bench-device", "cpu", "--net", TINY_NET, "--bs", "16", "--tune", "--json")
+    assert result.code == 0, result.err
+    (tuned,) = result.json()["devices"]
+    speeds = [trial["images_per_second"] for trial in tuned["trials"]]
+    assert len(speeds) >= 4 and min(speeds) > 0
+    fastest = tuned["trials"][speeds.index(max(speeds))]["settings"]
+    stored = yaml.safe_load((tmp_path / "tuned-cpu.yaml").read_text())
+    assert stored == {**fastest, "device": "cpu"}
+    shown = cli("train", "--config", "tuned-cpu.yaml", "--dataset", "digits", "--print-config")
+    assert shown.code == 0, shown.err
+    assert {name: yaml.safe_load(shown.out)[name] for name in stored} == stored
+
+
+def test_markdown_of_a_device_that_is_missing() -> None:
+    table = DeviceReport(config(), [bench.Figures("mps", None, missing="not available here")]).tables()[0]
+    assert "| Backend | not available here |" in markdown(table)
