@@ -179,11 +179,14 @@ def test_tuned_settings_are_those_that_train_takes(cli: Cli, tmp_path: Path, mon
 
     monkeypatch.setattr(tune, "SECONDS", 0.0)
     monkeypatch.setattr(tune, "BATCHES", (2.0,))
-    result = cli("bench-device", "cpu", "--net", TINY_NET, "--bs", "16", "--tune", "--json")
+    result = cli("bench-device", "cpu", "--net", TINY_NET, "--threads", "1", "--micro-batch", "8", "--tune", "--json")
     assert result.code == 0, result.err
     (tuned,) = result.json()["devices"]
     speeds = [trial["images_per_second"] for trial in tuned["trials"]]
-    assert len(speeds) >= 4 and min(speeds) > 0
+    assert len(speeds) >= 2 and min(speeds) > 0
+    kept = [(trial["settings"]["threads"], trial["settings"]["micro_batch"]) for trial in tuned["trials"]]
+    assert set(kept) == {(1, 8)}  # what is given is not tried
+    assert {trial["settings"]["bs"] for trial in tuned["trials"]} == {512, 1024}
     fastest = tuned["trials"][speeds.index(max(speeds))]["settings"]
     stored = yaml.safe_load((tmp_path / "tuned-cpu.yaml").read_text())
     assert stored == {**fastest, "device": "cpu"}

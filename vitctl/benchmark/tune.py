@@ -6,7 +6,7 @@ import dataclasses
 import os
 import statistics
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -95,13 +95,19 @@ def candidates(config: TrainConfig, device: torch.device, batchnorm: bool) -> It
     yield "bs", [config.bs, *[int(config.bs * share) for share in BATCHES if int(config.bs * share) > 1]]
 
 
-def tune(config: TrainConfig, message: Callable[[str], None], decoding: LoadProgress | None = None) -> list[Trial]:
+def tune(
+    config: TrainConfig,
+    message: Callable[[str], None],
+    decoding: LoadProgress | None = None,
+    given: Collection[str] = (),
+) -> list[Trial]:
     """Try settings on the device of ``config``, one after the other, each with the best of those before.
 
     Args:
         config: where to start from.
         message: told each result.
         decoding: told of the progress of getting data.
+        given: names of settings that stay as they are.
 
     Returns:
         everything that was tried; the first is ``config`` itself.
@@ -136,6 +142,8 @@ def tune(config: TrainConfig, message: Callable[[str], None], decoding: LoadProg
         raise RunFailed(f"out of memory on {device} with --bs {config.bs}; try a smaller one")
     fastest = trials[0].images_per_second
     for name, values in candidates(config, device, batchnorm):
+        if name in given:
+            continue
         for value in values:
             settings = {**best, name: value}
             if name == "bs" and "micro_batch" in settings:

@@ -35,7 +35,7 @@ def bench_device(
         bool,
         typer.Option(
             "--tune",
-            help="try batch, micro-batch, precision and threads instead, and write the fastest to tuned-DEVICE.yaml",
+            help="try batch, micro-batch, precision and threads, those not given, and write the fastest to tuned-DEVICE.yaml",
             rich_help_panel=PANEL,
         ),
     ] = False,
@@ -84,6 +84,7 @@ def bench_device(
     file.pop("device", None)
     asked = settings.pop("max_time", file.pop("max_time", None))
     seconds = parse_duration(asked, "--max-time") if asked is not None else DEFAULT_SECONDS
+    given = {*settings, *file}
     if not trains:
         for name in (*OF_RUNS, "epochs"):
             file.pop(name, None)
@@ -107,7 +108,7 @@ def bench_device(
 
             tables, document = [], {"devices": []}
             for label, device in chosen:
-                trials = tuning.tune(_on(config, device), observer.message, observer.decoding)
+                trials = tuning.tune(_on(config, device), observer.message, observer.decoding, given)
                 observer.message(f"written: {tuning.write_settings(label, trials)}")
                 tables.append(tuning.tune_table(label, trials))
                 document["devices"].append({"label": label, "trials": [vars(trial) for trial in trials]})
