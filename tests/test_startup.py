@@ -79,6 +79,9 @@ def probe(*argv: str) -> tuple[int, list[str]]:
         (["export", "x.pt", "--max-drop", "2"], 2),
         (["predict", "--help"], 0),
         (["predict", "x.onnx", "/nowhere.png"], 2),
+        (["bench-device", "--help"], 0),
+        (["bench-device", "cpu", "--net", "vitt"], 2),
+        (["compare-optimizers", "adam", "adamm"], 2),
         (["trian"], 2),
     ],
 )

@@ -54,11 +54,11 @@ def test_the_most_steps_that_fit_are_taken(session: Session, seconds: float, lim
 
 
 def test_a_run_is_steps_evaluations_and_checkpoints() -> None:
-    speed = Speed(step=2.0, picture=0.001, save=0.5)
-    assert run_seconds(parts(5000, 10_000), speed, 150) == pytest.approx(300 + 2 * (5 + 1) + 10)
-    assert run_seconds(parts(10_000, 10_000, "test"), speed, 150) == pytest.approx(300 + 2 * (10 + 1))
-    assert run_seconds(parts(None, 10_000, tta="flip"), speed, 150) == pytest.approx(300 + 2 * 1 + 20)
-    assert run_seconds(parts(None, 10_000), speed, 150) == pytest.approx(300 + 2 * 1 + 10)
+    speed = Speed(step=2.0, picture=0.001, save=0.5, call=0.1)
+    assert run_seconds(parts(5000, 10_000), speed, 150) == pytest.approx(300 + 2 * (0.1 + 5 + 0.75) + 0.1 + 10)
+    assert run_seconds(parts(10_000, 10_000, "test"), speed, 150) == pytest.approx(300 + 2 * (0.1 + 10 + 0.5))
+    assert run_seconds(parts(None, 10_000, "none", tta="flip"), speed, 150) == pytest.approx(300 + 2 * 0.5 + 0.1 + 20)
+    assert run_seconds(parts(None, 10_000, "none"), speed, 150) == pytest.approx(300 + 2 * 0.5 + 0.1 + 10)
 
 
 @pytest.mark.parametrize("opt", [name for name in OPTIMIZERS if not name.startswith("timm/")])
@@ -83,6 +83,31 @@ def test_a_network_with_batchnorm_keeps_its_statistics(briefly: None) -> None:
     assert same(measured.model.state_dict(), fresh.model.state_dict())
 
 
+def test_a_slow_disk_and_the_cost_of_any_evaluation_count(
+    briefly: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    written: list[Path] = []
+    evaluate, save = budget.evaluate, budget.save_checkpoint
+
+    def slow_disk(checkpoint: Any, path: Path) -> None:
+        written.append(path)
+        time.sleep(0.2)
+        save(checkpoint, path)
+
+    def slow_call(*args: Any, **more: Any) -> Any:
+        time.sleep(0.1)
+        return evaluate(*args, **more)
+
+    monkeypatch.setattr(budget, "save_checkpoint", slow_disk)
+    monkeypatch.setattr(budget, "evaluate", slow_call)
+    session = tiny_session(epochs=None, max_time="20s", limit_train=32, bs=32)
+    assert session.steps_per_epoch == 1
+    speed = measure_speed(session, 20, tmp_path / "runs")
+    assert speed.save >= 0.2 and speed.call >= 0.1
+    assert all(path.is_relative_to(tmp_path) for path in written) and list(tmp_path.iterdir()) == []
+    assert run_seconds(session, speed, 10) >= 10 * (0.2 + 0.1)
+
+
 def test_the_schedule_ends_with_the_steps(briefly: None) -> None:
     session = tiny_session(max_time="1h", epochs=3)
     told = fit_to_time(session, time.monotonic())
@@ -92,7 +117,7 @@ def test_the_schedule_ends_with_the_steps(briefly: None) -> None:
 
 
 def test_steps_follow_the_time(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(budget, "measure_speed", lambda session, seconds: Speed(step=0.5, picture=1e-4, save=0.01))
+    monkeypatch.setattr(budget, "measure_speed", lambda *_: Speed(step=0.5, picture=1e-4, save=0.01))
     lengths = {}
     for text in ("20s", "1m", "10m"):
         session = tiny_session(max_time=text, epochs=None)

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import tempfile
 import time
-
-import torch
+from pathlib import Path
 
 from vitctl import devices
 from vitctl.data.dataset import Subset
 from vitctl.errors import RequestError
+from vitctl.training.checkpoint import save_checkpoint
 from vitctl.training.evaluate import evaluate
 from vitctl.training.loop import train_step
 from vitctl.training.session import Session, given_length
@@ -27,8 +28,8 @@ CLOSING_SECONDS = 0.5
 """From the last figure to the end of the process."""
 TRACKER_SECONDS = 3.0
 """For W&B to open and to close, where it is used."""
-SAVED_BYTES_PER_SECOND = 200e6
-"""Writing a checkpoint, with its digest and the wait for the disk."""
+SAVES = 1.5
+"""Checkpoints written per epoch, where the best is kept too: an epoch that is the best so far writes two, a later one one."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,14 +40,16 @@ class Speed:
         step: one optimizer step.
         picture: evaluating one picture.
         save: writing one checkpoint.
+        call: evaluating no picture at all.
     """
 
     step: float
     picture: float
     save: float
+    call: float = 0.0
 
 
-def fit_to_time(session: Session, started: float) -> str:
+def fit_to_time(session: Session, started: float, runs_dir: Path | None = None) -> str:
     """Set the run's length to what ``--max-time`` leaves room for, and return that in words.
 
     The speed is measured on real steps and evaluations, whose traces are then removed: a run of as many
@@ -55,6 +58,7 @@ def fit_to_time(session: Session, started: float) -> str:
     Args:
         session: new, with ``max_time`` in its settings.
         started: when the time began to run, by :func:`time.monotonic`.
+        runs_dir: where checkpoints will be written, whose disk is measured; None is the system's folder of temporary files.
 
     Raises:
         RequestError: the time is too short for a single step and the test.
@@ -63,7 +67,7 @@ def fit_to_time(session: Session, started: float) -> str:
     config = session.config
     assert config.max_time is not None
     budget = parse_duration(config.max_time, "--max-time")
-    speed = measure_speed(session, budget)
+    speed = measure_speed(session, budget, runs_dir)
     closing = CLOSING_SECONDS + (TRACKER_SECONDS if config.wandb != "disabled" else 0.0)
     left = AIM * budget - closing - (time.monotonic() - started)
     limit = given_length(config, session.steps_per_epoch)
@@ -85,8 +89,12 @@ def fit_to_time(session: Session, started: float) -> str:
     )
 
 
-def measure_speed(session: Session, budget: float) -> Speed:
-    """Take real steps and evaluations for a small share of ``budget`` seconds, and bring the session back to where it was."""
+def measure_speed(session: Session, budget: float, runs_dir: Path | None = None) -> Speed:
+    """Take real steps and evaluations for a small share of ``budget`` seconds, and bring the session back to where it was.
+
+    Checkpoints are written too, to a folder in ``runs_dir`` that is removed. With epochs of few steps they and the fixed cost of
+    an evaluation are most of the time.
+    """
     before = copy.deepcopy(session.checkpoint())
     low, high = MEASURED_SECONDS
     wanted = min(high, max(low, MEASURED_SHARE * budget))
@@ -99,13 +107,12 @@ def measure_speed(session: Session, budget: float) -> Speed:
     step = (time.perf_counter() - start) / steps
 
     index = session.splits.test.index[: 2 * session.eval_batch]
-    part = Subset(session.splits.test.pictures, index)
-    picture = min(_evaluation_seconds(session, part) for _ in range(2)) / len(index)
-
-    after = session.checkpoint()
-    saved = sum(_bytes(after[key]) for key in ("model", "ema", "optimizer"))
+    whole, single = (Subset(session.splits.test.pictures, part) for part in (index, index[:1]))
+    call = min(_evaluation_seconds(session, single) for _ in range(2))
+    picture = max(0.0, min(_evaluation_seconds(session, whole) for _ in range(2)) - call) / max(1, len(index) - 1)
+    save = _save_seconds(session, runs_dir)
     session.restore(before)
-    return Speed(step, picture, saved / SAVED_BYTES_PER_SECOND)
+    return Speed(step, picture, save, call)
 
 
 def fitting_steps(session: Session, speed: Speed, seconds: float, limit: int | None) -> int:
@@ -130,7 +137,9 @@ def run_seconds(session: Session, speed: Speed, steps: int) -> float:
     test = 0 if splits.val_split == "test" else len(splits.test.index)  # the last evaluation is the test then
     if session.config.tta == "flip":
         test += len(splits.test.index)
-    return steps * speed.step + epochs * (val * speed.picture + 2 * speed.save) + test * speed.picture
+    saves = SAVES if splits.val_split in ("holdout", "val") else 1.0
+    epoch = (speed.call + val * speed.picture if val else 0.0) + saves * speed.save
+    return steps * speed.step + epochs * epoch + (speed.call + test * speed.picture if test else 0.0)
 
 
 def _step(session: Session) -> None:
@@ -153,9 +162,15 @@ def _evaluation_seconds(session: Session, subset: Subset) -> float:
     return time.perf_counter() - start
 
 
-def _bytes(state: object) -> int:
-    if isinstance(state, torch.Tensor):
-        return state.nbytes
-    if isinstance(state, dict):
-        return sum(map(_bytes, state.values()))
-    return sum(map(_bytes, state)) if isinstance(state, (list, tuple)) else 0
+def _save_seconds(session: Session, runs_dir: Path | None) -> float:
+    """Return what writing a checkpoint takes, the mean of two."""
+    place = next((each for each in (runs_dir, *(runs_dir.parents)) if each.is_dir()), None) if runs_dir else None
+    try:
+        folder = tempfile.TemporaryDirectory(dir=place, prefix=".speed-")
+    except OSError:  # the run itself will say that it cannot write there
+        folder = tempfile.TemporaryDirectory(prefix=".speed-")
+    with folder as path:
+        start = time.perf_counter()
+        for _ in range(2):
+            save_checkpoint(session.checkpoint(), Path(path) / "measured.pt")
+        return (time.perf_counter() - start) / 2

@@ -59,7 +59,7 @@ def start_run(
         observer.message(f"warning: {doubt}")
     compile_network(session, observer.message)
     if config.max_time:
-        observer.message(fit_to_time(session, started))
+        observer.message(fit_to_time(session, started, runs_dir.absolute()))
         config = session.config
     folder = RunFolder.create(runs_dir, name, config)
     with folder.locked():
