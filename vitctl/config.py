@@ -613,6 +613,8 @@ def resolve_dataset(name: str, data_dir: str | None) -> tuple[str, str | None]:
     Raises:
         RequestError: no such data set or folder.
     """
+    if data_dir is not None and not data_dir.strip():
+        raise RequestError("--data-dir takes a folder, and was given nothing; leave it out or name one")
     if name in DATASETS:
         return name, data_dir and str(Path(data_dir).expanduser().absolute())
     if Path(name).expanduser().is_dir():

@@ -73,7 +73,8 @@ def test_dry_run_saves_nothing_and_counts(cli: Cli, tmp_path: Path) -> None:
     assert cost["tokens"] == 5 and cost["params"] > 0 and cost["eta"] > 0 and cost["mflop"] > 0
     assert cost["steps_per_epoch"] == 4
     assert not (tmp_path / "runs").exists()
-    assert "whole run" in cli("train", *TINY, "--dry-run").out
+    table = cli("train", *TINY, "--dry-run").out
+    assert "whole run" in table and "precision" in table
 
 
 def test_max_steps_ends_mid_epoch(cli: Cli) -> None:
@@ -112,6 +113,11 @@ def test_patience_stops_early(cli: Cli) -> None:
         (["--runs-dir", "/proc/nowhere"], "cannot make the run folder"),
         (["--resume", "runs/none"], "is not there"),
         (["--resume", ".", "--name", "x"], "--name does not go with it"),
+        (["--dry-run", "--name", "x"], "--name does not go with it"),
+        (["--dry-run", "--wandb", "offline"], "--wandb does not go with it"),
+        (["--dry-run", "--tensorboard"], "--tensorboard does not go with it"),
+        (["--dry-run", "--net", "vit_timm", "--pretrained", "nowhere.bin"], "nowhere.bin: no such file"),
+        (["--data-dir", ""], "--data-dir takes a folder"),
         (["--resume", "."], "no run folder"),
     ],
 )

@@ -130,6 +130,8 @@ def test_long_names_are_cut_off() -> None:
         ([*SHEET, "--print-config"], "--print-config does not go with it"),
         ([*SHEET, "--dry-run"], "--dry-run does not go with it"),
         ([*SHEET, "--lr-finder"], "--lr-finder does not go with it"),
+        ([*SHEET, "--compile"], "--compile does not go with it"),
+        ([*SHEET, "--wandb", "offline"], "--wandb does not go with it"),
         ([*SHEET, "--aug", "randug"], "did you mean randaug"),
         ([*SHEET, "--mixup", "--limit-train", "1"], "mixes classes"),
         ([*SHEET, "--device", "cuda:7"], "--device cuda:7"),

@@ -125,6 +125,8 @@ def print_dry_run(cost: Record) -> None:
             ("whole run", f"about {format_duration(cost['eta'])}"),
             ("peak memory", format_bytes(cost["peak_memory"])),
             ("device", f"{cost['device']} ({cost['device_name']}, {cost['threads']} threads)"),
+            ("precision", cost["precision"]),
+            *([("compile time", format_duration(cost["compile_time"]))] if "compile_time" in cost else []),
         ],
     )
 

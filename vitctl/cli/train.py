@@ -79,16 +79,21 @@ def train(
     watch_parent()
     if lr_finder_out is not None and not lr_finder:
         raise RequestError("--lr-finder-out is the picture of --lr-finder; give that too")
+    told = {
+        "--wandb": settings.get("wandb") not in (None, "disabled"),
+        "--tensorboard": settings.get("tensorboard"),
+    }
     if lr_finder:
         clashing = {"--resume": resume, "--name": name, "--dry-run": dry_run, "--epochs": settings.get("epochs")}
         clashing["--max-time"] = settings.get("max_time")
-        clashing |= {
-            "--wandb": settings.get("wandb") not in (None, "disabled"),
-            "--tensorboard": settings.get("tensorboard"),
-        }
+        clashing |= told
         for flag, value in clashing.items():
             if value:
                 raise RequestError(f"--lr-finder takes a few steps and makes no run; {flag} does not go with it")
+    if dry_run:
+        for flag, value in {"--name": name, **told}.items():
+            if value:
+                raise RequestError(f"--dry-run takes a few steps and makes no run; {flag} does not go with it")
     if preview_batch is not None:
         alone = {
             "--resume": resume,
@@ -96,6 +101,8 @@ def train(
             "--print-config": print_config,
             "--dry-run": dry_run,
             "--lr-finder": lr_finder,
+            "--compile": settings.get("compile"),
+            **told,
         }
         for flag, value in alone.items():
             if value:
@@ -139,7 +146,7 @@ def train(
 
             summary = draw_preview(config, preview_batch, observer.decoding)
         elif dry_run:
-            summary = run.dry_run(config, observer.decoding)
+            summary = run.dry_run(config, observer.decoding, message=observer.message)
         else:
             summary = run.start_run(config, runs_dir, name, observer, observer.decoding, started=STARTED)
     if as_json:

@@ -20,7 +20,7 @@ def compile_network(session: Session, message: Callable[[str], None]) -> None:
 
     Args:
         session: whose :attr:`~vitctl.training.session.Session.forward` and ``compile_time`` are set.
-        message: told the time it took; or, once, why it did not work, and the run goes on without.
+        message: told that it begins, and the time it took; or, once, why it did not work, and the run goes on without.
     """
     if not session.config.compile:
         return
@@ -33,6 +33,7 @@ def compile_network(session: Session, message: Callable[[str], None]) -> None:
     logger = logging.getLogger("torch")
     level = logger.level
     logger.setLevel(logging.CRITICAL)  # a failure is told below, in one sentence
+    message("compiling …")
     start = time.perf_counter()
     try:
         compiled = torch.compile(model, dynamic=False)

@@ -15,6 +15,7 @@ from vitctl.data import AUGMENTATIONS
 from vitctl.data.dataset import LoadProgress
 from vitctl.errors import RequestError
 from vitctl.models import find_model
+from vitctl.models.pretrained import locate
 from vitctl.optim import doubtful_betas, find_optimizer
 from vitctl.registry import Entry, lookup, split_spec
 from vitctl.training.budget import fit_to_time
@@ -253,8 +254,19 @@ def warn_of_differences(sessions: list[dict[str, Any]], now: dict[str, Any], war
         warn(f"{', '.join(changed)}: the result may differ in its last bits from that of an uninterrupted run")
 
 
-def dry_run(config: TrainConfig, decoding: Decoding | None = None, steps: int = 3) -> Record:
+def dry_run(
+    config: TrainConfig,
+    decoding: Decoding | None = None,
+    steps: int = 3,
+    message: Callable[[str], None] = lambda _: None,
+) -> Record:
     """Take a few real steps without saving anything, and return what a whole run would cost.
+
+    Args:
+        config: the settings.
+        decoding: told of the progress of downloading data and decoding pictures.
+        steps: that are timed.
+        message: told what compiling took, or why it failed.
 
     Returns:
         ``params``, ``mflop`` (forward, one picture), ``tokens``, ``steps_per_epoch``, ``total_steps``, ``micro_batch``,
@@ -266,8 +278,10 @@ def dry_run(config: TrainConfig, decoding: Decoding | None = None, steps: int = 
         RunFailed: memory ran out, or the loss is not finite.
     """
     started = time.monotonic()
+    if config.pretrained != "false":
+        locate(config.net, config.pretrained)  # what the run would be refused for
     session = open_session(config, decoding, pretrained=False)
-    compile_network(session, lambda _: None)
+    compile_network(session, message)
     if config.max_time:
         fit_to_time(session, started)
     session.train_mode()
