@@ -1,0 +1,143 @@
+"""``vitctl sweep`` from the file to the best trial's settings, with real training on digits."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import yaml
+
+from tests.conftest import TINY_NET, Cli
+
+Refused = Callable[..., str]
+
+PARAMETERS = {
+    "lr": {"distribution": "q_log_uniform_values", "min": 1e-4, "max": 1e-2, "q": 1e-4},
+    "weight_decay": {"values": [0.0, 0.05]},
+    "net": {"value": TINY_NET},
+    "dataset": {"value": "digits"},
+    "size": {"value": 8},
+    "epochs": {"value": 1},
+    "limit_train": {"value": 200},
+    "limit_test": {"value": 100},
+}
+
+
+def write(**more: object) -> dict[str, object]:
+    """Write ``s.yaml`` and return it."""
+    text = {
+        "method": "bayes",
+        "metric": {"name": "val_acc", "goal": "maximize"},
+        "parameters": PARAMETERS,
+        "run_cap": 2,
+        **more,
+    }
+    Path("s.yaml").write_text(json.dumps(text))
+    return text
+
+
+def test_a_sweep_from_its_file_to_its_best_settings(cli: Cli, tmp_path: Path) -> None:
+    write()
+    ran = cli("sweep", "agent", "s.yaml", "--seed", 1)
+    assert ran.code == 0 and "is finished" in ran.err and "Top 1" in ran.out, ran.err
+
+    rows = json.loads(cli("sweep", "export", "s.yaml", "--format", "json").out)
+    assert [list(row) for row in rows] == [["trial", "state", "params", "value", "run"]] * 2
+    assert [row["state"] for row in rows] == ["complete"] * 2
+    for row in rows:  # the figures are those of ordinary runs
+        summary = json.loads((tmp_path / row["run"] / "summary.json").read_text())
+        config = json.loads((tmp_path / row["run"] / "config.json").read_text())["config"]
+        assert summary["val_acc"] == row["value"]
+        assert {name: config[name] for name in row["params"]} == pytest.approx(row["params"])
+        assert config["lr"] == pytest.approx(round(config["lr"] / 1e-4) * 1e-4)  # on the file's grid
+    table = list(csv.DictReader(io.StringIO(cli("sweep", "export", "s.yaml", "--format", "csv").out)))
+    assert [json.loads(line["params"]) for line in table] == [row["params"] for row in rows]
+
+    best = max(rows, key=lambda row: row["value"])
+    top = cli("sweep", "top", "-k", 1, "s.yaml").out
+    assert f"{best['value']:.2f} %" in top and "Top 2" not in top
+    settings = cli("sweep", "best", "s.yaml", "--config").out
+    Path("best.yaml").write_text(settings)
+    shown = yaml.safe_load(cli("train", "--config", "best.yaml", "--print-config").out)
+    assert {name: shown[name] for name in best["params"]} == pytest.approx(best["params"])
+    assert shown["limit_train"] == 200
+
+    assert "2 complete of 2" in cli("sweep", "status", "s.yaml").out
+    listed = cli("sweep", "list").out
+    (stored,) = (tmp_path / "runs" / "sweeps").glob("*/study.db")
+    assert stored.parent.name in listed and "finished" in listed
+
+    again = cli("sweep", "agent", "s.yaml", "--seed", 1)
+    assert again.code == 0 and "is finished: 2 complete" in again.err
+    assert len(json.loads(cli("sweep", "export", "s.yaml", "--format", "json").out)) == 2
+
+    pytest.importorskip("matplotlib")
+    pytest.importorskip("plotly")
+    drawn = cli("sweep", "plot", "s.yaml")
+    files = [Path(line) for line in drawn.out.split()]
+    assert {file.suffix for file in files} == {".png", ".html"}, drawn.err
+    assert all(file.stat().st_size > 1000 for file in files)
+    assert {file.stem for file in files} >= {"history", "parallel", "curves"}
+
+    write(run_cap=5)
+    edited = cli("sweep", "agent", "s.yaml")
+    assert edited.code == 2 and "run_cap: 2 -> 5" in edited.err and "--new" in edited.err
+
+
+def test_create_prints_the_id_alone_and_what_is_enqueued_comes_first(
+    cli: Cli, refused: Refused, tmp_path: Path
+) -> None:
+    write()
+    created = cli("sweep", "create", "s.yaml")
+    id = created.out.strip()
+    assert created.code == 0 and created.out == f"{id}\n" and (tmp_path / "runs" / "sweeps" / id).is_dir()
+    assert cli("sweep", "enqueue", id, "lr=0.0007", "weight_decay=0.05").code == 0
+    assert "has these parameters already" in refused("sweep", "enqueue", id, "lr=0.0007", "weight_decay=0.05")
+
+    assert cli("sweep", "stop", id).code == 0
+    assert "stopped" in cli("sweep", "status", id).out
+    assert cli("sweep", "agent", id).code == 0
+    assert json.loads(cli("sweep", "export", id, "--format", "json").out)[0]["state"] == "waiting"
+    assert cli("sweep", "resume", id).code == 0
+    assert cli("sweep", "agent", id, "--count", 1).code == 0
+    (row,) = json.loads(cli("sweep", "export", id, "--format", "json").out)
+    assert row["state"] == "complete" and row["params"] == pytest.approx({"lr": 7e-4, "weight_decay": 0.05})
+
+
+def test_a_dry_run_creates_nothing(cli: Cli, tmp_path: Path) -> None:
+    write(method="grid", parameters={**PARAMETERS, "lr": {"values": [1e-3, 2e-3, 3e-3]}})
+    shown = cli("sweep", "create", "s.yaml", "--dry-run", 2)
+    assert shown.code == 0 and any(
+        line.split()[1:-1][-2:] == ["│", "6"] for line in shown.out.splitlines() if "points" in line
+    )
+    assert not (tmp_path / "runs").exists()
+
+
+@pytest.mark.parametrize(
+    ("argv", "sentence"),
+    [
+        (["create", "none.yaml"], "none.yaml"),
+        (["agent", "nosuchid"], "nosuchid"),
+        (["create", "s.yaml", "--fixed", "lr=0.1"], "lr"),
+        (["create", "s.yaml", "--fixed", "epochz=1"], "did you mean epochs"),
+        (["create", "s.yaml", "--sampler", "tpee"], "did you mean tpe"),
+        (["create", "s.yaml", "--pruner", "nope"], "nope"),
+        (["create", "s.yaml", "--storage", "mysql:/x"], "storage"),
+        (["status", "s.yaml"], "s.yaml"),
+    ],
+)
+def test_mistakes_are_one_sentence(refused: Refused, tmp_path: Path, argv: list[str], sentence: str) -> None:
+    write()
+    assert sentence in refused("sweep", *argv)
+    assert not list((tmp_path / "runs").glob("sweeps/*/study.db"))
+
+
+def test_parameters_that_train_does_not_know_are_refused_at_create(cli: Cli) -> None:
+    write(parameters={**PARAMETERS, "learning_rate": {"values": [1, 2]}, "wieght_decay": {"value": 0.1}})
+    result = cli("sweep", "create", "s.yaml")
+    assert result.code == 2 and "2 mistakes" in result.err
+    assert "'learning_rate' is no setting" in result.err and "did you mean weight_decay" in result.err
