@@ -33,6 +33,9 @@ GENERATED = {"cifar10": 10, "cifar100": 100}
 LEAST_STEPS, LONG_STEP = 3, 5.0
 """Steps measured on any device, whatever they take; and seconds from which a step is warmed up by one piece of it."""
 
+LEAST_SECONDS = 10.0
+"""Measured before a median counts as stable, as machines change their speed from second to second."""
+
 STABLE = 0.005
 """The median is taken to stand when its error, about the interquartile range over the root of the count, is this share of it."""
 
@@ -326,6 +329,7 @@ class Lane:
             return False
         quartiles = Quartiles.of(self.steps)
         stable = len(self.steps) >= 12 and quartiles.spread / len(self.steps) ** 0.5 < STABLE
+        stable = stable and self.spent >= min(budget, LEAST_SECONDS)
         return stable or self.spent + quartiles.median > budget
 
     # -- results -----------------------------------------------------------------------------------------------------
