@@ -257,6 +257,17 @@ def test_trouble_costs_a_warning_and_a_few_seconds(
     assert_keyless(tmp_path, *watcher.said)
 
 
+@pytest.mark.parametrize(("name", "value"), [("WANDB_BASE_URL", "notaurl"), ("WANDB_MODE", "bogus")])
+def test_a_mistyped_variable_costs_a_warning_that_names_it(
+    cli: Cli, monkeypatch: pytest.MonkeyPatch, name: str, value: str, tmp_path: Path
+) -> None:
+    monkeypatch.setenv(name, value)
+    result = cli("train", *RUN, "--wandb", "online", "--name", "x")
+    assert result.code == 0, result.err
+    assert f"warning: W&B: {name} cannot be used: " in result.err and "the run goes on offline" in result.err
+    assert list((tmp_path / "runs/x/wandb").glob("offline-run-*"))
+
+
 @pytest.mark.parametrize("how", ["fall_silent", pytest.param("close", marks=pytest.mark.slow)])
 def test_a_service_that_dies_costs_a_warning_and_a_few_seconds(
     how: str, service: WandbServer, plain: Path, tmp_path: Path

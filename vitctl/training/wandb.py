@@ -254,6 +254,8 @@ class Client:
         environment.pop("WANDB_SERVICE", None)  # W&B's server is to end with this client, so not another's
         if offline:
             environment["WANDB_ERROR_REPORTING"] = "false"  # W&B's reports about itself
+            for name in ("WANDB_BASE_URL", "WANDB_MODE"):  # of no use without the network, and perhaps mistyped
+                environment.pop(name, None)
         log.parent.mkdir(exist_ok=True)
         with open(log, "ab") as file:
             self._process = subprocess.Popen(
@@ -422,6 +424,8 @@ WORDS = {
 def in_words(error: BaseException, host: str = "the service") -> str:
     """Return a sentence for an error; where there is none, its own first line."""
     text = str(error).strip()
+    if found := re.match(r"\d+ validation errors? for Settings\n(\w+)\n\s*([^\[\n]+)", text):  # pydantic's words
+        return f"WANDB_{found[1].upper()} cannot be used: {found[2].strip()}"
     for pattern, words in WORDS.items():
         if re.search(pattern, text):
             return words.format(host=host)
