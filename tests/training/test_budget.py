@@ -55,7 +55,7 @@ def test_the_most_steps_that_fit_are_taken(session: Session, seconds: float, lim
 
 def test_a_run_is_steps_evaluations_and_checkpoints() -> None:
     speed = Speed(step=2.0, picture=0.001, save=0.5, call=0.1)
-    assert run_seconds(parts(5000, 10_000), speed, 150) == pytest.approx(300 + 2 * (0.1 + 5 + 0.75) + 0.1 + 10)
+    assert run_seconds(parts(5000, 10_000), speed, 150) == pytest.approx(300 + 2 * (0.1 + 5 + 1) + 0.1 + 10)
     assert run_seconds(parts(10_000, 10_000, "test"), speed, 150) == pytest.approx(300 + 2 * (0.1 + 10 + 0.5))
     assert run_seconds(parts(None, 10_000, "none", tta="flip"), speed, 150) == pytest.approx(300 + 2 * 0.5 + 0.1 + 20)
     assert run_seconds(parts(None, 10_000, "none"), speed, 150) == pytest.approx(300 + 2 * 0.5 + 0.1 + 10)

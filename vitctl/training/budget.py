@@ -28,8 +28,8 @@ CLOSING_SECONDS = 0.5
 """From the last figure to the end of the process."""
 TRACKER_SECONDS = 3.0
 """For W&B to open and to close, where it is used."""
-SAVES = 1.5
-"""Checkpoints written per epoch, where the best is kept too: an epoch that is the best so far writes two, a later one one."""
+SAVES = 2
+"""Checkpoints that an epoch writes at most: where the best is kept too, one that is the best so far writes it and a copy."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -137,7 +137,7 @@ def run_seconds(session: Session, speed: Speed, steps: int) -> float:
     test = 0 if splits.val_split == "test" else len(splits.test.index)  # the last evaluation is the test then
     if session.config.tta == "flip":
         test += len(splits.test.index)
-    saves = SAVES if splits.val_split in ("holdout", "val") else 1.0
+    saves = SAVES if splits.val_split in ("holdout", "val") else 1
     epoch = (speed.call + val * speed.picture if val else 0.0) + saves * speed.save
     return steps * speed.step + epochs * epoch + (speed.call + test * speed.picture if test else 0.0)
 
