@@ -22,6 +22,9 @@ from vitctl.recipes import RECIPES, Recipe
 from vitctl.registry import FALSE_WORDS, TRUE_WORDS, Value, check_range, convert, lookup, split_spec, suggest
 from vitctl.units import parse_duration, parse_save_every
 
+PREDECESSOR_BATCH = 100
+"""Pictures of an evaluation batch of the predecessor, which printed the sum of the batches' mean losses."""
+
 NETWORK, DATA, OPTIMIZATION, RUN = "Network", "Data", "Optimization", "Run"
 DEVICE, CHECKPOINTS, LOGGING = "Device", "Checkpoints", "Logging"
 

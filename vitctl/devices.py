@@ -25,11 +25,20 @@ def available_devices() -> list[str]:
     return [*names, "cpu"]
 
 
-def resolve_device(name: str) -> torch.device:
+class Unavailable(RequestError):
+    """A device that there is, but not here."""
+
+
+def resolve_device(name: str, what: str = "--device") -> torch.device:
     """Return the device called ``auto``, ``cpu``, ``mps``, ``cuda`` or ``cuda:INDEX``.
 
+    Args:
+        name: of the device.
+        what: named it, for the message.
+
     Raises:
-        RequestError: no such device here; the message names those that are.
+        Unavailable: it is not here; the message names those that are.
+        RequestError: there is no such device.
     """
     there = available_devices()
     if name == "auto":
@@ -39,8 +48,8 @@ def resolve_device(name: str) -> torch.device:
     if name in there:
         return torch.device(name)
     if not re.fullmatch(r"cpu|mps|cuda(:\d+)?", name):
-        raise RequestError(f"--device {name!r} is unknown{suggest(name, ['auto', 'cpu', 'mps', 'cuda'])}")
-    raise RequestError(f"--device {name} is not available here; available: {', '.join(there)}")
+        raise RequestError(f"{what} {name!r} is unknown{suggest(name, ['auto', 'cpu', 'mps', 'cuda'])}")
+    raise Unavailable(f"{what} {name} is not available here; available: {', '.join(there)}")
 
 
 def device_label(device: torch.device) -> str:

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import base64
-import contextlib
 import html
 import importlib.util
 import io
 import json
-import os
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -92,15 +90,22 @@ def write(out: Path, name: str, document: Mapping[str, Any], tables: Sequence[Ta
         return picture(next(iter(drawn.values())), kind)
 
     if kind in KINDS and not out.is_dir():
-        return [_write_whole(out, content(kind))]
+        return [_whole(out, content(kind))]
     try:
         out.mkdir(exist_ok=True)
     except OSError as error:
         raise RunFailed(f"cannot make {out}: {error.strerror}") from error
-    files = [_write_whole(out / f"{name}.{kind}", content(kind)) for kind in ("json", "csv", "md", "html")]
+    files = [_whole(out / f"{name}.{kind}", content(kind)) for kind in ("json", "csv", "md", "html")]
     for word, figure in drawn.items():
-        files += [_write_whole(out / f"{name}-{word}.{kind}", picture(figure, kind)) for kind in ("png", "svg")]
+        files += [_whole(out / f"{name}-{word}.{kind}", picture(figure, kind)) for kind in ("png", "svg")]
     return files
+
+
+def _whole(path: Path, data: bytes) -> Path:
+    from vitctl.training.run_folder import write_bytes  # torch loads here
+
+    write_bytes(path, data)
+    return path
 
 
 def picture(figure: Figure, kind: str) -> bytes:
@@ -147,19 +152,3 @@ def page(title: str, tables: Sequence[Table], figures: Mapping[str, Figure]) -> 
         notes = "".join(f"<li>{html.escape(note)}</li>" for note in table.notes)
         parts.append(f"</table></div><ul>{notes}</ul>")
     return "\n".join([*parts, "</body></html>\n"])
-
-
-def _write_whole(path: Path, data: bytes) -> Path:
-    temporary = path.with_name(f"{path.name}.tmp-{os.getpid()}")
-    try:
-        with open(temporary, "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except OSError as error:
-        raise RunFailed(f"cannot write {path}: {error.strerror}") from error
-    finally:
-        with contextlib.suppress(OSError):
-            temporary.unlink(missing_ok=True)
-    return path

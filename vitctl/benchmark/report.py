@@ -8,8 +8,10 @@ from collections.abc import Callable
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Literal
 
+from vitctl.benchmark.plan import FACTOR
 from vitctl.benchmark.statistics import LEVEL, Pair, Spread, compare
 from vitctl.benchmark.tables import NOTHING, Cell, Row, Table
+from vitctl.config import PREDECESSOR_BATCH
 from vitctl.registry import format_spec
 from vitctl.units import format_bytes, format_duration
 
@@ -18,9 +20,6 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
     from vitctl.benchmark.optimizers import Outcome, Result
-
-PREDECESSOR_BATCH = 100
-"""Pictures of a validation step."""
 
 _HELD = {"holdout": "held out", "val": "in val/", "test": "test set, at each epoch"}
 
@@ -248,7 +247,7 @@ class Report:
                 else:
                     cells.append(Cell(f"{rate}{run.summary['val_acc']:.2f} %", run.summary["val_acc"]))
             rows.append(Row(label, tuple(cells), "high"))
-        columns = tuple(f"lr x {3 ** (i - middle):.3g}" for i in range(count))
+        columns = tuple(f"lr x {FACTOR ** (i - middle):.3g}" for i in range(count))
         notes = [f"Held-out accuracy of one run each, seed {self.plan.seeds[0]}; the same budget for all."]
         for label, outcomes in result.search.items():
             rates = [run.task.config.lr for run in outcomes]

@@ -7,9 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from vitctl.cli.options import takes_settings
-
-PANEL = "Comparison"
+from vitctl.cli.options import COMPARISON, AsJson, ConfigFile, Out, takes_settings
 
 
 @takes_settings
@@ -20,14 +18,14 @@ def compare_optimizers(
         typer.Argument(metavar="OPT...", help="two or more, NAME[:key=value,...], such as adan:lr=1e-3 adamw"),
     ],
     seeds: Annotated[
-        int, typer.Option(metavar="N", help="runs of each, with seeds from --seed on", rich_help_panel=PANEL)
+        int, typer.Option(metavar="N", help="runs of each, with seeds from --seed on", rich_help_panel=COMPARISON)
     ] = 3,
     lr_search: Annotated[
         int | None,
         typer.Option(
             metavar="N",
             help="first try N learning rates, a factor of 3 apart, for each that has none of its own",
-            rich_help_panel=PANEL,
+            rich_help_panel=COMPARISON,
             show_default="none",
         ),
     ] = None,
@@ -36,46 +34,34 @@ def compare_optimizers(
         typer.Option(
             metavar="ID|FILE",
             help="start from the settings of a sweep's best trial; adan_* go to Adan alone",
-            rich_help_panel=PANEL,
+            rich_help_panel=COMPARISON,
         ),
     ] = None,
     storage: Annotated[
         str | None,
-        typer.Option(metavar="URL", help="where the sweep of --from-sweep is stored", rich_help_panel=PANEL),
+        typer.Option(metavar="URL", help="where the sweep of --from-sweep is stored", rich_help_panel=COMPARISON),
     ] = None,
     jobs: Annotated[
-        int, typer.Option(metavar="N", min=1, help="runs at once; times are then shared", rich_help_panel=PANEL)
+        int, typer.Option(metavar="N", min=1, help="runs at once; times are then shared", rich_help_panel=COMPARISON)
     ] = 1,
-    out: Annotated[
-        Path | None,
-        typer.Option(
-            metavar="PLACE",
-            help="a folder, for files of every kind and pictures; or a file: .json .csv .md .png .svg .html",
-            rich_help_panel=PANEL,
-        ),
-    ] = None,
+    out: Out = None,
     name: Annotated[
         str | None,
         typer.Option(
             help="name of the comparison's folder",
-            rich_help_panel=PANEL,
+            rich_help_panel=COMPARISON,
             show_default="network, data, digest of the rest",
         ),
     ] = None,
     new: Annotated[
         bool,
-        typer.Option("--new", help="begin another, though there is one of these arguments", rich_help_panel=PANEL),
+        typer.Option("--new", help="begin another, though there is one of these arguments", rich_help_panel=COMPARISON),
     ] = False,
-    runs_dir: Annotated[Path, typer.Option(help="runs lie in comparisons/NAME below it", rich_help_panel=PANEL)] = Path(
-        "runs"
-    ),
-    config_file: Annotated[
-        Path | None,
-        typer.Option("--config", "-c", help="YAML file of settings; flags win over it", rich_help_panel=PANEL),
-    ] = None,
-    as_json: Annotated[
-        bool, typer.Option("--json", help="print everything as one JSON document", rich_help_panel=PANEL)
-    ] = False,
+    runs_dir: Annotated[
+        Path, typer.Option(help="runs lie in comparisons/NAME below it", rich_help_panel=COMPARISON)
+    ] = Path("runs"),
+    config_file: ConfigFile = None,
+    as_json: AsJson = False,
 ) -> None:
     """Train with several optimizers, from the same weights on the same batches, and say which differences are more than noise.
 

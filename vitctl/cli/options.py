@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import inspect
 from collections.abc import Callable
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -13,6 +14,25 @@ from typer.core import TyperCommand
 from vitctl.config import FLAGS, Flag, flag_name
 from vitctl.errors import RequestError
 from vitctl.registry import FALSE_WORDS, TRUE_WORDS, convert
+
+COMPARISON = "Comparison"
+"""Panel of the options that comparisons have besides those of ``train``."""
+
+Out = Annotated[
+    Path | None,
+    typer.Option(
+        metavar="PLACE",
+        help="a folder, for files of every kind and pictures; or a file: .json .csv .md .png .svg .html",
+        rich_help_panel=COMPARISON,
+    ),
+]
+ConfigFile = Annotated[
+    Path | None,
+    typer.Option("--config", "-c", help="YAML file of settings; flags win over it", rich_help_panel=COMPARISON),
+]
+AsJson = Annotated[
+    bool, typer.Option("--json", help="print everything as one JSON document", rich_help_panel=COMPARISON)
+]
 
 LEGACY = ("noaug", "noamp", "nowandb")
 """Flags of the predecessor's scripts that today's defaults or other flags answer; see :func:`legacy_settings`."""

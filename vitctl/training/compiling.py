@@ -9,7 +9,7 @@ from collections.abc import Callable
 import torch
 
 from vitctl import devices
-from vitctl.training.session import Session
+from vitctl.training.session import Session, untouched
 
 
 def compile_network(session: Session, message: Callable[[str], None]) -> None:
@@ -28,8 +28,6 @@ def compile_network(session: Session, message: Callable[[str], None]) -> None:
     count = min(session.micro_batch, session.batches.count)
     shape = session.dataset.train.images.shape[1:]
     pictures = torch.zeros((count, *shape), dtype=torch.uint8, device=device)
-    buffers = {name: buffer.clone() for name, buffer in model.named_buffers()}
-    random = devices.rng_state(device)
     logger = logging.getLogger("torch")
     level = logger.level
     logger.setLevel(logging.CRITICAL)  # a failure is told below, in one sentence
@@ -38,10 +36,11 @@ def compile_network(session: Session, message: Callable[[str], None]) -> None:
     try:
         compiled = torch.compile(model, dynamic=False)
         session.train_mode()
-        with session.autocast():
-            logits = compiled(session.normalize(pictures))
-        logits.float().sum().backward()
-        devices.synchronize(device)
+        with untouched(session):
+            with session.autocast():
+                logits = compiled(session.normalize(pictures))
+            logits.float().sum().backward()
+            devices.synchronize(device)
     except Exception as error:  # noqa: BLE001  (a compiler, its backend and the compiled code raise almost anything)
         torch._dynamo.reset()
         reason = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
@@ -57,8 +56,3 @@ def compile_network(session: Session, message: Callable[[str], None]) -> None:
         session.forward = forward
     finally:
         logger.setLevel(level)
-        model.zero_grad()
-        with torch.no_grad():
-            for name, buffer in model.named_buffers():
-                buffer.copy_(buffers[name])
-        devices.set_rng_state(random, device)

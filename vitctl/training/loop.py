@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 
 from vitctl import devices
+from vitctl.config import PREDECESSOR_BATCH
 from vitctl.data.dataset import Subset
 from vitctl.errors import Interrupted, NotFinite
 from vitctl.training.card import CardWatch
@@ -24,9 +25,6 @@ READ_EVERY = 50
 
 SMALLEST_SCALE = 2.0**-14
 """Scale of an fp16 loss below which every step has overflowed for long: it starts at 2^16 and is halved at each."""
-
-PREDECESSOR_BATCH = 100
-"""Pictures of an evaluation batch of the predecessor, which printed the sum of the batches' mean losses."""
 
 Record = dict[str, Any]
 

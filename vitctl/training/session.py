@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -252,6 +253,25 @@ class Session:
         self.history = list(checkpoint["history"])
         if self.progress.step < self.total_steps:  # the record of an epoch cut short, which will now be completed
             self.history = [row for row in self.history if row["epoch"] <= self.progress.epoch]
+
+
+@contextlib.contextmanager
+def untouched(session: Session) -> Iterator[None]:
+    """Leave what training computes from as it was, whatever runs within: gradients, buffers and random states.
+
+    Weights are not restored: nothing that runs within may take an optimizer step.
+    """
+    model, device = session.model, session.device
+    buffers = {name: buffer.clone() for name, buffer in model.named_buffers()}
+    random = devices.rng_state(device)
+    try:
+        yield
+    finally:
+        model.zero_grad()
+        with torch.no_grad():
+            for name, buffer in model.named_buffers():
+                buffer.copy_(buffers[name])
+        devices.set_rng_state(random, device)
 
 
 def describe(config: TrainConfig, classes: int) -> str:
