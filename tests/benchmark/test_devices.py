@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +43,7 @@ def test_lanes_have_the_same_weights_and_see_the_same_batches() -> None:
         assert torch.equal(first[0], second[0]) and torch.equal(first[1], second[1])
     for lane in (one, two):
         lane.warm_up()
+        assert all(p.grad is None or not p.grad.any() for p in lane.session.model.parameters())
         lane.step()
     pairs = zip(one.session.model.parameters(), two.session.model.parameters(), strict=True)
     assert all(torch.equal(mine, theirs) for mine, theirs in pairs)
@@ -59,7 +62,6 @@ def test_lanes_take_their_steps_in_turns(monkeypatch: pytest.MonkeyPatch) -> Non
 
     monkeypatch.setattr(bench.Lane, "step", recorded)
     bench.measure_lanes(lanes, 0.5, lambda _: None)
-    order = order[4:]  # two of each warm up
     both = order[: 2 * min(order.count("one"), order.count("two"))]
     assert len(both) >= 6
     assert all({both[i], both[i + 1]} == {"one", "two"} for i in range(0, len(both), 2))
@@ -85,17 +87,45 @@ def test_a_figure_that_is_not_a_number_is_off() -> None:
 
 def test_long_steps_are_warmed_up_by_a_piece_and_spread_over_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(bench, "LONG_STEP", 0.0)
-    (figures,) = bench.measure_lanes(two_lanes(micro_batch=8)[:1], 0.01, lambda _: None)
-    assert len(figures.steps) == 3 and figures.initial == figures.steps[0]
+    lanes = two_lanes(micro_batch=8)[:1]
+    (figures,) = bench.measure_lanes(lanes, 0.01, lambda _: None)
+    assert len(figures.steps) == 3 and figures.initial == figures.steps[0] + lanes[0].cold
     assert len(figures.pieces) == 3 * 3  # a step has 4 pieces, and their starts 3 distances
     assert figures.step is not None and figures.step.low < figures.step.median < figures.step.high
 
 
-def test_parts_add_up_and_figures_follow_from_the_step() -> None:
-    (figures,) = bench.measure_lanes(two_lanes()[:1], 1.0, lambda _: None)
-    assert figures.step is not None and figures.epoch_time is not None
-    assert sum(figures.split.values()) == pytest.approx(figures.step.median, rel=0.5)  # medians of each
+def slowed(function: Callable[..., Any], seconds: float) -> Callable[..., Any]:
+    def call(*args: Any, **more: Any) -> Any:
+        time.sleep(seconds)
+        return function(*args, **more)
+
+    return call
+
+
+@pytest.mark.parametrize("asynchronous", [False, True])  # then parts are taken from steps of their own
+@pytest.mark.parametrize("part", ["data", "forward", "optimizer"])
+def test_time_is_counted_for_the_part_that_takes_it(
+    monkeypatch: pytest.MonkeyPatch, part: str, asynchronous: bool
+) -> None:
+    monkeypatch.setattr(bench.Lane, "asynchronous", property(lambda self: asynchronous))
+    (lane,) = two_lanes(limit_train=64)[:1]  # epochs of two steps: measuring goes over their ends
+    owner, name = {
+        "data": (lane.session.batches, "batch"),
+        "forward": (lane.session, "forward"),
+        "optimizer": (lane.session.optimizer, "step"),
+    }[part]
+    setattr(owner, name, slowed(getattr(owner, name), 0.3))
+    (figures,) = bench.measure_lanes([lane], 0.01, lambda _: None)
+    assert len(figures.steps) == 3 and len(lane.splits) == 3
+    assert figures.split[part] >= 0.3 and max(figures.split, key=lambda name: figures.split[name]) == part
     assert min(figures.split.values()) > 0
+
+
+def test_figures_follow_from_steps_over_whole_batches() -> None:
+    (lane,) = two_lanes()[:1]
+    (figures,) = bench.measure_lanes([lane], 1.0, lambda _: None)
+    assert figures.step is not None and figures.epoch_time is not None
+    assert lane.session.progress.epoch == (lane.taken - 1) // 3  # 100 pictures: the fourth step would have 4
     assert figures.images_per_second == pytest.approx(32 / figures.step.median)
     assert figures.epoch_time == pytest.approx(100 / 32 * figures.step.median)
     assert figures.gflops < figures.gemm_gflops * 1.5
@@ -164,7 +194,12 @@ def test_absent_devices_may_be_skipped(cli: Cli) -> None:
         (["cpu", "--device", "cpu"], "name devices as arguments"),
         (["cpu", "--wandb", "offline"], "--wandb is for runs"),
         (["cpu", "--tensorboard"], "--tensorboard is for runs"),
-        (["cpu", "--tune", "--epochs", "1"], "does not go with it"),
+        (["cpu", "--limit-test", "5"], "--limit-test is for runs"),
+        (["cpu", "--data-dir", "."], "--data-dir is for runs"),
+        (["cpu", "--tune", "--epochs", "1"], "--epochs does not go with it"),
+        (["cpu", "--tune", "--max-time", "5s"], "--max-time does not go with it"),
+        (["cpu", "--tune", "--compile"], "--compile does not go with it"),
+        (["cpu", "--tune", "--out", "x.png"], "--tune has no picture"),
         (["cpu", "--max-time", "soon"], "takes a duration"),
         (["cpu", "--out", "x.doc"], "must end in"),
         (["cpu", "--net", "vitt"], "did you mean"),
@@ -193,6 +228,27 @@ def test_tuned_settings_are_those_that_train_takes(cli: Cli, tmp_path: Path, mon
     shown = cli("train", "--config", "tuned-cpu.yaml", "--dataset", "digits", "--print-config")
     assert shown.code == 0, shown.err
     assert {name: yaml.safe_load(shown.out)[name] for name in stored} == stored
+
+
+def test_batchnorm_is_tuned_with_whole_batches(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("vitctl.benchmark.tune.SECONDS", 0.0)
+    monkeypatch.setattr("vitctl.benchmark.tune.BATCHES", (0.5, 2.0))
+    words = ["bench-device", "cpu", "--net", "res18:width=8", "--threads", "1", "--precision", "fp32"]
+    result = cli(*words, "--tune", "--json", "--out", "out")
+    assert result.code == 0, result.err
+    trials = result.json()["devices"][0]["trials"]
+    assert [trial["settings"]["bs"] for trial in trials] == [512, 256, 1024]
+    assert all("micro_batch" not in trial["settings"] for trial in trials)
+    assert {path.suffix for path in Path("out").iterdir()} == {".json", ".csv", ".md", ".html"}
+
+
+def test_real_data_are_measured_where_they_are_asked_for() -> None:
+    lane, _ = bench.open_lanes(
+        resolve_config({"net": TINY_NET, "dataset": "digits", "size": 8, "bs": 32, "val": "none", "epochs": 1}),
+        [("one", "cpu"), ("two", "cpu")],
+        lambda _: None,
+    )
+    assert lane.session.batches.count == 1438 and lane.session.dataset.train.images.shape[1:] == (1, 8, 8)
 
 
 def test_markdown_of_a_device_that_is_missing() -> None:

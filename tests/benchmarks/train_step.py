@@ -24,6 +24,7 @@ from torch.utils.data import DataLoader, Dataset
 from torchvision import transforms
 
 from vitctl import devices
+from vitctl.benchmark.devices import dataset_of
 from vitctl.config import resolve_config
 from vitctl.data import dataset as data
 from vitctl.training import session as sessions
@@ -95,23 +96,8 @@ def plain_step(images: np.ndarray, labels: np.ndarray, bs: int, device: torch.de
 def open_on(images: np.ndarray, labels: np.ndarray, settings: dict[str, Any]) -> sessions.Session:
     """Return the session of a run with ``settings`` on these pictures, uint8 ``[n, 32, 32, 3]``, in CIFAR-10's place."""
     pictures = data.Pictures(torch.from_numpy(images).permute(0, 3, 1, 2).contiguous(), torch.from_numpy(labels))
-    made = data.Dataset(
-        name="cifar10",
-        classes=tuple(map(str, range(10))),
-        mean=MEAN,
-        std=STD,
-        train=pictures,
-        val=None,
-        test=pictures,
-        flip=True,
-        native_size=32,
-        source="generated",
-    )
-    index = torch.arange(len(pictures))
-    splits = data.Splits(
-        train=data.Subset(pictures, index), val=None, test=data.Subset(pictures, index), val_split=None
-    )
-    return sessions.open_session(resolve_config({"val": "none", **settings}), data=(made, splits))
+    made = dataset_of("cifar10", 10, pictures, pictures)
+    return sessions.open_session(resolve_config({"val": "none", **settings}), data=made)
 
 
 def vitctl_step(

@@ -6,8 +6,9 @@ import dataclasses
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
-from vitctl.benchmark.report import PREDECESSOR_BATCH, format_seconds
+from vitctl.benchmark.report import format_seconds
 from vitctl.benchmark.tables import NOTHING, Cell, Row, Table
+from vitctl.config import PREDECESSOR_BATCH
 from vitctl.units import format_bytes, format_duration
 
 if TYPE_CHECKING:
@@ -18,6 +19,8 @@ if TYPE_CHECKING:
     from vitctl.config import TrainConfig
 
 PARTS = ("data", "forward", "backward", "optimizer")
+"""Of a step."""
+
 _PART_COLOURS = ("#56B4E9", "#0072B2", "#D55E00", "#009E73")
 
 
@@ -154,12 +157,12 @@ class DeviceReport:
             )
             threads = f", {each.threads} threads" if each.device == "cpu" else ""
             notes.append(f"{each.label}: {each.device_name}{threads}; median and quartiles over {counted}")
-        if any(not each.trained for each in self.there):
-            pictures = self.there[0].epoch_time or 0.0
-            assert self.there[0].step is not None
-            count = round(pictures / self.there[0].step.median * self.there[0].batch)
+        first = self.there[0] if self.there else None
+        if first and first.trained:
+            notes.append(f"an epoch is {first.trained['train_images']:,} pictures; the others are held out to validate")
+        elif first:
             notes.append(
-                f"est.: extrapolated to {count:,} pictures from steps that were measured; --epochs 1 trains them"
+                f"est.: extrapolated to {first.epoch_images:,} pictures from steps that were measured; --epochs 1 trains really"
             )
         notes += [f"{each.label}: {each.missing}" for each in self.columns if each.missing]
         for each in self.there:

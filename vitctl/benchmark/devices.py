@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import re
 import statistics
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -16,22 +17,25 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vitctl import devices
-from vitctl.config import TrainConfig
+from vitctl.benchmark.device_plan import GENERATED, DevicePlan
+from vitctl.benchmark.device_report import PARTS
+from vitctl.config import PREDECESSOR_BATCH, TrainConfig
 from vitctl.data.dataset import Dataset, LoadProgress, Pictures, Splits, Subset
 from vitctl.errors import RequestError
 from vitctl.training.compiling import compile_network
 from vitctl.training.evaluate import evaluate
-from vitctl.training.loop import PREDECESSOR_BATCH, train_step
-from vitctl.training.session import Session, open_data, open_session
+from vitctl.training.loop import Observer, train_step
+from vitctl.training.run import start_run
+from vitctl.training.session import Session, open_data, open_session, untouched
 
-EPOCH = 50_000
-"""Generated pictures of an epoch: those of CIFAR."""
-
-GENERATED = {"cifar10": 10, "cifar100": 100}
-"""Data sets whose pictures need not be there, as generated ones of their size cost the same, and their classes."""
+EPOCH, TESTED = 50_000, 1_000
+"""Generated pictures of an epoch, as many as CIFAR's, and to validate on."""
 
 LEAST_STEPS, LONG_STEP = 3, 5.0
 """Steps measured on any device, whatever they take; and seconds from which a step is warmed up by one piece of it."""
+
+WARM_UP = 2
+"""Steps that do not count, where a step is short."""
 
 LEAST_SECONDS = 10.0
 """Measured before a median counts as stable, as machines change their speed from second to second."""
@@ -42,8 +46,6 @@ STABLE = 0.005
 PARITY_PICTURES = 16
 TOLERANCES = {"fp32": 1e-3, "tf32": 2e-2, "bf16": 1e-1, "fp16": 2e-2}
 """Greatest difference of logits and of gradients to those of fp32 on a CPU, relative to their size (Euclidean norm)."""
-
-PARTS = ("data", "forward", "backward", "optimizer")
 
 
 @dataclass(frozen=True)
@@ -98,13 +100,13 @@ class Figures:
         device: torch's name of it, or None where it is not there.
         device_name: its maker's name.
         missing: why it is not there, or empty.
-        steps_per_epoch: optimizer steps of an epoch.
         batch: pictures of a step.
+        epoch_images: pictures of an epoch.
         micro_batch: pictures run at once.
         precision: of the arithmetic.
         threads: of the CPU.
-        initial: seconds of the first step.
-        steps: seconds of the later ones.
+        initial: seconds of the first step, and what the first piece of all took longer than the second.
+        steps: seconds of those that count.
         pieces: seconds of micro-batches, where a step is long; their spread is that of the steps.
         step: seconds of a step, stabilized.
         validation: seconds of evaluating 100 pictures.
@@ -123,8 +125,8 @@ class Figures:
     device: str | None
     device_name: str = ""
     missing: str = ""
-    steps_per_epoch: int = 0
     batch: int = 0
+    epoch_images: int = 0
     micro_batch: int = 0
     precision: str = ""
     threads: int = 0
@@ -145,7 +147,7 @@ class Figures:
 
 
 def generated_data(config: TrainConfig) -> tuple[Dataset, Splits]:
-    """Return random pictures in the place of CIFAR's: :data:`EPOCH` to train on, or ``--limit-train``, and 1,000 to test.
+    """Return random pictures in the place of CIFAR's: :data:`EPOCH` to train on, or ``--limit-train``, and :data:`TESTED` to test.
 
     uint8 ``[n, 3, 32, 32]``, labels int64; the same for every device.
     """
@@ -156,9 +158,14 @@ def generated_data(config: TrainConfig) -> tuple[Dataset, Splits]:
         images = torch.randint(0, 256, (count, 3, 32, 32), dtype=torch.uint8, generator=generator)
         return Pictures(images, torch.randint(0, classes, (count,), generator=generator))
 
-    train, test = pictures(min(EPOCH, config.limit_train or EPOCH)), pictures(1000)
+    train = pictures(min(EPOCH, config.limit_train or EPOCH))
+    return dataset_of(config.dataset, classes, train, pictures(TESTED))
+
+
+def dataset_of(name: str, classes: int, train: Pictures, test: Pictures) -> tuple[Dataset, Splits]:
+    """Return pictures uint8 ``[n, 3, 32, 32]`` as the data set called ``name``: nothing is held out."""
     dataset = Dataset(
-        name=config.dataset,
+        name=name,
         classes=tuple(map(str, range(classes))),
         mean=(0.5, 0.5, 0.5),
         std=(0.25, 0.25, 0.25),
@@ -169,8 +176,8 @@ def generated_data(config: TrainConfig) -> tuple[Dataset, Splits]:
         native_size=32,
         source="generated",
     )
-    whole = Subset(test, torch.arange(len(test)))
-    return dataset, Splits(train=Subset(train, torch.arange(len(train))), val=None, test=whole, val_split=None)
+    parts = (Subset(each, torch.arange(len(each))) for each in (train, test))
+    return dataset, Splits(train=next(parts), val=None, test=next(parts), val_split=None)
 
 
 def bench_data(config: TrainConfig, decoding: LoadProgress | None = None) -> tuple[Dataset, Splits]:
@@ -203,92 +210,79 @@ class Lane:
         }
         compile_network(self.session, message)
         self.session.set_length(max(self.session.total_steps, 10_000))
-        self.first: float | None = None
+        self.cold = 0.0
+        self.piece = 0.0
+        self.taken = 0
+        self.first = 0.0
         self.steps: list[float] = []
         self.pieces: list[float] = []
         self.splits: list[dict[str, float]] = []
         self.validation: list[float] = []
         self.spent = 0.0
-        self.piece_estimate = 0.0
         self.session.train_mode()
 
     # -- measuring ---------------------------------------------------------------------------------------------------
 
     @property
+    def asynchronous(self) -> bool:
+        """Whether the device runs on its own, so that looking at the clock in the middle of a step holds it up."""
+        return self.device.type != "cpu"
+
+    @property
+    def count(self) -> int:
+        """Pieces of a step."""
+        return -(-self.session.batches.batch_size // self.session.micro_batch)
+
+    @property
     def long(self) -> bool:
-        """Whether a step takes so long that a whole one is too much to warm up with."""
-        count = -(-self.session.batches.batch_size // self.session.micro_batch)
-        return self.piece_estimate * count > LONG_STEP
+        """Whether a step takes so long that whole ones are too much to warm up with."""
+        return self.piece * self.count > LONG_STEP
 
     def warm_up(self) -> None:
-        """Run one micro-batch forward and backward, twice, and two whole steps where these are short."""
-        start = time.perf_counter()
-        session = self.session
-        images, labels = session.batches.batch(0, 0)
-        images, labels = images[: session.micro_batch], labels[: session.micro_batch]
-        state = devices.rng_state(self.device)
-        buffers = {name: buffer.clone() for name, buffer in session.model.named_buffers()}
-        for _ in range(2):
-            devices.synchronize(self.device)
-            begun = time.perf_counter()
-            with session.autocast():
-                logits = session.forward(session.normalize(images))
-            torch.autograd.backward(F.cross_entropy(logits.float(), labels))
-            devices.synchronize(self.device)
-            self.piece_estimate = time.perf_counter() - begun
-        session.model.zero_grad()
-        with torch.no_grad():
-            for name, buffer in session.model.named_buffers():
-                buffer.copy_(buffers[name])
-        devices.set_rng_state(state, self.device)
-        if not self.long:
-            for _ in range(2):
-                self.step()
-            self.steps.clear()
-            self.pieces.clear()
-            self.splits.clear()
-        self.spent += time.perf_counter() - start
+        """Run one micro-batch forward and backward, twice; what training computes from is left as it was."""
+        images, labels = self.session.batches.batch(0, 0)
+        with untouched(self.session):
+            first, self.piece = (run_piece(self.session, images, labels) for _ in range(2))
+        self.cold = max(0.0, first - self.piece)
+        self.spent += first + self.piece
 
     def step(self) -> None:
-        """Take one step of the run, timed as a whole; on a CPU, and where it is asked for by :meth:`split`, in parts."""
-        session = self.session
-        if session.progress.step_in_epoch == session.steps_per_epoch:
-            session.progress.epoch += 1
-            session.progress.begin_epoch()
-        devices.synchronize(self.device)
-        start = time.perf_counter()
-        if self.device.type == "cpu":  # clocks cost nothing where nothing runs on its own
-            with self._watched() as watch:
-                train_step(session)
-            self._note(watch, time.perf_counter() - start)
-        else:
-            train_step(session)
-            devices.synchronize(self.device)
-        seconds = time.perf_counter() - start
+        """Take one step of the run; the first :data:`WARM_UP` count only where a step is long."""
+        seconds, watch = self._take(watched=not self.asynchronous)
         self.spent += seconds
-        if self.first is None:
-            self.first = seconds
-            if not self.long:
-                return
-        self.steps.append(seconds)
+        self.taken += 1
+        if self.taken == 1:
+            self.first = seconds + self.cold
+        if self.long or self.taken > WARM_UP:
+            self.steps.append(seconds)
+            if watch:
+                self._note(watch, seconds)
 
     def split(self) -> None:
-        """Take steps in parts on an accelerator, waiting for it after each part, apart from those that are timed whole."""
-        if self.device.type == "cpu":
-            return
-        for _ in range(LEAST_STEPS):
-            start = time.perf_counter()
-            with self._watched() as watch:
-                train_step(self.session)
-                devices.synchronize(self.device)
-            self._note(watch, time.perf_counter() - start)
-            self.session.progress.step_in_epoch %= self.session.steps_per_epoch
+        """Take further steps apart where those that are timed whole could not be."""
+        for _ in range(LEAST_STEPS if self.asynchronous else 0):
+            seconds, watch = self._take(watched=True)
+            assert watch is not None
+            self._note(watch, seconds)
+
+    def _take(self, *, watched: bool) -> tuple[float, _Watch | None]:
+        """Take a step over a whole batch, and return its seconds and, where it is watched, its parts."""
+        session, progress = self.session, self.session.progress
+        if progress.step_in_epoch >= max(1, session.batches.count // session.batches.batch_size):
+            progress.epoch += 1  # an epoch's last step may be over fewer pictures: left out
+            progress.begin_epoch()
+        devices.synchronize(self.device)
+        start = time.perf_counter()
+        with self._watched() if watched else contextlib.nullcontext() as watch:
+            train_step(session)
+            devices.synchronize(self.device)
+        return time.perf_counter() - start, watch
 
     def _note(self, watch: _Watch, seconds: float) -> None:
         parts = {name: sum(watch.times[name]) for name in ("data", "forward", "optimizer")}
         parts["backward"] = seconds - sum(parts.values())
         self.splits.append(parts)
-        self.pieces += [after - before for before, after in zip(watch.starts, watch.starts[1:], strict=False)]
+        self.pieces += [after - before for before, after in pairwise(watch.starts)]
 
     @contextlib.contextmanager
     def _watched(self) -> Iterator[_Watch]:
@@ -362,13 +356,12 @@ class Lane:
             )
         count = min(session.batches.batch_size, session.batches.count)
         speed = count / step.median
-        assert self.first is not None
         return Figures(
             label=self.label,
             device=str(self.device),
             device_name=devices.device_label(self.device),
-            steps_per_epoch=session.steps_per_epoch,
             batch=count,
+            epoch_images=session.batches.count,
             micro_batch=session.micro_batch,
             precision=session.precision,
             threads=torch.get_num_threads(),
@@ -386,6 +379,18 @@ class Lane:
             parity=parity,
             epoch_time=step.median * session.batches.count / count,
         )
+
+
+def run_piece(session: Session, images: Tensor, labels: Tensor) -> float:
+    """Run the first micro-batch of a batch forward and backward, and return the seconds; gradients are added up."""
+    images, labels = images[: session.micro_batch], labels[: session.micro_batch]
+    devices.synchronize(session.device)
+    start = time.perf_counter()
+    with session.autocast():
+        logits = session.forward(session.normalize(images))
+    torch.autograd.backward(F.cross_entropy(logits.float(), labels))
+    devices.synchronize(session.device)
+    return time.perf_counter() - start
 
 
 class _Watch:
@@ -497,50 +502,47 @@ def gemm_peak(session: Session, shapes: int = 4, seconds: float = 0.3) -> float:
     return best
 
 
-def choose_devices(names: Sequence[str], skip_unavailable: bool) -> tuple[list[tuple[str, str]], dict[str, str]]:
-    """Return ``(label, device)`` for each of ``names`` that is there, and why the others are not.
+def choose_devices(names: Sequence[str], skip_unavailable: bool) -> tuple[dict[str, str], dict[str, str]]:
+    """Return torch's name of each device that is here, and why the others are not, both by the name asked for.
+
+    Args:
+        names: of devices; none means all that are here.
+        skip_unavailable: do not refuse those that are not here.
 
     Raises:
-        RequestError: an unknown name, one given twice, one that is not there unless those are skipped, or none that is.
+        RequestError: an unknown name, one given twice, one that is not here unless those are skipped, or none that is.
     """
-    there = devices.available_devices()
-    chosen: list[tuple[str, str]] = []
+    chosen: dict[str, str] = {}
     missing: dict[str, str] = {}
-    for name in names:
+    for name in names or devices.available_devices():
         try:
-            device = str(devices.resolve_device(name))
-        except RequestError as error:
-            if not re.fullmatch(r"cpu|mps|cuda(:\d+)?", name):
-                raise RequestError(str(error).replace("--device ", "device ")) from None
+            device = str(devices.resolve_device(name, "device"))
+        except devices.Unavailable as error:
             if not skip_unavailable:
-                raise RequestError(
-                    f"device {name} is not available here; available: {', '.join(there)}; --skip-unavailable leaves it out"
-                ) from None
-            if name in missing:
-                raise RequestError(f"device {name} is named twice") from None
-            missing[name] = "not available here"
-            continue
-        if device in [other for _, other in chosen]:
+                raise RequestError(f"{error}; --skip-unavailable leaves it out") from None
+            device, missing[name] = name, "not available here"
+        if name in chosen or device in chosen.values():
             raise RequestError(f"device {device} is named twice; each is measured once")
-        chosen.append((name, device))
-    if not chosen:
-        raise RequestError(f"none of {', '.join(names)} is available here; available: {', '.join(there)}")
-    return chosen, missing
+        chosen[name] = device
+    if len(missing) == len(chosen):
+        there = ", ".join(devices.available_devices())
+        raise RequestError(f"none of {', '.join(names)} is available here; available: {there}")
+    return {name: device for name, device in chosen.items() if name not in missing}, missing
 
 
 def open_lanes(
     config: TrainConfig,
-    labels: Sequence[tuple[str, str]],
+    names: Sequence[tuple[str, str]],
     message: Callable[[str], None],
     decoding: LoadProgress | None = None,
 ) -> list[Lane]:
-    """Return a lane for each ``(label, device)``; all have the same weights and see the same batches.
+    """Return a lane for each ``(label, device)`` of ``names``; all have the same weights and see the same batches.
 
     Raises:
         RequestError: data, network or precision cannot be had as asked.
     """
     data = bench_data(config, decoding)
-    return [Lane(label, dataclasses.replace(config, device=device), data, message) for label, device in labels]
+    return [Lane(label, dataclasses.replace(config, device=device), data, message) for label, device in names]
 
 
 def measure_lanes(lanes: Sequence[Lane], budget: float, message: Callable[[str], None]) -> list[Figures]:
@@ -555,14 +557,12 @@ def measure_lanes(lanes: Sequence[Lane], budget: float, message: Callable[[str],
         RunFailed: memory ran out.
     """
     first = lanes[0]
-    data = (first.session.dataset, first.session.splits)
-    reference = reference_of(first, first.session.config, data)
+    for lane in lanes:  # before anything else runs on the device: the first piece is to be a cold one
+        lane.warm_up()
+        message(f"{lane.label}: warm; a step is {lane.count} pieces of about {lane.piece:.2f} s")
+    reference = reference_of(first, first.session.config, (first.session.dataset, first.session.splits))
     parities = [lane.parity(reference) for lane in lanes]
     gemms = [gemm_peak(lane.session) for lane in lanes]
-    for lane in lanes:
-        lane.warm_up()
-        count = -(-lane.session.batches.batch_size // lane.session.micro_batch)
-        message(f"{lane.label}: warm; a step is {count} pieces of about {lane.piece_estimate:.2f} s")
     left, turn = list(lanes), 0
     while left:
         for lane in left if turn % 2 == 0 else left[::-1]:
@@ -576,3 +576,32 @@ def measure_lanes(lanes: Sequence[Lane], budget: float, message: Callable[[str],
     for lane in lanes:
         lane.split()
     return [lane.figures(gemm, parity) for lane, gemm, parity in zip(lanes, gemms, parities, strict=True)]
+
+
+def bench_devices(
+    plan: DevicePlan,
+    chosen: Mapping[str, str],
+    runs_dir: Path,
+    observer: Observer,
+    decoding: LoadProgress | None = None,
+) -> dict[str, Figures]:
+    """Measure devices, train on each of them where ``plan`` says so, and return the figures by name.
+
+    Args:
+        plan: what is measured.
+        chosen: devices by name, from :func:`choose_devices`.
+        runs_dir: of the training runs.
+        observer: told of everything.
+        decoding: told of the progress of getting data.
+
+    Raises:
+        RequestError: data, network or precision cannot be had as asked.
+        RunFailed, Interrupted: see :func:`measure_lanes` and :func:`vitctl.training.run.start_run`.
+    """
+    lanes = open_lanes(plan.config, list(chosen.items()), observer.message, decoding)
+    measured = {each.label: each for each in measure_lanes(lanes, plan.seconds, observer.message)}
+    del lanes
+    for name, device in chosen.items() if plan.trains else ():
+        config = dataclasses.replace(plan.config, device=device)
+        measured[name].trained = start_run(config, runs_dir, None, observer, decoding)
+    return measured

@@ -6,22 +6,24 @@ import dataclasses
 import os
 import statistics
 import time
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 import yaml
 
 from vitctl import devices
-from vitctl.benchmark.devices import bench_data
+from vitctl.benchmark.device_plan import DevicePlan
+from vitctl.benchmark.devices import bench_data, run_piece
 from vitctl.benchmark.tables import Cell, Row, Table
 from vitctl.config import TrainConfig
 from vitctl.data.dataset import Dataset, LoadProgress, Splits
 from vitctl.errors import RunFailed
 from vitctl.training.run_folder import write_text
-from vitctl.training.session import open_session
+from vitctl.training.session import Session, open_session
+
+Message = Callable[[str], None]
 
 SECONDS = 2.0
 """How long a candidate is measured, at least; and at least three pieces."""
@@ -51,63 +53,54 @@ def measure_settings(config: TrainConfig, data: tuple[Dataset, Splits]) -> float
     try:
         session = open_session(config, pretrained=False, data=data)
         session.train_mode()
-        count = min(session.batches.batch_size, session.batches.count)
+        for group in session.optimizer.param_groups:
+            group["lr"] = 0.0  # its step takes the same time
         start = time.perf_counter()
         images, labels = session.batches.batch(0, 0)
         devices.synchronize(session.device)
         drawn = time.perf_counter() - start
-        images, labels = images[: session.micro_batch], labels[: session.micro_batch]
         pieces: list[float] = []
         updates: list[float] = []
         end = time.perf_counter() + SECONDS
         while len(pieces) < 4 or time.perf_counter() < end:
-            start = time.perf_counter()
-            with session.autocast():
-                logits = session.forward(session.normalize(images))
-            torch.autograd.backward(F.cross_entropy(logits.float(), labels))
-            devices.synchronize(session.device)
-            middle = time.perf_counter()
+            pieces.append(run_piece(session, images, labels))
             if len(updates) < 4:
-                for group in session.optimizer.param_groups:
-                    group["lr"] = 0.0  # its time is the same
+                start = time.perf_counter()
                 session.optimizer.step()
                 session.optimizer.zero_grad()
                 devices.synchronize(session.device)
-                updates.append(time.perf_counter() - middle)
-            pieces.append(middle - start)
+                updates.append(time.perf_counter() - start)
     except (RuntimeError, MemoryError) as error:
         if not devices.is_out_of_memory(error):
             raise
         return None
-    whole = statistics.median(pieces[1:]) * count / len(images) + statistics.median(updates[1:]) + drawn
-    return count / whole
+    piece, update = (statistics.median(times[1:]) for times in (pieces, updates))  # the first ones allocate
+    return len(images) / (piece * len(images) / min(session.micro_batch, len(images)) + update + drawn)
 
 
-def candidates(config: TrainConfig, device: torch.device, batchnorm: bool) -> Iterator[tuple[str, list[Any]]]:
-    """Return the settings to try one after the other, and the values of each."""
+def candidates(session: Session) -> dict[str, list[Any]]:
+    """Return the settings to try one after the other, and the values of each: first what ``session`` has."""
+    config, device = session.config, session.device
+    found: dict[str, list[Any]] = {}
     if device.type == "cpu":
         cores = os.cpu_count() or 1
-        yield "threads", sorted({1, max(1, cores // 2), cores})
-    yield "precision", ["fp32", *devices.half_precisions(device)]
-    if not batchnorm:
+        found["threads"] = [torch.get_num_threads(), 1, max(1, cores // 2), cores]
+    found["precision"] = [session.precision, "fp32", *devices.half_precisions(device)]
+    if not session.batches.drop_single:  # BatchNorm takes batches whole
         sizes = [8, 16, 32, 64, 128, 256] if device.type == "cpu" else [config.bs // 4, config.bs // 2, config.bs]
-        yield "micro_batch", [size for size in sizes if 0 < size <= config.bs]
-    yield "bs", [config.bs, *[int(config.bs * share) for share in BATCHES if int(config.bs * share) > 1]]
+        found["micro_batch"] = [session.micro_batch, *[size for size in sizes if 0 < size <= config.bs]]
+    found["bs"] = [config.bs, *[int(config.bs * share) for share in BATCHES if int(config.bs * share) > 1]]
+    return {name: list(dict.fromkeys(values)) for name, values in found.items()}
 
 
-def tune(
-    config: TrainConfig,
-    message: Callable[[str], None],
-    decoding: LoadProgress | None = None,
-    given: Collection[str] = (),
-) -> list[Trial]:
+def tune(config: TrainConfig, data: tuple[Dataset, Splits], given: Collection[str], message: Message) -> list[Trial]:
     """Try settings on the device of ``config``, one after the other, each with the best of those before.
 
     Args:
         config: where to start from.
-        message: told each result.
-        decoding: told of the progress of getting data.
+        data: to measure on.
         given: names of settings that stay as they are.
+        message: told each result.
 
     Returns:
         everything that was tried; the first is ``config`` itself.
@@ -115,77 +108,91 @@ def tune(
     Raises:
         RunFailed: not even ``config`` fits into memory.
     """
-    data = bench_data(config, decoding)
-    device = devices.resolve_device(config.device)
-    names = (
-        ["threads", "precision", "micro_batch", "bs"] if device.type == "cpu" else ["precision", "micro_batch", "bs"]
-    )
-    session = open_session(config, pretrained=False, data=data)
-    batchnorm = session.batches.drop_single
-    started = {
-        "threads": torch.get_num_threads(),
-        "precision": session.precision,
-        "micro_batch": session.micro_batch,
-        "bs": config.bs,
-    }
-    del session
-    best = {name: started[name] for name in names}
+    to_try = candidates(open_session(config, pretrained=False, data=data))
 
     def attempt(settings: dict[str, Any]) -> Trial:
         speed = measure_settings(dataclasses.replace(config, **settings), data)
         words = ", ".join(f"{name} {value}" for name, value in settings.items())
         message(f"{words}: {f'{speed:.1f} pictures/s' if speed else 'out of memory'}")
-        return Trial(dict(settings), speed)
+        return Trial(settings, speed)
 
-    trials = [attempt(best)]
+    trials = [attempt({name: values[0] for name, values in to_try.items()})]
     if trials[0].images_per_second is None:
-        raise RunFailed(f"out of memory on {device} with --bs {config.bs}; try a smaller one")
-    fastest = trials[0].images_per_second
-    for name, values in candidates(config, device, batchnorm):
-        if name in given:
-            continue
-        for value in values:
-            settings = {**best, name: value}
-            if name == "bs" and "micro_batch" in settings:
-                settings["micro_batch"] = min(settings["micro_batch"], value)
-            if any(trial.settings == settings for trial in trials):
-                continue
-            trial = attempt(settings)
-            trials.append(trial)
-            if trial.images_per_second is not None and trial.images_per_second > fastest:
-                best, fastest = settings, trial.images_per_second
+        raise RunFailed(f"out of memory on {config.device} with --bs {config.bs}; try a smaller one")
+    for name, values in to_try.items():
+        for value in values[1:] if name not in given else ():
+            settings = {**best_of(trials).settings, name: value}
+            if "micro_batch" in settings:
+                settings["micro_batch"] = min(settings["micro_batch"], settings["bs"])
+            if all(trial.settings != settings for trial in trials):
+                trials.append(attempt(settings))
     return trials
 
 
-def best_of(trials: list[Trial]) -> Trial:
-    """Return the fastest."""
+def best_of(trials: Sequence[Trial]) -> Trial:
+    """Return the fastest, the first of equals."""
     return max(trials, key=lambda trial: trial.images_per_second or 0.0)
 
 
-def tune_table(label: str, trials: list[Trial]) -> Table:
-    """Return all trials, the fastest marked."""
-    names = list(trials[0].settings)
-    chosen = best_of(trials)
-    rows = tuple(
-        Row(
-            f"{i + 1}{' (fastest)' if trial is chosen else ''}",
-            (
-                *[Cell(str(trial.settings[name]), str(trial.settings[name])) for name in names],
-                Cell("out of memory")
-                if trial.images_per_second is None
-                else Cell(f"{trial.images_per_second:.1f}", trial.images_per_second),
-            ),
-        )
-        for i, trial in enumerate(trials)
-    )
-    return Table(f"Tuning {label}", "trial", (*names, "pictures/s"), rows)
+def tune_devices(
+    plan: DevicePlan, chosen: Mapping[str, str], message: Message, decoding: LoadProgress | None = None
+) -> dict[str, list[Trial]]:
+    """Tune each device, write its fastest settings to ``tuned-NAME.yaml``, which ``train --config`` takes, and return all trials.
+
+    Args:
+        plan: where to start from; what was given stays.
+        chosen: devices by name.
+        message: told each result.
+        decoding: told of the progress of getting data.
+
+    Raises:
+        RequestError: the data cannot be had as asked.
+        RunFailed: memory ran out, or a file cannot be written.
+    """
+    data = bench_data(plan.config, decoding)
+    found = {}
+    for name, device in chosen.items():
+        trials = found[name] = tune(dataclasses.replace(plan.config, device=device), data, plan.given, message)
+        best = best_of(trials)
+        path = Path(f"tuned-{name.replace(':', '-')}.yaml")
+        head = f"# the fastest of {len(trials)} settings tried on {name}: {best.images_per_second:.1f} pictures/s\n"
+        write_text(path, head + yaml.safe_dump({**best.settings, "device": device}, sort_keys=False))
+        message(f"written: {path}")
+    return found
 
 
-def write_settings(label: str, trials: list[Trial]) -> Path:
-    """Write the fastest settings to ``tuned-LABEL.yaml``, which ``train --config`` takes, and return its path."""
-    chosen = best_of(trials)
-    path = Path(f"tuned-{label.replace(':', '-')}.yaml")
-    head = f"# the fastest of {len(trials)} settings tried on {label}: {chosen.images_per_second:.1f} pictures/s\n"
-    settings = {**chosen.settings, "device": label}
-    write_text(path, head + yaml.safe_dump(settings, sort_keys=False))
-    return path
+class TuneReport:
+    """All that was tried, ready to be shown.
+
+    Args:
+        trials: by device.
+    """
+
+    def __init__(self, trials: Mapping[str, Sequence[Trial]]) -> None:
+        self.trials = trials
+
+    def tables(self) -> list[Table]:
+        """Return a table for each device, its fastest settings named."""
+        return [self._table(name, trials) for name, trials in self.trials.items()]
+
+    def _table(self, name: str, trials: Sequence[Trial]) -> Table:
+        fastest = best_of(trials)
+        rows = []
+        for i, trial in enumerate(trials, 1):
+            speed = trial.images_per_second
+            cells = [Cell(str(value), str(value)) for value in trial.settings.values()]
+            cells.append(Cell("out of memory") if speed is None else Cell(f"{speed:.1f}", speed))
+            rows.append(Row(f"{i} (fastest)" if trial is fastest else str(i), tuple(cells)))
+        return Table(f"Tuning {name}", "trial", (*trials[0].settings, "pictures/s"), tuple(rows))
+
+    def document(self) -> dict[str, Any]:
+        """Return everything as JSON values."""
+        return {
+            "devices": [
+                {"label": name, "trials": [vars(trial) for trial in trials]} for name, trials in self.trials.items()
+            ]
+        }
+
+    def figures(self) -> dict[str, Any]:
+        """Return no picture: there is none."""
+        return {}
