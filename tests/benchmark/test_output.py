@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from vitctl.benchmark import output
+from vitctl.benchmark.report import format_seconds
 from vitctl.benchmark.tables import NOTHING, Cell, Row, Table, best, csv_text, markdown
 from vitctl.cli.printing import print_comparison
 from vitctl.errors import RequestError, RunFailed
@@ -147,3 +148,11 @@ def test_a_failed_write_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.
     with pytest.raises(RunFailed, match="No space"):
         output.write(out, "bench", {}, [TABLE], {})
     assert out.read_text() == "old" and [file.name for file in tmp_path.iterdir()] == ["x.json"]
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [(8.5e-4, "850 µs"), (0.0123, "12.3 ms"), (3.21, "3.2 s"), (11.47, "11.5 s"), (125, "2 min 5 s")],
+)
+def test_seconds_of_a_step_keep_three_digits(seconds: float, text: str) -> None:
+    assert format_seconds(seconds) == text

@@ -27,10 +27,12 @@ Record = dict[str, Any]
 
 
 def format_seconds(seconds: float) -> str:
-    """Return ``850 µs``, ``12.3 ms`` or ``3.2 s``."""
+    """Return ``850 µs``, ``12.3 ms``, ``13.2 s`` or ``2 min 5 s``."""
     if seconds < 1e-3:
         return f"{1e6 * seconds:.0f} µs"
-    return f"{1e3 * seconds:.1f} ms" if seconds < 1 else format_duration(seconds)
+    if seconds < 1:
+        return f"{1e3 * seconds:.1f} ms"
+    return f"{seconds:.1f} s" if seconds < 60 else format_duration(seconds)
 
 
 def percent(spread: Spread) -> str:
