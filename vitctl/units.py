@@ -60,3 +60,8 @@ def format_bytes(count: float) -> str:
             return f"{size:.0f} {unit}" if unit == "B" else f"{size:.1f} {unit}"
         size /= 1024
     return f"{size:.2f} GiB"
+
+
+def plural(count: int, noun: str) -> str:
+    """Return ``1 step``, ``300 steps`` or ``22,125 steps``."""
+    return f"{count:,} {noun}{'' if count == 1 else 's'}"

@@ -17,9 +17,10 @@ from tests.training.test_resume import same
 from vitctl.config import resolve_config
 from vitctl.optim import OPTIMIZERS
 from vitctl.training import budget, loop, run
-from vitctl.training.budget import Speed, fit_to_time, fitting_steps, measure_speed, run_seconds
+from vitctl.training.budget import Speed, TimePlan, fitting_steps, measure_speed, run_seconds
 from vitctl.training.checkpoint import load_checkpoint
-from vitctl.training.session import Session
+from vitctl.training.session import Session, Tally
+from vitctl.training.wandb import WandbRun
 
 
 @pytest.fixture
@@ -77,6 +78,20 @@ def test_measuring_leaves_no_trace(opt: str, briefly: None) -> None:
     assert same(first, second)
 
 
+def test_steps_that_a_device_has_not_told_yet_leave_no_trace(briefly: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Accelerators are asked for loss and hits every :data:`loop.READ_EVERY` steps only."""
+    measured, fresh = (tiny_session(epochs=1) for _ in range(2))
+    with monkeypatch.context() as patch:
+        patch.setattr(Tally, "read", lambda *_: None)
+        measure_speed(measured, 60)
+    for session in (measured, fresh):
+        loop.train_step(session)
+    told, expected = (
+        (session.progress.seen, session.progress.correct, session.progress.loss_sum) for session in (measured, fresh)
+    )
+    assert told == expected and told[0] > 0
+
+
 def test_a_network_with_batchnorm_keeps_its_statistics(briefly: None) -> None:
     measured, fresh = (tiny_session(net="mobilevit", size=32, epochs=1) for _ in range(2))
     measure_speed(measured, 60)
@@ -110,7 +125,7 @@ def test_a_slow_disk_and_the_cost_of_any_evaluation_count(
 
 def test_the_schedule_ends_with_the_steps(briefly: None) -> None:
     session = tiny_session(max_time="1h", epochs=3)
-    told = fit_to_time(session, time.monotonic())
+    told = TimePlan(session, time.monotonic()).fit()
     assert session.total_steps == session.config.max_steps == 3 * session.steps_per_epoch
     assert session.lr(session.total_steps - 1) < 0.3 * session.config.lr
     assert f"{session.total_steps} steps, 3.00 epochs, fit into --max-time 1h" in told and "before" in told
@@ -121,9 +136,33 @@ def test_steps_follow_the_time(monkeypatch: pytest.MonkeyPatch) -> None:
     lengths = {}
     for text in ("20s", "1m", "10m"):
         session = tiny_session(max_time=text, epochs=None)
-        fit_to_time(session, time.monotonic() - 5)  # loading took 5 seconds
+        TimePlan(session, time.monotonic() - 5).fit()  # loading took 5 seconds
         lengths[text] = session.total_steps
     assert 22 <= lengths["20s"] <= 29 and 98 <= lengths["1m"] <= 107 and 1100 <= lengths["10m"] <= 1160
+
+
+def test_the_time_that_wandb_takes_to_open_counts(
+    cli: Cli, just_started: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    late = 0.0
+    now = time.monotonic
+
+    def slow(tracker: WandbRun, session: Session) -> None:
+        nonlocal late
+        late = 12.0
+
+    monkeypatch.setattr(budget, "measure_speed", lambda *_: Speed(step=0.5, picture=0.0, save=0.0))
+    monkeypatch.setattr(budget.time, "monotonic", lambda: now() + late)
+    monkeypatch.setattr(WandbRun, "open", slow)
+    steps = {}
+    for mode in ("disabled", "offline"):
+        # the time counts from the start of the tests' process
+        monkeypatch.setattr(sys.modules["vitctl.cli.train"], "STARTED", now())
+        late = 0.0
+        steps[mode] = cli("train", *TINY, "--max-time", "20s", "--wandb", mode, "--name", mode, "--json").json()["step"]
+        stored = json.loads((tmp_path / f"runs/{mode}/config.json").read_text())["config"]
+        assert stored["max_steps"] == steps[mode]
+    assert 22 <= steps["disabled"] - steps["offline"] <= 32
 
 
 def test_max_time_and_max_steps_give_the_same_bits(cli: Cli, briefly: None, just_started: None, tmp_path: Path) -> None:
@@ -147,7 +186,7 @@ def test_resume_keeps_the_number(
     def never(*args: Any) -> Any:
         raise AssertionError("measured again")
 
-    monkeypatch.setattr(run, "fit_to_time", never)
+    monkeypatch.setattr(run, "TimePlan", never)
     resumed = cli("train", "--resume", run_folder, "--json").json()
     assert resumed["step"] == steps
     assert cli("train", "--resume", run_folder, "--max-steps", steps + 2, "--json").json()["step"] == steps + 2

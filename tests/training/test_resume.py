@@ -264,6 +264,9 @@ def test_finished_runs_and_longer_ones(cli: Cli, tmp_path: Path) -> None:
     first = cli("train", *TINY, "--epochs", 2, "--name", "r", "--json").json()
     again = cli("train", "--resume", "runs/r", "--json")
     assert again.code == 0 and "nothing to resume" in again.err and again.json() == first
+    idle = cli("train", "--resume", "runs/r", "--wandb", "offline", "--keep", 1)
+    assert "nothing to resume, and --wandb offline changes nothing. To" in idle.err
+    assert not (tmp_path / "runs/r/wandb").exists()
     shorter = cli("train", "--resume", "runs/r", "--epochs", 1)
     assert shorter.code == 2 and "--epochs 1 is less than the run has done" in shorter.err
     longer = cli("train", "--resume", "runs/r", "--epochs", 4, "--json")

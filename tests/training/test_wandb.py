@@ -443,16 +443,17 @@ class Breaks:
         return call
 
 
-@pytest.mark.parametrize("at", ["started", "epoch_done", "finished", "close"])
+@pytest.mark.parametrize("at", ["open", "started", "epoch_done", "finished", "close"])
 def test_a_fault_costs_a_warning_and_the_tracker(at: str) -> None:
     watcher, broken, sound = Watcher(), Breaks(at), Breaks("")
     both = Tracked(watcher, {"broken": broken, "sound": sound})  # type: ignore[dict-item]
     both._observer.started = lambda *_: None  # type: ignore[method-assign]
+    both.open(None)  # type: ignore[arg-type]
     both.started(None, None)  # type: ignore[arg-type]
     for epoch in (1, 2):
         both.epoch_done({"epoch": epoch})
     both.finished({})
     both.close(0)
     assert watcher.said == ["warning: broken: ZeroDivisionError: of no use; the run goes on without it"]
-    assert sound.calls == ["started", "epoch_done", "epoch_done", "finished", "close"]
+    assert sound.calls == ["open", "started", "epoch_done", "epoch_done", "finished", "close"]
     assert broken.calls.count(at) == (2 if at == "close" else 1) and broken.calls[-1] == "close"

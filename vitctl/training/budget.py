@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import math
 import tempfile
 import time
 from pathlib import Path
@@ -15,7 +16,7 @@ from vitctl.training.checkpoint import save_checkpoint
 from vitctl.training.evaluate import evaluate
 from vitctl.training.loop import train_step
 from vitctl.training.session import Session, given_length
-from vitctl.units import format_duration, parse_duration
+from vitctl.units import format_duration, parse_duration, plural
 
 MEASURED_SHARE = 0.04
 """Share of the time that is spent on measuring the speed."""
@@ -24,10 +25,12 @@ MEASURED_SECONDS = (1.0, 30.0)
 MEASURED_STEPS = 3
 AIM = 0.97
 """Share of the time that is planned for: machines vary by some percent from minute to minute."""
+HINT_MARGIN = 1.1
+"""What a too short time is told to be at least, over what was measured: a hint that is refused too is none."""
 CLOSING_SECONDS = 0.5
 """From the last figure to the end of the process."""
-TRACKER_SECONDS = 3.0
-"""For W&B to open and to close, where it is used."""
+TRACKER_SECONDS = (2.0, 1.5)
+"""For W&B, where it is used: to open, before its opening has been seen, and to close."""
 SAVES = 2
 """Checkpoints that an epoch writes at most: where the best is kept too, one that is the best so far writes it and a copy."""
 
@@ -49,11 +52,11 @@ class Speed:
     call: float = 0.0
 
 
-def fit_to_time(session: Session, started: float, runs_dir: Path | None = None) -> str:
-    """Set the run's length to what ``--max-time`` leaves room for, and return that in words.
+class TimePlan:
+    """A run's length by ``--max-time``.
 
-    The speed is measured on real steps and evaluations, whose traces are then removed: a run of as many
-    ``--max-steps`` has the same bits. The number of steps goes into the settings, as ``max_steps``, and stays.
+    The speed is measured once, on real steps and evaluations, whose traces are then removed: a run of as many ``--max-steps``
+    has the same bits. The number of steps goes into the settings, as ``max_steps``, and stays.
 
     Args:
         session: new, with ``max_time`` in its settings.
@@ -61,32 +64,57 @@ def fit_to_time(session: Session, started: float, runs_dir: Path | None = None) 
         runs_dir: where checkpoints will be written, whose disk is measured; None is the system's folder of temporary files.
 
     Raises:
-        RequestError: the time is too short for a single step and the test.
         RunFailed: the loss is not finite, or memory ran out.
     """
-    config = session.config
-    assert config.max_time is not None
-    budget = parse_duration(config.max_time, "--max-time")
-    speed = measure_speed(session, budget, runs_dir)
-    closing = CLOSING_SECONDS + (TRACKER_SECONDS if config.wandb != "disabled" else 0.0)
-    left = AIM * budget - closing - (time.monotonic() - started)
-    limit = given_length(config, session.steps_per_epoch)
-    steps = fitting_steps(session, speed, left, limit)
-    if steps < 1:
-        needed = (run_seconds(session, speed, 1) - left + AIM * budget) / AIM
-        raise RequestError(
-            f"--max-time {config.max_time} is over before the first step and the final test are done; with these settings give "
-            f"at least {max(1, round(needed + 0.5))}s"
+
+    def __init__(self, session: Session, started: float, runs_dir: Path | None = None) -> None:
+        config = session.config
+        assert config.max_time is not None
+        self._session, self._started, self._text = session, started, config.max_time
+        self._budget = parse_duration(config.max_time, "--max-time")
+        self._limit = given_length(config, session.steps_per_epoch)
+        self._trackers = TRACKER_SECONDS if config.wandb != "disabled" else (0.0, 0.0)
+        self._speed = measure_speed(session, self._budget, runs_dir)
+
+    def fit(self) -> str:
+        """Set the run's length to what the time leaves room for, and return that in words.
+
+        Raises:
+            RequestError: the time is too short for a single step and the test.
+        """
+        left = self._left(sum(self._trackers))
+        steps = fitting_steps(self._session, self._speed, left, self._limit)
+        if steps < 1:
+            needed = (self._seconds(1) - left + AIM * self._budget) / AIM
+            raise RequestError(
+                f"--max-time {self._text} is over before the first step and the final test are done; with these settings "
+                f"give at least {math.ceil(HINT_MARGIN * needed)}s"
+            )
+        return self._set(steps, left)
+
+    def fit_again(self) -> str:
+        """Do as :meth:`fit`, now that W&B is open, however long that took; at least one step is taken."""
+        left = self._left(self._trackers[1])
+        return self._set(max(1, fitting_steps(self._session, self._speed, left, self._limit)), left)
+
+    def _left(self, trackers: float) -> float:
+        return AIM * self._budget - CLOSING_SECONDS - trackers - (time.monotonic() - self._started)
+
+    def _seconds(self, steps: int) -> float:
+        return run_seconds(self._session, self._speed, steps)
+
+    def _set(self, steps: int, left: float) -> str:
+        session = self._session
+        session.set_length(steps)
+        session.config = dataclasses.replace(session.config, max_steps=steps)
+        pictures = min(session.batches.batch_size, session.batches.count) / self._speed.step
+        epochs = steps / session.steps_per_epoch
+        spare = self._budget * (1 - AIM) + left - self._seconds(steps)
+        before = f", {format_duration(spare)} before --max-time {self._text} is over" if steps == self._limit else ""
+        return (
+            f"{pictures:.0f} pictures/s: {plural(steps, 'step')}, {epochs:.2f} epochs, fit into --max-time "
+            f"{self._text}{before}"
         )
-    session.set_length(steps)
-    session.config = dataclasses.replace(config, max_steps=steps)
-    pictures = min(session.batches.batch_size, session.batches.count) / speed.step
-    epochs = steps / session.steps_per_epoch
-    planned = budget * (1 - AIM) + left - run_seconds(session, speed, steps)
-    spare = f", {format_duration(planned)} before --max-time {config.max_time} is over" if steps == limit else ""
-    return (
-        f"{pictures:.0f} pictures/s: {steps} steps, {epochs:.2f} epochs, fit into --max-time {config.max_time}{spare}"
-    )
 
 
 def measure_speed(session: Session, budget: float, runs_dir: Path | None = None) -> Speed:

@@ -18,7 +18,7 @@ from vitctl.models import find_model
 from vitctl.models.pretrained import locate
 from vitctl.optim import doubtful_betas, find_optimizer
 from vitctl.registry import Entry, lookup, split_spec
-from vitctl.training.budget import fit_to_time
+from vitctl.training.budget import TimePlan
 from vitctl.training.compiling import compile_network
 from vitctl.training.loop import Observer, Record, fit, train_step
 from vitctl.training.run_folder import RunFolder
@@ -59,20 +59,22 @@ def start_run(
     if doubt := doubtful_betas(config.opt, config.opt_options):
         observer.message(f"warning: {doubt}")
     compile_network(session, observer.message)
-    if config.max_time:
-        observer.message(fit_to_time(session, started, runs_dir.absolute()))
-        config = session.config
-    folder = RunFolder.create(runs_dir, name, config)
+    plan = TimePlan(session, started, runs_dir.absolute()) if config.max_time else None
+    if plan:
+        plan.fit()  # refused, where the time is too short, before anything is written
+    folder = RunFolder.create(runs_dir, name, session.config)
     with folder.locked():
         if session.pretrained:
             observer.message(session.pretrained)
-        folder.add_session(
-            config,
-            run_environment(session),
-            0,
-            **({"pretrained": session.pretrained} if session.pretrained else {}),
-        )
-        with tracked(config, folder, observer) as everyone:
+        with tracked(session, folder, observer) as everyone:
+            if plan:
+                observer.message(plan.fit_again())
+            folder.add_session(
+                session.config,
+                run_environment(session),
+                0,
+                **({"pretrained": session.pretrained} if session.pretrained else {}),
+            )
             return fit(session, folder, everyone, resume_command(folder), started)
 
 
@@ -118,8 +120,14 @@ def resume_run(
                     f"--tta {config.tta}: the run {path} has finished and is tested once; see vitctl eval "
                     f"{shlex.quote(str(path))} --tta {config.tta}"
                 )
+            idle = [
+                f"{flag_name(name)} {value}"
+                for name, value in changes.items()
+                if getattr(config, name) != getattr(stored, name)
+            ]
+            unused = f", and {', '.join(idle)} changes nothing" if idle else ""
             observer.message(
-                f"the run {path} has finished (step {checkpoint['step']}); nothing to resume. To train it on: "
+                f"the run {path} has finished (step {checkpoint['step']}); nothing to resume{unused}. To train it on: "
                 f"{resume_command(folder)} --epochs N"
             )
             return summary
@@ -148,7 +156,7 @@ def resume_run(
         environment = run_environment(session)
         warn_of_differences(document["sessions"], environment, observer.message)
         folder.add_session(config, environment, session.progress.step)
-        with tracked(config, folder, observer) as everyone:
+        with tracked(session, folder, observer) as everyone:
             return fit(session, folder, everyone, resume_command(folder), started)
 
 
@@ -283,7 +291,7 @@ def dry_run(
     session = open_session(config, decoding, pretrained=False)
     compile_network(session, message)
     if config.max_time:
-        fit_to_time(session, started)
+        TimePlan(session, started).fit()
     session.train_mode()
     times: list[float] = []
     for _ in range(1 + min(steps, session.total_steps)):  # the first one warms up

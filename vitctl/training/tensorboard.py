@@ -30,7 +30,7 @@ class TensorBoardLog:
         self._folder = folder
         self._writer: SummaryWriter | None = None
 
-    def started(self, session: Session) -> None:
+    def open(self, session: Session) -> None:
         """Begin a file; that of a resumed run takes the place of those before it."""
         from torch.utils.tensorboard import SummaryWriter
 
@@ -38,6 +38,10 @@ class TensorBoardLog:
         # killed run did not get to write it, or a resumed one began before what was written.
         purge = 0 if any(self._folder.glob("events.out.tfevents.*")) else None
         self._writer = SummaryWriter(str(self._folder), purge_step=purge)
+
+    def started(self, session: Session) -> None:
+        """Write the settings, and the epochs that are done."""
+        assert self._writer is not None
         self._writer.add_text("config", f"```yaml\n{yaml.safe_dump(session.config.to_dict(), sort_keys=False)}```", 0)
         now, seconds = time.time(), session.progress.seconds
         for row in session.history:

@@ -21,6 +21,9 @@ Record = dict[str, Any]
 class Tracker(Protocol):
     """Keeps a run's figures somewhere."""
 
+    def open(self, session: Session) -> None:
+        """Get ready, which may take seconds; the run's length is set after that, so that ``--max-time`` counts them."""
+
     def started(self, session: Session) -> None:
         """The run begins, or goes on; ``session.history`` has the records of the epochs done."""
 
@@ -60,6 +63,10 @@ class Tracked:
                 reason = f"{type(error).__name__}{f': {text[0]}' if text else ''}"
                 self._observer.message(f"warning: {name}: {reason}; the run goes on without it")
 
+    def open(self, session: Session) -> None:
+        """Open the trackers."""
+        self._tell(lambda tracker: tracker.open(session))
+
     def started(self, session: Session, folder: RunFolder) -> None:
         """Tell all."""
         self._observer.started(session, folder)
@@ -98,8 +105,9 @@ def numbers(record: Mapping[str, Any]) -> Record:
 
 
 @contextlib.contextmanager
-def tracked(config: TrainConfig, folder: RunFolder, observer: Observer) -> Iterator[Observer]:
-    """Give ``observer`` the trackers that the settings ask for, and close these at the end, however it comes."""
+def tracked(session: Session, folder: RunFolder, observer: Observer) -> Iterator[Observer]:
+    """Give ``observer`` the trackers that the settings ask for, opened, and close these at the end, however it comes."""
+    config = session.config
     trackers: dict[str, Tracker] = {}
     if config.wandb != "disabled":
         from vitctl.training.wandb import WandbRun
@@ -114,6 +122,7 @@ def tracked(config: TrainConfig, folder: RunFolder, observer: Observer) -> Itera
         return
     both = Tracked(observer, trackers)
     try:
+        both.open(session)
         yield both
     except BaseException as error:
         both.close(getattr(error, "exit_code", 1))

@@ -21,6 +21,7 @@ import sys
 import threading
 import traceback
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
@@ -81,8 +82,8 @@ class WandbRun:
         self._online_folder = ""
         self._state: Record = {}
 
-    def started(self, session: Session) -> None:
-        """Open the W&B run, and send the epochs that it does not have."""
+    def open(self, session: Session) -> None:
+        """Open the W&B run, or go on offline."""
         config = session.config
         wanted = {
             "project": config.wandb_project,
@@ -104,10 +105,13 @@ class WandbRun:
             "pid": os.getpid(),
             "init_seconds": INIT_SECONDS,
             "finish_seconds": FINISH_SECONDS,
-            "config": self._config(session),
         }
         self._open(start, config.wandb)
-        if self._client is not None:
+
+    def started(self, session: Session) -> None:
+        """Send the settings, and the epochs that the W&B run does not have."""
+        if self._client is not None and self._works():
+            self._client.send("config", self._config(session))
             for row in session.history:
                 self._send_epoch(row)
 
@@ -340,7 +344,11 @@ def main() -> None:
                 exit_code = value
                 break
             elif run is not None:
-                {"log": run.log, "summary": run.summary.update}[kind](value)
+                {
+                    "config": partial(run.config.update, allow_val_change=True),
+                    "log": run.log,
+                    "summary": run.summary.update,
+                }[kind](value)
         if run is not None:
             end_after(seconds + GRACE_SECONDS)
             with contextlib.suppress(TimeoutError):
@@ -399,7 +407,6 @@ def begin(start: Mapping[str, Any], loaded: Callable[[], None]) -> Any:
             group=start["group"],
             tags=start["tags"] or None,
             notes=start["notes"],
-            config=start["config"],
             allow_val_change=True,  # a resumed run may have more epochs
             settings=settings,
             **place,
