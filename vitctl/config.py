@@ -38,6 +38,7 @@ class Flag:
         help: half a line for ``--help``.
         panel: the group that it stands in.
         names: further spellings.
+        metavar: what ``--help`` calls the value; None says what kind it is.
         choices: the only values allowed.
         low: least value allowed.
         high: greatest value allowed.
@@ -53,6 +54,7 @@ class Flag:
     help: str
     panel: str
     names: tuple[str, ...] = ()
+    metavar: str | None = None
     choices: tuple[str, ...] = ()
     low: float | None = None
     high: float | None = None
@@ -101,7 +103,7 @@ class TrainConfig:
         RequestError: a value of the wrong type, out of range, or at odds with another.
     """
 
-    recipe: str = _setting("default", str, "named preset; flags win over it", RUN, table=RECIPES)
+    recipe: str = _setting("default", str, "named preset; flags win over it", RUN, table=RECIPES, metavar="NAME")
     seed: int = _setting(0, int, "seed of weights, order and augmentation", RUN, low=0, high=2**63 - 1)
 
     net: str = _setting(
@@ -111,6 +113,7 @@ class TrainConfig:
         NETWORK,
         table=MODELS,
         shown="the recipe's",
+        metavar="NAME",
     )
     net_options: dict[str, Value] = dataclasses.field(default_factory=dict)
     size: int = _setting(
@@ -128,10 +131,13 @@ class TrainConfig:
         "start from pretrained weights: true, false, or a file of them",
         NETWORK,
         shown="true for vit_timm and vit_small_timm",
+        metavar="true|false|FILE",
     )
     freeze_backbone: bool = _setting(False, bool, "train the head alone, on what pretrained weights see", NETWORK)
 
-    dataset: str = _setting("cifar10", str, "data set, or a folder of pictures", DATA, table=DATASETS)
+    dataset: str = _setting(
+        "cifar10", str, "data set, or a folder of pictures", DATA, table=DATASETS, metavar="NAME|DIR"
+    )
     data_dir: str | None = _setting(
         None,
         str,
@@ -139,6 +145,7 @@ class TrainConfig:
         DATA,
         shown="$VITCTL_DATA/<dataset>, else the user's data folder; CIFAR is downloaded",
         resumable=True,
+        metavar="DIR",
     )
     val: str = _setting(
         "holdout",
@@ -162,6 +169,7 @@ class TrainConfig:
         DATA,
         table=AUGMENTATIONS,
         shown="the recipe's",
+        metavar="NAME",
     )
     aug_options: dict[str, Value] = dataclasses.field(default_factory=dict)
     erase: float = _setting(
@@ -200,7 +208,13 @@ class TrainConfig:
     )
 
     opt: str = _setting(
-        "adamw", str, "optimizer, NAME[:key=value,...]", OPTIMIZATION, table=OPTIMIZERS, shown="the recipe's"
+        "adamw",
+        str,
+        "optimizer, NAME[:key=value,...]",
+        OPTIMIZATION,
+        table=OPTIMIZERS,
+        shown="the recipe's",
+        metavar="NAME",
     )
     opt_options: dict[str, Value] = dataclasses.field(default_factory=dict)
     lr: float = _setting(2e-3, float, "peak learning rate", OPTIMIZATION, low=0, shown="the optimizer's")
@@ -226,6 +240,7 @@ class TrainConfig:
         str,
         "as many steps as fit into 60s, 10m or 1h from the start of the program to its end, measured at the start",
         OPTIMIZATION,
+        metavar="TIME",
     )
     schedule: str = _setting(
         "linear",
@@ -276,13 +291,14 @@ class TrainConfig:
         None, int, "stop after N epochs without a better held-out accuracy", OPTIMIZATION, low=1
     )
 
-    device: str = _setting("auto", str, "auto, cpu, mps, cuda or cuda:INDEX", DEVICE, resumable=True)
+    device: str = _setting("auto", str, "auto, cpu, mps, cuda or cuda:INDEX", DEVICE, resumable=True, metavar="NAME")
     micro_batch: int | str = _setting(
         "auto",
         str,
         "pictures run at once, with the same gradient; auto: what fits the cache, on CPU",
         DEVICE,
         resumable=True,
+        metavar="N|auto",
     )
     precision: str = _setting(
         "auto",
@@ -298,7 +314,7 @@ class TrainConfig:
     threads: int | None = _setting(None, int, "CPU threads", DEVICE, low=1, shown="torch's", resumable=True)
 
     save_every: str | None = _setting(
-        None, str, "save within an epoch too, every N steps or every 10m", CHECKPOINTS, resumable=True
+        None, str, "save within an epoch too, every N steps or every 10m", CHECKPOINTS, resumable=True, metavar="N|TIME"
     )
     keep: int = _setting(
         1, int, "older checkpoints to keep beside last.pt and best.pt", CHECKPOINTS, low=0, resumable=True
@@ -314,14 +330,18 @@ class TrainConfig:
         resumable=True,
     )
     wandb_project: str | None = _setting(
-        None, str, "W&B project", LOGGING, shown="$WANDB_PROJECT, else vitctl", resumable=True
+        None, str, "W&B project", LOGGING, shown="$WANDB_PROJECT, else vitctl", resumable=True, metavar="NAME"
     )
     wandb_entity: str | None = _setting(
-        None, str, "W&B user or team", LOGGING, shown="$WANDB_ENTITY, else your own", resumable=True
+        None, str, "W&B user or team", LOGGING, shown="$WANDB_ENTITY, else your own", resumable=True, metavar="NAME"
     )
-    wandb_group: str | None = _setting(None, str, "W&B group that the run belongs to", LOGGING, resumable=True)
-    wandb_tags: str | None = _setting(None, str, "W&B tags, separated by commas", LOGGING, resumable=True)
-    wandb_notes: str | None = _setting(None, str, "W&B notes on the run", LOGGING, resumable=True)
+    wandb_group: str | None = _setting(
+        None, str, "W&B group that the run belongs to", LOGGING, resumable=True, metavar="NAME"
+    )
+    wandb_tags: str | None = _setting(
+        None, str, "W&B tags, separated by commas", LOGGING, resumable=True, metavar="A,B"
+    )
+    wandb_notes: str | None = _setting(None, str, "W&B notes on the run", LOGGING, resumable=True, metavar="WORDS")
     tensorboard: bool = _setting(
         False, bool, "write TensorBoard event files into the run's folder", LOGGING, resumable=True
     )

@@ -119,6 +119,11 @@ def test_patience_stops_early(cli: Cli) -> None:
         (["--dry-run", "--net", "vit_timm", "--pretrained", "nowhere.bin"], "nowhere.bin: no such file"),
         (["--data-dir", ""], "--data-dir takes a folder"),
         (["--resume", "."], "no run folder"),
+        (["--epoch", 3], "No such option: --epoch"),
+        (["--tensorboard=maybe"], "'--tensorboard' does not take a value"),
+        (["--wandb"], "'--wandb' requires an argument"),
+        (["--net", "timm/vit_tiny_patch16_224:patch_size=0"], "patch_size is 0; the least is 1"),
+        (["--net", "timm/vit_tiny_patch16_224:depth=-1"], "depth is -1; the least is 1"),
     ],
 )
 def test_bad_requests_are_one_sentence(refused: Refused, argv: list[object], sentence: str, tmp_path: Path) -> None:
@@ -160,6 +165,20 @@ def test_help_shows_every_setting_in_its_group(cli: Cli) -> None:
     text = cli("train", "--help").out
     for name, flag in FLAGS.items():
         assert "--" + name.replace("_", "-") in text and flag.panel in text
+
+
+@pytest.mark.parametrize(
+    ("argv", "shown"), [([], "Usage: vitctl [OPTIONS] COMMAND"), (["sweep"], "Usage: vitctl sweep [OPTIONS]")]
+)
+def test_a_group_alone_shows_its_commands(cli: Cli, argv: list[str], shown: str) -> None:
+    result = cli(*argv)
+    assert result.code == 2 and shown in result.out + result.err
+
+
+def test_defaults_stand_in_one_pair_of_brackets(cli: Cli) -> None:
+    shown = " ".join(cli("train", "--help").out.replace("│", "").split())
+    assert "[default: 0]" in shown and "[default: the recipe's]" in shown and "[default: runs]" in shown
+    assert "[default: (" not in shown and "\\[" not in shown and " TEXT " not in shown
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,7 @@ from vitctl.benchmark.statistics import LEVEL, Pair, Spread, compare
 from vitctl.benchmark.tables import NOTHING, Cell, Row, Table
 from vitctl.config import PREDECESSOR_BATCH
 from vitctl.registry import format_spec
-from vitctl.units import format_bytes, format_duration
+from vitctl.units import format_bytes, format_duration, plural
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -192,7 +192,7 @@ class Report:
         ]
         return Table(
             title=f"{result.folder.name}: {format_spec(plan.config.net, {})} on {plan.config.dataset}, "
-            f"{_count(len(plan.seeds), 'seed')} ({', '.join(map(str, plan.seeds))})",
+            f"{plural(len(plan.seeds), 'seed')} ({', '.join(map(str, plan.seeds))})",
             corner="Metric",
             columns=tuple(self.labels),
             rows=tuple(rows),
@@ -264,7 +264,7 @@ class Report:
         result, plan, environment = self.result, self.plan, self.result.environment
         notes = []
         notes.append(
-            f"{_count(len(plan.seeds), 'seed')}: mean ± sample deviation. A seed gives all the same initial weights, order of "
+            f"{plural(len(plan.seeds), 'seed')}: mean ± sample deviation. A seed gives all the same initial weights, order of "
             f"the data and augmentation; the optimizers alone differ."
         )
         tested = sum(pair.p is not None for pair in self.pairs)
@@ -273,7 +273,7 @@ class Report:
         elif tested:
             notes.append(
                 f"Compared by {self.measured_on}, seed by seed (paired t-test), with the best on average; intervals and verdicts "
-                f"hold together at {100 * LEVEL:.0f} %, corrected for {_count(tested, 'pair')} (Holm)."
+                f"hold together at {100 * LEVEL:.0f} %, corrected for {plural(tested, 'pair')} (Holm)."
             )
         if self.val_split == "test":
             notes.append(
@@ -448,7 +448,3 @@ def _run(run: Outcome) -> Record:
         "summary": run.summary,
         "history": run.history,
     }
-
-
-def _count(number: int, word: str) -> str:
-    return f"{number} {word}{'' if number == 1 else 's'}"

@@ -21,13 +21,20 @@ def main(argv: Sequence[str] | None = None) -> int:
         0 done; 1 failed after work began; 2 the request cannot be met. A run that a signal stopped does not return:
         the process dies by that signal.
     """
+    import typer
+
     from vitctl.cli.app import app
     from vitctl.errors import Interrupted, VitctlError
 
+    mistyped: type[Exception] = typer.BadParameter.__mro__[1]  # UsageError, which Typer keeps to itself
     debug = os.environ.get("VITCTL_DEBUG", "") not in ("", "0")
     try:
         with _plain_warnings():
-            app(args=list(sys.argv[1:] if argv is None else argv), prog_name="vitctl")
+            arguments = list(sys.argv[1:] if argv is None else argv)
+            code = app(args=arguments, prog_name="vitctl", standalone_mode=False)
+        return code if isinstance(code, int) else 0
+    except mistyped as error:
+        return _usage_error(error)
     except SystemExit as stop:
         return stop.code if isinstance(stop.code, int) else 1
     except VitctlError as error:
@@ -52,6 +59,17 @@ def main(argv: Sequence[str] | None = None) -> int:
         )
         return 1
     return 0
+
+
+def _usage_error(error: Any) -> int:
+    """Say in a sentence, as of any other error, what Typer's parser says in a box."""
+    message = error.format_message().strip().rstrip(".")
+    if not message or "\n" in message:  # the whole help, where a group was called without a command
+        error.show()
+    else:
+        see = "" if error.ctx is None or message.endswith("?") else f"; see {error.ctx.command_path} --help"
+        print(f"error: {message}{see}", file=sys.stderr)
+    return int(error.exit_code)
 
 
 @contextmanager

@@ -26,12 +26,13 @@ def convert(
     """
     from vitctl.cli import printing
     from vitctl.training.convert import convert as turn  # torch loads here
+    from vitctl.units import plural
 
     done = turn(old, output, net, dataset=dataset, size=size, patch=patch, convkernel=convkernel)
     if as_json:
         printing.print_json(done)
         return
-    after = f", after {done['epoch']} epochs" if done["epoch"] else ""
+    after = f", after {plural(done['epoch'], 'epoch')}" if done["epoch"] else ""
     said = f", {done['acc']:.2f} % on the test set as the file says" if done["acc"] is not None else ""
     print(
         f"{done['output']}: --net {done['net']} for {done['size']}-px pictures of {done['dataset']}, "

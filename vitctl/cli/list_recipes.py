@@ -83,7 +83,9 @@ def _brief(card: Card) -> str:
 
 
 def _length(card: Card) -> str:
-    return f"{card.max_steps} steps" if card.max_steps else f"{card.epochs} epochs"
+    from vitctl.units import plural
+
+    return plural(card.max_steps, "step") if card.max_steps else plural(card.epochs, "epoch")
 
 
 def _print_card(name: str, recipe: Recipe) -> None:

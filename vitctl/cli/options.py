@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from typer.core import TyperCommand
+from typer.core import TyperArgument, TyperCommand, TyperOption
 
 from vitctl.config import FLAGS, Flag, flag_name
 from vitctl.errors import RequestError
@@ -49,6 +49,16 @@ class Command(TyperCommand):
     W&B agents pass parameters so: ``--n_epochs=5 --decay_all=True``. A number that can be switched on may be typed without
     a value: ``--mixup``.
     """
+
+    def __init__(self, *args: Any, **more: Any) -> None:
+        """Make the command; see Typer for the arguments."""
+        super().__init__(*args, **more)
+        for parameter in self.params:
+            # Typer prints a default that is told in words, and not taken from the function, in brackets within brackets.
+            if isinstance(parameter, (TyperOption, TyperArgument)) and isinstance(parameter.show_default, str):
+                if parameter.show_default:
+                    parameter.help = rf"{parameter.help} \[default: {parameter.show_default}]"
+                parameter.show_default = False
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         """Bring ``args`` into the form that Typer knows, and parse them."""
@@ -153,31 +163,32 @@ def legacy_settings(given: dict[str, bool | None], aug: str | None, wandb: str |
 
 
 def _annotation(name: str, flag: Flag) -> Any:
-    long = "--" + name.replace("_", "-")
+    long = flag_name(name)
+    shown = flag.shown or _shown_default(name)
     if flag.kind is bool:
         names = [f"{long}/--no-{long[2:]}"]
-        option = typer.Option(*names, help=flag.help, rich_help_panel=flag.panel, show_default=flag.shown or False)
+        option = typer.Option(*names, help=flag.help, rich_help_panel=flag.panel, show_default=shown)
         return Annotated[bool | None, option]
     option = typer.Option(
         long,
         *flag.names,
         help=flag.help,
         rich_help_panel=flag.panel,
-        metavar="|".join(flag.choices) or {int: "N", float: "X", str: "TEXT"}[flag.kind],
-        show_default=flag.shown or _shown_default(name),
+        metavar=flag.metavar or "|".join(flag.choices) or {int: "N", float: "X", str: "TEXT"}[flag.kind],
+        show_default=shown,
         autocompletion=_completion(flag),
     )
     return Annotated[str | None, option]
 
 
-def _shown_default(name: str) -> str | bool:
+def _shown_default(name: str) -> str:
     import dataclasses
 
     from vitctl.config import TrainConfig
 
     defaults = {field.name: field.default for field in dataclasses.fields(TrainConfig)}
     value = defaults.get(name)
-    return str(value) if value is not None else False
+    return "" if value is None or value is False else str(value)
 
 
 def _completion(flag: Flag) -> Callable[[str], list[tuple[str, str]]] | None:

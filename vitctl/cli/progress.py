@@ -7,7 +7,7 @@ import time
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
-from vitctl.units import format_bytes, format_duration
+from vitctl.units import format_bytes, format_duration, plural
 
 if TYPE_CHECKING:
     from rich.progress import Progress, TaskID
@@ -105,19 +105,24 @@ class PlainObserver:
         config, splits = session.config, session.splits
         self.epochs = session.epochs
         self.last_line = time.monotonic()
-        held = {"holdout": "held out", "val": "in val/", "test": "test (each epoch)"}
-        val = f", {len(splits.val.index):,} {held[str(splits.val_split)]}" if splits.val is not None else ""
+        test = f", {len(splits.test.index):,} test"
+        if splits.val_split == "test":
+            pictures = f"{test}, after each epoch"
+        elif splits.val is not None:
+            pictures = f", {len(splits.val.index):,} {'held out' if splits.val_split == 'holdout' else 'in val/'}{test}"
+        else:
+            pictures = test
         tokens = f"{session.cost.tokens:,} tokens, " if session.cost.tokens else ""
         cost = f"{tokens}{session.cost.mflop:,.1f} MFLOP a picture"
         frozen = f" of which {learning(session):,} learn" if config.freeze_backbone else ""
         self.print(
             f"{describe(config, len(session.dataset.classes))}, {parameters(session):,} parameters{frozen}, {cost} | "
             f"{config.opt} lr {config.lr:g} | "
-            f"{config.dataset}: {session.batches.count:,} train{val}, {len(splits.test.index):,} test\n"
+            f"{config.dataset}: {session.batches.count:,} train{pictures}\n"
             f"{session.device} ({devices.device_label(session.device)}), {session.precision}, "
             f"batch {config.bs}"
             f"{f' x {config.accumulate}' if config.accumulate > 1 else ''} in pieces of {session.micro_batch} | "
-            f"{session.total_steps:,} steps, {session.epochs} epochs | {folder.path}"
+            f"{plural(session.total_steps, 'step')}, {plural(session.epochs, 'epoch')} | {folder.path}"
         )
         if session.dataset.skipped:
             self.print(

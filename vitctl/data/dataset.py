@@ -16,6 +16,7 @@ import torch
 from vitctl.data import DATASETS
 from vitctl.errors import RequestError
 from vitctl.registry import lookup
+from vitctl.units import plural
 
 
 class LoadProgress(Protocol):
@@ -233,8 +234,8 @@ def _hold_out(dataset: Dataset, keys: npt.NDArray[np.uint64], fraction: float) -
     for name, count in zip(dataset.classes, counts, strict=True):
         if count < 2:
             raise RequestError(
-                f"class {name!r} has {count} training picture{'' if count == 1 else 's'} in {dataset.source}, too few "
-                f"to hold one out; add some, or take --val none (or --val test)"
+                f"class {name!r} has {plural(count, 'training picture')} in {dataset.source}, too few to "
+                f"hold one out; add some, or take --val none (or --val test)"
             )
     share = np.clip(np.floor(counts * fraction + 0.5).astype(np.int64), 1, counts - 1)
     return np.flatnonzero(places_in_class(labels, keys) < share[labels])

@@ -262,14 +262,21 @@ def _option(name: str, default: Any, annotation: Any) -> Option | None:
             default,
             f"{default!r} in timm's class",
             choices=tuple(_words(annotation)) if isinstance(default, str) else (),
-            low=0 if rate else None,
+            low=0 if rate else _least(name, default),
             below=1 if rate else None,
         )
     # No default of its own, or none of these kinds: what the annotation allows beside it.
     plain: list[Value] = [value for value in (0.0, 0, False, "") if type(value) in kinds]
     if not plain or default not in (None, inspect.Parameter.empty):
         return None
-    return Option(plain[0], "timm's own unless given")
+    return Option(plain[0], "timm's own unless given", low=_least(name, plain[0]))
+
+
+def _least(name: str, default: Any) -> float | None:
+    """Return the least value of an option, or None: sizes and counts are not negative, and few of them can be 0."""
+    if isinstance(default, bool) or not isinstance(default, int):
+        return None
+    return 1 if default > 0 or name == "patch_size" else 0
 
 
 def _kinds(annotation: Any) -> set[Any]:
