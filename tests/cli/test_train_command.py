@@ -1,5 +1,6 @@
 import json
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Callable
@@ -165,6 +166,17 @@ def test_help_shows_every_setting_in_its_group(cli: Cli) -> None:
     text = cli("train", "--help").out
     for name, flag in FLAGS.items():
         assert "--" + name.replace("_", "-") in text and flag.panel in text
+
+
+def test_ctrl_c_before_a_run_begins_ends_by_the_signal(tmp_path: Path) -> None:
+    code = (
+        "import os, signal; from vitctl.training import run; from vitctl.cli import main\n"
+        "run.open_session = lambda *_, **__: os.kill(os.getpid(), signal.SIGINT)\n"
+        "main(['train', '--dataset', 'digits', '--net', 'cct_2', '--name', 'a'])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode == -signal.SIGINT and done.stderr == "stopped\n"
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize(

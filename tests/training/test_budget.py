@@ -187,6 +187,8 @@ def test_resume_keeps_the_number(
         raise AssertionError("measured again")
 
     monkeypatch.setattr(run, "TimePlan", never)
+    other = cli("train", "--resume", run_folder, "--max-time", "2h")
+    assert other.code == 2 and f"this one has {steps} steps, which --max-steps or --epochs changes" in other.err
     resumed = cli("train", "--resume", run_folder, "--json").json()
     assert resumed["step"] == steps
     assert cli("train", "--resume", run_folder, "--max-steps", steps + 2, "--json").json()["step"] == steps + 2

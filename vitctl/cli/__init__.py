@@ -10,6 +10,9 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
+TYPERS_INTERRUPT = 130
+"""What Typer makes of Ctrl-C; a shell's loop goes on after this code, and ends when its command died by the signal."""
+
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run ``vitctl`` and return its exit code; the one place that turns errors into sentences.
@@ -32,6 +35,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         with _plain_warnings():
             arguments = list(sys.argv[1:] if argv is None else argv)
             code = app(args=arguments, prog_name="vitctl", standalone_mode=False)
+        if code == TYPERS_INTERRUPT:
+            raise KeyboardInterrupt
         return code if isinstance(code, int) else 0
     except mistyped as error:
         return _usage_error(error)
@@ -45,6 +50,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             _die_by(error.signum)
         return error.exit_code
     except KeyboardInterrupt:
+        print("stopped", file=sys.stderr)
         _die_by(signal.SIGINT)
     except BrokenPipeError:
         # The reader has gone (vitctl ... | head); a second complaint at exit helps nobody.

@@ -24,6 +24,7 @@ from vitctl.training.loop import Observer, Record, fit, train_step
 from vitctl.training.run_folder import RunFolder
 from vitctl.training.session import Session, open_session, parameters, run_length
 from vitctl.training.trackers import check_trackers, tracked
+from vitctl.units import plural
 
 Decoding = LoadProgress
 
@@ -186,6 +187,12 @@ def changed_config(stored: TrainConfig, changes: Mapping[str, Any]) -> TrainConf
         for name, value in changes.items()
         if not FLAGS[name].resumable and not same_value(stored, name, value)
     ]
+    if "max_time" in changes and not same_value(stored, "max_time", changes["max_time"]):
+        raise RequestError(
+            f"--max-time {changes['max_time']} sets the length of a new run; this one has "
+            f"{plural(stored.max_steps, 'step') if stored.max_steps else plural(stored.epochs or 0, 'epoch')}, which --max-steps "
+            f"or --epochs changes"
+        )
     if refused:
         allowed = ", ".join(flag_name(name) for name, flag in FLAGS.items() if flag.resumable)
         raise RequestError(
