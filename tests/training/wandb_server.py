@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import base64
 import json
+import re
 import threading
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from types import TracebackType
 from typing import Any, Self
+
+import yaml
 
 KEY = "planted" + "0123456789abcdef" * 2 + "x"
 """A key as W&B makes them: 40 characters."""
@@ -41,18 +44,37 @@ class Run:
         return [(row["epoch"], row[name]) for row in self.history if name in row]
 
 
+@dataclass
+class Sweep:
+    """What the service knows of a sweep.
+
+    Attributes:
+        fields: the variables of ``UpsertSweep`` that were not null.
+        config: the file, as uploaded.
+        trials: parameters that agents are given next.
+        given: run id and parameters of those that they were given.
+    """
+
+    fields: dict[str, Any]
+    config: dict[str, Any]
+    trials: list[dict[str, Any]] = field(default_factory=list)
+    given: list[tuple[str, dict[str, Any]]] = field(default_factory=list)
+
+
 class WandbServer:
     """A service on a port of its own.
 
     Attributes:
         url: its address.
         runs: by id.
+        sweeps: by id.
         requests: what was asked: names of GraphQL operations and paths.
         stop_runs: tell each client that its run's "Stop" button was pressed.
     """
 
     def __init__(self, key: str = KEY) -> None:
         self.runs: dict[str, Run] = {}
+        self.sweeps: dict[str, Sweep] = {}
         self.requests: list[str] = []
         self.stop_runs = False
         self._authorization = "Basic " + base64.b64encode(f"api:{key}".encode()).decode()
@@ -106,11 +128,13 @@ class WandbServer:
             request.close_connection = True
             return
         graphql = json.loads(body) if request.path == "/graphql" else {}
-        self.requests.append(graphql.get("operationName") or request.path)
+        named = re.search(r"(?:query|mutation)\s+(\w+)", graphql.get("query", ""))
+        operation = graphql.get("operationName") or (named[1] if named else "")
+        self.requests.append(operation or request.path)
         if request.headers.get("Authorization") != self._authorization and not request.path.startswith("/upload/"):
             _send(request, 401, {"error": "invalid API key"})
         elif graphql:
-            _send(request, 200, {"data": self._graphql(graphql["operationName"], graphql["variables"])})
+            _send(request, 200, {"data": self._graphql(operation, graphql.get("variables") or {})})
         else:
             if request.path.endswith("/file_stream"):
                 self._file_stream(self.runs[request.path.split("/")[-2]], json.loads(body))
@@ -122,6 +146,17 @@ class WandbServer:
                 return {"upsertBucket": self._upsert(variables)}
             case "RunResumeStatus":
                 return {"model": self._resume(variables)}
+            case "GetDefaultEntity" | "GetViewer" | "Viewer":
+                return {"viewer": {"id": ENTITY, "entity": ENTITY, "username": ENTITY, "email": "", "flags": "{}"}}
+            case "UpsertSweep":
+                return {"upsertSweep": self._new_sweep(variables)}
+            case "SweepWithRuns":
+                return {"project": {"sweep": self._sweep(variables["sweep"])}}
+            case "CreateAgent":
+                return {"createAgent": {"agent": {"id": variables["sweep"]}}}  # an agent is known by its sweep
+            case "Heartbeat":
+                commands = self._commands(self.sweeps[variables["id"]], json.loads(variables["runState"]))
+                return {"agentHeartbeat": {"agent": {"id": variables["id"]}, "commands": json.dumps(commands)}}
             case "CreateRunFiles":
                 files = [{"name": name, "uploadUrl": f"{self.url}/upload/{name}"} for name in variables["files"]]
                 return {"createRunFiles": {"runID": variables["run"], "uploadHeaders": [], "files": files}}
@@ -129,6 +164,30 @@ class WandbServer:
 
     def _project(self, name: str) -> dict[str, Any]:
         return {"id": name, "name": name, "entity": {"id": ENTITY, "name": ENTITY}}
+
+    def _new_sweep(self, variables: dict[str, Any]) -> dict[str, Any]:
+        id = f"sweep{len(self.sweeps)}"
+        fields = {name: value for name, value in variables.items() if value is not None}
+        self.sweeps[id] = Sweep(fields, yaml.safe_load(variables["config"]))
+        return {
+            "sweep": {"name": id, "project": self._project(variables["projectName"])},
+            "configValidationWarnings": [],
+        }
+
+    def _sweep(self, id: str) -> dict[str, Any] | None:
+        if id not in self.sweeps:
+            return None
+        return {"id": id, "name": id, "config": yaml.safe_dump(self.sweeps[id].config), "runs": {"edges": []}}
+
+    def _commands(self, sweep: Sweep, running: dict[str, bool]) -> list[dict[str, Any]]:
+        if running:
+            return []
+        if not sweep.trials:
+            return [{"type": "exit"}]
+        run, parameters = f"trial{len(sweep.given)}", sweep.trials.pop(0)
+        sweep.given.append((run, parameters))
+        arguments = {name: {"value": value} for name, value in parameters.items()}
+        return [{"type": "run", "run_id": run, "program": sweep.config["program"], "args": arguments}]
 
     def _upsert(self, variables: dict[str, Any]) -> dict[str, Any]:
         id = variables["name"]

@@ -217,7 +217,7 @@ def create(
         sweep_view.print_plan(plan, as_json=as_json)
         return
     sweep = local.LocalEngine().create(file, options)
-    for note in sweep.file.notes:
+    for note in (*sweep.file.notes, *sweep.file.local_notes):
         _say(note)
     _print_id(sweep.id, as_json)
 
@@ -298,7 +298,7 @@ def agent(
 
     local = LocalEngine()
     sweep, created = local.find_or_create(target, options, new=new)
-    for note in sweep.file.notes if created else ():
+    for note in (*sweep.file.notes, *sweep.file.local_notes) if created else ():
         _say(note)
     before = take_snapshot(sweep)
     where = f"the sweep {sweep.id} ({sweep.file.name})"

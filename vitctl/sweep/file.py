@@ -129,7 +129,8 @@ class SweepFile:
         title: its ``name`` key, or that of the file.
         document: the whole file as W&B takes it: numbers are numbers, and distributions are named.
         order: the parameters that vary, as they come in the file.
-        notes: what its writer should know.
+        notes: what its writer should know, whatever the engine.
+        local_notes: what the local engine leaves out.
     """
 
     name: str
@@ -143,6 +144,7 @@ class SweepFile:
     document: dict[str, Any]
     order: tuple[str, ...]
     notes: tuple[str, ...] = ()
+    local_notes: tuple[str, ...] = ()
 
     def settings(self, params: Mapping[str, Any], fixed: Mapping[str, Any]) -> dict[str, Any]:
         """Return what a trial's ``--config`` file holds.
@@ -221,6 +223,7 @@ class _Reader:
         self.source = source
         self.mistakes: dict[tuple[int, str], None] = {}
         self.notes: list[str] = []
+        self.local_notes: list[str] = []
 
     def wrong(self, place: Place, message: str) -> None:
         """Note a mistake at ``place``."""
@@ -262,7 +265,8 @@ class _Reader:
             if why and key in document:
                 ignored.setdefault(why, []).append(key)
         for why, keys in ignored.items():
-            self.notes.append(f"{' and '.join(keys)} {'is' if len(keys) == 1 else 'are'} ignored: {why}")
+            notes = self.local_notes if "controller" in keys else self.notes
+            notes.append(f"{' and '.join(keys)} {'is' if len(keys) == 1 else 'are'} ignored: {why}")
 
         method = self._method()
         metric = self._metric(method)
@@ -287,6 +291,7 @@ class _Reader:
             document=self._normalised({parameter.name: parameter for parameter, _ in parameters}),
             order=tuple(parameter.name for parameter, _ in parameters if parameter.varies),
             notes=tuple(self.notes),
+            local_notes=tuple(self.local_notes),
         )
         if not space.varying:
             self.wrong(
@@ -358,7 +363,9 @@ class _Reader:
                 if word not in words:
                     self.wrong(("metric", key), f"{key} {_shown(word)} is unknown{suggest(str(word), words)}")
                 else:
-                    self.notes.append(f"{key} is ignored: it steers W&B's own search; here failed trials teach nothing")
+                    self.local_notes.append(
+                        f"{key} is ignored: it steers W&B's own search; here failed trials teach nothing"
+                    )
         return Metric(str(name), str(goal), target)
 
     def _early_terminate(self) -> Hyperband | None:

@@ -265,5 +265,5 @@ def dry_run(path: Path, options: SweepOptions, count: int) -> dict[str, Any]:
         "parameters": {name: space.varying[name].describe() for name in file.order},
         "constants": constants,
         "samples": [{name: sample[name] for name in file.order} for sample in samples],
-        "notes": list(file.notes),
+        "notes": [*file.notes, *file.local_notes],
     }

@@ -8,18 +8,17 @@ from __future__ import annotations
 
 import contextlib
 import json
-import netrc
 import os
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlparse
 
 from vitctl.errors import RequestError, RunFailed
 from vitctl.sweep.file import SweepFile, check_fixed, check_trains, parse_sweep_file, read_sweep_file, setting_of
 from vitctl.sweep.local import SweepOptions
 from vitctl.sweep.sweep import is_file, now
+from vitctl.training.wandb import DEFAULT_PROJECT, NO_KEY, in_words
 
 RECORD = "wandb.json"
 COMMAND = ["${env}", "${interpreter}", "-m", "vitctl", "train", "${args}"]
@@ -41,18 +40,24 @@ class WandbEngine:
         """
         file = read_sweep_file(path)
         document = upload_of(file, options)
-        check_login()
         import wandb
 
         for note in file.notes:
-            if "val_acc, maximized" in note or "goal" in note or "exponents" in note:
-                say(note)
-        entity = document.get("entity") or os.environ.get("WANDB_ENTITY")
-        project = document.get("project") or os.environ.get("WANDB_PROJECT") or "vitctl"
+            say(note)
         with wandb_sentences(), contextlib.redirect_stdout(sys.stderr):
-            id = wandb.sweep(document, entity=entity, project=project)
-            entity = entity or wandb.Api().default_entity
-        full = f"{entity}/{project}/{id}" if entity else str(id)
+            known = wandb.setup().settings  # from the environment and W&B's files
+            id = wandb.sweep(
+                document,
+                entity=document.get("entity") or known.entity,
+                project=document.get("project") or known.project or DEFAULT_PROJECT,
+            )
+            # W&B's client leaves where the service put it in the environment, for agents.
+            place = [os.environ.get("WANDB_ENTITY") or wandb.Api().default_entity, os.environ.get("WANDB_PROJECT")]
+        if not all(place):
+            raise RunFailed(
+                f"the sweep {id} is created, but W&B does not say whose; give entity: in {file.name}, and try again"
+            )
+        full = "/".join([*map(str, place), id])
         self._keep(full, file, options)
         return full
 
@@ -81,7 +86,6 @@ class WandbEngine:
             if options.fixed or options.run_cap:
                 raise RequestError("--fixed and --run-cap are part of a sweep when it is created; leave them out")
             id = target
-        check_login()
         import wandb
         from wandb.sdk.sweeps import SweepNotFoundError
 
@@ -97,7 +101,14 @@ class WandbEngine:
     def _keep(self, id: str, file: SweepFile, options: SweepOptions) -> None:
         """Remember which sweep came from which file."""
         folder = options.runs_dir / "sweeps" / id.replace("/", "-")
-        record = {"id": id, "file": file.name, "created": now(), "fixed": dict(options.fixed), "text": file.text}
+        record = {
+            "id": id,
+            "file": file.name,
+            "created": now(),
+            "fixed": dict(options.fixed),
+            "run_cap": options.run_cap or file.run_cap,
+            "text": file.text,
+        }
         try:
             folder.mkdir(parents=True, exist_ok=True)
             (folder / RECORD).write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
@@ -108,7 +119,7 @@ class WandbEngine:
         """Return the id of the newest sweep that was created from a file, or None.
 
         Raises:
-            RequestError: the file was edited since, or another --fixed is given; the difference is named.
+            RequestError: the file was edited since, or another --fixed or --run-cap is given; the difference is named.
         """
         file = read_sweep_file(path)
         records: list[dict[str, Any]] = []
@@ -128,6 +139,8 @@ class WandbEngine:
                 for key in sorted({*fixed, *options.fixed})
                 if fixed.get(key) != options.fixed.get(key)
             ]
+        if options.run_cap is not None and options.run_cap != record.get("run_cap"):
+            lines.append(f"--run-cap: {record.get('run_cap')} -> {options.run_cap}")
         if lines:
             raise RequestError(
                 f"the sweep {record['id']}, created from {file.name}, differs; --new starts another sweep, {record['id']} in "
@@ -163,39 +176,27 @@ def upload_of(file: SweepFile, options: SweepOptions) -> dict[str, Any]:
     return dict(document)
 
 
-def check_login() -> None:
-    """Refuse when nobody is logged in to W&B, without asking at the terminal.
-
-    Raises:
-        RequestError: there are no credentials; the local engine is offered.
-    """
-    if os.environ.get("WANDB_API_KEY") or os.environ.get("WANDB_IDENTITY_TOKEN_FILE"):
-        return
-    host = urlparse(os.environ.get("WANDB_BASE_URL", "https://api.wandb.ai")).hostname or "api.wandb.ai"
-    for name in (os.environ.get("NETRC"), "~/.netrc", "~/_netrc"):
-        if name is not None:
-            with contextlib.suppress(OSError, netrc.NetrcParseError):
-                if netrc.netrc(os.path.expanduser(name)).authenticators(host):
-                    return
-    raise RequestError(
-        f"--engine wandb needs an account, and nobody is logged in to {host}; type wandb login, or leave --engine wandb out: "
-        f"the local engine runs the same file without one"
-    )
-
-
 @contextlib.contextmanager
 def wandb_sentences() -> Iterator[None]:
-    """Turn W&B's errors into one sentence.
+    """Turn W&B's errors into one sentence, and keep its client from asking for a key at the terminal.
 
     Raises:
+        RequestError: nobody is logged in; the local engine is offered.
         RunFailed: W&B cannot be reached, or refuses.
     """
     import wandb
 
-    try:
-        yield
-    except (wandb.Error, OSError, ValueError) as error:
-        text = str(error).strip().splitlines()
-        raise RunFailed(
-            f"W&B failed: {text[0] if text else type(error).__name__}; the local engine runs the same file without it"
-        ) from error
+    with open(os.devnull, encoding="utf-8") as nobody:
+        stdin, sys.stdin = sys.stdin, nobody
+        try:
+            yield
+        except (wandb.Error, OSError, ValueError) as error:  # ValueError: also of settings
+            words = in_words(error)
+            if words == in_words(OSError(NO_KEY)):
+                raise RequestError(
+                    f"--engine wandb needs an account: {words}, or leave --engine wandb out: the local engine runs the same "
+                    f"file without one"
+                ) from error
+            raise RunFailed(f"W&B failed: {words}; the local engine runs the same file without it") from error
+        finally:
+            sys.stdin = stdin

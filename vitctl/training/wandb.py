@@ -420,8 +420,9 @@ def begin(start: Mapping[str, Any], loaded: Callable[[], None]) -> Any:
     return run
 
 
+NO_KEY = "No API key configured"
 WORDS = {
-    "No API key configured": "nobody is logged in; type wandb login, or set WANDB_API_KEY",
+    NO_KEY: "nobody is logged in; type wandb login, or set WANDB_API_KEY",
     r"\b401\b": "{host} does not take the API key; type wandb login --relogin, or set WANDB_API_KEY",
     "deadline exceeded|[Tt]imed out|connection refused|no such host|unreachable": "{host} does not answer",
 }
