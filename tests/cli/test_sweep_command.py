@@ -5,11 +5,13 @@ from __future__ import annotations
 import csv
 import io
 import json
+import sqlite3
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import yaml
+from sqlalchemy.exc import OperationalError
 
 from tests.conftest import TINY_NET, Cli
 
@@ -115,6 +117,22 @@ def test_a_dry_run_creates_nothing(cli: Cli, tmp_path: Path) -> None:
         line.split()[1:-1][-2:] == ["│", "6"] for line in shown.out.splitlines() if "points" in line
     )
     assert not (tmp_path / "runs").exists()
+
+
+def test_a_sweep_that_cannot_be_stored_leaves_nothing(
+    cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from vitctl.sweep import sweep
+
+    write()
+
+    def full(*_: object, **__: object) -> None:
+        raise OperationalError("INSERT", {}, sqlite3.OperationalError("database or disk is full"))
+
+    monkeypatch.setattr(sweep.optuna, "create_study", full)
+    result = cli("sweep", "create", "s.yaml")
+    assert result.code == 2 and "the disk is full" in result.err and "Traceback" not in result.err
+    assert list((tmp_path / "runs/sweeps").iterdir()) == []
 
 
 @pytest.mark.parametrize(

@@ -7,6 +7,7 @@ import datetime
 import json
 import math
 import secrets
+import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -187,6 +188,15 @@ class Sweep:
             raise RequestError(
                 f"cannot make the sweep's folder {sweep.folder}: {error.strerror}; choose another --runs-dir"
             ) from error
+        with contextlib.ExitStack() as undo:
+            undo.callback(shutil.rmtree, sweep.folder, ignore_errors=True)  # of no use by half
+            sweep._create_study()
+            sweep.keep_record()
+            undo.pop_all()
+        return sweep
+
+    def _create_study(self) -> None:
+        plan, url = self.plan, self.url
         storage = open_storage(url, create=True)
         with storage_sentences(url, RequestError):
             study = optuna.create_study(
@@ -199,8 +209,6 @@ class Sweep:
             study.set_user_attr(_CONTROL, "running")
             storage.remove_session()
             storage.engine.dispose()
-        sweep.keep_record()
-        return sweep
 
     def keep_record(self) -> None:
         """Write the plan into the sweep's folder, where it is found without asking the storage.
