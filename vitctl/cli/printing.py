@@ -39,32 +39,52 @@ def print_table(title: str, rows: list[tuple[str, str]]) -> None:
     console.print(table)
 
 
+FIGURE = 16
+"""Characters of a column that figures such as ``53.01 ± 0.47 % *`` have room in; only words are broken to less."""
+LABEL = 18
+"""Characters of the column of labels, where there is little room."""
+
+
 def print_comparison(comparison: Table) -> None:
-    """Print figures side by side, with a star at the best of each row."""
+    """Print figures side by side, with a star at the best of each row; in several tables where the terminal is narrow."""
     from rich.console import Console
     from rich.markup import escape
     from rich.table import Table as Grid
 
     from vitctl.benchmark.tables import best
 
-    grid = Grid()
-    grid.add_column(escape(comparison.corner), style="bold", overflow="fold")
-    for column in comparison.columns:
-        grid.add_column(escape(column), justify="right", overflow="fold")
-    starred = False
-    for row in comparison.rows:
-        marked = best(row)
-        starred = starred or bool(marked)
-        texts = [escape(cell.text) for cell in row.cells]
-        grid.add_row(
-            escape(row.label),
-            *(f"[bold green]{text} *[/]" if i in marked else text for i, text in enumerate(texts)),
-        )
     console = Console(highlight=False)
     console.print(comparison.title, style="bold", markup=False, soft_wrap=True)
-    console.print(grid)
-    for note in [*(["* the best of its row"] if starred else []), *comparison.notes]:
+    marks = [best(row) for row in comparison.rows]
+    for columns in columns_that_fit(comparison, console.width):
+        grid = Grid()
+        grid.add_column(escape(comparison.corner), style="bold", overflow="fold")
+        for i in columns:
+            grid.add_column(escape(comparison.columns[i]), justify="right", overflow="fold")
+        for row, marked in zip(comparison.rows, marks, strict=True):
+            texts = [escape(row.cells[i].text) for i in columns]
+            grid.add_row(
+                escape(row.label),
+                *(f"[bold green]{text} *[/]" if i in marked else text for i, text in zip(columns, texts, strict=True)),
+            )
+        console.print(grid)
+    for note in [*(["* the best of its row"] if any(marks) else []), *comparison.notes]:
         console.print(note, markup=False)
+
+
+def columns_that_fit(comparison: Table, width: int) -> list[list[int]]:
+    """Return the columns of each of the tables that a comparison is shown as, in ``width`` characters."""
+    parts: list[list[int]] = []
+    room = 0
+    for i, name in enumerate(comparison.columns):
+        texts = [name, *(f"{row.cells[i].text} *" for row in comparison.rows)]
+        needed = min(FIGURE, max(map(len, texts))) + 3  # borders
+        if not parts or room < needed:
+            parts.append([])
+            room = width - LABEL - 4
+        parts[-1].append(i)
+        room -= needed
+    return parts
 
 
 def print_summary(summary: Record) -> None:
