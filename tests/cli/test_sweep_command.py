@@ -146,6 +146,11 @@ def test_a_sweep_that_cannot_be_stored_leaves_nothing(
         (["create", "s.yaml", "--pruner", "nope"], "nope"),
         (["create", "s.yaml", "--storage", "mysql:/x"], "storage"),
         (["status", "s.yaml"], "s.yaml"),
+        (["create", "s.yaml", "--engine", "wandb", "--sampler", "gp"], "--sampler is for local sweeps"),
+        (["agent", "s.yaml", "--engine", "wandb", "--max-time", "1h"], "--max-time is for local sweeps"),
+        (["agent", "me/project/abc", "--engine", "local"], "is the id of a sweep of --engine wandb"),
+        (["create", "s.yaml", "--engine", "wanbd"], "did you mean wandb"),
+        (["top", "me/project/abc"], "https://wandb.ai/me/project/sweeps/abc; vitctl runs its agents"),
     ],
 )
 def test_mistakes_are_one_sentence(refused: Refused, tmp_path: Path, argv: list[str], sentence: str) -> None:

@@ -14,7 +14,7 @@ from vitctl.registry import lookup, suggest
 from vitctl.sweep import ENGINES, PRUNERS, SAMPLERS
 
 if TYPE_CHECKING:
-    from vitctl.sweep.local import SweepOptions
+    from vitctl.sweep.engine import Engine, EngineEntry, SweepOptions
     from vitctl.sweep.sweep import Sweep
 
 app = typer.Typer(
@@ -38,7 +38,7 @@ Storage = Annotated[
     ),
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="print as JSON on stdout")]
-Engine = Annotated[
+EngineName = Annotated[
     str | None,
     typer.Option(help="who proposes and keeps the trials", metavar="|".join(ENGINES), show_default="local"),
 ]
@@ -79,7 +79,6 @@ Seed = Annotated[
 ]
 
 RUNS = Path("runs")
-_WANDB_ID = re.compile(r"[^/\s]+/[^/\s]+/[^/\s.]+")
 
 
 def _options(
@@ -108,7 +107,7 @@ def _options(
         lookup(SAMPLERS, sampler, "--sampler")
     if pruner is not None:
         lookup(PRUNERS, pruner.partition(":")[0], "--pruner")
-    from vitctl.sweep.local import SweepOptions  # optuna loads here
+    from vitctl.sweep.engine import SweepOptions
 
     return SweepOptions(
         runs_dir=runs_dir,
@@ -121,20 +120,20 @@ def _options(
     )
 
 
-def _engine(name: str | None, target: str) -> str:
+def _engine(name: str | None, target: str) -> tuple[str, EngineEntry]:
     """Return the engine that ``target`` is of.
 
     Raises:
-        RequestError: no such engine, or an id of the other one.
+        RequestError: no such engine, or an id of another one.
     """
     if name is not None:
         lookup(ENGINES, name, "--engine")
-    of_wandb = (
-        bool(_WANDB_ID.fullmatch(target)) and not Path(target).exists() and not target.endswith((".yaml", ".yml"))
-    )
-    if of_wandb and name == "local":
-        raise RequestError(f"{target} is the id of a sweep on W&B; leave --engine local out")
-    return "wandb" if of_wandb else name or "local"
+    is_file = Path(target).exists() or target.endswith((".yaml", ".yml"))
+    owner = next((each for each, entry in ENGINES.items() if not is_file and entry.owns(target)), None)
+    if owner is not None and name not in (None, owner):
+        raise RequestError(f"{target} is the id of a sweep of --engine {owner}; leave --engine {name} out")
+    name = owner or name or next(iter(ENGINES))
+    return name, ENGINES[name]
 
 
 def _check_file(target: str) -> None:
@@ -145,25 +144,17 @@ def _check_file(target: str) -> None:
         read_sweep_file(Path(target))
 
 
-def _refuse_for_wandb(**given: object) -> None:
-    for name, value in given.items():
-        if value:
-            flag = "--" + name.replace("_", "-")
-            raise RequestError(
-                f"{flag} is for local sweeps; W&B decides it for its own: leave {flag} or --engine wandb out"
-            )
-
-
 def find_local(target: str, runs_dir: Path, storage: str | None) -> Sweep:
     """Return a sweep by id, or the newest from a file.
 
     Raises:
         RequestError: there is none here, or W&B runs it.
     """
-    if _engine(None, target) == "wandb":
+    name, entry = _engine(None, target)
+    if entry.page:
         raise RequestError(
-            f"{target} is a sweep on W&B, which shows and steers it: https://wandb.ai/{target.rsplit('/', 1)[0]}/sweeps/"
-            f"{target.rsplit('/', 1)[1]}; vitctl runs its agents: vitctl sweep agent {target}"
+            f"{target} is a sweep of --engine {name}, which shows and steers it: {entry.page.format(*target.split('/'))}; "
+            f"vitctl runs its agents: vitctl sweep agent {target}"
         )
     from vitctl.sweep.sweep import find_sweep  # optuna loads here
 
@@ -186,7 +177,7 @@ def create(
             min=1,
         ),
     ] = None,
-    engine: Engine = None,
+    engine: EngineName = None,
     fixed: Fixed = None,
     run_cap: RunCap = None,
     sampler: Sampler = None,
@@ -200,26 +191,20 @@ def create(
 
     Parameters and values that train would refuse are refused here. The sweep keeps the file's text, so the file may change.
     """
-    name = _engine(engine, str(file))
+    name, entry = _engine(engine, str(file))
     _check_file(str(file))
-    if name == "wandb":
-        _refuse_for_wandb(storage=storage, sampler=sampler, pruner=pruner, seed=seed, dry_run=dry_run)
-        from vitctl.sweep.wandb import WandbEngine
-
-        _print_id(WandbEngine().create(file, _options(runs_dir, None, fixed, run_cap), _say), as_json)
-        return
+    entry.refuse(name, {"storage": storage, "sampler": sampler, "pruner": pruner, "seed": seed, "dry_run": dry_run})
     options = _options(runs_dir, storage, fixed, run_cap, sampler, pruner, seed)
-    from vitctl.cli import sweep_view
-    from vitctl.sweep import local
-
     if dry_run is not None:
-        plan = local.dry_run(file, options, dry_run)
-        sweep_view.print_plan(plan, as_json=as_json)
+        from vitctl.cli import sweep_view
+        from vitctl.sweep import local
+
+        sweep_view.print_plan(local.dry_run(file, options, dry_run), as_json=as_json)
         return
-    sweep = local.LocalEngine().create(file, options)
-    for note in (*sweep.file.notes, *sweep.file.local_notes):
-        _say(note)
-    _print_id(sweep.id, as_json)
+    from vitctl.cli.sweep_view import AgentView
+
+    made: Engine = entry.load()()
+    _print_id(made.create(file, options, AgentView()), as_json)
 
 
 def _print_id(id: str, as_json: bool) -> None:
@@ -252,7 +237,7 @@ def agent(
         typer.Option(help="stop after 90s, 10m or 2h; trials under way are saved and go on later", metavar="TIME"),
     ] = None,
     new: Annotated[bool, typer.Option("--new", help="start another sweep from the file", rich_help_panel=NEW)] = False,
-    engine: Engine = None,
+    engine: EngineName = None,
     fixed: Fixed = None,
     run_cap: RunCap = None,
     sampler: Sampler = None,
@@ -274,54 +259,17 @@ def agent(
         raise RequestError("--jobs and --gpus both say how many trials run at once; give one of them")
     if gpus is not None and not re.fullmatch(r"all|\d+(,\d+)*", gpus):
         raise RequestError(f"--gpus takes all, or indices such as 0,2, not {gpus!r}")
-    name = _engine(engine, target)
+    name, entry = _engine(engine, target)
     _check_file(target)
-    if name == "wandb":
-        _refuse_for_wandb(
-            storage=storage,
-            sampler=sampler,
-            pruner=pruner,
-            seed=seed,
-            jobs=jobs,
-            gpus=gpus,
-            max_time=max_time,
-            json=as_json,
-        )
-        from vitctl.sweep.wandb import WandbEngine
-
-        WandbEngine().agent(target, _options(runs_dir, None, fixed, run_cap), count=count, new=new, say=_say)
-        return
+    given = {"storage": storage, "sampler": sampler, "pruner": pruner, "seed": seed, "jobs": jobs, "gpus": gpus}
+    entry.refuse(name, {**given, "max_time": max_time, "json": as_json})
     options = _options(runs_dir, storage, fixed, run_cap, sampler, pruner, seed)
-    from vitctl.cli import printing, sweep_view
-    from vitctl.sweep.agent import take_snapshot
-    from vitctl.sweep.local import LocalEngine
+    from vitctl.cli.sweep_view import AgentView
+    from vitctl.sweep.engine import AgentOptions
 
-    local = LocalEngine()
-    sweep, created = local.find_or_create(target, options, new=new)
-    for note in (*sweep.file.notes, *sweep.file.local_notes) if created else ():
-        _say(note)
-    before = take_snapshot(sweep)
-    where = f"the sweep {sweep.id} ({sweep.file.name})"
-    if before.state in ("finished", "stopped"):
-        more = "another: --new" if before.state == "finished" else f"go on: vitctl sweep resume {sweep.id}"
-        _say(f"{where} is {before.state}: {sweep_view.describe_counts(before.counts)}; {more}")
-    else:
-        _say(f"{where} {'is created' if created else 'goes on'}: {sweep_view.describe(sweep, before)}")
-        with sweep_view.make_observer(sweep) as observer:
-            why = local.agent(sweep, observer, jobs=jobs or 1, gpus=gpus, count=count, max_time=seconds)
-        _say(
-            {
-                "finished": f"{where} is finished",
-                "stopped": f"{where} was stopped; go on: vitctl sweep resume {sweep.id}",
-                "count": f"this agent has begun its {count} trials",
-                "time": f"this agent's time is up; go on: vitctl sweep agent {sweep.id}",
-            }[why]
-        )
-    after = take_snapshot(sweep)
-    if as_json:
-        printing.print_json(sweep_view.status_document(sweep, after))
-    else:
-        sweep_view.print_top(sweep, 3)
+    asked = AgentOptions(new=new, count=count, jobs=jobs, gpus=gpus, max_time=seconds)
+    found: Engine = entry.load()()
+    found.work(target, options, asked, AgentView(count=count, as_json=as_json))
 
 
 @app.command(cls=Command)

@@ -300,6 +300,56 @@ def print_plan(plan: Record, *, as_json: bool) -> None:
 # -- an agent at work -------------------------------------------------------------------------------------------------
 
 
+class AgentView:
+    """Says how an agent begins and ends, on stderr, and prints the result on stdout.
+
+    Args:
+        count: of trials that the agent was to begin.
+        as_json: print the result as JSON.
+    """
+
+    def __init__(self, *, count: int | None = None, as_json: bool = False) -> None:
+        self._count = count
+        self._as_json = as_json
+
+    def say(self, text: str) -> None:
+        """Print a sentence."""
+        print(text, file=sys.stderr, flush=True)
+
+    def opened(self, sweep: Sweep, snapshot: Snapshot, *, created: bool) -> None:
+        """Say how the sweep stands."""
+        if snapshot.state in ("finished", "stopped"):
+            more = "another: --new" if snapshot.state == "finished" else f"go on: vitctl sweep resume {sweep.id}"
+            self.say(f"{self._name(sweep)} is {snapshot.state}: {describe_counts(snapshot.counts)}; {more}")
+        else:
+            self.say(f"{self._name(sweep)} {'is created' if created else 'goes on'}: {describe(sweep, snapshot)}")
+
+    def watching(self, sweep: Sweep) -> PlainObserver:
+        """Return the observer for this stderr."""
+        return make_observer(sweep)
+
+    def closed(self, sweep: Sweep, why: str | None) -> None:
+        """Say why the agent ended, and print the best trials."""
+        name = self._name(sweep)
+        if why is not None:
+            self.say(
+                {
+                    "finished": f"{name} is finished",
+                    "stopped": f"{name} was stopped; go on: vitctl sweep resume {sweep.id}",
+                    "count": f"this agent has begun its {self._count} trials",
+                    "time": f"this agent's time is up; go on: vitctl sweep agent {sweep.id}",
+                }[why]
+            )
+        if self._as_json:
+            print_json(status_document(sweep, take_snapshot(sweep)))
+        else:
+            print_top(sweep, 3)
+
+    @staticmethod
+    def _name(sweep: Sweep) -> str:
+        return f"the sweep {sweep.id} ({sweep.file.name})"
+
+
 def make_observer(sweep: Sweep) -> PlainObserver:
     """Return the observer for this stderr: a table that changes on a terminal, lines elsewhere."""
     return LiveObserver(sweep) if sys.stderr.isatty() else PlainObserver(sweep)

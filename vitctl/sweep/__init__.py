@@ -1,18 +1,22 @@
-"""Sweeps: W&B's sweep files, run by Optuna on this machine or several, or by W&B.
-
-An engine is a module-level class whose methods are those of :class:`vitctl.sweep.local.LocalEngine`.
-"""
+"""Sweeps: W&B's sweep files, run by Optuna on this machine or several, or by W&B."""
 
 from __future__ import annotations
 
 from vitctl.registry import Entry, Option
+from vitctl.sweep.engine import EngineEntry
 
-ENGINES: dict[str, Entry] = {
-    "local": Entry(
+ENGINES: dict[str, EngineEntry] = {
+    "local": EngineEntry(
         target="vitctl.sweep.local:LocalEngine",
         summary="Optuna on this machine, or on several over PostgreSQL; no account, no network",
     ),
-    "wandb": Entry(target="vitctl.sweep.wandb:WandbEngine", summary="the W&B service; needs an account"),
+    "wandb": EngineEntry(
+        target="vitctl.sweep.wandb:WandbEngine",
+        summary="the W&B service; needs an account",
+        ids=r"[^/\s]+/[^/\s]+/[^/\s.]+",
+        lacks=("dry_run", "storage", "sampler", "pruner", "seed", "jobs", "gpus", "max_time", "json"),
+        page="https://wandb.ai/{0}/{1}/sweeps/{2}",
+    ),
 }
 """Every engine that ``--engine`` takes."""
 

@@ -5,8 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import random
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,47 +14,14 @@ from sqlalchemy.engine import URL
 from vitctl.errors import RequestError
 from vitctl.registry import lookup, split_spec
 from vitctl.sweep import PRUNERS, SAMPLERS
-from vitctl.sweep.agent import Agent, Observer
-from vitctl.sweep.file import SweepFile, check_fixed, check_trains, read_sweep_file, setting_of
+from vitctl.sweep.agent import Agent, take_snapshot
+from vitctl.sweep.engine import AgentOptions, SweepOptions, View
+from vitctl.sweep.file import SweepFile, check_trains, read_sweep_file, setting_of
 from vitctl.sweep.storage import ClaimLock, parse_url, redacted, sqlite_file
 from vitctl.sweep.sweep import Plan, Sweep, find_sweep, find_sweeps, is_file, new_id, now
-from vitctl.training.runner import Trainer, job_environments, train_command
+from vitctl.training.runner import job_environments
 
 DATABASE = "study.db"
-
-
-@dataclass(frozen=True, kw_only=True)
-class SweepOptions:
-    """What a sweep may be created with; None where nobody said.
-
-    Attributes:
-        runs_dir: where run folders, and the sweep's own under ``sweeps/``, lie.
-        storage: URL of its storage; a SQLite file in the sweep's folder where None.
-        fixed: settings of ``train`` that the file lacks or fixes.
-        run_cap: over the file's.
-        sampler: a name of ``SAMPLERS``.
-        pruner: a name of ``PRUNERS``, with options.
-        seed: of the draws.
-    """
-
-    runs_dir: Path = Path("runs")
-    storage: str | None = None
-    fixed: Mapping[str, Any] = field(default_factory=dict)
-    run_cap: int | None = None
-    sampler: str | None = None
-    pruner: str | None = None
-    seed: int | None = None
-
-    def given(self, file: SweepFile) -> dict[str, Any]:
-        """Return what was said, by the names of :class:`~vitctl.sweep.sweep.Plan`.
-
-        Raises:
-            RequestError: a setting of ``--fixed`` cannot be.
-        """
-        given = {key: getattr(self, key) for key in ("run_cap", "sampler", "pruner", "seed")}
-        if self.fixed:
-            given["fixed"] = check_fixed(file, self.fixed)
-        return {key: value for key, value in given.items() if value is not None}
 
 
 def check_plan(file: SweepFile, options: SweepOptions) -> dict[str, Any]:
@@ -82,15 +48,32 @@ def check_plan(file: SweepFile, options: SweepOptions) -> dict[str, Any]:
 class LocalEngine:
     """Creates sweeps and runs agents; nothing leaves this machine but to the storage."""
 
-    def create(self, path: Path, options: SweepOptions) -> Sweep:
-        """Create a sweep from a file.
+    def create(self, path: Path, options: SweepOptions, view: View) -> str:
+        """Create a sweep from a file and return its id; see :class:`~vitctl.sweep.engine.Engine`."""
+        return self._create(read_sweep_file(path), options, view).id
 
-        Raises:
-            RequestError: the file has mistakes, an option cannot be, or folder or storage cannot be made.
-        """
-        return self._create(read_sweep_file(path), options)
+    def work(self, target: str, options: SweepOptions, asked: AgentOptions, view: View) -> None:
+        """Run an agent; see :class:`~vitctl.sweep.engine.Engine`."""
+        sweep, created = self.find_or_create(target, options, view, new=asked.new)
+        before = take_snapshot(sweep)
+        view.opened(sweep, before, created=created)
+        why = None
+        if before.state not in ("finished", "stopped"):
+            sweep.keep_record()
+            threads_set = any(
+                setting_of(name) == "threads" for name in (*sweep.plan.fixed, *sweep.file.space.parameters)
+            )
+            environments = (
+                gpu_environments(asked.gpus)
+                if asked.gpus is not None
+                else job_environments(asked.jobs or 1, threads_set)
+            )
+            with view.watching(sweep) as observer:
+                agent = Agent(sweep, observer, workers=environments, count=asked.count, max_time=asked.max_time)
+                why = agent.run()
+        view.closed(sweep, why)
 
-    def _create(self, file: SweepFile, options: SweepOptions) -> Sweep:
+    def _create(self, file: SweepFile, options: SweepOptions, view: View) -> Sweep:
         id = new_id()
         settings = check_plan(file, options)
         if options.storage is not None:
@@ -99,7 +82,10 @@ class LocalEngine:
             folder = options.runs_dir / "sweeps" / id
             url = URL.create("sqlite", database=str((folder / DATABASE).absolute()))
         plan = Plan(id=id, file=file, created=now(), storage=redacted(url), **settings)
-        return Sweep.create(plan, url, options.runs_dir)
+        sweep = Sweep.create(plan, url, options.runs_dir)
+        for note in (*file.notes, *file.local_notes):
+            view.say(note)
+        return sweep
 
     def find(self, target: str, options: SweepOptions) -> Sweep:
         """Return a sweep by id, or the newest from a file.
@@ -109,12 +95,15 @@ class LocalEngine:
         """
         return find_sweep(target, options.runs_dir, options.storage)
 
-    def find_or_create(self, target: str, options: SweepOptions, *, new: bool = False) -> tuple[Sweep, bool]:
+    def find_or_create(
+        self, target: str, options: SweepOptions, view: View, *, new: bool = False
+    ) -> tuple[Sweep, bool]:
         """Return the sweep that an agent is to work on, and whether it was made just now.
 
         Args:
             target: an id; or a file, whose newest sweep is meant, and which makes one when there is none.
             options: must be those that the sweep was created with, as far as they were given.
+            view: told what the writer of a new sweep's file should know.
             new: make one, whatever there is.
 
         Raises:
@@ -134,7 +123,7 @@ class LocalEngine:
                 if sweep.file.name == path.name:
                     self._refuse_other(sweep, options, file)
                     return sweep, False
-            return self._create(file, options), True
+            return self._create(file, options, view), True
 
     @contextlib.contextmanager
     def _creating(self, options: SweepOptions) -> Iterator[None]:
@@ -171,38 +160,6 @@ class LocalEngine:
                 f"{created}, was created with other options; leave them out, or --new starts another sweep:\n"
                 + "\n".join(f"  {line}" for line in lines)
             )
-
-    def agent(
-        self,
-        sweep: Sweep,
-        observer: Observer,
-        *,
-        jobs: int = 1,
-        gpus: str | None = None,
-        count: int | None = None,
-        max_time: float | None = None,
-        trainer: Trainer = train_command,
-    ) -> str:
-        """Run an agent and return why it ended; see :meth:`vitctl.sweep.agent.Agent.run`.
-
-        Args:
-            sweep: to work on.
-            observer: told of everything.
-            jobs: trials at once.
-            gpus: ``all``, or indices such as ``0,2``: one trial at once on each of these CUDA devices.
-            count: begin at most so many trials.
-            max_time: seconds.
-            trainer: gives the command that trains a trial.
-
-        Raises:
-            RequestError: no such GPU, or the storage cannot be had.
-            RunFailed, Interrupted: see there.
-        """
-        sweep.keep_record()
-        threads_set = any(setting_of(name) == "threads" for name in (*sweep.plan.fixed, *sweep.file.space.parameters))
-        environments = gpu_environments(gpus) if gpus is not None else job_environments(jobs, threads_set)
-        agent = Agent(sweep, observer, workers=environments, count=count, max_time=max_time, trainer=trainer)
-        return agent.run()
 
 
 def gpu_environments(gpus: str) -> list[dict[str, str]]:

@@ -10,13 +10,13 @@ import contextlib
 import json
 import os
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from vitctl.errors import RequestError, RunFailed
+from vitctl.sweep.engine import AgentOptions, SweepOptions, View
 from vitctl.sweep.file import SweepFile, check_fixed, check_trains, parse_sweep_file, read_sweep_file, setting_of
-from vitctl.sweep.local import SweepOptions
 from vitctl.sweep.sweep import is_file, now
 from vitctl.training.wandb import DEFAULT_PROJECT, NO_KEY, in_words
 
@@ -25,13 +25,11 @@ COMMAND = ["${env}", "${interpreter}", "-m", "vitctl", "train", "${args}"]
 COMMAND_WITH_FILE = [*COMMAND[:-1], "--config", "${args_json_file}"]
 """For parameters that have no spelling as flags: those that nest, and ``null``."""
 
-Say = Callable[[str], None]
-
 
 class WandbEngine:
     """Creates sweeps on W&B and runs W&B's agent."""
 
-    def create(self, path: Path, options: SweepOptions, say: Say) -> str:
+    def create(self, path: Path, options: SweepOptions, view: View) -> str:
         """Upload a sweep file and return ``entity/project/id``.
 
         Raises:
@@ -43,7 +41,7 @@ class WandbEngine:
         import wandb
 
         for note in file.notes:
-            say(note)
+            view.say(note)
         with wandb_sentences(), contextlib.redirect_stdout(sys.stderr):
             known = wandb.setup().settings  # from the environment and W&B's files
             id = wandb.sweep(
@@ -61,27 +59,18 @@ class WandbEngine:
         self._keep(full, file, options)
         return full
 
-    def agent(self, target: str, options: SweepOptions, *, count: int | None, new: bool, say: Say) -> None:
-        """Run W&B's agent until the sweep is over.
+    def work(self, target: str, options: SweepOptions, asked: AgentOptions, view: View) -> None:
+        """Run W&B's agent until the sweep is over; see :class:`~vitctl.sweep.engine.Engine`.
 
-        Args:
-            target: ``entity/project/id``, or the file whose newest sweep is meant; it is created when there is none.
-            options: of a sweep that is created.
-            count: begin at most so many trials.
-            new: create one, whatever there is.
-            say: told of what is done.
-
-        Raises:
-            RequestError: no such sweep, the file was edited since, or nobody is logged in.
-            RunFailed: W&B cannot be reached, or refuses.
+        An id is ``entity/project/id``.
         """
         if is_file(target):
-            id = None if new else self._newest(Path(target), options)
+            id = None if asked.new else self._newest(Path(target), options)
             if id is None:
-                id = self.create(Path(target), options, say)
-            say(f"the sweep {id}")
+                id = self.create(Path(target), options, view)
+            view.say(f"the sweep {id}")
         else:
-            if new:
+            if asked.new:
                 raise RequestError(f"--new makes a sweep from a file, and {target!r} is an id; name the file")
             if options.fixed or options.run_cap:
                 raise RequestError("--fixed and --run-cap are part of a sweep when it is created; leave them out")
@@ -94,7 +83,7 @@ class WandbEngine:
         entity, _, rest = id.rpartition("/")[0].partition("/")
         with wandb_sentences(), contextlib.redirect_stdout(sys.stderr):
             try:
-                wandb.agent(id.rpartition("/")[2], entity=entity or None, project=rest or None, count=count)
+                wandb.agent(id.rpartition("/")[2], entity=entity or None, project=rest or None, count=asked.count)
             except SweepNotFoundError:
                 raise RequestError(f"W&B has no sweep {id}, or it was deleted") from None
 
