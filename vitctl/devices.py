@@ -231,6 +231,34 @@ def prepare(device: torch.device, threads: int | None, precision: str = "auto") 
             libc.mallopt(_M_TRIM_THRESHOLD, (1 << 31) - 1)
 
 
+class CpuWatch:
+    """Watches, where Linux counts it, how much of this machine's CPU time others take: processes, and other virtual machines."""
+
+    def __init__(self) -> None:
+        self._start = _cpu_seconds()
+
+    def others(self) -> float | None:
+        """Return the share of all CPU time since this was made that others took, 0 to 1; None where nobody counts it."""
+        now = _cpu_seconds()
+        if self._start is None or now is None:
+            return None
+        busy, total, own = (after - before for after, before in zip(now, self._start, strict=True))
+        return min(1.0, max(0.0, busy - own) / total) if total > 0 else None
+
+
+def _cpu_seconds() -> tuple[float, float, float] | None:
+    """Return the seconds that all CPUs were busy, that there were, and that this process had; see proc(5)."""
+    try:
+        with open("/proc/stat", encoding="ascii") as file:
+            words = file.readline().split()
+        user, nice, system, idle, iowait, irq, softirq, steal = (int(word) for word in words[1:9])
+    except (OSError, ValueError):
+        return None
+    tick = os.sysconf("SC_CLK_TCK")
+    busy = user + nice + system + irq + softirq + steal
+    return busy / tick, (busy + idle + iowait) / tick, sum(os.times()[:4])
+
+
 def environment(device: torch.device) -> dict[str, Any]:
     """Return what the bits of a result depend on besides the settings, and whose figures these are."""
     return {

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
+import os
+import subprocess
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -12,6 +16,7 @@ import torch
 import yaml
 
 from tests.conftest import TINY, TINY_NET, Cli
+from vitctl import devices
 from vitctl.benchmark import devices as bench
 from vitctl.benchmark.device_report import DeviceReport
 from vitctl.benchmark.tables import Table, markdown
@@ -49,6 +54,39 @@ def test_lanes_have_the_same_weights_and_see_the_same_batches() -> None:
     assert all(torch.equal(mine, theirs) for mine, theirs in pairs)
     changed = one.initial_weights["head.weight"]
     assert not torch.equal(one.session.model.state_dict()["head.weight"], changed)  # they do train
+
+
+def test_what_others_take_of_the_cpu_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
+    counted = iter([(100.0, 200.0, 50.0), (108.0, 210.0, 53.0), (110.0, 220.0, 60.0)])
+    monkeypatch.setattr(devices, "_cpu_seconds", lambda: next(counted))
+    watch = devices.CpuWatch()
+    assert watch.others() == pytest.approx((8 - 3) / 10)
+    assert watch.others() == 0.0
+    monkeypatch.setattr(devices, "_cpu_seconds", lambda: None)
+    assert devices.CpuWatch().others() is None
+
+
+@pytest.mark.skipif(not Path("/proc/stat").exists(), reason="Linux counts it")
+def test_another_process_that_computes_is_seen() -> None:
+    with subprocess.Popen([sys.executable, "-c", "while True: pass"]) as other:
+        try:
+            watch = devices.CpuWatch()
+            time.sleep(2.0)
+            share = watch.others()
+        finally:
+            other.kill()
+    assert share is not None and share * (os.cpu_count() or 1) > 0.5
+
+
+def test_a_disturbed_measurement_is_marked() -> None:
+    (lane,) = bench.open_lanes(config(), [("cpu", "cpu")], lambda _: None)
+    (figures,) = bench.measure_lanes([lane], 0.01, lambda _: None)
+    assert (figures.others is not None) == Path("/proc/stat").exists()
+    for others, marked in ((0.34, True), (0.02, False), (None, False)):
+        report = DeviceReport(config(), [dataclasses.replace(figures, others=others)])
+        notes = " ".join(report.tables()[0].notes)
+        assert ("DISTURBED: other processes took 34 %" in notes) == marked
+        assert report.document()["devices"][0].get("others") == others
 
 
 def test_lanes_take_their_steps_in_turns(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -24,6 +24,10 @@ PARTS = ("data", "forward", "backward", "optimizer")
 _PART_COLOURS = ("#56B4E9", "#0072B2", "#D55E00", "#009E73")
 
 
+DISTURBED = 0.1
+"""Share of the CPU time that others may take before the figures are marked."""
+
+
 class DeviceReport:
     """Figures of several devices, ready to be shown.
 
@@ -163,6 +167,12 @@ class DeviceReport:
         elif first:
             notes.append(
                 f"est.: extrapolated to {first.epoch_images:,} pictures from steps that were measured; --epochs 1 trains really"
+            )
+        others = max((each.others or 0.0 for each in self.there), default=0.0)
+        if others > DISTURBED:
+            notes.append(
+                f"DISTURBED: other processes took {100 * others:.0f} % of this machine's CPU time meanwhile; the figures are not those "
+                f"of a quiet machine"
             )
         notes += [f"{each.label}: {each.missing}" for each in self.columns if each.missing]
         for each in self.there:

@@ -119,6 +119,7 @@ class Figures:
         parity: against the CPU.
         epoch_time: seconds of an epoch; extrapolated unless ``trained`` is there.
         trained: the summary of a real run, or None.
+        others: share of the machine's CPU time that other processes took while it was measured, or None where unknown.
     """
 
     label: str
@@ -144,6 +145,7 @@ class Figures:
     parity: Parity | None = None
     epoch_time: float | None = None
     trained: dict[str, Any] | None = None
+    others: float | None = None
 
 
 def generated_data(config: TrainConfig) -> tuple[Dataset, Splits]:
@@ -563,7 +565,7 @@ def measure_lanes(lanes: Sequence[Lane], budget: float, message: Callable[[str],
     reference = reference_of(first, first.session.config, (first.session.dataset, first.session.splits))
     parities = [lane.parity(reference) for lane in lanes]
     gemms = [gemm_peak(lane.session) for lane in lanes]
-    left, turn = list(lanes), 0
+    left, turn, watch = list(lanes), 0, devices.CpuWatch()
     while left:
         for lane in left if turn % 2 == 0 else left[::-1]:
             lane.step()
@@ -573,9 +575,11 @@ def measure_lanes(lanes: Sequence[Lane], budget: float, message: Callable[[str],
                 message(f"{lane.label}: {len(lane.steps)} steps, {statistics.median(lane.steps):.3f} s each")
         left = [lane for lane in left if not lane.done(budget)]
         turn += 1
+    others = watch.others()
     for lane in lanes:
         lane.split()
-    return [lane.figures(gemm, parity) for lane, gemm, parity in zip(lanes, gemms, parities, strict=True)]
+    figures = [lane.figures(gemm, parity) for lane, gemm, parity in zip(lanes, gemms, parities, strict=True)]
+    return [dataclasses.replace(each, others=others) for each in figures]
 
 
 def bench_devices(
