@@ -1,7 +1,10 @@
+import json
+import math
+
 import pytest
 
 from vitctl.errors import RequestError
-from vitctl.units import format_bytes, format_duration, parse_duration, parse_save_every
+from vitctl.units import format_bytes, format_duration, json_text, parse_duration, parse_save_every, plural
 
 
 @pytest.mark.parametrize(
@@ -35,3 +38,13 @@ def test_formats() -> None:
         "3 h 20 min",
     ]
     assert [format_bytes(n) for n in (512, 3_565_158, 2 << 30)] == ["512 B", "3.4 MiB", "2.00 GiB"]
+
+
+def test_json_has_no_word_for_what_is_not_finite() -> None:
+    document = {"a": [1.5, math.nan, (math.inf, "x", True, None)], "b": {"c": -math.inf}}
+    assert json.loads(json_text(document)) == {"a": [1.5, None, [None, "x", True, None]], "b": {"c": None}}
+
+
+@pytest.mark.parametrize(("count", "text"), [(0, "0 steps"), (1, "1 step"), (2, "2 steps"), (22125, "22,125 steps")])
+def test_counts(count: int, text: str) -> None:
+    assert plural(count, "step") == text

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import os
 import platform
 import re
 import resource
 import sys
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -287,6 +289,21 @@ def is_out_of_memory(error: BaseException) -> bool:
     if isinstance(error, (torch.OutOfMemoryError, MemoryError)):
         return True
     return isinstance(error, RuntimeError) and bool(_OUT_OF_MEMORY.search(str(error)))
+
+
+@contextlib.contextmanager
+def memory_watched(device: torch.device, batch_size: int, micro_batch: int) -> Iterator[None]:
+    """Turn running out of memory into a sentence.
+
+    Raises:
+        RunFailed: memory ran out.
+    """
+    try:
+        yield
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error):
+            raise
+        raise out_of_memory(device, batch_size, micro_batch) from error
 
 
 def out_of_memory(device: torch.device, batch_size: int, micro_batch: int) -> RunFailed:

@@ -22,6 +22,7 @@ from vitctl.benchmark.device_report import DeviceReport
 from vitctl.benchmark.tables import Table, markdown
 from vitctl.config import TrainConfig, resolve_config
 from vitctl.devices import available_devices
+from vitctl.errors import RunFailed
 
 BENCH = ["bench-device", "cpu", "--net", TINY_NET, "--bs", "32", "--max-time", "1s"]
 ABSENT = "cuda:7"
@@ -287,6 +288,36 @@ def test_real_data_are_measured_where_they_are_asked_for() -> None:
         lambda _: None,
     )
     assert lane.session.batches.count == 1438 and lane.session.dataset.train.images.shape[1:] == (1, 8, 8)
+
+
+@pytest.mark.parametrize("where", ["run_piece", "train_step", "logits_and_gradients"])
+def test_memory_that_runs_out_is_a_sentence(
+    refused: Callable[..., str], monkeypatch: pytest.MonkeyPatch, where: str
+) -> None:
+    def full(*_: object, **__: object) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+
+    monkeypatch.setattr(bench, where, full)
+    assert "memory" in refused(*BENCH, code=1)
+
+
+def test_what_training_would_be_refused_for_is_said_before_measuring(
+    refused: Callable[..., str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(bench, "open_lanes", lambda *_: pytest.fail("measured"))
+    assert "is not a folder" in refused(*BENCH, "--epochs", 1, "--data-dir", tmp_path / "none")
+
+
+def test_a_training_that_fails_leaves_the_figures(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fails(*_: object, **__: object) -> None:
+        raise RunFailed("the loss is not finite at step 3")
+
+    monkeypatch.setattr(bench, "start_run", fails)
+    done = cli(*BENCH, "--dataset", "digits", "--size", 8, "--epochs", 1, "--json")
+    assert done.code == 0 and "warning: cpu: the loss is not finite" in done.err
+    (device,) = done.json()["devices"]
+    assert device["failed"] == "the loss is not finite at step 3" and device["step"]["median"] > 0
+    assert done.json()["environment"]["torch"] == torch.__version__
 
 
 def test_markdown_of_a_device_that_is_missing() -> None:

@@ -138,7 +138,7 @@ def test_all_diverge(refused: Any) -> None:
         (["adam", "sgd", "--out", "x.pdf"], ".json, .csv"),
         (["adam", "sgd", "--name", "a/b"], "no name for a folder"),
         (["adam", "sgd", "--from-sweep", "nope"], "there is no sweep 'nope'"),
-        (["adam", "sgd", "--from-sweep", "a/b/c"], "is a sweep on W&B"),
+        (["adam", "sgd", "--from-sweep", "a/b/c"], "is a sweep of --engine wandb"),
     ],
 )
 def test_refused_before_any_work(refused: Any, tmp_path: Path, words: list[str], said: str) -> None:

@@ -72,6 +72,7 @@ def test_refusals(cli: Cli, refused: Refused, trained: Path, tmp_path: Path) -> 
         ([last, "--weights", "best"], "is a single checkpoint"),
         ([trained, "--device", "mps"], "--device mps is not available here"),
         ([trained, "--csv", "no/where.csv"], "is not there"),
+        ([trained, "--predictions", "."], "--predictions . is a folder"),
         ([tmp_path], "is no run folder"),
     ):
         assert sentence in refused("eval", *argv)

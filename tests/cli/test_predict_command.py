@@ -174,6 +174,7 @@ def test_refusals(refused: Refused, exported: Path, digits_runs: Path, pictures:
         ([good, pictures, "--weights", "best"], "is a single file"),
         ([good, pictures, "--weights", "bets"], "did you mean best"),
         ([good, pictures, "--csv", "no/where.csv"], "is not there"),
+        ([good, pictures, "--csv", "."], "--csv . is a folder"),
         ([digits_runs / "digits", pictures, "--device", "warp"], "is unknown"),
     ):
         assert sentence in refused("predict", *argv), argv
@@ -202,6 +203,11 @@ def test_refusals_of_safetensors(refused: Refused, exported: Path, pictures: Pat
     ):
         changed = {"vitctl": described["vitctl"] | {"net_options": described["vitctl"]["net_options"] | options}}
         assert sentence in attempt(weights, changed)
-    assert "no" in attempt(weights, {"vitctl": described["vitctl"], "architecture": "no_such", "num_classes": 10})
+    timm = {"vitctl": described["vitctl"], "architecture": "resnet10t", "num_classes": 10}
+    for architecture in ("no_such", "hf-hub:someone/resnet10t", "local-dir:/tmp"):
+        assert "asks timm for more than a network" in attempt(weights, timm | {"architecture": architecture})
+    for foreign in ("pretrained", "pretrained_cfg", "checkpoint_path", "cache_dir"):
+        sentence = attempt(weights, timm | {"model_args": {foreign: "x.pth"}})
+        assert f"asks timm for more than a network ({foreign})" in sentence
     (tmp_path / "b.json").unlink()
     assert "b.json, which is not there" in refused("predict", "b.safetensors", pictures)

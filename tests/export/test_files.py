@@ -1,13 +1,14 @@
 import json
 import os
 import resource
+import signal
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
-from vitctl.errors import RequestError, RunFailed
+from vitctl.errors import Interrupted, RequestError, RunFailed
 from vitctl.export import EXPORTERS
 from vitctl.export.files import plan, write_all
 from vitctl.export.request import ExportRequest
@@ -43,7 +44,8 @@ def test_names_of_an_output(tmp_path: Path) -> None:
 
 def test_somebody_else_s_json_is_not_overwritten(tmp_path: Path) -> None:
     request = ExportRequest(path=tmp_path, formats=("safetensors",), output=tmp_path / "model.safetensors")
-    for theirs in ('{"format": 1, "config": {}}', "no json", "[1]", "3"):
+    theirs_too = ('["vitctl"]', '"vitctl"', '{"vitctl": "0.1.0", "format": 1}', "[" * 100_000)
+    for theirs in ('{"format": 1, "config": {}}', "no json", "[1]", "3", *theirs_too):
         (tmp_path / "config.json").write_text(theirs)
         with pytest.raises(RequestError, match="was not written by vitctl export"):
             plan(request, Path("last.pt"))
@@ -55,6 +57,24 @@ def test_all_files_appear_and_replace_what_was_there(tmp_path: Path) -> None:
     (tmp_path / "a.onnx").write_text("old")
     write_all({tmp_path / "a.onnx": b"new", tmp_path / "a.json": b"{}"})
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == {"a.onnx": b"new", "a.json": b"{}"}
+
+
+@pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_while_files_appear_waits_for_all_of_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, signum: signal.Signals
+) -> None:
+    replace = os.replace
+
+    def slow(source: Path, target: Path) -> None:
+        replace(source, target)
+        os.kill(os.getpid(), signum)
+
+    monkeypatch.setattr(os, "replace", slow)
+    before = signal.getsignal(signum)
+    with pytest.raises(Interrupted, match="written already") as caught:
+        write_all({tmp_path / "a.onnx": b"new", tmp_path / "a.json": b"{}"})
+    assert caught.value.signum == signum and signal.getsignal(signum) == before
+    assert {path.name for path in tmp_path.iterdir()} == {"a.onnx", "a.json"}
 
 
 def test_what_a_killed_export_left_is_removed_and_nothing_else(tmp_path: Path) -> None:

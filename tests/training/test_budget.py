@@ -34,13 +34,16 @@ def just_started(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys.modules["vitctl.cli.train"], "STARTED", time.monotonic())
 
 
-def parts(val: int | None, test: int, val_split: str = "holdout", tta: str = "none") -> Session:
+def parts(
+    val: int | None, test: int, val_split: str = "holdout", tta: str = "none", save_every: str | None = None
+) -> Session:
     splits = SimpleNamespace(
         val=None if val is None else SimpleNamespace(index=range(val)),
         test=SimpleNamespace(index=range(test)),
         val_split=val_split,
     )
-    return cast(Session, SimpleNamespace(steps_per_epoch=100, splits=splits, config=SimpleNamespace(tta=tta)))
+    config = SimpleNamespace(tta=tta, save_every=save_every)
+    return cast(Session, SimpleNamespace(steps_per_epoch=100, splits=splits, config=config))
 
 
 @pytest.mark.parametrize("limit", [None, 40, 100_000])
@@ -60,6 +63,16 @@ def test_a_run_is_steps_evaluations_and_checkpoints() -> None:
     assert run_seconds(parts(10_000, 10_000, "test"), speed, 150) == pytest.approx(300 + 2 * (0.1 + 10 + 0.5))
     assert run_seconds(parts(None, 10_000, "none", tta="flip"), speed, 150) == pytest.approx(300 + 2 * 0.5 + 0.1 + 20)
     assert run_seconds(parts(None, 10_000, "none"), speed, 150) == pytest.approx(300 + 2 * 0.5 + 0.1 + 10)
+    # mirrored pictures stand beside plain ones, so both are tested, whatever was measured before
+    assert run_seconds(parts(10_000, 10_000, "test", "flip"), speed, 150) == pytest.approx(
+        300 + 2 * (0.1 + 10 + 0.5) + 0.1 + 20
+    )
+    assert run_seconds(parts(None, 10, "none", save_every="40"), speed, 150) == pytest.approx(
+        300 + 3 * 0.5 + 2 * 0.5 + 0.1 + 0.01
+    )
+    assert run_seconds(parts(None, 10, "none", save_every="30s"), speed, 150) == pytest.approx(
+        300 + 10 * 0.5 + 2 * 0.5 + 0.1 + 0.01
+    )
 
 
 @pytest.mark.parametrize("opt", [name for name in OPTIMIZERS if not name.startswith("timm/")])

@@ -62,9 +62,9 @@ def measure_costs(configs: Mapping[str, TrainConfig], decoding: LoadProgress | N
     session.train_mode()
     images, labels = session.batches.batch(0, 0)
     images, labels = images[: session.micro_batch], labels[: session.micro_batch]
-    with session.autocast():
+    with devices.memory_watched(device, session.batches.batch_size, session.micro_batch), session.autocast():
         logits = session.model(session.normalize(images))
-    torch.autograd.backward(F.cross_entropy(logits.float(), labels))
+        torch.autograd.backward(F.cross_entropy(logits.float(), labels))
     grads = [parameter.grad for parameter in session.model.parameters()]
 
     optimizers: dict[str, Optimizer] = {}

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Sequence
+import math
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
 from vitctl.benchmark.report import format_seconds
@@ -34,10 +35,14 @@ class DeviceReport:
     Args:
         config: the settings that they share.
         figures: of each device, in the order in which they were named; those not there among them.
+        environment: versions and machine, as :func:`vitctl.devices.environment` has them.
     """
 
-    def __init__(self, config: TrainConfig, figures: Sequence[Figures]) -> None:
+    def __init__(
+        self, config: TrainConfig, figures: Sequence[Figures], environment: Mapping[str, Any] | None = None
+    ) -> None:
         self.config = config
+        self.environment = dict(environment or {})
         self.columns = figures
         self.there = [each for each in figures if not each.missing]
 
@@ -115,7 +120,7 @@ class DeviceReport:
 
         def parity(each: Figures) -> Cell:
             assert each.parity is not None
-            worst = max(each.parity.logits, each.parity.gradients)
+            worst = max(each.parity.logits, each.parity.gradients, key=lambda value: (math.isnan(value), value))
             return Cell(f"{'OFF' if each.parity.off else 'ok'} ({worst:.1e})", worst)
 
         def compiling(each: Figures) -> Cell:
@@ -161,6 +166,10 @@ class DeviceReport:
             )
             threads = f", {each.threads} threads" if each.device == "cpu" else ""
             notes.append(f"{each.label}: {each.device_name}{threads}; median and quartiles over {counted}")
+        if self.environment:
+            notes.append(
+                f"torch {self.environment['torch']}, vitctl {self.environment['vitctl']}, seed {self.config.seed}"
+            )
         first = self.there[0] if self.there else None
         if first and first.trained:
             notes.append(f"an epoch is {first.trained['train_images']:,} pictures; the others are held out to validate")
@@ -174,6 +183,12 @@ class DeviceReport:
                 f"DISTURBED: other processes took {100 * others:.0f} % of this machine's CPU time meanwhile; the figures are not those "
                 f"of a quiet machine"
             )
+        notes += [f"{each.label}: not trained: {each.failed}" for each in self.there if each.failed]
+        notes += [
+            f"{each.label}: arithmetic is compared without --compile"
+            for each in self.there
+            if each.compile_time is not None
+        ]
         notes += [f"{each.label}: {each.missing}" for each in self.columns if each.missing]
         for each in self.there:
             if each.parity is not None and each.parity.off:
@@ -191,7 +206,7 @@ class DeviceReport:
             if each.parity is not None:
                 values["parity"]["off"] = each.parity.off
             devices.append({key: value for key, value in values.items() if value not in (None, "", [], {})})
-        return {"devices": devices, "config": self.config.to_dict()}
+        return {"devices": devices, "config": self.config.to_dict(), "environment": self.environment}
 
     def figures(self) -> dict[str, Callable[[], Figure]]:
         """Return what draws each picture."""

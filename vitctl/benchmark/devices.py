@@ -7,6 +7,7 @@ import dataclasses
 import statistics
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
@@ -21,12 +22,14 @@ from vitctl.benchmark.device_plan import GENERATED, DevicePlan
 from vitctl.benchmark.device_report import PARTS
 from vitctl.config import PREDECESSOR_BATCH, TrainConfig
 from vitctl.data.dataset import Dataset, LoadProgress, Pictures, Splits, Subset
-from vitctl.errors import RequestError
+from vitctl.errors import RequestError, RunFailed
+from vitctl.models.pretrained import locate
 from vitctl.training.compiling import compile_network
 from vitctl.training.evaluate import evaluate
 from vitctl.training.loop import Observer, train_step
 from vitctl.training.run import start_run
 from vitctl.training.session import Session, open_data, open_session, untouched
+from vitctl.training.trackers import check_trackers
 
 EPOCH, TESTED = 50_000, 1_000
 """Generated pictures of an epoch, as many as CIFAR's, and to validate on."""
@@ -119,6 +122,7 @@ class Figures:
         parity: against the CPU.
         epoch_time: seconds of an epoch; extrapolated unless ``trained`` is there.
         trained: the summary of a real run, or None.
+        failed: why the real run failed, or empty.
         others: share of the machine's CPU time that other processes took while it was measured, or None where unknown.
     """
 
@@ -145,6 +149,7 @@ class Figures:
     parity: Parity | None = None
     epoch_time: float | None = None
     trained: dict[str, Any] | None = None
+    failed: str = ""
     others: float | None = None
 
 
@@ -239,6 +244,11 @@ class Lane:
     def long(self) -> bool:
         """Whether a step takes so long that whole ones are too much to warm up with."""
         return self.piece * self.count > LONG_STEP
+
+    def memory(self) -> AbstractContextManager[None]:
+        """Return what turns running out of memory into a sentence."""
+        session = self.session
+        return devices.memory_watched(self.device, session.batches.batch_size, session.micro_batch)
 
     def warm_up(self) -> None:
         """Run one micro-batch forward and backward, twice; what training computes from is left as it was."""
@@ -560,24 +570,31 @@ def measure_lanes(lanes: Sequence[Lane], budget: float, message: Callable[[str],
     """
     first = lanes[0]
     for lane in lanes:  # before anything else runs on the device: the first piece is to be a cold one
-        lane.warm_up()
+        with lane.memory():
+            lane.warm_up()
         message(f"{lane.label}: warm; a step is {lane.count} pieces of about {lane.piece:.2f} s")
-    reference = reference_of(first, first.session.config, (first.session.dataset, first.session.splits))
-    parities = [lane.parity(reference) for lane in lanes]
-    gemms = [gemm_peak(lane.session) for lane in lanes]
+    with first.memory():
+        reference = reference_of(first, first.session.config, (first.session.dataset, first.session.splits))
+    parities, gemms = [], []
+    for lane in lanes:
+        with lane.memory():
+            parities.append(lane.parity(reference))
+            gemms.append(gemm_peak(lane.session))
     left, turn, watch = list(lanes), 0, devices.CpuWatch()
     while left:
         for lane in left if turn % 2 == 0 else left[::-1]:
-            lane.step()
-            if len(lane.validation) < 5:
-                lane.validate()
+            with lane.memory():
+                lane.step()
+                if len(lane.validation) < 5:
+                    lane.validate()
             if len(lane.steps) in (1, 3, 10, 30, 100):
                 message(f"{lane.label}: {len(lane.steps)} steps, {statistics.median(lane.steps):.3f} s each")
         left = [lane for lane in left if not lane.done(budget)]
         turn += 1
     others = watch.others()
     for lane in lanes:
-        lane.split()
+        with lane.memory():
+            lane.split()
     figures = [lane.figures(gemm, parity) for lane, gemm, parity in zip(lanes, gemms, parities, strict=True)]
     return [dataclasses.replace(each, others=others) for each in figures]
 
@@ -600,12 +617,22 @@ def bench_devices(
 
     Raises:
         RequestError: data, network or precision cannot be had as asked.
-        RunFailed, Interrupted: see :func:`measure_lanes` and :func:`vitctl.training.run.start_run`.
+        RunFailed: memory ran out while measuring. A training that fails is told in the figures.
+        Interrupted: see :func:`vitctl.training.run.start_run`.
     """
+    if plan.trains:  # what training would be refused for, before the measuring
+        check_trackers(plan.config)
+        if plan.config.pretrained != "false":
+            locate(plan.config.net, plan.config.pretrained)
+        open_data(plan.config, decoding)
     lanes = open_lanes(plan.config, list(chosen.items()), observer.message, decoding)
     measured = {each.label: each for each in measure_lanes(lanes, plan.seconds, observer.message)}
     del lanes
     for name, device in chosen.items() if plan.trains else ():
         config = dataclasses.replace(plan.config, device=device)
-        measured[name].trained = start_run(config, runs_dir, None, observer, decoding)
+        try:
+            measured[name].trained = start_run(config, runs_dir, None, observer, decoding)
+        except RunFailed as error:  # the others' figures are of use without it
+            observer.message(f"warning: {name}: {error}")
+            measured[name].failed = str(error)
     return measured

@@ -6,7 +6,6 @@ import base64
 import html
 import importlib.util
 import io
-import json
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -14,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from vitctl.benchmark.tables import Table, best, csv_text, markdown
 from vitctl.errors import RequestError, RunFailed
+from vitctl.units import json_text
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -80,7 +80,7 @@ def write(out: Path, name: str, document: Mapping[str, Any], tables: Sequence[Ta
 
     def content(kind: str) -> bytes:
         if kind == "json":
-            return (json.dumps(document, indent=2) + "\n").encode()
+            return (json_text(document) + "\n").encode()
         if kind == "csv":
             return csv_text(tables).encode()
         if kind == "md":

@@ -272,8 +272,9 @@ class Report:
             notes.append("One seed says nothing about the noise between seeds; --seeds 3 or more does.")
         elif tested:
             notes.append(
-                f"Compared by {self.measured_on}, seed by seed (paired t-test), with the best on average; intervals and verdicts "
-                f"hold together at {100 * LEVEL:.0f} %, corrected for {plural(tested, 'pair')} (Holm)."
+                f"Compared by {self.measured_on}, seed by seed (paired t-test), with the best on average; the verdicts hold "
+                f"together at {100 * LEVEL:.0f} %, corrected for {plural(tested, 'pair')} (Holm), and each interval is at the level "
+                f"that its pair was tested at."
             )
         if self.val_split == "test":
             notes.append(

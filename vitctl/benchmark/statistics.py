@@ -12,6 +12,10 @@ LEVEL = 0.95
 """Confidence that all statements of one table hold together."""
 
 
+ROUNDING = 1e-9
+"""Of the size of figures: differences that scatter by less are the same ones."""
+
+
 @dataclass(frozen=True)
 class Spread:
     """A figure over several seeds.
@@ -117,6 +121,9 @@ def compare(values: Mapping[str, Mapping[int, float]], level: float = LEVEL) -> 
         if len(seeds) == 1:
             continue
         spread = statistics.stdev(deltas)
+        # Accuracies are 100 k / n in binary: equal differences differ in their last bits.
+        if spread <= ROUNDING * max(1.0, *map(abs, (*one.values(), *two.values()))):
+            spread = 0.0
         if spread:
             t = mean / spread * math.sqrt(len(deltas))
             tests[pair] = float(2 * stats.t.sf(abs(t), len(deltas) - 1))

@@ -155,7 +155,11 @@ def tune_devices(
         trials = found[name] = tune(dataclasses.replace(plan.config, device=device), data, plan.given, message)
         best = best_of(trials)
         path = Path(f"tuned-{name.replace(':', '-')}.yaml")
-        head = f"# the fastest of {len(trials)} settings tried on {name}: {best.images_per_second:.1f} pictures/s\n"
+        head = (
+            f"# the fastest of {len(trials)} settings tried on {name} ({devices.device_label(torch.device(device))}) for --net "
+            f"{plan.config.net} --opt {plan.config.opt}: "
+            f"{best.images_per_second:.1f} pictures/s\n"
+        )
         write_text(path, head + yaml.safe_dump({**best.settings, "device": device}, sort_keys=False))
         message(f"written: {path}")
     return found
@@ -165,11 +169,17 @@ class TuneReport:
     """All that was tried, ready to be shown.
 
     Args:
+        config: the settings that were started from.
         trials: by device.
+        environment: versions and machine, as :func:`vitctl.devices.environment` has them.
     """
 
-    def __init__(self, trials: Mapping[str, Sequence[Trial]]) -> None:
+    def __init__(
+        self, config: TrainConfig, trials: Mapping[str, Sequence[Trial]], environment: Mapping[str, Any]
+    ) -> None:
+        self.config = config
         self.trials = trials
+        self.environment = dict(environment)
 
     def tables(self) -> list[Table]:
         """Return a table for each device, its fastest settings named."""
@@ -190,7 +200,9 @@ class TuneReport:
         return {
             "devices": [
                 {"label": name, "trials": [vars(trial) for trial in trials]} for name, trials in self.trials.items()
-            ]
+            ],
+            "config": self.config.to_dict(),
+            "environment": self.environment,
         }
 
     def figures(self) -> dict[str, Any]:

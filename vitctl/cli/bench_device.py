@@ -59,24 +59,27 @@ def bench_device(
     from vitctl.cli.progress import make_observer
 
     observer = make_observer()
-    from vitctl.benchmark import devices  # torch loads here
+    import vitctl.devices  # torch loads here
+    from vitctl.benchmark import devices
     from vitctl.benchmark.device_report import DeviceReport
     from vitctl.benchmark.tune import TuneReport, tune_devices
 
     chosen, missing = devices.choose_devices(names or [], skip_unavailable)
+    environment = vitctl.devices.environment(vitctl.devices.resolve_device(next(iter(chosen.values()), "cpu")))
     report: DeviceReport | TuneReport
     with observer:
         if tune:
-            report = TuneReport(tune_devices(plan, chosen, observer.message, observer.decoding))
+            trials = tune_devices(plan, chosen, observer.message, observer.decoding)
+            report = TuneReport(plan.config, trials, environment)
         else:
             found = devices.bench_devices(plan, chosen, runs_dir, observer, observer.decoding)
             columns = [found.get(name) or devices.Figures(name, None, missing=missing[name]) for name in names or found]
-            report = DeviceReport(plan.config, columns)
-        if out is not None:
-            for path in write(out, "bench-device", report.document(), report.tables(), report.figures()):
-                observer.message(f"written: {path}")
+            report = DeviceReport(plan.config, columns, environment)
     if as_json:
         printing.print_json(report.document())
     else:
         for table in report.tables():
             printing.print_comparison(table)
+    if out is not None:  # last, as a disk may be full
+        for path in write(out, "bench-device", report.document(), report.tables(), report.figures()):
+            observer.message(f"written: {path}")

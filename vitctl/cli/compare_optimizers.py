@@ -99,11 +99,11 @@ def compare_optimizers(
         result = comparison.compare_optimizers(plan, runs_dir, name, observer, observer.decoding, jobs=jobs, new=new)
     report = Report(result)
     tables, document = report.tables(), report.document()
-    if out is not None:
-        for path in write(out, "compare-optimizers", document, tables, report.figures()):
-            observer.message(f"written: {path}")
     if as_json:
         printing.print_json(document)
     else:
         for table in tables:
             printing.print_comparison(table)
+    if out is not None:  # last, as a disk may be full
+        for path in write(out, "compare-optimizers", document, tables, report.figures()):
+            observer.message(f"written: {path}")

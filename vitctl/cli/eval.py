@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from vitctl.cli.options import check_file
 from vitctl.errors import RequestError
 from vitctl.registry import suggest
 
@@ -58,8 +59,8 @@ def evaluate(
         if value not in choices:
             raise RequestError(f"{flag} {value!r} is unknown{suggest(value, choices)}")
     for flag, target in (("--csv", csv), ("--predictions", predictions)):
-        if target is not None and not target.absolute().parent.is_dir():
-            raise RequestError(f"{flag} {target}: the folder {target.absolute().parent} is not there")
+        if target is not None:
+            check_file(target, flag)
     if dataset is not None:
         dataset, data_dir = resolve_dataset(dataset, data_dir)
 
@@ -81,11 +82,11 @@ def evaluate(
             progress=lambda done, count: observer.evaluating(part, done, count),
             decoding=observer.decoding,
         )
-    if csv is not None:
-        scoring.write_class_table(scores, csv)
-    if predictions is not None:
-        scoring.write_predictions(scores, predictions)
     if as_json:
         printing.print_json(scores.to_dict())
     else:
         printing.print_scores(scores)
+    if csv is not None:  # last, as a disk may be full
+        scoring.write_class_table(scores, csv)
+    if predictions is not None:
+        scoring.write_predictions(scores, predictions)

@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from vitctl.cli.options import check_file
 from vitctl.errors import RequestError, RunFailed
 from vitctl.registry import suggest
 
@@ -41,8 +42,8 @@ def predict(
     """
     if weights not in ("last", "best"):
         raise RequestError(f"--weights {weights!r} is unknown{suggest(weights, ('last', 'best'))}")
-    if csv is not None and not csv.absolute().parent.is_dir():
-        raise RequestError(f"--csv {csv}: the folder {csv.absolute().parent} is not there")
+    if csv is not None:
+        check_file(csv, "--csv")
     for place in pictures:
         if not place.exists():
             raise RequestError(f"the picture {place} is not there")
@@ -61,12 +62,12 @@ def predict(
             )
         )
     top = min(top, len(classifier.classes))
-    if csv is not None:
-        predicting.write_csv(predictions, top, csv)
     if as_json:
         printing.print_json([each.to_dict() for each in predictions])
     else:
         printing.print_predictions(predictions, top)
+    if csv is not None:  # last, as a disk may be full
+        predicting.write_csv(predictions, top, csv)
     bad = [each for each in predictions if each.error is not None]
     if bad and not skip_bad_images:
         raise RunFailed(

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
-from vitctl.units import format_bytes, format_duration
+from vitctl.units import format_bytes, format_duration, json_text
 
 if TYPE_CHECKING:
     from vitctl.benchmark.tables import Table
@@ -21,19 +20,20 @@ Record = dict[str, Any]
 
 def print_json(document: Any) -> None:
     """Print ``document`` as one JSON document."""
-    print(json.dumps(document, indent=2))
+    print(json_text(document))
 
 
 def print_table(title: str, rows: list[tuple[str, str]]) -> None:
     """Print rows of name and value."""
     from rich.console import Console
+    from rich.markup import escape
     from rich.table import Table
 
     table = Table(show_header=False)
     table.add_column(style="bold")
     table.add_column(justify="right")
     for name, value in rows:
-        table.add_row(name, value)
+        table.add_row(escape(name), escape(value))
     console = Console(highlight=False)
     console.print(title, style="bold", markup=False, soft_wrap=True)  # a table's own title wraps at its width
     console.print(table)
@@ -206,6 +206,7 @@ def print_lr_finder(found: Record) -> None:
 def print_scores(scores: Scores) -> None:
     """Print what ``vitctl eval`` found."""
     from rich.console import Console
+    from rich.markup import escape
     from rich.table import Table
 
     figures = scores.figures
@@ -230,7 +231,7 @@ def print_scores(scores: Scores) -> None:
         table.add_column(heading, justify="right")
     for row in scores.classes:
         table.add_row(
-            row["class"], *(f"{row[key]:.2f} %" for key in ("precision", "recall", "f1")), f"{row['support']:,}"
+            escape(row["class"]), *(f"{row[key]:.2f} %" for key in ("precision", "recall", "f1")), f"{row['support']:,}"
         )
     console.print(table)
     if len(scores.classes) > MAX_CONFUSION:
@@ -240,10 +241,10 @@ def print_scores(scores: Scores) -> None:
     matrix = Table()
     matrix.add_column("", style="bold")
     for row in scores.classes:
-        matrix.add_column(row["class"][:5], justify="right")
+        matrix.add_column(escape(row["class"][:5]), justify="right")
     for i, row in enumerate(scores.classes):
         matrix.add_row(
-            row["class"],
+            escape(row["class"]),
             *(f"[bold]{count}[/]" if i == j else str(count) for j, count in enumerate(scores.confusion[i])),
         )
     console.print(matrix)

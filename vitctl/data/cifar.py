@@ -264,7 +264,11 @@ def _download(spec: Cifar, roots: list[Path], options: LoadOptions) -> _Batches:
         raise RequestError(
             f"{looked}; put {url} there, unpacked or not, or name the folder that has it with --data-dir"
         )
-    if options.data_dir is not None and any(not name.startswith(".") for name in os.listdir(home)):
+    try:
+        names = os.listdir(home) if options.data_dir is not None else []
+    except OSError as error:
+        raise RequestError(f"{home} cannot be listed ({error.strerror}); make it readable") from error
+    if any(not name.startswith(".") for name in names):
         raise RequestError(
             f"{looked}, which has other things in it; name the folder that it lies in, or leave --data-dir out and it is "
             f"downloaded to {_roots(spec, None)[0]}, or train on --dataset digits, which is built in"

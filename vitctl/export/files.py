@@ -8,10 +8,11 @@ import json
 import os
 import shutil
 import signal
+import threading
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
-from vitctl.errors import RequestError, RunFailed
+from vitctl.errors import Interrupted, RequestError, RunFailed
 from vitctl.export import EXPORTERS
 from vitctl.export.request import ExportRequest
 from vitctl.export.safetensors import RECORD, config_path
@@ -63,9 +64,12 @@ def _paths(request: ExportRequest, checkpoint: Path, format_name: str, quantized
 
 def _is_ours(path: Path) -> bool:
     try:
-        return RECORD in json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, TypeError):
+        document = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
         return False
+    # Reports and summaries say vitctl too, and mean its version.
+    record = document.get(RECORD) if isinstance(document, dict) else None
+    return isinstance(record, dict) and "format" in record
 
 
 def write_all(files: Mapping[Path, bytes]) -> None:
@@ -90,8 +94,8 @@ def write_all(files: Mapping[Path, bytes]) -> None:
         with _uninterrupted():
             for path in files:
                 os.replace(temporary[path], path)
-        for folder in {path.parent for path in files}:
-            sync_folder(folder)
+            for folder in {path.parent for path in files}:
+                sync_folder(folder)
     except OSError as error:
         raise _failed(error, path, len(files[path])) from error
     finally:
@@ -102,15 +106,26 @@ def write_all(files: Mapping[Path, bytes]) -> None:
 
 @contextlib.contextmanager
 def _uninterrupted() -> Iterator[None]:
-    """Let signals wait, so that all of several files appear or none does."""
-    if not hasattr(signal, "pthread_sigmask"):  # Windows
+    """Let signals wait, so that all of several files appear or none does.
+
+    Raises:
+        Interrupted: one came; the files are there.
+    """
+    if threading.current_thread() is not threading.main_thread():
         yield
         return
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM})
+    # A mask would be the main thread's alone; others would take the signal, and Python run its handler here nevertheless.
+    came: list[int] = []
+    before = {
+        each: signal.signal(each, lambda signum, _: came.append(signum)) for each in (signal.SIGINT, signal.SIGTERM)
+    }
     try:
         yield
     finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        for each, handler in before.items():
+            signal.signal(each, handler)
+    if came:
+        raise Interrupted("stopped; the files were written already", came[0])
 
 
 def remove_orphans(folders: set[Path]) -> None:

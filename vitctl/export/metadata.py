@@ -131,7 +131,7 @@ class Metadata:
             )
             record = cls(**values, form=form)
             record._check()
-        except (KeyError, ValueError, TypeError, RecursionError, RequestError) as error:
+        except (KeyError, ValueError, TypeError, OverflowError, RecursionError, RequestError) as error:
             reason = f"no {error}" if isinstance(error, KeyError) else str(error)
             raise RequestError(f"{path} is damaged: its record of what it is cannot be read ({reason})") from error
         return record

@@ -100,7 +100,7 @@ def hold_back(classifier: Classifier, data: Dataset) -> HeldBack:
         calibration=parts.train.pictures.images[parts.train.index],
         images=parts.val.pictures.images[parts.val.index],
         labels=parts.val.pictures.labels[parts.val.index],
-        trained_on=classifier.val != "holdout",
+        trained_on=classifier.val != "holdout" and data.val is None,
     )
 
 

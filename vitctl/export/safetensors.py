@@ -29,6 +29,20 @@ TIMM = "timm/"
 """What the names of timm's own networks begin with."""
 
 
+FOREIGN = {
+    "pretrained",
+    "pretrained_cfg",
+    "pretrained_cfg_overlay",
+    "pretrained_strict",
+    "checkpoint_path",
+    "cache_dir",
+    "scriptable",
+    "exportable",
+    "no_jit",
+}
+"""Arguments of ``timm.create_model`` that say where weights come from, or how code is made of the network."""
+
+
 class SafeTensors:
     """See :class:`vitctl.export.formats.Format`."""
 
@@ -88,8 +102,17 @@ def rebuild(document: Mapping[str, Any], record: Metadata) -> nn.Module:
     if "architecture" in document:
         import timm
 
-        arguments = {"num_classes": document["num_classes"], **document.get("model_args", {})}
-        model: nn.Module = timm.create_model(document["architecture"], **arguments)
+        # Only what says how the network is built: the file may be a stranger's, and timm's arguments can name weights to get
+        # from a hub, an address or a path.
+        architecture, given = str(document["architecture"]), dict(document.get("model_args", {}))
+        if not timm.is_model(architecture.partition(".")[0]) or not FOREIGN.isdisjoint(given):
+            named = ", ".join(sorted(FOREIGN & given.keys())) or repr(architecture)
+            raise RequestError(
+                f"the file beside the weights asks timm for more than a network ({named}); it was not opened"
+            )
+        model: nn.Module = timm.create_model(
+            architecture, pretrained=False, **{"num_classes": document["num_classes"], **given}
+        )
     else:
         entry = lookup(MODELS, record.net, "--net")
         model = build_model(

@@ -16,7 +16,7 @@ from vitctl.training.checkpoint import save_checkpoint
 from vitctl.training.evaluate import evaluate
 from vitctl.training.loop import train_step
 from vitctl.training.session import Session, given_length
-from vitctl.units import format_duration, parse_duration, plural
+from vitctl.units import format_duration, parse_duration, parse_save_every, plural
 
 MEASURED_SHARE = 0.04
 """Share of the time that is spent on measuring the speed."""
@@ -162,12 +162,16 @@ def run_seconds(session: Session, speed: Speed, steps: int) -> float:
     epochs = -(-steps // session.steps_per_epoch)
     splits = session.splits
     val = len(splits.val.index) if splits.val is not None else 0
-    test = 0 if splits.val_split == "test" else len(splits.test.index)  # the last evaluation is the test then
-    if session.config.tta == "flip":
-        test += len(splits.test.index)
+    mirrored = session.config.tta == "flip"
+    # Under --val test the last evaluation is the test, but for the plain figures that stand beside mirrored ones.
+    test = len(splits.test.index) * (2 if mirrored else 0 if splits.val_split == "test" else 1)
     saves = SAVES if splits.val_split in ("holdout", "val") else 1
     epoch = (speed.call + val * speed.picture if val else 0.0) + saves * speed.save
-    return steps * speed.step + epochs * epoch + (speed.call + test * speed.picture if test else 0.0)
+    training = steps * speed.step
+    if session.config.save_every:
+        every, seconds = parse_save_every(session.config.save_every, "--save-every")
+        training += speed.save * (steps // every if every else training / seconds if seconds else 0)
+    return training + epochs * epoch + (speed.call + test * speed.picture if test else 0.0)
 
 
 def _step(session: Session) -> None:

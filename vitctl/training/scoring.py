@@ -223,7 +223,7 @@ def part_for(classifier: Classifier, data: Dataset, part: str, limit: int | None
         )
     splits = split(
         data,
-        val=classifier.val,
+        val="none" if part == "test" else classifier.val,  # a data set with few pictures a class has test pictures too
         val_fraction=classifier.val_fraction,
         split_seed=classifier.split_seed,
         limit_train=limit if part == "train" else None,
