@@ -4,15 +4,21 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
 import pytest
+from optuna.exceptions import StorageInternalError
+from optuna.trial import TrialState
 
 from tests.sweep.conftest import sweep_text
 from tests.sweep.fake import fake_trainer, make_sweep, run_agent
 from vitctl.errors import RequestError, RunFailed
-from vitctl.sweep.sweep import Sweep
+from vitctl.sweep.agent import Agent
+from vitctl.sweep.optuna_parts import WandbPruner
+from vitctl.sweep.storage import TrialStorage
+from vitctl.sweep.sweep import Sweep, find_sweeps
 from vitctl.training.runner import TrialRun
 
 HOLD = """
@@ -185,3 +191,118 @@ def test_a_storage_that_goes_away_ends_the_agent_with_a_sentence(tmp_path: Path)
 
     with pytest.raises(RunFailed, match=r"storage .* is gone"):
         run_agent(sweep, trainer=delete_then_train)
+
+
+def test_a_space_with_few_values_left_ends(tmp_path: Path) -> None:
+    # 2, 3 and 4, and the others hardly ever
+    few = {"epochs": {"distribution": "q_normal", "mu": 3, "sigma": 0.3, "q": 1}, "lr": {"value": 1e-3}}
+    sweep = small(tmp_path, parameters=few, run_cap=20)
+    assert sweep.left(sweep.ledger()) == 20
+    assert run_agent(sweep)[0] == "finished"
+    rows = sweep.rows()
+    assert 2 <= len(rows) < 10 and {row.state for row in rows} == {"complete"}
+    assert len({row.params["epochs"] for row in rows}) == len(rows) and sweep.left(sweep.ledger()) == 0
+
+
+def test_an_enqueued_part_of_a_grid_that_was_all_tried(tmp_path: Path) -> None:
+    grid = {"lr": {"values": [1e-3, 2e-3]}, "epochs": {"values": [1, 2]}}
+    sweep = small(tmp_path, "grid", grid)
+    assert run_agent(sweep, count=2)[0] == "count"  # both rates at one epoch
+    with pytest.raises(RequestError, match=r"every point of the grid of test\.yaml with epochs=1 was tried"):
+        sweep.enqueue({"epochs": 1})
+    sweep.enqueue({"epochs": 2})
+    sweep.enqueue({"epochs": 2})
+    sweep.enqueue({"lr": 1e-3})  # which the two before it leave nothing of
+    why, recorder = run_agent(sweep)
+    assert why == "finished"
+    assert [row.state for row in sweep.rows()] == ["complete"] * 4 + ["failed"]
+    assert "no parameter set with these values is left to try" in str(recorder.said("message"))
+
+
+def test_a_grid_of_whole_steps_from_between_whole_numbers(tmp_path: Path) -> None:
+    sweep = small(tmp_path, "grid", {"mixup": {"distribution": "q_uniform", "min": 0.2, "max": 2, "q": 1}})
+    assert run_agent(sweep)[0] == "finished"
+    assert [row.params["mixup"] for row in sweep.rows()] == [0.2, 1.2]
+
+
+def failing(words: str, times: int) -> Any:
+    """Return what tells the storage how a trial ended, and fails the first times."""
+    tell = TrialStorage.set_trial_state_values
+    left = [times]
+
+    def told(self: TrialStorage, trial_id: int, state: TrialState, values: Any = None) -> bool:
+        if state != TrialState.RUNNING and left[0]:
+            left[0] -= 1
+            raise StorageInternalError(words)
+        return tell(self, trial_id, state, values)
+
+    return told
+
+
+def test_a_disk_that_is_full_when_a_trial_ends_is_a_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    sweep = small(tmp_path, run_cap=1)
+    with monkeypatch.context() as patch:
+        patch.setattr(TrialStorage, "set_trial_state_values", failing("database or disk is full", 100))
+        with pytest.raises(RunFailed, match=r"the storage .* failed: the disk is full"):
+            run_agent(sweep)
+    time.sleep(4)  # it gave no sign of life
+    assert run_agent(sweep)[0] == "finished"
+    assert [(row.state, row.epochs) for row in sweep.rows()] == [("complete", 3)]
+
+
+def test_an_outage_when_a_trial_ends_costs_no_more_than_its_end(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sweep = small(tmp_path, run_cap=2)
+    monkeypatch.setattr(TrialStorage, "set_trial_state_values", failing("server closed the connection", 1))
+    why, recorder = run_agent(sweep)
+    assert why == "finished" and "does not answer (server closed the connection)" in str(recorder.said("message"))
+    assert [(row.state, row.epochs) for row in sweep.rows()] == [("complete", 3)] * 2
+
+
+def test_a_fault_of_an_objective_is_not_taken_for_another_agent(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def wrong(*_: object) -> None:
+        raise ValueError("a fault")
+
+    monkeypatch.setattr("vitctl.sweep.agent.suggest_value", wrong)
+    with pytest.raises(ValueError, match="a fault"):
+        run_agent(small(tmp_path, run_cap=1))
+
+
+def test_a_resumed_trial_is_not_judged_at_bands_that_it_has_passed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    judged: list[int] = []
+
+    def prune(self: WandbPruner, study: Any, trial: Any) -> bool:
+        judged.append(len(trial.intermediate_values))
+        return False
+
+    monkeypatch.setattr(WandbPruner, "prune", prune)
+    parameters = {**SPACE, "epochs": {"value": 8}}
+    sweep = small(tmp_path, run_cap=1, parameters=parameters, early_terminate={"type": "hyperband", "min_iter": 2})
+    assert run_agent(sweep, trainer=fake_trainer(seconds=0.5), max_time=2.5)[0] == "time"
+    before = max(judged)
+    assert before >= 2
+    judged.clear()
+    assert run_agent(sweep, trainer=fake_trainer(seconds=0.5))[0] == "finished"
+    assert judged and min(judged) >= before
+
+
+@pytest.mark.timeout(120)
+@pytest.mark.parametrize("there", [False, True])
+def test_an_agent_makes_a_sweep_in_a_storage_of_its_own(cli: Any, tmp_path: Path, there: bool) -> None:
+    url = f"sqlite:///{tmp_path}/all.db"
+    for name in ("a", "b"):
+        Path(f"{name}.yaml").write_text(sweep_text(SPACE, method="random", run_cap=1))
+    if there:
+        assert cli("sweep", "create", "b.yaml", "--storage", url).code == 0
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Agent.__init__, "__kwdefaults__", {**Agent.__init__.__kwdefaults__, "trainer": fake_trainer()})
+        first = cli("sweep", "agent", "a.yaml", "--storage", url)
+        assert first.code == 0 and "is created" in first.err
+        assert "is finished" in cli("sweep", "agent", "a.yaml", "--storage", url).err
+        assert "is created" in cli("sweep", "agent", "a.yaml", "--storage", url, "--new").err
+    assert len(find_sweeps(tmp_path / "runs", url)) == 2 + there

@@ -166,6 +166,12 @@ runcap: 5
         ([], "parameters takes names"),
         ({"lr": 3}, "'lr' takes value:, values:, or min: and max:, not 3"),
         ({"lr": {}}, "needs value, values, or min and max"),
+        (
+            {"lr": {"min": 1, "max": 2, "distribution": ["uniform"]}},
+            'has the distribution ["uniform"], which is unknown',
+        ),
+        ({"lr": {"min": 1, "max": 2, "distribution": {}}}, "has the distribution {}, which is unknown"),
+        ({"lr": {"min": 0, "max": 10**400}}, "max"),
         ({"lr": {"valeus": [1]}}, "it has no key 'valeus'; did you mean values"),
         ({"lr": {"min": 0.1}}, "needs max too"),
         ({"lr": {"min": 1, "max": 1}}, "min 1 is not less than max 1"),

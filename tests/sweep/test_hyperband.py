@@ -47,5 +47,10 @@ def test_strict_is_the_default_as_in_wandbs_engine() -> None:
     assert Hyperband.from_settings({"min_iter": 3}).strict
 
 
+@pytest.mark.parametrize("settings", [{"min_iter": 3, "eta": 1500.5}, {"min_iter": 10**300, "eta": 10.5}])
+def test_huge_bands_end(settings: dict[str, Any]) -> None:
+    assert 1 <= len(Hyperband.from_settings(settings).bands) < 10
+
+
 def test_a_lone_trial_goes_on() -> None:
     assert not Hyperband((1, 3)).stops([5.0, 5.0, 5.0], [[5.0, 5.0, 5.0]])

@@ -96,6 +96,16 @@ def test_create_uploads_numbers_and_the_command_that_trains(vitctl: Vitctl, serv
     assert KEY not in done.stderr
 
 
+def test_the_folder_of_the_runs_goes_into_the_command(
+    vitctl: Vitctl, service: WandbServer, file: Path, tmp_path: Path
+) -> None:
+    assert vitctl("sweep", "create", file, "--engine", "wandb", "--runs-dir", "else where").returncode == 0
+    command = service.sweeps["sweep0"].config["command"]
+    assert command[2:] == ["-m", "vitctl", "train", "--runs-dir", str(tmp_path / "else where"), "${args}"]
+    given = vitctl("sweep", "agent", f"{ENTITY}/sweeps/sweep0", "--runs-dir", "else where")
+    assert given.returncode == 2 and "--runs-dir is part of a sweep on W&B" in given.stderr
+
+
 @pytest.mark.parametrize(
     ("line", "env", "place"),
     [

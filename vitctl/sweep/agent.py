@@ -27,7 +27,7 @@ from optuna.study import Study
 from optuna.trial import Trial, TrialState
 
 from vitctl.errors import Interrupted, RunBusy, RunFailed, VitctlError
-from vitctl.sweep.ledger import AGENT, FAILURE, KILLS, MOST_RETRIES, RUN, Ledger, root_of
+from vitctl.sweep.ledger import AGENT, EXHAUSTED, FAILURE, FIXED, KILLS, MOST_RETRIES, RUN, Ledger, root_of
 from vitctl.sweep.optuna_parts import WandbPruner
 from vitctl.sweep.sampler import Exhausted
 from vitctl.sweep.space import Params
@@ -182,6 +182,8 @@ class Agent:
         self._failures = 0
         self._waiting_said = False
         self._out_since: float | None = None
+        self._last_outage = -math.inf
+        self._heartbeat = heartbeat
         self._error: BaseException | None = None
         self._why = "finished"
 
@@ -307,10 +309,14 @@ class Agent:
             elif slot.result in ("failed", "killed"):
                 self._failures += 1
                 if self._failures >= FAILURES_IN_A_ROW:
+                    remedy = (
+                        f"it goes on with: vitctl sweep agent {self.sweep.id}"
+                        if slot.result == "killed"
+                        else f"Mend it, and have them tried again: vitctl sweep retry {self.sweep.id} --failed"
+                    )
                     raise RunFailed(
                         f"{self._failures} trials in a row failed; the last, trial {slot.number}: {slot.why} "
-                        f"(log: {self._log(slot.number)}). Mend it, and have them tried again: "
-                        f"vitctl sweep retry {self.sweep.id} --failed"
+                        f"(log: {self._log(slot.number)}). {remedy}"
                     )
 
     def _claim_and_train(self, study: Study, slot: _Slot) -> str:
@@ -320,6 +326,7 @@ class Agent:
             self._check_file()
             claim.acquire()
             decision = self._prepare(study)
+            self._out_since = None
             if decision != "claim":
                 return decision
             study.optimize(
@@ -327,16 +334,18 @@ class Agent:
                 n_trials=1,
                 catch=(TrialFailed, TrialReleased, Exhausted),
             )
-            self._out_since = None
-        except (ValueError, AssertionError, UpdateFinishedTrialError):
-            # Optuna's words for: the trial has ended meanwhile, as another agent held this one for dead.
-            if slot.trial_id is None or self._is_mine(slot.trial_id):
-                raise
-            self._lost(slot)
         except Exception as error:
-            if not is_storage_error(error):
+            failed = storage_error_in(error)
+            if failed is None and slot.trial_id is not None and is_taken_over(error):
+                self._lost(slot)
+                return "ran"
+            if failed is None and isinstance(error, KeyError) and "Record does not exist" in str(error):
+                raise RunFailed(
+                    f"the sweep {self.sweep.id} was deleted from the storage {redacted(self.sweep.url)}"
+                ) from error
+            if failed is None or isinstance(error, RunFailed):
                 raise
-            self._outage(error)
+            self._outage(failed)
             return "wait"
         finally:
             claim.release()
@@ -346,6 +355,8 @@ class Agent:
         """Bring the storage in order, under the claim lock, and return ``claim``, ``wait`` or ``over``."""
         sweep = self.sweep
         control = sweep.control(study)
+        if time.monotonic() - self._last_outage < 2 * self._heartbeat:
+            return "wait"  # other agents, too, could give no sign of life: they have time to
         optuna.storages.fail_stale_trials(study)
         for trial in study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
             if AGENT not in trial.user_attrs:
@@ -385,7 +396,7 @@ class Agent:
             RunFailed: it has failed for too long, or for good.
         """
         self._check_file()
-        now = time.monotonic()
+        now = self._last_outage = time.monotonic()
         if self._out_since is None:
             self._out_since = now
             text = f"the storage does not answer ({reason(error)}); trying for {OUTAGE / 60:.0f} min"
@@ -415,10 +426,19 @@ class Agent:
             TrialReleased: it is to be tried again.
         """
         slot.trial_id = trial._trial_id
-        params: Params = {
-            name: suggest_value(trial, name, parameter.optuna())
-            for name, parameter in self.sweep.file.space.varying.items()
-        }
+        try:
+            params: Params = {
+                name: parameter.read(suggest_value(trial, name, parameter.optuna()))
+                for name, parameter in self.sweep.file.space.varying.items()
+            }
+        except Exhausted:
+            if FIXED in self._storage.get_trial(trial._trial_id).system_attrs:
+                why = "no parameter set with these values is left to try"
+                trial.set_user_attr(FAILURE, why)
+                self._events.put(lambda observer: observer.message(f"trial {trial.number}, which was enqueued: {why}"))
+            else:
+                trial.set_user_attr(EXHAUSTED, True)
+            raise
         slot.number = root_of(self._storage.get_trial(trial._trial_id))
         run = self.sweep.runs_dir / f"{self.sweep.id}-{slot.number:04d}"
         trial.set_user_attr(RUN, str(run))
@@ -482,13 +502,15 @@ class Agent:
                     unreported.append((row["epoch"], float(value)))
                     self._emit_progress(slot.number, row["epoch"], float(value))
             try:
+                news = bool(unreported)
                 while unreported:
                     epoch, value = unreported[0]
                     trial.report(value, epoch)
                     del unreported[0]
-                    if code is None and not child.asked and trial.should_prune():
-                        pruned = True
-                        child.ask()
+                # Once for all that came: a resumed trial is not judged again at bands that it has passed.
+                if news and code is None and not child.asked and trial.should_prune():
+                    pruned = True
+                    child.ask()
                 if time.monotonic() - checked >= CHECK and code is None:
                     checked = time.monotonic()
                     self._check_file()
@@ -500,7 +522,7 @@ class Agent:
                         child.ask()
                 self._out_since = None
             except Exception as error:
-                if isinstance(error, UpdateFinishedTrialError) or not is_storage_error(error):
+                if not is_storage_error(error):
                     raise
                 self._outage(error)
             if self._stopping.is_set():
@@ -555,6 +577,26 @@ class Agent:
         except OSError as error:
             raise RunFailed(f"cannot write {path}: {error.strerror}") from error
         return path
+
+
+def storage_error_in(error: BaseException) -> BaseException | None:
+    """Return the error of the database that ``error`` is, or that came before it, or None.
+
+    Optuna, when it cannot tell the storage a result, ends in an AssertionError or UnboundLocalError of its own.
+    """
+    found: BaseException | None = error
+    while found is not None and not is_storage_error(found):
+        found = found.__cause__ or found.__context__
+    return found
+
+
+def is_taken_over(error: BaseException) -> bool:
+    """Whether these are Optuna's words for: the trial has ended meanwhile, as another agent held this one for dead."""
+    return (
+        isinstance(error, UpdateFinishedTrialError)
+        or (isinstance(error, ValueError) and "Cannot tell" in str(error))
+        or (isinstance(error, AssertionError) and "Should not reach" in str(error))
+    )
 
 
 def suggest_value(trial: Trial, name: str, distribution: object) -> Any:

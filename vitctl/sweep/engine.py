@@ -136,7 +136,7 @@ class EngineEntry(Entry):
             RequestError: an option of :attr:`lacks` was given.
         """
         for option, value in given.items():
-            if value and option in self.lacks:
+            if value is not None and value is not False and option in self.lacks:
                 flag = "--" + option.replace("_", "-")
                 raise RequestError(
                     f"{flag} is for local sweeps; --engine {name} decides it for its own: leave {flag} or --engine {name} out"

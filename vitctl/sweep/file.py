@@ -6,6 +6,7 @@ import json
 import math
 import random
 import re
+import sys
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -522,7 +523,7 @@ class _Reader:
     def _distribution(self, name: str, settings: dict[Any, Any], place: Place) -> str | None:
         given = settings.get("distribution")
         if "distribution" in settings:
-            if given not in _REQUIRED:
+            if not isinstance(given, str) or given not in _REQUIRED:
                 near = suggest(str(given), DISTRIBUTIONS)
                 self.wrong(
                     (*place, "distribution"), f"{name!r} has the distribution {_shown(given)}, which is unknown{near}"
@@ -720,7 +721,7 @@ def _is_int(value: object) -> bool:
 
 
 def _is_number(value: object) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) <= sys.float_info.max
 
 
 def _reads_as_number(value: object) -> bool:

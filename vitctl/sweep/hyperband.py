@@ -12,6 +12,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+LAST_BAND = 1e15
+"""No trial reports as often."""
+
 
 @dataclass(frozen=True)
 class Hyperband:
@@ -44,6 +47,8 @@ class Hyperband:
             for _ in range(100):
                 bands.append(int(band))
                 band *= eta
+                if band > LAST_BAND:
+                    break
         return cls(tuple(sorted(bands)), eta, settings.get("strict", True))
 
     def threshold(self, band: int, histories: Sequence[Sequence[float]]) -> float:

@@ -29,6 +29,9 @@ KILLS = "kills"
 """Attribute of an attempt whose training was killed by a signal that its agent did not send: ``[epochs, kills]``, the epochs
 that were done by then, and how many attempts in a row ended so with as many."""
 
+EXHAUSTED = "exhausted"
+"""Attribute of an attempt that found no parameter set which the sweep has not seen."""
+
 _WORDS = {
     TrialState.COMPLETE: "complete",
     TrialState.PRUNED: "pruned",
@@ -58,6 +61,7 @@ class Ledger:
         trials: the latest attempt at each parameter set, by number.
         lost: those of them that must be tried again, as their attempt ended without a verdict.
         seen: how many different parameter sets there are.
+        exhausted: an attempt found that there are no others.
         names: of attempts, the number by which their trial is called.
     """
 
@@ -65,6 +69,7 @@ class Ledger:
     trials: tuple[FrozenTrial, ...]
     lost: tuple[FrozenTrial, ...]
     seen: int
+    exhausted: bool = False
 
     @classmethod
     def of(cls, trials: list[FrozenTrial], space: Space) -> Ledger:
@@ -83,7 +88,8 @@ class Ledger:
                     continue  # its agent died before it had all parameters: nothing was begun
                 lost.append(trial)
             current.append(trial)
-        return cls(space, tuple(current), tuple(lost), len(keys))
+        exhausted = any(EXHAUSTED in trial.user_attrs for trial in trials)
+        return cls(space, tuple(current), tuple(lost), len(keys), exhausted)
 
     def count(self, *states: str) -> int:
         """Return how many trials are in one of ``states``; lost ones wait."""

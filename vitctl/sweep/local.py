@@ -17,7 +17,7 @@ from vitctl.sweep import PRUNERS, SAMPLERS
 from vitctl.sweep.agent import Agent, take_snapshot
 from vitctl.sweep.engine import AgentOptions, SweepOptions, View
 from vitctl.sweep.file import SweepFile, check_trains, read_sweep_file, setting_of
-from vitctl.sweep.storage import ClaimLock, parse_url, redacted, sqlite_file
+from vitctl.sweep.storage import ClaimLock, open_storage, parse_url, redacted, sqlite_file
 from vitctl.sweep.sweep import Plan, Sweep, find_sweep, find_sweeps, is_file, new_id, now
 from vitctl.training.runner import job_environments
 
@@ -54,6 +54,7 @@ class LocalEngine:
 
     def work(self, target: str, options: SweepOptions, asked: AgentOptions, view: View) -> None:
         """Run an agent; see :class:`~vitctl.sweep.engine.Engine`."""
+        gpus = gpu_environments(asked.gpus) if asked.gpus is not None else None  # refused before a sweep is made
         sweep, created = self.find_or_create(target, options, view, new=asked.new)
         before = take_snapshot(sweep)
         view.opened(sweep, before, created=created)
@@ -63,13 +64,9 @@ class LocalEngine:
             threads_set = any(
                 setting_of(name) == "threads" for name in (*sweep.plan.fixed, *sweep.file.space.parameters)
             )
-            environments = (
-                gpu_environments(asked.gpus)
-                if asked.gpus is not None
-                else job_environments(asked.jobs or 1, threads_set)
-            )
+            workers = gpus or job_environments(asked.jobs or 1, threads_set)
             with view.watching(sweep) as observer:
-                agent = Agent(sweep, observer, workers=environments, count=asked.count, max_time=asked.max_time)
+                agent = Agent(sweep, observer, workers=workers, count=asked.count, max_time=asked.max_time)
                 why = agent.run()
         view.closed(sweep, why)
 
@@ -117,31 +114,15 @@ class LocalEngine:
             return sweep, False
         path = Path(target)
         file = read_sweep_file(path)
-        with self._creating(options):
+        with creating(options):
+            if options.storage is not None:  # it may be new, too
+                open_storage(parse_url(options.storage), create=True).engine.dispose()
             sweeps = [] if new else find_sweeps(options.runs_dir, options.storage)
             for sweep in sweeps:
                 if sweep.file.name == path.name:
                     self._refuse_other(sweep, options, file)
                     return sweep, False
             return self._create(file, options, view), True
-
-    @contextlib.contextmanager
-    def _creating(self, options: SweepOptions) -> Iterator[None]:
-        """Keep two agents that are started at once from making a sweep each."""
-        if options.storage is not None:
-            url = parse_url(options.storage)
-        else:
-            url = URL.create("sqlite", database=str(options.runs_dir.absolute() / "sweeps" / "create"))
-        place = sqlite_file(url)
-        try:
-            if place is not None:
-                place.parent.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise RequestError(
-                f"cannot make the folder {place and place.parent}: {error.strerror}; choose another --runs-dir"
-            ) from error
-        with ClaimLock(url, "create"):
-            yield
 
     @staticmethod
     def _refuse_other(sweep: Sweep, options: SweepOptions, file: SweepFile) -> None:
@@ -160,6 +141,25 @@ class LocalEngine:
                 f"{created}, was created with other options; leave them out, or --new starts another sweep:\n"
                 + "\n".join(f"  {line}" for line in lines)
             )
+
+
+@contextlib.contextmanager
+def creating(options: SweepOptions) -> Iterator[None]:
+    """Keep two agents that are started at once from making a sweep each."""
+    if options.storage is not None:
+        url = parse_url(options.storage)
+    else:
+        url = URL.create("sqlite", database=str(options.runs_dir.absolute() / "sweeps" / "create"))
+    place = sqlite_file(url)
+    try:
+        if place is not None:
+            place.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise RequestError(
+            f"cannot make the folder {place and place.parent}: {error.strerror}; choose another --runs-dir"
+        ) from error
+    with ClaimLock(url, "create"):
+        yield
 
 
 def gpu_environments(gpus: str) -> list[dict[str, str]]:

@@ -107,7 +107,13 @@ def halving(file: SweepFile, *, min_epochs: int, factor: int) -> BasePruner:
 
 
 def hyperband(file: SweepFile, *, min_epochs: int, max_epochs: int, factor: int) -> BasePruner:
-    """Optuna's Hyperband."""
+    """Optuna's Hyperband.
+
+    Raises:
+        RequestError: there is no bracket between the least and the most epochs.
+    """
+    if min_epochs > max_epochs:
+        raise RequestError(f"--pruner hyperband: min_epochs {min_epochs} is more than max_epochs {max_epochs}")
     return pruners.HyperbandPruner(min_resource=min_epochs, max_resource=max_epochs, reduction_factor=factor)
 
 

@@ -230,9 +230,20 @@ class Parameter:
         if self.distribution in CHOICES:
             return CategoricalDistribution(self.choices)
         low, high = self.bounds
-        if self.integer:
+        if self.integer and not self._off_whole:
             return IntDistribution(int(low), int(high), log=self.log)
         return FloatDistribution(low, high, log=self.log)
+
+    @property
+    def _off_whole(self) -> bool:
+        """Whether a grid of whole steps begins between two whole numbers."""
+        return self.distribution == "q_uniform" and not float(self.settings["min"]).is_integer()
+
+    def read(self, value: Value) -> Value:
+        """Return a value of :meth:`optuna`'s distribution as the file means it: a whole number where W&B draws those."""
+        if self.integer and isinstance(value, float) and value.is_integer():
+            return int(value)
+        return value
 
     def describe(self) -> str:
         """Return its distribution in a few words, such as ``q_uniform 0.01 to 0.05 by 0.005``."""

@@ -204,7 +204,7 @@ def storage_sentences(url: URL, kind: type[VitctlError] = RunFailed) -> Iterator
 class ClaimLock:
     """A lock over all agents of a storage, freed when its holder's process ends.
 
-    On SQLite it is a file beside the database, on PostgreSQL an advisory lock.
+    On SQLite it is a file beside the database, one for each name, on PostgreSQL an advisory lock.
 
     Args:
         url: of the storage.
@@ -230,7 +230,7 @@ class ClaimLock:
         try:
             import fcntl
 
-            lock = open(file.with_name(f"{file.name}.lock"), "a")  # noqa: SIM115 - held open as long as the lock
+            lock = open(file.with_name(f"{file.name}.{self._name}.lock"), "a")  # noqa: SIM115 - held open as long as the lock
             fcntl.flock(lock, fcntl.LOCK_EX)
             self._held = lock
         except ImportError:  # Windows

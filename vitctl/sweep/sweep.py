@@ -26,7 +26,7 @@ from vitctl.sweep.file import SweepFile, parse_sweep_file
 from vitctl.sweep.ledger import FAILURE, FIXED, RUN, Ledger, params_of, retry_attributes, root_of
 from vitctl.sweep.optuna_parts import build_pruner, build_sampler, history_of
 from vitctl.sweep.sampler import SpaceSampler
-from vitctl.sweep.space import Params, Space, Value, show
+from vitctl.sweep.space import Params, Space, Value, show, show_params
 from vitctl.sweep.storage import (
     GRACE,
     HEARTBEAT,
@@ -310,6 +310,8 @@ class Sweep:
 
     def left(self, ledger: Ledger) -> int | None:
         """Return how many parameter sets may still be proposed; None when there is no end."""
+        if ledger.exhausted:
+            return 0
         file = self.file
         size = file.space.grid_size if file.method == "grid" else file.space.size
         ends = [] if size is None else [size - ledger.seen]
@@ -408,6 +410,8 @@ class Sweep:
             raise RequestError(f"the grid of {file.name} has no such point")
         with self.changing() as study:
             ledger = self.ledger(study)
+            if self.target_reached(ledger):
+                raise RequestError(f"the sweep {self.id} has reached its target, and begins no more trials")
             if self.left(ledger) == 0:
                 raise RequestError(
                     f"the sweep {self.id} has no room for another trial: {self.used(ledger)} of "
@@ -420,6 +424,20 @@ class Sweep:
                         raise RequestError(
                             f"trial {root_of(trial)} has these parameters already ({ledger.state(trial)})"
                         )
+            elif file.method == "grid":
+                seen = {
+                    space.key(known)
+                    for trial in ledger.trials
+                    if (known := params_of(trial)).keys() >= space.varying.keys()
+                }
+                if all(
+                    space.key(point) in seen
+                    for point in space.grid_points()
+                    if all(point[name] == value for name, value in params.items())
+                ):
+                    raise RequestError(
+                        f"every point of the grid of {file.name} with {show_params(params)} was tried already"
+                    )
             study.enqueue_trial(params)
             return max(trial.number for trial in study.get_trials(deepcopy=False))
 
@@ -529,8 +547,9 @@ def find_sweeps(runs_dir: Path, storage: str | None = None) -> list[Sweep]:
         with storage_sentences(url, RequestError):
             for study in optuna.get_all_study_summaries(reader, include_best_trial=False):
                 if _PLAN in study.user_attrs:
-                    plan = Plan.from_dict(study.user_attrs[_PLAN], redacted(url))
-                    found[plan.id] = Sweep(plan, url, runs_dir)
+                    with contextlib.suppress(RequestError):  # another version's: no reason not to find the others
+                        plan = Plan.from_dict(study.user_attrs[_PLAN], redacted(url))
+                        found[plan.id] = Sweep(plan, url, runs_dir)
         reader.engine.dispose()
     for record in runs_dir.glob(f"sweeps/*/{RECORD}"):
         try:

@@ -17,6 +17,7 @@ from typing import Any
 from vitctl.errors import RequestError, RunFailed
 from vitctl.sweep.engine import AgentOptions, SweepOptions, View
 from vitctl.sweep.file import SweepFile, check_fixed, check_trains, parse_sweep_file, read_sweep_file, setting_of
+from vitctl.sweep.local import creating
 from vitctl.sweep.sweep import is_file, now
 from vitctl.training.wandb import DEFAULT_PROJECT, NO_KEY, in_words
 
@@ -65,13 +66,16 @@ class WandbEngine:
         An id is ``entity/project/id``.
         """
         if is_file(target):
-            id = None if asked.new else self._newest(Path(target), options)
-            if id is None:
-                id = self.create(Path(target), options, view)
+            with creating(options):  # of two that start at once, one creates it
+                id = None if asked.new else self._newest(Path(target), options)
+                if id is None:
+                    id = self.create(Path(target), options, view)
             view.say(f"the sweep {id}")
         else:
             if asked.new:
                 raise RequestError(f"--new makes a sweep from a file, and {target!r} is an id; name the file")
+            if options.runs_dir != SweepOptions().runs_dir:
+                raise RequestError("--runs-dir is part of a sweep on W&B when it is created; leave it out")
             if options.fixed or options.run_cap:
                 raise RequestError("--fixed and --run-cap are part of a sweep when it is created; leave them out")
             id = target
@@ -152,10 +156,13 @@ def upload_of(file: SweepFile, options: SweepOptions) -> dict[str, Any]:
     parameters |= {name: {"distribution": "constant", "value": value} for name, value in fixed.items()}
     nested = any("parameters" in node for node in parameters.values())
     nulls = any(None in [node.get("value", 0), *node.get("values", ())] for node in parameters.values())
+    command = list(COMMAND_WITH_FILE if nested or nulls else COMMAND)
+    if options.runs_dir != SweepOptions().runs_dir:
+        command[5:5] = ["--runs-dir", str(options.runs_dir.absolute())]
     document |= {
         "parameters": parameters,
         "program": "vitctl",
-        "command": list(COMMAND_WITH_FILE if nested or nulls else COMMAND),
+        "command": command,
     }
     if "metric" not in document:
         document["metric"] = {"name": file.metric.name, "goal": file.metric.goal}
