@@ -10,6 +10,14 @@ from vitctl.optim import OPTIMIZERS, doubtful_betas
 from vitctl.recipes import RECIPES, Recipe
 
 
+@pytest.mark.parametrize("value", [True, False])
+def test_pretrained_may_be_a_bool_in_a_file(value: bool) -> None:
+    assert (
+        resolve_config({}, normalise_keys({"net": "timm/resnet18", "pretrained": value}, "f")).pretrained
+        == str(value).lower()
+    )
+
+
 @pytest.mark.parametrize("recipe", RECIPES)
 @pytest.mark.parametrize("net", MODELS)
 @pytest.mark.parametrize("opt", OPTIMIZERS)

@@ -83,6 +83,13 @@ def probe(*argv: str) -> tuple[int, list[str]]:
         (["bench-device", "cpu", "--net", "vitt"], 2),
         (["compare-optimizers", "adam", "adamm"], 2),
         (["trian"], 2),
+        (["convert", "x.t7", "--net", "vitt", "-o", "y.pt"], 2),
+        (["convert", "x.t7", "--net", "vit", "-o", "y.pt", "--dataset", "cifar"], 2),
+        (["list-models", "--details", "vitt"], 2),
+        (["list-models", "--details", "vit:dept=3"], 2),
+        (["sweep", "--help"], 0),
+        (["sweep", "create", "/nowhere.yaml"], 2),
+        (["sweep", "create", "x.yaml", "--engine", "wanbd"], 2),
     ],
 )
 def test_light_answers_load_nothing_heavy(argv: list[str], code: int) -> None:

@@ -71,6 +71,8 @@ class Flag:
             RequestError: wrong type, unknown choice or out of range.
         """
         what = flag_name(name)
+        if name == "pretrained" and isinstance(value, bool):  # as YAML has true and false
+            value = str(value).lower()
         if self.when_true is not None and str(value).lower() in _SWITCH_WORDS:
             return convert(value, bool, what) or 0.0
         parsed = convert(value, self.kind, what)
@@ -722,6 +724,11 @@ def _opt_options(
         options[entry.second_lr] = float(usual) * lr_scale
     options.update(given.get("opt_options", {}))
     options.update({key: value for key, value in inline.items() if key not in common})
+    wants = str(inline.get("nesterov", "")).lower() in TRUE_WORDS
+    if opt == "sgd" and wants and float(options.get("momentum", entry.options["momentum"].default)) == 0:
+        raise RequestError(
+            "--opt sgd:nesterov=true needs momentum, which is 0; say --opt sgd:momentum=0.9,nesterov=true"
+        )
     for name in ADAN_BETAS:
         if name not in given:
             continue

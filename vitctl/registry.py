@@ -154,7 +154,7 @@ class Entry:
                 near = suggest(name, self.options).partition("; did you mean ")[2]
                 known = ", ".join(self.options) or "none"
                 raise RequestError(
-                    f"{what} has no option {name!r}{f'; did you mean {near}' if near else ''} (options: {known})"
+                    f"{what} has no option {name!r}{f'; did you mean {near}' if near else f' (options: {known})'}"
                 )
         return {
             name: option.parse(given[name], f"{what}:{name}") if name in given else option.default

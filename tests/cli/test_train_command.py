@@ -64,8 +64,12 @@ def test_printed_config_trains_the_same(cli: Cli, tmp_path: Path) -> None:
 
 
 def test_legacy_flags(cli: Cli, refused: Refused) -> None:
-    assert yaml.safe_load(cli("train", "--noaug", "--noamp", "--nowandb", "--print-config").out)["aug"] == "basic"
+    settings = yaml.safe_load(cli("train", "--noaug", "--noamp", "--nowandb", "--print-config").out)
+    assert (settings["aug"], settings["precision"], settings["wandb"]) == ("basic", "fp32", "disabled")
+    assert yaml.safe_load(cli("train", "--noaug=True", "--noamp=False", "--print-config").out)["precision"] == "auto"
+    assert "--noamp means --precision fp32" in refused("train", "--noamp", "--precision", "bf16")
     assert "one device" in refused("train", "--dp")
+    assert "one device" in refused("train", "--dp=True")
     assert "--net vit:head_dim" in refused("train", "--dimhead", 32)
 
 
@@ -121,6 +125,9 @@ def test_patience_stops_early(cli: Cli) -> None:
         (["--data-dir", ""], "--data-dir takes a folder"),
         (["--resume", "."], "no run folder"),
         (["--epoch", 3], "No such option: --epoch"),
+        (["--opt", "sgd:momentum=0,nesterov=true"], "nesterov=true needs momentum"),
+        (["--net", "timm/vit_tiny_patch16_224."], "has no weights tagged ''"),
+        (["--print-config", "--dry-run"], "--dry-run does not go with it"),
         (["--tensorboard=maybe"], "'--tensorboard' does not take a value"),
         (["--wandb"], "'--wandb' requires an argument"),
         (["--net", "timm/vit_tiny_patch16_224:patch_size=0"], "patch_size is 0; the least is 1"),

@@ -81,4 +81,8 @@ def test_options_reach_the_optimizer(name: str, reference: object) -> None:
 
 def test_nesterov_without_momentum_is_plain_descent() -> None:
     model = nn.Linear(2, 2)
-    build_optimizer("sgd", {"momentum": 0.0, "nesterov": True}, model, lr=0.1, weight_decay=0)
+    optimizer = build_optimizer("sgd", {"momentum": 0.0, "nesterov": True}, model, lr=0.1, weight_decay=0)
+    before = model.weight.detach().clone()
+    model(torch.ones(1, 2)).sum().backward()
+    optimizer.step()
+    torch.testing.assert_close(model.weight.detach(), before - 0.1)

@@ -45,6 +45,23 @@ def test_warm_up_rises_to_one_and_the_end_is_near_zero() -> None:
     assert {constant.factor(i) for i in range(9, 100)} == {1.0}
 
 
+@pytest.mark.parametrize(("epochs", "warmup_epochs"), [(200, 10), (10, 3), (5, 1)])
+def test_a_warm_up_once_an_epoch_is_torch_s_stepped_once_an_epoch(epochs: int, warmup_epochs: int) -> None:
+    steps = 98
+    ours = Schedule("linear", epochs * steps, warmup_steps=warmup_epochs * steps, steps_per_epoch=steps)
+    optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=1.0)
+    theirs = torch.optim.lr_scheduler.LinearLR(optimizer, 1 / warmup_epochs, 1.0, total_iters=warmup_epochs - 1 or 1)
+    for epoch in range(warmup_epochs):
+        assert ours.factor(epoch * steps) == ours.factor(epoch * steps + steps - 1)
+        assert ours.factor(epoch * steps) == pytest.approx(theirs.get_last_lr()[0] if warmup_epochs > 1 else 1.0)
+        optimizer.step()
+        theirs.step()
+
+
+def test_a_short_warm_up_once_an_epoch_costs_no_epoch() -> None:
+    assert Schedule("linear", 3520, warmup_steps=176, steps_per_epoch=352).factor(0) == 1.0
+
+
 @pytest.mark.parametrize(("total", "rise"), [(100, 30), (20, 5), (40, 20)])
 def test_onecycle_is_torch_s(total: int, rise: int) -> None:
     schedule = Schedule("onecycle", total, warmup_steps=rise)

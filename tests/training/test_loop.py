@@ -1,5 +1,7 @@
 """The step and the loop: gradients, figures, and what ends a run."""
 
+import dataclasses
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,8 +13,10 @@ from torch import nn
 
 from tests.conftest import TINY, TINY_NET, Cli
 from tests.models.test_models import NARROW, small_size
+from vitctl.cli.progress import PlainObserver
 from vitctl.config import resolve_config
-from vitctl.models import MODELS
+from vitctl.errors import RunFailed
+from vitctl.models import MODELS, build_model
 from vitctl.registry import format_spec
 from vitctl.training import loop, run, session
 from vitctl.training.checkpoint import load_checkpoint
@@ -197,6 +201,49 @@ def test_a_rate_out_of_all_reason_is_caught(refused: Refused) -> None:
         "train", *TINY, "--epochs", 5, "--lr", 1e30, "--clip-grad", 0, "--warmup", 0, "--opt", "sgd", code=1
     )
     assert "not finite" in sentence
+
+
+@pytest.mark.parametrize("clip", [0.0, 0.1])
+def test_gradients_are_clipped_where_a_device_lacks_kernels(monkeypatch: pytest.MonkeyPatch, clip: float) -> None:
+    """torch refuses ``foreach=True`` on MPS, where it takes the slow way when nobody asks."""
+    monkeypatch.setattr(torch.nn.utils.clip_grad, "_device_has_foreach_support", lambda _: False)
+    trained = tiny_session(clip_grad=clip)
+    loop.train_step(trained)
+    assert trained.progress.step == 1
+
+
+def test_weights_that_are_no_numbers_are_not_saved_on_an_accelerator(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """There the gradients of the last step were not looked at."""
+    trained = tiny_session(epochs=1, val="none", clip_grad=0.0)
+    folder = run.RunFolder.create(tmp_path, "a", trained.config)
+    step = loop.train_step
+
+    def spoiled(session: Session) -> None:
+        step(session)
+        if session.progress.step == session.total_steps:
+            with torch.no_grad():
+                next(session.model.parameters()).fill_(math.nan)
+            session.device = torch.device("meta")  # nothing more is computed before it is saved
+
+    monkeypatch.setattr(loop, "train_step", spoiled)
+    with pytest.raises(RunFailed, match="is not finite"):
+        loop.fit(trained, folder, PlainObserver(), "")
+    assert not list((tmp_path / "a/checkpoints").glob("*.pt"))
+
+
+@pytest.mark.parametrize(("net", "size", "expected"), [("cct_2", 32, 1000), ("vit_timm", 384, 151)])
+def test_an_accelerator_evaluates_as_many_pictures_as_memory_allows(net: str, size: int, expected: int) -> None:
+    config = resolve_config({"net": net, "size": size, "pretrained": "false"})
+
+    def build() -> nn.Module:
+        return build_model(config.net, config.net_options, img_size=size, in_chans=3, num_classes=10)
+
+    cuda = torch.device("cuda")
+    assert session.batch_pieces(config, cuda, build, 3, False) == (config.bs, expected)
+    few = dataclasses.replace(config, micro_batch="16")
+    assert session.batch_pieces(few, cuda, build, 3, False) == (16, 64)
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,11 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import TINY, Cli
+from vitctl.cli.progress import PlainObserver
+from vitctl.config import resolve_config
+from vitctl.training import lr_finder
 from vitctl.training.lr_finder import smooth, suggest
+from vitctl.training.session import Session
 
 Refused = Callable[..., str]
 STEPS = ["--max-steps", "60"]
@@ -53,6 +57,26 @@ def test_without_matplotlib(cli: Cli, refused: Refused, tmp_path: Path, monkeypa
     assert result.code == 0 and "vitctl[plots]" in result.err and "suggested" in result.out
     assert not list(tmp_path.iterdir())
     assert "vitctl[plots]" in refused("train", *TINY, "--lr-finder", "--lr-finder-out", "a.png")
+
+
+def test_mixing_goes_on_to_the_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where mixing stops the loss falls, whatever the rate."""
+    seen: list[bool] = []
+    step, train_mode = lr_finder.train_step, Session.train_mode
+
+    def looked(session: Session) -> None:
+        seen.append(session.batches.mixes(session.progress.epoch, session.progress.step_in_epoch))
+        step(session)
+
+    modes: list[str] = []
+    monkeypatch.setattr(lr_finder, "train_step", looked)
+    monkeypatch.setattr(Session, "train_mode", lambda self: (modes.append("train"), train_mode(self))[1])
+    settings = dict(
+        zip([str(word).removeprefix("--").replace("-", "_") for word in TINY[::2]], TINY[1::2], strict=True)
+    )
+    config = resolve_config({**settings, "mixup": 0.8, "mix_off": 0.5, "max_steps": 25})
+    lr_finder.find_lr(config, PlainObserver(), None)
+    assert len(seen) >= 20 and all(seen) and modes == ["train"]  # with frozen layers left in eval mode
 
 
 @pytest.mark.parametrize(

@@ -25,6 +25,12 @@ def convert(
     Every tensor of the file is accounted for; a file of another network, or of other options, is refused.
     """
     from vitctl.cli import printing
+    from vitctl.data import DATASETS
+    from vitctl.models import find_model
+    from vitctl.registry import lookup, split_spec
+
+    find_model(split_spec(net, "--net")[0])
+    lookup(DATASETS, dataset, "--dataset")
     from vitctl.training.convert import convert as turn  # torch loads here
     from vitctl.units import plural
 

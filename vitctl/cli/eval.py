@@ -58,6 +58,8 @@ def evaluate(
     ):
         if value not in choices:
             raise RequestError(f"{flag} {value!r} is unknown{suggest(value, choices)}")
+    if csv is not None and predictions is not None and csv.absolute() == predictions.absolute():
+        raise RequestError(f"--csv and --predictions both name {csv}; name two files")
     for flag, target in (("--csv", csv), ("--predictions", predictions)):
         if target is not None:
             check_file(target, flag)

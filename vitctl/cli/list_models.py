@@ -66,6 +66,11 @@ def list_models(
     if sort is not None and (details or timm):
         raise RequestError(f"--sort {sort} is for the table, not for {given[0]}")
     if details is not None:
+        from vitctl.models import find_model
+        from vitctl.registry import split_spec
+
+        name, options = split_spec(details, "--details")
+        find_model(name).resolve_options(options, f"--details {name}")
         from vitctl.models.details import describe_network  # torch loads here
 
         document = describe_network(details, size)

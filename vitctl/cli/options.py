@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import inspect
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -85,6 +85,12 @@ class Command(TyperCommand):
             if getattr(parameter, "is_flag", False) and getattr(parameter, "secondary_opts", None)
             for name in parameter.opts
         }
+        alone = {
+            name
+            for parameter in self.params
+            if getattr(parameter, "is_flag", False) and not getattr(parameter, "secondary_opts", None)
+            for name in parameter.opts
+        }
         bare = {flag_name(name) for name, flag in FLAGS.items() if flag.when_true is not None}
         plain: list[str] = []
         for i, argument in enumerate(args):
@@ -98,6 +104,8 @@ class Command(TyperCommand):
             name = name.replace("_", "-")
             if equals and name in switches and value.lower() in (*TRUE_WORDS, *FALSE_WORDS):
                 plain.append(switches[name][0 if convert(value, bool, name) else 1])
+            elif equals and name in alone and value.lower() in (*TRUE_WORDS, *FALSE_WORDS):
+                plain += [name] if convert(value, bool, name) else []
             elif name in bare and not equals and (i + 1 == len(args) or _is_flag(args[i + 1])):
                 plain.append(f"{name}=true")
             else:
@@ -146,7 +154,7 @@ def takes_settings(command: Callable[..., None]) -> Callable[..., None]:
         for name, sentence in _REFUSED.items():
             if given.pop(name) is not None:
                 raise RequestError(sentence)
-        settings = legacy_settings({name: given.pop(name) for name in LEGACY}, given.get("aug"), given.get("wandb"))
+        settings = legacy_settings({name: given.pop(name) for name in LEGACY}, given)
         for name, flag in FLAGS.items():
             value = given.pop(name)
             if value is not None:
@@ -160,17 +168,22 @@ def takes_settings(command: Callable[..., None]) -> Callable[..., None]:
     return wrapper
 
 
-def legacy_settings(given: dict[str, bool | None], aug: str | None, wandb: str | None) -> dict[str, Any]:
+def legacy_settings(given: Mapping[str, bool | None], flags: Mapping[str, Any]) -> dict[str, Any]:
     """Return what the predecessor's flags mean today.
 
-    ``--noaug`` left crop and flip on, so it is ``--aug basic``; ``--nowandb`` is ``--wandb disabled``; ``--noamp`` asks for
-    what is so anyway.
+    ``--noaug`` left crop and flip on, so it is ``--aug basic``; ``--nowandb`` is ``--wandb disabled``; ``--noamp`` is
+    ``--precision fp32``.
 
     Raises:
-        RequestError: ``--noaug`` beside another ``--aug``, or ``--nowandb`` beside another ``--wandb``.
+        RequestError: one of them beside another value of its flag.
     """
     settings = {}
-    for legacy, flag, value, other in (("noaug", "aug", "basic", aug), ("nowandb", "wandb", "disabled", wandb)):
+    for legacy, flag, value in (
+        ("noaug", "aug", "basic"),
+        ("nowandb", "wandb", "disabled"),
+        ("noamp", "precision", "fp32"),
+    ):
+        other = flags.get(flag)
         if not given[legacy]:
             continue
         if other not in (None, value):

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from vitctl.cli.options import Command
+from vitctl.cli.options import Command, check_file
 from vitctl.errors import RequestError
 from vitctl.registry import lookup, suggest
 from vitctl.sweep import ENGINES, PRUNERS, SAMPLERS
@@ -432,6 +432,8 @@ def export(
     """Write all trials: trial, state, params, value, run."""
     if form not in ("csv", "json"):
         raise RequestError(f"--format {form!r} is unknown{suggest(form, ('csv', 'json'))}")
+    if out is not None:
+        check_file(out, "--out")
     sweep = find_local(target, runs_dir, storage)
     from vitctl.cli import sweep_view
 
@@ -439,10 +441,9 @@ def export(
     if out is None:
         typer.echo(text, nl=False)
         return
-    try:
-        out.write_text(text, encoding="utf-8")
-    except OSError as error:
-        raise RequestError(f"--out {out} cannot be written: {error.strerror}") from error
+    from vitctl.training.run_folder import write_text
+
+    write_text(out, text)
 
 
 @app.command(cls=Command)

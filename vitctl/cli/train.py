@@ -119,6 +119,14 @@ def train(
         file = normalise_keys(read_yaml(config_file), str(config_file)) if config_file else {}
         config = resolve_config(settings, file)
         if print_config:
+            for flag, value in {
+                "--dry-run": dry_run,
+                "--lr-finder": lr_finder,
+                "--name": name,
+                "--json": as_json,
+            }.items():
+                if value:
+                    raise RequestError(f"--print-config prints the settings, and stops; {flag} does not go with it")
             import yaml
 
             typer.echo(yaml.safe_dump(config.to_dict(), sort_keys=False), nl=False)

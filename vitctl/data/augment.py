@@ -12,6 +12,7 @@ from torch import Tensor
 
 from vitctl.data import kernels
 from vitctl.data.policies import Operation, Policy
+from vitctl.devices import to_device
 
 _KINDS = {
     "identity": 0,
@@ -114,9 +115,9 @@ class Augment:
             order = kinds.argsort(stable=True)
             counts = kinds.bincount(minlength=len(set(_KINDS.values()))).tolist()
             place = place[order]
-            images = images.index_select(0, order.to(self.device))
+            images = images.index_select(0, to_device(order, self.device))
             self._apply_sorted(images, operations[place], where[place], counts)
-        return images.index_select(0, place.argsort().to(self.device))
+        return images.index_select(0, to_device(place.argsort(), self.device))
 
     def _apply_sorted(self, images: Tensor, drawn: Tensor, centres: Tensor, counts: list[int]) -> None:
         """Apply one operation to each picture, in place.
@@ -129,7 +130,7 @@ class Augment:
         """
         spans = [slice(*ends) for ends in pairwise(accumulate(counts, initial=0))]
         _, affine, fixed, auto, equal, contrast, color, sharp, cutout = spans
-        on_device = drawn.to(self.device)
+        on_device = to_device(drawn, self.device)
         if counts[1]:
             images[affine] = kernels.warp(images[affine], *self._source(on_device[affine]))
         luma = kernels.grey(images[contrast.start : color.stop])  # int32 [b, 1, H, W]
@@ -152,7 +153,7 @@ class Augment:
             images[sharp] = kernels.blend(images[sharp], kernels.smooth(images[sharp]), factor)
         if counts[8]:
             boxes = seed_cutout_boxes(self.exact[drawn[cutout]], centres[cutout], self.height, self.width)
-            images[cutout] = kernels.fill_boxes(images[cutout], boxes.to(self.device), self.colour)
+            images[cutout] = kernels.fill_boxes(images[cutout], to_device(boxes, self.device), self.colour)
 
     def _source(self, operations: Tensor) -> tuple[Tensor, Tensor]:
         if self.places is not None:

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from vitctl.data import kernels, mixing
 from vitctl.data.augment import Augment
-from vitctl.devices import fits
+from vitctl.devices import fits, to_device
 
 POLICY, ERASE, CUTOUT, MIX = 1, 2, 3, 4
 """What a further seed is derived for, so that what one of them draws does not hang on the others."""
@@ -165,14 +165,14 @@ class TrainBatches:
             mixed the share of each class, float32 ``[B, K]``.
         """
         chosen = self.order(epoch)[step * self.batch_size : (step + 1) * self.batch_size]
-        labels = self.labels[chosen].to(self.device)
-        images = self.images.index_select(0, chosen.to(self.images.device)).to(self.device)
+        labels = to_device(self.labels[chosen], self.device)
+        images = to_device(self.images.index_select(0, to_device(chosen, self.images.device)), self.device)
         policy = self.extras.policy
         if policy is not None and policy.first:
             images = policy(images, derive_seed(self.seed, epoch, step, POLICY))
         if self.augment:
             draws = draw(len(chosen), self.padding, self.flip, self.seed, epoch, step)
-            on_device = Draws(draws.top.to(self.device), draws.left.to(self.device), draws.mirror.to(self.device))
+            on_device = Draws(*(to_device(each, self.device) for each in (draws.top, draws.left, draws.mirror)))
             images = crop_and_flip(images, on_device, self.padding)
         if policy is not None and not policy.first:
             images = policy(images, derive_seed(self.seed, epoch, step, POLICY))
@@ -201,7 +201,7 @@ class TrainBatches:
         ):
             if share:
                 drawn = boxes(B, H, W, share, derive_seed(self.seed, epoch, step, purpose))
-                images = kernels.fill_boxes(images, drawn.to(self.device), self.colour)
+                images = kernels.fill_boxes(images, to_device(drawn, self.device), self.colour)
         return images
 
 

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from vitctl.data import kernels
+from vitctl.devices import to_device
 
 Whole = npt.NDArray[np.int64]
 Numbers = npt.NDArray[Any]
@@ -46,7 +47,7 @@ class MixDraws:
 
     def to(self, device: torch.device) -> MixDraws:
         """Return the draws on ``device``."""
-        return MixDraws(*(each.to(device) for each in (self.partner, self.weight, self.boxes, self.share)))
+        return MixDraws(*(to_device(each, device) for each in (self.partner, self.weight, self.boxes, self.share)))
 
 
 def draw_mix(count: int, height: int, width: int, *, mixup: float, cutmix: float, seed: int) -> MixDraws:

@@ -6,6 +6,7 @@ colours of the first convolution for grey pictures, and renames what older versi
 
 from __future__ import annotations
 
+import http.client
 import logging
 import urllib.error
 import urllib.request
@@ -106,7 +107,7 @@ def reachable(url: str) -> bool:
         urllib.request.urlopen(urllib.request.Request(url, method="HEAD"), timeout=PATIENCE)
     except urllib.error.HTTPError:
         return True
-    except (OSError, ValueError):
+    except (OSError, ValueError, http.client.HTTPException):  # the last: what answers speaks no HTTP
         return False
     return True
 

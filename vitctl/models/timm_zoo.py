@@ -115,7 +115,7 @@ def timm_entry(net: str) -> TimmEntry:
         RequestError: timm has no such network; the message offers near matches.
     """
     name = net.removeprefix(TIMM)
-    architecture, _, tag = name.partition(".")
+    architecture, dot, tag = name.partition(".")
     if not timm.is_model(architecture):
         near = near_names(architecture)
         hint = (
@@ -125,7 +125,7 @@ def timm_entry(net: str) -> TimmEntry:
         )
         raise RequestError(f"--net {net!r} is unknown; {hint}")
     tags = [other.partition(".")[2] for other in timm.list_pretrained(f"{architecture}.*")]
-    if tag and tag not in tags:
+    if dot and tag not in tags:
         raise RequestError(f"--net {net!r}: {architecture} has no weights tagged {tag!r}{suggest(tag, tags)}")
     config = timm.get_pretrained_cfg(name)
     assert config is not None  # there is one for every registered name

@@ -1,8 +1,8 @@
-"""Vision Transformers on timm's frame: ``vit``, ``vit_small`` for small data sets, ``dyt`` and ``simplevit``.
+"""Vision Transformers on timm's frame: ``vit``, ``vit_small`` for small data sets, and ``dyt``.
 
 timm's ``VisionTransformer`` holds the tokens, the stack of blocks, the pooling and the head. The layers here are
 those that it does not have: blocks whose heads need not add up to the width of the tokens, patches as rows of pixels,
-shifted patch tokenization, locality self-attention, Dynamic Tanh and fixed positions.
+shifted patch tokenization, locality self-attention and Dynamic Tanh.
 
 Shapes: B batch, C channels, H and W sides of the picture, P side of a patch, N tokens, D width of the tokens,
 h heads, d width of a head, K classes.

@@ -169,7 +169,11 @@ def doubtful_betas(opt: str, options: Mapping[str, Value]) -> str | None:
     doubtful when it lies across 0.5 from its default.
     """
     table = find_optimizer(opt).options
-    betas = [name for name in options if name in table and re.fullmatch(r"beta\d", name)]
+    betas = [
+        name
+        for name in options
+        if name in table and re.fullmatch(r"beta\d", name) and table[name].default is not None  # timm's own: unknown
+    ]
     pairs = {name: (float(options[name]), float(table[name].default)) for name in betas}
     doubtful = {name: pair for name, pair in pairs.items() if 0 < pair[0] < 1 and (pair[0] - 0.5) * (pair[1] - 0.5) < 0}
     if not doubtful:

@@ -44,7 +44,8 @@ class Schedule:
         if self.kind == "onecycle":
             return self._onecycle(step)
         if step < self.warmup_steps:
-            return (step + 1) / self.warmup_steps
+            # Once an epoch: the epoch is trained with the rate that its last step would have.
+            return min(1.0, (step + (self.steps_per_epoch or 1)) / self.warmup_steps)
         if self.kind == "constant":
             left = self.total_steps - step
             return max(0.0, left / self.warmdown_steps) if left < self.warmdown_steps else 1.0

@@ -79,6 +79,9 @@ def fit(
         nonlocal last_save
         session.tally.read(progress)
         check_finite(session, progress.loss_sum)
+        if session.device.type != "cpu":  # where the gradients of the last step were not looked at
+            norms = torch._foreach_norm([p.detach() for p in session.model.parameters()])
+            check_finite(session, torch.stack([norm.float() for norm in norms]).sum().item())
         progress.seconds = clock.seconds()
         session.last_saved = folder.save(session.checkpoint(), keep=config.keep, best=best)
         last_save = time.monotonic()
@@ -174,11 +177,11 @@ def train_step(session: Session) -> None:
             scaler.unscale_(session.optimizer)
         grads = [p.grad for p in session.model.parameters() if p.grad is not None]
         if config.clip_grad or device.type == "cpu":
-            norm = torch.nn.utils.get_total_norm(grads, foreach=True)
+            norm = torch.nn.utils.get_total_norm(grads)  # torch takes foreach where the device has it
             if device.type == "cpu":  # reading costs nothing here
                 check_finite(session, loss_sum.item(), *([] if scaler else [norm.item()]))
             if config.clip_grad:
-                torch.nn.utils.clip_grads_with_norm_(session.model.parameters(), config.clip_grad, norm, foreach=True)
+                torch.nn.utils.clip_grads_with_norm_(session.model.parameters(), config.clip_grad, norm)
         if scaler:  # a step whose gradients overflowed is left out, and the scale halved
             scaler.step(session.optimizer)
             scaler.update()
@@ -261,17 +264,18 @@ def measure(
         Stopped: a signal came.
         RunFailed: the loss is not finite.
     """
-    result = evaluate(
-        session.evaluated_model,
-        subset,
-        session.normalize,
-        session.device,
-        session.eval_batch,
-        precision=session.precision,
-        mirror=mirror,
-        stop=lambda: bool(stop),
-        progress=lambda done, count: observer.evaluating(what, done, count),
-    )
+    with devices.memory_watched(session.device, session.eval_batch, session.micro_batch):
+        result = evaluate(
+            session.evaluated_model,
+            subset,
+            session.normalize,
+            session.device,
+            session.eval_batch,
+            precision=session.precision,
+            mirror=mirror,
+            stop=lambda: bool(stop),
+            progress=lambda done, count: observer.evaluating(what, done, count),
+        )
     check_finite(session, result.loss)
     return result
 

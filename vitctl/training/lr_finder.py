@@ -89,7 +89,9 @@ def find_lr(config: TrainConfig, watcher: Watcher, picture: Path | None = None) 
     steps = config.max_steps or STEPS
     if steps <= 2 * SKIPPED:
         raise RequestError(f"--max-steps {steps} are too few for --lr-finder; take {2 * SKIPPED + 1} or more")
-    session = open_session(dataclasses.replace(config, epochs=None, max_steps=steps, patience=None), watcher.decoding)
+    # Pictures are mixed to the end: where mixing stopped, the loss would fall whatever the rate.
+    found_with = dataclasses.replace(config, epochs=None, max_steps=steps, patience=None, mix_off=0.0)
+    session = open_session(found_with, watcher.decoding)
     compile_network(session, watcher.message)
     if doubt := doubtful_betas(config.opt, config.opt_options):
         watcher.message(f"warning: {doubt}")
@@ -119,7 +121,7 @@ def find_lr(config: TrainConfig, watcher: Watcher, picture: Path | None = None) 
 def _rising_run(session: Session, steps: int, watcher: Watcher) -> tuple[list[float], list[float], bool]:
     """Return rate and loss of each step, and whether the loss ran away before the last."""
     progress = session.progress
-    session.model.train()
+    session.train_mode()
     rates: list[float] = []
     losses: list[float] = []
     mean, least = 0.0, math.inf

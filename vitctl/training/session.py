@@ -38,7 +38,10 @@ ones do not fill the cores. A fixed number, as the size of the pieces decides th
 """
 
 DEVICE_EVAL_BATCH = 1000
-"""Pictures evaluated at once on an accelerator."""
+"""The most pictures evaluated at once on an accelerator."""
+
+DEVICE_FLOATS = 1 << 28
+"""How many floats the widest activation of an evaluated batch may have there: 1 GiB of fp32."""
 
 
 @dataclass
@@ -468,13 +471,15 @@ def batch_pieces(
     at most :data:`CACHE_FLOATS` floats, and at least 8; an accelerator takes the whole batch, and so does a network
     with BatchNorm in training, as its statistics are those of the batch.
     """
+    widest = activation_floats(build, in_chans, config.size)
     if device.type == "cpu":
-        widest = activation_floats(build, in_chans, config.size)
         fitting = max(8, 1 << int(math.log2(max(1, CACHE_FLOATS // widest))))
     else:
-        fitting = DEVICE_EVAL_BATCH
+        fitting = min(DEVICE_EVAL_BATCH, max(8, DEVICE_FLOATS // max(1, widest)))
     if config.micro_batch != "auto":
-        return min(int(config.micro_batch), config.bs), fitting
+        given = int(config.micro_batch)
+        # Evaluation keeps no activations, so it has room for more; but what was given for want of memory bounds it too.
+        return min(given, config.bs), fitting if device.type == "cpu" else min(fitting, 4 * given)
     whole = batchnorm or device.type != "cpu"
     return config.bs if whole else min(fitting, config.bs), fitting
 
