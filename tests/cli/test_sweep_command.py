@@ -14,6 +14,9 @@ import yaml
 from sqlalchemy.exc import OperationalError
 
 from tests.conftest import TINY_NET, Cli
+from tests.sweep.conftest import sweep_text
+from tests.sweep.fake import make_sweep
+from vitctl.sweep.sweep import TrialRow
 
 Refused = Callable[..., str]
 
@@ -108,6 +111,25 @@ def test_create_prints_the_id_alone_and_what_is_enqueued_comes_first(
     assert cli("sweep", "agent", id, "--count", 1).code == 0
     (row,) = json.loads(cli("sweep", "export", id, "--format", "json").out)
     assert row["state"] == "complete" and row["params"] == pytest.approx({"lr": 7e-4, "weight_decay": 0.05})
+
+
+@pytest.mark.parametrize(("width", "tables", "across"), [(120, 1, True), (60, 1, False), (30, 3, False)])
+def test_no_figure_of_the_best_trials_is_cut_off(tmp_path: Path, width: int, tables: int, across: bool) -> None:
+    from rich.console import Console
+
+    from vitctl.cli.sweep_view import top_tables
+
+    parameters = {"lr": {"values": [1e-3, 2e-3]}, "adan_beta1": {"values": [0.02, 0.03]}, "opt": {"value": "adan"}}
+    sweep = make_sweep(sweep_text({**parameters, "weight_decay": {"values": [0.0, 0.05]}}, method="random"), tmp_path)
+    params = {"lr": 1e-3, "adan_beta1": 0.02, "weight_decay": 0.05}
+    rows = [TrialRow(n, "complete", params, 29.1 - n, 5, "run", None, None, None, 1) for n in range(3)]
+    console = Console(width=width, record=True, file=io.StringIO())
+    found = top_tables(sweep, rows, width)
+    console.print(*found, sep="\n")
+    text = console.export_text()
+    assert len(found) == tables and "…" not in text and max(map(len, text.splitlines())) <= width
+    assert all(word in text for word in ("29.10 %", "27.10 %", "adan_beta1", "weight_decay", "0.001", "complete"))
+    assert any("lr" in line and "adan_beta1" in line for line in text.splitlines()) == across
 
 
 def test_a_dry_run_creates_nothing(cli: Cli, tmp_path: Path) -> None:

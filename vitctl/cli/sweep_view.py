@@ -117,25 +117,49 @@ def _console() -> Console:
     return Console(highlight=False)
 
 
-def _top_table(sweep: Sweep, rows: list[TrialRow]) -> Table:
-    from rich.table import Table
+def top_tables(sweep: Sweep, rows: list[TrialRow], width: int) -> list[Table]:
+    """Return trials as a table with a line for each; where ``width`` has no room for that, with a column for each.
 
-    table = Table()
-    table.add_column("Rank", style="bold", no_wrap=True)
-    table.add_column(sweep.file.metric.name, justify="right", no_wrap=True)
-    for name in sweep.file.order:
-        table.add_column(name, justify="right", no_wrap=True)
-    table.add_column("trial", justify="right", no_wrap=True)
-    table.add_column("state", no_wrap=True)
-    for rank, row in enumerate(rows, 1):
-        state = row.state if row.state != "pruned" else f"pruned at {row.epochs}"
-        table.add_row(
+    No figure is cut off: what does not fit beside the others goes into a further table.
+    """
+    heads = ["Rank", sweep.file.metric.name, *sweep.file.order, "trial", "state"]
+    lines = [
+        [
             f"Top {rank}",
             format_value(sweep, row.value),
             *(show(row.params.get(name)) for name in sweep.file.order),
             str(row.trial),
-            state,
-        )
+            row.state if row.state != "pruned" else f"pruned at {row.epochs}",
+        ]
+        for rank, row in enumerate(rows, 1)
+    ]
+    sizes = [max(map(len, column)) + 3 for column in zip(heads, *lines, strict=True)]
+    if sum(sizes) + 1 <= width:
+        return [_top_table(heads, lines)]
+    parts: list[list[list[str]]] = []
+    room = 0
+    for line in lines:
+        needed = max(map(len, line)) + 3
+        if not parts or needed > room:
+            parts.append([])
+            room = width - max(map(len, heads)) - 4
+        parts[-1].append(line)
+        room -= needed
+    return [
+        _top_table(["Rank", *(line[0] for line in part)], [list(row) for row in zip(heads, *part, strict=True)][1:])
+        for part in parts
+    ]
+
+
+def _top_table(heads: list[str], lines: list[list[str]]) -> Table:
+    from rich.markup import escape
+    from rich.table import Table
+
+    table = Table()
+    for i, head in enumerate(heads):
+        table.add_column(escape(head), style="bold" if i == 0 else "", justify="right" if i and head != "state" else "left", no_wrap=True)
+    for line in lines:
+        table.add_row(*map(escape, line))
     return table
 
 
@@ -145,7 +169,8 @@ def print_top(sweep: Sweep, count: int) -> None:
     if not rows:
         print(f"no trial of the sweep {sweep.id} has a {sweep.file.metric.name} yet", file=sys.stderr)
         return
-    _console().print(_top_table(sweep, rows))
+    console = _console()
+    console.print(*top_tables(sweep, rows, console.width), sep="\n")
 
 
 def print_best(sweep: Sweep, row: TrialRow) -> None:
@@ -182,7 +207,7 @@ def print_status(sweep: Sweep, snapshot: Snapshot) -> None:
     if snapshot.running:
         console.print(running_table(sweep, snapshot))
     if snapshot.best:
-        console.print(_top_table(sweep, list(snapshot.best)))
+        console.print(*top_tables(sweep, list(snapshot.best), console.width), sep="\n")
 
 
 def running_table(sweep: Sweep, snapshot: Snapshot) -> Table:
@@ -465,5 +490,6 @@ class LiveObserver(PlainObserver):
         if snapshot.running:
             parts.append(running_table(self.sweep, snapshot))
         if snapshot.best:
-            parts.append(_top_table(self.sweep, list(snapshot.best)))
+            assert self._live is not None
+            parts += top_tables(self.sweep, list(snapshot.best), self._live.console.width)
         return Group(*parts)
