@@ -174,6 +174,13 @@ def test_the_figures_of_an_epoch_are_means(monkeypatch: pytest.MonkeyPatch, cli:
     assert row["train_acc"] == pytest.approx(100 * (logits.argmax(1) == labels).float().mean().item(), abs=1e-4)
 
 
+def test_the_duration_of_an_epoch_is_that_of_a_whole_one(cli: Cli, tmp_path: Path) -> None:
+    summary = cli("train", *TINY, "--max-steps", 6, "--name", "r", "--json").json()  # of 4 an epoch
+    rows = load_checkpoint(tmp_path / "runs" / "r" / "checkpoints" / "last.pt")["history"]
+    assert [row["step"] for row in rows] == [4, 6]
+    assert summary["epoch_time"] == pytest.approx(sum(row["epoch_time"] for row in rows) * 4 / 6, abs=2e-4)
+
+
 @pytest.mark.parametrize("step", [1, 6])
 def test_a_loss_that_is_not_finite_ends_the_run_before_the_update(
     refused: Refused, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, step: int

@@ -26,10 +26,13 @@ def convert(
     """
     from vitctl.cli import printing
     from vitctl.data import DATASETS
-    from vitctl.models import find_model
-    from vitctl.registry import lookup, split_spec
+    from vitctl.errors import RequestError
+    from vitctl.models import MODELS
+    from vitctl.registry import lookup, split_spec, suggest
 
-    find_model(split_spec(net, "--net")[0])
+    name = split_spec(net, "--net")[0]
+    if name not in MODELS:  # the rules of those that can be converted come with torch
+        raise RequestError(f"--net {name!r} is none of the predecessor's networks{suggest(name, MODELS)}")
     lookup(DATASETS, dataset, "--dataset")
     from vitctl.training.convert import convert as turn  # torch loads here
     from vitctl.units import plural

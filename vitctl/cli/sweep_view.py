@@ -157,7 +157,12 @@ def _top_table(heads: list[str], lines: list[list[str]]) -> Table:
 
     table = Table()
     for i, head in enumerate(heads):
-        table.add_column(escape(head), style="bold" if i == 0 else "", justify="right" if i and head != "state" else "left", no_wrap=True)
+        table.add_column(
+            escape(head),
+            style="bold" if i == 0 else "",
+            justify="right" if i and head != "state" else "left",
+            no_wrap=True,
+        )
     for line in lines:
         table.add_row(*map(escape, line))
     return table

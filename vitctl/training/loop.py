@@ -321,7 +321,7 @@ def final_summary(session: Session, folder: RunFolder, observer: Observer, stop:
         "micro_batch": session.micro_batch,
         "precision": session.precision,
         **({"compile_time": round(session.compile_time, 3)} if session.compile_time is not None else {}),
-        "epoch_time": round(trained / len(epochs), 4),
+        "epoch_time": round(trained / progress.step * session.steps_per_epoch, 4),  # the last one may be cut short
         "images_per_second": round(sum(row["images_per_second"] * row["epoch_time"] for row in epochs) / trained, 2),
         "data_wait": round(sum(row["data_wait"] * row["epoch_time"] for row in epochs) / trained, 5),
         "overhead": round(sum(row["overhead"] * row["epoch_time"] for row in epochs) / trained, 5),
