@@ -80,8 +80,7 @@ def fit(
         session.tally.read(progress)
         check_finite(session, progress.loss_sum)
         if session.device.type != "cpu":  # where the gradients of the last step were not looked at
-            norms = torch._foreach_norm([p.detach() for p in session.model.parameters()])
-            check_finite(session, torch.stack([norm.float() for norm in norms]).sum().item())
+            check_finite(session, torch.nn.utils.get_total_norm(p.detach() for p in session.model.parameters()).item())
         progress.seconds = clock.seconds()
         session.last_saved = folder.save(session.checkpoint(), keep=config.keep, best=best)
         last_save = time.monotonic()
@@ -160,7 +159,7 @@ def train_step(session: Session) -> None:
     loss_sum = torch.zeros((), device=device)
     correct = torch.zeros((), device=device, dtype=torch.int64)
     busy_start, normalize_seconds = time.perf_counter(), 0.0
-    try:
+    with devices.memory_watched(device, config.bs, session.micro_batch):
         for piece, target in zip(torch.split(images, sizes), torch.split(labels, sizes), strict=True):
             normalize_start = time.perf_counter()
             x = session.normalize(piece)
@@ -194,10 +193,6 @@ def train_step(session: Session) -> None:
         if device.type == "cpu" or (progress.step + 1) % READ_EVERY == 0:
             session.tally.read(progress)
             check_finite(session, progress.loss_sum)
-    except (RuntimeError, MemoryError) as error:
-        if not devices.is_out_of_memory(error):
-            raise
-        raise devices.out_of_memory(device, config.bs, session.micro_batch) from error
 
     end = time.perf_counter()
     progress.step += 1
