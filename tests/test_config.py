@@ -175,6 +175,9 @@ def test_a_recipe_s_scale_moves_the_rate_that_depends_on_the_width() -> None:
     assert wide.opt_options["adamw_lr"] == narrow.opt_options["adamw_lr"] / 4  # type: ignore[operator]
     adam = [resolve_config({"recipe": "fast", "net": net, "opt": "adam"}).lr for net in ("cct_2", "vit")]
     assert adam[1] == adam[0] / 4
+    of_the_recipe = [resolve_config({"recipe": "strong", "net": net}).lr for net in ("cct_7", "vit")]
+    assert of_the_recipe == [5.5e-4, 5.5e-4 / 2]
+    assert resolve_config({"recipe": "strong", "net": "vit", "lr": 1e-3}).lr == 1e-3
     assert resolve_config({"recipe": "fast", "net": "vit", "opt": "muon:adamw_lr=1e-3"}).opt_options["adamw_lr"] == 1e-3
 
 

@@ -28,6 +28,9 @@ PREDECESSOR_BATCH = 100
 NETWORK, DATA, OPTIMIZATION, RUN = "Network", "Data", "Optimization", "Run"
 DEVICE, CHECKPOINTS, LOGGING = "Device", "Checkpoints", "Logging"
 
+VAL_PROTOCOLS = ("holdout", "test", "none")
+"""What ``--val`` takes."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Flag:
@@ -154,7 +157,7 @@ class TrainConfig:
         str,
         "what per-epoch figures are measured on: a held-out part of the training set, the test set, nothing",
         DATA,
-        choices=("holdout", "test", "none"),
+        choices=VAL_PROTOCOLS,
         shown="the recipe's",
     )
     val_fraction: float = _setting(
@@ -548,7 +551,11 @@ def resolve_config(flags: Mapping[str, Any], file: Mapping[str, Any] | None = No
     settings["net"], settings["opt"] = net, opt
     settings["net_options"] = _net_options(net, net_entry, recipe, given, net_given)
     settings["opt_options"], inline = _opt_options(opt, opt_entry, recipe, given, opt_given, lr_scale)
-    default_lr = opt_entry.lr * (1.0 if opt_entry.second_lr else lr_scale)
+    if opt_entry.second_lr:  # the scale is for that one
+        lr_scale = 1.0
+    if "lr" in settings and "lr" not in given:
+        settings["lr"] = float(settings["lr"]) * lr_scale
+    default_lr = opt_entry.lr * lr_scale
     for name, default in (("lr", default_lr), ("weight_decay", opt_entry.weight_decay)):
         if name in inline:
             if name in flags:

@@ -69,8 +69,8 @@ class Recipe:
         summary: what it is for, in a line.
         settings: values by flag name.
         epochs: epochs by data set; ``*`` is for the others.
-        by_net: further values for networks whose name matches the pattern; ``lr_scale`` multiplies the optimizer's
-            default learning rate.
+        by_net: further values for networks whose name matches the pattern; ``lr_scale`` multiplies the learning rate,
+            the recipe's own or else the optimizer's default.
         by_opt: further values for optimizers whose name matches the pattern; ``None`` undoes what stands before.
         by_dataset: further values for a data set; its ``lr_scale`` multiplies that of the network.
         by_time: further values, network and all, for runs whose ``--max-time`` allows at most so many seconds; the least

@@ -25,6 +25,7 @@ from vitctl.export.formats import Deployed
 from vitctl.export.metadata import Metadata
 from vitctl.export.onnx import Onnx
 from vitctl.training.checkpoint import load_checkpoint, save_checkpoint
+from vitctl.training.trained import load_trained
 
 Refused = Callable[..., str]
 
@@ -115,10 +116,40 @@ def test_a_network_trained_in_half_precision_is_compared_in_the_file_s(cli: Cli,
 
 
 @pytest.mark.slow
-def test_two_exports_are_the_same_bytes(cli: Cli, digits_run: Path, tmp_path: Path) -> None:
-    for name in ("a.onnx", "b.onnx"):
-        assert cli("export", digits_run, "-o", name, "--verify-on", 20).code == 0
-    assert (tmp_path / "a.onnx").read_bytes() == (tmp_path / "b.onnx").read_bytes()
+def test_two_exports_are_the_same_bytes(digits_run: Path, tmp_path: Path) -> None:
+    words = ["--quantize", "int8", "--max-drop", "100", "--verify-on", "20"]
+    for seed in ("1", "2"):  # the order of a set is another one in each
+        command = [sys.executable, "-m", "vitctl", "export", str(digits_run), "-o", f"{seed}.onnx", *words]
+        environment = {**os.environ, "PYTHONHASHSEED": seed}
+        subprocess.run(command, cwd=tmp_path, env=environment, check=True, capture_output=True)
+    assert (tmp_path / "1.onnx").read_bytes() == (tmp_path / "2.onnx").read_bytes()
+    assert (tmp_path / "1.int8.onnx").read_bytes() == (tmp_path / "2.int8.onnx").read_bytes()
+
+
+@pytest.mark.slow
+def test_a_network_of_timm_s(cli: Cli, tmp_path: Path) -> None:
+    import timm
+
+    net = ["--net", "timm/test_vit:drop_path_rate=0.1", "--size", 32]
+    words = ["--dataset", "digits", *net, "--epochs", 1, "--limit-train", 100, "--name", "t"]
+    assert cli("train", *words).code == 0
+    (tmp_path / "out").mkdir()
+    formats = [word for name in ("onnx", "torchscript", "torch-export") for word in ("--format", name)]
+    result = cli("export", "runs/t", *formats, "-o", "out", "--verify-on", 20)
+    assert result.code == 0, result.err
+    result = cli("export", "runs/t", "--format", "safetensors", "-o", "out/model.safetensors", "--verify-on", 20)
+    assert result.code == 0, result.err
+    scores = [
+        cli("eval", path, "--json").json()["top1"] for path in ("runs/t", "out/last.onnx", "out/model.safetensors")
+    ]
+    assert scores[0] == scores[1] == scores[2]
+    # And timm by itself, from what it reads of any folder.
+    model = timm.create_model("local-dir:out", pretrained=True)
+    checkpoint = load_checkpoint(tmp_path / "runs/t/checkpoints/last.pt")
+    assert model.pretrained_cfg["mean"] == pytest.approx(checkpoint["mean"])
+    images = torch.rand(3, 1, 32, 32)
+    ours = load_trained(tmp_path / "runs/t", weights="last", device=torch.device("cpu"), warn=print).model
+    assert torch.allclose(model.eval()(images), ours(images), atol=1e-5)
 
 
 @pytest.mark.parametrize(
@@ -176,7 +207,7 @@ def sabotage(monkeypatch: pytest.MonkeyPatch, change: Callable[[onnx.ModelProto]
     real = Onnx.export
 
     def export(self: Onnx, network: Deployed, record: Metadata, *, opset: int) -> dict[str, bytes]:
-        kind = record.form.normalize
+        kind = json.dumps(record.to_strings())
         if kind not in MADE:
             MADE[kind] = real(self, network, record, opset=opset)[".onnx"]
         model = onnx.load_from_string(MADE[kind])
@@ -184,6 +215,9 @@ def sabotage(monkeypatch: pytest.MonkeyPatch, change: Callable[[onnx.ModelProto]
         return {".onnx": model.SerializeToString()}
 
     monkeypatch.setattr(Onnx, "export", export)
+
+
+OTHERWISE = "the onnx file does not compute what the network does on 359 digits test pictures"
 
 
 def disturb(name: str, by: float) -> Callable[[onnx.ModelProto], None]:
@@ -196,18 +230,29 @@ def disturb(name: str, by: float) -> Callable[[onnx.ModelProto], None]:
     return change
 
 
-def wrong_mean(model: onnx.ModelProto) -> None:
-    (entry,) = [each for each in model.metadata_props if each.key == "mean"]
-    entry.value = json.dumps([0.5])
+def state(name: str, value: object) -> Callable[[onnx.ModelProto], None]:
+    """Let the file say something else of itself."""
+
+    def change(model: onnx.ModelProto) -> None:
+        (entry,) = [each for each in model.metadata_props if each.key == name]
+        entry.value = json.dumps(value)
+
+    return change
+
+
+def fixed_batch(model: onnx.ModelProto) -> None:
+    model.graph.input[0].type.tensor_type.shape.dim[0].dim_value = 2
 
 
 @pytest.mark.parametrize(
-    ("change", "flags"),
+    ("change", "flags", "said"),
     [
-        (disturb("model.head.weight", 0.01), []),
-        (disturb("offset", 0.02), []),
-        (disturb("scale", 0.01), ["--format", "onnx", "--format", "safetensors", "--format", "torchscript"]),
-        (wrong_mean, ["--normalize", "none"]),
+        (disturb("model.head.weight", 0.01), [], OTHERWISE),
+        (disturb("offset", 0.02), [], OTHERWISE),
+        (disturb("scale", 0.01), ["--format", "onnx", "--format", "safetensors", "--format", "torchscript"], OTHERWISE),
+        (state("mean", [0.5]), ["--normalize", "none"], "the onnx file does not say of itself what was written (mean)"),
+        (state("classes", [str(9 - i) for i in range(10)]), [], "does not say of itself what was written (classes)"),
+        (fixed_batch, [], "onnx: "),
     ],
 )
 def test_a_sabotaged_file_fails_and_leaves_nothing(
@@ -216,11 +261,12 @@ def test_a_sabotaged_file_fails_and_leaves_nothing(
     monkeypatch: pytest.MonkeyPatch,
     change: Callable[[onnx.ModelProto], None],
     flags: list[str],
+    said: str,
 ) -> None:
     before = names(digits_run / "checkpoints")
     sabotage(monkeypatch, change)
     sentence = refused("export", digits_run, *flags, code=1)
-    assert "the onnx file does not compute what the network does on 359 digits test pictures" in sentence
+    assert said in sentence and "nothing was exported" in sentence and "unexpected" not in sentence
     assert names(digits_run / "checkpoints") == before
 
 
@@ -373,14 +419,19 @@ def start(digits_run: Path, *words: str) -> "subprocess.Popen[str]":
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGINT])
-def test_a_signal_leaves_nothing(digits_run: Path, signum: signal.Signals) -> None:
+@pytest.mark.parametrize(
+    ("signum", "during"),
+    [(signal.SIGTERM, "writing onnx"), (signal.SIGINT, "quantizing to"), (signal.SIGHUP, "quantizing to")],
+)
+def test_a_signal_leaves_nothing(digits_run: Path, signum: signal.Signals, during: str) -> None:
     before = names(digits_run / "checkpoints")
     process = start(digits_run, "--quantize", "int8")
     assert process.stderr is not None
     for line in process.stderr:
-        if "writing onnx" in line or "measuring" in line:
+        if during in line:
             break
+    else:
+        pytest.fail(f"it never said {during}")
     process.send_signal(signum)
     out, err = process.communicate(timeout=120)
     assert process.returncode == -signum and out == ""

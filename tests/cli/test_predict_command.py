@@ -116,6 +116,15 @@ def test_unreadable_pictures_are_named(cli: Cli, exported: Path, pictures: Path)
     assert cli("predict", exported / "a.onnx", pictures / "bad.png").code == 1
 
 
+def test_a_name_that_is_no_utf_8(cli: Cli, exported: Path, pictures: Path) -> None:
+    first = min(path for path in pictures.iterdir() if path.is_file())
+    os.rename(first, os.fsencode(pictures) + b"/caf\xe9.png")
+    result = cli("predict", exported / "a.onnx", pictures, "--csv", "p.csv")
+    assert result.code == 0, result.err
+    with open("p.csv", encoding="utf-8") as file:
+        assert any(line["picture"].endswith("caf\\xe9.png") for line in csv.DictReader(file))
+
+
 @pytest.mark.parametrize("name", ["a.onnx", "u.onnx", "a.safetensors"])
 def test_eval_takes_exported_files(cli: Cli, exported: Path, digits_runs: Path, name: str) -> None:
     ours = cli("eval", exported / name, "--json", "--csv", "c.csv", "--predictions", "p.csv").json()

@@ -1,3 +1,4 @@
+import errno
 import json
 import os
 import resource
@@ -85,6 +86,27 @@ def test_what_a_killed_export_left_is_removed_and_nothing_else(tmp_path: Path) -
         (tmp_path / name).write_text("half")
     write_all({tmp_path / "a.onnx": b"new"})
     assert {path.name for path in tmp_path.iterdir()} == {"a.onnx", *ours}
+
+
+@pytest.mark.parametrize("there", [True, False])
+def test_when_the_last_file_cannot_be_renamed_the_first_is_what_it_was(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, there: bool
+) -> None:
+    replace = os.replace
+
+    def stubborn(source: Path, target: Path) -> None:
+        if target == tmp_path / "a.pt2":
+            raise PermissionError(errno.EPERM, "Operation not permitted")
+        replace(source, target)
+
+    monkeypatch.setattr(os, "replace", stubborn)
+    if there:
+        (tmp_path / "a.onnx").write_bytes(b"old")
+    (tmp_path / "a.pt2").write_bytes(b"theirs")
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    with pytest.raises(RunFailed, match=r"a\.pt2: Operation not permitted; nothing was exported"):
+        write_all({tmp_path / "a.onnx": b"new", tmp_path / "a.pt2": b"new"})
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
 
 
 def test_a_full_disk_leaves_what_was_there(tmp_path: Path) -> None:

@@ -196,7 +196,7 @@ def test_every_form_of_input(normalize: str, dtype: str, layout: str, channels: 
     session = onnxruntime.InferenceSession(files[".onnx"], providers=["CPUExecutionProvider"])
     (given,) = session.get_inputs()
     assert given.name == "images" and given.type == {"uint8": "tensor(uint8)", "float32": "tensor(float)"}[dtype]
-    assert given.shape == ["batch", channels, 8, 8] if layout == "nchw" else ["batch", 8, 8, channels]
+    assert given.shape == (["batch", channels, 8, 8] if layout == "nchw" else ["batch", 8, 8, channels])
     # In plain numpy, as somebody else would do it.
     images = pictures(5, 8, channels).numpy()
     values = images if dtype == "uint8" else (images / 255).astype(np.float32)
@@ -330,8 +330,9 @@ def test_a_network_that_cannot_be_traced_is_named() -> None:
 
     record = record_of("fickle", 8, Form())
     for name in ("onnx", "torch-export"):
-        with pytest.raises(RunFailed, match="fickle cannot be written as"):
+        with pytest.raises(RunFailed, match=r"fickle cannot be written as [a-zA-Z-]+: .*data-dependent") as caught:
             EXPORTERS[name].load()().export(Deployed(Fickle(), MEAN, STD, Form(), 8), record, opset=18)
+        assert "\x1b" not in str(caught.value) and "Next steps" not in str(caught.value)
 
 
 def test_torchscript_and_pt2_carry_the_record_where_others_can_read_it() -> None:

@@ -1,6 +1,7 @@
 """Checkpoints: whole or not at all, verified on every load, and never executed."""
 
 import errno
+import hashlib
 import io
 import os
 import pickle
@@ -14,7 +15,7 @@ import torch
 
 from vitctl.errors import RequestError, RunFailed
 from vitctl.training import checkpoint as ckpt
-from vitctl.training.checkpoint import KEYS, content_digest, load_checkpoint, save_checkpoint
+from vitctl.training.checkpoint import FILE_SHA256, KEYS, content_digest, load_checkpoint, save_checkpoint
 
 
 def sample(step: int = 7) -> dict[str, Any]:
@@ -48,6 +49,7 @@ def sample(step: int = 7) -> dict[str, Any]:
 def test_round_trip(tmp_path: Path) -> None:
     save_checkpoint(sample(), tmp_path / "x.pt")
     loaded = load_checkpoint(tmp_path / "x.pt")
+    assert loaded.pop(FILE_SHA256) == hashlib.sha256((tmp_path / "x.pt").read_bytes()).hexdigest()
     assert tuple(sorted(loaded)) == tuple(sorted(KEYS))
     assert content_digest(loaded) == loaded["digest"] == content_digest(sample())
     assert torch.equal(loaded["model"]["b.c"], sample()["model"]["b.c"])
@@ -137,6 +139,21 @@ def test_a_malicious_file_runs_no_code(tmp_path: Path, kind: str) -> None:
         load_checkpoint(file)
     assert not canary.exists()
     assert "weights_only" not in str(error.value)  # torch's advice to switch the guard off
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        torch.empty(3, device="meta"),
+        torch.eye(3).to_sparse(),
+        torch.zeros(1).expand(10**13),  # a few bytes in the file
+    ],
+    ids=["meta", "sparse", "expanded"],
+)
+def test_what_no_checkpoint_holds_is_damage(tmp_path: Path, value: Any) -> None:
+    torch.save({**sample(), "model": {"a": value}, "digest": "0"}, tmp_path / "x.pt")
+    with pytest.raises(ckpt.Damaged, match=r"x\.pt"):
+        load_checkpoint(tmp_path / "x.pt")
 
 
 def test_a_zip_bomb_is_refused_unread(tmp_path: Path) -> None:

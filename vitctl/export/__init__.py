@@ -49,7 +49,8 @@ EXPORTERS: dict[str, FormatEntry] = {
     ),
     "safetensors": FormatEntry(
         target="vitctl.export.safetensors:SafeTensors",
-        summary="the bare weights, and a .json beside them from which vitctl or timm rebuilds the network",
+        summary="the bare weights, and a .json beside them from which vitctl rebuilds the network, or timm its own, when the "
+        "file is called model.safetensors",
         suffixes=(".safetensors",),
         bare=True,
     ),

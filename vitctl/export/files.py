@@ -92,8 +92,7 @@ def write_all(files: Mapping[Path, bytes]) -> None:
             if temporary[path].read_bytes() != data:
                 raise RunFailed(f"{path.parent} does not give back what was written to it; nothing was exported")
         with _uninterrupted():
-            for path in files:
-                os.replace(temporary[path], path)
+            _rename_all(temporary)
             for folder in {path.parent for path in files}:
                 sync_folder(folder)
     except OSError as error:
@@ -102,6 +101,34 @@ def write_all(files: Mapping[Path, bytes]) -> None:
         for leftover in temporary.values():
             with contextlib.suppress(OSError):
                 leftover.unlink(missing_ok=True)
+
+
+def _rename_all(temporary: Mapping[Path, Path]) -> None:
+    """Rename each file to the key that it stands under; where one cannot be, none is.
+
+    Raises:
+        OSError: one cannot be renamed. What was there before is there again.
+    """
+    kept = {path: path.with_name(f"{path.stem}-old{path.suffix}{TEMPORARY}{os.getpid()}") for path in temporary}
+    renamed: list[Path] = []
+    try:
+        for path, name in temporary.items():
+            if len(temporary) > 1:
+                with contextlib.suppress(OSError):  # it was not there, or the file system has no links
+                    os.link(path, kept[path])
+            os.replace(name, path)
+            renamed.append(path)
+    except OSError:
+        for path in renamed:
+            if kept[path].exists():
+                os.replace(kept[path], path)
+            else:
+                path.unlink()
+        raise
+    finally:
+        for old in kept.values():
+            with contextlib.suppress(OSError):
+                old.unlink(missing_ok=True)
 
 
 @contextlib.contextmanager
@@ -116,9 +143,7 @@ def _uninterrupted() -> Iterator[None]:
         return
     # A mask would be the main thread's alone; others would take the signal, and Python run its handler here nevertheless.
     came: list[int] = []
-    before = {
-        each: signal.signal(each, lambda signum, _: came.append(signum)) for each in (signal.SIGINT, signal.SIGTERM)
-    }
+    before = {each: signal.signal(each, lambda signum, _: came.append(signum)) for each in stopping()}
     try:
         yield
     finally:
@@ -126,6 +151,13 @@ def _uninterrupted() -> Iterator[None]:
             signal.signal(each, handler)
     if came:
         raise Interrupted("stopped; the files were written already", came[0])
+
+
+def stopping() -> list[signal.Signals]:
+    """Return the signals that end an export in good order: those of the system that nobody, such as nohup, ignores."""
+    names = ("SIGINT", "SIGTERM", "SIGHUP")
+    there = [signal.Signals[name] for name in names if hasattr(signal, name)]
+    return [each for each in there if each == signal.SIGINT or signal.getsignal(each) is not signal.SIG_IGN]
 
 
 def remove_orphans(folders: set[Path]) -> None:

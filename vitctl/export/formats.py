@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import re
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from typing import Protocol
@@ -27,6 +28,10 @@ EXAMPLE_BATCH = 2
 
 Files = Mapping[str, bytes]
 """What is written, by the ending of its name; the first one is the file that users name."""
+
+_RESIZED_AT_ONCE = 64
+
+_COLOUR = re.compile(r"\x1b\[[0-9;]*m")
 
 Run = Callable[[Tensor], tuple[Tensor, ...]]
 """Pictures in a file's own form to logits ``[B, K]``, and probabilities where it gives them."""
@@ -141,8 +146,12 @@ def resize(images: Tensor, size: int) -> Tensor:
     """Return uint8 ``[B, C, size, size]`` for uint8 ``[B, C, H, W]``: bilinear, antialiased, rounded."""
     if images.shape[-2:] == (size, size):
         return images
-    x = F.interpolate(images.float(), (size, size), mode="bilinear", antialias=True)
-    return x.round().clamp(0, 255).to(torch.uint8)
+    resized = torch.empty((*images.shape[:2], size, size), dtype=torch.uint8)
+    for start in range(0, len(images), _RESIZED_AT_ONCE):  # in float32 they take four times the room, and several of it
+        piece = images[start : start + _RESIZED_AT_ONCE]
+        x = F.interpolate(piece.float(), (size, size), mode="bilinear", antialias=True)
+        resized[start : start + len(piece)] = x.round_().clamp_(0, 255)
+    return resized
 
 
 @contextlib.contextmanager
@@ -160,8 +169,16 @@ def quiet() -> Iterator[None]:
 
 def cannot_express(title: str, record: Metadata, error: Exception) -> str:
     """Return the sentence for a network that an exporter gives up on."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return f"{record.net} cannot be written as {title}: {lines[0] if lines else type(error).__name__}"
+    cause: BaseException = error
+    while cause.__cause__ is not None:  # torch's exporter says first how to report it, and last what it was
+        cause = cause.__cause__
+    return f"{record.net} cannot be written as {title}: {said_of(cause)}"
+
+
+def said_of(error: BaseException) -> str:
+    """Return the first line of what an engine says, without the colours of terminals."""
+    lines = [line.strip() for line in _COLOUR.sub("", str(error)).splitlines() if line.strip()]
+    return lines[0] if lines else type(error).__name__
 
 
 def as_tuple(outputs: Tensor | tuple[Tensor, ...]) -> tuple[Tensor, ...]:

@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from vitctl.config import VAL_PROTOCOLS
 from vitctl.errors import RequestError
 from vitctl.export.request import Form
 from vitctl.registry import Value
@@ -139,6 +140,8 @@ class Metadata:
     def _check(self) -> None:
         if not (4 <= self.size <= 4096 and self.channels in (1, 3) and len(self.classes) >= 1):
             raise ValueError("size, channels or classes")
+        if self.val not in VAL_PROTOCOLS or not 0 < self.val_fraction < 1:
+            raise ValueError("val or val_fraction")
         if not len(self.mean) == len(self.std) == self.channels:
             raise ValueError("mean or std")
         if not all(math.isfinite(number) for number in (*self.mean, *self.std)) or not all(std > 0 for std in self.std):

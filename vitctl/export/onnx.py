@@ -65,7 +65,7 @@ def serialize(model: ModelProto, record: Metadata) -> bytes:
     onnx.helper.set_model_props(model, record.to_strings())
     try:
         onnx.checker.check_model(model, full_check=True)
-    except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
+    except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError, ValueError) as error:
         raise RunFailed(f"onnx.checker rejects the exported file: {str(error).splitlines()[0]}") from error
     data: bytes = model.SerializeToString(deterministic=True)
     return data

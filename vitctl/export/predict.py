@@ -128,12 +128,17 @@ def predict(
             likeliest = iter(_likeliest(classifier, [image for image in decoded if not isinstance(image, str)], top))
             for path, image in zip(batch, decoded, strict=True):
                 if isinstance(image, str):
-                    yield Prediction(str(path), [], image)
+                    yield Prediction(_name(path), [], image)
                 else:
-                    yield Prediction(str(path), next(likeliest))
+                    yield Prediction(_name(path), next(likeliest))
             done += len(batch)
             if progress:
                 progress(done, len(pictures))
+
+
+def _name(path: Path) -> str:
+    """Return a path as text that can be written anywhere: bytes of its name that are no UTF-8 as escapes."""
+    return os.fsencode(path).decode("utf-8", "backslashreplace")
 
 
 def _decode(path: Path, classifier: Classifier) -> npt.NDArray[np.uint8] | str:

@@ -27,7 +27,7 @@ from onnxruntime.transformers.float16 import convert_float_to_float16
 from torch import Tensor
 
 from vitctl.data.dataset import Dataset, split
-from vitctl.errors import RunFailed
+from vitctl.errors import RequestError, RunFailed
 from vitctl.export.formats import INPUT, as_input, quiet
 from vitctl.export.metadata import Metadata
 from vitctl.export.onnx import serialize
@@ -86,15 +86,25 @@ class Quantized:
 
 
 def hold_back(classifier: Classifier, data: Dataset) -> HeldBack:
-    """Choose the pictures to calibrate and to measure on; no test picture is among them."""
-    parts = split(
-        data,
-        val="holdout",
-        val_fraction=classifier.val_fraction,
-        split_seed=classifier.split_seed,
-        limit_train=CALIBRATE_ON,
-        limit_test=MEASURE_ON,
-    )
+    """Choose the pictures to calibrate and to measure on; no test picture is among them.
+
+    Raises:
+        RequestError: there are too few.
+    """
+    try:
+        parts = split(
+            data,
+            val="holdout",
+            val_fraction=classifier.val_fraction,
+            split_seed=classifier.split_seed,
+            limit_train=CALIBRATE_ON,
+            limit_test=MEASURE_ON,
+        )
+    except RequestError as error:
+        reason = str(error).partition(";")[0]
+        raise RequestError(
+            f"--quantize measures on pictures that it holds out, and {reason}; take more by --dataset"
+        ) from error
     assert parts.val is not None
     return HeldBack(
         calibration=parts.train.pictures.images[parts.train.index],
@@ -141,7 +151,7 @@ def to_fp16(
         model = _sorted(convert_float_to_float16(onnx.load_from_string(data), keep_io_types=True))
     small = serialize(model, record)
     measured = measure(small, record, pictures, "held-out pictures, fp16", progress)
-    return Quantized(data=small, top1=measured, drop=top1 - measured, layers=len(layers(model)))
+    return Quantized(data=small, top1=measured, drop=_drop(top1, measured), layers=len(layers(model)))
 
 
 def to_int8(
@@ -152,7 +162,7 @@ def to_int8(
     Quantized are the layers with weights: linear ones and convolutions, weights per output channel and activations per
     tensor. The products within attention, norms and softmax hold no weights and stay in float. Where the accuracy drops
     by more than ``max_drop``, the layers whose quantization alone moves the logits most stay in float too, as few as
-    will do and at most half of them.
+    will do, and at most all but one.
 
     Args:
         data: the float32 file.
@@ -175,7 +185,9 @@ def to_int8(
         small = serialize(_quantize(data, ranges, chosen), record)
         title = f"held-out pictures, {len(chosen)} of {len(names)} layers in int8"
         measured = measure(small, record, pictures, title, progress)
-        return Quantized(data=small, top1=measured, drop=top1 - measured, layers=len(names), in_float=tuple(in_float))
+        return Quantized(
+            data=small, top1=measured, drop=_drop(top1, measured), layers=len(names), in_float=tuple(in_float)
+        )
 
     whole = attempt(())
     if whole.drop <= max_drop:
@@ -188,7 +200,7 @@ def to_int8(
             tried[count] = attempt(ranked[:count])
         return tried[count].drop <= max_drop
 
-    most, low, high = len(names) // 2, 0, 1
+    most, low, high = len(names) - 1, 0, 1
     while high < most and not within(high):
         low, high = high, 2 * high
     high = min(high, most)
@@ -198,6 +210,11 @@ def to_int8(
             low, high = (low, middle) if within(middle) else (middle, high)
         return tried[high]
     return min(tried.values(), key=lambda each: each.drop)
+
+
+def _drop(before: float, after: float) -> float:
+    """Return how many points were lost; the same ones whatever the shares were, which a difference of floats is not."""
+    return round(before - after, 9)
 
 
 def layers(model: ModelProto) -> list[str]:

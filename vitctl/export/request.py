@@ -126,7 +126,7 @@ def check_output(output: Path, formats: tuple[str, ...]) -> None:
     Raises:
         RequestError: a folder is not there or cannot be written, or a file's name ends in what is another format's.
     """
-    if len(formats) > 1 and not output.is_dir():
+    if len(set(formats)) > 1 and not output.is_dir():
         what = "is a file" if output.exists() else "is not there"
         raise RequestError(f"--output {output} {what}; several formats go into a folder that exists")
     if not output.is_dir():
@@ -186,6 +186,6 @@ def parse_verify_on(text: str) -> int | None:
     """
     if text.strip().lower() == "all":
         return None
-    if text.strip().isdigit() and int(text) > 0:
+    if text.strip().isascii() and text.strip().isdigit() and int(text) > 0:
         return int(text)
     raise RequestError(f"--verify-on takes a number of pictures or all, not {text!r}")

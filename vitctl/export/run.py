@@ -6,6 +6,7 @@ import contextlib
 import hashlib
 import json
 import signal
+import tempfile
 import threading
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field, replace
@@ -20,7 +21,7 @@ from vitctl import __version__, devices
 from vitctl.data.dataset import Dataset
 from vitctl.errors import Interrupted, RequestError, RunFailed
 from vitctl.export import EXPORTERS, QUANTIZERS, files
-from vitctl.export.formats import Deployed, Format, Run, as_tuple, quiet
+from vitctl.export.formats import Deployed, Format, Run, as_tuple, quiet, said_of
 from vitctl.export.metadata import Metadata
 from vitctl.export.onnx import serialize
 from vitctl.export.quantize import HeldBack, Quantized, hold_back, measure
@@ -172,7 +173,7 @@ def _record(request: ExportRequest, trained: Trained, sample: Sample | None) -> 
         split_seed=config.split_seed,
         run=_run_name(trained.path),
         checkpoint=trained.path.name,
-        checkpoint_sha256=hashlib.sha256(trained.path.read_bytes()).hexdigest(),
+        checkpoint_sha256=trained.sha256,
         weights=trained.weights,
         epoch=trained.epoch,
         accuracy=_measured(trained),
@@ -216,7 +217,8 @@ def _export_as(name: str, request: ExportRequest, trained: Trained, record: Meta
         record = replace(record, form=Form(normalize="none"))
     network = Deployed(trained.model, trained.mean, trained.std, record.form, trained.config.size)
     writer: Format = entry.load()()
-    parts = writer.export(network, record, opset=request.opset)
+    with _fails_as(name):
+        parts = writer.export(network, record, opset=request.opset)
     return Product(label=name, format=name, record=record, parts=parts)
 
 
@@ -230,15 +232,17 @@ def _make_smaller(
             f"the run held nothing out (--val {classifier.val}), so the drop is measured on pictures that it trained on"
         )
     whole = base.parts[".onnx"]
-    top1 = measure(whole, base.record, pictures, "held-out pictures, float32", watcher.evaluating)
+    with _fails_as("the onnx file"):
+        top1 = measure(whole, base.record, pictures, "held-out pictures, float32", watcher.evaluating)
     products: list[Product] = []
     for name in dict.fromkeys(request.quantize):
         watcher.working(f"quantizing to {name}")
         record = replace(base.record, quantized=name)
         quantize = QUANTIZERS[name].load()
-        made: Quantized = quantize(
-            whole, record, pictures, max_drop=request.max_drop, top1=top1, progress=watcher.evaluating
-        )
+        with _fails_as(f"the file cannot be quantized to {name}"):
+            made: Quantized = quantize(
+                whole, record, pictures, max_drop=request.max_drop, top1=top1, progress=watcher.evaluating
+            )
         if made.drop > request.max_drop and not request.allow_drop:
             raise RunFailed(
                 f"{name} loses {made.drop:.2f} points of accuracy on {len(pictures.labels):,} held-out pictures "
@@ -287,18 +291,19 @@ def _verify(
             raise RunFailed(f"the network of {trained.path} gives values that are not finite; nothing was exported")
         network["top1"] = reference.top1(sample)
         for product in products:
-            _open(product)
-            assert product.run is not None
-            product.agreement = compare(
-                product.record,
-                product.run,
-                sample,
-                reference,
-                tolerance=request.tolerance,
-                batch=classifier.batch,
-                title=product.label,
-                progress=watcher.evaluating,
-            )
+            with _fails_as(product.label):
+                _open(product)
+                assert product.run is not None
+                product.agreement = compare(
+                    product.record,
+                    product.run,
+                    sample,
+                    reference,
+                    tolerance=request.tolerance,
+                    batch=classifier.batch,
+                    title=product.label,
+                    progress=watcher.evaluating,
+                )
             failure = None if product.quantized else product.agreement.failure(request.tolerance)
             if failure:
                 raise RunFailed(
@@ -321,10 +326,41 @@ def _verify(
 
 
 def _open(product: Product) -> None:
-    """Reload a file from its bytes, as a user would, and take its record from there."""
+    """Reload a file from its bytes, as a user would, and take its record from there.
+
+    Raises:
+        RunFailed: the record is not the one that was written.
+    """
     reader: Format = EXPORTERS[product.format].load()()
     with quiet():
-        product.record, product.run = reader.open(product.parts)
+        record, product.run = reader.open(product.parts)
+    states, wrote = record.to_strings(), product.record.to_strings()
+    wrong = [name for name, text in wrote.items() if states.get(name) != text]
+    if wrong:
+        raise RunFailed(
+            f"the {product.label} file does not say of itself what was written ({', '.join(wrong)}); nothing was exported"
+        )
+    product.record = record
+
+
+@contextlib.contextmanager
+def _fails_as(label: str) -> Iterator[None]:
+    """Turn whatever an engine raises of a file into one sentence.
+
+    Raises:
+        RunFailed: the file cannot be opened, run or made smaller.
+    """
+    try:
+        yield
+    except (RequestError, RunFailed):
+        raise
+    except OSError as error:  # of the folder for temporary files, as nothing else is written yet
+        raise RunFailed(
+            f"{label}: cannot write to the folder for temporary files, {tempfile.gettempdir()}: "
+            f"{error.strerror or error}; nothing was exported: make room, or set TMPDIR"
+        ) from error
+    except Exception as error:  # engines have classes of their own for each of their complaints
+        raise RunFailed(f"{label}: {said_of(error)}; nothing was exported") from error
 
 
 def _eager(network: Deployed) -> Run:
@@ -365,7 +401,7 @@ class _Stop(BaseException):
 
 @contextlib.contextmanager
 def _stoppable() -> Iterator[None]:
-    """Turn SIGINT and SIGTERM into an orderly end, so that temporary files are removed on the way out."""
+    """Turn SIGINT, SIGTERM and SIGHUP into an orderly end, so that temporary files are removed on the way out."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
@@ -375,7 +411,7 @@ def _stoppable() -> Iterator[None]:
             signal.signal(each, signal.SIG_DFL)  # a second one ends the process at once
         raise _Stop(signum)
 
-    before = {signum: signal.getsignal(signum) for signum in (signal.SIGINT, signal.SIGTERM)}
+    before = {signum: signal.getsignal(signum) for signum in files.stopping()}
     for signum in before:
         signal.signal(signum, stop)
     try:

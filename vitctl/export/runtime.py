@@ -55,9 +55,10 @@ def open_onnx(path: Path) -> Classifier:
         raise RequestError(f"{path} is {'a folder, not an ONNX file' if path.exists() else 'not there'}")
     try:
         session = open_session(str(path))
+        texts = session.get_modelmeta().custom_metadata_map
     except Exception as error:  # onnxruntime has a class for each of a dozen complaints, without a common one
         raise RequestError(f"{path} is damaged, or no ONNX file: {_first_line(error)}") from error
-    record = Metadata.from_strings(session.get_modelmeta().custom_metadata_map, str(path))
+    record = Metadata.from_strings(texts, str(path))
     inputs, outputs = session.get_inputs(), [output.name for output in session.get_outputs()]
     sides = [record.size, record.size]
     picture = [record.channels, *sides] if record.form.layout == "nchw" else [*sides, record.channels]

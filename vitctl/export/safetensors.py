@@ -158,6 +158,10 @@ def open_safetensors(path: Path, device: torch.device) -> Classifier:
     try:
         model = rebuild(document, record)
         model.load_state_dict(tensors)
+        with torch.inference_mode():
+            logits = model(torch.zeros(1, record.channels, record.size, record.size))
+        if logits.shape != (1, len(record.classes)):
+            raise ValueError(f"it gives {list(logits.shape)} for a picture of {len(record.classes)} classes")
     except RequestError:
         raise
     except Exception as error:  # whatever a foreign name or option makes a builder stumble over

@@ -25,6 +25,7 @@ from torch import Tensor
 from vitctl.data.dataset import Dataset
 from vitctl.export.formats import Run, as_input, resize
 from vitctl.export.metadata import Metadata
+from vitctl.export.request import TOLERANCE
 from vitctl.training.classifier import Classifier
 from vitctl.training.scoring import part_for
 
@@ -157,7 +158,8 @@ def compare(
         run: runs the file.
         sample: pictures.
         reference: what the network gave for them.
-        tolerance: up to which two logits count as equal, for ties.
+        tolerance: up to which two logits count as equal, for ties; no more than the default one, as a greater one is
+            leave for the logits to move, and not for predictions to change.
         batch: pictures run at once.
         title: what the file is called in ``progress``.
         progress: told how far it is.
@@ -182,7 +184,7 @@ def compare(
         max_logit=float(reference.logits.abs().max()),
         max_difference_probs=_worst(probs_differences) if probs_differences else None,
         changed=int(changed.sum()),
-        ties=int((changed & (gap <= 2 * tolerance)).sum()),
+        ties=int((changed & (gap <= 2 * min(tolerance, TOLERANCE))).sum()),
         top1=accuracy(theirs, sample.labels),
     )
 

@@ -46,8 +46,13 @@ KEYS = (
     "digest",
 )
 
+FILE_SHA256 = "file_sha256"
+"""What :func:`load_checkpoint` adds to a checkpoint: the SHA-256 of the file that it was read from."""
+
 TEMPORARY = ".tmp-"
 """What the names of unfinished files contain."""
+
+_OF_THE_FILE = ("digest", FILE_SHA256)
 
 Checkpoint = dict[str, Any]
 
@@ -59,8 +64,12 @@ class Damaged(RequestError):
 def content_digest(checkpoint: Checkpoint) -> str:
     """Return the SHA-256 over names, dtypes, shapes and bytes of the tensors, and canonical JSON of the rest."""
     digest = hashlib.sha256()
-    for path, value in _leaves({key: value for key, value in checkpoint.items() if key != "digest"}, ()):
+    for path, value in _leaves({key: value for key, value in checkpoint.items() if key not in _OF_THE_FILE}, ()):
         if isinstance(value, Tensor):
+            if value.layout != torch.strided or value.is_meta or value.is_quantized:
+                raise TypeError(f"a checkpoint holds dense tensors, not {value.layout} on {value.device}")
+            if value.numel() * value.element_size() > value.untyped_storage().nbytes():  # a few bytes seen as many
+                raise TypeError("a checkpoint holds tensors in full")
             tensor = value.detach().cpu().contiguous()
             head = [*path, "tensor", str(tensor.dtype), list(tensor.shape)]
             digest.update(json.dumps(head).encode())
@@ -201,7 +210,8 @@ def write_failed(error: OSError, path: Path) -> RunFailed:
 def load_checkpoint(path: Path) -> Checkpoint:
     """Read and verify a checkpoint, onto the CPU.
 
-    Nothing in the file is executed: only plain values and tensors are read.
+    Nothing in the file is executed: only plain values and tensors are read. The SHA-256 of the file is added, as
+    :data:`FILE_SHA256`.
 
     Raises:
         Damaged: the file is truncated, altered, foreign, or of a later format.
@@ -210,8 +220,11 @@ def load_checkpoint(path: Path) -> Checkpoint:
     try:
         if path.is_dir():
             raise RequestError(f"{path} is a folder, not a checkpoint")
-        _check_container(path)
-        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+        with open(path, "rb") as file:  # once, as a run may replace it meanwhile
+            _check_container(path, file)
+            checkpoint = torch.load(file, map_location="cpu", weights_only=True)
+            file.seek(0)
+            file_sha256 = hashlib.file_digest(file, "sha256").hexdigest()
     except FileNotFoundError as error:
         raise RequestError(f"{path} is not there") from error
     except RequestError:
@@ -234,25 +247,27 @@ def load_checkpoint(path: Path) -> Checkpoint:
         raise Damaged(f"{path} is damaged: it lacks {', '.join(missing)}")
     try:
         whole = checkpoint["digest"] == content_digest(checkpoint)
-    except TypeError:
+    except (TypeError, RuntimeError, RecursionError):  # of tensors and nestings that a checkpoint never has
         whole = False
     if not whole:
         raise Damaged(f"{path} is damaged: its content does not match its digest")
+    checkpoint[FILE_SHA256] = file_sha256
     return checkpoint
 
 
-def _check_container(path: Path) -> None:
+def _check_container(path: Path, file: BinaryIO) -> None:
     """Refuse a file that is not as torch.save writes it before torch reads it.
 
     A zip archive with compressed members can unpack to thousands of times its size; torch.save compresses nothing.
     """
-    if path.stat().st_size == 0:
+    if os.fstat(file.fileno()).st_size == 0:
         raise Damaged(f"{path} is not a vitctl checkpoint: it is empty")
-    if not zipfile.is_zipfile(path):
+    if not zipfile.is_zipfile(file):
         raise Damaged(f"{path} is not a vitctl checkpoint: it is truncated or something else")
-    with zipfile.ZipFile(path) as archive:
+    with zipfile.ZipFile(file) as archive:
         if any(member.compress_type != zipfile.ZIP_STORED for member in archive.infolist()):
             raise Damaged(f"{path} is not a vitctl checkpoint: it is compressed")
+    file.seek(0)
 
 
 def _hint(content: Any) -> str:

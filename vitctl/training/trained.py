@@ -12,8 +12,8 @@ from torch import nn
 
 from vitctl.config import TrainConfig
 from vitctl.errors import RequestError
-from vitctl.models import build_model
-from vitctl.training.checkpoint import load_checkpoint
+from vitctl.models import build_model, find_model
+from vitctl.training.checkpoint import FILE_SHA256, load_checkpoint
 from vitctl.training.run_folder import BEST, RunFolder
 
 
@@ -32,6 +32,7 @@ class Trained:
         epoch: epochs trained.
         step: optimizer steps taken.
         history: a record per epoch.
+        sha256: of the checkpoint's file.
     """
 
     model: nn.Module
@@ -44,6 +45,7 @@ class Trained:
     epoch: int
     step: int
     history: list[dict[str, Any]]
+    sha256: str = ""
 
 
 def load_trained(path: Path, *, weights: str, device: torch.device, warn: Callable[[str], None]) -> Trained:
@@ -80,13 +82,16 @@ def load_trained(path: Path, *, weights: str, device: torch.device, warn: Callab
             raise RequestError(f"--weights best chooses within a run's folder, and {path} is a single checkpoint")
         checkpoint = load_checkpoint(path)
     config = TrainConfig.from_dict(checkpoint["config"])
-    model = build_model(
-        config.net,
-        config.net_options,
-        img_size=config.size,
-        in_chans=len(checkpoint["mean"]),
-        num_classes=len(checkpoint["classes"]),
-    )
+    try:
+        model = build_model(
+            config.net,
+            find_model(config.net).resolve_options(config.net_options, f"--net {config.net}"),
+            img_size=config.size,
+            in_chans=len(checkpoint["mean"]),
+            num_classes=len(checkpoint["classes"]),
+        )
+    except RequestError as error:
+        raise RequestError(f"{path} is of a network that this vitctl cannot build: {error}") from error
     kept = "ema" if checkpoint["ema"] is not None else "model"
     try:
         model.load_state_dict(checkpoint[kept])
@@ -106,4 +111,5 @@ def load_trained(path: Path, *, weights: str, device: torch.device, warn: Callab
         epoch=checkpoint["epoch"],
         step=checkpoint["step"],
         history=checkpoint["history"],
+        sha256=checkpoint[FILE_SHA256],
     )
