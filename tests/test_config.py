@@ -272,3 +272,33 @@ def test_a_rate_is_scaled_for_the_network_and_the_data_set() -> None:
 def test_a_record_made_by_hand_takes_true_for_a_number_that_has_a_usual_value() -> None:
     config = TrainConfig(epochs=1, mixup=True, cutmix=False)
     assert (config.mixup, config.cutmix) == (0.8, 0.0)
+
+
+def test_what_a_file_sets_for_one_optimizer_is_not_for_another() -> None:
+    file = resolve_config({"recipe": "fast"}).to_dict()
+    file = {name: value for name, value in file.items() if value is not None}
+    other = resolve_config({"opt": "adamw"}, normalise_keys(file, "f.yaml"))
+    usual = resolve_config({"recipe": "fast", "opt": "adamw"})
+    assert (other.lr, other.weight_decay, other.clip_grad) == (usual.lr, usual.weight_decay, usual.clip_grad)
+    same = resolve_config({"opt": "muon:ns_steps=3"}, normalise_keys(file, "f.yaml"))
+    assert (same.lr, same.clip_grad) == (0.05, 0.0)
+
+
+def test_a_file_of_the_seed_recipe_goes_with_val_none() -> None:
+    file = resolve_config({"recipe": "seed"}).to_dict()
+    file = {name: value for name, value in file.items() if value is not None}
+    config = resolve_config({"val": "none"}, normalise_keys(file, "f.yaml"))
+    assert (config.val, config.loss_sum) == ("none", False)
+
+
+def test_pretrained_networks_of_timm_s_are_fine_tuned_as_ours_are() -> None:
+    ours = resolve_config({"net": "vit_timm"})
+    theirs = resolve_config({"net": "timm/vit_tiny_patch16_224", "pretrained": "true"})
+    assert (theirs.lr, theirs.layer_decay) == (ours.lr, ours.layer_decay) == (pytest.approx(1e-4), 0.75)
+    scratch = resolve_config({"net": "timm/vit_tiny_patch16_224", "size": 64})
+    assert scratch.lr == resolve_config({"net": "vit"}).lr and scratch.layer_decay == 1
+
+
+def test_a_momentum_that_is_no_number() -> None:
+    with pytest.raises(RequestError, match="momentum takes a number"):
+        resolve_config({"opt": "sgd:momentum=abc,nesterov=true"})

@@ -466,7 +466,9 @@ INPUT_ONLY: dict[str, Flag] = {
     "patch": Flag(kind=int, help="side of a patch in pixels, for networks that have patches", panel=NETWORK, low=1),
     "convkernel": Flag(kind=int, help="side of convmixer's kernels", panel=NETWORK, low=1),
     **{
-        f"adan_beta{i}": Flag(kind=float, help=f"beta{i} of --opt adan, as 1 - beta of the paper", panel=OPTIMIZATION)
+        f"adan_beta{i}": Flag(
+            kind=float, help=f"beta{i} of --opt adan, as in the paper: 1 - beta of Adam", panel=OPTIMIZATION
+        )
         for i in (1, 2, 3)
     },
 }
@@ -525,9 +527,14 @@ def resolve_config(flags: Mapping[str, Any], file: Mapping[str, Any] | None = No
     if "net" in flags:
         file = {key: value for key, value in file.items() if key not in ("net_options", *_NET_FLAGS)}
     if "opt" in flags:
-        file = {key: value for key, value in file.items() if key != "opt_options" and key not in ADAN_BETAS}
+        dropped = {"opt_options", *ADAN_BETAS}
+        if "opt" in file and split_spec(str(flags["opt"]), "--opt")[0] != split_spec(str(file["opt"]), "opt")[0]:
+            dropped |= {"lr", "weight_decay", "clip_grad"}  # what suits one optimizer is no setting of another
+        file = {key: value for key, value in file.items() if key not in dropped}
     if "aug" in flags:
         file = {key: value for key, value in file.items() if key != "aug_options"}
+    if flags.get("val") == "none":
+        file.pop("loss_sum", None)
     if flags.keys() & set(LENGTHS):
         file = {key: value for key, value in file.items() if key not in LENGTHS}
     given = {**file, **flags}
@@ -540,8 +547,9 @@ def resolve_config(flags: Mapping[str, Any], file: Mapping[str, Any] | None = No
     usual = recipe.within(seconds)
     net, net_given = split_spec(str(given.get("net", usual["net"])), "--net")
     opt, opt_given = split_spec(str(given.get("opt", usual["opt"])), "--opt")
-    preset = recipe.overrides(net, opt, dataset, seconds)
     net_entry = find_model(net)
+    pretrained = resolve_pretrained(net, net_entry, given.get("pretrained"))
+    preset = recipe.overrides(net, opt, dataset, seconds, pretrained=pretrained != "false")
     opt_entry = find_optimizer(opt)
 
     settings = {**preset, **given}
@@ -575,7 +583,7 @@ def resolve_config(flags: Mapping[str, Any], file: Mapping[str, Any] | None = No
     settings.setdefault("size", net_entry.img_size)
     settings.setdefault("wandb", "online" if os.environ.get("WANDB_SWEEP_ID") else "disabled")
     check_tracked(str(settings["wandb"]), flags)
-    settings["pretrained"] = resolve_pretrained(net, net_entry, settings.get("pretrained"))
+    settings["pretrained"] = pretrained
     if "layer_decay" not in given and (settings["pretrained"] == "false" or settings.get("freeze_backbone")):
         settings["layer_decay"] = 1.0  # a recipe's is for layers that know something and are to keep it
     settings.update(_augmentation(settings, preset, given))
@@ -731,11 +739,6 @@ def _opt_options(
         options[entry.second_lr] = float(usual) * lr_scale
     options.update(given.get("opt_options", {}))
     options.update({key: value for key, value in inline.items() if key not in common})
-    wants = str(inline.get("nesterov", "")).lower() in TRUE_WORDS
-    if opt == "sgd" and wants and float(options.get("momentum", entry.options["momentum"].default)) == 0:
-        raise RequestError(
-            "--opt sgd:nesterov=true needs momentum, which is 0; say --opt sgd:momentum=0.9,nesterov=true"
-        )
     for name in ADAN_BETAS:
         if name not in given:
             continue
@@ -746,4 +749,10 @@ def _opt_options(
         if beta in inline:
             raise RequestError(f"{flag_name(name)} and --opt {opt}:{beta}=... both set it; give one of them")
         options[beta] = entry.options[beta].parse(given[name], flag_name(name))
-    return entry.resolve_options(options, f"--opt {opt}"), common
+    resolved = entry.resolve_options(options, f"--opt {opt}")
+    wants = str(inline.get("nesterov", "")).lower() in TRUE_WORDS
+    if opt == "sgd" and wants and not resolved["momentum"]:
+        raise RequestError(
+            "--opt sgd:nesterov=true needs momentum, which is 0; say --opt sgd:momentum=0.9,nesterov=true"
+        )
+    return resolved, common

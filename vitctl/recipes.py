@@ -47,6 +47,7 @@ class Card:
         machine: device and threads.
         versions: of what decides the bits.
         max_steps: length of the runs in steps, where the recipe counts these.
+        opt: the optimizer, as ``--opt`` takes it, where it is not the recipe's.
     """
 
     net: str
@@ -59,6 +60,7 @@ class Card:
     machine: str
     versions: str
     max_steps: int | None = None
+    opt: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,6 +73,7 @@ class Recipe:
         epochs: epochs by data set; ``*`` is for the others.
         by_net: further values for networks whose name matches the pattern; ``lr_scale`` multiplies the learning rate,
             the recipe's own or else the optimizer's default.
+        pretrained: further values for networks that start from pretrained weights.
         by_opt: further values for optimizers whose name matches the pattern; ``None`` undoes what stands before.
         by_dataset: further values for a data set; its ``lr_scale`` multiplies that of the network.
         by_time: further values, network and all, for runs whose ``--max-time`` allows at most so many seconds; the least
@@ -85,6 +88,7 @@ class Recipe:
     settings: Mapping[str, object] = field(default_factory=dict)
     epochs: Mapping[str, int] = field(default_factory=lambda: {ANY: 20})
     by_net: Mapping[str, Mapping[str, object]] = field(default_factory=dict)
+    pretrained: Mapping[str, object] = field(default_factory=dict)
     by_opt: Mapping[str, Mapping[str, object]] = field(default_factory=dict)
     by_dataset: Mapping[str, Mapping[str, object]] = field(default_factory=dict)
     by_time: Mapping[float, Mapping[str, object]] = field(default_factory=dict)
@@ -98,12 +102,16 @@ class Recipe:
         bounds = [bound for bound in self.by_time if seconds is not None and seconds <= bound]
         return {**self.settings, **(self.by_time[min(bounds)] if bounds else {})}
 
-    def overrides(self, net: str, opt: str, dataset: str, seconds: float | None = None) -> dict[str, object]:
+    def overrides(
+        self, net: str, opt: str, dataset: str, seconds: float | None = None, *, pretrained: bool = False
+    ) -> dict[str, object]:
         """Return the recipe's values for this network, optimizer, data set and time."""
         values = self.within(seconds)
         for pattern, more in self.by_net.items():
             if fnmatch.fnmatchcase(net, pattern):
                 values.update(more)
+        if pretrained:
+            values.update(self.pretrained)
         for pattern, more in self.by_opt.items():
             if fnmatch.fnmatchcase(opt, pattern):
                 values.update(more)
@@ -127,11 +135,13 @@ _FEW_EPOCHS = {
 """What a run of a few epochs wants: a rate that falls to zero within it, and no heavy augmentation."""
 
 _BY_NET: dict[str, Mapping[str, object]] = {
-    **{net: {"lr_scale": 0.25} for net in ("vit*", "simplevit", "dyt", "cait*", "swin")},
+    **{net: {"lr_scale": 0.25} for net in ("vit*", "simplevit", "dyt", "cait*", "swin", "timm/vit*", "timm/deit*")},
     **{net: {"lr_scale": 0.5} for net in ("cct_[67]", "cvt", "vit_lite", "mlpmixer")},
-    "vit*_timm": {"lr_scale": 0.05, "layer_decay": 0.75},  # they are fine-tuned
 }
 """Wide networks take a lower rate."""
+
+_PRETRAINED: Mapping[str, object] = {"lr_scale": 0.05, "layer_decay": 0.75}
+"""Fine-tuning takes a far lower one, the less the nearer to the picture."""
 
 _UNLIKE_ADAM: dict[str, Mapping[str, object]] = {
     name: {"lr": None} for name in ("muon", "lion", "adan_official", "timm/*")
@@ -156,6 +166,7 @@ RECIPES: dict[str, Recipe] = {
             "cct_[24]": {"lr_scale": 2.0},
             "convmixer": {"bs": 32},  # its maps keep the picture's size, and BatchNorm the whole batch: 128 take 19 GB
         },
+        pretrained=_PRETRAINED,
         by_dataset={"digits": {"bs": 32, "lr_scale": 0.5}},  # an epoch of 1,293 pictures has few steps as it is
     ),
     "sprint": Recipe(
@@ -170,6 +181,7 @@ RECIPES: dict[str, Recipe] = {
         },
         epochs={ANY: 1},
         by_net=_BY_NET,
+        pretrained=_PRETRAINED,
         by_opt=_FAST_MUON,
         opt_options=_FAST_MUON_OPTIONS,
         paper=_FAST_PAPER,
@@ -193,6 +205,7 @@ RECIPES: dict[str, Recipe] = {
         settings={"net": "cct_2", "opt": "muon", **_FEW_EPOCHS, "bs": 64},
         epochs={"digits": 10, ANY: 3},
         by_net=_BY_NET,
+        pretrained=_PRETRAINED,
         by_opt=_FAST_MUON,
         by_dataset={"digits": {"bs": 32}},
         by_time={
@@ -208,6 +221,7 @@ RECIPES: dict[str, Recipe] = {
         settings={"net": "vit_small", "opt": "muon", **_FEW_EPOCHS},
         epochs={"digits": 10, ANY: 5},
         by_net=_BY_NET,
+        pretrained=_PRETRAINED,
         by_opt={"muon": {"clip_grad": 0.0}},
         by_dataset={"digits": {"bs": 32}},
         net_options={"dropout": 0.0, "emb_dropout": 0.0, "pool": "avg"},
@@ -252,7 +266,7 @@ RECIPES: dict[str, Recipe] = {
             "val": "holdout",
         },
         epochs={ANY: 5},
-        by_net={"vit*_timm": {"layer_decay": 0.75}},
+        pretrained={"layer_decay": 0.75},
         by_opt={
             "adam": {"lr": 1e-4},
             "adamw": {"lr": 1e-4, "weight_decay": 0.05},

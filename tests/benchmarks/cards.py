@@ -1,6 +1,6 @@
 """Measure a recipe as its card says it: whole runs of the command, one after the other, a seed each.
 
-    python -m tests.benchmarks.cards RECIPE [--net NET] [--dataset cifar10] [--epochs N] [--seeds 0 1 2] [--runs-dir DIR]
+    python -m tests.benchmarks.cards RECIPE [--net NET] [--opt SPEC] [--dataset cifar10] [--epochs N] [--seeds 0 1 2] [--runs-dir DIR]
 
 Without ``--net`` and ``--epochs`` the recipe's own are measured.
 
@@ -47,19 +47,22 @@ def main() -> None:
     parser.add_argument("recipe")
     parser.add_argument("--net")
     parser.add_argument("--dataset", default="cifar10")
+    parser.add_argument("--opt", help="where it is not the recipe's, such as adan:lr=1e-3")
     parser.add_argument("--epochs", type=int)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--runs-dir", type=Path, default=Path("runs/cards"))
     asked = parser.parse_args()
-    flags = {"recipe": asked.recipe, "net": asked.net, "dataset": asked.dataset, "epochs": asked.epochs}
+    flags = {name: getattr(asked, name) for name in ("recipe", "net", "opt", "dataset", "epochs")}
     config = resolve_config({name: value for name, value in flags.items() if value is not None})
     asked.runs_dir.mkdir(parents=True, exist_ok=True)
     runs = []
     for seed in asked.seeds:
         length = f"{config.epochs}{f'-{config.max_steps}' if config.max_steps else ''}"
-        name = f"{asked.recipe}-{config.net.replace('/', '-')}-{config.dataset}-{length}-{seed}"
+        opt = f"-{asked.opt.replace('/', '-').replace(':', '-')}" if asked.opt else ""
+        name = f"{asked.recipe}-{config.net.replace('/', '-')}{opt}-{config.dataset}-{length}-{seed}"
         command = ["train", "--recipe", asked.recipe, "--dataset", config.dataset, "--seed", str(seed)]
         command += ["--net", asked.net] if asked.net else []
+        command += ["--opt", asked.opt] if asked.opt else []
         command += ["--epochs", str(asked.epochs)] if asked.epochs else []
         command += ["--runs-dir", str(asked.runs_dir), "--name", name]
         runs.append(measure(command, asked.runs_dir / name))
@@ -79,6 +82,7 @@ def main() -> None:
             seconds=round(statistics.median(run["seconds"] for run in runs), 1),
             machine=f"{summary['device']} ({summary['device_name']}, {summary['threads']} threads)",
             max_steps=config.max_steps,
+            opt=asked.opt,
             versions=f"torch {summary['torch']}, vitctl {summary['vitctl']}",
         )
     )

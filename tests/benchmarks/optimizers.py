@@ -2,8 +2,8 @@
 
     python -m tests.benchmarks.optimizers [SPEC ...] [--net cct_2] [--epochs 1] [--seeds 0] [--json FILE]
 
-Without SPECs it tries :data:`GRID`. A SPEC is what ``--opt`` takes, with every value given, such as
-``muon:lr=0.02,adamw_lr=3e-3,weight_decay=0.01``. All runs have the settings of the recipe ``fast`` but for the optimizer, and the
+Without SPECs it tries :data:`GRID`. A SPEC is what ``--opt`` takes; what it leaves out is the table's own, and not the
+recipe's. All runs have the settings of the recipe ``fast`` but for the optimizer, and the
 held-out tenth of the training pictures decides: the test set is not looked at. Rows are printed as they come, best last.
 """
 
@@ -19,6 +19,8 @@ from typing import Any
 
 from vitctl.config import TrainConfig, resolve_config
 from vitctl.errors import VitctlError
+from vitctl.optim import find_optimizer
+from vitctl.registry import split_spec
 from vitctl.training.evaluate import evaluate
 from vitctl.training.loop import train_step
 from vitctl.training.session import open_session
@@ -38,6 +40,15 @@ GRID = [
     *(f"lion:weight_decay={decay}" for decay in (0.05, 1.0)),
 ]
 """What is tried by default: one value at a time away from the table's."""
+
+
+def in_full(spec: str) -> str:
+    """Return a SPEC with every value that it leaves out, as the table has it."""
+    name, given = split_spec(spec, "SPEC")
+    entry = find_optimizer(name)
+    values: dict[str, object] = {"lr": entry.lr, "weight_decay": entry.weight_decay}
+    values |= {option: entry.options[option].default for option in entry.options}
+    return f"{name}:{','.join(f'{key}={value}' for key, value in (values | given).items())}"
 
 
 def held_out(config: TrainConfig) -> dict[str, Any]:
@@ -73,7 +84,9 @@ def main() -> None:
     flags: dict[str, Any] = {"net": asked.net, "dataset": asked.dataset, "recipe": asked.recipe, "epochs": asked.epochs}
     if asked.limit_train:
         flags["limit_train"] = asked.limit_train
-    configs = {spec: resolve_config({**flags, "opt": spec}) for spec in asked.specs or GRID}  # mistakes show at once
+    configs = {
+        spec: resolve_config({**flags, "opt": in_full(spec)}) for spec in asked.specs or GRID
+    }  # mistakes show at once
     rows = []
     for spec, config in configs.items():
         runs = []

@@ -1,9 +1,13 @@
+from collections.abc import Callable
+from typing import Any
+
 import pytest
 import torch
 from torch import nn
 
+from vitctl.errors import RequestError
 from vitctl.models import MODELS, build_model
-from vitctl.optim import OPTIMIZERS
+from vitctl.optim import OPTIMIZERS, find_optimizer
 from vitctl.optim.build import build_optimizer
 from vitctl.optim.groups import param_groups
 
@@ -58,18 +62,58 @@ def test_every_optimizer_lowers_a_loss_and_its_state_is_plain(name: str) -> None
     assert plain(optimizer.state_dict())
 
 
+def _adan(p: Any) -> Any:
+    from adan_pytorch import Adan
+
+    return Adan(p, lr=0.01, betas=(0.3, 0.2, 0.1), eps=1e-6, weight_decay=0.1)
+
+
+def _official(p: Any) -> Any:
+    from timm.optim import Adan
+
+    return Adan(p, lr=0.01, betas=(0.7, 0.8, 0.9), eps=1e-6, weight_decay=0.1, no_prox=True, foreach=False)
+
+
+def _lion(p: Any) -> Any:
+    from timm.optim import Lion
+
+    return Lion(p, lr=0.01, betas=(0.7, 0.8), weight_decay=0.1, foreach=False)
+
+
 @pytest.mark.parametrize(
-    ("name", "reference"),
+    ("name", "options", "reference"),
     [
-        ("adam", lambda p: torch.optim.Adam(p, lr=0.01, betas=(0.8, 0.9), eps=1e-6, weight_decay=0.1, foreach=False)),
-        ("adamw", lambda p: torch.optim.AdamW(p, lr=0.01, betas=(0.8, 0.9), eps=1e-6, weight_decay=0.1, foreach=False)),
+        (
+            "adam",
+            {"beta1": 0.8, "beta2": 0.9, "eps": 1e-6},
+            lambda p: torch.optim.Adam(p, lr=0.01, betas=(0.8, 0.9), eps=1e-6, weight_decay=0.1, foreach=False),
+        ),
+        (
+            "adamw",
+            {"beta1": 0.8, "beta2": 0.9, "eps": 1e-6},
+            lambda p: torch.optim.AdamW(p, lr=0.01, betas=(0.8, 0.9), eps=1e-6, weight_decay=0.1, foreach=False),
+        ),
+        (
+            "sgd",
+            {"momentum": 0.8, "nesterov": True},
+            lambda p: torch.optim.SGD(p, lr=0.01, momentum=0.8, nesterov=True, weight_decay=0.1, foreach=False),
+        ),
+        (
+            "sgd",
+            {"momentum": 0.8, "nesterov": False},
+            lambda p: torch.optim.SGD(p, lr=0.01, momentum=0.8, weight_decay=0.1, foreach=False),
+        ),
+        ("adan", {"beta1": 0.3, "beta2": 0.2, "beta3": 0.1, "eps": 1e-6}, _adan),
+        ("adan_pytorch", {"beta1": 0.3, "beta2": 0.2, "beta3": 0.1, "eps": 1e-6}, _adan),
+        ("adan_official", {"beta1": 0.7, "beta2": 0.8, "beta3": 0.9, "eps": 1e-6, "no_prox": True}, _official),
+        ("lion", {"beta1": 0.7, "beta2": 0.8}, _lion),
     ],
 )
-def test_options_reach_the_optimizer(name: str, reference: object) -> None:
+def test_options_reach_the_optimizer(name: str, options: dict[str, Any], reference: Callable[[Any], Any]) -> None:
     ours, theirs = nn.Linear(4, 3, bias=False), nn.Linear(4, 3, bias=False)
     theirs.load_state_dict(ours.state_dict())
-    a = build_optimizer(name, {"beta1": 0.8, "beta2": 0.9, "eps": 1e-6}, ours, lr=0.01, weight_decay=0.1)
-    b = reference(theirs.parameters())  # type: ignore[operator]
+    a = build_optimizer(name, options, ours, lr=0.01, weight_decay=0.1)
+    b = reference(list(theirs.parameters()))
     generator = torch.Generator().manual_seed(0)
     for _ in range(20):
         gradient = torch.randn(3, 4, generator=generator)
@@ -77,6 +121,18 @@ def test_options_reach_the_optimizer(name: str, reference: object) -> None:
         a.step()
         b.step()
     torch.testing.assert_close(ours.weight, theirs.weight, rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize("name", ["adam", "adamw", "sgd"])
+def test_steps_are_fused_where_the_device_has_that(name: str) -> None:
+    options = find_optimizer(name).resolve_options({}, name)
+    assert build_optimizer(name, options, nn.Linear(2, 2), lr=0.1, weight_decay=0.0).defaults["fused"]
+
+
+def test_muon_without_anything_to_orthogonalise_is_refused() -> None:
+    options = find_optimizer("muon").resolve_options({}, "muon")
+    with pytest.raises(RequestError, match="no hidden matrix"):
+        build_optimizer("muon", options, nn.LayerNorm(4), lr=0.1, weight_decay=0.0)
 
 
 def test_nesterov_without_momentum_is_plain_descent() -> None:

@@ -100,6 +100,8 @@ def test_options_reach_the_optimizer(name: str, given: dict[str, Any], attribute
         ("timm/lamb", {"esp": 1}, "did you mean eps"),
         ("timm/lamb", {"eps": "small"}, "takes a number"),
         ("timm/lamb", {"beta1": 1.5}, "must be less than 1"),
+        ("timm/sgdp", {"momentum": 1.5}, "must be less than 1"),
+        ("timm/lars", {"momentum": -0.5}, "the least is 0"),
         ("timm/lamb", {"trust_clip": "maybe"}, "takes true or false"),
         ("timm/lion", {"eps": 1e-8}, "has no option 'eps'"),
         ("timm/muon", {"conv_mode": "skip"}, "refuses these options"),

@@ -253,6 +253,12 @@ def test_bayes_and_early_terminate_need_a_metric() -> None:
         ({"adan_beta1": {"min": 0.01, "max": 0.05}}, {"opt": "adam"}, "belongs to --opt adan"),
         ({"net_options": {"parameters": {"dpth": {"values": [1, 2]}}}}, {"net": "cct_2"}, "did you mean depth"),
         ({"lr": {"values": [0.1, 0.2]}}, {"val": "none"}, "val: none measures no val_acc"),
+        ({"lr": {"values": [0.1, 0.2]}}, {"val": "test"}, "val: test takes val_acc from the test set"),
+        (
+            {"lr": {"values": [0.1, 0.2]}},
+            {"recipe": "seed"},
+            "val: test (of recipe seed) takes val_acc from the test set",
+        ),
     ],
 )
 def test_what_train_would_refuse_is_refused_at_once(parameters: Any, fixed: dict[str, Any], sentence: str) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -114,6 +115,16 @@ def test_mixing_ends_where_it_is_told_to() -> None:
     assert torch.equal(images, plain.batches.batch(2, 1)[0]) and torch.equal(labels, plain.batches.batch(2, 1)[1])
 
 
+def test_a_longer_run_says_that_it_mixes_again(cli: Cli) -> None:
+    argv = ["train", *TINY, "--limit-train", 100, "--mixup", "--mix-off", 0.5, "--epochs", 4, "--name", "m"]
+    assert cli(*argv).code == 0
+    longer = cli("train", "--resume", "runs/m", "--epochs", 12)
+    assert longer.code == 0 and re.search(
+        r"mixup and CutMix are on again until step \d+ \(--mix-off 0\.5\)", longer.err
+    )
+    assert "on again" not in cli("train", "--resume", "runs/m", "--epochs", 13).err
+
+
 def test_a_network_learns_from_mixed_and_augmented_pictures(cli: Cli) -> None:
     argv = ["train", *TINY, "--limit-train", 1000, "--limit-test", 300, "--lr", 0.01, "--epochs", 8, "--json"]
     mixed = cli(*argv, "--aug", "randaug", "--mixup", "--cutmix", "--erase", 0.25, "--mix-off", 0.25).json()
@@ -164,7 +175,7 @@ def test_mirrored_pictures_are_looked_at_too_and_reported_apart(cli: Cli, tmp_pa
     without = cli("eval", "runs/plain", "--json").json()
     assert "top1_tta" not in without and "tta" not in without and without["top1"] == scores["top1"]
     for command in (("eval", "runs/plain", "--tta", "flip"), (*argv[:-1], "--tta", "flip")):
-        assert "mirrored too" in cli(*command).out
+        assert "TTA flip" in cli(*command).out
 
 
 def test_mirroring_is_refused_where_it_changes_the_class(cli: Cli, refused: Refused, tmp_path: Path) -> None:

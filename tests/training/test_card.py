@@ -72,6 +72,20 @@ def test_a_run_below_its_band_says_so(cli: Cli, install: Install, tmp_path: Path
     assert result.json()["card"]["below"] is True
 
 
+def test_what_is_usual_is_said_in_advance(cli: Cli, install: Install) -> None:
+    install(test_acc=Band(71.25, 0.5))
+    assert "recipe mine: 71.2 ± 0.5 % on the test set is usual (seeds 0, 1, 2; 1.0 s on cpu)" in cli(*RUN).err
+    other = cli(*RUN[:-1], "q", "--lr", 0.01)
+    assert other.code == 0 and "is usual" not in other.err
+
+
+def test_a_card_of_another_optimizer(install: Install) -> None:
+    install(opt="adamw:lr=1e-3")
+    asked = {"recipe": "mine", "dataset": "digits"}
+    assert find_card(resolve_config(asked)) is None
+    assert find_card(resolve_config({**asked, "opt": "adamw", "lr": 1e-3})) is not None
+
+
 def test_the_band_is_three_deviations_and_at_least_a_point() -> None:
     assert Band(60, 0.1).floor == 59 and Band(60, 2).floor == 54 and str(Band(66.84, 0.42)) == "66.8 ± 0.4 %"
 

@@ -74,8 +74,8 @@ def test_mixing_goes_on_to_the_end(monkeypatch: pytest.MonkeyPatch) -> None:
     settings = dict(
         zip([str(word).removeprefix("--").replace("-", "_") for word in TINY[::2]], TINY[1::2], strict=True)
     )
-    config = resolve_config({**settings, "mixup": 0.8, "mix_off": 0.5, "max_steps": 25})
-    lr_finder.find_lr(config, PlainObserver(), None)
+    config = resolve_config({**settings, "mixup": 0.8, "mix_off": 0.5})
+    lr_finder.find_lr(config, PlainObserver(), None, 25)
     assert len(seen) >= 20 and all(seen) and modes == ["train"]  # with frozen layers left in eval mode
 
 
@@ -90,6 +90,8 @@ def test_mixing_goes_on_to_the_end(monkeypatch: pytest.MonkeyPatch) -> None:
         (["--lr-finder", "--dry-run"], "--dry-run does not go with it"),
         (["--lr-finder", "--epochs", "3"], "--epochs does not go with it"),
         (["--lr-finder", "--resume", "x"], "--resume does not go with it"),
+        (["--lr-finder", "--warmup", "0.1"], "--warmup does not go with it"),
+        (["--lr-finder", "--schedule-per", "epoch"], "--schedule-per does not go with it"),
         (["--lr-finder", "--lr", "0"], "--lr is 0"),
         (["--lr-finder", "--max-steps", "5"], "too few"),
     ],

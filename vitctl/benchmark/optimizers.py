@@ -22,6 +22,7 @@ from vitctl.benchmark.plan import Contestant, Plan, differences
 from vitctl.config import TrainConfig
 from vitctl.data.dataset import LoadProgress
 from vitctl.errors import Interrupted, NotFinite, RequestError, RunFailed, diverged_at
+from vitctl.optim import doubtful_betas
 from vitctl.training import loop, run
 from vitctl.training.checkpoint import TEMPORARY
 from vitctl.training.run_folder import RunFolder, write_text
@@ -243,6 +244,9 @@ def compare_optimizers(
     check_trackers(plan.config)
     device = devices.resolve_device(plan.config.device)
     devices.resolve_precision(plan.config.precision, device)
+    for each in plan.contestants:
+        if doubt := doubtful_betas(each.config.opt, each.config.opt_options):
+            observer.message(f"warning: {doubt}")
     labels = {each.label: each.config for each in plan.contestants}
     costs = measure_costs(labels, decoding) if new or not _has_costs(runs_dir, name, plan) else None
     folder = Folder.find_or_create(plan, runs_dir, name, new)

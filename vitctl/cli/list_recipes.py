@@ -62,7 +62,7 @@ def _print_all(recipes: Mapping[str, Recipe]) -> None:
             str(recipe.settings["net"]),
             str(recipe.settings["opt"]),
             f"{steps} steps" if (steps := recipe.settings.get("max_steps")) else _by_dataset(recipe.epochs),
-            "\n".join(_brief(card) for card in recipe.cards) or NOT_MEASURED,
+            "\n".join(_brief(card, recipe) for card in recipe.cards) or NOT_MEASURED,
         )
     console = Console(highlight=False)
     console.print(table)
@@ -76,10 +76,17 @@ def _by_dataset(epochs: Mapping[str, int]) -> str:
     return ", ".join([str(epochs[ANY]), *special])
 
 
-def _brief(card: Card) -> str:
+def _brief(card: Card, recipe: Recipe) -> str:
     from vitctl.units import format_duration
 
-    return f"{card.test_acc} in {format_duration(card.seconds)}: {card.net}, {card.dataset}, {_length(card)}"
+    return f"{card.test_acc} in {format_duration(card.seconds)}: {_measured(card, recipe)}, {_length(card)}"
+
+
+def _measured(card: Card, recipe: Recipe) -> str:
+    """Return network, optimizer where it is not the recipe's, and data set that a card is of."""
+    spec = str(recipe.settings["net"])
+    net = spec if spec.partition(":")[0] == card.net else card.net
+    return ", ".join([net, *([card.opt] if card.opt else []), card.dataset])
 
 
 def _length(card: Card) -> str:
@@ -100,6 +107,7 @@ def _print_card(name: str, recipe: Recipe) -> None:
     rows += [(flag_name(key), _words(value)) for key, value in recipe.settings.items()]
     for title, further in (("--net", recipe.by_net), ("--opt", recipe.by_opt), ("--dataset", recipe.by_dataset)):
         rows += [(f"with {title} {pattern}", _mapping(values)) for pattern, values in further.items()]
+    rows += [("with pretrained weights", _mapping(recipe.pretrained))] if recipe.pretrained else []
     rows += [(f"with --max-time, {_bound(seconds)}", _mapping(values)) for seconds, values in recipe.by_time.items()]
     if recipe.net_options:
         rows.append(("options of networks", _mapping(recipe.net_options)))
@@ -111,7 +119,7 @@ def _print_card(name: str, recipe: Recipe) -> None:
     for card in recipe.cards:
         seeds = ", ".join(map(str, card.seeds))
         console.print(
-            f"\nmeasured: {card.net} on {card.dataset}, {_length(card)}, seeds {seeds}, "
+            f"\nmeasured: {_measured(card, recipe)}, {_length(card)}, seeds {seeds}, "
             f"{format_duration(card.seconds)} a run, {card.machine}, {card.versions}",
             style="bold",
             markup=False,

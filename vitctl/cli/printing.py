@@ -95,7 +95,7 @@ def print_summary(summary: Record) -> None:
         ("test loss", f"{summary['test_loss']:.4f}"),
     ]
     if "test_acc_tta" in summary:
-        rows += [("test accuracy, mirrored too", f"{summary['test_acc_tta']:.2f} %")]
+        rows += [("test accuracy, TTA flip", f"{summary['test_acc_tta']:.2f} %")]
     if "best_epoch" in summary:
         rows += [
             ("held-out accuracy", f"{summary['val_acc']:.2f} %"),
@@ -197,7 +197,8 @@ def print_lr_finder(found: Record) -> None:
     console = Console(highlight=False, soft_wrap=True)
     if found["suggestion"] is None:
         console.print(
-            "The loss never fell, so nothing is suggested; more steps may help: --max-steps 300.", markup=False
+            f"The loss never fell, so nothing is suggested; more steps may help: --max-steps {2 * found['steps']}.",
+            markup=False,
         )
     if found["picture"]:
         console.print(f"picture: {found['picture']}", markup=False)
@@ -216,7 +217,7 @@ def print_scores(scores: Scores) -> None:
             ("top-1 accuracy", f"{figures['top1']:.2f} %"),
             ("top-5 accuracy", f"{figures['top5']:.2f} %" if figures["top5"] is not None else "-"),
             ("loss", f"{figures['loss']:.4f}"),
-            *([("top-1, mirrored too", f"{figures['top1_tta']:.2f} %")] if "top1_tta" in figures else []),
+            *([("top-1, TTA flip", f"{figures['top1_tta']:.2f} %")] if "top1_tta" in figures else []),
             ("pictures", f"{figures['images']:,}"),
             ("weights", f"{figures['net']}, {figures['weights']}, epoch {figures['epoch']}"),
             ("speed", f"{figures['images_per_second']:,.0f} pictures/s"),

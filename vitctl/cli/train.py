@@ -86,7 +86,19 @@ def train(
     if lr_finder:
         clashing = {"--resume": resume, "--name": name, "--dry-run": dry_run, "--epochs": settings.get("epochs")}
         clashing["--max-time"] = settings.get("max_time")
-        clashing |= told
+        idle = (
+            "schedule",
+            "schedule_per",
+            "warmup",
+            "warmdown",
+            "patience",
+            "mix_off",
+            "ema",
+            "tta",
+            "save_every",
+            "keep",
+        )
+        clashing |= {f"--{name.replace('_', '-')}": settings.get(name) for name in idle} | told
         for flag, value in clashing.items():
             if value:
                 raise RequestError(f"--lr-finder takes a few steps and makes no run; {flag} does not go with it")
@@ -148,7 +160,8 @@ def train(
                 lr_finder_out = Path(DEFAULT_PICTURE)
             elif lr_finder_out is None:
                 observer.message(f"no picture without matplotlib: {EXTRA}")
-            summary = find_lr(config, observer, lr_finder_out)
+            # The recipe's length is that of a training run.
+            summary = find_lr(config, observer, lr_finder_out, settings.get("max_steps") or file.get("max_steps"))
         elif preview_batch is not None:
             from vitctl.training.preview import preview_batch as draw_preview
 

@@ -56,7 +56,7 @@ class AugmentationEntry(Entry):
     crop: bool = True
 
 
-_STRENGTH = "strength of all operations"
+_STRENGTH = "magnitude of all operations"
 
 AUGMENTATIONS: dict[str, AugmentationEntry] = {
     "none": AugmentationEntry(summary="pictures as they are", crop=False),
@@ -65,7 +65,7 @@ AUGMENTATIONS: dict[str, AugmentationEntry] = {
     ),
     "randaug": AugmentationEntry(
         target="vitctl.data.policies:randaug",
-        summary="basic, then n of RandAugment's 14 operations at strength m of 30",
+        summary="basic, then n of RandAugment's 14 operations at magnitude m of 30",
         options={
             "n": Option(2, "operations per picture", low=1, high=16),
             "m": Option(9, _STRENGTH, low=0, high=30),
@@ -73,7 +73,7 @@ AUGMENTATIONS: dict[str, AugmentationEntry] = {
     ),
     "trivialaug": AugmentationEntry(
         target="vitctl.data.policies:trivialaug",
-        summary="basic, then one of TrivialAugment's 14 operations at a random strength",
+        summary="basic, then one of TrivialAugment's 14 operations at a random magnitude",
     ),
     "autoaug": AugmentationEntry(
         target="vitctl.data.policies:autoaug",

@@ -134,7 +134,7 @@ def contrast_tables(luma: Tensor, factor: Tensor) -> Tensor:
         factor: float32 ``[b]``.
     """
     count = luma[0].numel()
-    mean = (2 * luma.flatten(2).sum(2, dtype=torch.int32) + count) // (2 * count)  # [b, 1]
+    mean = (2 * luma.flatten(2).sum(2, dtype=torch.int64) + count) // (2 * count)  # [b, 1]
     return blend(levels(luma.device), mean[..., None].float(), factor.view(-1, 1, 1))
 
 

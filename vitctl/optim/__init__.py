@@ -78,7 +78,7 @@ OPTIMIZERS: dict[str, OptimizerEntry] = {
     ),
     "adan": OptimizerEntry(
         target="vitctl.optim.build:adan",
-        summary="adaptive Nesterov momentum as adan-pytorch computes it, all parameters at once; betas are 1 - beta of the paper",
+        summary="adaptive Nesterov momentum as adan-pytorch computes it, all parameters at once; betas as in the paper",
         options=_ADAN_OPTIONS,
         lr=1e-3,
         weight_decay=0.02,
@@ -96,7 +96,7 @@ OPTIMIZERS: dict[str, OptimizerEntry] = {
     ),
     "adan_official": OptimizerEntry(
         target="vitctl.optim.build:adan_official",
-        summary="Adan as its authors (sail-sg) compute it, with betas as in the paper",
+        summary="Adan as its authors (sail-sg) compute it; betas are 1 - beta of the paper, as Adam's",
         options={
             "beta1": Option(0.98, "decay of the mean of gradients", low=0, below=1),
             "beta2": Option(0.92, "decay of the mean of gradient differences", low=0, below=1),

@@ -14,7 +14,7 @@ class Adan(Optimizer):
     """Adaptive Nesterov momentum (Xie et al. 2022, arXiv 2208.06677), multi-tensor.
 
     The updates, the state and its keys are those of the adan-pytorch package, so that state dicts go from one to the
-    other: betas are weights of what is new (1 - beta of the paper); the first step of a parameter only remembers the
+    other: betas are weights of what is new, as in the paper (1 - beta of Adam and of the authors' code); the first step of a parameter only remembers the
     gradient and decays the weights; the bias correction counts that step too, although the means have not seen it; the
     decay divides by ``1 + lr * weight_decay`` after the update.
 

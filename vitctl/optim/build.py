@@ -10,6 +10,7 @@ from torch import nn
 from torch.optim import SGD, Adam, AdamW, Optimizer
 
 from vitctl import devices
+from vitctl.errors import RequestError
 from vitctl.optim import find_optimizer
 from vitctl.optim.groups import param_groups, split_by_layer
 from vitctl.registry import Value
@@ -117,6 +118,11 @@ def muon(
     """Muon over the groups of hidden matrices, AdamW with a rate of its own over the rest."""
     from vitctl.optim.muon import Muon
 
+    if not any(group["parts"] for group in groups):
+        raise RequestError(
+            "--opt muon finds no hidden matrix or inner convolution among what is trained, so that --lr would do nothing; take "
+            "--opt adamw"
+        )
     for group in groups:
         if not group["parts"]:
             # Relative to lr, which the schedule moves for all groups.

@@ -152,7 +152,9 @@ def _options(name: str, arguments: Mapping[str, tuple[Any, type | None]]) -> dic
             # Without an annotation a whole number may stand for any: momentum=0.
             kind = float if type(default) is int else type(default)
         if kind in (bool, int, float, str) and (default is None or isinstance(default, (bool, int, float, str))):
-            options[key] = TimmOption(default=None if default is None else kind(default), kind=kind)
+            low, below = (0, 1) if key == "momentum" else (None, None)
+            default = None if default is None else kind(default)
+            options[key] = TimmOption(default=default, kind=kind, low=low, below=below)
     return options
 
 

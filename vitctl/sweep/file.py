@@ -339,8 +339,8 @@ class _Reader:
         elif name.startswith("test_"):
             self.wrong(
                 ("metric", "name"),
-                f"{name} is measured once, after the last epoch, and selects nothing; take val{name[4:]} (under the "
-                f"parameter val: {{value: test}} it is measured on the test set)",
+                f"{name} is measured once, after the last epoch, and selects nothing; take val{name[4:]}, of "
+                f"held-out pictures",
             )
         elif name not in METRICS:
             self.wrong(("metric", "name"), f"{name!r} is not recorded by train{suggest(name, METRICS)}")
@@ -706,9 +706,15 @@ def check_trains(file: SweepFile, fixed: Mapping[str, Any], run_cap: int | None 
             config = resolve_config({}, normalise_keys(settings, file.name))
         except RequestError as error:
             raise RequestError(f"{file.name}: train would refuse {show_params(params)}: {error}") from error
-        if config.val == "none" and metric.name.startswith("val_"):
+        if config.val != "holdout" and metric.name.startswith("val_"):
+            lacks = (
+                f"measures no {metric.name}"
+                if config.val == "none"
+                else f"takes {metric.name} from the test set, which selects nothing"
+            )
+            of_recipe = "" if "val" in settings else f" (of recipe {config.recipe})"
             raise RequestError(
-                f"{file.name}: val: none measures no {metric.name}; choose another metric or val: holdout"
+                f"{file.name}: val: {config.val}{of_recipe} {lacks}; choose another metric or val: holdout"
             )
 
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from vitctl.config import FLAGS, TrainConfig, resolve_config
 from vitctl.recipes import RECIPES, Band, Card
+from vitctl.units import format_duration
 
 if TYPE_CHECKING:
     from vitctl.training.session import Session
@@ -28,6 +29,7 @@ def find_card(config: TrainConfig) -> Card | None:
                 "dataset": card.dataset,
                 "epochs": card.epochs,
                 "max_steps": card.max_steps,
+                "opt": card.opt,
             }
             asked = {name: value for name, value in asked.items() if value is not None}
             usual = resolve_config(asked)
@@ -58,6 +60,14 @@ class CardWatch:
         for row in session.history:
             if not math.isclose(row["lr"], session.lr(row["step"] - 1), rel_tol=1e-6, abs_tol=1e-12):
                 self.card = None
+
+    def expect(self, say: Callable[[str], None]) -> None:
+        """Say what accuracy is usual."""
+        if self.card is not None:
+            say(
+                f"recipe {self.recipe}: {self.card.test_acc} on the test set is usual (seeds "
+                f"{', '.join(map(str, self.card.seeds))}; {format_duration(self.card.seconds)} on {self.card.machine})"
+            )
 
     def epoch(self, row: Record, say: Callable[[str], None]) -> None:
         """Compare the record of an epoch."""

@@ -12,7 +12,7 @@ class WeightAverage:
     """Averages the weights and statistics of a model; what is evaluated and exported when it is kept.
 
     After ``t`` updates the decay is ``min(decay, (1 + t) / (10 + t))``, so that a short run is not ruled by its first
-    weights (as in TensorFlow's ExponentialMovingAverage and timm's ModelEmaV3).
+    weights (as in TensorFlow's ExponentialMovingAverage).
 
     Args:
         model: copied as it is now.

@@ -74,6 +74,8 @@ def fit(
     )
     last_save = time.monotonic()
     observer.started(session, folder)
+    if not progress.step:
+        watch.expect(observer.message)
 
     def save(*, best: bool = False) -> None:
         nonlocal last_save

@@ -56,7 +56,7 @@ class Watcher(Protocol):
         """``done`` of ``count`` pictures are decoded, or bytes downloaded."""
 
 
-def find_lr(config: TrainConfig, watcher: Watcher, picture: Path | None = None) -> Record:
+def find_lr(config: TrainConfig, watcher: Watcher, picture: Path | None = None, steps: int | None = None) -> Record:
     """Train a few steps with an exponentially rising rate, save nothing, and suggest a rate.
 
     After Smith 2017 (arXiv 1506.01186): the loss stands, falls and rises as the rate grows from a thousandth of the
@@ -65,10 +65,10 @@ def find_lr(config: TrainConfig, watcher: Watcher, picture: Path | None = None) 
     the optimizer, such as ``adamw_lr`` of Muon, keeps its ratio to the rate under test.
 
     Args:
-        config: the settings; ``max_steps`` is how many steps to take, :data:`STEPS` when nobody says, and ``lr`` is the
-            middle of the range.
+        config: the settings; ``lr`` is the middle of the range.
         watcher: told of everything.
         picture: where to draw the curve, in one of the formats :data:`PICTURES`.
+        steps: how many to take, :data:`STEPS` when nobody says.
 
     Returns:
         ``lr``, ``loss`` and ``smoothed``: a list each, an item a step; ``suggestion``, ``lowest`` (the rate at the least
@@ -86,7 +86,7 @@ def find_lr(config: TrainConfig, watcher: Watcher, picture: Path | None = None) 
     if not config.lr:
         raise RequestError("--lr-finder looks around --lr, and --lr is 0; leave it out")
     start = time.monotonic()
-    steps = config.max_steps or STEPS
+    steps = steps or STEPS
     if steps <= 2 * SKIPPED:
         raise RequestError(f"--max-steps {steps} are too few for --lr-finder; take {2 * SKIPPED + 1} or more")
     # Pictures are mixed to the end: where mixing stopped, the loss would fall whatever the rate.

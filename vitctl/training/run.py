@@ -151,6 +151,11 @@ def resume_run(
                     f"the run now has {session.total_steps} steps; its {config.schedule} schedule is stretched over them, so "
                     f"the learning rate goes on at {config.lr * before:.3g} instead of {config.lr * then:.3g}"
                 )
+                again = session.batches.mixed_steps
+                if config.mix_off and again is not None and checkpoint["step"] < again:
+                    observer.message(
+                        f"mixup and CutMix are on again until step {again:,} (--mix-off {config.mix_off:g})"
+                    )
         compile_network(session, observer.message)
         folder.remove_summary()
         folder.write_metrics(session.history)
@@ -295,6 +300,8 @@ def dry_run(
     started = time.monotonic()
     if config.pretrained != "false":
         locate(config.net, config.pretrained)  # what the run would be refused for
+    if doubt := doubtful_betas(config.opt, config.opt_options):
+        message(f"warning: {doubt}")
     session = open_session(config, decoding, pretrained=False)
     compile_network(session, message)
     if config.max_time:
