@@ -418,7 +418,16 @@ def start(digits_run: Path, *words: str) -> "subprocess.Popen[str]":
     )
 
 
+@pytest.fixture
+def hang_up_ends() -> Iterator[None]:
+    """Let a child process start with SIGHUP as it usually is, also where the tests run under nohup."""
+    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    yield
+    signal.signal(signal.SIGHUP, before)
+
+
 @pytest.mark.slow
+@pytest.mark.usefixtures("hang_up_ends")
 @pytest.mark.parametrize(
     ("signum", "during"),
     [(signal.SIGTERM, "writing onnx"), (signal.SIGINT, "quantizing to"), (signal.SIGHUP, "quantizing to")],

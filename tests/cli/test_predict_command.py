@@ -9,7 +9,9 @@ import numpy as np
 import onnx
 import onnxruntime
 import pytest
+import safetensors.torch
 from PIL import Image
+from timm import create_model as timm_model
 
 from tests.cli.test_train_command import picture_folder
 from tests.conftest import TINY_NET, Cli
@@ -218,5 +220,11 @@ def test_refusals_of_safetensors(refused: Refused, exported: Path, pictures: Pat
     for foreign in ("pretrained", "pretrained_cfg", "checkpoint_path", "cache_dir"):
         sentence = attempt(weights, timm | {"model_args": {foreign: "x.pth"}})
         assert f"asks timm for more than a network ({foreign})" in sentence
+    tensors = {
+        name: t.contiguous() for name, t in timm_model("test_vit", in_chans=1, num_classes=12).state_dict().items()
+    }
+    fewer = timm | {"architecture": "test_vit", "num_classes": 12, "model_args": {"in_chans": 1, "img_size": 160}}
+    fewer["vitctl"] = described["vitctl"] | {"net": "timm/test_vit", "net_options": {}, "size": 160}
+    assert "it gives [1, 12] for a picture of 10 classes" in attempt(safetensors.torch.save(tensors), fewer)
     (tmp_path / "b.json").unlink()
     assert "b.json, which is not there" in refused("predict", "b.safetensors", pictures)

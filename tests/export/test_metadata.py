@@ -57,6 +57,8 @@ def test_texts_are_what_a_reader_expects() -> None:
         ("input", "float64"),
         ("softmax", "maybe"),
         ("epoch", "true"),
+        ("val", "xyz"),
+        ("val_fraction", "1.5"),
         ("normalize", "none"),
     ],
 )

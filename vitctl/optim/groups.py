@@ -14,7 +14,10 @@ SPARED_NAMES = ("pos_embed", "cls_token", "dist_token", "reg_token", "temperatur
 """Last parts of the names of parameters that are spared whatever their shape."""
 
 STACKED = {"qkv": 3, "to_qkv": 3, "kv": 2, "to_kv": 2}
-"""Linear layers whose weight is that many matrices stacked row-wise, by the last part of their name."""
+"""Linear layers whose weight is taken for that many matrices stacked row-wise, by the last part of their name.
+
+A few of timm's networks lay them out head by head instead; there the pieces are groups of heads.
+"""
 
 
 def param_groups(
