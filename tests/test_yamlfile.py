@@ -36,7 +36,7 @@ def test_scalars_are_what_people_mean(text: str, value: object) -> None:
         ("lr: 1\nbs: 2\nlr: 3", "file, line 3: the key 'lr' is given twice"),
         ("a: {b: 1, b: 2}", "file, line 1: the key 'b' is given twice"),
         ("a: !!python/object/apply:os.system ['true']", "line 1: could not determine a constructor"),
-        ("- 1", "must be a list of 'key: value' lines"),
+        ("- 1", "must hold 'key: value' lines"),
         ("a: [", "line 1"),
         ("? [1]\n: 2", "a key must be a plain word"),
         ("[" * 5000, "nested too deeply"),

@@ -210,7 +210,7 @@ RECIPES: dict[str, Recipe] = {
         by_dataset={"digits": {"bs": 32}},
         by_time={
             90: {"net": "cct_2:depth=1,conv_width=32", **_SMALL_STEPS},
-            1200: {"net": "cct_4:conv_width=32"},
+            1200: {"net": "cct_4:conv_layers=3"},  # a third pooling leaves 16 tokens: twice the pictures in the time
             math.inf: {"net": "cct_4"},
         },
         opt_options=_FAST_MUON_OPTIONS,

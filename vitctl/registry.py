@@ -98,6 +98,11 @@ def convert(value: object, kind: type, what: str) -> Any:
     raise wrong
 
 
+def _number(value: float) -> str:
+    """Return a whole number in full, and another one as short as it can be."""
+    return str(value) if isinstance(value, int) else f"{value:g}"
+
+
 def check_range(
     value: object,
     what: str,
@@ -111,9 +116,9 @@ def check_range(
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         return
     if low is not None and value < low:
-        raise RequestError(f"{what} is {value:g}; the least is {low:g}")
+        raise RequestError(f"{what} is {_number(value)}; the least is {_number(low)}")
     if high is not None and value > high:
-        raise RequestError(f"{what} is {value:g}; the greatest is {high:g}")
+        raise RequestError(f"{what} is {_number(value)}; the greatest is {_number(high)}")
     if below is not None and value >= below:
         raise RequestError(f"{what} is {value:g}; it must be less than {below:g}")
     if above is not None and value <= above:

@@ -73,7 +73,7 @@ def parse_yaml(text: str, source: str) -> dict[str, Any]:
     if document is None:
         return {}
     if not isinstance(document, dict):
-        raise RequestError(f"{source} must be a list of 'key: value' lines, not a {type(document).__name__}")
+        raise RequestError(f"{source} must hold 'key: value' lines, not a {type(document).__name__}")
     return {str(key): value for key, value in document.items()}
 
 

@@ -118,6 +118,16 @@ def test_unreadable_pictures_are_named(cli: Cli, exported: Path, pictures: Path)
     assert cli("predict", exported / "a.onnx", pictures / "bad.png").code == 1
 
 
+def test_a_name_that_steers_the_terminal_is_shown_as_it_is_written(cli: Cli, exported: Path, pictures: Path) -> None:
+    first, second = sorted(path for path in pictures.iterdir() if path.is_file())[:2]
+    os.rename(first, pictures / "\x1b[31mred.png")
+    second.unlink()
+    (pictures / "\x1b[2Jbad\n.png").write_bytes(b"no picture")
+    result = cli("predict", exported / "a.onnx", pictures)
+    assert result.code == 1 and "\x1b" not in result.out + result.err
+    assert "\\x1b[31mred.png" in result.out and "\\x1b[2Jbad\\n.png" in result.err
+
+
 def test_a_name_that_is_no_utf_8(cli: Cli, exported: Path, pictures: Path) -> None:
     first = min(path for path in pictures.iterdir() if path.is_file())
     os.rename(first, os.fsencode(pictures) + b"/caf\xe9.png")
@@ -169,6 +179,7 @@ def test_refusals(refused: Refused, exported: Path, digits_runs: Path, pictures:
     os.mkfifo(tmp_path / "pipe.png")
     for argv, sentence in (
         (["none.onnx", pictures], "is not there"),
+        (["none.pt2", pictures], "is not there"),
         (["bare.onnx", pictures], "was not written by vitctl export"),
         (["size.onnx", pictures], "are not those that its record states"),
         (["classes.onnx", pictures], "is damaged"),
@@ -210,6 +221,8 @@ def test_refusals_of_safetensors(refused: Refused, exported: Path, pictures: Pat
     for options, sentence in (
         ({"embed_dim": 32}, "does not hold the weights"),
         ({"nonsense": 1}, "has no option 'nonsense'"),
+        ({"depth": 1_000_000}, "depth is 1000000; the greatest is 1000"),
+        ({"depth": 200}, "..."),  # torch names each of the weights that are missing
         ({"depth": "many"}, "takes a whole number"),
     ):
         changed = {"vitctl": described["vitctl"] | {"net_options": described["vitctl"]["net_options"] | options}}

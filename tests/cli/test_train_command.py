@@ -163,7 +163,7 @@ def test_config_file_mistakes(refused: Refused, tmp_path: Path) -> None:
         ("epoch: 3", "did you mean epochs"),
         ("lr: 1e-3\nlr: 2e-3", "line 2: the key 'lr' is given twice"),
         ("lr: fast", "--lr takes a number"),
-        ("[1]", "must be a list of 'key: value' lines"),
+        ("[1]", "must hold 'key: value' lines"),
     ):
         (tmp_path / "c.yaml").write_text(text)
         assert sentence in refused("train", "--config", "c.yaml")

@@ -40,7 +40,7 @@ def test_the_newest_good_one_is_found_and_damage_is_told(tmp_path: Path) -> None
     assert folder.newest(said.append)[1]["step"] == 4 and not said  # type: ignore[index]
     (folder.checkpoints / "last.pt").write_bytes(b"")
     assert folder.newest(said.append)[1]["step"] == 3  # type: ignore[index]
-    assert "last.pt is not a vitctl checkpoint" in said[0] and "going on from kept-000003.pt, step 3" in said[1]
+    assert "last.pt is not a vitctl checkpoint" in said[0] and "taking kept-000003.pt, step 3" in said[1]
     for path in folder.checkpoints.glob("kept-*"):
         os.truncate(path, 100)
     assert folder.newest(said.append, set_aside=True)[1]["step"] == 1  # type: ignore[index]

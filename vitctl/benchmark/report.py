@@ -292,7 +292,7 @@ class Report:
             notes.append("Runs shared the machine (--jobs): their times are no measure of the optimizers.")
         notes += plan.unequal()
         notes.append(
-            f"{environment['device']} ({environment['device_name']}, {environment['threads']} threads), torch "
+            f"{environment['device']} ({environment['device_name']}, {plural(environment['threads'], 'thread')}), torch "
             f"{environment['torch']}, vitctl {environment['vitctl']}."
         )
         return notes

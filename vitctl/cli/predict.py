@@ -10,6 +10,7 @@ import typer
 from vitctl.cli.options import check_file
 from vitctl.errors import RequestError, RunFailed
 from vitctl.registry import suggest
+from vitctl.units import plural
 
 
 def predict(
@@ -71,7 +72,7 @@ def predict(
     bad = [each for each in predictions if each.error is not None]
     if bad and not skip_bad_images:
         raise RunFailed(
-            f"{len(bad)} of {len(predictions)} pictures cannot be read: "
+            f"{len(bad)} of {plural(len(predictions), 'picture')} cannot be read: "
             f"{', '.join(f'{each.picture} ({each.error})' for each in bad[:5])}{', ...' if len(bad) > 5 else ''}; "
-            f"--skip-bad-images makes nothing of it"
+            f"with --skip-bad-images that is no failure"
         )

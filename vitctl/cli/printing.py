@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
-from vitctl.units import format_bytes, format_duration, json_text
+from vitctl.units import format_bytes, format_duration, json_text, plural
 
 if TYPE_CHECKING:
     from vitctl.benchmark.tables import Table
@@ -119,7 +119,7 @@ def print_summary(summary: Record) -> None:
         ("peak memory", format_bytes(summary["peak_memory"])),
         ("parameters", f"{summary['params']:,}"),
         *([("compile time", format_duration(summary["compile_time"]))] if "compile_time" in summary else []),
-        ("device", f"{summary['device']} ({summary['device_name']}, {summary['threads']} threads)"),
+        ("device", f"{summary['device']} ({summary['device_name']}, {plural(summary['threads'], 'thread')})"),
         ("precision", summary["precision"]),
         ("torch / vitctl / seed", f"{summary['torch']} / {summary['vitctl']} / {summary['seed']}"),
     ]
@@ -144,7 +144,7 @@ def print_dry_run(cost: Record) -> None:
             ("training speed", f"{cost['images_per_second']:,.0f} pictures/s"),
             ("whole run", f"about {format_duration(cost['eta'])}"),
             ("peak memory", format_bytes(cost["peak_memory"])),
-            ("device", f"{cost['device']} ({cost['device_name']}, {cost['threads']} threads)"),
+            ("device", f"{cost['device']} ({cost['device_name']}, {plural(cost['threads'], 'thread')})"),
             ("precision", cost["precision"]),
             *([("compile time", format_duration(cost["compile_time"]))] if "compile_time" in cost else []),
         ],
@@ -191,13 +191,13 @@ def print_lr_finder(found: Record) -> None:
             ("--lr of these settings", rate(found["config"]["lr"])),
             ("steps", f"{found['steps']} ({end})"),
             ("total time", format_duration(found["seconds"])),
-            ("device", f"{found['device']} ({found['device_name']}, {found['threads']} threads)"),
+            ("device", f"{found['device']} ({found['device_name']}, {plural(found['threads'], 'thread')})"),
         ],
     )
     console = Console(highlight=False, soft_wrap=True)
     if found["suggestion"] is None:
         console.print(
-            f"The loss never fell, so nothing is suggested; more steps may help: --max-steps {2 * found['steps']}.",
+            f"The loss did not fall by more than its noise, so nothing is suggested; more steps may help: --max-steps {2 * found['steps']}.",
             markup=False,
         )
     if found["picture"]:
@@ -222,7 +222,7 @@ def print_scores(scores: Scores) -> None:
             ("weights", f"{figures['net']}, {figures['weights']}, epoch {figures['epoch']}"),
             ("speed", f"{figures['images_per_second']:,.0f} pictures/s"),
             ("runs on", figures["engine"]),
-            ("device", f"{figures['device']} ({figures['device_name']}, {figures['threads']} threads)"),
+            ("device", f"{figures['device']} ({figures['device_name']}, {plural(figures['threads'], 'thread')})"),
         ],
     )
     console = Console(highlight=False)
@@ -273,7 +273,7 @@ def print_export(report: Record) -> None:
     def changed(each: Record) -> str | None:
         if "changed" not in each:
             return None
-        return f"{each['changed']:,}" + (f" ({each['ties']:,} ties)" if each["ties"] else "")
+        return f"{each['changed']:,}" + (f" ({plural(each['ties'], 'tie')})" if each["ties"] else "")
 
     row("runs on", lambda each: each.get("engine", f"torch {report['torch']}").partition("+")[0])
     row("size", figure("bytes", format_bytes))

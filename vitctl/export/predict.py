@@ -65,7 +65,7 @@ def open_classifier(path: Path, *, weights: str, device_name: str, warn: Callabl
         RequestError: it cannot be opened, or not on this device.
     """
     ending = path.suffix.lower()
-    if ending in _NOT_RUN and not path.is_dir():
+    if ending in _NOT_RUN and path.is_file():
         raise RequestError(
             f"{path} is a file of --format {_NOT_RUN[ending]}, and loading one runs code in it, which vitctl never does; "
             f"give the checkpoint, or an .onnx file"
@@ -137,8 +137,9 @@ def predict(
 
 
 def _name(path: Path) -> str:
-    """Return a path as text that can be written anywhere: bytes of its name that are no UTF-8 as escapes."""
-    return os.fsencode(path).decode("utf-8", "backslashreplace")
+    """Return a path as text that can be written anywhere: what is no UTF-8, and what steers terminals, as escapes."""
+    text = os.fsencode(path).decode("utf-8", "backslashreplace")
+    return "".join(letter if letter.isprintable() else repr(letter)[1:-1] for letter in text)
 
 
 def _decode(path: Path, classifier: Classifier) -> npt.NDArray[np.uint8] | str:

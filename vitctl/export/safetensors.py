@@ -194,4 +194,9 @@ def open_safetensors(path: Path, device: torch.device) -> Classifier:
 
 def _last_line(error: Exception) -> str:
     lines = str(error).strip().splitlines()
-    return lines[-1].strip() if lines else type(error).__name__
+    return _shortened(lines[-1].strip()) if lines else type(error).__name__
+
+
+def _shortened(text: str, most: int = 200) -> str:
+    """Return a sentence cut off where torch lists every weight."""
+    return text if len(text) <= most else f"{text[:most]}..."

@@ -96,8 +96,8 @@ def _widths(
     embed_dim: int, depth: int, num_heads: int, mlp_ratio: float, *, head_dim: int | None = None
 ) -> dict[str, Option]:
     options = {
-        "embed_dim": Option(embed_dim, "width of the tokens", low=8),
-        "depth": Option(depth, "number of blocks", low=1),
+        "embed_dim": Option(embed_dim, "width of the tokens", low=8, high=16384),
+        "depth": Option(depth, "number of blocks", low=1, high=1000),
         "num_heads": Option(num_heads, "attention heads", low=1),
     }
     if head_dim is not None:
@@ -334,8 +334,8 @@ MODELS: dict[str, ModelEntry] = {
         summary="Swin-T for small pictures",
         options={
             "window_size": Option(4, "side of a window, in positions of a map", low=1),
-            "embed_dim": Option(96, "width of the first stage; each of the others doubles it", low=8),
-            "depth": Option(6, "blocks of the third stage; the others have 2", low=1),
+            "embed_dim": Option(96, "width of the first stage; each of the others doubles it", low=8, high=4096),
+            "depth": Option(6, "blocks of the third stage; the others have 2", low=1, high=1000),
             "head_dim": Option(32, "width of a head; divides embed_dim", low=1),
             "mlp_ratio": Option(4.0, "hidden width of the MLP over that of the map", low=0.01),
             **_dropout(0.0),
@@ -356,8 +356,8 @@ MODELS: dict[str, ModelEntry] = {
         summary="MLP-Mixer, 6 x 512",
         options={
             **_patch(),
-            "embed_dim": Option(512, "width of the tokens", low=8),
-            "depth": Option(6, "number of blocks", low=1),
+            "embed_dim": Option(512, "width of the tokens", low=8, high=16384),
+            "depth": Option(6, "number of blocks", low=1, high=1000),
             "token_ratio": Option(4.0, "hidden width of the MLP between tokens over their number", low=0.01),
             "mlp_ratio": Option(0.5, "hidden width of the MLP between channels over embed_dim", low=0.01),
             **_dropout(0.0, "after each layer of the MLPs"),
@@ -377,8 +377,8 @@ MODELS: dict[str, ModelEntry] = {
         summary="ConvMixer, 16 x 256, kernel 8",
         options={
             **_patch(1),
-            "embed_dim": Option(256, "channels", low=8),
-            "depth": Option(16, "number of blocks", low=1),
+            "embed_dim": Option(256, "channels", low=8, high=16384),
+            "depth": Option(16, "number of blocks", low=1, high=1000),
             "kernel_size": Option(8, "side of the kernels that filter each channel", low=1),
             **_HEAD_DROPOUT,
         },

@@ -158,7 +158,7 @@ def find_optimizer(opt: str) -> OptimizerEntry:
 
         return timm_entry(opt)
     if opt not in OPTIMIZERS:
-        raise RequestError(f"--opt {opt!r} is unknown{suggest(opt, OPTIMIZERS)}; timm's are --opt timm/NAME")
+        raise RequestError(f"--opt {opt!r} is unknown{suggest(opt, OPTIMIZERS)} (timm's are --opt timm/NAME)")
     return OPTIMIZERS[opt]
 
 

@@ -293,7 +293,7 @@ class RunFolder:
         if good:
             path, checkpoint = max(good, key=lambda pair: pair[1]["step"])
             if damaged:
-                warn(f"going on from {path.name}, step {checkpoint['step']}, the newest that is whole")
+                warn(f"taking {path.name}, step {checkpoint['step']}, the newest that is whole")
             for bad in passed_over if set_aside else []:
                 os.replace(bad, bad.with_name(f"{bad.name}.damaged"))
             return path, checkpoint
