@@ -238,7 +238,7 @@ def test_betas_of_the_other_convention_are_doubted(opt: str, said: str | None) -
 def test_a_recipe_fits_itself_to_the_time() -> None:
     short, medium, long = (resolve_config({"recipe": "fast", "max_time": text}) for text in ("60s", "10m", "1h"))
     assert (short.net, short.net_options["depth"], short.aug, short.bs) == ("cct_2", 1, "none", 32)
-    assert (medium.net, medium.net_options["conv_width"], medium.aug) == ("cct_4", 32, "basic")
+    assert (medium.net, medium.net_options["conv_layers"], medium.aug) == ("cct_4", 3, "basic")
     assert long.net == "cct_4" and long.net_options != medium.net_options
     assert resolve_config({"recipe": "fast"}).epochs == 3
     asked = resolve_config({"recipe": "fast", "max_time": "60s", "net": "vit", "bs": 64})
