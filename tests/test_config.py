@@ -194,7 +194,9 @@ def test_one_cycle_and_trapezoid_have_shares_of_their_own() -> None:
 def test_recipes_set_what_is_there(recipe: str) -> None:
     each = RECIPES[recipe]
     further = [
-        values for table in (each.by_net, each.by_opt, each.by_dataset, each.by_time) for values in table.values()
+        values
+        for table in (each.by_net, each.by_opt, each.by_dataset, each.by_time, each.by_epochs)
+        for values in table.values()
     ]
     for name in {name for values in (each.settings, *further) for name in values}:
         assert name in FLAGS or name == "lr_scale", name
@@ -245,6 +247,21 @@ def test_a_recipe_fits_itself_to_the_time() -> None:
     assert (asked.net, asked.bs, asked.aug) == ("vit", 64, "none")
     within = Recipe(summary="", settings={"net": "a", "bs": 1}, by_time={60: {"net": "b"}, 600: {"net": "c", "bs": 2}})
     assert [within.within(seconds)["net"] for seconds in (None, 1, 60, 61, 600, 601)] == ["a", "b", "b", "c", "c", "a"]
+
+
+def test_a_recipe_fits_itself_to_one_epoch() -> None:
+    one, two, usual = (
+        resolve_config({"recipe": "vit_small", **length}) for length in ({"epochs": 1}, {"epochs": 2}, {})
+    )
+    assert (one.bs, one.aug) == (64, "none")
+    assert (two.bs, two.aug) == (usual.bs, usual.aug) == (128, "basic")
+    assert resolve_config({"recipe": "vit_small", "max_steps": 100}).aug == "basic"
+    asked = resolve_config({"recipe": "vit_small", "aug": "basic"}, {"epochs": 1, "bs": 16})
+    assert (asked.epochs, asked.bs, asked.aug) == (1, 16, "basic")
+    digits = resolve_config({"recipe": "vit_small", "epochs": 1, "dataset": "digits"})
+    assert (digits.bs, digits.aug) == (32, "none")
+    within = Recipe(summary="", settings={"bs": 1}, by_epochs={1: {"bs": 2}, 4: {"bs": 3}})
+    assert [within.overrides("vit", "adam", "cifar10", None, n)["bs"] for n in (None, 1, 2, 4, 5)] == [1, 2, 3, 3, 1]
 
 
 def test_a_recipe_may_count_steps() -> None:

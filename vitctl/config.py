@@ -549,7 +549,8 @@ def resolve_config(flags: Mapping[str, Any], file: Mapping[str, Any] | None = No
     opt, opt_given = split_spec(str(given.get("opt", usual["opt"])), "--opt")
     net_entry = find_model(net)
     pretrained = resolve_pretrained(net, net_entry, given.get("pretrained"))
-    preset = recipe.overrides(net, opt, dataset, seconds, pretrained=pretrained != "false")
+    epochs = int(given["epochs"]) if given.get("epochs") is not None else None
+    preset = recipe.overrides(net, opt, dataset, seconds, epochs, pretrained=pretrained != "false")
     opt_entry = find_optimizer(opt)
 
     settings = {**preset, **given}

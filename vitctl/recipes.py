@@ -6,6 +6,7 @@ import fnmatch
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 ANY = "*"
 
@@ -78,6 +79,8 @@ class Recipe:
         by_dataset: further values for a data set; its ``lr_scale`` multiplies that of the network.
         by_time: further values, network and all, for runs whose ``--max-time`` allows at most so many seconds; the least
             such bound counts.
+        by_epochs: further values for runs that are asked for with at most so many ``--epochs``; the least such bound
+            counts.
         net_options: options for every network that has them.
         opt_options: options by optimizer; a second learning rate is multiplied by ``lr_scale`` too.
         paper: where its settings come from.
@@ -92,6 +95,7 @@ class Recipe:
     by_opt: Mapping[str, Mapping[str, object]] = field(default_factory=dict)
     by_dataset: Mapping[str, Mapping[str, object]] = field(default_factory=dict)
     by_time: Mapping[float, Mapping[str, object]] = field(default_factory=dict)
+    by_epochs: Mapping[int, Mapping[str, object]] = field(default_factory=dict)
     net_options: Mapping[str, object] = field(default_factory=dict)
     opt_options: Mapping[str, Mapping[str, object]] = field(default_factory=dict)
     paper: str = ""
@@ -99,14 +103,20 @@ class Recipe:
 
     def within(self, seconds: float | None) -> dict[str, object]:
         """Return the recipe's values for runs of at most ``seconds``; None is no bound."""
-        bounds = [bound for bound in self.by_time if seconds is not None and seconds <= bound]
-        return {**self.settings, **(self.by_time[min(bounds)] if bounds else {})}
+        return {**self.settings, **_of_the_least_bound(self.by_time, seconds)}
 
     def overrides(
-        self, net: str, opt: str, dataset: str, seconds: float | None = None, *, pretrained: bool = False
+        self,
+        net: str,
+        opt: str,
+        dataset: str,
+        seconds: float | None = None,
+        epochs: int | None = None,
+        *,
+        pretrained: bool = False,
     ) -> dict[str, object]:
-        """Return the recipe's values for this network, optimizer, data set and time."""
-        values = self.within(seconds)
+        """Return the recipe's values for this network, optimizer, data set, time and length."""
+        values = {**self.within(seconds), **_of_the_least_bound(self.by_epochs, epochs)}
         for pattern, more in self.by_net.items():
             if fnmatch.fnmatchcase(net, pattern):
                 values.update(more)
@@ -120,6 +130,12 @@ class Recipe:
         values["lr_scale"] = float(str(of_net)) * float(str(values.get("lr_scale", 1.0)))
         values["epochs"] = self.epochs.get(dataset, self.epochs[ANY])
         return {name: value for name, value in values.items() if value is not None}
+
+
+def _of_the_least_bound(table: Mapping[Any, Mapping[str, object]], length: float | None) -> Mapping[str, object]:
+    """Return the values of the least bound that ``length`` does not pass; none where nobody said a length."""
+    bounds = [bound for bound in table if length is not None and length <= bound]
+    return table[min(bounds)] if bounds else {}
 
 
 _FEW_EPOCHS = {
@@ -224,6 +240,7 @@ RECIPES: dict[str, Recipe] = {
         pretrained=_PRETRAINED,
         by_opt={"muon": {"clip_grad": 0.0}},
         by_dataset={"digits": {"bs": 32}},
+        by_epochs={1: {"bs": 64, "aug": "none"}},  # as _SMALL_STEPS, but Muon's own work on wide matrices is per step
         net_options={"dropout": 0.0, "emb_dropout": 0.0, "pool": "avg"},
         paper="Lee et al. 2021, arXiv 2112.13492; Jordan 2024, https://kellerjordan.github.io/posts/muon",
     ),

@@ -109,6 +109,7 @@ def _print_card(name: str, recipe: Recipe) -> None:
         rows += [(f"with {title} {pattern}", _mapping(values)) for pattern, values in further.items()]
     rows += [("with pretrained weights", _mapping(recipe.pretrained))] if recipe.pretrained else []
     rows += [(f"with --max-time, {_bound(seconds)}", _mapping(values)) for seconds, values in recipe.by_time.items()]
+    rows += [(f"with --epochs, up to {count}", _mapping(values)) for count, values in recipe.by_epochs.items()]
     if recipe.net_options:
         rows.append(("options of networks", _mapping(recipe.net_options)))
     rows += [(f"options of --opt {opt}", _mapping(values)) for opt, values in recipe.opt_options.items()]
