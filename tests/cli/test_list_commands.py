@@ -30,6 +30,8 @@ def test_optimizers_are_listed(cli: Cli) -> None:
     assert adan["lr"] == OPTIMIZERS["adan"].lr and adan["source"] and "2208.06677" in adan["paper"]
     text = cli("list-optimizers").out
     assert all(name in text for name in OPTIMIZERS) and "timm/NAME" in text
+    options = [f"{key}=" for entry in OPTIMIZERS.values() for key in entry.options]
+    assert all(option in text for option in options), "at 80 columns no option is broken"
     assert [row["name"] for row in cli("list-optimizers", "adan*", "--json").json()] == [
         "adan", "adan_pytorch", "adan_official",
     ]  # fmt: skip

@@ -51,16 +51,15 @@ def list_optimizers(
     table.add_column("optimizer", style="bold", no_wrap=True)
     for heading in ("lr", "decay"):
         table.add_column(heading, justify="right", no_wrap=True)
-    for heading in ("options", "what it is", "code", "paper"):
-        table.add_column(heading, overflow="fold")
+    table.add_column("options", overflow="fold", max_width=23)
+    table.add_column("what it is", overflow="fold")
     for name, entry in entries.items():
-        options = " ".join(
+        options = "\n".join(
             f"{key}={'-' if option.default is None else format_value(option.default)}"
             for key, option in entry.options.items()
         )
-        table.add_row(
-            name, f"{entry.lr:g}", f"{entry.weight_decay:g}", options, entry.summary, entry.source, entry.paper
-        )
+        what = "\n".join(filter(None, (entry.summary, entry.paper, f"code: {entry.source}")))
+        table.add_row(name, f"{entry.lr:g}", f"{entry.weight_decay:g}", options, what, end_section=True)
     console = Console(highlight=False)
     console.print(table)
     if elsewhere:
