@@ -25,8 +25,8 @@ from vitctl.recipes import Band, Card
 
 
 def band(values: list[float]) -> Band:
-    """Return mean and sample deviation of accuracies, to the hundredth."""
-    return Band(round(statistics.mean(values), 2), round(statistics.stdev(values), 2) if len(values) > 1 else 0.0)
+    """Return mean and sample deviation of accuracies, to the hundredth; there is no deviation of a single one."""
+    return Band(round(statistics.mean(values), 2), round(statistics.stdev(values), 2) if len(values) > 1 else None)
 
 
 def measure(command: list[str], run: Path) -> dict[str, Any]:

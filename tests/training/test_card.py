@@ -88,6 +88,7 @@ def test_a_card_of_another_optimizer(install: Install) -> None:
 
 def test_the_band_is_three_deviations_and_at_least_a_point() -> None:
     assert Band(60, 0.1).floor == 59 and Band(60, 2).floor == 54 and str(Band(66.84, 0.42)) == "66.8 ± 0.4 %"
+    assert Band(60).floor == 57 and str(Band(66.84)) == "66.8 %", "one seed says nothing about others"
 
 
 def test_without_a_measurement_there_is_no_comparison(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:

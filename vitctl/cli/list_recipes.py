@@ -118,9 +118,8 @@ def _print_card(name: str, recipe: Recipe) -> None:
     printing.print_table(f"{name}: {recipe.summary}", rows)
     console = Console(highlight=False)
     for card in recipe.cards:
-        seeds = ", ".join(map(str, card.seeds))
         console.print(
-            f"\nmeasured: {_measured(card, recipe)}, {_length(card)}, seeds {seeds}, "
+            f"\nmeasured: {_measured(card, recipe)}, {_length(card)}, {card.seeds_named}, "
             f"{format_duration(card.seconds)} a run, {card.machine}, {card.versions}",
             style="bold",
             markup=False,

@@ -65,8 +65,8 @@ class CardWatch:
         """Say what accuracy is usual."""
         if self.card is not None:
             say(
-                f"recipe {self.recipe}: {self.card.test_acc} on the test set is usual (seeds "
-                f"{', '.join(map(str, self.card.seeds))}; {format_duration(self.card.seconds)} on {self.card.machine})"
+                f"recipe {self.recipe}: {self.card.test_acc} on the test set is usual ({self.card.seeds_named}; "
+                f"{format_duration(self.card.seconds)} on {self.card.machine})"
             )
 
     def epoch(self, row: Record, say: Callable[[str], None]) -> None:
