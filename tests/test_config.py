@@ -1,5 +1,6 @@
 import dataclasses
 import json
+import re
 
 import pytest
 
@@ -266,7 +267,7 @@ def test_a_recipe_fits_itself_to_one_epoch() -> None:
 
 def test_a_recipe_may_count_steps() -> None:
     sprint = resolve_config({"recipe": "sprint"})
-    assert sprint.max_steps and sprint.epochs == 1 and sprint.net_options["depth"] == 1
+    assert sprint.max_steps and sprint.epochs is None and sprint.net_options["depth"] == 1
     for length in ({"epochs": 2}, {"max_steps": 7}, {"max_time": "60s"}):
         longer = resolve_config({"recipe": "sprint", **length})
         assert {name: getattr(longer, name) for name in ("epochs", "max_steps", "max_time")} == {
@@ -299,6 +300,89 @@ def test_what_a_file_sets_for_one_optimizer_is_not_for_another() -> None:
     assert (other.lr, other.weight_decay, other.clip_grad) == (usual.lr, usual.weight_decay, usual.clip_grad)
     same = resolve_config({"opt": "muon:ns_steps=3"}, normalise_keys(file, "f.yaml"))
     assert (same.lr, same.clip_grad) == (0.05, 0.0)
+
+
+def written(**settings: object) -> dict[str, object]:
+    """Return the settings of a file that --print-config writes."""
+    every = resolve_config(settings).to_dict()
+    return normalise_keys({name: value for name, value in every.items() if value is not None}, "f.yaml")
+
+
+@pytest.mark.parametrize(
+    "of_file", [{}, {"recipe": "vit_small"}, {"recipe": "sprint"}, {"recipe": "seed", "net": "cct_4"}]
+)
+@pytest.mark.parametrize(
+    "flags",
+    [
+        {"recipe": "seed"},
+        {"recipe": "strong"},
+        {"recipe": "sprint"},
+        {"net": "vit"},
+        {"net": "vit_timm"},
+        {"dataset": "digits"},
+    ],
+)
+def test_what_was_only_usual_in_a_file_is_not_for_another_recipe_network_or_data_set(
+    of_file: dict[str, object], flags: dict[str, object]
+) -> None:
+    # What differs from the recipe is the file's wish: the network of the last file, which its recipe does not have.
+    assert resolve_config(flags, written(**of_file)) == resolve_config({**of_file, **flags})
+
+
+def test_what_a_file_wishes_stays_with_another_network() -> None:
+    file = written(lr=0.0123, bs=17, epochs=3)
+    config = resolve_config({"net": "vit"}, file)
+    assert (config.lr, config.bs, config.epochs) == (0.0123, 17, 3)
+    assert resolve_config({"net": "cct_2"}, written()) == resolve_config({})
+
+
+def test_a_file_s_options_in_a_line_are_settings_like_others() -> None:
+    file = {"opt": "muon:momentum=0.8,lr=0.03", "net": "cct_2:depth=1", "aug": "randaug:n=1"}
+    config = resolve_config({"lr": 0.01}, file)
+    assert (config.lr, config.opt_options["momentum"], config.net_options["depth"]) == (0.01, 0.8, 1)
+    assert resolve_config({}, file).lr == 0.03 and resolve_config({"opt": "muon"}, file).lr == 0.03
+    assert resolve_config({"patch": 8}, {"net": "vit:patch_size=4"}).net_options["patch_size"] == 8
+    assert resolve_config({"adan_beta1": 0.05}, {"opt": "adan:beta1=0.1"}).opt_options["beta1"] == 0.05
+
+
+@pytest.mark.parametrize(
+    ("file", "both"),
+    [
+        ({"opt": "muon:lr=0.03", "lr": 0.01}, "lr"),
+        ({"opt": "muon:weight_decay=0.03", "weight_decay": 0.01}, "weight_decay"),
+        ({"opt": "muon:momentum=0.9", "opt_options": {"momentum": 0.8}}, "opt_options.momentum"),
+        ({"opt": "adan:beta1=0.1", "adan_beta1": 0.2}, "adan_beta1"),
+        ({"net": "cct_2:depth=1", "net_options": {"depth": 2}}, "net_options.depth"),
+        ({"net": "vit:patch_size=8", "patch": 4}, "patch"),
+        ({"aug": "randaug:n=1", "aug_options": {"n": 2}}, "aug_options.n"),
+    ],
+)
+def test_a_file_that_sets_something_twice_is_refused(file: dict[str, object], both: str) -> None:
+    with pytest.raises(RequestError, match=rf"and {re.escape(both)} both set it"):
+        resolve_config({}, file)
+
+
+def test_options_of_a_recipe_s_network_give_way() -> None:
+    assert resolve_config({}, {"recipe": "sprint", "net_options": {"depth": 2}}).net_options["depth"] == 2
+    assert resolve_config({}, {"recipe": "sprint", "net_options": {"depth": 2}}).net_options["conv_width"] == 32
+
+
+def test_a_file_of_a_recipe_names_that_recipe_s_optimizer() -> None:
+    file = {"recipe": "fast", "lr": 0.07}
+    assert resolve_config({"opt": "muon"}, file).lr == 0.07
+    assert resolve_config({"opt": "adamw"}, file).lr == resolve_config({"recipe": "fast", "opt": "adamw"}).lr
+    assert resolve_config({"opt": "muon"}, {"lr": 0.07}).lr == 0.07, "which names no optimizer at all"
+
+
+@pytest.mark.parametrize("recipe", ["default", "fast", "finetune"])
+def test_pretrained_matrices_take_a_low_rate_with_muon_too(recipe: str) -> None:
+    config = resolve_config({"recipe": recipe, "net": "vit_timm", "opt": "muon"})
+    assert config.lr < 0.003 and float(str(config.opt_options["adamw_lr"])) <= 5e-4
+
+
+@pytest.mark.parametrize("opt", ["timm/adamw", "timm/lamb", "adamw"])
+def test_fine_tuning_takes_a_low_rate_with_timm_s_optimizers_too(opt: str) -> None:
+    assert resolve_config({"recipe": "finetune", "opt": opt}).lr <= 3e-4
 
 
 def test_a_file_of_the_seed_recipe_goes_with_val_none() -> None:

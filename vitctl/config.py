@@ -523,12 +523,15 @@ def resolve_config(flags: Mapping[str, Any], file: Mapping[str, Any] | None = No
     Raises:
         RequestError: an unknown name, or a combination that cannot be.
     """
-    file = dict(file or {})
+    file = _without_usual_values(_spread_specs(file or {}), flags)
     if "net" in flags:
         file = {key: value for key, value in file.items() if key not in ("net_options", *_NET_FLAGS)}
     if "opt" in flags:
         dropped = {"opt_options", *ADAN_BETAS}
-        if "opt" in file and split_spec(str(flags["opt"]), "--opt")[0] != split_spec(str(file["opt"]), "opt")[0]:
+        theirs = file.get("opt")
+        if theirs is None and file.get("recipe") in RECIPES:
+            theirs = RECIPES[str(file["recipe"])].settings["opt"]
+        if theirs not in (None, split_spec(str(flags["opt"]), "--opt")[0]):
             dropped |= {"lr", "weight_decay", "clip_grad"}  # what suits one optimizer is no setting of another
         file = {key: value for key, value in file.items() if key not in dropped}
     if "aug" in flags:
@@ -546,6 +549,9 @@ def resolve_config(flags: Mapping[str, Any], file: Mapping[str, Any] | None = No
     seconds = parse_duration(given["max_time"], "--max-time") if given.get("max_time") is not None else None
     usual = recipe.within(seconds)
     net, net_given = split_spec(str(given.get("net", usual["net"])), "--net")
+    if "net" not in given:  # the recipe's, which the file's and the flags' go before
+        given["net_options"] = {**net_given, **given.get("net_options", {})}
+        net_given = {}
     opt, opt_given = split_spec(str(given.get("opt", usual["opt"])), "--opt")
     net_entry = find_model(net)
     pretrained = resolve_pretrained(net, net_entry, given.get("pretrained"))
@@ -560,8 +566,8 @@ def resolve_config(flags: Mapping[str, Any], file: Mapping[str, Any] | None = No
     settings["net"], settings["opt"] = net, opt
     settings["net_options"] = _net_options(net, net_entry, recipe, given, net_given)
     settings["opt_options"], inline = _opt_options(opt, opt_entry, recipe, given, opt_given, lr_scale)
-    if opt_entry.second_lr:  # the scale is for that one
-        lr_scale = 1.0
+    if opt_entry.second_lr:  # the width of a network tells on that one alone; what it knows already, on both
+        lr_scale = float(str(recipe.pretrained.get("lr_scale", 1.0))) if pretrained != "false" else 1.0
     if "lr" in settings and "lr" not in given:
         settings["lr"] = float(settings["lr"]) * lr_scale
     default_lr = opt_entry.lr * lr_scale
@@ -593,6 +599,60 @@ def resolve_config(flags: Mapping[str, Any], file: Mapping[str, Any] | None = No
     config = TrainConfig(**settings)
     net_entry.check_size(net, config.net_options, config.size)
     return config
+
+
+def _spread_specs(file: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a file's settings with ``NAME:key=value`` taken apart, so that each key is a setting that a flag can replace.
+
+    Raises:
+        RequestError: the file sets something both there and by its own key.
+    """
+    spread = dict(file)
+    for key, table in (("net", "net_options"), ("opt", "opt_options"), ("aug", "aug_options")):
+        if key not in file:
+            continue
+        name, inline = split_spec(str(file[key]), key)
+        own = {"lr": "lr", "weight_decay": "weight_decay"} if key == "opt" else {}
+        aliases = {"net": _NET_FLAGS, "opt": {name: name.removeprefix("adan_") for name in ADAN_BETAS}}.get(key, {})
+        elsewhere = {**{option: f"{table}.{option}" for option in file.get(table, {})}, **own}
+        elsewhere |= {option: flag for flag, option in aliases.items() if flag in file}
+        for option in inline:
+            if option in elsewhere and (option not in own or option in file):
+                raise RequestError(f"{key} {name}:{option}=... and {elsewhere[option]} both set it; give one of them")
+        spread[key] = name
+        spread |= {option: FLAGS[option].parse(option, inline.pop(option)) for option in own if option in inline}
+        if inline:
+            spread[table] = {**file.get(table, {}), **inline}
+    return spread
+
+
+def _without_usual_values(file: dict[str, Any], flags: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a file's settings without those that are only what its own recipe, network and data set have.
+
+    Where flags name another of these, what is usual with the file's is no wish: a file that ``--print-config`` wrote holds
+    every setting, and would leave nothing of another recipe but its name.
+    """
+
+    def usual_with(*names: str) -> dict[str, Any]:
+        return resolve_config({}, {name: file[name] for name in (*names, "data_dir") if name in file}).to_dict()
+
+    def as_in(usual: Mapping[str, Any], *names: str) -> set[str]:
+        return set(names) if all(file.get(name, usual[name]) == usual[name] for name in names) else set()
+
+    what = ("recipe", "dataset", "net")
+    if not file or not flags.keys() & set(what):
+        return file
+    try:
+        plain, of_net = usual_with("recipe", "dataset"), usual_with(*what)
+        of_all = usual_with(*what, "opt", *LENGTHS)
+    except RequestError:  # a folder that is gone, say: another may be named by flag
+        return file
+    if all(split_spec(str(flags.get(name, of_all[name])), flag_name(name))[0] == of_all[name] for name in what):
+        return file
+    usual = as_in(plain, "net", "net_options") | as_in(of_net, "opt", "opt_options") | as_in(of_net, *LENGTHS)
+    hung_on = {*what, "opt", "data_dir", *LENGTHS}
+    usual |= {name for name, value in file.items() if name not in hung_on and name in of_all and value == of_all[name]}
+    return {name: value for name, value in file.items() if name not in usual}
 
 
 LENGTHS = ("epochs", "max_steps", "max_time")

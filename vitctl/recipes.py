@@ -47,7 +47,9 @@ class Card:
         seconds: median wall time of a run, evaluations and final test included.
         machine: device and threads.
         versions: of what decides the bits.
-        max_steps: length of the runs in steps, where the recipe counts these.
+        max_steps: length of the runs in steps, where the recipe counts these; the median where it was ``max_time`` that
+            was given.
+        max_time: the ``--max-time`` of the runs; how many steps fit depends on the machine.
         opt: the optimizer, as ``--opt`` takes it, where it is not the recipe's.
     """
 
@@ -61,6 +63,7 @@ class Card:
     machine: str
     versions: str
     max_steps: int | None = None
+    max_time: str | None = None
     opt: str | None = None
 
     @property
@@ -76,7 +79,7 @@ class Recipe:
     Attributes:
         summary: what it is for, in a line.
         settings: values by flag name.
-        epochs: epochs by data set; ``*`` is for the others.
+        epochs: epochs by data set; ``*`` is for the others. Without effect where ``settings`` count steps.
         by_net: further values for networks whose name matches the pattern; ``lr_scale`` multiplies the learning rate,
             the recipe's own or else the optimizer's default.
         pretrained: further values for networks that start from pretrained weights.
@@ -133,7 +136,8 @@ class Recipe:
         of_net = values.pop("lr_scale", 1.0)
         values.update(self.by_dataset.get(dataset, {}))
         values["lr_scale"] = float(str(of_net)) * float(str(values.get("lr_scale", 1.0)))
-        values["epochs"] = self.epochs.get(dataset, self.epochs[ANY])
+        if "max_steps" not in values:
+            values["epochs"] = self.epochs.get(dataset, self.epochs[ANY])
         return {name: value for name, value in values.items() if value is not None}
 
 
@@ -200,7 +204,6 @@ RECIPES: dict[str, Recipe] = {
             "val": "none",
             "max_steps": 300,
         },
-        epochs={ANY: 1},
         by_net=_BY_NET,
         pretrained=_PRETRAINED,
         by_opt=_FAST_MUON,
@@ -296,6 +299,7 @@ RECIPES: dict[str, Recipe] = {
             "muon": {"lr": 2e-3, "clip_grad": 0.0},
             "adan*": {"lr": 2e-4},
             "lion": {"lr": 2e-5},
+            "timm/*": {"lr_scale": 0.05},
         },
         opt_options={"muon": {"adamw_lr": 1e-4}},
         paper="Dosovitskiy et al. 2021, arXiv 2010.11929 (SGD 0.003); Steiner et al. 2022, arXiv 2106.10270",

@@ -1,6 +1,7 @@
 """Measure a recipe as its card says it: whole runs of the command, one after the other, a seed each.
 
-    python -m tests.benchmarks.cards RECIPE [--net NET] [--opt SPEC] [--dataset cifar10] [--epochs N] [--seeds 0 1 2] [--runs-dir DIR]
+    python -m tests.benchmarks.cards RECIPE [--net NET] [--opt SPEC] [--dataset cifar10] [--epochs N | --max-time 60s] [--seeds 0 1 2]
+        [--runs-dir DIR]
 
 Without ``--net`` and ``--epochs`` the recipe's own are measured.
 
@@ -49,21 +50,23 @@ def main() -> None:
     parser.add_argument("--dataset", default="cifar10")
     parser.add_argument("--opt", help="where it is not the recipe's, such as adan:lr=1e-3")
     parser.add_argument("--epochs", type=int)
+    parser.add_argument("--max-time", help="such as 60s; how many steps fit depends on the machine")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--runs-dir", type=Path, default=Path("runs/cards"))
     asked = parser.parse_args()
-    flags = {name: getattr(asked, name) for name in ("recipe", "net", "opt", "dataset", "epochs")}
+    flags = {name: getattr(asked, name) for name in ("recipe", "net", "opt", "dataset", "epochs", "max_time")}
     config = resolve_config({name: value for name, value in flags.items() if value is not None})
     asked.runs_dir.mkdir(parents=True, exist_ok=True)
     runs = []
     for seed in asked.seeds:
-        length = f"{config.epochs}{f'-{config.max_steps}' if config.max_steps else ''}"
+        length = "-".join(str(each) for each in (config.epochs, config.max_steps, config.max_time) if each is not None)
         opt = f"-{asked.opt.replace('/', '-').replace(':', '-')}" if asked.opt else ""
         name = f"{asked.recipe}-{config.net.replace('/', '-')}{opt}-{config.dataset}-{length}-{seed}"
         command = ["train", "--recipe", asked.recipe, "--dataset", config.dataset, "--seed", str(seed)]
         command += ["--net", asked.net] if asked.net else []
         command += ["--opt", asked.opt] if asked.opt else []
         command += ["--epochs", str(asked.epochs)] if asked.epochs else []
+        command += ["--max-time", asked.max_time] if asked.max_time else []
         command += ["--runs-dir", str(asked.runs_dir), "--name", name]
         runs.append(measure(command, asked.runs_dir / name))
         last = runs[-1]
@@ -75,13 +78,16 @@ def main() -> None:
             dataset=config.dataset,
             epochs=summary["epoch"],
             val_acc=tuple(band([each["val_acc"] for each in epoch]) for epoch in zip(*rows, strict=True))
-            if "val_acc" in rows[0][0]
+            if "val_acc" in rows[0][0] and not asked.max_time
             else (),
             test_acc=band([run["summary"]["test_acc"] for run in runs]),
             seeds=tuple(asked.seeds),
             seconds=round(statistics.median(run["seconds"] for run in runs), 1),
             machine=f"{summary['device']} ({summary['device_name']}, {summary['threads']} threads)",
-            max_steps=config.max_steps,
+            max_steps=round(statistics.median(run["summary"]["step"] for run in runs))
+            if asked.max_time
+            else config.max_steps,
+            max_time=asked.max_time,
             opt=asked.opt,
             versions=f"torch {summary['torch']}, vitctl {summary['vitctl']}",
         )

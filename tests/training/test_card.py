@@ -4,14 +4,16 @@ import dataclasses
 import re
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
 
 from tests.conftest import Cli
 from vitctl.config import resolve_config
 from vitctl.recipes import RECIPES, Band, Card, Recipe
-from vitctl.training.card import find_card
+from vitctl.training.card import CardWatch, find_card
+from vitctl.training.session import Session
 
 RECIPE = Recipe(
     summary="for the test",
@@ -67,8 +69,10 @@ def test_a_run_below_its_band_says_so(cli: Cli, install: Install, tmp_path: Path
     result = cli(*RUN, "--json")
     assert result.code == 0
     epoch, final = warnings(result.err)  # once for the epochs, once at the end
-    assert re.search(r"held-out accuracy \d+\.\d % where 100.0 ± 0.1 % is usual for recipe mine after 1 of 2", epoch)
-    assert re.search(r"test accuracy \d+\.\d % where 100.0 ± 0.1 % is usual for recipe mine after 2 of 2", final)
+    assert re.search(
+        r"held-out accuracy \d+\.\d % where 100.0 ± 0.1 % is usual for recipe mine after 1 of 2 epochs", epoch
+    )
+    assert re.search(r"test accuracy \d+\.\d % where 100.0 ± 0.1 % is usual for recipe mine after 2 epochs", final)
     assert result.json()["card"]["below"] is True
 
 
@@ -77,6 +81,25 @@ def test_what_is_usual_is_said_in_advance(cli: Cli, install: Install) -> None:
     assert "recipe mine: 71.2 ± 0.5 % on the test set is usual (seeds 0, 1, 2; 1.0 s on cpu)" in cli(*RUN).err
     other = cli(*RUN[:-1], "q", "--lr", 0.01)
     assert other.code == 0 and "is usual" not in other.err
+
+
+@pytest.mark.parametrize(("steps", "below"), [(1400, True), (1399, False)])
+def test_a_card_of_a_time(install: Install, steps: int, below: bool) -> None:
+    install(test_acc=Band(90, 0.1), val_acc=(), max_time="60s", max_steps=1400)
+    asked = {"recipe": "mine", "dataset": "digits"}
+    config = dataclasses.replace(resolve_config({**asked, "max_time": "1m"}), max_steps=steps)
+    watch = CardWatch(cast(Session, SimpleNamespace(config=config, total_steps=steps, history=[])))
+    said: list[str] = []
+    watch.expect(said.append)
+    assert said == [
+        f"recipe mine: 90.0 ± 0.1 % on the test set is usual within 60s (seeds 0, 1, 2; 1,400 steps on cpu, and {steps:,} fit here)"
+    ]
+    # A slower machine is not expected to reach as much.
+    result = watch.final({"test_acc": 80.0, "stopped_early": False}, said.append)
+    assert result["card"]["below"] is below and len(said) == 1 + below
+    assert not below or "is usual for recipe mine after 1,400 steps (measured" in said[1]
+    for other in ({"max_time": "61s"}, {"max_steps": 1400}, {}):
+        assert find_card(resolve_config({**asked, **other})) is None
 
 
 def test_a_card_of_another_optimizer(install: Install) -> None:
@@ -137,10 +160,16 @@ def test_cards_are_of_the_recipe_as_it_is(recipe: str) -> None:
         own = resolve_config({"recipe": recipe})
         if own.net == card.net:
             del asked["net"]  # with the recipe's own options
-        if (own.epochs, own.max_steps) != (card.epochs, card.max_steps):
-            asked |= {"epochs": card.epochs} | ({"max_steps": card.max_steps} if card.max_steps else {})
+        length = "max_time" if card.max_time else "max_steps" if card.max_steps else "epochs"
+        if getattr(own, length) != getattr(card, length):
+            asked[length] = getattr(card, length)
         assert find_card(resolve_config(asked)) is card
-        assert len(card.val_acc) in (0, card.epochs) and len(card.seeds) >= 1 and card.seconds > 0
+        assert (
+            len(card.val_acc) in (0, card.epochs)
+            and (not card.max_time or card.max_steps)
+            and len(card.seeds) >= 1
+            and card.seconds > 0
+        )
         assert card.machine and card.versions
 
 
@@ -153,5 +182,6 @@ def test_a_recipe_that_counts_steps_has_a_card_too(monkeypatch: pytest.MonkeyPat
     monkeypatch.setitem(RECIPES, "sprint", dataclasses.replace(RECIPES["sprint"], cards=(card,)))
     assert find_card(config) is card
     assert find_card(dataclasses.replace(config, seed=5)) is card
+    assert find_card(resolve_config({"recipe": "sprint", "dataset": "digits", "max_steps": config.max_steps})) is card
     for other in ({"max_steps": 5}, {"epochs": 1}, {"net": "cct_2"}):
         assert find_card(resolve_config({"recipe": "sprint", "dataset": "digits", **other})) is None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -84,10 +85,10 @@ def make_device_plan(
                 f"{flag_name(name)} is for runs, and without --epochs none is made: generated pictures are measured; leave it out"
             )
         base.pop(name, None)
-    base.pop("epochs", None)
-    return DevicePlan(
-        config=_resolved({**flags, "epochs": 1, "val": "none"}, base), given=given, seconds=seconds, trains=trains
-    )
+    # Resolved with the file's own length, as some recipes take another batch in short runs; then it does not matter.
+    config = _resolved({**flags, "val": "none"}, base)
+    config = dataclasses.replace(config, epochs=1, max_steps=None, max_time=None)
+    return DevicePlan(config=config, given=given, seconds=seconds, trains=trains)
 
 
 def _resolved(flags: Mapping[str, Any], base: Mapping[str, Any]) -> TrainConfig:

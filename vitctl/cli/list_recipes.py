@@ -92,6 +92,8 @@ def _measured(card: Card, recipe: Recipe) -> str:
 def _length(card: Card) -> str:
     from vitctl.units import plural
 
+    if card.max_time:
+        return f"--max-time {card.max_time} ({plural(card.max_steps or 0, 'step')})"
     return plural(card.max_steps, "step") if card.max_steps else plural(card.epochs, "epoch")
 
 
@@ -103,7 +105,7 @@ def _print_card(name: str, recipe: Recipe) -> None:
     from vitctl.config import flag_name
     from vitctl.units import format_duration
 
-    rows = [("epochs", _by_dataset(recipe.epochs))]
+    rows = [] if "max_steps" in recipe.settings else [("epochs", _by_dataset(recipe.epochs))]
     rows += [(flag_name(key), _words(value)) for key, value in recipe.settings.items()]
     for title, further in (("--net", recipe.by_net), ("--opt", recipe.by_opt), ("--dataset", recipe.by_dataset)):
         rows += [(f"with {title} {pattern}", _mapping(values)) for pattern, values in further.items()]

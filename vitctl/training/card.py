@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from vitctl.config import FLAGS, TrainConfig, resolve_config
 from vitctl.recipes import RECIPES, Band, Card
-from vitctl.units import format_duration
+from vitctl.units import format_duration, parse_duration, plural
 
 if TYPE_CHECKING:
     from vitctl.training.session import Session
@@ -24,14 +24,9 @@ def find_card(config: TrainConfig) -> Card | None:
     """
     for card in RECIPES[config.recipe].cards if config.recipe in RECIPES else ():
         if (card.net, card.dataset) == (config.net, config.dataset):
-            asked = {
-                "recipe": config.recipe,
-                "dataset": card.dataset,
-                "epochs": card.epochs,
-                "max_steps": card.max_steps,
-                "opt": card.opt,
-            }
-            asked = {name: value for name, value in asked.items() if value is not None}
+            length = "max_time" if card.max_time else "max_steps" if card.max_steps else "epochs"
+            asked = {"recipe": config.recipe, "dataset": card.dataset, length: getattr(card, length)}
+            asked |= {"opt": card.opt} if card.opt else {}
             usual = resolve_config(asked)
             if usual.net != card.net:
                 usual = resolve_config({**asked, "net": card.net})
@@ -42,7 +37,10 @@ def find_card(config: TrainConfig) -> Card | None:
 
 def _what_counts(config: TrainConfig) -> dict[str, Any]:
     free = {name for name, flag in FLAGS.items() if flag.resumable and name not in ("epochs", "max_steps")}
-    return {name: value for name, value in config.to_dict().items() if name not in free | {"seed"}}
+    counts = {name: value for name, value in config.to_dict().items() if name not in free | {"seed"}}
+    if config.max_time:  # the machine says how many steps fit
+        counts |= {"max_time": parse_duration(config.max_time, "--max-time"), "max_steps": None}
+    return counts
 
 
 class CardWatch:
@@ -56,6 +54,7 @@ class CardWatch:
     def __init__(self, session: Session) -> None:
         self.recipe = session.config.recipe
         self.card = find_card(session.config)
+        self.steps = session.total_steps
         self.warned = False
         for row in session.history:
             if not math.isclose(row["lr"], session.lr(row["step"] - 1), rel_tol=1e-6, abs_tol=1e-12):
@@ -63,11 +62,16 @@ class CardWatch:
 
     def expect(self, say: Callable[[str], None]) -> None:
         """Say what accuracy is usual."""
-        if self.card is not None:
-            say(
-                f"recipe {self.recipe}: {self.card.test_acc} on the test set is usual ({self.card.seeds_named}; "
-                f"{format_duration(self.card.seconds)} on {self.card.machine})"
-            )
+        if self.card is None:
+            return
+        if self.card.max_time:
+            steps, length = self.card.max_steps, f"within {self.card.max_time} "
+            took = f"{plural(steps or 0, 'step')} on {self.card.machine}, and {self.steps:,} fit here"
+        else:
+            length, took = "", f"{format_duration(self.card.seconds)} on {self.card.machine}"
+        say(
+            f"recipe {self.recipe}: {self.card.test_acc} on the test set is usual {length}({self.card.seeds_named}; {took})"
+        )
 
     def epoch(self, row: Record, say: Callable[[str], None]) -> None:
         """Compare the record of an epoch."""
@@ -77,21 +81,30 @@ class CardWatch:
         if row["val_acc"] < band.floor:
             self.warned = True
             what = "test" if row["val_split"] == "test" else "held-out"
-            say(self._sentence(f"{what} accuracy", row["val_acc"], band, row["epoch"]))
+            after = f"after {row['epoch']} of {plural(self.card.epochs, 'epoch')}"
+            say(self._sentence(f"{what} accuracy", row["val_acc"], band, after))
 
     def final(self, summary: Record, say: Callable[[str], None]) -> Record:
-        """Compare the final figures; return ``card`` for the summary: the card's band and whether the run is below."""
+        """Compare the final figures; return ``card`` for the summary: the card's band and whether the run is below.
+
+        A run for which fewer steps fit into ``--max-time`` than into the card's is not expected to reach as much.
+        """
         if self.card is None or summary["stopped_early"]:
             return {}
-        band, below = self.card.test_acc, summary["test_acc"] < self.card.test_acc.floor
+        band = self.card.test_acc
+        below = summary["test_acc"] < band.floor and not (
+            self.card.max_time and self.steps < (self.card.max_steps or 0)
+        )
         if below:
-            say(self._sentence("test accuracy", summary["test_acc"], band, self.card.epochs))
+            say(self._sentence("test accuracy", summary["test_acc"], band))
         return {"card": {"test_acc": band.mean, "deviation": band.deviation, "below": below}}
 
-    def _sentence(self, what: str, accuracy: float, band: Band, epochs: int) -> str:
-        assert self.card is not None
+    def _sentence(self, what: str, accuracy: float, band: Band, after: str = "") -> str:
+        card = self.card
+        assert card is not None
+        if not after:
+            after = f"after {plural(card.max_steps, 'step') if card.max_steps else plural(card.epochs, 'epoch')}"
         return (
-            f"below the card's band: {what} {accuracy:.1f} % where {band} is usual for recipe {self.recipe} after "
-            f"{epochs} of {self.card.epochs} epochs (measured with {self.card.versions}, {self.card.machine}); are the data "
-            f"and the versions the same?"
+            f"below the card's band: {what} {accuracy:.1f} % where {band} is usual for recipe {self.recipe} {after} "
+            f"(measured with {card.versions}, {card.machine}); are the data and the versions the same?"
         )
