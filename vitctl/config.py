@@ -170,13 +170,21 @@ class TrainConfig:
     aug: str = _setting(
         "basic",
         str,
-        f"augmentation, NAME[:key=value,...]: {', '.join(AUGMENTATIONS)}; all but none crop at random and flip",
+        f"augmentation, NAME[:key=value,...]: {', '.join(AUGMENTATIONS)}; all but none crop at random, and flip (see --flip)",
         DATA,
         table=AUGMENTATIONS,
         shown="the recipe's",
         metavar="NAME",
     )
     aug_options: dict[str, Value] = dataclasses.field(default_factory=dict)
+    flip: str = _setting(
+        "auto",
+        str,
+        "mirror pictures at random in training, where --aug is not none; auto: yes, but not for digits. Say off where "
+        "mirrored pictures are of another class, such as letters",
+        DATA,
+        choices=("auto", "on", "off"),
+    )
     erase: float = _setting(
         0.0, float, "random erasing: probability of a box painted over", DATA, low=0, high=1, shown="the recipe's"
     )
@@ -222,8 +230,17 @@ class TrainConfig:
         metavar="NAME",
     )
     opt_options: dict[str, Value] = dataclasses.field(default_factory=dict)
-    lr: float = _setting(2e-3, float, "peak learning rate", OPTIMIZATION, low=0, shown="the optimizer's")
-    weight_decay: float = _setting(0.05, float, "weight decay", OPTIMIZATION, low=0, shown="the optimizer's")
+    lr: float = _setting(
+        2e-3,
+        float,
+        "peak learning rate",
+        OPTIMIZATION,
+        low=0,
+        shown="the recipe's, else the optimizer's times the recipe's scale for the network",
+    )
+    weight_decay: float = _setting(
+        0.05, float, "weight decay", OPTIMIZATION, low=0, shown="the recipe's, else the optimizer's"
+    )
     decay_all: bool = _setting(
         False, bool, "decay biases, norms and embeddings too", OPTIMIZATION, shown="the recipe's"
     )
@@ -290,7 +307,13 @@ class TrainConfig:
         shown="the recipe's",
     )
     ema: float = _setting(
-        0.0, float, "decay of an average of the weights, which is then evaluated; 0: none", OPTIMIZATION, low=0, below=1
+        0.0,
+        float,
+        "decay of an average of the weights, which is then evaluated; 0: none",
+        OPTIMIZATION,
+        low=0,
+        below=1,
+        shown="the recipe's",
     )
     patience: int | None = _setting(
         None, int, "stop after N epochs without a better held-out accuracy", OPTIMIZATION, low=1
@@ -300,7 +323,7 @@ class TrainConfig:
     micro_batch: int | str = _setting(
         "auto",
         str,
-        "pictures run at once, with the same gradient; auto: what fits the cache, on CPU",
+        "pictures run at once, with the same gradient but for other dropout masks; auto: what fits the cache, on CPU",
         DEVICE,
         resumable=True,
         metavar="N|auto",
@@ -398,6 +421,13 @@ class TrainConfig:
                 f"--patience selects on held-out pictures, and --val {self.val} holds none out; use --val holdout"
             )
 
+    @property
+    def flips(self) -> bool:
+        """Whether mirrored pictures are still of their class."""
+        return self.flip == "on" or (
+            self.flip == "auto" and (self.dataset not in DATASETS or DATASETS[self.dataset].flip)
+        )
+
     def _check_augmentation(self) -> None:
         for name, alpha in (("mixup", self.mixup), ("cutmix", self.cutmix)):
             if alpha and self.bs * self.accumulate < 2:
@@ -405,10 +435,11 @@ class TrainConfig:
                     f"--{name} {alpha:g} mixes the pictures of a step, and --bs {self.bs} gives it one; take 2 or more, or "
                     f"--{name} 0"
                 )
-        if self.tta == "flip" and self.dataset in DATASETS and not DATASETS[self.dataset].flip:
-            raise RequestError(
-                f"--tta flip: mirrored pictures of --dataset {self.dataset} are not of their class; leave --tta out"
-            )
+        if self.flip == "on" and self.aug in AUGMENTATIONS and not AUGMENTATIONS[self.aug].crop:
+            raise RequestError(f"--flip on does nothing with --aug {self.aug}; take --aug basic")
+        if self.tta == "flip" and not self.flips:
+            why = "--flip off says so" if self.flip == "off" else f"those of --dataset {self.dataset}"
+            raise RequestError(f"--tta flip: mirrored pictures are not of their class ({why}); leave --tta out")
         if self.loss_sum and self.val == "none":
             raise RequestError("--loss-sum records the validation loss, and --val none measures none; leave one out")
 

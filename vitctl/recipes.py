@@ -113,6 +113,10 @@ class Recipe:
         """Return the recipe's values for runs of at most ``seconds``; None is no bound."""
         return {**self.settings, **_of_the_least_bound(self.by_time, seconds)}
 
+    def by_length(self, seconds: float | None, epochs: int | None) -> Mapping[str, object]:
+        """Return the values that runs of this ``--max-time`` or so many ``--epochs`` have besides, or instead."""
+        return {**_of_the_least_bound(self.by_time, seconds), **_of_the_least_bound(self.by_epochs, epochs)}
+
     def overrides(
         self,
         net: str,
@@ -235,7 +239,11 @@ RECIPES: dict[str, Recipe] = {
         by_time={
             90: {"net": "cct_2:depth=1,conv_width=32", **_SMALL_STEPS},
             1200: {"net": "cct_4:conv_layers=3"},  # a third pooling leaves 16 tokens: twice the pictures in the time
-            math.inf: {"net": "cct_4"},
+            math.inf: {
+                "net": "cct_4:conv_layers=3,conv_width=96,embed_dim=192,num_heads=3",
+                "bs": 128,
+                "aug": "randaug:n=1,m=9",
+            },
         },
         opt_options=_FAST_MUON_OPTIONS,
         paper=_FAST_PAPER,

@@ -49,6 +49,7 @@ def test_parts_and_weights(cli: Cli, trained: Path) -> None:
     best = cli("eval", trained, "--split", "val", "--weights", "best", "--json").json()
     assert best["top1"] == pytest.approx(summary["best_val_acc"]) and best["epoch"] == summary["best_epoch"]
     assert cli("eval", trained, "--split", "train", "--limit", 30, "--json").json()["images"] == 30
+    assert cli("eval", trained, "--split", "train", "--json").json()["images"] == summary["train_images"]
     single = cli("eval", trained / "checkpoints" / "last.pt", "--json").json()
     assert single["top1"] == pytest.approx(summary["test_acc"])
 

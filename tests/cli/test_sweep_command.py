@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import dataclasses
 import io
 import json
 import sqlite3
@@ -16,6 +17,7 @@ from sqlalchemy.exc import OperationalError
 from tests.conftest import TINY_NET, Cli
 from tests.sweep.conftest import sweep_text
 from tests.sweep.fake import make_sweep
+from vitctl.recipes import RECIPES
 from vitctl.sweep.sweep import TrialRow
 
 Refused = Callable[..., str]
@@ -91,6 +93,17 @@ def test_a_sweep_from_its_file_to_its_best_settings(cli: Cli, tmp_path: Path) ->
     write(run_cap=5)
     edited = cli("sweep", "agent", "s.yaml")
     assert edited.code == 2 and "run_cap: 2 -> 5" in edited.err and "--new" in edited.err
+
+
+def test_the_best_settings_keep_what_the_recipe_took_for_short_runs(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
+    by_epochs = {1: {"bs": 16, "aug": "randaug:n=1"}}
+    mine = dataclasses.replace(RECIPES["default"], by_epochs=by_epochs, by_dataset={})
+    monkeypatch.setitem(RECIPES, "mine", mine)
+    write(parameters={**PARAMETERS, "recipe": {"value": "mine"}}, run_cap=1)
+    assert cli("sweep", "agent", "s.yaml").code == 0
+    Path("best.yaml").write_text(cli("sweep", "best", "s.yaml", "--config").out)
+    longer = yaml.safe_load(cli("train", "--config", "best.yaml", "--epochs", 5, "--print-config").out)
+    assert (longer["epochs"], longer["bs"], longer["aug"]) == (5, 16, "randaug") and longer["aug_options"]["n"] == 1
 
 
 def test_create_prints_the_id_alone_and_what_is_enqueued_comes_first(

@@ -65,6 +65,7 @@ def test_a_mixed_picture_is_as_much_of_each_as_its_label_says(
     images = noise(60, *frame)
     draws = draw_mix(60, *frame, mixup=mixup, cutmix=cutmix, seed=4)
     assert torch.equal(draws.partner.sort().values, torch.arange(60))
+    assert (draws.partner != torch.arange(60)).all(), "each is mixed with another"
     mixed = mix(images, draws, mixup=mixup > 0, cutmix=cutmix > 0)
     assert mixed.dtype == torch.uint8
     inside = painted(draws.boxes, *frame)

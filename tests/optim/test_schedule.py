@@ -1,4 +1,5 @@
 import itertools
+import math
 
 import pytest
 import torch
@@ -60,6 +61,13 @@ def test_a_warm_up_once_an_epoch_is_torch_s_stepped_once_an_epoch(epochs: int, w
 
 def test_a_short_warm_up_once_an_epoch_costs_no_epoch() -> None:
     assert Schedule("linear", 3520, warmup_steps=176, steps_per_epoch=352).factor(0) == 1.0
+
+
+@pytest.mark.parametrize("epochs", [1, 2, 10])
+def test_onecycle_once_an_epoch_reaches_its_peak(epochs: int) -> None:
+    schedule = Schedule("onecycle", 98 * epochs, warmup_steps=math.ceil(0.3 * 98 * epochs), steps_per_epoch=98)
+    factors = [schedule.factor(98 * epoch) for epoch in range(epochs)]
+    assert max(factors) > 0.8 and all(schedule.factor(98 * i + 97) == factor for i, factor in enumerate(factors))
 
 
 @pytest.mark.parametrize(("total", "rise"), [(100, 30), (20, 5), (40, 20)])

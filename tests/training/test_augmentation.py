@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import math
 import re
 from collections.abc import Callable
@@ -20,6 +21,7 @@ from torch import Tensor
 
 from tests.conftest import TINY, TINY_NET, Cli
 from tests.training.test_resume_optimizers import STEPS, session, state, steps
+from vitctl.config import resolve_config
 from vitctl.data import AUGMENTATIONS, mixing
 from vitctl.data.batches import MIX, derive_seed
 from vitctl.training.checkpoint import load_checkpoint, save_checkpoint
@@ -125,6 +127,30 @@ def test_a_longer_run_says_that_it_mixes_again(cli: Cli) -> None:
     assert "on again" not in cli("train", "--resume", "runs/m", "--epochs", 13).err
 
 
+def test_mixing_that_never_ended_is_not_on_again(cli: Cli) -> None:
+    argv = ["train", *TINY, "--limit-train", 100, "--mixup", "--mix-off", 0.4, "--max-steps", 4, "--name", "m"]
+    stored = cli(*argv)
+    assert stored.code == 0
+    document = json.loads(Path("runs/m/config.json").read_text())
+    document["config"]["max_steps"] = 40  # as if it had been stopped at its fourth step
+    Path("runs/m/config.json").write_text(json.dumps(document))
+    longer = cli("train", "--resume", "runs/m", "--max-steps", 50)
+    assert longer.code == 0 and "stretched" in longer.err and "on again" not in longer.err
+
+
+def test_flip_may_be_off(cli: Cli, refused: Refused) -> None:
+    def flips(dataset: str) -> list[bool]:
+        return [resolve_config({"dataset": dataset, "flip": flip}).flips for flip in ("auto", "on", "off")]
+
+    assert flips("cifar10") == [True, True, False] and flips("digits") == [False, True, False]
+    on, off = session(flip="on").batches, session(flip="off").batches
+    assert not torch.equal(on.batch(0, 0)[0], off.batch(0, 0)[0])
+    assert torch.equal(session().batches.batch(0, 0)[0], off.batch(0, 0)[0])
+    assert "--tta flip" in refused("train", *TINY, "--tta", "flip")
+    assert "--flip off says so" in refused("train", "--dataset", "cifar10", "--flip", "off", "--tta", "flip")
+    assert "does nothing with --aug none" in refused("train", *TINY, "--aug", "none", "--flip", "on")
+
+
 def test_a_network_learns_from_mixed_and_augmented_pictures(cli: Cli) -> None:
     argv = ["train", *TINY, "--limit-train", 1000, "--limit-test", 300, "--lr", 0.01, "--epochs", 8, "--json"]
     mixed = cli(*argv, "--aug", "randaug", "--mixup", "--cutmix", "--erase", 0.25, "--mix-off", 0.25).json()
@@ -179,7 +205,7 @@ def test_mirrored_pictures_are_looked_at_too_and_reported_apart(cli: Cli, tmp_pa
 
 
 def test_mirroring_is_refused_where_it_changes_the_class(cli: Cli, refused: Refused, tmp_path: Path) -> None:
-    sentence = "--tta flip: mirrored pictures of"
+    sentence = "--tta flip: mirrored pictures"
     assert sentence in refused("train", *TINY, "--epochs", 1, "--tta", "flip")
     assert not (tmp_path / "runs").exists()
     cli("train", *TINY, "--epochs", 1, "--name", "r")

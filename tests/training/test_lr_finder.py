@@ -1,5 +1,6 @@
 """The learning-rate range test."""
 
+import dataclasses
 import importlib.util
 import math
 from collections.abc import Callable
@@ -10,6 +11,7 @@ import pytest
 from tests.conftest import TINY, Cli
 from vitctl.cli.progress import PlainObserver
 from vitctl.config import resolve_config
+from vitctl.recipes import RECIPES
 from vitctl.training import lr_finder
 from vitctl.training.lr_finder import smooth, suggest
 from vitctl.training.session import Session
@@ -34,6 +36,22 @@ def test_its_steps_are_those_of_training(cli: Cli) -> None:
     found = cli("train", *TINY, *STEPS, "--lr-finder", "--json").json()
     run = cli("train", *TINY, "--max-steps", 1, "--json").json()
     assert found["loss"][0] == pytest.approx(run["train_loss"])
+
+
+def test_a_second_rate_goes_with_the_suggestion(cli: Cli) -> None:
+    argv = ["train", *TINY, *STEPS, "--opt", "muon:adamw_lr=0.004", "--lr", 0.02, "--lr-finder"]
+    found = cli(*argv, "--json").json()
+    assert found["second_lr"] == {"adamw_lr": pytest.approx(found["suggestion"] / 5)}
+    assert "adamw_lr with it" in cli(*argv).out
+    assert cli("train", *TINY, *STEPS, "--lr-finder", "--json").json()["second_lr"] == {}
+
+
+def test_a_length_chooses_what_is_looked_at(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
+    mine = dataclasses.replace(RECIPES["default"], by_dataset={}, by_epochs={1: {"bs": 16}}, by_time={60: {"bs": 8}})
+    monkeypatch.setitem(RECIPES, "mine", mine)
+    argv = ["train", *TINY[: TINY.index("--bs")], "--recipe", "mine", *STEPS, "--lr-finder", "--json"]
+    sizes = [cli(*argv, *more).json()["config"]["bs"] for more in ((), ("--epochs", 1), ("--max-time", "30s"))]
+    assert sizes == [128, 16, 8]
 
 
 def test_a_loss_that_runs_away_ends_it(cli: Cli) -> None:

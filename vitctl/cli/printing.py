@@ -123,7 +123,8 @@ def print_summary(summary: Record) -> None:
         ("precision", summary["precision"]),
         ("torch / vitctl / seed", f"{summary['torch']} / {summary['vitctl']} / {summary['seed']}"),
     ]
-    print_table(f"{summary['name']}: {weights}, tested once", rows)
+    looks = "tested after every epoch" if summary.get("val_split") == "test" else "tested once"
+    print_table(f"{summary['name']}: {weights}, {looks}", rows)
 
 
 def print_dry_run(cost: Record) -> None:
@@ -186,6 +187,7 @@ def print_lr_finder(found: Record) -> None:
         f"learning-rate range test: {found['net']}, {found['opt']}",
         [
             ("suggested --lr: the loss falls steepest", rate(found["suggestion"])),
+            *((f"{name} with it", rate(value)) for name, value in found["second_lr"].items()),
             ("a tenth of the lowest", rate(found["lowest_tenth"])),
             ("rate at the lowest loss", rate(found["lowest"])),
             ("--lr of these settings", rate(found["config"]["lr"])),

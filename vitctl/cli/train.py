@@ -73,6 +73,7 @@ def train(
     """
     from vitctl.config import normalise_keys, resolve_config, resolve_dataset
     from vitctl.errors import RequestError
+    from vitctl.recipes import RECIPES
     from vitctl.training.signals import watch_parent
     from vitctl.yamlfile import read_yaml
 
@@ -84,8 +85,11 @@ def train(
         "--tensorboard": settings.get("tensorboard"),
     }
     if lr_finder:
-        clashing = {"--resume": resume, "--name": name, "--dry-run": dry_run, "--epochs": settings.get("epochs")}
-        clashing["--max-time"] = settings.get("max_time")
+        clashing: dict[str, Any] = {"--resume": resume, "--name": name, "--dry-run": dry_run}
+        # A length says nothing here but to recipes that choose network, batch or augmentation by it.
+        recipe = RECIPES.get(str(settings.get("recipe", "default")))
+        clashing["--epochs"] = None if recipe and recipe.by_epochs else settings.get("epochs")
+        clashing["--max-time"] = None if recipe and recipe.by_time else settings.get("max_time")
         idle = (
             "schedule",
             "schedule_per",

@@ -34,7 +34,7 @@ class MixDraws:
     """With what each picture of a batch is mixed.
 
     Attributes:
-        partner: int64 ``[B]``, a permutation; a picture may be its own partner.
+        partner: int64 ``[B]``, a permutation; no picture is its own partner, unless it is alone.
         weight: int16 ``[B]``, parts of :data:`PARTS` that a picture keeps of itself under mixup; all of them under CutMix.
         boxes: int64 ``[B, 4]``, what CutMix takes from the partner; empty under mixup.
         share: float32 ``[B]``, what the picture's own label counts for.
@@ -67,7 +67,9 @@ def draw_mix(count: int, height: int, width: int, *, mixup: float, cutmix: float
         seed: of this batch.
     """
     random = np.random.default_rng(seed)
-    partner = random.permutation(count)
+    order = random.permutation(count)
+    partner = np.empty_like(order)
+    partner[order] = np.roll(order, 1)  # one ring through all of them: nobody is its own partner
     kept = random.beta(mixup, mixup, count) if mixup else np.ones(count)
     weight = np.rint(PARTS * kept)
     share = weight / PARTS

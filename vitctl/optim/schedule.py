@@ -42,6 +42,9 @@ class Schedule:
         if self.steps_per_epoch:
             step -= step % self.steps_per_epoch
         if self.kind == "onecycle":
+            top = max(0, self.warmup_steps - 1)
+            if step < top:  # as in a warm-up: an epoch has the rate that its last step would have
+                step = min(top, step + max(0, self.steps_per_epoch - 1))
             return self._onecycle(step)
         if step < self.warmup_steps:
             # Once an epoch: the epoch is trained with the rate that its last step would have.

@@ -19,8 +19,9 @@ from optuna.study import Study, StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 from sqlalchemy.engine import URL
 
-from vitctl.config import normalise_keys
+from vitctl.config import OPTION_TABLES, normalise_keys, resolve_config
 from vitctl.errors import RequestError
+from vitctl.recipes import RECIPES
 from vitctl.registry import suggest
 from vitctl.sweep.file import SweepFile, parse_sweep_file
 from vitctl.sweep.ledger import FAILURE, FIXED, RUN, Ledger, params_of, retry_attributes, root_of
@@ -38,6 +39,7 @@ from vitctl.sweep.storage import (
     sqlite_file,
     storage_sentences,
 )
+from vitctl.units import parse_duration
 
 RECORD = "sweep.json"
 _PLAN, _CONTROL = "vitctl", "control"
@@ -603,6 +605,9 @@ def find_sweep(target: str, runs_dir: Path, storage: str | None = None) -> Sweep
 def best_settings(target: str, runs_dir: Path = Path("runs"), storage: str | None = None) -> dict[str, Any]:
     """Return the settings of ``train``, by name, of a sweep's best trial: its parameters, constants and ``--fixed``.
 
+    What the recipe takes for runs as short as the trials were is among them: the parameters were chosen with it, and a
+    longer run with them is to have it too.
+
     Args:
         target: an id, or the file that the sweep was created from.
         runs_dir: where run folders lie.
@@ -612,4 +617,12 @@ def best_settings(target: str, runs_dir: Path = Path("runs"), storage: str | Non
         RequestError: no such sweep, or none of its trials is complete.
     """
     sweep = find_sweep(target, runs_dir, storage)
-    return normalise_keys(sweep.settings(sweep.best()), f"the sweep {sweep.id}")
+    settings = normalise_keys(sweep.settings(sweep.best()), f"the sweep {sweep.id}")
+    config = resolve_config({}, settings)
+    seconds = parse_duration(config.max_time, "max_time") if config.max_time else None
+    for name in RECIPES[config.recipe].by_length(seconds, settings.get("epochs")):
+        if name not in settings:
+            settings[name] = getattr(config, name)
+            if (table := f"{name}_options") in OPTION_TABLES:
+                settings[table] = {**getattr(config, table), **settings.get(table, {})}
+    return settings

@@ -33,6 +33,8 @@ class Classifier:
         val_fraction: likewise.
         split_seed: likewise.
         skip_bad_images: pictures that cannot be read were left out.
+        limit_train: it was trained on that many pictures of its training part; None is all, or an exported file, which does
+            not say.
         device: where it runs.
         engine: what runs it, and its version.
         batch: pictures that it is best asked about at once.
@@ -52,6 +54,7 @@ class Classifier:
     val_fraction: float
     split_seed: int
     skip_bad_images: bool
+    limit_train: int | None
     device: torch.device
     engine: str
     batch: int
@@ -93,6 +96,7 @@ def classifier_of(trained: Trained, device: torch.device) -> Classifier:
         val_fraction=config.val_fraction,
         split_seed=config.split_seed,
         skip_bad_images=config.skip_bad_images,
+        limit_train=config.limit_train,
         device=device,
         engine=f"torch {torch.__version__}",
         batch=batch_pieces(config, device, build, len(trained.mean), batchnorm=False)[1],

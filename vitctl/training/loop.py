@@ -81,8 +81,8 @@ def fit(
         nonlocal last_save
         session.tally.read(progress)
         check_finite(session, progress.loss_sum)
-        if session.device.type != "cpu":  # where the gradients of the last step were not looked at
-            check_finite(session, torch.nn.utils.get_total_norm(p.detach() for p in session.model.parameters()).item())
+        # The loss is of the weights before the last step.
+        check_finite(session, torch.nn.utils.get_total_norm(p.detach() for p in session.model.parameters()).item())
         progress.seconds = clock.seconds()
         session.last_saved = folder.save(session.checkpoint(), keep=config.keep, best=best)
         last_save = time.monotonic()

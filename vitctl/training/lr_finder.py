@@ -13,7 +13,7 @@ from typing import Protocol
 from vitctl import devices
 from vitctl.config import TrainConfig
 from vitctl.errors import NotFinite, RequestError, RunFailed
-from vitctl.optim import doubtful_betas
+from vitctl.optim import doubtful_betas, find_optimizer
 from vitctl.optim.schedule import RangeTest
 from vitctl.training.compiling import compile_network
 from vitctl.training.loop import Record, train_step
@@ -72,7 +72,8 @@ def find_lr(config: TrainConfig, watcher: Watcher, picture: Path | None = None, 
 
     Returns:
         ``lr``, ``loss`` and ``smoothed``: a list each, an item a step; ``suggestion``, ``lowest`` (the rate at the least
-        smoothed loss) and ``lowest_tenth``, or None where the loss never fell; ``diverged``; ``steps``; ``seconds``;
+        smoothed loss) and ``lowest_tenth``, or None where the loss never fell; ``second_lr``: by its name, the
+        optimizer's second rate at the suggestion, such as Muon's ``adamw_lr``; ``diverged``; ``steps``; ``seconds``;
         ``picture``; device and versions; the settings under ``config``.
 
     Raises:
@@ -90,7 +91,7 @@ def find_lr(config: TrainConfig, watcher: Watcher, picture: Path | None = None, 
     if steps <= 2 * SKIPPED:
         raise RequestError(f"--max-steps {steps} are too few for --lr-finder; take {2 * SKIPPED + 1} or more")
     # Pictures are mixed to the end: where mixing stopped, the loss would fall whatever the rate.
-    found_with = dataclasses.replace(config, epochs=None, max_steps=steps, patience=None, mix_off=0.0)
+    found_with = dataclasses.replace(config, epochs=None, max_time=None, max_steps=steps, patience=None, mix_off=0.0)
     session = open_session(found_with, watcher.decoding)
     compile_network(session, watcher.message)
     if doubt := doubtful_betas(config.opt, config.opt_options):
@@ -107,6 +108,7 @@ def find_lr(config: TrainConfig, watcher: Watcher, picture: Path | None = None, 
         "picture": str(picture) if picture is not None else None,
         "net": config.net,
         "opt": config.opt,
+        "second_lr": _second_lr(config, found["suggestion"]),
         **devices.environment(session.device),
         "lr": rates,
         "loss": losses,
@@ -116,6 +118,14 @@ def find_lr(config: TrainConfig, watcher: Watcher, picture: Path | None = None, 
     if picture is not None:
         draw(document, picture)
     return document
+
+
+def _second_lr(config: TrainConfig, suggestion: float | None) -> dict[str, float]:
+    """Return, by its name, the optimizer's second rate that went with the suggested one; nothing where it has none."""
+    name = find_optimizer(config.opt).second_lr
+    if name is None or suggestion is None:
+        return {}
+    return {name: suggestion * float(str(config.opt_options[name])) / config.lr}
 
 
 def _rising_run(session: Session, steps: int, watcher: Watcher) -> tuple[list[float], list[float], bool]:

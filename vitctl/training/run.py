@@ -22,7 +22,7 @@ from vitctl.training.budget import TimePlan
 from vitctl.training.compiling import compile_network
 from vitctl.training.loop import Observer, Record, fit, train_step
 from vitctl.training.run_folder import RunFolder
-from vitctl.training.session import Session, open_session, parameters, run_length
+from vitctl.training.session import Session, mixed_steps, open_session, parameters, run_length
 from vitctl.training.trackers import check_trackers, tracked
 from vitctl.units import plural
 
@@ -151,8 +151,11 @@ def resume_run(
                     f"the run now has {session.total_steps} steps; its {config.schedule} schedule is stretched over them, so "
                     f"the learning rate goes on at {config.lr * before:.3g} instead of {config.lr * then:.3g}"
                 )
-                again = session.batches.mixed_steps
-                if config.mix_off and again is not None and checkpoint["step"] < again:
+                ended, again = (
+                    mixed_steps(stored, run_length(stored, session.steps_per_epoch)),
+                    session.batches.mixed_steps,
+                )
+                if config.mix_off and again is not None and ended <= checkpoint["step"] < again:
                     observer.message(
                         f"mixup and CutMix are on again until step {again:,} (--mix-off {config.mix_off:g})"
                     )
@@ -261,7 +264,7 @@ def check_length(session: Session, config: TrainConfig, epoch: int, step: int) -
 
 
 def warn_of_differences(sessions: list[dict[str, Any]], now: dict[str, Any], warn: Callable[[str], None]) -> None:
-    """Say what may make the resumed run differ in its last bits from an uninterrupted one."""
+    """Say what may make the resumed run differ from an uninterrupted one: in its last bits, or in what dropout draws."""
     if not sessions:
         return
     before = sessions[-1]

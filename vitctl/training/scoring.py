@@ -221,6 +221,8 @@ def part_for(classifier: Classifier, data: Dataset, part: str, limit: int | None
         raise RequestError(
             f"the run trained on every training picture (--val {classifier.val}): it has no held-out part"
         )
+    if part == "train":
+        limit = min((each for each in (limit, classifier.limit_train) if each is not None), default=None)
     splits = split(
         data,
         val="none" if part == "test" else classifier.val,  # a data set with few pictures a class has test pictures too

@@ -16,7 +16,7 @@ from torch.optim import Optimizer
 
 from vitctl import devices
 from vitctl.config import TrainConfig
-from vitctl.data import AUGMENTATIONS, DATASETS, AugmentationEntry
+from vitctl.data import AUGMENTATIONS, AugmentationEntry
 from vitctl.data.augment import Augment
 from vitctl.data.batches import Extras, Normalize, TrainBatches
 from vitctl.data.dataset import Dataset, LoadProgress, Splits, load_dataset, split
@@ -172,13 +172,19 @@ class Session:
     def set_length(self, total_steps: int) -> None:
         """Make the run ``total_steps`` optimizer steps long, and fit the schedule and the shares of the run to it."""
         config = self.config
+        warmdown_steps = round(config.warmdown * total_steps)
+        if config.schedule_per == "epoch" and 0 < warmdown_steps <= (total_steps - 1) % self.steps_per_epoch + 1:
+            raise RequestError(
+                f"--warmdown {config.warmdown:g} begins in the last epoch, and with --schedule-per epoch the rate changes only "
+                f"where an epoch begins; take a greater one, or --schedule-per step"
+            )
         self.total_steps = total_steps
-        self.batches.mixed_steps = total_steps - round(config.mix_off * total_steps)
+        self.batches.mixed_steps = mixed_steps(config, total_steps)
         self.schedule = Schedule(
             kind=config.schedule,
             total_steps=total_steps,
             warmup_steps=math.ceil(config.warmup * total_steps) if config.warmup else 0,
-            warmdown_steps=round(config.warmdown * total_steps),
+            warmdown_steps=warmdown_steps,
             steps_per_epoch=self.steps_per_epoch if config.schedule_per == "epoch" else 0,
         )
 
@@ -408,7 +414,7 @@ def train_batches(
         device=device,
         seed=config.seed,
         augment=AUGMENTATIONS[config.aug].crop,
-        flip=DATASETS[config.dataset].flip,
+        flip=config.flips,
         drop_single=drop_single,
         extras=extras,
     )
@@ -455,6 +461,11 @@ def given_length(config: TrainConfig, steps_per_epoch: int) -> int | None:
     """Return the optimizer steps that ``--epochs`` and ``--max-steps`` allow; None where neither says."""
     lengths = [config.epochs * steps_per_epoch if config.epochs else None, config.max_steps]
     return min((length for length in lengths if length is not None), default=None)
+
+
+def mixed_steps(config: TrainConfig, total_steps: int) -> int:
+    """Return how many steps, the first of the run, have their pictures mixed where mixup or CutMix is on."""
+    return total_steps - round(config.mix_off * total_steps)
 
 
 def run_length(config: TrainConfig, steps_per_epoch: int) -> int:
