@@ -254,10 +254,11 @@ RECIPES: dict[str, Recipe] = {
         epochs={"digits": 10, ANY: 5},
         by_net=_BY_NET,
         pretrained=_PRETRAINED,
-        by_opt={"muon": {"clip_grad": 0.0}},
+        by_opt={"muon": {"lr": 0.05, "clip_grad": 0.0}},
         by_dataset={"digits": {"bs": 32}},
         by_epochs={1: {"bs": 64, "aug": "none"}},  # as _SMALL_STEPS, but Muon's own work on wide matrices is per step
-        net_options={"dropout": 0.0, "emb_dropout": 0.0, "pool": "avg"},
+        net_options={"dropout": 0.0, "emb_dropout": 0.0, "pool": "avg", "pos_init": "sincos"},
+        opt_options={"muon": {"adamw_lr": 8e-4, "momentum": 0.9}},
         paper="Lee et al. 2021, arXiv 2112.13492; Jordan 2024, https://kellerjordan.github.io/posts/muon",
     ),
     "strong": Recipe(

@@ -356,6 +356,7 @@ def test_large_networks_take_two_steps_at_64_pixels(net: str) -> None:
         ),
         ("swin", {}, 30, r"--size 30: --net swin with windows of 4 takes multiples of 32 \(32, 64, 96, 128, \.\.\.\)$"),
         ("swin", {"embed_dim": 40}, 32, r"embed_dim=40 is no multiple of head_dim=32; .*: 1, 2, 4, 5, 8, 10, 20, 40$"),
+        ("vit", {"embed_dim": 30, "pos_init": "sincos"}, 32, r"embed_dim=30 is no multiple of 4.* take 28 or 32$"),
         ("simplevit", {"embed_dim": 30}, 32, r"embed_dim=30 is no multiple of 4.* take 28 or 32$"),
         ("mlpmixer", {"token_ratio": 0.2, "patch_size": 16}, 32, r"token_ratio=0.2 leaves .* at 4 tokens; .* 0.25$"),
         ("vit_timm", {}, 40, r"--patch 16 does not divide --size 40 \(vit_timm\)"),

@@ -13,7 +13,7 @@ from tests.models.oracles import assert_same_gradients, copy_weights, renamed, s
 from tests.models.test_models import build, defaults, pictures
 from vitctl.models.count import count_parameters, forward_cost
 from vitctl.models.dropout import Dropout
-from vitctl.models.vit import Block, LocalitySelfAttention, PatchTokens, ShiftedPatchTokens
+from vitctl.models.vit import SINCOS_SCALE, Block, LocalitySelfAttention, PatchTokens, ShiftedPatchTokens
 from vitctl.registry import Value
 
 NAMES = [
@@ -246,6 +246,21 @@ def test_initial_weights_of_the_predecessor(net: str) -> None:
             bound = parameter.shape[1] ** -0.5
             assert 0.99 * bound < parameter.abs().max().item() <= bound, name
             assert parameter.std().item() == pytest.approx(bound / 3**0.5, rel=0.1), name
+
+
+@pytest.mark.parametrize("net", ["vit", "vit_small", "vit_tiny", "dyt"])
+@pytest.mark.parametrize(("pool", "init"), [("cls", "vit"), ("avg", "predecessor")])
+def test_positions_may_start_from_sines_and_cosines(net: str, pool: str, init: str) -> None:
+    models = {}
+    for pos_init in ("normal", "sincos"):
+        torch.manual_seed(0)
+        models[pos_init] = build(net, depth=1, embed_dim=64, pool=pool, init=init, pos_init=pos_init)
+    plain, placed = models["normal"].state_dict(), models["sincos"].state_dict()
+    assert all(torch.equal(placed[name], plain[name]) for name in plain if name != "pos_embed")
+    theirs = simple_oracle.posemb_sincos_2d(8, 8, 64)
+    assert torch.allclose(placed["pos_embed"][0, -64:], SINCOS_SCALE * theirs, atol=1e-6)
+    assert torch.equal(placed["pos_embed"][0, :-64], plain["pos_embed"][0, :-64]), "the class token's stays"
+    assert models["sincos"].get_parameter("pos_embed").requires_grad
 
 
 @pytest.mark.parametrize("net", ["vit", "vit_small"])

@@ -128,6 +128,13 @@ _INIT = {
         choices=("vit", "predecessor"),
     )
 }
+_POS_INIT = {
+    "pos_init": Option(
+        "normal",
+        "what learned positions start from: normal, or sincos, which know the rows and columns",
+        choices=("normal", "sincos"),
+    )
+}
 _CONV_INIT = {
     "init": Option("kaiming", "kaiming, or predecessor: torch's own layers", choices=("kaiming", "predecessor"))
 }
@@ -151,7 +158,7 @@ def _less(mflop: float) -> str:
 
 def _vit_options(depth: int = 6, num_heads: int = 8, mlp_ratio: float = 1.0) -> dict[str, Option]:
     widths = _widths(512, depth, num_heads, mlp_ratio, head_dim=64)
-    return {**_patch(), **widths, **_dropout(), **_EMB_DROPOUT, **_DROP_PATH, **_POOL, **_INIT}
+    return {**_patch(), **widths, **_dropout(), **_EMB_DROPOUT, **_DROP_PATH, **_POOL, **_INIT, **_POS_INIT}
 
 
 def _compact_options(depth: int, embed_dim: int, num_heads: int, mlp_ratio: float) -> dict[str, Option]:
@@ -252,6 +259,7 @@ MODELS: dict[str, ModelEntry] = {
         params=9_523_722,
         mflop=1139.2,
         tokens=65,
+        check=checks.check_vit,
         paper=_VIT_PAPER,
         published_acc=80.0,
         note=_less(1281.9),
@@ -265,6 +273,7 @@ MODELS: dict[str, ModelEntry] = {
         params=9_622_512,
         mflop=1151.8,
         tokens=65,
+        check=checks.check_vit,
         paper=_SMALL_PAPER,
         published_acc=80.0,
         measured=Measured(acc=38.8, recipe="seed, adan 1e-3", epochs=1),
@@ -279,6 +288,7 @@ MODELS: dict[str, ModelEntry] = {
         params=4_371_438,
         mflop=496.7,
         tokens=65,
+        check=checks.check_vit,
         paper=_SMALL_PAPER,
         note=_less(587.0),
     ),
@@ -302,6 +312,7 @@ MODELS: dict[str, ModelEntry] = {
         params=9_523_735,
         mflop=1139.2,
         tokens=65,
+        check=checks.check_vit,
         paper="Zhu et al. 2025, arXiv 2503.10622",
         published_acc=74.0,
         note=_less(1281.9),

@@ -74,6 +74,12 @@ def check_simplevit(net: str, options: Mapping[str, Value], img_size: int) -> No
         )
 
 
+def check_vit(net: str, options: Mapping[str, Value], img_size: int) -> None:
+    """Refuse, where learned positions start from sines and cosines, widths that these do not fill."""
+    if options.get("pos_init") == "sincos":
+        check_simplevit(net, options, img_size)
+
+
 def check_mlpmixer(net: str, options: Mapping[str, Value], img_size: int) -> None:
     """Refuse an MLP between tokens without a hidden unit."""
     patch, ratio = options["patch_size"], options["token_ratio"]

@@ -11,24 +11,11 @@ from __future__ import annotations
 from functools import partial
 from typing import Any
 
-import torch
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
 from vitctl.models.vit import Block, PatchTokens, SelfAttention
-from vitctl.models.weights import draw_weights, spread
-
-
-def sincos_positions(side: int, dim: int) -> Tensor:
-    """Return float ``[side * side, dim]``: sines and cosines of columns, then of rows, at ``dim / 4`` frequencies.
-
-    The frequencies fall geometrically from 1 to 1/10000. ``dim`` is a multiple of 4 and at least 8.
-    """
-    frequencies = 10_000.0 ** -(torch.arange(dim // 4) / (dim // 4 - 1))
-    angles = torch.arange(side)[:, None] * frequencies  # [side, dim / 4]
-    rows = angles.repeat_interleave(side, dim=0)  # [side * side, dim / 4]
-    columns = angles.repeat(side, 1)  # [side * side, dim / 4]
-    return torch.cat((columns.sin(), columns.cos(), rows.sin(), rows.cos()), dim=1)
+from vitctl.models.weights import draw_weights, sincos_positions, spread
 
 
 class PlacedPatchTokens(PatchTokens):

@@ -22,7 +22,10 @@ from timm.layers.mlp import Mlp
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
-from vitctl.models.weights import draw_weights
+from vitctl.models.weights import draw_weights, sincos_positions
+
+SINCOS_SCALE = 0.3
+"""What the tokens of normalised patches start at: a std of 0.02 over the 240 numbers of ``vit_small``'s."""
 
 
 class PatchTokens(nn.Module):
@@ -246,6 +249,7 @@ def vit(
     drop_path_rate: float,
     pool: str,
     init: str,
+    pos_init: str = "normal",
 ) -> nn.Module:
     """Build the Vision Transformer of Dosovitskiy et al. 2021 (arXiv 2010.11929), as vit-pytorch lays it out.
 
@@ -273,6 +277,8 @@ def vit(
         pool: ``cls`` or ``avg``.
         init: ``vit`` (linear layers and embeddings normal of std 0.02) or ``predecessor`` (torch's own linear layers,
             embeddings N(0, 1)).
+        pos_init: what the learned positions of the patches start from: ``normal``, as ``init`` has it, or ``sincos``, the
+            sines and cosines of simplevit (Beyer et al. 2022, arXiv 2205.01580) at :data:`SINCOS_SCALE`.
     """
     small = kind == "small"
     attention: Any = partial(
@@ -307,4 +313,11 @@ def vit(
     if pool == "cls":  # a tenth of the work, of which the head would see nothing
         cast(Block, model.blocks[-1]).first_only = True
     draw_weights(model, init, (model.cls_token, model.pos_embed))
+    if pos_init == "sincos":
+        assert model.pos_embed is not None
+        with torch.no_grad():
+            side = img_size // patch_size
+            model.pos_embed[0, -side * side :] = SINCOS_SCALE * sincos_positions(
+                side, embed_dim
+            )  # [N, D], after a class token
     return model

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
+import torch
 from torch import Tensor, nn
 
 
@@ -31,6 +32,18 @@ def draw_weights(model: nn.Module, init: str, embeddings: Iterable[nn.Parameter 
             nn.init.trunc_normal_(module.weight, std=0.02)
             if module.bias is not None:
                 nn.init.zeros_(module.bias)
+
+
+def sincos_positions(side: int, dim: int) -> Tensor:
+    """Return float ``[side * side, dim]``: sines and cosines of columns, then of rows, at ``dim / 4`` frequencies.
+
+    The frequencies fall geometrically from 1 to 1/10000. ``dim`` is a multiple of 4 and at least 8.
+    """
+    frequencies = 10_000.0 ** -(torch.arange(dim // 4) / (dim // 4 - 1))
+    angles = torch.arange(side)[:, None] * frequencies  # [side, dim / 4]
+    rows = angles.repeat_interleave(side, dim=0)  # [side * side, dim / 4]
+    columns = angles.repeat(side, 1)  # [side * side, dim / 4]
+    return torch.cat((columns.sin(), columns.cos(), rows.sin(), rows.cos()), dim=1)
 
 
 def spread(weight: Tensor) -> None:
