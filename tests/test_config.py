@@ -243,7 +243,7 @@ def test_a_recipe_fits_itself_to_the_time() -> None:
     assert (short.net, short.net_options["depth"], short.aug, short.bs) == ("cct_2", 1, "none", 32)
     assert (medium.net, medium.net_options["conv_layers"], medium.aug) == ("cct_4", 3, "basic")
     assert long.net == "cct_4" and long.net_options != medium.net_options
-    assert resolve_config({"recipe": "fast"}).epochs == 3
+    assert resolve_config({"recipe": "fast"}).epochs == 4
     asked = resolve_config({"recipe": "fast", "max_time": "60s", "net": "vit", "bs": 64})
     assert (asked.net, asked.bs, asked.aug) == ("vit", 64, "none")
     within = Recipe(summary="", settings={"net": "a", "bs": 1}, by_time={60: {"net": "b"}, 600: {"net": "c", "bs": 2}})

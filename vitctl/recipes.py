@@ -230,8 +230,8 @@ RECIPES: dict[str, Recipe] = {
     ),
     "fast": Recipe(
         summary="the best accuracy in minutes on a CPU, or within --max-time: a small compact transformer with Muon",
-        settings={"net": "cct_2", "opt": "muon", **_FEW_EPOCHS, "bs": 64},
-        epochs={"digits": 10, ANY: 3},
+        settings={"net": "cct_2:conv_layers=3", "opt": "muon", **_FEW_EPOCHS, "bs": 64},
+        epochs={"digits": 10, ANY: 4},
         by_net=_BY_NET,
         pretrained=_PRETRAINED,
         by_opt=_FAST_MUON,
@@ -249,7 +249,8 @@ RECIPES: dict[str, Recipe] = {
         paper=_FAST_PAPER,
     ),
     "vit_small": Recipe(
-        summary="the best for the architecture vit_small: Muon, no dropout, the mean of the tokens to the head",
+        summary="the best for the architecture vit_small: Muon, no dropout, the mean of the tokens to the head, positions "
+        "that start from sines and cosines",
         settings={"net": "vit_small", "opt": "muon", **_FEW_EPOCHS},
         epochs={"digits": 10, ANY: 5},
         by_net=_BY_NET,
@@ -259,7 +260,8 @@ RECIPES: dict[str, Recipe] = {
         by_epochs={1: {"bs": 64, "aug": "none"}},  # as _SMALL_STEPS, but Muon's own work on wide matrices is per step
         net_options={"dropout": 0.0, "emb_dropout": 0.0, "pool": "avg", "pos_init": "sincos"},
         opt_options={"muon": {"adamw_lr": 8e-4, "momentum": 0.9}},
-        paper="Lee et al. 2021, arXiv 2112.13492; Jordan 2024, https://kellerjordan.github.io/posts/muon",
+        paper="Lee et al. 2021, arXiv 2112.13492; Beyer et al. 2022, arXiv 2205.01580; Jordan 2024, "
+        "https://kellerjordan.github.io/posts/muon",
     ),
     "strong": Recipe(
         summary="200 epochs for the last points of accuracy, on a GPU",

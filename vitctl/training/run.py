@@ -163,7 +163,7 @@ def resume_run(
         folder.remove_summary()
         folder.write_metrics(session.history)
         environment = run_environment(session)
-        warn_of_differences(document["sessions"], environment, observer.message)
+        warn_of_differences(document["sessions"], environment, observer.message, drops=drops(config))
         folder.add_session(config, environment, session.progress.step)
         with tracked(session, folder, observer) as everyone:
             return fit(session, folder, everyone, resume_command(folder), started)
@@ -263,8 +263,23 @@ def check_length(session: Session, config: TrainConfig, epoch: int, step: int) -
         )
 
 
-def warn_of_differences(sessions: list[dict[str, Any]], now: dict[str, Any], warn: Callable[[str], None]) -> None:
-    """Say what may make the resumed run differ from an uninterrupted one: in its last bits, or in what dropout draws."""
+def drops(config: TrainConfig) -> bool:
+    """Return whether the network of these settings draws while it trains: dropout, or stochastic depth."""
+    rates = [value for name, value in config.net_options.items() if "drop" in name]
+    return any(isinstance(rate, float) and rate > 0 for rate in rates)
+
+
+def warn_of_differences(
+    sessions: list[dict[str, Any]], now: dict[str, Any], warn: Callable[[str], None], *, drops: bool
+) -> None:
+    """Say what may make the resumed run differ from an uninterrupted one.
+
+    Args:
+        sessions: environments of the run so far.
+        now: that of this one.
+        warn: takes the sentence.
+        drops: the network draws dropout masks, piece by piece on its device.
+    """
     if not sessions:
         return
     before = sessions[-1]
@@ -274,7 +289,9 @@ def warn_of_differences(sessions: list[dict[str, Any]], now: dict[str, Any], war
         if key in before and before[key] != now[key]
     ]
     if changed:
-        warn(f"{', '.join(changed)}: the result may differ in its last bits from that of an uninterrupted run")
+        other = {"micro_batch", "device"} & {entry.split()[0] for entry in changed} if drops else set()
+        how = "by other dropout masks" if other else "in its last bits"
+        warn(f"{', '.join(changed)}: the result may differ {how} from that of an uninterrupted run")
 
 
 def dry_run(
