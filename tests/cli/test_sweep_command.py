@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import dataclasses
 import io
 import json
 import sqlite3
@@ -17,7 +16,7 @@ from sqlalchemy.exc import OperationalError
 from tests.conftest import TINY_NET, Cli
 from tests.sweep.conftest import sweep_text
 from tests.sweep.fake import make_sweep
-from vitctl.recipes import RECIPES
+from vitctl.config import resolve_config
 from vitctl.sweep.sweep import TrialRow
 
 Refused = Callable[..., str]
@@ -95,15 +94,15 @@ def test_a_sweep_from_its_file_to_its_best_settings(cli: Cli, tmp_path: Path) ->
     assert edited.code == 2 and "run_cap: 2 -> 5" in edited.err and "--new" in edited.err
 
 
-def test_the_best_settings_keep_what_the_recipe_took_for_short_runs(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
-    by_epochs = {1: {"bs": 16, "aug": "randaug:n=1"}}
-    mine = dataclasses.replace(RECIPES["default"], by_epochs=by_epochs, by_dataset={})
-    monkeypatch.setitem(RECIPES, "mine", mine)
-    write(parameters={**PARAMETERS, "recipe": {"value": "mine"}}, run_cap=1)
+def test_the_best_settings_keep_what_the_recipe_took_for_short_runs(cli: Cli) -> None:
+    tiny = {"value": "vit_small:embed_dim=16,depth=1,num_heads=2,head_dim=8"}
+    write(parameters={**PARAMETERS, "net": tiny, "recipe": {"value": "vit_small"}}, run_cap=1)
     assert cli("sweep", "agent", "s.yaml").code == 0
     Path("best.yaml").write_text(cli("sweep", "best", "s.yaml", "--config").out)
     longer = yaml.safe_load(cli("train", "--config", "best.yaml", "--epochs", 5, "--print-config").out)
-    assert (longer["epochs"], longer["bs"], longer["aug"]) == (5, 16, "randaug") and longer["aug_options"]["n"] == 1
+    assert (longer["epochs"], longer["aug"]) == (5, "none"), "as the trials had it"
+    usual = resolve_config({"recipe": "vit_small", "dataset": "digits", "epochs": 5})
+    assert usual.aug == "basic"
 
 
 def test_create_prints_the_id_alone_and_what_is_enqueued_comes_first(
