@@ -53,17 +53,14 @@ def _print_all(recipes: Mapping[str, Recipe]) -> None:
 
     table = Table()
     table.add_column("recipe", style="bold", no_wrap=True)
-    for heading in ("what it is for", "network", "optimizer", "epochs", "measured on the test set"):
-        table.add_column(heading)
+    for heading in ("what it is for, and measured on the test set", "what it trains"):
+        table.add_column(heading, overflow="fold")
     for name, recipe in recipes.items():
-        table.add_row(
-            name,
-            recipe.summary,
-            str(recipe.settings["net"]),
-            str(recipe.settings["opt"]),
-            f"{steps} steps" if (steps := recipe.settings.get("max_steps")) else _by_dataset(recipe.epochs),
-            "\n".join(_brief(card, recipe) for card in recipe.cards) or NOT_MEASURED,
-        )
+        measured = [_brief(card, recipe) for card in recipe.cards] or [NOT_MEASURED]
+        steps = recipe.settings.get("max_steps")
+        length = f"{steps} steps" if steps else f"epochs: {_by_dataset(recipe.epochs)}"
+        trains = [str(recipe.settings["net"]), str(recipe.settings["opt"]), length]
+        table.add_row(name, "\n".join([recipe.summary, *measured]), "\n".join(trains), end_section=True)
     console = Console(highlight=False)
     console.print(table)
     console.print("vitctl list-recipes NAME shows a recipe's settings and card.")
