@@ -643,12 +643,13 @@ def _spread_specs(file: Mapping[str, Any]) -> dict[str, Any]:
         if key not in file:
             continue
         name, inline = split_spec(str(file[key]), key)
-        own = {"lr": "lr", "weight_decay": "weight_decay"} if key == "opt" else {}
-        aliases = {"net": _NET_FLAGS, "opt": {name: name.removeprefix("adan_") for name in ADAN_BETAS}}.get(key, {})
-        elsewhere = {**{option: f"{table}.{option}" for option in file.get(table, {})}, **own}
+        own = ("lr", "weight_decay") if key == "opt" else ()
+        aliases = {"net": _NET_FLAGS, "opt": {beta: beta.removeprefix("adan_") for beta in ADAN_BETAS}}.get(key, {})
+        elsewhere = {option: f"{table}.{option}" for option in file.get(table, {})}
+        elsewhere |= {option: option for option in own if option in file}
         elsewhere |= {option: flag for flag, option in aliases.items() if flag in file}
         for option in inline:
-            if option in elsewhere and (option not in own or option in file):
+            if option in elsewhere:
                 raise RequestError(f"{key} {name}:{option}=... and {elsewhere[option]} both set it; give one of them")
         spread[key] = name
         spread |= {option: FLAGS[option].parse(option, inline.pop(option)) for option in own if option in inline}

@@ -128,7 +128,7 @@ class Recipe:
         pretrained: bool = False,
     ) -> dict[str, object]:
         """Return the recipe's values for this network, optimizer, data set, time and length."""
-        values = {**self.within(seconds), **_of_the_least_bound(self.by_epochs, epochs)}
+        values = {**self.settings, **self.by_length(seconds, epochs)}
         for pattern, more in self.by_net.items():
             if fnmatch.fnmatchcase(net, pattern):
                 values.update(more)

@@ -310,4 +310,20 @@ def test_a_run_s_environment_is_compared(monkeypatch: pytest.MonkeyPatch) -> Non
     run.warn_of_differences([{**now}], now, said.append, drops=True)
     assert said == []
     run.warn_of_differences([{**now, "threads": 4, "torch": "2.14"}], now, said.append, drops=True)
-    assert "torch 2.14 -> 2.15, threads 4 -> 2" in said[0]
+    assert "torch 2.14 -> 2.15, threads 4 -> 2" in said[0] and "in its last bits" in said[0]
+    for draws, how in ((True, "by other dropout masks"), (False, "in its last bits")):
+        run.warn_of_differences([{**now, "micro_batch": 8}], {**now, "micro_batch": 4}, said.append, drops=draws)
+        assert said[-1].startswith("micro_batch 8 -> 4") and how in said[-1]
+    rates = {"vit": True, "cct_2": False, "vit:dropout=0,emb_dropout=0": False, "cct_2:drop_path_rate=0.1": True}
+    assert {net: run.drops(resolve_config({"net": net})) for net in rates} == rates
+
+
+def test_a_run_that_looked_at_the_test_set_each_epoch_says_so(cli: Cli) -> None:
+    assert "tested after every epoch" in cli("train", *TINY, "--epochs", 1, "--val", "test").out
+    assert "tested once" in cli("train", *TINY, "--epochs", 1).out
+
+
+def test_a_warm_down_that_would_do_nothing_is_refused(cli: Cli, refused: Refused) -> None:
+    argv = [*TINY, "--schedule", "constant", "--schedule-per", "epoch", "--epochs", 4]  # of 4 steps each
+    assert "begins in the last epoch" in refused("train", *argv, "--warmdown", 0.25)
+    assert cli("train", *argv, "--warmdown", 0.5).code == 0
