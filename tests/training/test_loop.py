@@ -325,5 +325,6 @@ def test_a_run_that_looked_at_the_test_set_each_epoch_says_so(cli: Cli) -> None:
 
 def test_a_warm_down_that_would_do_nothing_is_refused(cli: Cli, refused: Refused) -> None:
     argv = [*TINY, "--schedule", "constant", "--schedule-per", "epoch", "--epochs", 4]  # of 4 steps each
-    assert "begins in the last epoch" in refused("train", *argv, "--warmdown", 0.25)
+    for share in (0.001, 0.25):
+        assert "begins in the last epoch" in refused("train", *argv, "--warmdown", share)
     assert cli("train", *argv, "--warmdown", 0.5).code == 0

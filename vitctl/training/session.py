@@ -173,7 +173,11 @@ class Session:
         """Make the run ``total_steps`` optimizer steps long, and fit the schedule and the shares of the run to it."""
         config = self.config
         warmdown_steps = round(config.warmdown * total_steps)
-        if config.schedule_per == "epoch" and 0 < warmdown_steps <= (total_steps - 1) % self.steps_per_epoch + 1:
+        if (
+            config.schedule_per == "epoch"
+            and config.warmdown
+            and warmdown_steps <= (total_steps - 1) % self.steps_per_epoch + 1
+        ):
             raise RequestError(
                 f"--warmdown {config.warmdown:g} begins in the last epoch, and with --schedule-per epoch the rate changes only "
                 f"where an epoch begins; take a greater one, or --schedule-per step"
