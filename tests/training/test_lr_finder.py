@@ -46,12 +46,15 @@ def test_a_second_rate_goes_with_the_suggestion(cli: Cli) -> None:
     assert cli("train", *TINY, *STEPS, "--lr-finder", "--json").json()["second_lr"] == {}
 
 
-def test_a_length_chooses_what_is_looked_at(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_length_chooses_what_is_looked_at(cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     mine = dataclasses.replace(RECIPES["default"], by_dataset={}, by_epochs={1: {"bs": 16}}, by_time={60: {"bs": 8}})
     monkeypatch.setitem(RECIPES, "mine", mine)
     argv = ["train", *TINY[: TINY.index("--bs")], "--recipe", "mine", *STEPS, "--lr-finder", "--json"]
     sizes = [cli(*argv, *more).json()["config"]["bs"] for more in ((), ("--epochs", 1), ("--max-time", "30s"))]
     assert sizes == [128, 16, 8]
+    (tmp_path / "run.yaml").write_text("recipe: mine\n")
+    of_file = [word for word in argv if word not in ("--recipe", "mine")]
+    assert cli(*of_file, "--config", "run.yaml", "--epochs", 1).json()["config"]["bs"] == 16
 
 
 def test_a_loss_that_runs_away_ends_it(cli: Cli) -> None:

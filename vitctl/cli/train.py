@@ -80,6 +80,7 @@ def train(
     watch_parent()
     if lr_finder_out is not None and not lr_finder:
         raise RequestError("--lr-finder-out is the picture of --lr-finder; give that too")
+    file = normalise_keys(read_yaml(config_file), str(config_file)) if config_file and resume is None else {}
     told = {
         "--wandb": settings.get("wandb") not in (None, "disabled"),
         "--tensorboard": settings.get("tensorboard"),
@@ -87,7 +88,7 @@ def train(
     if lr_finder:
         clashing: dict[str, Any] = {"--resume": resume, "--name": name, "--dry-run": dry_run}
         # A length says nothing here but to recipes that choose network, batch or augmentation by it.
-        recipe = RECIPES.get(str(settings.get("recipe", "default")))
+        recipe = RECIPES.get(str(settings.get("recipe") or file.get("recipe") or "default"))
         clashing["--epochs"] = None if recipe and recipe.by_epochs else settings.get("epochs")
         clashing["--max-time"] = None if recipe and recipe.by_time else settings.get("max_time")
         idle = (
@@ -132,7 +133,6 @@ def train(
             settings["dataset"], place = resolve_dataset(settings["dataset"], settings.get("data_dir"))
             settings.update({"data_dir": place} if place else {})
     else:
-        file = normalise_keys(read_yaml(config_file), str(config_file)) if config_file else {}
         config = resolve_config(settings, file)
         if print_config:
             for flag, value in {
