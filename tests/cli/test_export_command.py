@@ -139,10 +139,10 @@ def test_a_network_of_timm_s(cli: Cli, tmp_path: Path) -> None:
     assert result.code == 0, result.err
     result = cli("export", "runs/t", "--format", "safetensors", "-o", "out/model.safetensors", "--verify-on", 20)
     assert result.code == 0, result.err
-    scores = [
-        cli("eval", path, "--json").json()["top1"] for path in ("runs/t", "out/last.onnx", "out/model.safetensors")
-    ]
+    paths = ("runs/t", "out/last.onnx", "out/model.safetensors")
+    scores = [cli("eval", path, "--json").json()["top1"] for path in paths]
     assert scores[0] == scores[1] == scores[2]
+    assert {cli("eval", path, "--split", "train", "--json").json()["images"] for path in paths} == {100}
     # And timm by itself, from what it reads of any folder.
     model = timm.create_model("local-dir:out", pretrained=True)
     checkpoint = load_checkpoint(tmp_path / "runs/t/checkpoints/last.pt")

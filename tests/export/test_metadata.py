@@ -59,6 +59,8 @@ def test_texts_are_what_a_reader_expects() -> None:
         ("epoch", "true"),
         ("val", "xyz"),
         ("val_fraction", "1.5"),
+        ("limit_train", "0"),
+        ("limit_train", "many"),
         ("normalize", "none"),
     ],
 )

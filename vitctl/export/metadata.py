@@ -42,6 +42,7 @@ class Metadata:
         val: what was held out, as ``--val``.
         val_fraction: likewise.
         split_seed: likewise.
+        limit_train: it was trained on that many pictures of its training part; None is all.
         run: the name of its run's folder, or empty.
         checkpoint: the name of the checkpoint's file.
         checkpoint_sha256: of the checkpoint's file.
@@ -66,6 +67,7 @@ class Metadata:
     val: str
     val_fraction: float
     split_seed: int
+    limit_train: int | None
     run: str
     checkpoint: str
     checkpoint_sha256: str
@@ -142,6 +144,8 @@ class Metadata:
             raise ValueError("size, channels or classes")
         if self.val not in VAL_PROTOCOLS or not 0 < self.val_fraction < 1:
             raise ValueError("val or val_fraction")
+        if self.limit_train is not None and self.limit_train < 1:
+            raise ValueError("limit_train")
         if not len(self.mean) == len(self.std) == self.channels:
             raise ValueError("mean or std")
         if not all(math.isfinite(number) for number in (*self.mean, *self.std)) or not all(std > 0 for std in self.std):
@@ -162,8 +166,10 @@ def _read(kind: str, text: str) -> Any:
     elif kind.startswith("Mapping"):
         if isinstance(value, dict):
             return value
+    elif value is None and kind == "int | None":
+        return None
     elif _is_number(value):
-        return int(value) if kind == "int" else float(value)
+        return float(value) if kind == "float" else int(value)
     raise ValueError(f"{text[:40]!r} is not {kind}")
 
 

@@ -171,6 +171,7 @@ def _record(request: ExportRequest, trained: Trained, sample: Sample | None) -> 
         val=config.val,
         val_fraction=config.val_fraction,
         split_seed=config.split_seed,
+        limit_train=config.limit_train,
         run=_run_name(trained.path),
         checkpoint=trained.path.name,
         checkpoint_sha256=trained.sha256,

@@ -97,7 +97,7 @@ def open_onnx(path: Path) -> Classifier:
         val_fraction=record.val_fraction,
         split_seed=record.split_seed,
         skip_bad_images=False,
-        limit_train=None,
+        limit_train=record.limit_train,
         device=torch.device("cpu"),
         engine=ENGINE,
         batch=BATCH,

@@ -178,6 +178,7 @@ def open_safetensors(path: Path, device: torch.device) -> Classifier:
             val=record.val,
             val_fraction=record.val_fraction,
             split_seed=record.split_seed,
+            limit_train=record.limit_train,
             epochs=1,
         ),
         classes=record.classes,

@@ -33,8 +33,7 @@ class Classifier:
         val_fraction: likewise.
         split_seed: likewise.
         skip_bad_images: pictures that cannot be read were left out.
-        limit_train: it was trained on that many pictures of its training part; None is all, or an exported file, which does
-            not say.
+        limit_train: it was trained on that many pictures of its training part; None is all.
         device: where it runs.
         engine: what runs it, and its version.
         batch: pictures that it is best asked about at once.
