@@ -88,6 +88,32 @@ def test_options_of_nets_nest_as_in_wandb() -> None:
     assert file.settings({"net_options.depth": 1}, {}) == {"net": "cct_2", "net_options": {"depth": 1}}
 
 
+@pytest.mark.parametrize(
+    ("lengths", "others", "said"),
+    [
+        ({"epochs": {"values": [1, 3]}}, {}, "epochs: the recipe has other values of aug, bs"),
+        (
+            {"epochs": {"min": 1, "max": 5}},
+            {"bs": {"value": 64}},
+            "epochs: the recipe has other values of aug for some",
+        ),
+        ({"epochs": {"values": [1, 3]}}, {"bs": {"value": 64}, "aug": {"value": "none"}}, None),
+        ({"epochs": {"values": [2, 3]}}, {}, None),
+        (
+            {"max_time": {"values": ["60s", "10m"]}},
+            {"recipe": {"value": "fast"}},
+            "max_time: the recipe has other values",
+        ),
+    ],
+)
+def test_lengths_that_change_more_than_themselves_are_told(
+    lengths: dict[str, Any], others: dict[str, Any], said: str | None
+) -> None:
+    file = sweep_file({**lengths, "recipe": {"value": "vit_small"}, **others})
+    told = [note for note in file.notes if "the recipe has" in note]
+    assert not told if said is None else said in told[0]
+
+
 def test_exponents_are_explained() -> None:
     file = sweep_file({"lr": {"distribution": "log_uniform", "min": -7, "max": -5}})
     assert "0.00091188 to 0.0067379" in file.notes[0] and "log_uniform_values" in file.notes[0]

@@ -1,5 +1,6 @@
 """Stopping and going on: the result must be the same to the last bit, however the run was stopped."""
 
+import dataclasses
 import itertools
 import json
 import multiprocessing
@@ -17,6 +18,7 @@ import pytest
 import torch
 
 from tests.conftest import TINY, TINY_NET, Cli
+from vitctl.recipes import RECIPES
 from vitctl.training.checkpoint import load_checkpoint
 
 TIMES = ("epoch_time", "eval_time", "seconds", "images_per_second", "data_wait", "overhead")
@@ -275,6 +277,18 @@ def test_finished_runs_and_longer_ones(cli: Cli, tmp_path: Path) -> None:
     assert [row["step"] for row in rows] == [4, 8, 12, 16] and longer.json()["step"] == 16
     document = json.loads((tmp_path / "runs" / "r" / "config.json").read_text())
     assert document["config"]["epochs"] == 4 and [s["step"] for s in document["sessions"]] == [0, 8]
+
+
+def test_a_longer_run_says_what_it_keeps_of_its_recipe(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
+    mine = dataclasses.replace(RECIPES["default"], by_dataset={}, by_epochs={1: {"bs": 64, "aug": "none"}})
+    monkeypatch.setitem(RECIPES, "mine", mine)
+    argv = [*TINY[: TINY.index("--bs")], "--recipe", "mine"]
+    cli("train", *argv, "--epochs", 1, "--name", "r")
+    longer = cli("train", "--resume", "runs/r", "--epochs", 2)
+    assert "the run keeps --bs 64 and --aug none, which recipe mine has for 1 epoch" in " ".join(longer.err.split())
+    cli("train", *argv, "--epochs", 1, "--aug", "basic", "--name", "s")
+    assert "the run keeps --bs 64, which" in " ".join(cli("train", "--resume", "runs/s", "--epochs", 2).err.split())
+    assert "the run keeps" not in cli("train", "--resume", "runs/s", "--epochs", 3).err
 
 
 def test_max_steps_may_be_extended_within_an_epoch(cli: Cli, tmp_path: Path) -> None:

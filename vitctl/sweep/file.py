@@ -14,9 +14,11 @@ from typing import Any
 
 from vitctl.config import ALIASES, FLAGS, OPTION_TABLES, Flag, normalise_keys, resolve_config
 from vitctl.errors import RequestError
+from vitctl.recipes import RECIPES
 from vitctl.registry import suggest
 from vitctl.sweep.hyperband import Hyperband
 from vitctl.sweep.space import EXPONENTS, Parameter, Space, show, show_params
+from vitctl.units import parse_duration
 from vitctl.yamlfile import Place, line_numbers, parse_yaml, read_text
 
 METHODS = ("grid", "random", "bayes")
@@ -280,6 +282,7 @@ class _Reader:
 
         assert method is not None
         space = Space([parameter for parameter, _ in parameters])
+        self._lengths(space)
         file = SweepFile(
             name=name,
             text=text,
@@ -519,6 +522,30 @@ class _Reader:
                 f"{show(float(high))}; {distribution}_values takes the values themselves"
             )
         return parameter
+
+    def _lengths(self, space: Space) -> None:
+        """Note a length that varies across a bound beyond which the recipe takes other values."""
+        recipe = RECIPES.get(str(space.constants.get("recipe", "default")))
+        for name, parameter in space.varying.items():
+            setting = setting_of(name)
+            if recipe is None or setting not in ("epochs", "max_time"):
+                continue
+            lengths = parameter.choices if parameter.distribution.startswith("categorical") else parameter.bounds
+            taken = [
+                recipe.by_length(None, int(float(str(length))))
+                if setting == "epochs"
+                else recipe.by_length(parse_duration(str(length), "max_time"), None)
+                for length in lengths
+            ]
+            differing = sorted(
+                {key for values in taken for key in values if any(v.get(key) != values[key] for v in taken)}
+            )
+            differing = [key for key in differing if key not in space.constants and key not in space.varying]
+            if differing:
+                self.notes.append(
+                    f"{name}: the recipe has other values of {', '.join(differing)} for some of these lengths, so trials differ "
+                    f"in more than {name}; give {'it' if len(differing) == 1 else 'them'} a value here to compare lengths alone"
+                )
 
     def _distribution(self, name: str, settings: dict[Any, Any], place: Place) -> str | None:
         given = settings.get("distribution")

@@ -17,6 +17,7 @@ from vitctl.errors import RequestError
 from vitctl.models import find_model
 from vitctl.models.pretrained import locate
 from vitctl.optim import doubtful_betas, find_optimizer
+from vitctl.recipes import RECIPES
 from vitctl.registry import Entry, lookup, split_spec
 from vitctl.training.budget import TimePlan
 from vitctl.training.compiling import compile_network
@@ -155,6 +156,8 @@ def resume_run(
                     mixed_steps(stored, run_length(stored, session.steps_per_epoch)),
                     session.batches.mixed_steps,
                 )
+                if kept := kept_of_recipe(stored, config):
+                    observer.message(kept)
                 if config.mix_off and again is not None and ended <= checkpoint["step"] < again:
                     observer.message(
                         f"mixup and CutMix are on again until step {again:,} (--mix-off {config.mix_off:g})"
@@ -167,6 +170,21 @@ def resume_run(
         folder.add_session(config, environment, session.progress.step)
         with tracked(session, folder, observer) as everyone:
             return fit(session, folder, everyone, resume_command(folder), started)
+
+
+def kept_of_recipe(stored: TrainConfig, config: TrainConfig) -> str:
+    """Return what to say of values that the recipe has for runs of the stored length, not of the new one; or nothing."""
+    recipe = RECIPES.get(config.recipe)
+    if recipe is None or stored.epochs is None or config.epochs is None:
+        return ""
+    then, now = (recipe.overrides(c.net, c.opt, c.dataset, None, c.epochs) for c in (stored, config))
+    kept = [
+        f"{flag_name(name)} {value}"
+        for name, value in then.items()
+        if name in FLAGS and name != "epochs" and value != now.get(name) and value == stored_value(stored, name)
+    ]
+    ran = plural(stored.epochs, "epoch")
+    return f"the run keeps {' and '.join(kept)}, which recipe {config.recipe} has for {ran}" if kept else ""
 
 
 def run_environment(session: Session) -> dict[str, Any]:
