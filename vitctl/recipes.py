@@ -255,13 +255,27 @@ RECIPES: dict[str, Recipe] = {
         epochs={"digits": 10, ANY: 5},
         by_net=_BY_NET,
         pretrained=_PRETRAINED,
-        by_opt={"muon": {"lr": 0.05, "clip_grad": 0.0}},
+        # A rate that is best in the first 100 steps, as 0.05 is, costs 13 points at the end of a whole epoch.
+        by_opt={"muon": {"lr": 0.01, "clip_grad": 0.0}},
         by_dataset={"digits": {"bs": 32}},
         by_epochs={1: {"bs": 64, "aug": "none"}},  # as _SMALL_STEPS, but Muon's own work on wide matrices is per step
         net_options={"dropout": 0.0, "emb_dropout": 0.0, "pool": "avg", "pos_init": "sincos"},
         opt_options={"muon": {"adamw_lr": 8e-4, "momentum": 0.9}},
         paper="Lee et al. 2021, arXiv 2112.13492; Beyer et al. 2022, arXiv 2205.01580; Jordan 2024, "
         "https://kellerjordan.github.io/posts/muon",
+        cards=(
+            Card(
+                net="vit_small",
+                dataset="cifar10",
+                epochs=1,
+                val_acc=(Band(66.94),),
+                test_acc=Band(67.47),
+                seeds=(0,),
+                seconds=1990.0,
+                machine="cpu (AMD EPYC, 2 threads)",
+                versions="torch 2.14.1+cu130, vitctl 0.1.0",
+            ),
+        ),
     ),
     "strong": Recipe(
         summary="200 epochs for the last points of accuracy, on a GPU",
