@@ -403,3 +403,66 @@ def test_pretrained_networks_of_timm_s_are_fine_tuned_as_ours_are() -> None:
 def test_a_momentum_that_is_no_number() -> None:
     with pytest.raises(RequestError, match="momentum takes a number"):
         resolve_config({"opt": "sgd:momentum=abc,nesterov=true"})
+
+
+def test_options_of_a_recipe_s_augmentation_give_way() -> None:
+    assert resolve_config({}, {"recipe": "strong", "aug_options": {"m": 14}}).aug_options == {"n": 2, "m": 14}
+    with pytest.raises(RequestError, match="--aug basic has no option 'm'"):
+        resolve_config({}, {"aug_options": {"m": 14}})
+
+
+@pytest.mark.parametrize(
+    ("recipe", "aug", "flags"),
+    [
+        ("strong", "randaug:n=2,m=14", {"net": "vit_small"}),
+        ("strong", "randaug:n=2,m=14", {"recipe": "default"}),
+        ("seed", "randaug:n=2,m=14", {"net": "vit_small"}),
+    ],
+)
+def test_an_augmentation_and_its_options_in_a_file_stay_together(
+    recipe: str, aug: str, flags: dict[str, object]
+) -> None:
+    file = resolve_config({"recipe": recipe, "aug": aug}).to_dict()
+    config = resolve_config(flags, file)
+    assert (config.aug, config.aug_options) == ("randaug", {"n": 2, "m": 14})
+    usual = resolve_config({"recipe": "strong"}).to_dict()
+    assert resolve_config({"recipe": "default"}, usual).aug == "basic"
+
+
+def test_shares_that_a_file_has_for_one_schedule_are_not_for_another() -> None:
+    file = resolve_config({"schedule": "linear"}).to_dict()
+    assert (
+        resolve_config({"schedule": "onecycle"}, file).warmup == resolve_config({"schedule": "onecycle"}).warmup == 0.3
+    )
+    assert resolve_config({"schedule": "cosine"}, {**file, "warmup": 0.1}).warmup == 0.1
+    assert resolve_config({"schedule": "cosine"}, {"schedule": "constant", "warmdown": 0.3}).warmdown == 0
+
+
+def test_a_file_may_end_mixing_that_is_off() -> None:
+    assert resolve_config({"mixup": 0.0}, {"mixup": 0.8, "mix_off": 0.4}).mix_off == 0
+    assert resolve_config({}, {"mixup": 0.0, "mix_off": 0.4}).mix_off == 0  # as of a sweep whose trials differ in mixup
+    with pytest.raises(RequestError, match="neither is on"):
+        resolve_config({}, {"mix_off": 0.4})
+
+
+def test_nesterov_without_momentum_is_refused_from_a_file_too() -> None:
+    with pytest.raises(RequestError, match="needs momentum"):
+        resolve_config({}, {"opt": "sgd:nesterov=true,momentum=0"})
+    printed = resolve_config({"opt": "sgd:momentum=0"}).to_dict()
+    assert resolve_config({}, printed).opt_options["nesterov"] is False
+
+
+@pytest.mark.parametrize("epochs", [1, 10])
+def test_a_warm_up_that_would_do_nothing_is_refused(epochs: int) -> None:
+    argv = {"schedule_per": "epoch", "epochs": epochs}
+    with pytest.raises(RequestError, match=r"--warmup 0\.1 ends within the first epoch"):
+        resolve_config({**argv, "warmup": 0.1})
+    assert resolve_config({**argv, "warmup": 0.1, "schedule_per": "step"}).warmup == 0.1
+    assert resolve_config(argv).warmup == 0.05  # nobody asked for the recipe's
+    assert resolve_config({**argv, "epochs": 10, "warmup": 0.2}).warmup == 0.2
+
+
+def test_a_rate_that_an_optimizer_of_timm_s_refuses() -> None:
+    with pytest.raises(RequestError, match="timm/madgrad refuses --lr 0 or"):
+        resolve_config({"opt": "timm/madgrad", "lr": 0.0})
+    assert resolve_config({"opt": "timm/lion", "lr": 0.0}).lr == 0

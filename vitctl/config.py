@@ -569,6 +569,11 @@ def resolve_config(flags: Mapping[str, Any], file: Mapping[str, Any] | None = No
         file = {key: value for key, value in file.items() if key != "aug_options"}
     if flags.get("val") == "none":
         file.pop("loss_sum", None)
+    schedules = [each["schedule"] for each in (file, flags) if "schedule" in each]
+    if len(set(schedules)) == 2 and "onecycle" in schedules:
+        file.pop("warmup", None)  # the share in which its rate rises is no warm-up
+    if flags.get("schedule", "constant") != "constant":
+        file.pop("warmdown", None)
     if flags.keys() & set(LENGTHS):
         file = {key: value for key, value in file.items() if key not in LENGTHS}
     given = {**file, **flags}
@@ -624,10 +629,18 @@ def resolve_config(flags: Mapping[str, Any], file: Mapping[str, Any] | None = No
     settings["pretrained"] = pretrained
     if "layer_decay" not in given and (settings["pretrained"] == "false" or settings.get("freeze_backbone")):
         settings["layer_decay"] = 1.0  # a recipe's is for layers that know something and are to keep it
-    settings.update(_augmentation(settings, preset, given))
+    settings.update(_augmentation(settings, preset, given, flags))
     for name in (*_NET_FLAGS, *ADAN_BETAS):
         settings.pop(name, None)
     config = TrainConfig(**settings)
+    rising = config.warmup * config.epochs if config.epochs else 0.0
+    if "warmup" in flags and config.schedule_per == "epoch" and 0 < rising <= 1:
+        more = f"take more than {1 / config.epochs:g}, or " if config.epochs and config.epochs > 1 else "take "
+        raise RequestError(
+            f"--warmup {config.warmup:g} ends within the first epoch, and with --schedule-per epoch the rate changes only where "
+            f"an epoch begins; {more}--schedule-per step"
+        )
+    opt_entry.check_rate(config.lr, config.weight_decay, config.opt_options)
     net_entry.check_size(net, config.net_options, config.size)
     return config
 
@@ -682,7 +695,8 @@ def _without_usual_values(file: dict[str, Any], flags: Mapping[str, Any]) -> dic
     if all(split_spec(str(flags.get(name, of_all[name])), flag_name(name))[0] == of_all[name] for name in what):
         return file
     usual = as_in(plain, "net", "net_options") | as_in(of_net, "opt", "opt_options") | as_in(of_net, *LENGTHS)
-    hung_on = {*what, "opt", "data_dir", *LENGTHS}
+    usual |= as_in(of_all, "aug", "aug_options")
+    hung_on = {*what, "opt", "aug", "aug_options", "data_dir", *LENGTHS}
     usual |= {name for name, value in file.items() if name not in hung_on and name in of_all and value == of_all[name]}
     return {name: value for name, value in file.items() if name not in usual}
 
@@ -694,18 +708,25 @@ _NET_FLAGS = {"patch": "patch_size", "convkernel": "kernel_size"}
 """Flags that are options of the network."""
 
 
-def _augmentation(settings: Mapping[str, Any], preset: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:
+def _augmentation(
+    settings: Mapping[str, Any], preset: Mapping[str, Any], given: Mapping[str, Any], flags: Mapping[str, Any]
+) -> dict[str, Any]:
     """Return the settings of augmentation, and of what hangs on them, resolved."""
     aug, inline = split_spec(str(settings.get("aug", TrainConfig.aug)), "--aug")
     entry: AugmentationEntry = lookup(AUGMENTATIONS, aug, "--aug")
-    options = entry.resolve_options({**settings.get("aug_options", {}), **inline}, f"--aug {aug}")
+    # Where nobody named one, what stands beside its name is the recipe's, which the options that were given go before.
+    options = (
+        {**settings.get("aug_options", {}), **inline} if "aug" in given else {**inline, **given.get("aug_options", {})}
+    )
+    options = entry.resolve_options(options, f"--aug {aug}")
     resolved: dict[str, Any] = {"aug": aug, "aug_options": options}
     for name in ("mixup", "cutmix"):
         if settings.get(name) is True:
             resolved[name] = preset.get(name) or FLAGS[name].when_true
     mixing = [resolved.get(name, settings.get(name, 0)) for name in ("mixup", "cutmix")]
     if not any(mixing):
-        if given.get("mix_off"):
+        # A file may keep it beside a mixup of 0 that a flag, or a trial of a sweep, put there.
+        if given.get("mix_off") and ("mix_off" in flags or not given.keys() & {"mixup", "cutmix"}):
             raise RequestError(
                 f"--mix-off {given['mix_off']:g} ends mixup and CutMix, and neither is on; give --mixup or --cutmix too"
             )
@@ -843,7 +864,9 @@ def _opt_options(
             raise RequestError(f"{flag_name(name)} and --opt {opt}:{beta}=... both set it; give one of them")
         options[beta] = entry.options[beta].parse(given[name], flag_name(name))
     resolved = entry.resolve_options(options, f"--opt {opt}")
-    wants = str(inline.get("nesterov", "")).lower() in TRUE_WORDS
+    wants = str({**given.get("opt_options", {}), **inline}.get("nesterov", "")).lower() in TRUE_WORDS
+    if opt == "sgd" and not wants and not resolved["momentum"]:
+        resolved["nesterov"] = False  # so that a file which --print-config writes asks for nothing that it cannot have
     if opt == "sgd" and wants and not resolved["momentum"]:
         raise RequestError(
             "--opt sgd:nesterov=true needs momentum, which is 0; say --opt sgd:momentum=0.9,nesterov=true"
