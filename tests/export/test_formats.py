@@ -57,6 +57,7 @@ def record_of(net: str, model_size: int, form: Form, mean: tuple[float, ...] = M
         "val_fraction": 0.1,
         "split_seed": 0,
         "limit_train": 2000,
+        "flips": True,
         "run": "r",
         "checkpoint": "last.pt",
         "checkpoint_sha256": "0" * 64,

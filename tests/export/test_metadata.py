@@ -61,6 +61,7 @@ def test_texts_are_what_a_reader_expects() -> None:
         ("val_fraction", "1.5"),
         ("limit_train", "0"),
         ("limit_train", "many"),
+        ("flips", "1"),
         ("normalize", "none"),
     ],
 )

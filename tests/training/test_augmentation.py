@@ -211,6 +211,12 @@ def test_mirroring_is_refused_where_it_changes_the_class(cli: Cli, refused: Refu
     cli("train", *TINY, "--epochs", 1, "--name", "r")
     assert sentence in refused("eval", "runs/r", "--tta", "flip")
     assert "did you mean flip" in refused("eval", "runs/r", "--tta", "flop")
+    # What a run's own --flip says of its data set goes for eval as for train.
+    assert cli("train", *TINY, "--epochs", 1, "--flip", "on", "--tta", "flip", "--name", "on").code == 0
+    assert "TTA flip" in cli("eval", "runs/on", "--tta", "flip").out
+    scenes(tmp_path / "letters")
+    cli("train", "--dataset", "letters", *NET, "--epochs", 1, "--flip", "off", "--name", "off")
+    assert sentence in refused("eval", "runs/off", "--tta", "flip")
     assert "did you mean flip" in refused("train", *TINY, "--tta", "flop")
 
 

@@ -2,6 +2,8 @@
 
 import dataclasses
 import math
+import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -323,8 +325,14 @@ def test_a_run_that_looked_at_the_test_set_each_epoch_says_so(cli: Cli) -> None:
     assert "tested once" in cli("train", *TINY, "--epochs", 1).out
 
 
-def test_a_warm_down_that_would_do_nothing_is_refused(cli: Cli, refused: Refused) -> None:
+def test_a_warm_down_that_would_do_nothing_is_refused(
+    cli: Cli, refused: Refused, monkeypatch: pytest.MonkeyPatch
+) -> None:
     argv = [*TINY, "--schedule", "constant", "--schedule-per", "epoch", "--epochs", 4]  # of 4 steps each
     for share in (0.001, 0.25):
         assert "begins in the last epoch" in refused("train", *argv, "--warmdown", share)
     assert cli("train", *argv, "--warmdown", 0.5).code == 0
+    monkeypatch.setattr(sys.modules["vitctl.cli.train"], "STARTED", time.monotonic())
+    fitted = [*argv[:-2], "--warmdown", 0.5, "--max-time", "12s"]  # how many epochs, only the machine's speed says
+    assert cli("train", *fitted).code == 0
+    assert cli("train", *argv[:-2], "--warmdown", 0.5, "--max-steps", 25, "--dry-run").code == 0

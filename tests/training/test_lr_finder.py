@@ -62,6 +62,13 @@ def test_a_loss_that_runs_away_ends_it(cli: Cli) -> None:
         "train", *TINY, *STEPS, "--opt", "sgd:momentum=0", "--lr", 100, "--clip-grad", 0, "--lr-finder", "--json"
     )
     assert found.json()["diverged"] is True and found.json()["steps"] < 60
+    above = cli("train", *TINY, *STEPS, "--opt", "adamw", "--lr", 1e4, "--clip-grad", 0, "--lr-finder")
+    assert "it ran away first; look lower: --lr 100" in above.out
+
+
+def test_a_schedule_that_it_replaces_does_not_stop_it(cli: Cli, tmp_path: Path) -> None:
+    (tmp_path / "run.yaml").write_text("schedule: constant\nschedule_per: epoch\nwarmdown: 0.05\n")
+    assert cli("train", *TINY, *STEPS, "--config", "run.yaml", "--lr-finder").code == 0
 
 
 @pytest.mark.parametrize(("name", "start"), [("a.svg", b"<?xml"), ("a.pdf", b"%PDF"), ("a.PNG", b"\x89PNG")])

@@ -73,8 +73,9 @@ def test_blank_pictures_are_counted(cli: Cli, colourful: Path) -> None:
     # 22.7 % of 400 pictures, give or take three deviations
     assert sum(seeds) / 5 == pytest.approx(0.227, abs=0.063)
     assert blank("--aug", "randaug") == blank("--aug", "basic") == blank("--aug", "none") == 0
-    # counted before mixing, which would hide them
+    # counted before mixing and painting boxes, which would hide them
     assert blank("--aug", "seed-randaug", "--mixup", "--seed", 0) == seeds[0]
+    assert blank("--aug", "seed-randaug", "--cutout", 0.5, "--erase", 0.5, "--seed", 0) == seeds[0]
 
 
 def test_it_says_what_it_found(cli: Cli, colourful: Path) -> None:

@@ -198,10 +198,12 @@ def print_lr_finder(found: Record) -> None:
     )
     console = Console(highlight=False, soft_wrap=True)
     if found["suggestion"] is None:
-        console.print(
-            f"The loss did not fall by more than its noise, so nothing is suggested; more steps may help: --max-steps {2 * found['steps']}.",
-            markup=False,
+        hint = (
+            f"it ran away first; look lower: --lr {found['config']['lr'] / 100:g}"
+            if found["diverged"]
+            else f"more steps may help: --max-steps {2 * found['steps']}"
         )
+        console.print(f"The loss did not fall by more than its noise, so nothing is suggested; {hint}.", markup=False)
     if found["picture"]:
         console.print(f"picture: {found['picture']}", markup=False)
 

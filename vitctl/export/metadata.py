@@ -43,6 +43,7 @@ class Metadata:
         val_fraction: likewise.
         split_seed: likewise.
         limit_train: it was trained on that many pictures of its training part; None is all.
+        flips: mirrored pictures are of their class.
         run: the name of its run's folder, or empty.
         checkpoint: the name of the checkpoint's file.
         checkpoint_sha256: of the checkpoint's file.
@@ -68,6 +69,7 @@ class Metadata:
     val_fraction: float
     split_seed: int
     limit_train: int | None
+    flips: bool
     run: str
     checkpoint: str
     checkpoint_sha256: str
@@ -165,6 +167,9 @@ def _read(kind: str, text: str) -> Any:
             return tuple(map(float, value))
     elif kind.startswith("Mapping"):
         if isinstance(value, dict):
+            return value
+    elif kind == "bool":
+        if isinstance(value, bool):
             return value
     elif value is None and kind == "int | None":
         return None

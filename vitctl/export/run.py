@@ -172,6 +172,7 @@ def _record(request: ExportRequest, trained: Trained, sample: Sample | None) -> 
         val_fraction=config.val_fraction,
         split_seed=config.split_seed,
         limit_train=config.limit_train,
+        flips=config.flips,
         run=_run_name(trained.path),
         checkpoint=trained.path.name,
         checkpoint_sha256=trained.sha256,

@@ -98,6 +98,7 @@ def open_onnx(path: Path) -> Classifier:
         split_seed=record.split_seed,
         skip_bad_images=False,
         limit_train=record.limit_train,
+        flips=record.flips,
         device=torch.device("cpu"),
         engine=ENGINE,
         batch=BATCH,

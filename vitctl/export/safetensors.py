@@ -179,6 +179,7 @@ def open_safetensors(path: Path, device: torch.device) -> Classifier:
             val_fraction=record.val_fraction,
             split_seed=record.split_seed,
             limit_train=record.limit_train,
+            flip="on" if record.flips else "off",
             epochs=1,
         ),
         classes=record.classes,

@@ -34,6 +34,9 @@ class OptimizerEntry(Entry):
     split_matrices: bool = False
     second_lr: str | None = None
 
+    def check_rate(self, lr: float, weight_decay: float, options: Mapping[str, Value]) -> None:
+        """Raise RequestError where the optimizer refuses a rate or a decay that the flags allow; those of the table take all."""
+
 
 _ADAM_OPTIONS = {
     "beta1": Option(0.9, "decay of the mean of gradients", low=0, below=1),

@@ -74,14 +74,24 @@ class TimmEntry(OptimizerEntry):
             RequestError: an option that the optimizer does not have, or a value that it refuses.
         """
         options = {name: value for name, value in super().resolve_options(given, what).items() if value is not None}
+        settings: dict[str, Any] = {"lr": _SOME_LR, **options}
+        self._try(f"{what} refuses these options", **settings)
+        return options
+
+    def check_rate(self, lr: float, weight_decay: float, options: Mapping[str, Value]) -> None:
+        """Raise RequestError where the optimizer refuses the rate or the decay: timm's MADGRAD takes no rate of 0."""
+        what = f"--opt {TIMM}{self.name} refuses --lr {lr:g} or --weight-decay {weight_decay:g}"
+        self._try(what, weight_decay, lr=lr, **options)
+
+    def _try(self, what: str, weight_decay: float = 0.0, **settings: Any) -> None:
+        """Take a step with these settings; the optimizers know best what they take, some in the first step only."""
         sample = nn.Parameter(torch.zeros(2, 2))
         sample.grad = torch.eye(2)
-        try:  # the optimizers know best which values they take; some look at them in the first step only
+        try:
             with torch.compiler.set_stance("force_eager"):
-                build_timm(self.name, [{"params": [sample]}], lr=_SOME_LR, **options).step()
+                build_timm(self.name, [{"params": [sample], "weight_decay": weight_decay}], **settings).step()
         except Exception as error:
-            raise RequestError(f"{what} refuses these options: {' '.join(str(error).split())}") from error
-        return options
+            raise RequestError(f"{what}: {' '.join(str(error).split())}") from error
 
 
 def timm_names() -> list[str]:

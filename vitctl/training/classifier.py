@@ -34,6 +34,7 @@ class Classifier:
         split_seed: likewise.
         skip_bad_images: pictures that cannot be read were left out.
         limit_train: it was trained on that many pictures of its training part; None is all.
+        flips: mirrored pictures of that data set are of their class.
         device: where it runs.
         engine: what runs it, and its version.
         batch: pictures that it is best asked about at once.
@@ -54,6 +55,7 @@ class Classifier:
     split_seed: int
     skip_bad_images: bool
     limit_train: int | None
+    flips: bool
     device: torch.device
     engine: str
     batch: int
@@ -96,6 +98,7 @@ def classifier_of(trained: Trained, device: torch.device) -> Classifier:
         split_seed=config.split_seed,
         skip_bad_images=config.skip_bad_images,
         limit_train=config.limit_train,
+        flips=config.flips,
         device=device,
         engine=f"torch {torch.__version__}",
         batch=batch_pieces(config, device, build, len(trained.mean), batchnorm=False)[1],

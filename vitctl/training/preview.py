@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import io
 from pathlib import Path
 
@@ -71,7 +72,9 @@ def preview_batch(config: TrainConfig, path: Path, decoding: LoadProgress | None
     shares = class_shares(labels.cpu(), dataset.classes)
     content = contact_sheet(seen, [caption(each) for each in shares], title(config))
 
+    # Whether a picture has content left is asked before others are mixed in or boxes painted, which hide what is blank.
     batches.mixed_steps = 0
+    batches.extras = dataclasses.replace(batches.extras, erase=0.0, cutout=0.0)
     counted, blank, stored = 0, 0, 0
     for step in range(batches.steps_per_epoch):
         images, _ = batches.batch(0, step)

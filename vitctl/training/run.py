@@ -64,6 +64,7 @@ def start_run(
     plan = TimePlan(session, started, runs_dir.absolute()) if config.max_time else None
     if plan:
         plan.fit()  # refused, where the time is too short, before anything is written
+    session.check_warmdown()
     folder = RunFolder.create(runs_dir, name, session.config)
     with folder.locked():
         if session.pretrained:
@@ -135,6 +136,7 @@ def resume_run(
             return summary
 
         session = open_session(config, decoding, pretrained=checkpoint is None)
+        session.check_warmdown()
         if checkpoint is not None:
             check_length(session, config, checkpoint["epoch"], checkpoint["step"])
             before = session.schedule.factor(checkpoint["step"])
@@ -344,6 +346,7 @@ def dry_run(
     compile_network(session, message)
     if config.max_time:
         TimePlan(session, started).fit()
+    session.check_warmdown()
     session.train_mode()
     times: list[float] = []
     for _ in range(1 + min(steps, session.total_steps)):  # the first one warms up

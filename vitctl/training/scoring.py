@@ -116,9 +116,10 @@ def score_classifier(
         RequestError: no such data or part, or data of other classes; or mirrored pictures are to be looked at, and they
             are not of their class.
     """
-    for name in (classifier.dataset, dataset or classifier.dataset):
-        if tta == "flip" and name in DATASETS and not DATASETS[name].flip:
-            raise RequestError(f"--tta flip: mirrored pictures of {name} are not of their class; leave --tta out")
+    other = dataset not in (None, classifier.dataset) and dataset in DATASETS and not DATASETS[dataset].flip
+    if tta == "flip" and (other or not classifier.flips):
+        name = dataset if other else classifier.dataset
+        raise RequestError(f"--tta flip: mirrored pictures of {name} are not of their class; leave --tta out")
     data = load_data_for(
         classifier, dataset=dataset, data_dir=data_dir, skip_bad_images=skip_bad_images, decoding=decoding
     )

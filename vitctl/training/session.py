@@ -172,25 +172,28 @@ class Session:
     def set_length(self, total_steps: int) -> None:
         """Make the run ``total_steps`` optimizer steps long, and fit the schedule and the shares of the run to it."""
         config = self.config
-        warmdown_steps = round(config.warmdown * total_steps)
-        if (
-            config.schedule_per == "epoch"
-            and config.warmdown
-            and warmdown_steps <= (total_steps - 1) % self.steps_per_epoch + 1
-        ):
-            raise RequestError(
-                f"--warmdown {config.warmdown:g} begins in the last epoch, and with --schedule-per epoch the rate changes only "
-                f"where an epoch begins; take a greater one, or --schedule-per step"
-            )
         self.total_steps = total_steps
         self.batches.mixed_steps = mixed_steps(config, total_steps)
         self.schedule = Schedule(
             kind=config.schedule,
             total_steps=total_steps,
             warmup_steps=math.ceil(config.warmup * total_steps) if config.warmup else 0,
-            warmdown_steps=warmdown_steps,
+            warmdown_steps=round(config.warmdown * total_steps),
             steps_per_epoch=self.steps_per_epoch if config.schedule_per == "epoch" else 0,
         )
+
+    def check_warmdown(self) -> None:
+        """Refuse a warm-down in which no epoch begins, where the rate changes at no other place.
+
+        Only once the run's length is what it will be: ``--max-time`` fits it to the machine's speed.
+        """
+        config, schedule = self.config, self.schedule
+        last_epoch = (self.total_steps - 1) % self.steps_per_epoch + 1
+        if config.warmdown and config.schedule_per == "epoch" and schedule.warmdown_steps <= last_epoch:
+            raise RequestError(
+                f"--warmdown {config.warmdown:g} begins in the last epoch, and with --schedule-per epoch the rate changes only "
+                f"where an epoch begins; take a greater one, or --schedule-per step"
+            )
 
     def autocast(self) -> torch.autocast:
         """Return the context that the network's forward pass runs in."""
