@@ -263,7 +263,8 @@ def test_tuned_settings_are_those_that_train_takes(cli: Cli, tmp_path: Path, mon
     assert {trial["settings"]["bs"] for trial in tuned["trials"]} == {512, 1024}
     fastest = tuned["trials"][speeds.index(max(speeds))]["settings"]
     stored = yaml.safe_load((tmp_path / "tuned-cpu.yaml").read_text())
-    assert stored == {**fastest, "device": "cpu"}
+    assert {**stored, **fastest, "device": "cpu", "net": "cct_2"} == stored
+    assert stored["net_options"]["embed_dim"] == 16  # what it was tuned for goes with it
     shown = cli("train", "--config", "tuned-cpu.yaml", "--dataset", "digits", "--print-config")
     assert shown.code == 0, shown.err
     assert {name: yaml.safe_load(shown.out)[name] for name in stored} == stored

@@ -156,11 +156,13 @@ def tune_devices(
         best = best_of(trials)
         path = Path(f"tuned-{name.replace(':', '-')}.yaml")
         head = (
-            f"# the fastest of {len(trials)} settings tried on {name} ({devices.device_label(torch.device(device))}) for --net "
-            f"{plan.config.net} --opt {plan.config.opt}: "
+            f"# the fastest of {len(trials)} settings tried on {name} ({devices.device_label(torch.device(device))}): "
             f"{best.images_per_second:.1f} pictures/s\n"
         )
-        write_text(path, head + yaml.safe_dump({**best.settings, "device": device}, sort_keys=False))
+        # With what they were found for: another network has other fastest settings.
+        tuned_for = {key: getattr(plan.config, key) for key in ("recipe", "net", "net_options", "opt")}
+        settings = {**tuned_for, **best.settings, "device": device}
+        write_text(path, head + yaml.safe_dump(settings, sort_keys=False))
         message(f"written: {path}")
     return found
 
