@@ -172,7 +172,7 @@ def test_options_of_optimizers_reach_the_settings() -> None:
 
 def test_a_recipe_s_scale_moves_the_rate_that_depends_on_the_width() -> None:
     narrow, wide = (resolve_config({"recipe": "fast", "net": net}) for net in ("cct_2", "vit"))
-    assert narrow.lr == wide.lr == 0.05
+    assert narrow.lr == wide.lr == 0.02
     assert wide.opt_options["adamw_lr"] == narrow.opt_options["adamw_lr"] / 4  # type: ignore[operator]
     adam = [resolve_config({"recipe": "fast", "net": net, "opt": "adam"}).lr for net in ("cct_2", "vit")]
     assert adam[1] == adam[0] / 4
@@ -299,7 +299,7 @@ def test_what_a_file_sets_for_one_optimizer_is_not_for_another() -> None:
     usual = resolve_config({"recipe": "fast", "opt": "adamw"})
     assert (other.lr, other.weight_decay, other.clip_grad) == (usual.lr, usual.weight_decay, usual.clip_grad)
     same = resolve_config({"opt": "muon:ns_steps=3"}, normalise_keys(file, "f.yaml"))
-    assert (same.lr, same.clip_grad) == (0.05, 0.0)
+    assert (same.lr, same.clip_grad) == (0.02, 0.0)
 
 
 def written(**settings: object) -> dict[str, object]:
