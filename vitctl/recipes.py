@@ -250,6 +250,32 @@ RECIPES: dict[str, Recipe] = {
         },
         opt_options=_FAST_MUON_OPTIONS,
         paper=_FAST_PAPER,
+        cards=(
+            Card(
+                net="cct_2",
+                dataset="cifar10",
+                epochs=4,
+                val_acc=(Band(63.54, 1.64), Band(69.00, 2.32), Band(74.63, 0.69), Band(79.85, 0.01)),
+                test_acc=Band(mean=79.72, deviation=0.50),
+                seeds=(0, 1),
+                seconds=245.7,
+                machine="cpu (AMD EPYC, 2 threads)",
+                versions="torch 2.14.1+cu130, vitctl 0.1.0",
+            ),
+            Card(
+                net="cct_2",
+                dataset="cifar10",
+                epochs=2,
+                max_steps=2134,
+                max_time="60s",
+                val_acc=(),
+                test_acc=Band(mean=74.49, deviation=0.50),
+                seeds=(0, 1, 2),
+                seconds=63.1,  # on a machine that slowed down on the way
+                machine="cpu (AMD EPYC, 2 threads)",
+                versions="torch 2.14.1+cu130, vitctl 0.1.0",
+            ),
+        ),
     ),
     "vit_small": Recipe(
         summary="the best for the architecture vit_small: Muon, no dropout, the mean of the tokens to the head, positions "

@@ -1,3 +1,4 @@
+import dataclasses
 import json
 from collections.abc import Callable
 
@@ -74,6 +75,15 @@ def test_recipes_are_listed(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
     assert "not measured" in cli("list-recipes", "bare").out
     text = cli("list-recipes").out
     assert all(name in text for name in RECIPES) and "not measured" in text
+
+
+def test_a_card_of_a_time_names_the_network_of_that_time(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
+    card = dataclasses.replace(CARD, max_time="60s", max_steps=50)
+    recipe = Recipe(
+        summary="", settings={"net": "cct_2", "opt": "muon"}, by_time={90: {"net": "cct_2:depth=1"}}, cards=(card,)
+    )
+    monkeypatch.setitem(RECIPES, "timed", recipe)
+    assert "measured: cct_2:depth=1, cifar10, --max-time 60s (50 steps)" in cli("list-recipes", "timed").out
 
 
 def test_a_card_is_shown_whole(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:

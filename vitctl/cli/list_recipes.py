@@ -81,7 +81,9 @@ def _brief(card: Card, recipe: Recipe) -> str:
 
 def _measured(card: Card, recipe: Recipe) -> str:
     """Return network, optimizer where it is not the recipe's, and data set that a card is of."""
-    spec = str(recipe.settings["net"])
+    from vitctl.units import parse_duration
+
+    spec = str(recipe.within(parse_duration(card.max_time, "max_time") if card.max_time else None)["net"])
     net = spec if spec.partition(":")[0] == card.net else card.net
     return ", ".join([net, *([card.opt] if card.opt else []), card.dataset])
 

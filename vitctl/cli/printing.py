@@ -31,7 +31,7 @@ def print_table(title: str, rows: list[tuple[str, str]]) -> None:
 
     table = Table(show_header=False)
     table.add_column(style="bold")
-    table.add_column(justify="right")
+    table.add_column(justify="right", overflow="fold")
     for name, value in rows:
         table.add_row(escape(name), escape(value))
     console = Console(highlight=False)
