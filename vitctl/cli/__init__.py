@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import atexit
+import gc
 import os
 import signal
 import sys
@@ -9,6 +11,10 @@ import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
+
+# The interpreter's last collection goes through all that torch has put into memory, a second or more, and frees nothing
+# that the process's end does not; what is frozen it leaves alone.
+atexit.register(gc.freeze)
 
 TYPERS_INTERRUPT = 130
 """What Typer makes of Ctrl-C; a shell's loop goes on after this code, and ends when its command died by the signal."""
