@@ -434,6 +434,7 @@ def test_shares_that_a_file_has_for_one_schedule_are_not_for_another() -> None:
     assert (
         resolve_config({"schedule": "onecycle"}, file).warmup == resolve_config({"schedule": "onecycle"}).warmup == 0.3
     )
+    assert resolve_config({"schedule": "onecycle", "net": "vit"}, {**file, "warmup": 0.1}).warmup == 0.3
     assert resolve_config({"schedule": "cosine"}, {**file, "warmup": 0.1}).warmup == 0.1
     assert resolve_config({"schedule": "cosine"}, {"schedule": "constant", "warmdown": 0.3}).warmdown == 0
 

@@ -554,7 +554,9 @@ def resolve_config(flags: Mapping[str, Any], file: Mapping[str, Any] | None = No
     Raises:
         RequestError: an unknown name, or a combination that cannot be.
     """
-    file = _without_usual_values(_spread_specs(file or {}), flags)
+    file = _spread_specs(file or {})
+    schedules = {each["schedule"] for each in (file, flags) if "schedule" in each}
+    file = _without_usual_values(file, flags)
     if "net" in flags:
         file = {key: value for key, value in file.items() if key not in ("net_options", *_NET_FLAGS)}
     if "opt" in flags:
@@ -569,8 +571,7 @@ def resolve_config(flags: Mapping[str, Any], file: Mapping[str, Any] | None = No
         file = {key: value for key, value in file.items() if key != "aug_options"}
     if flags.get("val") == "none":
         file.pop("loss_sum", None)
-    schedules = [each["schedule"] for each in (file, flags) if "schedule" in each]
-    if len(set(schedules)) == 2 and "onecycle" in schedules:
+    if len(schedules) == 2 and "onecycle" in schedules:
         file.pop("warmup", None)  # the share in which its rate rises is no warm-up
     if flags.get("schedule", "constant") != "constant":
         file.pop("warmdown", None)
@@ -633,12 +634,12 @@ def resolve_config(flags: Mapping[str, Any], file: Mapping[str, Any] | None = No
     for name in (*_NET_FLAGS, *ADAN_BETAS):
         settings.pop(name, None)
     config = TrainConfig(**settings)
-    rising = config.warmup * config.epochs if config.epochs else 0.0
+    rising = config.warmup * config.epochs if config.epochs and not config.max_steps else 0.0
     if "warmup" in flags and config.schedule_per == "epoch" and 0 < rising <= 1:
         more = f"take more than {1 / config.epochs:g}, or " if config.epochs and config.epochs > 1 else "take "
         raise RequestError(
-            f"--warmup {config.warmup:g} ends within the first epoch, and with --schedule-per epoch the rate changes only where "
-            f"an epoch begins; {more}--schedule-per step"
+            f"--warmup {config.warmup:g} ends within the first epoch, and with --schedule-per epoch that has one rate, so that "
+            f"nothing rises; {more}--schedule-per step"
         )
     opt_entry.check_rate(config.lr, config.weight_decay, config.opt_options)
     net_entry.check_size(net, config.net_options, config.size)

@@ -253,7 +253,20 @@ def test_tuned_settings_are_those_that_train_takes(cli: Cli, tmp_path: Path, mon
 
     monkeypatch.setattr(tune, "SECONDS", 0.0)
     monkeypatch.setattr(tune, "BATCHES", (2.0,))
-    result = cli("bench-device", "cpu", "--net", TINY_NET, "--threads", "1", "--micro-batch", "8", "--tune", "--json")
+    result = cli(
+        "bench-device",
+        "cpu",
+        "--net",
+        TINY_NET,
+        "--size",
+        24,
+        "--threads",
+        "1",
+        "--micro-batch",
+        "8",
+        "--tune",
+        "--json",
+    )
     assert result.code == 0, result.err
     (tuned,) = result.json()["devices"]
     speeds = [trial["images_per_second"] for trial in tuned["trials"]]
@@ -264,7 +277,7 @@ def test_tuned_settings_are_those_that_train_takes(cli: Cli, tmp_path: Path, mon
     fastest = tuned["trials"][speeds.index(max(speeds))]["settings"]
     stored = yaml.safe_load((tmp_path / "tuned-cpu.yaml").read_text())
     assert {**stored, **fastest, "device": "cpu", "net": "cct_2"} == stored
-    assert stored["net_options"]["embed_dim"] == 16  # what it was tuned for goes with it
+    assert stored["net_options"]["embed_dim"] == 16 and stored["size"] == 24  # what it was tuned for goes with it
     shown = cli("train", "--config", "tuned-cpu.yaml", "--dataset", "digits", "--print-config")
     assert shown.code == 0, shown.err
     assert {name: yaml.safe_load(shown.out)[name] for name in stored} == stored

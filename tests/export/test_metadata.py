@@ -61,6 +61,7 @@ def test_texts_are_what_a_reader_expects() -> None:
         ("val_fraction", "1.5"),
         ("limit_train", "0"),
         ("limit_train", "many"),
+        ("limit_train", "1.5"),
         ("flips", "1"),
         ("normalize", "none"),
     ],
@@ -73,6 +74,14 @@ def test_a_damaged_record_is_one_sentence(key: str, text: str | None) -> None:
     with pytest.raises(RequestError, match=r"^a\.onnx is damaged: ") as caught:
         Metadata.from_strings(texts, "a.onnx")
     assert "\n" not in str(caught.value) and len(str(caught.value)) < 400
+
+
+def test_an_earlier_record_is_read() -> None:
+    texts = record().to_strings()
+    del texts["limit_train"], texts["flips"]
+    assert Metadata.from_strings(texts, "a.onnx").limit_train is None
+    assert Metadata.from_strings(texts | {"dataset": "cifar10"}, "a.onnx").flips is True
+    assert Metadata.from_strings(texts | {"dataset": "digits"}, "a.onnx").flips is False
 
 
 def test_foreign_and_later_files() -> None:

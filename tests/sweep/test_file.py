@@ -13,7 +13,14 @@ import yaml
 from tests.sweep.conftest import SHIPPED, fixture, sweep_file, sweep_text
 from tests.sweep.test_space import parameter
 from vitctl.errors import RequestError
-from vitctl.sweep.file import METRICS, check_fixed, check_trains, parse_sweep_file, read_sweep_file
+from vitctl.sweep.file import (
+    METRICS,
+    check_fixed,
+    check_trains,
+    length_notes,
+    parse_sweep_file,
+    read_sweep_file,
+)
 
 ADAN = next(path for path in SHIPPED if path.stem == "adan_betas_decay")
 
@@ -89,28 +96,24 @@ def test_options_of_nets_nest_as_in_wandb() -> None:
 
 
 @pytest.mark.parametrize(
-    ("lengths", "others", "said"),
+    ("lengths", "others", "fixed", "said"),
     [
-        ({"epochs": {"values": [1, 3]}}, {}, "epochs: the recipe has other values of aug, bs"),
-        (
-            {"epochs": {"min": 1, "max": 5}},
-            {"bs": {"value": 64}},
-            "epochs: the recipe has other values of aug for some",
-        ),
-        ({"epochs": {"values": [1, 3]}}, {"bs": {"value": 64}, "aug": {"value": "none"}}, None),
-        ({"epochs": {"values": [2, 3]}}, {}, None),
-        (
-            {"max_time": {"values": ["60s", "10m"]}},
-            {"recipe": {"value": "fast"}},
-            "max_time: the recipe has other values",
-        ),
+        ({"epochs": {"values": [1, 3]}}, {}, {}, "epochs: the recipe has other values of aug, bs for"),
+        ({"epochs": {"min": 1, "max": 5}}, {"bs": {"value": 64}}, {}, "epochs: the recipe has other values of aug for"),
+        ({"epochs": {"values": [1, 3]}}, {"batch_size": {"value": 64}}, {"aug": "none"}, None),
+        ({"epochs": {"values": [1, 3]}}, {"dataset": {"value": "digits"}}, {}, "other values of aug for"),
+        ({"epochs": {"values": [None, 3]}}, {}, {}, None),
+        ({"epochs": {"values": [2, 3]}}, {}, {}, None),
+        ({"max_time": {"values": ["60s", "10m"]}}, {"recipe": {"value": "fast"}}, {}, "max_time: the recipe has other"),
+        ({"max_time": {"values": ["60s", "70s"]}}, {"recipe": {"value": "fast"}}, {}, None),
     ],
 )
 def test_lengths_that_change_more_than_themselves_are_told(
-    lengths: dict[str, Any], others: dict[str, Any], said: str | None
+    lengths: dict[str, Any], others: dict[str, Any], fixed: dict[str, Any], said: str | None
 ) -> None:
     file = sweep_file({**lengths, "recipe": {"value": "vit_small"}, **others})
-    told = [note for note in file.notes if "the recipe has" in note]
+    check_trains(file, fixed)
+    told = length_notes(file, fixed)
     assert not told if said is None else said in told[0]
 
 

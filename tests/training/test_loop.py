@@ -2,8 +2,6 @@
 
 import dataclasses
 import math
-import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -325,14 +323,22 @@ def test_a_run_that_looked_at_the_test_set_each_epoch_says_so(cli: Cli) -> None:
     assert "tested once" in cli("train", *TINY, "--epochs", 1).out
 
 
-def test_a_warm_down_that_would_do_nothing_is_refused(
-    cli: Cli, refused: Refused, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_warm_down_that_would_do_nothing_is_refused(cli: Cli, refused: Refused) -> None:
     argv = [*TINY, "--schedule", "constant", "--schedule-per", "epoch", "--epochs", 4]  # of 4 steps each
     for share in (0.001, 0.25):
         assert "begins in the last epoch" in refused("train", *argv, "--warmdown", share)
     assert cli("train", *argv, "--warmdown", 0.5).code == 0
-    monkeypatch.setattr(sys.modules["vitctl.cli.train"], "STARTED", time.monotonic())
-    fitted = [*argv[:-2], "--warmdown", 0.5, "--max-time", "12s"]  # how many epochs, only the machine's speed says
-    assert cli("train", *fitted).code == 0
-    assert cli("train", *argv[:-2], "--warmdown", 0.5, "--max-steps", 25, "--dry-run").code == 0
+    assert "begins in the last epoch" in refused("train", *argv, "--warmdown", 0.25, "--dry-run")
+    # How many epochs an hour has, only the machine's speed says.
+    assert cli("train", *argv[:-2], "--warmdown", 0.5, "--max-time", "1h", "--dry-run").code == 0
+
+
+def test_a_warm_down_that_a_longer_run_makes_nothing_of_is_refused(cli: Cli, refused: Refused) -> None:
+    argv = [*TINY, "--schedule", "constant", "--schedule-per", "epoch", "--warmdown", 0.3]
+    assert (
+        cli("train", *argv, "--max-steps", 9, "--name", "r").code == 0
+    )  # its 3 steps hold where the last epoch begins
+    assert "begins in the last epoch" in refused("train", "--resume", "runs/r", "--max-steps", 12)
+    for command in ("bench-device", "compare-optimizers"):
+        words = ["cpu"] if command == "bench-device" else ["adam", "adamw"]
+        assert "begins in the last epoch" in refused(command, *words, *argv, "--epochs", 1)

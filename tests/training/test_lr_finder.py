@@ -64,6 +64,8 @@ def test_a_loss_that_runs_away_ends_it(cli: Cli) -> None:
     assert found.json()["diverged"] is True and found.json()["steps"] < 60
     above = cli("train", *TINY, *STEPS, "--opt", "adamw", "--lr", 1e4, "--clip-grad", 0, "--lr-finder")
     assert "it ran away first; look lower: --lr 100" in above.out
+    short = cli("train", *TINY, "--max-steps", 12, "--opt", "adamw", "--lr", 1e-12, "--lr-finder")
+    assert "more steps may help: --max-steps 24" in short.out
 
 
 def test_a_schedule_that_it_replaces_does_not_stop_it(cli: Cli, tmp_path: Path) -> None:

@@ -58,6 +58,7 @@ def measure_costs(configs: Mapping[str, TrainConfig], decoding: LoadProgress | N
         RequestError: device, data or network cannot be had as asked.
     """
     session = open_session(next(iter(configs.values())), decoding, pretrained=False)
+    session.check_warmdown()  # the runs would be refused for it, after all this
     device = session.device
     session.train_mode()
     images, labels = session.batches.batch(0, 0)

@@ -211,6 +211,7 @@ class Lane:
     ) -> None:
         self.label = label
         self.session = open_session(config, pretrained=False, data=data)
+        self.session.check_warmdown()
         self.device = self.session.device
         self.initial_weights = {
             name: value.detach().cpu().clone() for name, value in self.session.model.state_dict().items()

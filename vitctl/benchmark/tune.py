@@ -160,7 +160,9 @@ def tune_devices(
             f"{best.images_per_second:.1f} pictures/s\n"
         )
         # With what they were found for: another network has other fastest settings.
-        tuned_for = {key: getattr(plan.config, key) for key in ("recipe", "net", "net_options", "opt")}
+        tuned_for = {
+            key: getattr(plan.config, key) for key in ("recipe", "net", "net_options", "size", "opt", "opt_options")
+        }
         settings = {**tuned_for, **best.settings, "device": device}
         write_text(path, head + yaml.safe_dump(settings, sort_keys=False))
         message(f"written: {path}")

@@ -200,7 +200,7 @@ def print_lr_finder(found: Record) -> None:
     if found["suggestion"] is None:
         hint = (
             f"it ran away first; look lower: --lr {found['config']['lr'] / 100:g}"
-            if found["diverged"]
+            if found["diverged"] and found["lr"][-1] < found["config"]["lr"]
             else f"more steps may help: --max-steps {2 * found['steps']}"
         )
         console.print(f"The loss did not fall by more than its noise, so nothing is suggested; {hint}.", markup=False)

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from vitctl.config import VAL_PROTOCOLS
+from vitctl.data import DATASETS
 from vitctl.errors import RequestError
 from vitctl.export.request import Form
 from vitctl.registry import Value
@@ -125,6 +126,9 @@ class Metadata:
             raise RequestError(
                 f"{path} carries records of format {texts['format']}; this vitctl reads {FORMAT}: upgrade it"
             )
+        # What earlier records of this format do not say.
+        dataset = DATASETS.get(texts.get("dataset", ""))
+        texts = {"limit_train": "null", "flips": json.dumps(dataset is None or dataset.flip), **texts}
         try:
             fields = {f.name: f for f in dataclasses.fields(cls) if f.name != "form"}
             values = {name: _read(str(f.type), texts[name]) for name, f in fields.items()}
@@ -174,7 +178,10 @@ def _read(kind: str, text: str) -> Any:
     elif value is None and kind == "int | None":
         return None
     elif _is_number(value):
-        return float(value) if kind == "float" else int(value)
+        if kind == "float":
+            return float(value)
+        if int(value) == value:
+            return int(value)
     raise ValueError(f"{text[:40]!r} is not {kind}")
 
 

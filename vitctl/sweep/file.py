@@ -12,13 +12,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from vitctl.config import ALIASES, FLAGS, OPTION_TABLES, Flag, normalise_keys, resolve_config
+from vitctl.config import ALIASES, FLAGS, LENGTHS, OPTION_TABLES, Flag, normalise_keys, resolve_config
 from vitctl.errors import RequestError
-from vitctl.recipes import RECIPES
 from vitctl.registry import suggest
 from vitctl.sweep.hyperband import Hyperband
 from vitctl.sweep.space import EXPONENTS, Parameter, Space, show, show_params
-from vitctl.units import parse_duration
 from vitctl.yamlfile import Place, line_numbers, parse_yaml, read_text
 
 METHODS = ("grid", "random", "bayes")
@@ -282,7 +280,6 @@ class _Reader:
 
         assert method is not None
         space = Space([parameter for parameter, _ in parameters])
-        self._lengths(space)
         file = SweepFile(
             name=name,
             text=text,
@@ -523,30 +520,6 @@ class _Reader:
             )
         return parameter
 
-    def _lengths(self, space: Space) -> None:
-        """Note a length that varies across a bound beyond which the recipe takes other values."""
-        recipe = RECIPES.get(str(space.constants.get("recipe", "default")))
-        for name, parameter in space.varying.items():
-            setting = setting_of(name)
-            if recipe is None or setting not in ("epochs", "max_time"):
-                continue
-            lengths = parameter.choices if parameter.distribution.startswith("categorical") else parameter.bounds
-            taken = [
-                recipe.by_length(None, int(float(str(length))))
-                if setting == "epochs"
-                else recipe.by_length(parse_duration(str(length), "max_time"), None)
-                for length in lengths
-            ]
-            differing = sorted(
-                {key for values in taken for key in values if any(v.get(key) != values[key] for v in taken)}
-            )
-            differing = [key for key in differing if key not in space.constants and key not in space.varying]
-            if differing:
-                self.notes.append(
-                    f"{name}: the recipe has other values of {', '.join(differing)} for some of these lengths, so trials differ "
-                    f"in more than {name}; give {'it' if len(differing) == 1 else 'them'} a value here to compare lengths alone"
-                )
-
     def _distribution(self, name: str, settings: dict[Any, Any], place: Place) -> str | None:
         given = settings.get("distribution")
         if "distribution" in settings:
@@ -713,10 +686,7 @@ def check_trains(file: SweepFile, fixed: Mapping[str, Any], run_cap: int | None 
         RequestError: the first combination that ``train`` refuses, in its words.
     """
     space, metric = file.space, file.metric
-    extremes = {
-        name: p.choices if p.distribution.startswith("categorical") else [_whole(p, end) for end in p.bounds]
-        for name, p in space.varying.items()
-    }
+    extremes = _extremes(space)
     first = {name: values[0] for name, values in extremes.items()}
     points = [first | {name: value} for name, values in extremes.items() for value in values]
     if file.method == "grid":
@@ -743,6 +713,39 @@ def check_trains(file: SweepFile, fixed: Mapping[str, Any], run_cap: int | None 
             raise RequestError(
                 f"{file.name}: val: {config.val}{of_recipe} {lacks}; choose another metric or val: holdout"
             )
+
+
+def length_notes(file: SweepFile, fixed: Mapping[str, Any]) -> list[str]:
+    """Return a note for each length that varies so far that the recipe takes other values for some of them.
+
+    Args:
+        file: which :func:`check_trains` found nothing wrong with.
+        fixed: settings that the file lacks.
+    """
+    extremes = _extremes(file.space)
+    first = {name: values[0] for name, values in extremes.items()}
+    notes = []
+    for name, lengths in extremes.items():
+        if setting_of(name) not in LENGTHS:
+            continue
+        settings = [file.settings(first | {name: length}, fixed) for length in lengths]
+        configs = [resolve_config({}, normalise_keys(each, file.name)).to_dict() for each in settings]
+        apart = {key for config in configs for key in config if config[key] != configs[0][key]} - set(LENGTHS)
+        differing = sorted(apart - set(OPTION_TABLES))
+        if differing:
+            notes.append(
+                f"{name}: the recipe has other values of {', '.join(differing)} for some of these lengths, so trials differ "
+                f"in more than {name}; give {'it' if len(differing) == 1 else 'them'} a value here to compare lengths alone"
+            )
+    return notes
+
+
+def _extremes(space: Space) -> dict[str, list[Any]]:
+    """Return the values of each parameter that varies, or the ends of its range."""
+    return {
+        name: list(p.choices) if p.distribution.startswith("categorical") else [_whole(p, end) for end in p.bounds]
+        for name, p in space.varying.items()
+    }
 
 
 def _whole(parameter: Parameter, value: float) -> int | float:

@@ -16,7 +16,7 @@ from vitctl.registry import lookup, split_spec
 from vitctl.sweep import PRUNERS, SAMPLERS
 from vitctl.sweep.agent import Agent, take_snapshot
 from vitctl.sweep.engine import AgentOptions, SweepOptions, View
-from vitctl.sweep.file import SweepFile, check_trains, read_sweep_file, setting_of
+from vitctl.sweep.file import SweepFile, check_trains, length_notes, read_sweep_file, setting_of
 from vitctl.sweep.storage import ClaimLock, open_storage, parse_url, redacted, sqlite_file
 from vitctl.sweep.sweep import Plan, Sweep, find_sweep, find_sweeps, is_file, new_id, now
 from vitctl.training.runner import job_environments
@@ -80,7 +80,7 @@ class LocalEngine:
             url = URL.create("sqlite", database=str((folder / DATABASE).absolute()))
         plan = Plan(id=id, file=file, created=now(), storage=redacted(url), **settings)
         sweep = Sweep.create(plan, url, options.runs_dir)
-        for note in (*file.notes, *file.local_notes):
+        for note in (*file.notes, *file.local_notes, *length_notes(file, plan.fixed)):
             view.say(note)
         return sweep
 
@@ -222,5 +222,5 @@ def dry_run(path: Path, options: SweepOptions, count: int) -> dict[str, Any]:
         "parameters": {name: space.varying[name].describe() for name in file.order},
         "constants": constants,
         "samples": [{name: sample[name] for name in file.order} for sample in samples],
-        "notes": [*file.notes, *file.local_notes],
+        "notes": [*file.notes, *file.local_notes, *length_notes(file, plan["fixed"])],
     }

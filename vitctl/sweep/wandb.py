@@ -16,7 +16,15 @@ from typing import Any
 
 from vitctl.errors import RequestError, RunFailed
 from vitctl.sweep.engine import AgentOptions, SweepOptions, View
-from vitctl.sweep.file import SweepFile, check_fixed, check_trains, parse_sweep_file, read_sweep_file, setting_of
+from vitctl.sweep.file import (
+    SweepFile,
+    check_fixed,
+    check_trains,
+    length_notes,
+    parse_sweep_file,
+    read_sweep_file,
+    setting_of,
+)
 from vitctl.sweep.local import creating
 from vitctl.sweep.sweep import is_file, now
 from vitctl.training.wandb import DEFAULT_PROJECT, NO_KEY, in_words
@@ -41,7 +49,7 @@ class WandbEngine:
         document = upload_of(file, options)
         import wandb
 
-        for note in file.notes:
+        for note in (*file.notes, *length_notes(file, check_fixed(file, options.fixed))):
             view.say(note)
         with wandb_sentences(), contextlib.redirect_stdout(sys.stderr):
             known = wandb.setup().settings  # from the environment and W&B's files

@@ -136,7 +136,8 @@ def resume_run(
             return summary
 
         session = open_session(config, decoding, pretrained=checkpoint is None)
-        session.check_warmdown()
+        if extended:
+            session.check_warmdown()
         if checkpoint is not None:
             check_length(session, config, checkpoint["epoch"], checkpoint["step"])
             before = session.schedule.factor(checkpoint["step"])
