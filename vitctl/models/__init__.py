@@ -488,7 +488,8 @@ def find_model(net: str) -> ModelEntry:
 def best_measured(name: str, entry: ModelEntry) -> Measured | None:
     """Return the best that vitctl reached with a network on CIFAR-10: of its row, and of the cards of all recipes.
 
-    A card counts where it is of whole epochs, and of the network as the row has it: not where the recipe narrows it.
+    A card counts where it is of whole epochs, and of the row's layers: not where the recipe narrows them; what it does without
+    parameters, such as pooling and dropout, may differ.
     """
     known = [
         Measured(acc=card.test_acc.mean, recipe=recipe, epochs=card.epochs)
