@@ -50,8 +50,8 @@ def preview_batch(config: TrainConfig, path: Path, decoding: LoadProgress | None
     Returns:
         ``picture``; ``shown``, how many are on it; ``size``, their side as the network sees them; ``classes``, a mapping of
         names to shares for each; ``images``, the pictures that blank ones were counted in, ``blank_images`` and
-        ``blank``, their share (0-1), before boxes are painted and pictures mixed; ``blank_stored``, the share among the same pictures without
-        augmentation; ``augmentation``, in words; device and versions; the settings under ``config``. Blank is a picture of
+        ``blank``, their share (0-1), before boxes are painted and pictures mixed; ``blank_stored``, the share among the same
+        pictures without augmentation; ``augmentation``, in words; device and versions; the settings under ``config``. Blank is a picture of
         one flat colour, whatever crop put at its rim.
 
     Raises:
