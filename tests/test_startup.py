@@ -21,8 +21,8 @@ HEAVY = (
     "PIL",
     "matplotlib",
     "tensorboard",
-    "vitctl.training.tensorboard",
-    "vitctl.training.wandb",
+    "vitctl.tracking.tensorboard",
+    "vitctl.tracking.wandb",
 )
 
 PROBE = """
@@ -105,4 +105,4 @@ def test_training_loads_wandb_and_tensorboard_only_when_asked(tmp_path: Path) ->
     code, loaded = probe("train", *TINY, "--epochs", "1", "--runs-dir", str(tmp_path))
     assert code == 0 and "torch" in loaded
     # wandb itself is imported by timm, wherever it is installed.
-    assert not {"tensorboard", "vitctl.training.tensorboard", "vitctl.training.wandb"} & set(loaded)
+    assert not {"tensorboard", "vitctl.tracking.tensorboard", "vitctl.tracking.wandb"} & set(loaded)

@@ -35,7 +35,7 @@ class Band:
 
 @dataclass(frozen=True, kw_only=True)
 class Card:
-    """What was measured with a recipe; ``python -m tests.benchmarks.cards`` measures one and prints it.
+    """What was measured with a recipe; ``python -m tests.measurements.cards`` measures one and prints it.
 
     Attributes:
         net: the network, with the options that the recipe gives it.

@@ -24,8 +24,8 @@ from vitctl.data.dataset import load_dataset
 from vitctl.export.formats import Deployed
 from vitctl.export.metadata import Metadata
 from vitctl.export.onnx import Onnx
+from vitctl.inference.trained import load_trained
 from vitctl.training.checkpoint import load_checkpoint, save_checkpoint
-from vitctl.training.trained import load_trained
 
 Refused = Callable[..., str]
 

@@ -13,7 +13,7 @@ from tests.data.augmenting import CPU, POLICIES, SHAPES, applied, pictures, poli
 from vitctl.data import AUGMENTATIONS, augment
 from vitctl.data.augment import Augment
 from vitctl.data.batches import POLICY, Extras, TrainBatches, crop_and_flip, derive_seed, draw
-from vitctl.training.preview import is_blank
+from vitctl.tools.preview import is_blank
 
 META = torch.device("meta")
 

@@ -13,9 +13,9 @@ from vitctl.export.metadata import Metadata
 from vitctl.export.onnx import Onnx
 from vitctl.export.quantize import HeldBack, Quantized, hold_back, layers, measure, to_fp16, to_int8
 from vitctl.export.request import Form
-from vitctl.training.classifier import classifier_of
-from vitctl.training.scoring import load_data_for, part_for
-from vitctl.training.trained import load_trained
+from vitctl.inference.classifier import classifier_of
+from vitctl.inference.scoring import load_data_for, part_for
+from vitctl.inference.trained import load_trained
 
 Case = tuple[bytes, Metadata, HeldBack]
 

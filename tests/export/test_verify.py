@@ -19,9 +19,9 @@ from vitctl.export.verify import (
     make_sample,
     measure_speed,
 )
-from vitctl.training.classifier import Classifier, classifier_of
-from vitctl.training.scoring import load_data_for
-from vitctl.training.trained import load_trained
+from vitctl.inference.classifier import Classifier, classifier_of
+from vitctl.inference.scoring import load_data_for
+from vitctl.inference.trained import load_trained
 
 
 @pytest.fixture

@@ -11,12 +11,12 @@ from pathlib import Path
 from typing import Any
 
 from vitctl.errors import VitctlError
+from vitctl.process.child import Trainer, TrialRun
 from vitctl.sweep.agent import Agent, Snapshot
 from vitctl.sweep.file import parse_sweep_file
 from vitctl.sweep.ledger import AGENT
 from vitctl.sweep.storage import TrialStorage, parse_url
 from vitctl.sweep.sweep import Plan, Sweep, find_sweep, new_id, now
-from vitctl.training.runner import Trainer, TrialRun
 
 TRAINER = Path(__file__).with_name("fake_trainer.py")
 

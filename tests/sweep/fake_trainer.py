@@ -17,7 +17,7 @@ from pathlib import Path
 import yaml
 
 from vitctl.errors import RunBusy
-from vitctl.training.signals import watch_parent
+from vitctl.process.signals import watch_parent
 
 
 def objective(settings: dict) -> float:

@@ -15,11 +15,11 @@ from optuna.trial import TrialState
 from tests.sweep.conftest import sweep_text
 from tests.sweep.fake import fake_trainer, make_sweep, run_agent
 from vitctl.errors import RequestError, RunFailed
+from vitctl.process.child import TrialRun
 from vitctl.sweep.agent import Agent
 from vitctl.sweep.optuna_parts import WandbPruner
 from vitctl.sweep.storage import TrialStorage
 from vitctl.sweep.sweep import Sweep, find_sweeps
-from vitctl.training.runner import TrialRun
 
 HOLD = """
 import fcntl, os, sys, time

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import TINY
-from tests.training.wandb_server import ENTITY, KEY, WandbServer
+from tests.tracking.wandb_server import ENTITY, KEY, WandbServer
 
 FILE = """
 method: bayes

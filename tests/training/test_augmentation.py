@@ -24,11 +24,11 @@ from tests.training.test_resume_optimizers import STEPS, session, state, steps
 from vitctl.config import resolve_config
 from vitctl.data import AUGMENTATIONS, mixing
 from vitctl.data.batches import MIX, derive_seed
+from vitctl.inference.trained import load_trained
 from vitctl.training.checkpoint import load_checkpoint, save_checkpoint
 from vitctl.training.evaluate import evaluate
 from vitctl.training.loop import PREDECESSOR_BATCH, train_step
 from vitctl.training.session import Session
-from vitctl.training.trained import load_trained
 
 Refused = Callable[..., str]
 

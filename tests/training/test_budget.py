@@ -16,11 +16,11 @@ from tests.training.test_loop import tiny_session
 from tests.training.test_resume import same
 from vitctl.config import resolve_config
 from vitctl.optim import OPTIMIZERS
-from vitctl.training import budget, loop, run
+from vitctl.tracking.wandb import WandbRun
+from vitctl.training import budget, loop, start
 from vitctl.training.budget import Speed, TimePlan, fitting_steps, measure_speed, run_seconds
 from vitctl.training.checkpoint import load_checkpoint
 from vitctl.training.session import Session, Tally
-from vitctl.training.wandb import WandbRun
 
 
 @pytest.fixture
@@ -199,7 +199,7 @@ def test_resume_keeps_the_number(
     def never(*args: Any) -> Any:
         raise AssertionError("measured again")
 
-    monkeypatch.setattr(run, "TimePlan", never)
+    monkeypatch.setattr(start, "TimePlan", never)
     other = cli("train", "--resume", run_folder, "--max-time", "2h")
     assert other.code == 2 and f"this one has {steps} steps, which --max-steps or --epochs changes" in other.err
     resumed = cli("train", "--resume", run_folder, "--json").json()

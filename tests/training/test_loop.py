@@ -18,7 +18,7 @@ from vitctl.config import resolve_config
 from vitctl.errors import RunFailed
 from vitctl.models import MODELS, build_model
 from vitctl.registry import format_spec
-from vitctl.training import loop, run, session
+from vitctl.training import loop, session, start
 from vitctl.training.checkpoint import load_checkpoint
 from vitctl.training.ema import WeightAverage
 from vitctl.training.session import Progress, Session, Tally, open_session, piece_sizes
@@ -225,7 +225,7 @@ def test_weights_that_are_no_numbers_are_not_saved(
 ) -> None:
     """The loss is of the weights before the last step; elsewhere than on a CPU its gradients were not looked at either."""
     trained = tiny_session(epochs=1, val="none", clip_grad=0.0)
-    folder = run.RunFolder.create(tmp_path, "a", trained.config)
+    folder = start.RunFolder.create(tmp_path, "a", trained.config)
     step = loop.train_step
 
     def spoiled(session: Session) -> None:
@@ -307,15 +307,15 @@ def test_every_network_trains_through_the_command(cli: Cli, net: str) -> None:
 def test_a_run_s_environment_is_compared(monkeypatch: pytest.MonkeyPatch) -> None:
     said: list[str] = []
     now = {"torch": "2.15", "device_name": "x", "threads": 2}
-    run.warn_of_differences([{**now}], now, said.append, drops=True)
+    start.warn_of_differences([{**now}], now, said.append, drops=True)
     assert said == []
-    run.warn_of_differences([{**now, "threads": 4, "torch": "2.14"}], now, said.append, drops=True)
+    start.warn_of_differences([{**now, "threads": 4, "torch": "2.14"}], now, said.append, drops=True)
     assert "torch 2.14 -> 2.15, threads 4 -> 2" in said[0] and "in its last bits" in said[0]
     for draws, how in ((True, "by other dropout masks"), (False, "in its last bits")):
-        run.warn_of_differences([{**now, "micro_batch": 8}], {**now, "micro_batch": 4}, said.append, drops=draws)
+        start.warn_of_differences([{**now, "micro_batch": 8}], {**now, "micro_batch": 4}, said.append, drops=draws)
         assert said[-1].startswith("micro_batch 8 -> 4") and how in said[-1]
     rates = {"vit": True, "cct_2": False, "vit:dropout=0,emb_dropout=0": False, "cct_2:drop_path_rate=0.1": True}
-    assert {net: run.drops(resolve_config({"net": net})) for net in rates} == rates
+    assert {net: start.drops(resolve_config({"net": net})) for net in rates} == rates
 
 
 def test_a_run_that_looked_at_the_test_set_each_epoch_says_so(cli: Cli) -> None:

@@ -147,7 +147,9 @@ def run_until_done(start: Callable[[list[str], Any], int], run: Path, kills: lis
 @pytest.mark.timeout(2400)
 def test_killed_at_any_moment_it_ends_the_same(reference: Path, tmp_path: Path) -> None:
     context = multiprocessing.get_context("forkserver")  # torch is imported once; each child is as new
-    context.set_forkserver_preload(["vitctl.training.run", "vitctl.cli.app", "vitctl.data.digits", "sklearn.datasets"])
+    context.set_forkserver_preload(
+        ["vitctl.training.start", "vitctl.cli.app", "vitctl.data.digits", "sklearn.datasets"]
+    )
 
     def start(argv: list[str], kill: Any) -> int:
         trap = kill if isinstance(kill, tuple) else None

@@ -24,12 +24,12 @@ from vitctl.config import PREDECESSOR_BATCH, TrainConfig
 from vitctl.data.dataset import Dataset, LoadProgress, Pictures, Splits, Subset
 from vitctl.errors import RequestError, RunFailed
 from vitctl.models.pretrained import locate
+from vitctl.tracking.trackers import check_trackers
 from vitctl.training.compiling import compile_network
 from vitctl.training.evaluate import evaluate
 from vitctl.training.loop import Observer, train_step
-from vitctl.training.run import start_run
 from vitctl.training.session import Session, open_data, open_session, untouched
-from vitctl.training.trackers import check_trackers
+from vitctl.training.start import start_run
 
 EPOCH, TESTED = 50_000, 1_000
 """Generated pictures of an epoch, as many as CIFAR's, and to validate on."""
@@ -619,7 +619,7 @@ def bench_devices(
     Raises:
         RequestError: data, network or precision cannot be had as asked.
         RunFailed: memory ran out while measuring. A training that fails is told in the figures.
-        Interrupted: see :func:`vitctl.training.run.start_run`.
+        Interrupted: see :func:`vitctl.training.start.start_run`.
     """
     if plan.trains:  # what training would be refused for, before the measuring
         check_trackers(plan.config)

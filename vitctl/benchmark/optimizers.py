@@ -23,12 +23,12 @@ from vitctl.config import TrainConfig
 from vitctl.data.dataset import LoadProgress
 from vitctl.errors import Interrupted, NotFinite, RequestError, RunFailed, diverged_at
 from vitctl.optim import doubtful_betas
-from vitctl.training import loop, run
+from vitctl.process.child import Child, LifeLine, Metrics, TrialRun, job_environments, train_command, wait_until_free
+from vitctl.process.signals import StopRequest
+from vitctl.tracking.trackers import check_trackers
+from vitctl.training import loop, start
 from vitctl.training.checkpoint import TEMPORARY
 from vitctl.training.run_folder import RunFolder, write_text
-from vitctl.training.runner import Child, LifeLine, Metrics, TrialRun, job_environments, train_command, wait_until_free
-from vitctl.training.signals import StopRequest
-from vitctl.training.trackers import check_trackers
 
 FOLDER, RECORD = "comparisons", "comparison.json"
 POLL_SECONDS = 0.2
@@ -365,9 +365,9 @@ class _Runner:
         started, place = time.monotonic(), self.folder.path / task.name
         try:
             if (place / "config.json").is_file():
-                run.resume_run(place, {}, self.observer, self.decoding)
+                start.resume_run(place, {}, self.observer, self.decoding)
             else:
-                run.start_run(
+                start.start_run(
                     task.config, self.folder.path, task.name, self.observer, self.decoding, started=time.monotonic()
                 )
         except NotFinite as error:

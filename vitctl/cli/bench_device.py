@@ -46,7 +46,7 @@ def bench_device(
     from vitctl.benchmark.device_plan import make_device_plan
     from vitctl.benchmark.output import check_out, write
     from vitctl.config import normalise_keys
-    from vitctl.training.signals import watch_parent
+    from vitctl.process.signals import watch_parent
     from vitctl.yamlfile import read_yaml
 
     watch_parent()

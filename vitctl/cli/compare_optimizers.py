@@ -71,7 +71,7 @@ def compare_optimizers(
     from vitctl.benchmark.plan import make_plan
     from vitctl.config import normalise_keys
     from vitctl.errors import RequestError
-    from vitctl.training.signals import watch_parent
+    from vitctl.process.signals import watch_parent
     from vitctl.yamlfile import read_yaml
 
     watch_parent()

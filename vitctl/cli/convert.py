@@ -34,7 +34,7 @@ def convert(
     if name not in MODELS:  # the rules of those that can be converted come with torch
         raise RequestError(f"--net {name!r} is none of the predecessor's networks{suggest(name, MODELS)}")
     lookup(DATASETS, dataset, "--dataset")
-    from vitctl.training.convert import convert as turn  # torch loads here
+    from vitctl.tools.convert import convert as turn  # torch loads here
     from vitctl.units import plural
 
     done = turn(old, output, net, dataset=dataset, size=size, patch=patch, convkernel=convkernel)

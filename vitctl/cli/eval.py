@@ -70,8 +70,8 @@ def evaluate(
     from vitctl.cli.progress import make_observer
 
     with make_observer() as observer:
-        from vitctl.export.predict import open_classifier  # torch loads here
-        from vitctl.training import scoring
+        from vitctl.export.open import open_classifier  # torch loads here
+        from vitctl.inference import scoring
 
         scores = scoring.score_classifier(
             open_classifier(path, weights=weights, device_name=device, warn=observer.message),

@@ -201,9 +201,9 @@ def export(
     from vitctl.cli.progress import make_observer
 
     with make_observer() as observer:
-        from vitctl.export import run  # torch loads here
+        from vitctl.export import pipeline  # torch loads here
 
-        report = run.export(request, observer)
+        report = pipeline.export(request, observer)
     if as_json:
         printing.print_json(report)
     else:

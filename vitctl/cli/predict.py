@@ -53,9 +53,10 @@ def predict(
     from vitctl.cli.progress import make_observer
 
     with make_observer() as observer:
-        from vitctl.export import predict as predicting  # torch loads here
+        from vitctl.export.open import open_classifier  # torch loads here
+        from vitctl.inference import predict as predicting
 
-        classifier = predicting.open_classifier(path, weights=weights, device_name=device, warn=observer.message)
+        classifier = open_classifier(path, weights=weights, device_name=device, warn=observer.message)
         found = predicting.collect(pictures)
         predictions = list(
             predicting.predict(

@@ -9,8 +9,8 @@ from vitctl.units import format_bytes, format_duration, json_text, plural
 
 if TYPE_CHECKING:
     from vitctl.benchmark.tables import Table
-    from vitctl.export.predict import Prediction
-    from vitctl.training.scoring import Scores
+    from vitctl.inference.predict import Prediction
+    from vitctl.inference.scoring import Scores
 
 MAX_CONFUSION = 20
 """The most classes whose confusion matrix a terminal has room for."""

@@ -73,8 +73,8 @@ def train(
     """
     from vitctl.config import normalise_keys, resolve_config, resolve_dataset
     from vitctl.errors import RequestError
+    from vitctl.process.signals import watch_parent
     from vitctl.recipes import RECIPES
-    from vitctl.training.signals import watch_parent
     from vitctl.yamlfile import read_yaml
 
     watch_parent()
@@ -152,13 +152,13 @@ def train(
     from vitctl.cli.progress import make_observer
 
     observer = make_observer()
-    from vitctl.training import run  # torch loads here
+    from vitctl.training import start  # torch loads here
 
     with observer:
         if resume is not None:
-            summary = run.resume_run(resume, settings, observer, observer.decoding, started=STARTED)
+            summary = start.resume_run(resume, settings, observer, observer.decoding, started=STARTED)
         elif lr_finder:
-            from vitctl.training.lr_finder import DEFAULT_PICTURE, EXTRA, can_draw, find_lr
+            from vitctl.tools.lr_finder import DEFAULT_PICTURE, EXTRA, can_draw, find_lr
 
             if lr_finder_out is None and can_draw():
                 lr_finder_out = Path(DEFAULT_PICTURE)
@@ -167,13 +167,15 @@ def train(
             # The recipe's length is that of a training run.
             summary = find_lr(config, observer, lr_finder_out, settings.get("max_steps") or file.get("max_steps"))
         elif preview_batch is not None:
-            from vitctl.training.preview import preview_batch as draw_preview
+            from vitctl.tools.preview import preview_batch as draw_preview
 
             summary = draw_preview(config, preview_batch, observer.decoding)
         elif dry_run:
-            summary = run.dry_run(config, observer.decoding, message=observer.message)
+            from vitctl.tools.dry_run import dry_run as measure_cost
+
+            summary = measure_cost(config, observer.decoding, message=observer.message)
         else:
-            summary = run.start_run(config, runs_dir, name, observer, observer.decoding, started=STARTED)
+            summary = start.start_run(config, runs_dir, name, observer, observer.decoding, started=STARTED)
     if as_json:
         printing.print_json(summary)
     elif lr_finder:

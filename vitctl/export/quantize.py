@@ -33,7 +33,7 @@ from vitctl.export.metadata import Metadata
 from vitctl.export.onnx import serialize
 from vitctl.export.runtime import BATCH, open_session, runner
 from vitctl.export.verify import accuracy, in_pieces
-from vitctl.training.classifier import Classifier
+from vitctl.inference.classifier import Classifier
 
 CALIBRATE_ON, CALIBRATION_BATCH = 256, 32
 """Training pictures that the ranges of activations are taken from, evenly over the classes, and how many at once."""

@@ -11,7 +11,7 @@ from torch import Tensor
 from vitctl.errors import RequestError, RunFailed
 from vitctl.export.formats import INPUT, LOGITS, PROBS, Run, as_input
 from vitctl.export.metadata import Metadata
-from vitctl.training.classifier import Classifier
+from vitctl.inference.classifier import Classifier
 
 ENGINE = f"onnxruntime {onnxruntime.__version__}"
 

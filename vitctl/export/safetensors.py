@@ -17,10 +17,10 @@ from vitctl.config import TrainConfig
 from vitctl.errors import RequestError
 from vitctl.export.formats import Deployed, Files, Run, as_tuple
 from vitctl.export.metadata import Metadata
+from vitctl.inference.classifier import Classifier, classifier_of
+from vitctl.inference.trained import Trained
 from vitctl.models import MODELS, build_model
 from vitctl.registry import lookup
-from vitctl.training.classifier import Classifier, classifier_of
-from vitctl.training.trained import Trained
 
 RECORD = "vitctl"
 """The key of the record in the JSON file."""

@@ -26,8 +26,8 @@ from vitctl.data.dataset import Dataset
 from vitctl.export.formats import Run, as_input, resize
 from vitctl.export.metadata import Metadata
 from vitctl.export.request import TOLERANCE
-from vitctl.training.classifier import Classifier
-from vitctl.training.scoring import part_for
+from vitctl.inference.classifier import Classifier
+from vitctl.inference.scoring import part_for
 
 BATCHES = (1, 3, 17)
 """Batches of several sizes that each file is run on besides the sample."""

@@ -27,6 +27,8 @@ from optuna.study import Study
 from optuna.trial import Trial, TrialState
 
 from vitctl.errors import Interrupted, RunBusy, RunFailed, VitctlError
+from vitctl.process.child import Child, LifeLine, Metrics, Trainer, TrialRun, train_command, wait_until_free
+from vitctl.process.signals import StopRequest
 from vitctl.sweep.ledger import AGENT, EXHAUSTED, FAILURE, FIXED, KILLS, MOST_RETRIES, RUN, Ledger, root_of
 from vitctl.sweep.optuna_parts import WandbPruner
 from vitctl.sweep.sampler import Exhausted
@@ -42,8 +44,6 @@ from vitctl.sweep.storage import (
     sqlite_file,
 )
 from vitctl.sweep.sweep import Sweep, TrialRow, again
-from vitctl.training.runner import Child, LifeLine, Metrics, Trainer, TrialRun, train_command, wait_until_free
-from vitctl.training.signals import StopRequest
 
 POLL, CHECK = 0.1, 2.0
 """Seconds between two looks at a child, and between two looks at what other agents and commands have done."""

@@ -12,6 +12,7 @@ from typing import Any
 from sqlalchemy.engine import URL
 
 from vitctl.errors import RequestError
+from vitctl.process.child import job_environments
 from vitctl.registry import lookup, split_spec
 from vitctl.sweep import PRUNERS, SAMPLERS
 from vitctl.sweep.agent import Agent, take_snapshot
@@ -19,7 +20,6 @@ from vitctl.sweep.engine import AgentOptions, SweepOptions, View
 from vitctl.sweep.file import SweepFile, check_trains, length_notes, read_sweep_file, setting_of
 from vitctl.sweep.storage import ClaimLock, open_storage, parse_url, redacted, sqlite_file
 from vitctl.sweep.sweep import Plan, Sweep, find_sweep, find_sweeps, is_file, new_id, now
-from vitctl.training.runner import job_environments
 
 DATABASE = "study.db"
 

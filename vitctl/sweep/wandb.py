@@ -27,7 +27,7 @@ from vitctl.sweep.file import (
 )
 from vitctl.sweep.local import creating
 from vitctl.sweep.sweep import is_file, now
-from vitctl.training.wandb import DEFAULT_PROJECT, NO_KEY, in_words
+from vitctl.tracking.wandb import DEFAULT_PROJECT, NO_KEY, in_words
 
 RECORD = "wandb.json"
 COMMAND = ["${env}", "${interpreter}", "-m", "vitctl", "train", "${args}"]

@@ -13,11 +13,11 @@ from vitctl import devices
 from vitctl.config import PREDECESSOR_BATCH
 from vitctl.data.dataset import Subset
 from vitctl.errors import Interrupted, NotFinite
+from vitctl.process.signals import StopRequest
 from vitctl.training.card import CardWatch
 from vitctl.training.evaluate import Evaluation, Stopped, evaluate
 from vitctl.training.run_folder import RunFolder
 from vitctl.training.session import Session, parameters, piece_sizes
-from vitctl.training.signals import StopRequest
 from vitctl.units import parse_save_every
 
 READ_EVERY = 50

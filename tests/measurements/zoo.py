@@ -1,6 +1,6 @@
 """Whether every network of the table learns: short runs of the command on CIFAR-10, the cheapest first.
 
-    python -m tests.benchmarks.zoo [--nets NET ...] [--epochs 3] [--limit-train 2000] [--limit-test 1000]
+    python -m tests.measurements.zoo [--nets NET ...] [--epochs 3] [--limit-train 2000] [--limit-test 1000]
                                    [--threads N] [--out zoo.json]
 
 Each network is trained by ``vitctl train --json`` in a process of its own, with the default recipe. The networks that

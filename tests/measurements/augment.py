@@ -1,6 +1,6 @@
 """Speed of augmentation: vitctl's batched operations beside a chain of PIL operations in worker processes.
 
-    python -m tests.benchmarks.augment [--aug randaug:n=2,m=9] [--bs 128] [--batches 40] [--rounds 7] [--threads 2]
+    python -m tests.measurements.augment [--aug randaug:n=2,m=9] [--bs 128] [--batches 40] [--rounds 7] [--threads 2]
 
 Four ways to do the same to generated 32-px pictures, each in turn, so that a machine whose speed drifts slows all; medians
 are compared:
@@ -36,7 +36,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 from torchvision import transforms
 
-from tests.benchmarks.train_step import open_on
+from tests.measurements.train_step import open_on
 from vitctl import devices
 from vitctl.data import AUGMENTATIONS
 from vitctl.data.augment import Augment

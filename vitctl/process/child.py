@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from vitctl.errors import RunFailed
-from vitctl.training.signals import WATCH_FD
+from vitctl.process.signals import WATCH_FD
 
 STOP_SECONDS = 60.0
 """How long training may take to save and end after SIGTERM."""

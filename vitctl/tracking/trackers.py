@@ -110,11 +110,11 @@ def tracked(session: Session, folder: RunFolder, observer: Observer) -> Iterator
     config = session.config
     trackers: dict[str, Tracker] = {}
     if config.wandb != "disabled":
-        from vitctl.training.wandb import WandbRun
+        from vitctl.tracking.wandb import WandbRun
 
         trackers["W&B"] = WandbRun(folder, observer.message)
     if config.tensorboard:
-        from vitctl.training.tensorboard import TensorBoardLog
+        from vitctl.tracking.tensorboard import TensorBoardLog
 
         trackers["TensorBoard"] = TensorBoardLog(folder.path)
     if not trackers:

@@ -1,6 +1,6 @@
 """Which learning rate and decay suit each optimizer: held-out accuracy of short runs, a row for each.
 
-    python -m tests.benchmarks.optimizers [SPEC ...] [--net cct_2] [--epochs 1] [--seeds 0] [--json FILE]
+    python -m tests.measurements.optimizers [SPEC ...] [--net cct_2] [--epochs 1] [--seeds 0] [--json FILE]
 
 Without SPECs it tries :data:`GRID`. A SPEC is what ``--opt`` takes; what it leaves out is the table's own, and not the
 recipe's. All runs have the settings of the recipe ``fast`` but for the optimizer, and the

@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import islice
@@ -17,18 +17,11 @@ import numpy.typing as npt
 import torch
 from PIL import Image
 
-from vitctl import devices
 from vitctl.data.folder import UnreadablePicture, decode_picture, find_pictures
 from vitctl.errors import RequestError
-from vitctl.training.classifier import Classifier, classifier_of
+from vitctl.inference.classifier import Classifier
 from vitctl.training.evaluate import Progress
 from vitctl.training.run_folder import write_text
-from vitctl.training.trained import load_trained
-
-EXPORTED = (".onnx", ".safetensors")
-"""How the names of exported files end that are evaluated and predicted with; all others are taken for checkpoints."""
-
-_NOT_RUN = {".pt2": "torch-export", ".torchscript": "torchscript", ".ts": "torchscript"}
 
 
 @dataclass(frozen=True)
@@ -50,41 +43,6 @@ class Prediction:
         if self.error is not None:
             return {"picture": self.picture, "error": self.error}
         return {"picture": self.picture, "top": [{"class": name, "probability": p} for name, p in self.top]}
-
-
-def open_classifier(path: Path, *, weights: str, device_name: str, warn: Callable[[str], None]) -> Classifier:
-    """Open a checkpoint, a run's folder or an exported file.
-
-    Args:
-        path: which.
-        weights: of a run's folder, ``last`` or ``best``.
-        device_name: as ``--device``; ONNX files run on the CPU.
-        warn: told when a damaged checkpoint was passed over.
-
-    Raises:
-        RequestError: it cannot be opened, or not on this device.
-    """
-    ending = path.suffix.lower()
-    if ending in _NOT_RUN and path.is_file():
-        raise RequestError(
-            f"{path} is a file of --format {_NOT_RUN[ending]}, and loading one runs code in it, which vitctl never does; "
-            f"give the checkpoint, or an .onnx file"
-        )
-    if ending in EXPORTED and weights == "best":
-        raise RequestError(f"--weights best chooses within a run's folder, and {path} is a single file")
-    if ending == ".onnx":
-        if device_name not in ("auto", "cpu"):
-            raise RequestError(f"--device {device_name}: ONNX files run on the CPU here; leave --device out")
-        from vitctl.export.runtime import open_onnx
-
-        return open_onnx(path)
-    device = devices.resolve_device(device_name)
-    devices.prepare(device, None)
-    if ending == ".safetensors":
-        from vitctl.export.safetensors import open_safetensors
-
-        return open_safetensors(path, device)
-    return classifier_of(load_trained(path, weights=weights, device=device, warn=warn), device)
 
 
 def collect(places: Sequence[Path]) -> list[Path]:

@@ -1,6 +1,6 @@
 """What an optimizer's step costs beside forward and backward pass: time, share, and operations dispatched.
 
-    python -m tests.benchmarks.optimizer_step [--net cct_2] [--bs 128] [--steps 7] [OPT ...]
+    python -m tests.measurements.optimizer_step [--net cct_2] [--bs 128] [--steps 7] [OPT ...]
 
 Forward and backward run once a round on random pictures, then every optimizer steps on its own copy of the network with the same
 gradients; medians over the rounds are printed, so that a machine whose speed drifts slows all alike.

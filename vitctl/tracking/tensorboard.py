@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 
-from vitctl.training.trackers import numbers
+from vitctl.tracking.trackers import numbers
 
 if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter

@@ -15,16 +15,15 @@ from vitctl.data import AUGMENTATIONS
 from vitctl.data.dataset import LoadProgress
 from vitctl.errors import RequestError
 from vitctl.models import find_model
-from vitctl.models.pretrained import locate
 from vitctl.optim import doubtful_betas, find_optimizer
 from vitctl.recipes import RECIPES
 from vitctl.registry import Entry, lookup, split_spec
+from vitctl.tracking.trackers import check_trackers, tracked
 from vitctl.training.budget import TimePlan
 from vitctl.training.compiling import compile_network
-from vitctl.training.loop import Observer, Record, fit, train_step
+from vitctl.training.loop import Observer, Record, fit
 from vitctl.training.run_folder import RunFolder
-from vitctl.training.session import Session, mixed_steps, open_session, parameters, run_length
-from vitctl.training.trackers import check_trackers, tracked
+from vitctl.training.session import Session, mixed_steps, open_session, run_length
 from vitctl.units import plural
 
 Decoding = LoadProgress
@@ -313,72 +312,3 @@ def warn_of_differences(
         other = {"micro_batch", "device"} & {entry.split()[0] for entry in changed} if drops else set()
         how = "by other dropout masks" if other else "in its last bits"
         warn(f"{', '.join(changed)}: the result may differ {how} from that of an uninterrupted run")
-
-
-def dry_run(
-    config: TrainConfig,
-    decoding: Decoding | None = None,
-    steps: int = 3,
-    message: Callable[[str], None] = lambda _: None,
-) -> Record:
-    """Take a few real steps without saving anything, and return what a whole run would cost.
-
-    Args:
-        config: the settings.
-        decoding: told of the progress of downloading data and decoding pictures.
-        steps: that are timed.
-        message: told what compiling took, or why it failed.
-
-    Returns:
-        ``params``, ``mflop`` (forward, one picture), ``tokens``, ``steps_per_epoch``, ``total_steps``, ``micro_batch``,
-        ``step_time`` (seconds, median), ``images_per_second``, ``eta`` (seconds for the whole run, evaluations
-        included), ``peak_memory`` (bytes), and the settings under ``config``.
-
-    Raises:
-        RequestError: device, data or network cannot be had as asked.
-        RunFailed: memory ran out, or the loss is not finite.
-    """
-    started = time.monotonic()
-    if config.pretrained != "false":
-        locate(config.net, config.pretrained)  # what the run would be refused for
-    if doubt := doubtful_betas(config.opt, config.opt_options):
-        message(f"warning: {doubt}")
-    session = open_session(config, decoding, pretrained=False)
-    compile_network(session, message)
-    if config.max_time:
-        TimePlan(session, started).fit()
-    session.check_warmdown()
-    session.train_mode()
-    times: list[float] = []
-    for _ in range(1 + min(steps, session.total_steps)):  # the first one warms up
-        start = time.perf_counter()
-        train_step(session)
-        devices.synchronize(session.device)
-        times.append(time.perf_counter() - start)
-        if session.progress.step_in_epoch == session.steps_per_epoch:
-            session.progress.begin_epoch()
-    step_time = sorted(times[1:])[len(times[1:]) // 2]
-    batch = session.batches.batch_size if session.steps_per_epoch > 1 else session.batches.count
-    evaluated = len(session.splits.val.index) * session.epochs if session.splits.val is not None else 0
-    evaluated += len(session.splits.test.index)
-    eta = session.total_steps * step_time + evaluated * step_time / batch / 3  # a step costs three forward passes
-
-    return {
-        "net": config.net,
-        "params": parameters(session),
-        "mflop": round(session.cost.mflop, 1),
-        "tokens": session.cost.tokens,
-        "train_images": session.batches.count,
-        "steps_per_epoch": session.steps_per_epoch,
-        "total_steps": session.total_steps,
-        "micro_batch": session.micro_batch,
-        "precision": session.precision,
-        **({"compile_time": round(session.compile_time, 3)} if session.compile_time is not None else {}),
-        "step_time": round(step_time, 4),
-        "images_per_second": round(batch / step_time, 1),
-        "data_wait": round(session.progress.data_seconds / max(1e-9, session.progress.train_seconds), 4),
-        "eta": round(eta, 1),
-        "peak_memory": devices.peak_memory(session.device),
-        **devices.environment(session.device),
-        "config": config.to_dict(),
-    }

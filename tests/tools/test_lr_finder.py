@@ -12,8 +12,8 @@ from tests.conftest import TINY, Cli
 from vitctl.cli.progress import PlainObserver
 from vitctl.config import resolve_config
 from vitctl.recipes import RECIPES
-from vitctl.training import lr_finder
-from vitctl.training.lr_finder import smooth, suggest
+from vitctl.tools import lr_finder
+from vitctl.tools.lr_finder import smooth, suggest
 from vitctl.training.session import Session
 
 Refused = Callable[..., str]

@@ -15,9 +15,9 @@ from vitctl.config import TrainConfig
 from vitctl.errors import NotFinite, RequestError, RunFailed
 from vitctl.optim import doubtful_betas, find_optimizer
 from vitctl.optim.schedule import RangeTest
+from vitctl.tools.pictures import check_picture
 from vitctl.training.compiling import compile_network
 from vitctl.training.loop import Record, train_step
-from vitctl.training.pictures import check_picture
 from vitctl.training.session import Session, open_session
 
 LOW, HIGH, STEPS = 1e-3, 1e3, 200

@@ -1,6 +1,6 @@
 """What a sweep's engine costs: time per trial with many trials in the storage, and from a trial's end to the next one's steps.
 
-    python -m tests.benchmarks.sweep [--trials 1000] [--count 20] [--storage URL]
+    python -m tests.measurements.sweep [--trials 1000] [--count 20] [--storage URL]
 
 The engine's time is that from a trial's end to the start of the next one's training: bookkeeping, sampling (bayes), early
 termination, storage. The other figure is of real ``vitctl train`` trials on digits of one step each, from the end of one to the end
@@ -23,9 +23,9 @@ import optuna
 
 from tests.sweep.conftest import sweep_text
 from tests.sweep.fake import Recorder, fake_trainer, make_sweep
+from vitctl.process.child import train_command
 from vitctl.sweep.agent import Agent
 from vitctl.sweep.ledger import RUN
-from vitctl.training.runner import train_command
 
 SPACE = {
     "lr": {"distribution": "log_uniform_values", "min": 1e-5, "max": 1e-1},

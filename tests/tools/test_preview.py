@@ -14,7 +14,7 @@ from PIL import Image, ImageFont
 from tests.conftest import TINY, Cli
 from tests.training.test_resume_optimizers import session
 from vitctl.data import AUGMENTATIONS
-from vitctl.training import preview
+from vitctl.tools import preview
 
 Refused = Callable[..., str]
 SHEET = ["--preview-batch", "out.png"]

@@ -27,9 +27,9 @@ from vitctl.export.onnx import serialize
 from vitctl.export.quantize import HeldBack, Quantized, hold_back, measure
 from vitctl.export.request import ExportRequest, Form
 from vitctl.export.verify import Agreement, Sample, compare, make_reference, make_sample, measure_speed
-from vitctl.training.classifier import Classifier, classifier_of
-from vitctl.training.scoring import load_data_for
-from vitctl.training.trained import Trained, load_trained
+from vitctl.inference.classifier import Classifier, classifier_of
+from vitctl.inference.scoring import load_data_for
+from vitctl.inference.trained import Trained, load_trained
 
 NETWORK = "network"
 """What the network itself is called among the files."""

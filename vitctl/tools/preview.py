@@ -16,8 +16,8 @@ from vitctl.data.batches import Normalize
 from vitctl.data.dataset import LoadProgress
 from vitctl.models import find_model
 from vitctl.registry import format_spec
+from vitctl.tools.pictures import check_picture
 from vitctl.training.loop import Record
-from vitctl.training.pictures import check_picture
 from vitctl.training.run_folder import write_bytes
 from vitctl.training.session import batch_extras, make_normalize, open_data, train_batches
 

@@ -25,9 +25,9 @@ from vit_pytorch import vit_for_small_dataset as small_oracle
 
 from tests.conftest import Cli
 from vitctl.data.cifar import CIFAR10, CIFAR100
+from vitctl.inference.trained import Trained, load_trained
 from vitctl.models import MODELS
 from vitctl.models.legacy import RULES
-from vitctl.training.trained import Trained, load_trained
 
 Refused = Callable[..., str]
 State = dict[str, Tensor]

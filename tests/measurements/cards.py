@@ -1,6 +1,6 @@
 """Measure a recipe as its card says it: whole runs of the command, one after the other, a seed each.
 
-    python -m tests.benchmarks.cards RECIPE [--net NET] [--opt SPEC] [--dataset cifar10] [--epochs N | --max-time 60s] [--seeds 0 1 2]
+    python -m tests.measurements.cards RECIPE [--net NET] [--opt SPEC] [--dataset cifar10] [--epochs N | --max-time 60s] [--seeds 0 1 2]
         [--runs-dir DIR]
 
 Without ``--net`` and ``--epochs`` the recipe's own are measured.

@@ -1,6 +1,6 @@
 """Training speed of ``vit_small``: vitctl's step beside a plain PyTorch loop, a few steps of each in turn.
 
-    python -m tests.benchmarks.train_step [--steps 3] [--bs 512] [--device auto]
+    python -m tests.measurements.train_step [--steps 3] [--bs 512] [--device auto]
 
 The plain loop is what one would write: vit-pytorch's ``vit_for_small_dataset.ViT``, a DataLoader of 8 worker processes
 with PIL transforms (random crop, flip, normalise), Adam. Both see the same generated pictures at the same batch size, in

@@ -16,13 +16,14 @@ import pytest
 
 import vitctl
 from tests.conftest import TINY, Cli
+from tests.tracking.wandb_server import KEY, Run, WandbServer
 from tests.training.test_resume import assert_same
-from tests.training.wandb_server import KEY, Run, WandbServer
 from vitctl.cli.progress import PlainObserver
 from vitctl.config import resolve_config
 from vitctl.errors import Interrupted, RequestError, RunFailed
-from vitctl.training import run, wandb
-from vitctl.training.trackers import Tracked
+from vitctl.tracking import wandb
+from vitctl.tracking.trackers import Tracked
+from vitctl.training import start
 
 RUN = [*TINY, "--epochs", "2"]
 SETTINGS = {
@@ -65,7 +66,7 @@ def patient(monkeypatch: pytest.MonkeyPatch) -> None:
 def plain(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Return the folder of the run that knows nothing of W&B."""
     runs = tmp_path_factory.mktemp("plain")
-    run.start_run(resolve_config(SETTINGS), runs, "plain", PlainObserver())
+    start.start_run(resolve_config(SETTINGS), runs, "plain", PlainObserver())
     return runs / "plain"
 
 
@@ -247,7 +248,7 @@ def test_trouble_costs_a_warning_and_a_few_seconds(
     port = os.environ["WANDB_BASE_URL"].rpartition(":")[2]
     watcher = Watcher()
     start = time.monotonic()
-    run.start_run(resolve_config({**SETTINGS, "wandb": "online"}), tmp_path, "a", watcher)
+    start.start_run(resolve_config({**SETTINGS, "wandb": "online"}), tmp_path, "a", watcher)
     assert time.monotonic() - start < LOST_SECONDS
     assert_same(tmp_path / "a", plain)
     warning, command = watcher.warnings
@@ -274,7 +275,7 @@ def test_a_service_that_dies_costs_a_warning_and_a_few_seconds(
 ) -> None:
     watcher = Watcher(lambda epoch: getattr(service, how)() if epoch == 1 else None)
     start = time.monotonic()
-    run.start_run(resolve_config({**SETTINGS, "wandb": "online"}), tmp_path, "a", watcher)
+    start.start_run(resolve_config({**SETTINGS, "wandb": "online"}), tmp_path, "a", watcher)
     assert time.monotonic() - start < LOST_SECONDS
     assert_same(tmp_path / "a", plain)
     (warning,) = watcher.warnings
@@ -306,13 +307,13 @@ def test_a_client_that_dies_costs_a_warning(
 
     monkeypatch.setattr(subprocess, "Popen", keep)
     watcher = Watcher(kill)
-    run.start_run(resolve_config({**SETTINGS, "wandb": "online"}), tmp_path, "a", watcher)
+    start.start_run(resolve_config({**SETTINGS, "wandb": "online"}), tmp_path, "a", watcher)
     (warning,) = watcher.warnings
     assert "its client ended unexpectedly; the run goes on without it" in warning
     assert_same(tmp_path / "a", plain)
 
     # What it missed is sent when the run goes on.
-    run.resume_run(tmp_path / "a", {"epochs": 3}, Watcher())
+    start.resume_run(tmp_path / "a", {"epochs": 3}, Watcher())
     (arrived,) = service.runs.values()
     assert {epoch for epoch, _ in arrived.curve("val_acc")} >= {2, 3}
 
@@ -321,7 +322,7 @@ def test_a_client_that_dies_costs_a_warning(
 def test_a_failed_run_has_failed_there(service: WandbServer, tmp_path: Path) -> None:
     config = resolve_config({**SETTINGS, "wandb": "online", "opt": "sgd", "lr": 1e30, "clip_grad": 0, "warmup": 0})
     with pytest.raises(RunFailed, match="not finite"):
-        run.start_run(config, tmp_path, "a", Watcher())
+        start.start_run(config, tmp_path, "a", Watcher())
     (arrived,) = service.runs.values()
     assert arrived.exit_code == 1
 
@@ -330,10 +331,10 @@ def test_a_failed_run_has_failed_there(service: WandbServer, tmp_path: Path) -> 
 def test_a_stopped_run_has_failed_there_and_goes_on(service: WandbServer, plain: Path, tmp_path: Path) -> None:
     watcher = Watcher(lambda epoch: os.kill(os.getpid(), signal.SIGTERM) if epoch == 1 else None)
     with pytest.raises(Interrupted):
-        run.start_run(resolve_config({**SETTINGS, "wandb": "online"}), tmp_path, "a", watcher)
+        start.start_run(resolve_config({**SETTINGS, "wandb": "online"}), tmp_path, "a", watcher)
     (arrived,) = service.runs.values()
     assert arrived.exit_code == 128 + signal.SIGTERM
-    run.resume_run(tmp_path / "a", {}, Watcher())
+    start.resume_run(tmp_path / "a", {}, Watcher())
     assert arrived.exit_code == 0 and len(service.runs) == 1
     assert_arrived(arrived, tmp_path / "a")
     assert_same(tmp_path / "a", plain)
@@ -347,7 +348,7 @@ def test_its_stop_button_saves_and_stops(service: WandbServer, tmp_path: Path) -
 
     config = resolve_config({**SETTINGS, "wandb": "online", "epochs": 100_000})
     with pytest.raises(Interrupted, match="and saved; go on with"):
-        run.start_run(config, tmp_path, "a", Watcher(press))
+        start.start_run(config, tmp_path, "a", Watcher(press))
 
 
 @pytest.mark.slow

@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 
 from vitctl import devices
+from vitctl.inference.trained import Trained
 from vitctl.models import build_model
 from vitctl.training.session import batch_pieces, make_normalize
-from vitctl.training.trained import Trained
 
 
 @dataclass(frozen=True, kw_only=True)

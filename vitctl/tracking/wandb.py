@@ -27,7 +27,7 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 from vitctl.config import split_tags
-from vitctl.training.trackers import numbers
+from vitctl.tracking.trackers import numbers
 
 if TYPE_CHECKING:
     from vitctl.training.run_folder import RunFolder

@@ -1,0 +1,50 @@
+"""Opening what can classify images: a checkpoint, a run's folder or an exported file."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+from vitctl import devices
+from vitctl.errors import RequestError
+from vitctl.export.safetensors import open_safetensors
+from vitctl.inference.classifier import Classifier, classifier_of
+from vitctl.inference.trained import load_trained
+
+EXPORTED = (".onnx", ".safetensors")
+"""How the names of exported files end that are evaluated and predicted with; all others are taken for checkpoints."""
+
+_NOT_RUN = {".pt2": "torch-export", ".torchscript": "torchscript", ".ts": "torchscript"}
+
+
+def open_classifier(path: Path, *, weights: str, device_name: str, warn: Callable[[str], None]) -> Classifier:
+    """Open a checkpoint, a run's folder or an exported file.
+
+    Args:
+        path: which.
+        weights: of a run's folder, ``last`` or ``best``.
+        device_name: as ``--device``; ONNX files run on the CPU.
+        warn: told when a damaged checkpoint was passed over.
+
+    Raises:
+        RequestError: it cannot be opened, or not on this device.
+    """
+    ending = path.suffix.lower()
+    if ending in _NOT_RUN and path.is_file():
+        raise RequestError(
+            f"{path} is a file of --format {_NOT_RUN[ending]}, and loading one runs code in it, which vitctl never does; "
+            f"give the checkpoint, or an .onnx file"
+        )
+    if ending in EXPORTED and weights == "best":
+        raise RequestError(f"--weights best chooses within a run's folder, and {path} is a single file")
+    if ending == ".onnx":
+        if device_name not in ("auto", "cpu"):
+            raise RequestError(f"--device {device_name}: ONNX files run on the CPU here; leave --device out")
+        from vitctl.export.runtime import open_onnx  # onnxruntime loads here
+
+        return open_onnx(path)
+    device = devices.resolve_device(device_name)
+    devices.prepare(device, None)
+    if ending == ".safetensors":
+        return open_safetensors(path, device)
+    return classifier_of(load_trained(path, weights=weights, device=device, warn=warn), device)

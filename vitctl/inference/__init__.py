@@ -1,0 +1,1 @@
+"""A trained network with its preprocessing: loading it, scoring it on a data set, classifying images."""

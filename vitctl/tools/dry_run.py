@@ -1,0 +1,85 @@
+"""``--dry-run``: a few real steps, and what the whole run would cost."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+
+from vitctl import devices
+from vitctl.config import TrainConfig
+from vitctl.data.dataset import LoadProgress
+from vitctl.models.pretrained import locate
+from vitctl.optim import doubtful_betas
+from vitctl.training.budget import TimePlan
+from vitctl.training.compiling import compile_network
+from vitctl.training.loop import Record, train_step
+from vitctl.training.session import open_session, parameters
+
+
+def dry_run(
+    config: TrainConfig,
+    decoding: LoadProgress | None = None,
+    steps: int = 3,
+    message: Callable[[str], None] = lambda _: None,
+) -> Record:
+    """Take a few real steps without saving anything, and return what a whole run would cost.
+
+    Args:
+        config: the settings.
+        decoding: told of the progress of downloading data and decoding pictures.
+        steps: that are timed.
+        message: told what compiling took, or why it failed.
+
+    Returns:
+        ``params``, ``mflop`` (forward, one picture), ``tokens``, ``steps_per_epoch``, ``total_steps``, ``micro_batch``,
+        ``step_time`` (seconds, median), ``images_per_second``, ``eta`` (seconds for the whole run, evaluations
+        included), ``peak_memory`` (bytes), and the settings under ``config``.
+
+    Raises:
+        RequestError: device, data or network cannot be had as asked.
+        RunFailed: memory ran out, or the loss is not finite.
+    """
+    started = time.monotonic()
+    if config.pretrained != "false":
+        locate(config.net, config.pretrained)  # what the run would be refused for
+    if doubt := doubtful_betas(config.opt, config.opt_options):
+        message(f"warning: {doubt}")
+    session = open_session(config, decoding, pretrained=False)
+    compile_network(session, message)
+    if config.max_time:
+        TimePlan(session, started).fit()
+    session.check_warmdown()
+    session.train_mode()
+    times: list[float] = []
+    for _ in range(1 + min(steps, session.total_steps)):  # the first one warms up
+        start = time.perf_counter()
+        train_step(session)
+        devices.synchronize(session.device)
+        times.append(time.perf_counter() - start)
+        if session.progress.step_in_epoch == session.steps_per_epoch:
+            session.progress.begin_epoch()
+    step_time = sorted(times[1:])[len(times[1:]) // 2]
+    batch = session.batches.batch_size if session.steps_per_epoch > 1 else session.batches.count
+    evaluated = len(session.splits.val.index) * session.epochs if session.splits.val is not None else 0
+    evaluated += len(session.splits.test.index)
+    eta = session.total_steps * step_time + evaluated * step_time / batch / 3  # a step costs three forward passes
+
+    return {
+        "net": config.net,
+        "params": parameters(session),
+        "mflop": round(session.cost.mflop, 1),
+        "tokens": session.cost.tokens,
+        "train_images": session.batches.count,
+        "steps_per_epoch": session.steps_per_epoch,
+        "total_steps": session.total_steps,
+        "micro_batch": session.micro_batch,
+        "precision": session.precision,
+        **({"compile_time": round(session.compile_time, 3)} if session.compile_time is not None else {}),
+        "step_time": round(step_time, 4),
+        "images_per_second": round(batch / step_time, 1),
+        "data_wait": round(session.progress.data_seconds / max(1e-9, session.progress.train_seconds), 4),
+        "eta": round(eta, 1),
+        "peak_memory": devices.peak_memory(session.device),
+        **devices.environment(session.device),
+        "config": config.to_dict(),
+    }
