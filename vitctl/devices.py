@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from vitctl.errors import RequestError, RunFailed
+from vitctl.errors import OutOfMemory, RequestError
 from vitctl.registry import suggest
 from vitctl.units import format_bytes
 
@@ -307,7 +307,7 @@ def memory_watched(device: torch.device, batch_size: int, micro_batch: int) -> I
     """Turn running out of memory into a sentence.
 
     Raises:
-        RunFailed: memory ran out.
+        OutOfMemory: memory ran out.
     """
     try:
         yield
@@ -317,7 +317,7 @@ def memory_watched(device: torch.device, batch_size: int, micro_batch: int) -> I
         raise out_of_memory(device, batch_size, micro_batch) from error
 
 
-def out_of_memory(device: torch.device, batch_size: int, micro_batch: int) -> RunFailed:
+def out_of_memory(device: torch.device, batch_size: int, micro_batch: int) -> OutOfMemory:
     """Return the error that names the batch that did not fit, and what to try."""
     smaller = max(1, micro_batch // 2)
     remedy = (
@@ -325,7 +325,9 @@ def out_of_memory(device: torch.device, batch_size: int, micro_batch: int) -> Ru
         if micro_batch > 1
         else "choose a smaller network or --size"
     )
-    return RunFailed(
+    return OutOfMemory(
         f"out of memory on {device} with --bs {batch_size} in pieces of {micro_batch} pictures "
-        f"(peak {format_bytes(peak_memory(device))}); try {remedy}"
+        f"(peak {format_bytes(peak_memory(device))}); try {remedy}",
+        device=str(device),
+        batch=batch_size,
     )

@@ -80,3 +80,9 @@ def json_text(document: Any) -> str:
 def plural(count: int, noun: str) -> str:
     """Return ``1 step``, ``300 steps`` or ``22,125 steps``."""
     return f"{count:,} {noun}{'' if count == 1 else 's'}"
+
+
+def mask_passwords(text: str) -> str:
+    """Return ``text`` with the passwords of the URLs in it replaced by ``***``."""
+    text = re.sub(r"(//[^/\s:@]*:)[^@\s]*@", r"\1***@", text)
+    return re.sub(r"(?i)(password=)[^&\s'\"]+", r"\1***", text)

@@ -19,7 +19,6 @@ from tests.conftest import TINY, Cli
 from vitctl.benchmark.cost import measure_costs, state_bytes
 from vitctl.benchmark.plan import make_plan
 from vitctl.config import resolve_config
-from vitctl.errors import diverged_at
 from vitctl.optim import OPTIMIZERS
 from vitctl.optim.build import build_optimizer
 from vitctl.training.checkpoint import load_checkpoint
@@ -234,18 +233,6 @@ def test_runs_at_once_give_the_same_and_their_times_are_marked(cli: Cli, monkeyp
     assert (alone.json()["shared_times"], beside.json()["shared_times"]) == (False, True)
     table = cli(*words, "--jobs", 2, "--name", "j2").out
     assert "Epoch duration, shared" in table
-
-
-@pytest.mark.parametrize(
-    ("sentence", "step"),
-    [
-        ("the loss or its gradient is not finite at step 12 (lr 1); nothing was saved yet. Try a lower --lr", 12),
-        ("the gradients overflow fp16 at every step (step 7); try --precision bf16", 7),
-        ("the disk is full at step 3", None),
-    ],
-)
-def test_the_step_of_a_divergence_is_read_from_its_sentence(sentence: str, step: int | None) -> None:
-    assert diverged_at(sentence) == step
 
 
 @pytest.mark.parametrize("opt", OPTIMIZERS)

@@ -287,10 +287,9 @@ class TestTwoAtOnce:
         (name,) = caches(cache)
         other = cache / "pictures" / f".{name[:-16]}{'0' * 16}.abc.tmp"
         other.mkdir()
-        with open(other / "images", "wb") as file:
+        (other / "images").write_bytes(b"x" * 100)
+        with open(other / "lock", "wb") as file:
             fcntl.flock(file, fcntl.LOCK_EX)
-            file.write(b"x" * 100)
-            file.flush()
             _touch(pets)
             load(pets)
             assert len(decoded) == 28 and other.exists()
@@ -449,7 +448,7 @@ class TestPruning:
         for folder in (dead, alive):
             folder.mkdir()
             (folder / "images").write_bytes(b"half")
-        with open(alive / "images", "r+b") as file:
+        with open(alive / "lock", "wb") as file:
             fcntl.flock(file, fcntl.LOCK_EX)
             load(other)
             assert not dead.exists() and alive.exists() and mine not in caches(cache)

@@ -6,17 +6,20 @@
 ``die`` at the beginning or the end of every epoch.
 """
 
-import fcntl
+import contextlib
 import json
 import os
 import signal
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import yaml
 
-from vitctl.errors import RunBusy
+from vitctl.errors import NotFinite, RunBusy, VitctlError
+from vitctl.files import Locked, locked
+from vitctl.process.failure import ChildReport
 from vitctl.process.signals import watch_parent
 
 
@@ -32,11 +35,7 @@ def main() -> None:
     options = dict(word.split("=") for word in sys.argv[3:])
     settings = yaml.safe_load(config.read_text())
     run.mkdir(parents=True, exist_ok=True)
-    with open(run / ".lock", "a") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            sys.exit(f"error: {RunBusy(run)}")
+    with lock_of(run):
         (run / "config.json").write_text(json.dumps(settings))
         (run / "pid").write_text(str(os.getpid()))
         metrics = run / "metrics.jsonl"
@@ -46,7 +45,7 @@ def main() -> None:
         for epoch in range(done + 1, int(settings.get("epochs", 5)) + 1):
             time.sleep(float(options.get("seconds", 0.02)))
             if "fail" in options and float(settings["lr"]) > float(options["fail"]):
-                sys.exit("error: the loss or its gradient is not finite")
+                raise NotFinite("diverged", step=epoch)
             if options.get("die") == "begin":
                 os.kill(os.getpid(), signal.SIGKILL)
             value = objective(settings) * (1 - 0.5**epoch)
@@ -58,4 +57,20 @@ def main() -> None:
         (run / "summary.json").write_text("{}")
 
 
-main()
+@contextlib.contextmanager
+def lock_of(run: Path) -> Iterator[None]:
+    """Hold the run's lock."""
+    with contextlib.ExitStack() as stack:
+        try:
+            stack.enter_context(locked(run / ".lock"))
+        except Locked:
+            raise RunBusy("busy", run=run) from None
+        yield
+
+
+report = ChildReport()
+try:
+    main()
+except VitctlError as error:
+    report.write(error)
+    sys.exit(f"error: {error}")

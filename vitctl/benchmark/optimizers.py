@@ -6,8 +6,6 @@ import contextlib
 import dataclasses
 import datetime
 import json
-import os
-import shutil
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -21,14 +19,14 @@ from vitctl.benchmark.cost import Cost, measure_costs
 from vitctl.benchmark.plan import Contestant, Plan, differences
 from vitctl.config import TrainConfig
 from vitctl.data.dataset import LoadProgress
-from vitctl.errors import Interrupted, NotFinite, RequestError, RunFailed, diverged_at
+from vitctl.errors import Interrupted, NotFinite, RequestError, RunFailed
+from vitctl.files import new_folder, write_text
 from vitctl.optim import doubtful_betas
 from vitctl.process.child import Child, LifeLine, Metrics, TrialRun, job_environments, train_command, wait_until_free
 from vitctl.process.signals import StopRequest
 from vitctl.tracking.trackers import check_trackers
 from vitctl.training import loop, start
-from vitctl.training.checkpoint import TEMPORARY
-from vitctl.training.run_folder import RunFolder, write_text
+from vitctl.training.run_folder import RunFolder
 
 FOLDER, RECORD = "comparisons", "comparison.json"
 POLL_SECONDS = 0.2
@@ -159,13 +157,10 @@ class Folder:
                 "shared": [],
             },
         )
-        staging = path.with_name(f".{path.name}{TEMPORARY}{os.getpid()}")
         try:  # the folder appears with its record in it, or not at all
-            staging.mkdir(parents=True, exist_ok=True)
-            Folder(staging, folder.document).write()
-            os.rename(staging, path)
+            with new_folder(path) as staging:
+                Folder(staging, folder.document).write()
         except OSError as error:
-            shutil.rmtree(staging, ignore_errors=True)
             raise RequestError(f"cannot make the folder {path}: {error.strerror}; choose another --runs-dir") from error
         return folder
 
@@ -371,9 +366,7 @@ class _Runner:
                     task.config, self.folder.path, task.name, self.observer, self.decoding, started=time.monotonic()
                 )
         except NotFinite as error:
-            step = diverged_at(str(error))
-            assert step is not None
-            self._over(task, started, step)
+            self._over(task, started, error.step)
         except Interrupted as stop:
             raise self._interrupted(stop.signum) from None
         else:
@@ -420,16 +413,16 @@ class _Runner:
         return Child(command, place.with_name(f"{task.name}.log"), self.environments[slot], line)
 
     def _child_ended(self, task: Task, child: Child, code: int, started: float) -> None:
-        words = child.last_words()
+        failure = child.failure()
         if code == 0:
             self._over(task, started)
-        elif code == NotFinite.exit_code and (step := diverged_at(words)) is not None:
-            self._over(task, started, step)
-        elif code < 0:
-            raise RunFailed(f"the run {task.title} was killed by signal {-code}; the same command goes on where it was")
+        elif failure.kind == "not_finite" and failure.step is not None:
+            self._over(task, started, failure.step)
+        elif failure.kind == "killed":
+            raise RunFailed(f"the run {task.title} was {failure.message}; the same command goes on where it was")
         else:
             kind = RequestError if code == RequestError.exit_code else RunFailed
-            raise kind(f"{task.title}: {words}")
+            raise kind(f"{task.title}: {failure.message} (log: {child.log})")
 
 
 @contextlib.contextmanager

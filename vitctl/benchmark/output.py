@@ -6,13 +6,13 @@ import base64
 import html
 import importlib.util
 import io
-import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vitctl.benchmark.tables import Table, best, csv_text, markdown
 from vitctl.errors import RequestError, RunFailed
+from vitctl.files import folder_error, write_bytes
 from vitctl.units import json_text
 
 if TYPE_CHECKING:
@@ -52,11 +52,8 @@ def check_out(out: Path) -> None:
         raise RequestError(f"--out {out} is a file without an ending; name a folder, or a file such as {out}.json")
     if not folder.is_dir():
         raise RequestError(f"--out {out}: the folder {folder} is not there; make it first, or name another place")
-    try:  # asking the system would not do: root may write everywhere but on what is mounted read-only
-        with tempfile.TemporaryFile(dir=folder):
-            pass
-    except OSError as error:
-        raise RequestError(f"--out {out} cannot be written: {error.strerror}; name another place") from error
+    if reason := folder_error(folder):
+        raise RequestError(f"--out {out} cannot be written: {reason}; name another place")
 
 
 def write(out: Path, name: str, document: Mapping[str, Any], tables: Sequence[Table], figures: Figures) -> list[Path]:
@@ -90,22 +87,18 @@ def write(out: Path, name: str, document: Mapping[str, Any], tables: Sequence[Ta
         return picture(next(iter(drawn.values())), kind)
 
     if kind in KINDS and not out.is_dir():
-        return [_whole(out, content(kind))]
+        write_bytes(out, content(kind))
+        return [out]
     try:
         out.mkdir(exist_ok=True)
     except OSError as error:
         raise RunFailed(f"cannot make {out}: {error.strerror}") from error
-    files = [_whole(out / f"{name}.{kind}", content(kind)) for kind in ("json", "csv", "md", "html")]
+    files = {out / f"{name}.{kind}": content(kind) for kind in ("json", "csv", "md", "html")}
     for word, figure in drawn.items():
-        files += [_whole(out / f"{name}-{word}.{kind}", picture(figure, kind)) for kind in ("png", "svg")]
-    return files
-
-
-def _whole(path: Path, data: bytes) -> Path:
-    from vitctl.training.run_folder import write_bytes  # torch loads here
-
-    write_bytes(path, data)
-    return path
+        files |= {out / f"{name}-{word}.{kind}": picture(figure, kind) for kind in ("png", "svg")}
+    for path, data in files.items():
+        write_bytes(path, data)
+    return list(files)
 
 
 def picture(figure: Figure, kind: str) -> bytes:

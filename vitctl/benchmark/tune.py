@@ -20,7 +20,7 @@ from vitctl.benchmark.tables import Cell, Row, Table
 from vitctl.config import TrainConfig
 from vitctl.data.dataset import Dataset, LoadProgress, Splits
 from vitctl.errors import RunFailed
-from vitctl.training.run_folder import write_text
+from vitctl.files import write_text
 from vitctl.training.session import Session, open_session
 
 Message = Callable[[str], None]

@@ -33,8 +33,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     import typer
 
     from vitctl.cli.app import app
-    from vitctl.errors import Interrupted, VitctlError
+    from vitctl.errors import Interrupted, RequestError, VitctlError
+    from vitctl.process.failure import ChildReport
 
+    report = ChildReport()
     mistyped: type[Exception] = typer.BadParameter.__mro__[1]  # UsageError, which Typer keeps to itself
     debug = os.environ.get("VITCTL_DEBUG", "") not in ("", "0")
     try:
@@ -45,10 +47,12 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise KeyboardInterrupt
         return code if isinstance(code, int) else 0
     except mistyped as error:
+        report.write(RequestError(error.format_message()))  # type: ignore[attr-defined]
         return _usage_error(error)
     except SystemExit as stop:
         return stop.code if isinstance(stop.code, int) else 1
     except VitctlError as error:
+        report.write(error)
         if debug:
             raise
         print(f"{'' if isinstance(error, Interrupted) else 'error: '}{error}", file=sys.stderr)
@@ -63,6 +67,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     except Exception as error:
+        report.write(error)
         if debug:
             raise
         print(

@@ -7,8 +7,8 @@ from typing import Annotated
 
 import typer
 
-from vitctl.cli.options import check_file
 from vitctl.errors import RequestError
+from vitctl.files import check_table
 from vitctl.registry import suggest
 
 
@@ -62,7 +62,7 @@ def evaluate(
         raise RequestError(f"--csv and --predictions both name {csv}; name two files")
     for flag, target in (("--csv", csv), ("--predictions", predictions)):
         if target is not None:
-            check_file(target, flag)
+            check_table(target, flag)
     if dataset is not None:
         dataset, data_dir = resolve_dataset(dataset, data_dir)
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import inspect
-import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Annotated, Any
@@ -34,21 +33,6 @@ ConfigFile = Annotated[
 AsJson = Annotated[
     bool, typer.Option("--json", help="print everything as one JSON document", rich_help_panel=COMPARISON)
 ]
-
-
-def check_file(path: Path, flag: str) -> None:
-    """Refuse a file that could not be written, before any work.
-
-    Raises:
-        RequestError: it is a folder, or its folder is not there or cannot be written.
-    """
-    folder = path.absolute().parent
-    if not folder.is_dir():
-        raise RequestError(f"{flag} {path}: the folder {folder} is not there")
-    if path.is_dir():
-        raise RequestError(f"{flag} {path} is a folder; name a file")
-    if not os.access(path if path.exists() else folder, os.W_OK):
-        raise RequestError(f"{flag} {path} cannot be written; choose another place")
 
 
 LEGACY = ("noaug", "noamp", "nowandb")

@@ -7,8 +7,8 @@ from typing import Annotated
 
 import typer
 
-from vitctl.cli.options import check_file
 from vitctl.errors import RequestError, RunFailed
+from vitctl.files import check_table
 from vitctl.registry import suggest
 from vitctl.units import plural
 
@@ -44,7 +44,7 @@ def predict(
     if weights not in ("last", "best"):
         raise RequestError(f"--weights {weights!r} is unknown{suggest(weights, ('last', 'best'))}")
     if csv is not None:
-        check_file(csv, "--csv")
+        check_table(csv, "--csv")
     for place in pictures:
         if not place.exists():
             raise RequestError(f"the picture {place} is not there")

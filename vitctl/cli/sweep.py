@@ -8,10 +8,12 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from vitctl.cli.options import Command, check_file
+from vitctl.cli.options import Command
 from vitctl.errors import RequestError
+from vitctl.files import check_table, check_writable, write_text
 from vitctl.registry import lookup, suggest
 from vitctl.sweep import ENGINES, PRUNERS, SAMPLERS
+from vitctl.units import mask_passwords
 
 if TYPE_CHECKING:
     from vitctl.sweep.engine import Engine, EngineEntry, SweepOptions
@@ -296,7 +298,9 @@ def list_sweeps(runs_dir: RunsDir = RUNS, storage: Storage = None, as_json: AsJs
     if as_json:
         printing.print_json(rows)
     elif not rows:
-        _say(f"there is no sweep in {storage or runs_dir / 'sweeps'}; vitctl sweep create FILE makes one")
+        _say(
+            f"there is no sweep in {mask_passwords(storage) if storage else runs_dir / 'sweeps'}; vitctl sweep create FILE makes one"
+        )
     else:
         sweep_view.print_list(rows)
 
@@ -433,7 +437,7 @@ def export(
     if form not in ("csv", "json"):
         raise RequestError(f"--format {form!r} is unknown{suggest(form, ('csv', 'json'))}")
     if out is not None:
-        check_file(out, "--out")
+        check_table(out, "--out") if form == "csv" else check_writable(out, "--out")
     sweep = find_local(target, runs_dir, storage)
     from vitctl.cli import sweep_view
 
@@ -441,8 +445,6 @@ def export(
     if out is None:
         typer.echo(text, nl=False)
         return
-    from vitctl.training.run_folder import write_text
-
     write_text(out, text)
 
 

@@ -64,6 +64,7 @@ def row_document(row: TrialRow) -> Record:
         "attempts": row.attempts,
         **({"agent": row.agent} if row.agent else {}),
         **({"failure": row.failure} if row.failure else {}),
+        **({"failure_kind": row.failure_kind} if row.failure_kind else {}),
     }
 
 

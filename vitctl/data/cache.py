@@ -10,7 +10,6 @@ Whoever builds one then removes those of data sets that are no longer there.
 from __future__ import annotations
 
 import contextlib
-import errno
 import hashlib
 import json
 import math
@@ -33,7 +32,8 @@ import numpy.typing as npt
 import platformdirs
 
 from vitctl.data.dataset import LoadProgress
-from vitctl.errors import RequestError, RunFailed
+from vitctl.errors import NoSpace, RequestError, RunFailed
+from vitctl.files import Locked, flush, is_full, locked
 from vitctl.units import format_bytes
 
 FORMAT = 1
@@ -44,6 +44,9 @@ Decode = Callable[[str], "Image | str"]
 """Takes a path; returns uint8 [C, H, W], or why the picture cannot be read. Called from several threads."""
 
 _NAME = re.compile(r".+-[0-9a-f]{12}-\d+x\d+-[0-9a-f]{16}")
+LOCK = "lock"
+"""File in the folder of a cache that is being built, held by its builder."""
+
 _CHUNK_BYTES = 2**20
 _STALLED_SECONDS = 60.0
 
@@ -141,8 +144,8 @@ def _explained(caches: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-            raise RunFailed(
+        if is_full(error):
+            raise NoSpace(
                 f"the disk of {caches} filled up while pictures were decoded; free some room, or set VITCTL_CACHE to a "
                 f"folder on another disk"
             ) from error
@@ -202,25 +205,22 @@ def _build(
     temporary = Path(tempfile.mkdtemp(prefix=f".{final.name}.", suffix=".tmp", dir=final.parent))
     try:
         # Plain writes rather than a mapped file: a full disk is then an error and not a SIGBUS.
-        with open(temporary / "images", "wb") as file:
-            _lock(file)
-            bad, mean, std = _decode_into(file, root, files, shape, decode, measured, progress)
-            _flush(file)
-            with open(temporary / "meta.json", "w", encoding="utf-8") as meta:
-                json.dump({"key": key, "root": os.path.realpath(root), "mean": mean, "std": std, "bad": bad}, meta)
-                _flush(meta)
+        with contextlib.ExitStack() as lock:
+            lock.enter_context(locked(temporary / LOCK))
+            with open(temporary / "images", "wb") as file:
+                bad, mean, std = _decode_into(file, root, files, shape, decode, measured, progress)
+                flush(file)
+            meta: dict[str, Any] = {"key": key, "root": os.path.realpath(root), "mean": mean, "std": std, "bad": bad}
+            with open(temporary / "meta.json", "wb") as file:
+                file.write(json.dumps(meta).encode())
+                flush(file)
             if os.name == "nt":
-                file.close()  # Windows moves no open file; elsewhere the lock holds until the folder has its name
+                lock.close()  # Windows moves no open file; elsewhere the lock holds until the folder has its name
             # Where another process was faster, its folder is in the way and as good as this one.
             with contextlib.suppress(OSError):
                 os.rename(temporary, final)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
-
-
-def _flush(file: IO[Any]) -> None:
-    file.flush()
-    os.fsync(file.fileno())
 
 
 class _Chunk(NamedTuple):
@@ -389,29 +389,15 @@ def _signs_of_life(temporary: Path) -> tuple[bool, bool]:
     fresh = time.time() - found.st_mtime < _STALLED_SECONDS
     if found.st_size == 0 and fresh:
         return True, True  # it may be just about to take its lock
-    return fresh, _locked(temporary / "images", fresh)
+    return fresh, _is_locked(temporary / LOCK, fresh)
 
 
-def _lock(file: IO[bytes]) -> None:
-    """Mark a file as being written by this process, for as long as it is open."""
-    if sys.platform != "win32":
-        import fcntl
-
-        with contextlib.suppress(OSError):  # a file system without locks
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-
-
-def _locked(path: Path, unknown: bool) -> bool:
-    """Return whether a process is writing the file, or ``unknown`` where that cannot be told."""
-    if sys.platform == "win32":
-        return unknown
-    import fcntl
-
+def _is_locked(path: Path, unknown: bool) -> bool:
+    """Return whether a process holds the lock, or ``unknown`` where that cannot be told."""
     try:
-        with open(path, "r+b") as file:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
+        with locked(path):
+            return False
+    except Locked:
         return True
     except OSError:
         return unknown
-    return False

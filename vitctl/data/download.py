@@ -10,7 +10,6 @@ of the whole, falls back from https to http, and unpacks whatever an archive hol
 from __future__ import annotations
 
 import contextlib
-import errno
 import gzip
 import hashlib
 import http.client
@@ -31,7 +30,8 @@ from typing import IO, TYPE_CHECKING
 from filelock import FileLock, Timeout
 
 from vitctl import __version__
-from vitctl.errors import RequestError, RunFailed
+from vitctl.errors import NoSpace, RequestError
+from vitctl.files import flush, is_full
 from vitctl.units import format_bytes, format_duration
 
 if TYPE_CHECKING:
@@ -59,7 +59,6 @@ BIGGEST = 2**28
 """Bytes; no file of an archive is unpacked to more."""
 
 _CHUNK = 2**18
-_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 class Unavailable(Exception):
@@ -230,10 +229,10 @@ def _explained(folder: Path, archive: Archive, part: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        if error.errno in _FULL:
+        if is_full(error):
             with contextlib.suppress(OSError):
                 part.unlink()
-            raise RunFailed(
+            raise NoSpace(
                 f"the disk of {folder} filled up while {archive.name} was downloaded; free some room, or set VITCTL_DATA "
                 f"to a folder on another disk"
             ) from error
@@ -420,8 +419,7 @@ def unpack(path: Path, folder: Path, names: Collection[str]) -> None:
         for name, content in members(path, folder.name, names):
             with open(temporary / name, "wb") as file:
                 file.write(content)
-                file.flush()
-                os.fsync(file.fileno())
+                flush(file)
         os.rename(temporary, folder)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-import errno
 import json
 import os
-import shutil
 import signal
 import threading
 from collections.abc import Iterator, Mapping
@@ -16,8 +14,7 @@ from vitctl.errors import Interrupted, RequestError, RunFailed
 from vitctl.export import EXPORTERS
 from vitctl.export.request import ExportRequest
 from vitctl.export.safetensors import RECORD, config_path
-from vitctl.training.checkpoint import TEMPORARY, sync_folder
-from vitctl.training.run_folder import process_runs
+from vitctl.files import flush, folder_error, remove_temporaries, sync_folder, temporary_name, write_failed
 from vitctl.units import format_bytes
 
 
@@ -34,7 +31,7 @@ def plan(request: ExportRequest, checkpoint: Path) -> dict[tuple[str, str], list
     Raises:
         RequestError: the folder cannot be written, or what is there must not be overwritten.
     """
-    if request.output is None and not os.access(checkpoint.absolute().parent, os.W_OK):
+    if request.output is None and folder_error(checkpoint.absolute().parent):
         raise RequestError(f"the folder of {checkpoint} cannot be written; name another place with --output")
     kinds = [(name, "none") for name in dict.fromkeys(request.formats)]
     kinds += [("onnx", quantized) for quantized in dict.fromkeys(request.quantize)]
@@ -80,15 +77,15 @@ def write_all(files: Mapping[Path, bytes]) -> None:
     Raises:
         RunFailed: the disk is full, a folder cannot be written, or it does not give back what was written.
     """
+    files = {Path(os.path.realpath(path)): data for path, data in files.items()}  # links stay links
     remove_orphans({path.parent for path in files})
-    temporary = {path: path.with_name(f"{path.name}{TEMPORARY}{os.getpid()}") for path in files}
+    temporary = {path: temporary_name(path) for path in files}
     path = next(iter(files))
     try:
         for path, data in files.items():
             with open(temporary[path], "wb") as file:
                 file.write(data)
-                file.flush()
-                os.fsync(file.fileno())
+                flush(file)
             if temporary[path].read_bytes() != data:
                 raise RunFailed(f"{path.parent} does not give back what was written to it; nothing was exported")
         with _uninterrupted():
@@ -96,7 +93,8 @@ def write_all(files: Mapping[Path, bytes]) -> None:
             for folder in {path.parent for path in files}:
                 sync_folder(folder)
     except OSError as error:
-        raise _failed(error, path, len(files[path])) from error
+        remedy = f"it takes {format_bytes(len(files[path]))}, and nothing was exported: make room, or name another place with --output"
+        raise write_failed(error, path, remedy) from error
     finally:
         for leftover in temporary.values():
             with contextlib.suppress(OSError):
@@ -109,7 +107,7 @@ def _rename_all(temporary: Mapping[Path, Path]) -> None:
     Raises:
         OSError: one cannot be renamed. What was there before is there again.
     """
-    kept = {path: path.with_name(f"{path.stem}-old{path.suffix}{TEMPORARY}{os.getpid()}") for path in temporary}
+    kept = {path: temporary_name(path.with_stem(f"{path.stem}-old")) for path in temporary}
     renamed: list[Path] = []
     try:
         for path, name in temporary.items():
@@ -164,21 +162,4 @@ def remove_orphans(folders: set[Path]) -> None:
     """Remove the temporary files of exports that were killed."""
     suffixes = {suffix for entry in EXPORTERS.values() for suffix in entry.suffixes} | {".json"}
     for folder in folders:
-        for orphan in folder.glob(f"*{TEMPORARY}*"):
-            name, _, pid = orphan.name.rpartition(TEMPORARY)
-            if Path(name).suffix in suffixes and not process_runs(pid):
-                with contextlib.suppress(OSError):
-                    orphan.unlink()
-
-
-def _failed(error: OSError, path: Path, size: int) -> RunFailed:
-    if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-        try:
-            free = f", {format_bytes(shutil.disk_usage(path.parent).free)} are free"
-        except OSError:
-            free = ""
-        return RunFailed(
-            f"no room to write {path}: it takes {format_bytes(size)}{free} ({os.strerror(error.errno)}); nothing was "
-            f"exported: make room, or name another place with --output"
-        )
-    return RunFailed(f"cannot write {path}: {os.strerror(error.errno) if error.errno else error}; nothing was exported")
+        remove_temporaries(folder, suffixes=suffixes)

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from vitctl.errors import RequestError
 from vitctl.export import EXPORTERS, OPSETS, QUANTIZERS
+from vitctl.files import folder_error
 from vitctl.registry import lookup, suggest
 
 TOLERANCE = 1e-4
@@ -139,8 +139,8 @@ def check_output(output: Path, formats: tuple[str, ...]) -> None:
     folder = output if output.is_dir() else output.absolute().parent
     if not folder.is_dir():
         raise RequestError(f"--output {output}: the folder {folder} is not there; make it first")
-    if not os.access(folder, os.W_OK):
-        raise RequestError(f"--output {output}: the folder {folder} cannot be written")
+    if reason := folder_error(folder):
+        raise RequestError(f"--output {output}: the folder {folder} cannot be written: {reason}")
 
 
 def refuse_idle_flags(

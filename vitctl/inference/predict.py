@@ -19,9 +19,9 @@ from PIL import Image
 
 from vitctl.data.folder import UnreadablePicture, decode_picture, find_pictures
 from vitctl.errors import RequestError
+from vitctl.files import write_text
 from vitctl.inference.classifier import Classifier
 from vitctl.training.evaluate import Progress
-from vitctl.training.run_folder import write_text
 
 
 @dataclass(frozen=True)

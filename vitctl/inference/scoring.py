@@ -17,10 +17,10 @@ from vitctl import devices
 from vitctl.data import DATASETS
 from vitctl.data.dataset import Dataset, LoadProgress, Subset, load_dataset, split
 from vitctl.errors import RequestError
+from vitctl.files import write_text
 from vitctl.inference.classifier import Classifier, classifier_of
 from vitctl.inference.trained import load_trained
 from vitctl.training.evaluate import Progress
-from vitctl.training.run_folder import write_text
 
 
 @dataclass(frozen=True)

@@ -15,6 +15,8 @@ from pathlib import Path
 from typing import Any
 
 from vitctl.errors import RunFailed
+from vitctl.files import Locked, locked
+from vitctl.process.failure import FAILURE_FILE, Failure
 from vitctl.process.signals import WATCH_FD
 
 STOP_SECONDS = 60.0
@@ -66,23 +68,32 @@ class Child:
         environment: over that of this process.
         line: its life line.
 
+    Attributes:
+        log: the file that its output is appended to.
+
     Raises:
         RunFailed: the log cannot be written, or the process not be started.
     """
 
     def __init__(self, command: list[str], log: Path, environment: Mapping[str, str], line: LifeLine) -> None:
         self.log = log
+        self._failure = log.with_suffix(".failure.json")
         try:
             log.parent.mkdir(parents=True, exist_ok=True)
+            self._failure.unlink(missing_ok=True)
             with open(log, "ab") as file:
-                self._start = file.tell()
                 # A session of its own: Ctrl-C at the terminal is the agent's to deal with.
                 self._process = subprocess.Popen(
                     command,
                     stdin=subprocess.DEVNULL,
                     stdout=file,
                     stderr=subprocess.STDOUT,
-                    env={**os.environ, **environment, **line.environment()},
+                    env={
+                        **os.environ,
+                        **environment,
+                        **line.environment(),
+                        FAILURE_FILE: str(self._failure.absolute()),
+                    },
                     pass_fds=(line.reading,),
                     start_new_session=True,
                 )
@@ -121,18 +132,13 @@ class Child:
         with contextlib.suppress(ProcessLookupError):
             self._process.kill()
 
-    def last_words(self) -> str:
-        """Return the last line that it printed, without the ``error:`` before it."""
-        try:
-            with open(self.log, "rb") as file:
-                file.seek(max(self._start, file.seek(0, os.SEEK_END) - 4000))
-                lines = file.read().decode(errors="replace").strip().splitlines()
-        except OSError:
-            return ""
-        for line in reversed(lines):
-            if line.startswith("error: "):
-                return line.removeprefix("error: ")
-        return lines[-1].strip() if lines else ""
+    def failure(self) -> Failure:
+        """Return why it ended without a result: what it reported, or what its exit code says."""
+        code = self._process.returncode
+        if code < 0:
+            return Failure(kind="killed", message=f"killed by {signal_name(-code)}", exit_code=code)
+        reported = Failure.read(self._failure)
+        return reported or Failure(kind="failed", message=f"exit code {code}", exit_code=code)
 
 
 class Metrics:
@@ -173,6 +179,14 @@ class Metrics:
         return rows
 
 
+def signal_name(number: int) -> str:
+    """Return ``SIGKILL`` for 9."""
+    try:
+        return signal.Signals(number).name
+    except ValueError:
+        return f"signal {number}"
+
+
 def job_environments(jobs: int, threads_set: bool) -> list[dict[str, str]]:
     """Return the environments of ``jobs`` runs at once, which share the CPU's cores evenly."""
     if jobs == 1 or threads_set or "OMP_NUM_THREADS" in os.environ:
@@ -187,12 +201,9 @@ def wait_until_free(run: Path, seconds: float = STOP_SECONDS) -> None:
     deadline = time.monotonic() + seconds
     while lock.exists() and time.monotonic() < deadline:
         try:
-            import fcntl
-
-            with open(lock, "a") as file:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            with locked(lock):
                 return
-        except BlockingIOError:
+        except Locked:
             time.sleep(0.1)
-        except (ImportError, OSError):
+        except OSError:
             return

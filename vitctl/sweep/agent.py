@@ -9,13 +9,11 @@ from __future__ import annotations
 
 import contextlib
 import math
-import os
 import queue
-import signal
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -26,10 +24,23 @@ from optuna.exceptions import UpdateFinishedTrialError
 from optuna.study import Study
 from optuna.trial import Trial, TrialState
 
-from vitctl.errors import Interrupted, RunBusy, RunFailed, VitctlError
+from vitctl.errors import Interrupted, RunFailed, VitctlError
+from vitctl.files import write_failed, write_text
 from vitctl.process.child import Child, LifeLine, Metrics, Trainer, TrialRun, train_command, wait_until_free
+from vitctl.process.failure import Failure
 from vitctl.process.signals import StopRequest
-from vitctl.sweep.ledger import AGENT, EXHAUSTED, FAILURE, FIXED, KILLS, MOST_RETRIES, RUN, Ledger, root_of
+from vitctl.sweep.ledger import (
+    AGENT,
+    EXHAUSTED,
+    FAILURE,
+    FAILURE_KIND,
+    FIXED,
+    KILLS,
+    MOST_RETRIES,
+    RUN,
+    Ledger,
+    root_of,
+)
 from vitctl.sweep.optuna_parts import WandbPruner
 from vitctl.sweep.sampler import Exhausted
 from vitctl.sweep.space import Params
@@ -37,9 +48,9 @@ from vitctl.sweep.storage import (
     GRACE,
     HEARTBEAT,
     ClaimLock,
+    diagnose,
     host_name,
     is_storage_error,
-    reason,
     redacted,
     sqlite_file,
 )
@@ -52,6 +63,24 @@ OUTAGE = 300.0
 """Seconds that an agent waits for a storage that does not answer."""
 
 FAILURES_IN_A_ROW = 3
+
+
+class TrialsFailed(RunFailed):
+    """Several trials in a row failed.
+
+    Attributes:
+        trial: number of the last one.
+        failure: why it failed.
+    """
+
+    def __init__(self, message: str, *, trial: int, failure: Failure) -> None:
+        super().__init__(message)
+        self.trial = trial
+        self.failure = failure
+
+
+class StorageGone(RunFailed):
+    """The sweep or its storage was deleted while an agent worked on it."""
 
 
 class TrialFailed(Exception):
@@ -138,7 +167,9 @@ class _Slot:
     trial_id: int | None = None
     number: int = -1
     result: str = ""
-    why: str = ""
+    failure: Failure | None = None
+    fault: BaseException | None = None
+    """What the objective raised that was not meant to end a trial."""
 
 
 class Agent:
@@ -271,7 +302,7 @@ class Agent:
             study = self.sweep.study(self._storage, sampler=self.sweep.sampler(later), pruner=True)
             later.append(study)
             while not self._stopping.is_set() and self._reserve():
-                slot.trial_id, slot.result, slot.why = None, "", ""
+                slot.trial_id, slot.result, slot.failure, slot.fault = None, "", None, None
                 outcome = self._claim_and_train(study, slot)
                 if not slot.result:
                     with self._lock:
@@ -314,9 +345,12 @@ class Agent:
                         if slot.result == "killed"
                         else f"Mend it, and have them tried again: vitctl sweep retry {self.sweep.id} --failed"
                     )
-                    raise RunFailed(
-                        f"{self._failures} trials in a row failed; the last, trial {slot.number}: {slot.why} "
-                        f"(log: {self._log(slot.number)}). {remedy}"
+                    assert slot.failure is not None
+                    raise TrialsFailed(
+                        f"{self._failures} trials in a row failed; the last, trial {slot.number}: {slot.failure.message} "
+                        f"(log: {self._log(slot.number)}). {remedy}",
+                        trial=slot.number,
+                        failure=slot.failure,
                     )
 
     def _claim_and_train(self, study: Study, slot: _Slot) -> str:
@@ -330,23 +364,25 @@ class Agent:
             if decision != "claim":
                 return decision
             study.optimize(
-                lambda trial: self._objective(study, trial, claim, slot),
+                lambda trial: self._watched(study, trial, claim, slot),
                 n_trials=1,
                 catch=(TrialFailed, TrialReleased, Exhausted),
             )
         except Exception as error:
-            failed = storage_error_in(error)
-            if failed is None and slot.trial_id is not None and is_taken_over(error):
-                self._lost(slot)
-                return "ran"
-            if failed is None and isinstance(error, KeyError) and "Record does not exist" in str(error):
-                raise RunFailed(
+            if isinstance(error, RunFailed) or error is slot.fault:
+                raise
+            if failed := storage_error_in(error):
+                self._outage(failed)
+                return "wait"
+            # Optuna has no exception of its own for these two: the storage says which it is.
+            if not self._sweep_exists():
+                raise StorageGone(
                     f"the sweep {self.sweep.id} was deleted from the storage {redacted(self.sweep.url)}"
                 ) from error
-            if failed is None or isinstance(error, RunFailed):
+            if slot.trial_id is None or self._is_mine(slot.trial_id):
                 raise
-            self._outage(failed)
-            return "wait"
+            self._lost(slot)
+            return "ran"
         finally:
             claim.release()
         return "ran"
@@ -387,7 +423,7 @@ class Agent:
     def _check_file(self) -> None:
         file = sqlite_file(self.sweep.url)
         if file is not None and not file.exists():
-            raise RunFailed(f"the sweep's storage {file} is gone")
+            raise StorageGone(f"the sweep's storage {file} is gone")
 
     def _outage(self, error: BaseException) -> None:
         """Wait a little for a storage that failed.
@@ -396,17 +432,18 @@ class Agent:
             RunFailed: it has failed for too long, or for good.
         """
         self._check_file()
+        fault = diagnose(error)
         now = self._last_outage = time.monotonic()
         if self._out_since is None:
             self._out_since = now
-            text = f"the storage does not answer ({reason(error)}); trying for {OUTAGE / 60:.0f} min"
+            text = f"the storage does not answer ({fault.sentence}); trying for {OUTAGE / 60:.0f} min"
             self._events.put(lambda observer: observer.message(text))
-        final = any(
-            word in reason(error) for word in ("disk is full", "read-only", "no sweep", "damaged", "not a database")
-        )
-        if final or now - self._out_since > OUTAGE:
-            raise RunFailed(f"the storage {redacted(self.sweep.url)} failed: {reason(error)}") from error
+        if fault.final or now - self._out_since > OUTAGE:
+            raise RunFailed(f"the storage {redacted(self.sweep.url)} failed: {fault.sentence}") from error
         self._stopping.wait(1.0)
+
+    def _sweep_exists(self) -> bool:
+        return self.sweep.id in optuna.get_all_study_names(self._storage)
 
     def _is_mine(self, trial_id: int) -> bool:
         return bool(self._storage.get_trial(trial_id).state == TrialState.RUNNING)
@@ -414,6 +451,16 @@ class Agent:
     def _lost(self, slot: _Slot) -> None:
         slot.result = "lost"
         self._emit_end(slot, "released", None, "another agent had taken it over, as this one gave no sign of life")
+
+    def _watched(self, study: Study, trial: Trial, claim: ClaimLock, slot: _Slot) -> float:
+        """Run the objective, and remember what it raises by mistake: Optuna raises it again, beside errors of its own."""
+        try:
+            return self._objective(study, trial, claim, slot)
+        except (optuna.TrialPruned, TrialFailed, TrialReleased, Exhausted):
+            raise
+        except Exception as error:
+            slot.fault = None if storage_error_in(error) else error
+            raise
 
     # -- a trial -----------------------------------------------------------------------------------------------------
 
@@ -533,27 +580,28 @@ class Agent:
     def _fail(self, trial: Trial, child: Child, code: int | None, slot: _Slot, epochs: int) -> None:
         """Give the verdict on a trial whose training ended without a result, after so many epochs in all attempts."""
         assert code is not None
-        words = child.last_words()
-        if code < 0:
-            name = signal_name(-code)
-            slot.result, slot.why = "killed", f"killed by {name}"
+        failure = child.failure()
+        slot.result, slot.failure = "failed", failure
+        if failure.kind == "killed":
+            slot.result = "killed"
             before, kills = trial.user_attrs.get(KILLS, (epochs, 0))
             kills = kills + 1 if before == epochs else 1
             trial.set_user_attr(KILLS, [epochs, kills])
             if kills <= MOST_RETRIES:
-                self._emit_end(slot, "released", None, f"{slot.why}; it will be tried again")
+                self._emit_end(slot, "released", None, f"{failure.message}; it will be tried again")
                 raise TrialReleased
-            slot.why = f"killed by {name} {kills} times in epoch {epochs + 1}"
+            failure = replace(failure, message=f"{failure.message} {kills} times in epoch {epochs + 1}")
         elif code == 0:
-            slot.result, slot.why = "failed", f"it recorded no {self.sweep.file.metric.name}"
-        elif words.startswith(RunBusy.OPENING):
+            failure = Failure(kind="failed", message=f"it recorded no {self.sweep.file.metric.name}")
+        elif failure.kind == "busy":
             # That of an agent held for dead: it ends as soon as that agent, or its absence, is noticed.
-            self._emit_end(slot, "released", None, f"{words}; it will be tried again")
+            slot.result = "released"
+            self._emit_end(slot, "released", None, f"{failure.message}; it will be tried again")
             raise TrialReleased
-        else:
-            slot.result, slot.why = "failed", words or f"exit code {code}"
-        trial.set_user_attr(FAILURE, slot.why)
-        self._emit_end(slot, "failed", None, f"{slot.why} (log: {self._log(slot.number)})")
+        slot.failure = failure
+        trial.set_user_attr(FAILURE, failure.message)
+        trial.set_user_attr(FAILURE_KIND, failure.kind)
+        self._emit_end(slot, "failed", None, f"{failure.message} (log: {self._log(slot.number)})")
         raise TrialFailed
 
     def _emit_progress(self, number: int, epoch: int, value: float) -> None:
@@ -571,11 +619,9 @@ class Agent:
         settings: dict[str, Any] = self.sweep.file.settings(params, self.sweep.plan.fixed)
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            temporary = path.with_name(f"{path.name}.{os.getpid()}.{threading.get_ident()}")
-            temporary.write_text(yaml.safe_dump(settings, sort_keys=False), encoding="utf-8")
-            temporary.replace(path)
         except OSError as error:
-            raise RunFailed(f"cannot write {path}: {error.strerror}") from error
+            raise write_failed(error, path) from error
+        write_text(path, yaml.safe_dump(settings, sort_keys=False))
         return path
 
 
@@ -590,15 +636,6 @@ def storage_error_in(error: BaseException) -> BaseException | None:
     return found
 
 
-def is_taken_over(error: BaseException) -> bool:
-    """Whether these are Optuna's words for: the trial has ended meanwhile, as another agent held this one for dead."""
-    return (
-        isinstance(error, UpdateFinishedTrialError)
-        or (isinstance(error, ValueError) and "Cannot tell" in str(error))
-        or (isinstance(error, AssertionError) and "Should not reach" in str(error))
-    )
-
-
 def suggest_value(trial: Trial, name: str, distribution: object) -> Any:
     """Return the value of one parameter of a trial, which its sampler proposed or which was enqueued."""
     if isinstance(distribution, CategoricalDistribution):
@@ -607,11 +644,3 @@ def suggest_value(trial: Trial, name: str, distribution: object) -> Any:
         return trial.suggest_int(name, distribution.low, distribution.high, log=distribution.log)
     assert isinstance(distribution, FloatDistribution)
     return trial.suggest_float(name, distribution.low, distribution.high, log=distribution.log)
-
-
-def signal_name(number: int) -> str:
-    """Return ``SIGKILL`` for 9."""
-    try:
-        return signal.Signals(number).name
-    except ValueError:
-        return f"signal {number}"

@@ -14,8 +14,8 @@ from optuna.trial import FrozenTrial, TrialState
 
 from vitctl.sweep.space import Params, Space
 
-FAILURE, RUN, AGENT, FIXED = "failure", "run", "agent", "fixed_params"
-"""Attributes of a trial: why training failed, its run folder, whose it is, and what was enqueued (Optuna's own)."""
+FAILURE, FAILURE_KIND, RUN, AGENT, FIXED = "failure", "failure_kind", "run", "agent", "fixed_params"
+"""Attributes of a trial: why training failed, in words and as a kind of :mod:`vitctl.errors`, its run folder, whose it is, and what was enqueued (Optuna's own)."""
 
 HISTORY, ORIGINAL = "retry_history", "failed_trial"
 """Optuna's attributes of a trial that is another's retry."""

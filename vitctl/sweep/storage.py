@@ -9,9 +9,10 @@ from __future__ import annotations
 
 import contextlib
 import os
-import threading
+import sqlite3
 import warnings
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -24,7 +25,9 @@ from sqlalchemy.engine import URL, make_url
 from sqlalchemy.exc import ArgumentError, SQLAlchemyError
 
 from vitctl.errors import RequestError, RunFailed, VitctlError
+from vitctl.files import is_full, locked
 from vitctl.registry import suggest
+from vitctl.units import mask_passwords
 
 BUSY_TIMEOUT = 60.0
 """Seconds that SQLite waits for another process to finish its transaction."""
@@ -55,7 +58,7 @@ def parse_url(text: str) -> URL:
         url = make_url(text)
     except (ArgumentError, ValueError):
         raise RequestError(
-            f"--storage {text!r} is no URL of a database, such as postgresql://user@host/database or sqlite:///file.db"
+            f"--storage {mask_passwords(text)!r} is no URL of a database, such as postgresql://user@host/database or sqlite:///file.db"
         ) from None
     kind = url.get_backend_name()
     if kind == "postgres":
@@ -74,10 +77,18 @@ def parse_url(text: str) -> URL:
 
 
 def redacted(url: URL) -> str:
-    """Return the URL as it may be shown and kept: without driver and password."""
+    """Return the URL as it may be shown and stored: without driver and passwords."""
     if url.get_backend_name() == "sqlite":
         return f"sqlite:///{url.database}"
-    return url.set(drivername="postgresql", password=None).render_as_string(hide_password=False)
+    plain = URL.create(
+        "postgresql",
+        username=url.username,
+        host=url.host,
+        port=url.port,
+        database=url.database,
+        query={key: value for key, value in url.query.items() if "password" not in key},
+    )
+    return plain.render_as_string(hide_password=False)
 
 
 def sqlite_file(url: URL) -> Path | None:
@@ -136,7 +147,10 @@ def open_storage(
     except RuntimeError as error:
         raise RequestError(f"the storage {redacted(url)} is of another version of Optuna: {error}") from error
     except (SQLAlchemyError, optuna.exceptions.OptunaError, OSError, AssertionError) as error:
-        raise RequestError(f"the storage {redacted(url)} cannot be used: {reason(error)}") from error
+        hint = ""
+        if file is None and url.password is None:
+            hint = "; passwords are not stored: give --storage with it, or set PGPASSWORD"
+        raise RequestError(f"the storage {redacted(url)} cannot be used: {diagnose(error).sentence}{hint}") from error
     if file is not None:
         _serialise(storage.engine, immediate=heartbeat is not None or create)
     return storage
@@ -160,27 +174,49 @@ def _serialise(engine: sqlalchemy.Engine, *, immediate: bool) -> None:
     engine.dispose()  # what the constructor opened was not set up so
 
 
-def reason(error: BaseException) -> str:
-    """Return why a storage failed, in half a sentence."""
+@dataclass(frozen=True)
+class Fault:
+    """What is wrong with a storage.
+
+    Attributes:
+        sentence: for the user, half a sentence.
+        final: waiting does not help.
+    """
+
+    sentence: str
+    final: bool
+
+
+_NO_SPACE = Fault("the disk is full", final=True)
+_READ_ONLY = Fault("it is read-only", final=True)
+_NO_SWEEP = Fault("it holds no sweep", final=True)
+_SQLITE_FAULTS = {
+    sqlite3.SQLITE_FULL: _NO_SPACE,
+    sqlite3.SQLITE_READONLY: _READ_ONLY,
+    sqlite3.SQLITE_ERROR: _NO_SWEEP,  # Optuna's statements are well formed: a table is missing
+    sqlite3.SQLITE_CANTOPEN: Fault("its file cannot be opened", final=False),
+    sqlite3.SQLITE_BUSY: Fault(f"another process has kept it locked for {BUSY_TIMEOUT:.0f} s", final=False),
+    sqlite3.SQLITE_NOTADB: Fault("the file is not a database", final=True),
+    sqlite3.SQLITE_CORRUPT: Fault("the file is damaged", final=True),
+}
+_POSTGRESQL_FAULTS = {"53100": _NO_SPACE, "25006": _READ_ONLY, "3D000": _NO_SWEEP, "42P01": _NO_SWEEP}
+"""By SQLSTATE: disk_full, read_only_sql_transaction, invalid_catalog_name, undefined_table."""
+
+
+def diagnose(error: BaseException) -> Fault:
+    """Return what is wrong with a storage that raised ``error``, by the codes of SQLite and PostgreSQL."""
     root: BaseException = error
     while root.__cause__ is not None:
         root = root.__cause__
-    text = str(getattr(root, "orig", None) or root).strip()
-    first = text.splitlines()[0] if text else type(root).__name__
-    for words, sentence in (
-        ("disk is full", "the disk is full"),
-        ("No space left", "the disk is full"),
-        ("readonly database", "it is read-only"),
-        ("unable to open database file", "its file cannot be opened"),
-        ("database is locked", f"another process has kept it locked for {BUSY_TIMEOUT:.0f} s"),
-        ("no such table", "it holds no sweep"),
-        ("does not exist", f"it holds no sweep ({first})"),
-        ("file is not a database", "the file is not a database"),
-        ("malformed", "the file is damaged"),
-    ):
-        if words in text:
-            return sentence
-    return first
+    root = getattr(root, "orig", None) or root
+    if is_full(root):
+        return _NO_SPACE
+    code = getattr(root, "sqlite_errorcode", None)
+    known = _POSTGRESQL_FAULTS.get(getattr(root, "sqlstate", None) or "")
+    if code is not None:
+        known = _SQLITE_FAULTS.get(code & 0xFF)  # the rest of an extended code says more of the same
+    text = str(root).strip()
+    return known or Fault(text.splitlines()[0] if text else type(root).__name__, final=False)
 
 
 def is_storage_error(error: BaseException) -> bool:
@@ -198,7 +234,7 @@ def storage_sentences(url: URL, kind: type[VitctlError] = RunFailed) -> Iterator
     try:
         yield
     except (optuna.exceptions.StorageInternalError, SQLAlchemyError) as error:
-        raise kind(f"the storage {redacted(url)} failed: {reason(error)}") from error
+        raise kind(f"the storage {redacted(url)} failed: {diagnose(error).sentence}") from error
 
 
 class ClaimLock:
@@ -214,7 +250,7 @@ class ClaimLock:
     def __init__(self, url: URL, name: str) -> None:
         self._url = url
         self._name = name
-        self._held: Any = None
+        self._held = contextlib.ExitStack()
         self._engine: sqlalchemy.Engine | None = None
 
     def acquire(self) -> None:
@@ -228,14 +264,7 @@ class ClaimLock:
             self._acquire_postgresql()
             return
         try:
-            import fcntl
-
-            lock = open(file.with_name(f"{file.name}.{self._name}.lock"), "a")  # noqa: SIM115 - held open as long as the lock
-            fcntl.flock(lock, fcntl.LOCK_EX)
-            self._held = lock
-        except ImportError:  # Windows
-            _PROCESS_LOCK.acquire()
-            self._held = _PROCESS_LOCK
+            self._held.enter_context(locked(file.with_name(f"{file.name}.{self._name}.lock"), wait=-1))
         except OSError as error:
             raise RunFailed(f"the storage {file} cannot be locked: {error.strerror}") from error
 
@@ -252,18 +281,12 @@ class ClaimLock:
         except BaseException:
             connection.close()
             raise
-        self._held = connection
+        self._held.enter_context(connection)
 
     def release(self) -> None:
         """Free the lock; nothing happens when it is not held."""
-        held, self._held = self._held, None
-        if held is None:
-            return
-        if held is _PROCESS_LOCK:
-            _PROCESS_LOCK.release()
-        else:  # closing the file frees it, and closing the connection does
-            with contextlib.suppress(SQLAlchemyError, OSError):
-                held.close()
+        with contextlib.suppress(SQLAlchemyError, OSError):
+            self._held.close()
 
     def __enter__(self) -> Self:
         self.acquire()
@@ -273,9 +296,6 @@ class ClaimLock:
         self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.release()
-
-
-_PROCESS_LOCK = threading.Lock()
 
 
 def host_name() -> str:

@@ -21,10 +21,11 @@ from sqlalchemy.engine import URL
 
 from vitctl.config import OPTION_TABLES, normalise_keys, resolve_config
 from vitctl.errors import RequestError
+from vitctl.files import write_text
 from vitctl.recipes import RECIPES
 from vitctl.registry import suggest
 from vitctl.sweep.file import SweepFile, parse_sweep_file
-from vitctl.sweep.ledger import FAILURE, FIXED, RUN, Ledger, params_of, retry_attributes, root_of
+from vitctl.sweep.ledger import FAILURE, FAILURE_KIND, FIXED, RUN, Ledger, params_of, retry_attributes, root_of
 from vitctl.sweep.optuna_parts import build_pruner, build_sampler, history_of
 from vitctl.sweep.sampler import SpaceSampler
 from vitctl.sweep.space import Params, Space, Value, show, show_params
@@ -39,7 +40,7 @@ from vitctl.sweep.storage import (
     sqlite_file,
     storage_sentences,
 )
-from vitctl.units import parse_duration
+from vitctl.units import mask_passwords, parse_duration
 
 RECORD = "sweep.json"
 _PLAN, _CONTROL = "vitctl", "control"
@@ -131,6 +132,7 @@ class TrialRow:
         agent: host and process of its agent, or None.
         seconds: how long it has taken, or None.
         failure: why training failed, or None.
+        failure_kind: the kind of that error, see :data:`vitctl.errors.Kind`; None also where an earlier version recorded it.
         attempts: how often it was begun.
     """
 
@@ -143,6 +145,7 @@ class TrialRow:
     agent: str | None
     seconds: float | None
     failure: str | None
+    failure_kind: str | None
     attempts: int
 
 
@@ -223,11 +226,9 @@ class Sweep:
             return
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
-            temporary = path.with_name(f"{RECORD}.{secrets.token_hex(4)}")
-            temporary.write_text(json.dumps(self.plan.to_dict(), indent=2) + "\n", encoding="utf-8")
-            temporary.replace(path)
         except OSError as error:
             raise RequestError(f"cannot write {path}: {error.strerror}; choose another --runs-dir") from error
+        write_text(path, json.dumps(self.plan.to_dict(), indent=2) + "\n")
 
     # -- the study ---------------------------------------------------------------------------------------------------
 
@@ -365,6 +366,7 @@ class Sweep:
             agent=attributes.get("agent") if state == "running" else None,
             seconds=seconds,
             failure=attributes.get(FAILURE),
+            failure_kind=attributes.get(FAILURE_KIND),
             attempts=len(trial.system_attrs.get("retry_history", ())) + (trial.state != TrialState.WAITING),
         )
 
@@ -558,7 +560,7 @@ def find_sweeps(runs_dir: Path, storage: str | None = None) -> list[Sweep]:
             plan = Plan.from_dict(json.loads(record.read_text(encoding="utf-8")), str(record))
         except (OSError, ValueError, RequestError):
             continue  # another version's, or damaged: it is no reason not to find the others
-        if url is None or plan.storage == redacted(url):
+        if url is None or redacted(parse_url(plan.storage)) == redacted(url):
             found.setdefault(plan.id, Sweep(plan, url or own_url(plan, record), runs_dir))
     return sorted(found.values(), key=lambda sweep: sweep.plan.created, reverse=True)
 
@@ -571,6 +573,11 @@ def own_url(plan: Plan, record: Path) -> URL:
     if file is not None and beside is not None and not file.exists() and beside.exists():
         return URL.create("sqlite", database=str(beside.absolute()))
     return url
+
+
+def _place(runs_dir: Path, storage: str | None) -> str:
+    """Return how to call the place that sweeps were looked for in."""
+    return mask_passwords(storage) if storage else str(runs_dir / "sweeps")
 
 
 def is_file(target: str) -> bool:
@@ -591,13 +598,13 @@ def find_sweep(target: str, runs_dir: Path, storage: str | None = None) -> Sweep
             if sweep.file.name == name:
                 return sweep
         raise RequestError(
-            f"no sweep in {storage or runs_dir / 'sweeps'} was created from {name}; create one: vitctl sweep create {target}"
+            f"no sweep in {_place(runs_dir, storage)} was created from {name}; create one: vitctl sweep create {target}"
         )
     for sweep in sweeps:
         if sweep.id == target:
             return sweep
     raise RequestError(
-        f"there is no sweep {target!r} in {storage or runs_dir / 'sweeps'}"
+        f"there is no sweep {target!r} in {_place(runs_dir, storage)}"
         f"{suggest(target, [sweep.id for sweep in sweeps]) or '; vitctl sweep list shows them'}"
     )
 

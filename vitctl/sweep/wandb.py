@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from vitctl.errors import RequestError, RunFailed
+from vitctl.files import write_failed, write_text
 from vitctl.sweep.engine import AgentOptions, SweepOptions, View
 from vitctl.sweep.file import (
     SweepFile,
@@ -112,9 +113,9 @@ class WandbEngine:
         }
         try:
             folder.mkdir(parents=True, exist_ok=True)
-            (folder / RECORD).write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+            write_text(folder / RECORD, json.dumps(record, indent=2) + "\n")
         except OSError as error:
-            raise RunFailed(f"the sweep {id} is created, but {folder} cannot be written: {error.strerror}") from error
+            raise write_failed(error, folder) from error
 
     def _newest(self, path: Path, options: SweepOptions) -> str | None:
         """Return the id of the newest sweep that was created from a file, or None.

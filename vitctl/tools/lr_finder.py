@@ -12,7 +12,8 @@ from typing import Protocol
 
 from vitctl import devices
 from vitctl.config import TrainConfig
-from vitctl.errors import NotFinite, RequestError, RunFailed
+from vitctl.errors import NotFinite, RequestError
+from vitctl.files import replacing
 from vitctl.optim import doubtful_betas, find_optimizer
 from vitctl.optim.schedule import RangeTest
 from vitctl.tools.pictures import check_picture
@@ -233,7 +234,5 @@ def draw(found: Record, path: Path) -> None:
     config = found["config"]
     axes.set_title(f"{config['net']}, {config['opt']}, {config['dataset']}, batch {config['bs']}")
     axes.legend()
-    try:
-        figure.savefig(path, dpi=120)
-    except OSError as error:
-        raise RunFailed(f"the picture {path} could not be written: {error.strerror}") from error
+    with replacing(path) as file:
+        figure.savefig(file, dpi=120, format=path.suffix[1:])

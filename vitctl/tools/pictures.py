@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from vitctl.errors import RequestError
+from vitctl.files import check_writable
 
 
 def check_picture(path: Path, flag: str, endings: Sequence[str]) -> None:
@@ -21,13 +22,4 @@ def check_picture(path: Path, flag: str, endings: Sequence[str]) -> None:
     """
     if path.suffix.lower() not in endings:
         raise RequestError(f"{flag} {path}: the picture's name must end in {', '.join(endings)}")
-    if not path.absolute().parent.is_dir() or path.is_dir():
-        raise RequestError(f"{flag} {path}: there is no such folder; make it first, or name another")
-    there = path.exists()
-    try:
-        with open(path, "ab"):
-            pass
-    except OSError as error:
-        raise RequestError(f"{flag} {path} cannot be written: {error.strerror}; name another place") from error
-    if not there:
-        path.unlink()
+    check_writable(path, flag)

@@ -14,11 +14,11 @@ from vitctl import devices
 from vitctl.config import TrainConfig
 from vitctl.data.batches import Normalize
 from vitctl.data.dataset import LoadProgress
+from vitctl.files import write_bytes
 from vitctl.models import find_model
 from vitctl.registry import format_spec
 from vitctl.tools.pictures import check_picture
 from vitctl.training.loop import Record
-from vitctl.training.run_folder import write_bytes
 from vitctl.training.session import batch_extras, make_normalize, open_data, train_batches
 
 FLAG = "--preview-batch"

@@ -28,6 +28,7 @@ from urllib.parse import urlsplit
 
 from vitctl.config import split_tags
 from vitctl.tracking.trackers import numbers
+from vitctl.units import mask_passwords
 
 if TYPE_CHECKING:
     from vitctl.training.run_folder import RunFolder
@@ -101,7 +102,7 @@ class WandbRun:
             "group": config.wandb_group,
             "tags": split_tags(config.wandb_tags),
             "notes": config.wandb_notes,
-            "argv": sys.argv,
+            "argv": [mask_passwords(word) for word in sys.argv],
             "pid": os.getpid(),
             "init_seconds": INIT_SECONDS,
             "finish_seconds": FINISH_SECONDS,
@@ -205,7 +206,7 @@ class WandbRun:
         return {**wanted, "id": os.environ.get("WANDB_RUN_ID") or secrets.token_hex(4), "epoch": 0}
 
     def _write_state(self) -> None:
-        from vitctl.training.run_folder import write_text
+        from vitctl.files import write_text
 
         write_text(self._folder.path / STATE, json.dumps(self._state) + "\n")
 

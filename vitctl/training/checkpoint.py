@@ -7,7 +7,6 @@ does not notice a flipped bit.
 
 from __future__ import annotations
 
-import errno
 import hashlib
 import json
 import os
@@ -21,8 +20,8 @@ from typing import Any, BinaryIO, cast
 import torch
 from torch import Tensor
 
-from vitctl.errors import RequestError, RunFailed
-from vitctl.units import format_bytes
+from vitctl.errors import RequestError
+from vitctl.files import replacing, write_failed
 
 FORMAT = 1
 """The version of the layout; a later vitctl reads this one for ever."""
@@ -48,9 +47,6 @@ KEYS = (
 
 FILE_SHA256 = "file_sha256"
 """What :func:`load_checkpoint` adds to a checkpoint: the SHA-256 of the file that it was read from."""
-
-TEMPORARY = ".tmp-"
-"""What the names of unfinished files contain."""
 
 _OF_THE_FILE = ("digest", FILE_SHA256)
 
@@ -137,25 +133,14 @@ def save_checkpoint(checkpoint: Checkpoint, path: Path) -> None:
         RunFailed: the disk is full, or the folder cannot be written.
     """
     checkpoint = {**checkpoint, "digest": content_digest(checkpoint)}
-    temporary = path.with_name(f"{path.name}{TEMPORARY}{os.getpid()}")
-    sink: _Sink | None = None
-    try:
-        with open(temporary, "wb") as file:
-            sink = _Sink(file)
+    with replacing(path) as file:
+        sink = _Sink(file)
+        try:
             torch.save(checkpoint, cast(BinaryIO, sink))  # write and flush are all it needs
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-        sync_folder(path.parent)
-    except (OSError, RuntimeError) as error:
-        temporary.unlink(missing_ok=True)
-        cause = error if isinstance(error, OSError) else sink.error if sink else None
-        if cause is None:
-            raise
-        raise write_failed(cause, path) from error
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
+        except RuntimeError as error:  # what torch makes of a failed write
+            if sink.error is None:
+                raise
+            raise sink.error from error
 
 
 def copy_checkpoint(source: Path, path: Path) -> None:
@@ -166,45 +151,11 @@ def copy_checkpoint(source: Path, path: Path) -> None:
     Raises:
         RunFailed: the disk is full, or the folder cannot be written.
     """
-    temporary = path.with_name(f"{path.name}{TEMPORARY}{os.getpid()}")
     try:
-        with open(source, "rb") as reader, open(temporary, "wb") as writer:
+        with open(source, "rb") as reader, replacing(path) as writer:
             shutil.copyfileobj(reader, writer, 1 << 20)
-            writer.flush()
-            os.fsync(writer.fileno())
-        os.replace(temporary, path)
-        sync_folder(path.parent)
     except OSError as error:
-        temporary.unlink(missing_ok=True)
         raise write_failed(error, path) from error
-
-
-def sync_folder(folder: Path) -> None:
-    """Flush a rename to the disk, where the system can."""
-    try:
-        descriptor = os.open(folder, os.O_RDONLY)
-    except OSError:  # Windows opens no folders
-        return
-    try:
-        os.fsync(descriptor)
-    except OSError:  # nor do some network file systems flush them
-        pass
-    finally:
-        os.close(descriptor)
-
-
-def write_failed(error: OSError, path: Path) -> RunFailed:
-    """Return the sentence for a file that could not be written."""
-    if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-        try:
-            free = f", {format_bytes(shutil.disk_usage(path.parent).free)} free"
-        except OSError:
-            free = ""
-        return RunFailed(
-            f"no room to write {path} ({os.strerror(error.errno)}{free}); what was saved before is untouched: make room "
-            f"and resume"
-        )
-    return RunFailed(f"cannot write {path}: {os.strerror(error.errno) if error.errno else error}")
 
 
 def load_checkpoint(path: Path) -> Checkpoint:

@@ -89,7 +89,9 @@ def fit(
 
     def stopped() -> Interrupted:
         assert stop.signum is not None
-        return Interrupted(f"stopped at step {progress.step}, and saved; go on with: {resume_command}", stop.signum)
+        return Interrupted(
+            f"stopped at step {progress.step}, and saved; go on with: {resume_command}", stop.signum, step=progress.step
+        )
 
     with StopRequest(
         lambda _: observer.message("stopping after this step and saving; once more quits at once")
@@ -206,19 +208,21 @@ def train_step(session: Session) -> None:
 
 def check_finite(session: Session, *values: float) -> None:
     """Raise NotFinite when a loss or a gradient's norm is infinite or not a number, or fp16 cannot hold the gradients."""
+    step = session.progress.step + 1
     if session.scaler and session.scaler.get_scale() < SMALLEST_SCALE:
-        raise NotFinite(
-            f"the gradients overflow fp16 at every step (step {session.progress.step + 1}); try --precision bf16 or fp32, or a "
-            f"lower --lr"
+        message = (
+            f"the gradients overflow fp16 at every step (step {step}); try --precision bf16 or fp32, or a lower --lr"
         )
-    if all(math.isfinite(value) for value in values):
+    elif not all(math.isfinite(value) for value in values):
+        last = session.last_saved
+        saved = f"the last good checkpoint is {last}" if last else "nothing was saved yet"
+        message = (
+            f"the loss or its gradient is not finite at step {step} (lr {session.lr(step - 1):.3g}); {saved}. "
+            f"Try a lower --lr, more --warmup, or --clip-grad 1"
+        )
+    else:
         return
-    progress, last = session.progress, session.last_saved
-    saved = f"the last good checkpoint is {last}" if last else "nothing was saved yet"
-    raise NotFinite(
-        f"the loss or its gradient is not finite at step {progress.step + 1} (lr {session.lr(progress.step):.3g}); {saved}. "
-        f"Try a lower --lr, more --warmup, or --clip-grad 1"
-    )
+    raise NotFinite(message, step=step, device=str(session.device), batch=session.config.bs)
 
 
 def epoch_record(session: Session, observer: Observer, stop: StopRequest) -> Record:

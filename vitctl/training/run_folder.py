@@ -4,6 +4,7 @@
 ``metrics.jsonl``        a line an epoch
 ``checkpoints/last.pt``  the newest state; ``best.pt`` the best by held-out accuracy; ``kept-N.pt`` older ones
 ``summary.json``         the final figures
+``failure.json``         why the run failed: kind, step, message; removed when it is resumed
 """
 
 from __future__ import annotations
@@ -14,7 +15,6 @@ import json
 import os
 import re
 import shlex
-import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -22,11 +22,15 @@ from pathlib import Path
 from typing import Any
 
 from vitctl.config import TrainConfig
-from vitctl.errors import RequestError, RunBusy
+from vitctl.errors import RequestError, RunBusy, VitctlError
+from vitctl.files import Locked, locked, new_folder, remove_temporaries, write_failed, write_text
+from vitctl.process.failure import Failure, is_run_failure
 from vitctl.training import checkpoint as ckpt
-from vitctl.training.checkpoint import TEMPORARY, Checkpoint, load_checkpoint, save_checkpoint, write_failed
+from vitctl.training.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
+from vitctl.units import mask_passwords
 
 LAST, BEST = "last.pt", "best.pt"
+FAILURE, LOCK = "failure.json", ".lock"
 _NAME = re.compile(r"[^/\\\0]+")
 
 
@@ -66,19 +70,16 @@ class RunFolder:
             ]
         )
         document = {"format": 1, "config": config.to_dict(), "sessions": []}
-        for orphan in runs_dir.glob(f".*{TEMPORARY}*"):
-            if not process_runs(orphan.name.rpartition(TEMPORARY)[2]):
-                shutil.rmtree(orphan, ignore_errors=True)
+        remove_temporaries(runs_dir, ".")
         attempt, chosen = 1, base
         while True:
             path = runs_dir / chosen
-            staging = runs_dir / f".{chosen}{TEMPORARY}{os.getpid()}"
             try:
                 if path.exists() and (not path.is_dir() or any(path.iterdir())):
                     raise FileExistsError
-                (staging / "checkpoints").mkdir(parents=True, exist_ok=True)
-                (staging / "config.json").write_text(json.dumps(document, indent=2) + "\n", encoding="utf-8")
-                os.rename(staging, path)
+                with new_folder(path) as staging:
+                    (staging / "checkpoints").mkdir()
+                    (staging / "config.json").write_text(json.dumps(document, indent=2) + "\n", encoding="utf-8")
                 return cls(path)
             except FileExistsError:
                 if name is not None:
@@ -89,7 +90,6 @@ class RunFolder:
                 attempt += 1
                 chosen = f"{base}-{attempt}"
             except OSError as error:
-                shutil.rmtree(staging, ignore_errors=True)
                 if path.is_dir() and any(path.iterdir()):  # another run took the name meanwhile
                     continue
                 raise RequestError(
@@ -118,35 +118,35 @@ class RunFolder:
 
     @contextlib.contextmanager
     def locked(self) -> Iterator[None]:
-        """Keep other processes from training in this folder; the lock ends with this process, however it ends.
+        """Keep other processes from training in this folder, and record in ``failure.json`` what the run fails of.
+
+        The lock ends with this process, however it ends.
 
         Raises:
             RunBusy: another process is training in it.
         """
-        try:
-            import fcntl
-        except ImportError:  # Windows
-            yield
-            return
-        try:
-            lock = open(self.path / ".lock", "a")  # noqa: SIM115 - held open as long as the lock
-        except OSError as error:
-            raise RequestError(f"the run folder {self.path} cannot be written: {error.strerror}") from error
-        with lock:
+        with contextlib.ExitStack() as stack:
             try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                raise RunBusy(self.path) from None
-            except OSError:  # a file system without locks
-                pass
-            yield
+                stack.enter_context(locked(self.path / LOCK))
+            except Locked:
+                raise RunBusy(
+                    f"another process is training in {self.path}; wait for it, or stop it first", run=self.path
+                ) from None
+            except OSError as error:
+                raise RequestError(f"the run folder {self.path} cannot be written: {error.strerror}") from error
+            try:
+                yield
+            except Exception as error:
+                if isinstance(error, VitctlError) and error.run is None:
+                    error.run = self.path
+                if is_run_failure(error):
+                    self._write_failure(Failure.of(error))
+                raise
 
     def remove_orphans(self) -> None:
         """Remove the temporary files that a crash left half-written."""
         for folder in (self.path, self.checkpoints):
-            for orphan in folder.glob(f"*{TEMPORARY}*"):
-                with contextlib.suppress(OSError):
-                    orphan.unlink()
+            remove_temporaries(folder, of_dead_only=False)
 
     # -- config.json -------------------------------------------------------------------------------------------------
 
@@ -170,7 +170,7 @@ class RunFolder:
         document = self.read_document()
         document["config"] = config.to_dict()
         session = {
-            "command": shlex.join(sys.argv),
+            "command": mask_passwords(shlex.join(sys.argv)),
             "started": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
             "step": step,
             "git_commit": git_commit(),
@@ -208,9 +208,18 @@ class RunFolder:
         except (OSError, ValueError, TypeError):
             return None
 
-    def remove_summary(self) -> None:
-        """Remove ``summary.json``: the run goes on."""
+    def _write_failure(self, failure: Failure) -> None:
+        with contextlib.suppress(VitctlError):  # a full disk, say: the failure itself is what counts
+            failure.write(self.path / FAILURE)
+
+    def read_failure(self) -> Failure | None:
+        """Return why the run failed, or None where it did not."""
+        return Failure.read(self.path / FAILURE)
+
+    def resumed(self) -> None:
+        """Remove what says how the run ended: it goes on."""
         (self.path / "summary.json").unlink(missing_ok=True)
+        (self.path / FAILURE).unlink(missing_ok=True)
 
     def _write(self, name: str, text: str) -> None:
         write_text(self.path / name, text)
@@ -300,43 +309,6 @@ class RunFolder:
         if damaged:
             raise RequestError(f"no whole checkpoint is left in {self.checkpoints}: {damaged[0]}")
         return None
-
-
-def write_text(path: Path, text: str) -> None:
-    """Write ``path`` whole or not at all; see :func:`write_bytes`."""
-    write_bytes(path, text.encode())
-
-
-def write_bytes(path: Path, content: bytes) -> None:
-    """Write ``path`` whole or not at all.
-
-    Raises:
-        RunFailed: the disk is full, or the folder cannot be written.
-    """
-    temporary = path.with_name(f"{path.name}{TEMPORARY}{os.getpid()}")
-    try:
-        with open(temporary, "wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-        ckpt.sync_folder(path.parent)
-    except OSError as error:
-        temporary.unlink(missing_ok=True)
-        raise write_failed(error, path) from error
-
-
-def process_runs(pid: str) -> bool:
-    """Whether a process of this number runs here."""
-    if not pid.isdigit():
-        return True
-    try:
-        os.kill(int(pid), 0)
-    except ProcessLookupError:
-        return False
-    except OSError:
-        pass
-    return True
 
 
 def _near_runs(path: Path) -> str:

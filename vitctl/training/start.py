@@ -165,7 +165,7 @@ def resume_run(
                         f"mixup and CutMix are on again until step {again:,} (--mix-off {config.mix_off:g})"
                     )
         compile_network(session, observer.message)
-        folder.remove_summary()
+        folder.resumed()
         folder.write_metrics(session.history)
         environment = run_environment(session)
         warn_of_differences(document["sessions"], environment, observer.message, drops=drops(config))
