@@ -22,7 +22,7 @@ from vitctl.config import resolve_config
 from vitctl.optim import OPTIMIZERS
 from vitctl.optim.build import build_optimizer
 from vitctl.training.checkpoint import load_checkpoint
-from vitctl.training.session import open_session
+from vitctl.training.setup import open_session
 
 COMPARE = ["compare-optimizers", *TINY, "--epochs", "1"]
 SETTINGS = {"dataset": "digits", "net": TINY[3], "size": 8, "limit_train": 200, "bs": 64, "epochs": 1}

@@ -13,7 +13,7 @@ from contextlib import contextmanager
 import pytest
 
 from vitctl.cli import progress
-from vitctl.cli.progress import BarObserver, PlainObserver, make_observer
+from vitctl.cli.progress import ProgressBars, ProgressLines, make_observer
 
 MIB = 2**20
 
@@ -28,10 +28,10 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
 
 def test_plain_lines(clock: list[float], capsys: pytest.CaptureFixture[str]) -> None:
     observer = make_observer()
-    assert type(observer) is PlainObserver
+    assert type(observer) is ProgressLines
     for second in range(101):
         clock[0] = 100.0 + second
-        observer.decoding(second * MIB, 100 * MIB, download="downloading x to y")
+        observer.loading(second * MIB, 100 * MIB, download="downloading x to y")
     assert capsys.readouterr().err.splitlines() == [
         "downloading x to y",
         "0 B of 100.0 MiB",
@@ -44,11 +44,11 @@ def test_plain_lines(clock: list[float], capsys: pytest.CaptureFixture[str]) -> 
 
 def test_another_try_is_measured_anew(clock: list[float], capsys: pytest.CaptureFixture[str]) -> None:
     observer = make_observer()
-    observer.decoding(0, 100 * MIB, download="downloading x to y")
+    observer.loading(0, 100 * MIB, download="downloading x to y")
     clock[0] += 10
-    observer.decoding(50 * MIB, 100 * MIB, download="it was cut; trying again")
+    observer.loading(50 * MIB, 100 * MIB, download="it was cut; trying again")
     clock[0] += 10
-    observer.decoding(100 * MIB, 100 * MIB, download="it was cut; trying again")
+    observer.loading(100 * MIB, 100 * MIB, download="it was cut; trying again")
     assert capsys.readouterr().err.splitlines() == [
         "downloading x to y",
         "0 B of 100.0 MiB",
@@ -60,8 +60,8 @@ def test_another_try_is_measured_anew(clock: list[float], capsys: pytest.Capture
 
 def test_pictures_are_still_counted(clock: list[float], capsys: pytest.CaptureFixture[str]) -> None:
     observer = make_observer()
-    observer.decoding(10, 2000)
-    observer.decoding(2000, 2000)
+    observer.loading(10, 2000)
+    observer.loading(2000, 2000)
     assert capsys.readouterr().err == "decoding pictures: 2,000 of 2,000\n"
 
 
@@ -92,12 +92,12 @@ def terminal(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
 
 def test_a_bar_on_a_terminal(monkeypatch: pytest.MonkeyPatch, clock: list[float]) -> None:
     with terminal(monkeypatch) as seen, make_observer() as observer:
-        assert isinstance(observer, BarObserver) and observer._progress is not None
-        observer.decoding(0, 100 * MIB, download="downloading x to y")
+        assert isinstance(observer, ProgressBars) and observer._progress is not None
+        observer.loading(0, 100 * MIB, download="downloading x to y")
         clock[0] += 10
-        observer.decoding(40 * MIB, 100 * MIB, download="downloading x to y")
+        observer.loading(40 * MIB, 100 * MIB, download="downloading x to y")
         observer._progress.refresh()
-        observer.decoding(100 * MIB, 100 * MIB, download="downloading x to y")
+        observer.loading(100 * MIB, 100 * MIB, download="downloading x to y")
         observer._progress.refresh()
         assert not observer._tasks
     text = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", seen[0])

@@ -24,6 +24,7 @@ from vitctl.data import cache as cache_module
 from vitctl.data import folder as folder_module
 from vitctl.data.dataset import Dataset, load_dataset
 from vitctl.errors import RequestError, RunFailed
+from vitctl.observer import Observer
 
 MakeFolder = Callable[..., Path]
 
@@ -203,11 +204,12 @@ def slow(source, size):
     time.sleep(pause)
     return decode(source, size)
 folder.decode_picture = slow
-def progress(done, total):
-    print("building", flush=True)
+class Progress(Observer):
+    def loading(self, done, total, *, download=""):
+        print("building", flush=True)
 print("ready", flush=True)
 sys.stdin.readline()
-dataset = load_dataset("folder", data_dir=root, size=16, skip_bad_images=False, progress=progress)
+dataset = load_dataset("folder", data_dir=root, size=16, skip_bad_images=False, observer=Progress())
 print("sum", dataset.train.images.sum().item(), "decoded", count, flush=True)
 """
 
@@ -354,12 +356,13 @@ class TestNoRoom:
         assert len(decoded) == 3 * 14
 
     def test_an_interruption_leaves_nothing(self, many: Path, cache: Path) -> None:
-        def interrupt(done: int, _: int) -> None:
-            if done > 100:
-                raise KeyboardInterrupt
+        class Interrupting(Observer):
+            def loading(self, done: int, total: int, *, download: str = "") -> None:
+                if done > 100:
+                    raise KeyboardInterrupt
 
         with pytest.raises(KeyboardInterrupt):
-            load_dataset("folder", data_dir=str(many), size=16, skip_bad_images=False, progress=interrupt)
+            load_dataset("folder", data_dir=str(many), size=16, skip_bad_images=False, observer=Interrupting())
         assert caches(cache) == []
 
 

@@ -43,6 +43,7 @@ from vitctl.data.cifar import Cifar
 from vitctl.data.dataset import Dataset, load_dataset
 from vitctl.data.download import Archive, Damaged, Stalled, Unavailable, alone, fetch, members, unpack
 from vitctl.errors import RequestError, VitctlWarning
+from vitctl.observer import SILENT, Observer
 
 SIZE = 300_000
 CONTENT = np.random.default_rng(0).bytes(SIZE)
@@ -95,14 +96,14 @@ def name_of(value: object) -> str | None:
     return " ".join(value) if isinstance(value, list) and value and isinstance(value[0], str) else None
 
 
-class Shown:
+class Shown(Observer):
     """Notes what progress is told."""
 
     def __init__(self) -> None:
         self.calls: list[tuple[int, int, str]] = []
 
-    def __call__(self, done: int, count: int, *, download: str = "") -> None:
-        self.calls.append((done, count, download))
+    def loading(self, done: int, total: int, *, download: str = "") -> None:
+        self.calls.append((done, total, download))
 
     @property
     def lines(self) -> list[str]:
@@ -318,13 +319,16 @@ FETCH = """
 import resource, sys
 from vitctl.data.download import Archive, alone, fetch
 from vitctl.errors import VitctlError
+from vitctl.observer import Observer
 url, folder, size, md5, limit = sys.argv[1:]
 if int(limit):
     resource.setrlimit(resource.RLIMIT_FSIZE, (int(limit), int(limit)))
 from pathlib import Path
 archive = Archive(url="https://example.org/some-file.tar.gz", size=int(size), checksums={"md5": md5})
-def progress(done, count, *, download=""):
-    print(done, download, flush=True)
+class Progress(Observer):
+    def loading(self, done, total, *, download=""):
+        print(done, download, flush=True)
+progress = Progress()
 try:
     with alone(Path(folder), archive, progress):
         fetch(archive, url, Path(folder), progress)
@@ -518,9 +522,9 @@ def home(spec: Cifar, tmp_path: Path) -> Path:
     return tmp_path / "data" / spec.name
 
 
-def load(spec: Cifar, data_dir: Path | None = None, progress: Shown | None = None) -> Dataset:
+def load(spec: Cifar, data_dir: Path | None = None, observer: Observer = SILENT) -> Dataset:
     return load_dataset(
-        spec.name, data_dir=data_dir and str(data_dir), size=32, skip_bad_images=False, progress=progress
+        spec.name, data_dir=data_dir and str(data_dir), size=32, skip_bad_images=False, observer=observer
     )
 
 
@@ -540,7 +544,7 @@ class TestByName:
         shown = Shown()
         with serving(official.read_bytes()) as server:
             monkeypatch.setenv("VITCTL_CIFAR_URL", f"{server.url}/")
-            assert is_right(spec, load(spec, progress=shown))
+            assert is_right(spec, load(spec, observer=shown))
             assert server.ranges == [None]
         assert shown.lines == [f"downloading {server.url}/{spec.archive.name} to {home}"]
         assert visible(home) == [spec.folder] and sorted(os.listdir(home / spec.folder)) == sorted(spec.files)
@@ -579,7 +583,7 @@ class TestByName:
         shown = Shown()
         with serving(official.read_bytes(), *plan) as server:
             monkeypatch.setenv("VITCTL_CIFAR_URL", server.url)
-            assert is_right(spec, load(spec, progress=shown))
+            assert is_right(spec, load(spec, observer=shown))
         assert len(shown.lines) == 2 and visible(home) == [spec.folder]
 
     def test_offline(self, spec: Cifar, home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -18,6 +18,7 @@ from vitctl.data import folder as folder_module
 from vitctl.data.dataset import Dataset, load_dataset
 from vitctl.data.folder import UnreadablePicture, decode_picture
 from vitctl.errors import RequestError
+from vitctl.observer import Observer
 
 MakeFolder = Callable[..., Path]
 
@@ -392,12 +393,20 @@ def test_lack_of_memory_is_not_the_pictures_fault(monkeypatch: pytest.MonkeyPatc
         decode_picture(stored(picture(4, 4)), 4)
 
 
+class Heard(Observer):
+    def __init__(self, calls: list[tuple[int, int]]) -> None:
+        self.calls = calls
+
+    def loading(self, done: int, total: int, *, download: str = "") -> None:
+        self.calls.append((done, total))
+
+
 def test_progress_counts_up_to_all(make_folder: MakeFolder) -> None:
     root = make_folder({"train": {"a": 40, "b": 30}, "test": {"a": 1, "b": 1}})
     calls: list[tuple[int, int]] = []
-    load(root, progress=lambda done, total: calls.append((done, total)))
+    load(root, observer=Heard(calls))
     assert calls[-1] == (72, 72) and len(calls) >= 3
     assert [done for done, _ in calls] == sorted({done for done, _ in calls}) and {total for _, total in calls} == {72}
     calls.clear()
-    load(root, progress=lambda done, total: calls.append((done, total)))
+    load(root, observer=Heard(calls))
     assert calls == []

@@ -23,7 +23,7 @@ from vitctl.optim import find_optimizer
 from vitctl.registry import split_spec
 from vitctl.training.evaluate import evaluate
 from vitctl.training.loop import train_step
-from vitctl.training.session import open_session
+from vitctl.training.setup import open_session
 
 GRID = [
     *(f"adam:lr={lr}" for lr in (5e-4, 1e-3, 2e-3, 4e-3)),

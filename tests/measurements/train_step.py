@@ -27,8 +27,9 @@ from vitctl import devices
 from vitctl.benchmark.devices import dataset_of
 from vitctl.config import resolve_config
 from vitctl.data import dataset as data
-from vitctl.training import session as sessions
 from vitctl.training.loop import train_step
+from vitctl.training.session import Session
+from vitctl.training.setup import open_session
 
 WORKERS = 8
 MEAN, STD = (0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010)
@@ -93,16 +94,14 @@ def plain_step(images: np.ndarray, labels: np.ndarray, bs: int, device: torch.de
     return step
 
 
-def open_on(images: np.ndarray, labels: np.ndarray, settings: dict[str, Any]) -> sessions.Session:
+def open_on(images: np.ndarray, labels: np.ndarray, settings: dict[str, Any]) -> Session:
     """Return the session of a run with ``settings`` on these pictures, uint8 ``[n, 32, 32, 3]``, in CIFAR-10's place."""
     pictures = data.Pictures(torch.from_numpy(images).permute(0, 3, 1, 2).contiguous(), torch.from_numpy(labels))
     made = dataset_of("cifar10", 10, pictures, pictures)
-    return sessions.open_session(resolve_config({"val": "none", **settings}), data=made)
+    return open_session(resolve_config({"val": "none", **settings}), data=made)
 
 
-def vitctl_step(
-    images: np.ndarray, labels: np.ndarray, bs: int, device: str
-) -> tuple[Callable[[], None], sessions.Session]:
+def vitctl_step(images: np.ndarray, labels: np.ndarray, bs: int, device: str) -> tuple[Callable[[], None], Session]:
     """Return a function that takes one step as ``vitctl train --net vit_small`` does, and its session."""
     session = open_on(
         images, labels, {"net": "vit_small", "opt": "adam", "lr": 1e-4, "bs": bs, "epochs": 1000, "device": device}

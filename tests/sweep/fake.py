@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from vitctl.errors import VitctlError
+from vitctl.observer import Observer
 from vitctl.process.child import Trainer, TrialRun
 from vitctl.sweep.agent import Agent, Snapshot
 from vitctl.sweep.file import parse_sweep_file
@@ -31,27 +32,25 @@ def fake_trainer(**options: object) -> Trainer:
     return command
 
 
-class Recorder:
+class Recorder(Observer):
     """Remembers what an agent said."""
-
-    wants_snapshots = False
 
     def __init__(self) -> None:
         self.events: list[tuple[Any, ...]] = []
 
-    def started(self, trial: int, params: dict[str, Any], run: Path, resumed: bool) -> None:
+    def trial_started(self, trial: int, params: dict[str, Any], run: Path, resumed: bool) -> None:
         self.events.append(("started", trial, resumed))
 
-    def progressed(self, trial: int, epoch: int, value: float) -> None:
+    def trial_reported(self, trial: int, epoch: int, value: float) -> None:
         self.events.append(("progressed", trial, epoch, value))
 
-    def ended(self, trial: int, state: str, value: float | None, why: str) -> None:
+    def trial_ended(self, trial: int, state: str, value: float | None, why: str) -> None:
         self.events.append(("ended", trial, state, value, why))
 
     def message(self, text: str) -> None:
         self.events.append(("message", text))
 
-    def snapshot(self, snapshot: Snapshot) -> None:
+    def sweep_changed(self, snapshot: Snapshot) -> None:
         self.events.append(("snapshot", snapshot))
 
     def said(self, kind: str) -> list[tuple[Any, ...]]:

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import TINY, Cli
-from vitctl.cli.progress import PlainObserver
+from vitctl.cli.progress import ProgressLines
 from vitctl.config import resolve_config
 from vitctl.recipes import RECIPES
 from vitctl.tools import lr_finder
@@ -105,7 +105,7 @@ def test_mixing_goes_on_to_the_end(monkeypatch: pytest.MonkeyPatch) -> None:
         zip([str(word).removeprefix("--").replace("-", "_") for word in TINY[::2]], TINY[1::2], strict=True)
     )
     config = resolve_config({**settings, "mixup": 0.8, "mix_off": 0.5})
-    lr_finder.find_lr(config, PlainObserver(), None, 25)
+    lr_finder.find_lr(config, ProgressLines(), None, 25)
     assert len(seen) >= 20 and all(seen) and modes == ["train"]  # with frozen layers left in eval mode
 
 

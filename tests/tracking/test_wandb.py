@@ -18,7 +18,7 @@ import vitctl
 from tests.conftest import TINY, Cli
 from tests.tracking.wandb_server import KEY, Run, WandbServer
 from tests.training.test_resume import assert_same
-from vitctl.cli.progress import PlainObserver
+from vitctl.cli.progress import ProgressLines
 from vitctl.config import resolve_config
 from vitctl.errors import Interrupted, RequestError, RunFailed
 from vitctl.tracking import wandb
@@ -66,11 +66,11 @@ def patient(monkeypatch: pytest.MonkeyPatch) -> None:
 def plain(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Return the folder of the run that knows nothing of W&B."""
     runs = tmp_path_factory.mktemp("plain")
-    start.start_run(resolve_config(SETTINGS), runs, "plain", PlainObserver())
+    start.start_run(resolve_config(SETTINGS), runs, "plain", ProgressLines())
     return runs / "plain"
 
 
-class Watcher(PlainObserver):
+class Watcher(ProgressLines):
     """Keeps what is said, and does something when an epoch is done."""
 
     def __init__(self, then: Callable[[int], None] = lambda epoch: None) -> None:

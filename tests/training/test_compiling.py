@@ -28,7 +28,7 @@ def test_a_failed_compilation_leaves_no_trace(net: str, monkeypatch: pytest.Monk
         return call
 
     monkeypatch.setattr(torch, "compile", broken)
-    session, untouched = (tiny_session(net=net, size=32, compile=True) for _ in range(2))
+    session, untouched = (tiny_session(net=net, size=32) for _ in range(2))
     told: list[str] = []
     compile_network(session, told.append)
     assert told == ["compiling …", "--compile does not work here (RuntimeError: no compiler); going on without"]
@@ -43,7 +43,7 @@ def test_a_failed_compilation_leaves_no_trace(net: str, monkeypatch: pytest.Monk
 @pytest.mark.slow
 def test_a_compiled_step_is_that_of_the_network(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))
-    compiled, plain = (tiny_session(opt="sgd:momentum=0,nesterov=false", lr=0.1, compile=True) for _ in range(2))
+    compiled, plain = (tiny_session(opt="sgd:momentum=0,nesterov=false", lr=0.1) for _ in range(2))
     told: list[str] = []
     compile_network(compiled, told.append)
     assert compiled.compile_time and told[1].startswith("compiled in")

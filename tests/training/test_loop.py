@@ -13,7 +13,7 @@ from torch import nn
 
 from tests.conftest import TINY, TINY_NET, Cli
 from tests.models.test_models import NARROW, small_size
-from vitctl.cli.progress import PlainObserver
+from vitctl.cli.progress import ProgressLines
 from vitctl.config import resolve_config
 from vitctl.errors import RunFailed
 from vitctl.models import MODELS, build_model
@@ -21,7 +21,8 @@ from vitctl.registry import format_spec
 from vitctl.training import loop, session, start
 from vitctl.training.checkpoint import load_checkpoint
 from vitctl.training.ema import WeightAverage
-from vitctl.training.session import Progress, Session, Tally, open_session, piece_sizes
+from vitctl.training.session import Progress, Session, Tally, piece_sizes
+from vitctl.training.setup import batch_pieces, open_session
 
 Refused = Callable[..., str]
 
@@ -237,7 +238,7 @@ def test_weights_that_are_no_numbers_are_not_saved(
 
     monkeypatch.setattr(loop, "train_step", spoiled)
     with pytest.raises(RunFailed, match="is not finite"):
-        loop.fit(trained, folder, PlainObserver(), "")
+        loop.fit(trained, folder, ProgressLines(), "")
     assert not list((tmp_path / "a/checkpoints").glob("*.pt"))
 
 
@@ -249,9 +250,9 @@ def test_an_accelerator_evaluates_as_many_pictures_as_memory_allows(net: str, si
         return build_model(config.net, config.net_options, img_size=size, in_chans=3, num_classes=10)
 
     cuda = torch.device("cuda")
-    assert session.batch_pieces(config, cuda, build, 3, False) == (config.bs, expected)
+    assert batch_pieces(config, cuda, build, 3, False) == (config.bs, expected)
     few = dataclasses.replace(config, micro_batch="16")
-    assert session.batch_pieces(few, cuda, build, 3, False) == (16, 64)
+    assert batch_pieces(few, cuda, build, 3, False) == (16, 64)
 
 
 @pytest.mark.parametrize(

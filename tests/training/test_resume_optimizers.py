@@ -11,7 +11,8 @@ from vitctl.config import resolve_config
 from vitctl.optim import OPTIMIZERS
 from vitctl.training.checkpoint import load_checkpoint, save_checkpoint
 from vitctl.training.loop import train_step
-from vitctl.training.session import Session, open_session
+from vitctl.training.session import Session
+from vitctl.training.setup import open_session
 
 STEPS = 7
 

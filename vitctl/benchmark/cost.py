@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import importlib.metadata
 import statistics
 import time
@@ -16,10 +17,11 @@ from torch.optim import Optimizer
 
 from vitctl import devices
 from vitctl.config import TrainConfig
-from vitctl.data.dataset import LoadProgress
+from vitctl.observer import SILENT, Observer
 from vitctl.optim import find_optimizer
 from vitctl.optim.build import build_optimizer
-from vitctl.training.session import open_session
+from vitctl.training.preflight import check_length
+from vitctl.training.setup import open_session
 
 ROUNDS, WARM_UP = 15, 3
 """Steps that are timed, and those before them: state is made in the first."""
@@ -47,18 +49,19 @@ class Cost:
     state_bytes: int
 
 
-def measure_costs(configs: Mapping[str, TrainConfig], decoding: LoadProgress | None = None) -> dict[str, Cost]:
+def measure_costs(configs: Mapping[str, TrainConfig], observer: Observer = SILENT) -> dict[str, Cost]:
     """Measure each optimizer on the same network and gradients, in turn, so that a machine that slows down slows all alike.
 
     Args:
         configs: by a name for each; network, data and device are the first one's.
-        decoding: told of the progress of downloading data and decoding pictures.
+        observer: hears of downloads and decoding.
 
     Raises:
         RequestError: device, data or network cannot be had as asked.
     """
-    session = open_session(next(iter(configs.values())), decoding, pretrained=False)
-    session.check_warmdown()  # the runs would be refused for it, after all this
+    config = dataclasses.replace(next(iter(configs.values())), compile=False)
+    session = open_session(config, observer, pretrained=False)
+    check_length(session)  # the runs would be refused for it, after all this
     device = session.device
     session.train_mode()
     images, labels = session.batches.batch(0, 0)

@@ -21,14 +21,14 @@ from vitctl import devices
 from vitctl.benchmark.device_plan import GENERATED, DevicePlan
 from vitctl.benchmark.device_report import PARTS
 from vitctl.config import PREDECESSOR_BATCH, TrainConfig
-from vitctl.data.dataset import Dataset, LoadProgress, Pictures, Splits, Subset
+from vitctl.data.dataset import Dataset, Pictures, Splits, Subset
 from vitctl.errors import RequestError, RunFailed
-from vitctl.models.pretrained import locate
-from vitctl.tracking.trackers import check_trackers
-from vitctl.training.compiling import compile_network
+from vitctl.observer import SILENT, Observer
 from vitctl.training.evaluate import evaluate
-from vitctl.training.loop import Observer, train_step
-from vitctl.training.session import Session, open_data, open_session, untouched
+from vitctl.training.loop import train_step
+from vitctl.training.preflight import check_config, check_length
+from vitctl.training.session import Session, untouched
+from vitctl.training.setup import open_data, open_session
 from vitctl.training.start import start_run
 
 EPOCH, TESTED = 50_000, 1_000
@@ -187,13 +187,13 @@ def dataset_of(name: str, classes: int, train: Pictures, test: Pictures) -> tupl
     return dataset, Splits(train=next(parts), val=None, test=next(parts), val_split=None)
 
 
-def bench_data(config: TrainConfig, decoding: LoadProgress | None = None) -> tuple[Dataset, Splits]:
+def bench_data(config: TrainConfig, observer: Observer = SILENT) -> tuple[Dataset, Splits]:
     """Return generated pictures in the place of CIFAR's, and other data sets as they are.
 
     Raises:
         RequestError: the data cannot be had as asked.
     """
-    return generated_data(config) if config.dataset in GENERATED else open_data(config, decoding)
+    return generated_data(config) if config.dataset in GENERATED else open_data(config, observer)
 
 
 class Lane:
@@ -203,20 +203,17 @@ class Lane:
         label: what it is called.
         config: the settings, its device among them.
         data: what it trains on.
-        message: told what the user should know.
+        observer: hears of compiling.
     """
 
-    def __init__(
-        self, label: str, config: TrainConfig, data: tuple[Dataset, Splits], message: Callable[[str], None]
-    ) -> None:
+    def __init__(self, label: str, config: TrainConfig, data: tuple[Dataset, Splits], observer: Observer) -> None:
         self.label = label
-        self.session = open_session(config, pretrained=False, data=data)
-        self.session.check_warmdown()
+        self.session = open_session(config, observer, pretrained=False, data=data)
+        check_length(self.session)
         self.device = self.session.device
         self.initial_weights = {
             name: value.detach().cpu().clone() for name, value in self.session.model.state_dict().items()
         }
-        compile_network(self.session, message)
         self.session.set_length(max(self.session.total_steps, 10_000))
         self.cold = 0.0
         self.piece = 0.0
@@ -546,16 +543,15 @@ def choose_devices(names: Sequence[str], skip_unavailable: bool) -> tuple[dict[s
 def open_lanes(
     config: TrainConfig,
     names: Sequence[tuple[str, str]],
-    message: Callable[[str], None],
-    decoding: LoadProgress | None = None,
+    observer: Observer = SILENT,
 ) -> list[Lane]:
     """Return a lane for each ``(label, device)`` of ``names``; all have the same weights and see the same batches.
 
     Raises:
         RequestError: data, network or precision cannot be had as asked.
     """
-    data = bench_data(config, decoding)
-    return [Lane(label, dataclasses.replace(config, device=device), data, message) for label, device in names]
+    data = bench_data(config, observer)
+    return [Lane(label, dataclasses.replace(config, device=device), data, observer) for label, device in names]
 
 
 def measure_lanes(lanes: Sequence[Lane], budget: float, message: Callable[[str], None]) -> list[Figures]:
@@ -605,7 +601,6 @@ def bench_devices(
     chosen: Mapping[str, str],
     runs_dir: Path,
     observer: Observer,
-    decoding: LoadProgress | None = None,
 ) -> dict[str, Figures]:
     """Measure devices, train on each of them where ``plan`` says so, and return the figures by name.
 
@@ -613,8 +608,7 @@ def bench_devices(
         plan: what is measured.
         chosen: devices by name, from :func:`choose_devices`.
         runs_dir: of the training runs.
-        observer: told of everything.
-        decoding: told of the progress of getting data.
+        observer: hears of everything.
 
     Raises:
         RequestError: data, network or precision cannot be had as asked.
@@ -622,17 +616,16 @@ def bench_devices(
         Interrupted: see :func:`vitctl.training.start.start_run`.
     """
     if plan.trains:  # what training would be refused for, before the measuring
-        check_trackers(plan.config)
-        if plan.config.pretrained != "false":
-            locate(plan.config.net, plan.config.pretrained)
-        open_data(plan.config, decoding)
-    lanes = open_lanes(plan.config, list(chosen.items()), observer.message, decoding)
+        for device in chosen.values():
+            check_config(dataclasses.replace(plan.config, device=device), observer)
+        open_data(plan.config, observer)
+    lanes = open_lanes(plan.config, list(chosen.items()), observer)
     measured = {each.label: each for each in measure_lanes(lanes, plan.seconds, observer.message)}
     del lanes
     for name, device in chosen.items() if plan.trains else ():
         config = dataclasses.replace(plan.config, device=device)
         try:
-            measured[name].trained = start_run(config, runs_dir, None, observer, decoding)
+            measured[name].trained = start_run(config, runs_dir, None, observer)
         except RunFailed as error:  # the others' figures are of use without it
             observer.message(f"warning: {name}: {error}")
             measured[name].failed = str(error)

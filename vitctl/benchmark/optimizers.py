@@ -10,7 +10,7 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import yaml
 
@@ -18,27 +18,19 @@ from vitctl import devices
 from vitctl.benchmark.cost import Cost, measure_costs
 from vitctl.benchmark.plan import Contestant, Plan, differences
 from vitctl.config import TrainConfig
-from vitctl.data.dataset import LoadProgress
 from vitctl.errors import Interrupted, NotFinite, RequestError, RunFailed
 from vitctl.files import new_folder, write_text
-from vitctl.optim import doubtful_betas
+from vitctl.observer import SILENT, Observer
 from vitctl.process.child import Child, LifeLine, Metrics, TrialRun, job_environments, train_command, wait_until_free
 from vitctl.process.signals import StopRequest
-from vitctl.tracking.trackers import check_trackers
-from vitctl.training import loop, start
+from vitctl.training import start
+from vitctl.training.preflight import check_config
 from vitctl.training.run_folder import RunFolder
 
 FOLDER, RECORD = "comparisons", "comparison.json"
 POLL_SECONDS = 0.2
 
 Record = dict[str, Any]
-
-
-class Observer(loop.Observer, Protocol):
-    """Sees what a comparison reports."""
-
-    def running(self, what: str, done: int, count: int, seconds_left: float | None) -> None:
-        """The run called ``what`` begins, or with an empty name one has ended; ``done`` of ``count`` runs are over."""
 
 
 @dataclass(frozen=True)
@@ -212,8 +204,7 @@ def compare_optimizers(
     plan: Plan,
     runs_dir: Path,
     name: str | None,
-    observer: Observer,
-    decoding: LoadProgress | None = None,
+    observer: Observer = SILENT,
     *,
     jobs: int = 1,
     new: bool = False,
@@ -226,8 +217,7 @@ def compare_optimizers(
         plan: what is to be compared.
         runs_dir: the runs lie in ``comparisons/<name>`` below it.
         name: of the comparison; None makes one up from the plan.
-        observer: told of everything.
-        decoding: told of the progress of downloading data and decoding pictures.
+        observer: hears of everything.
         jobs: runs at once, each in a process of its own where there are several.
         new: begin another comparison, though there is one of these arguments.
 
@@ -236,14 +226,11 @@ def compare_optimizers(
         RunFailed: no run gave finite figures, or memory or disk is used up.
         Interrupted: a signal came; everything is saved, and the same arguments go on.
     """
-    check_trackers(plan.config)
-    device = devices.resolve_device(plan.config.device)
-    devices.resolve_precision(plan.config.precision, device)
     for each in plan.contestants:
-        if doubt := doubtful_betas(each.config.opt, each.config.opt_options):
-            observer.message(f"warning: {doubt}")
+        check_config(each.config, observer)
+    device = devices.resolve_device(plan.config.device)
     labels = {each.label: each.config for each in plan.contestants}
-    costs = measure_costs(labels, decoding) if new or not _has_costs(runs_dir, name, plan) else None
+    costs = measure_costs(labels, observer) if new or not _has_costs(runs_dir, name, plan) else None
     folder = Folder.find_or_create(plan, runs_dir, name, new)
     with RunFolder(folder.path).locked():
         if costs is not None:
@@ -251,15 +238,15 @@ def compare_optimizers(
             folder.document["environment"] = devices.environment(device)
             folder.write()
         measured = {label: Cost(**cost) for label, cost in folder.document["costs"].items()}
-        runner = _Runner(folder, observer, decoding, jobs, plan.config.threads is not None)
+        runs_of = Runs(folder, observer, jobs, plan.config.threads is not None)
         grouped = plan.grouped(folder.path.name)
 
         searched = [each for each in grouped.contestants if each.searched]
         tries = {each.label: [_search_task(each, lr, plan) for lr in plan.rates(each)] for each in searched}
         planned = len(plan.contestants) * len(plan.seeds) + sum(map(len, tries.values())) - len(searched)
-        runner.planned = planned
-        runner.run([task for column in zip(*tries.values(), strict=True) for task in column])
-        search = {label: [runner.outcomes[task.name] for task in tasks] for label, tasks in tries.items()}
+        runs_of.planned = planned
+        runs_of.run([task for column in zip(*tries.values(), strict=True) for task in column])
+        search = {label: [runs_of.outcomes[task.name] for task in tasks] for label, tasks in tries.items()}
         rates = {each.label: each.config.lr for each in grouped.contestants if not each.searched}
         rates.update({label: rate for label, outcomes in search.items() if (rate := best_rate(outcomes)) is not None})
 
@@ -268,10 +255,10 @@ def compare_optimizers(
             for each in grouped.contestants
             if each.label in rates
         }
-        runner.planned = planned - len(plan.seeds) * (len(plan.contestants) - len(tasks))
-        runner.run([task for row in zip(*tasks.values(), strict=True) for task in row])  # seed by seed
+        runs_of.planned = planned - len(plan.seeds) * (len(plan.contestants) - len(tasks))
+        runs_of.run([task for row in zip(*tasks.values(), strict=True) for task in row])  # seed by seed
         runs = {
-            each.label: [runner.outcomes[task.name] for task in tasks.get(each.label, [])]
+            each.label: [runs_of.outcomes[task.name] for task in tasks.get(each.label, [])]
             for each in grouped.contestants
         }
     if not any(outcome.summary for outcomes in runs.values() for outcome in outcomes):
@@ -310,13 +297,11 @@ def best_rate(outcomes: Sequence[Outcome]) -> float | None:
     return max(scored, key=lambda pair: (pair[0], -pair[1]))[1] if scored else None
 
 
-class _Runner:
+class Runs:
     """Runs tasks, one after another in this process, or several at once in processes of their own."""
 
-    def __init__(
-        self, folder: Folder, observer: Observer, decoding: LoadProgress | None, jobs: int, threads_set: bool
-    ) -> None:
-        self.folder, self.observer, self.decoding, self.jobs = folder, observer, decoding, jobs
+    def __init__(self, folder: Folder, observer: Observer, jobs: int, threads_set: bool) -> None:
+        self.folder, self.observer, self.jobs = folder, observer, jobs
         self.environments = job_environments(jobs, threads_set)
         self.outcomes: dict[str, Outcome] = {}
         self.planned = 0
@@ -360,11 +345,9 @@ class _Runner:
         started, place = time.monotonic(), self.folder.path / task.name
         try:
             if (place / "config.json").is_file():
-                start.resume_run(place, {}, self.observer, self.decoding)
+                start.resume_run(place, {}, self.observer)
             else:
-                start.start_run(
-                    task.config, self.folder.path, task.name, self.observer, self.decoding, started=time.monotonic()
-                )
+                start.start_run(task.config, self.folder.path, task.name, self.observer, started=time.monotonic())
         except NotFinite as error:
             self._over(task, started, error.step)
         except Interrupted as stop:

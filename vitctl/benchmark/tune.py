@@ -18,10 +18,12 @@ from vitctl.benchmark.device_plan import DevicePlan
 from vitctl.benchmark.devices import bench_data, run_piece
 from vitctl.benchmark.tables import Cell, Row, Table
 from vitctl.config import TrainConfig
-from vitctl.data.dataset import Dataset, LoadProgress, Splits
+from vitctl.data.dataset import Dataset, Splits
 from vitctl.errors import RunFailed
 from vitctl.files import write_text
-from vitctl.training.session import Session, open_session
+from vitctl.observer import SILENT, Observer
+from vitctl.training.session import Session
+from vitctl.training.setup import open_session
 
 Message = Callable[[str], None]
 
@@ -51,7 +53,7 @@ def measure_settings(config: TrainConfig, data: tuple[Dataset, Splits]) -> float
     Pieces forward and backward are timed, and the optimizer's step apart, so that a long step need not be taken whole.
     """
     try:
-        session = open_session(config, pretrained=False, data=data)
+        session = open_session(dataclasses.replace(config, compile=False), pretrained=False, data=data)
         session.train_mode()
         for group in session.optimizer.param_groups:
             group["lr"] = 0.0  # its step takes the same time
@@ -108,7 +110,7 @@ def tune(config: TrainConfig, data: tuple[Dataset, Splits], given: Collection[st
     Raises:
         RunFailed: not even ``config`` fits into memory.
     """
-    to_try = candidates(open_session(config, pretrained=False, data=data))
+    to_try = candidates(open_session(dataclasses.replace(config, compile=False), pretrained=False, data=data))
 
     def attempt(settings: dict[str, Any]) -> Trial:
         speed = measure_settings(dataclasses.replace(config, **settings), data)
@@ -135,7 +137,7 @@ def best_of(trials: Sequence[Trial]) -> Trial:
 
 
 def tune_devices(
-    plan: DevicePlan, chosen: Mapping[str, str], message: Message, decoding: LoadProgress | None = None
+    plan: DevicePlan, chosen: Mapping[str, str], message: Message, observer: Observer = SILENT
 ) -> dict[str, list[Trial]]:
     """Tune each device, write its fastest settings to ``tuned-NAME.yaml``, which ``train --config`` takes, and return all trials.
 
@@ -143,13 +145,13 @@ def tune_devices(
         plan: where to start from; what was given stays.
         chosen: devices by name.
         message: told each result.
-        decoding: told of the progress of getting data.
+        observer: hears of downloads and decoding.
 
     Raises:
         RequestError: the data cannot be had as asked.
         RunFailed: memory ran out, or a file cannot be written.
     """
-    data = bench_data(plan.config, decoding)
+    data = bench_data(plan.config, observer)
     found = {}
     for name, device in chosen.items():
         trials = found[name] = tune(dataclasses.replace(plan.config, device=device), data, plan.given, message)

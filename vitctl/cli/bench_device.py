@@ -69,10 +69,10 @@ def bench_device(
     report: DeviceReport | TuneReport
     with observer:
         if tune:
-            trials = tune_devices(plan, chosen, observer.message, observer.decoding)
+            trials = tune_devices(plan, chosen, observer.message, observer)
             report = TuneReport(plan.config, trials, environment)
         else:
-            found = devices.bench_devices(plan, chosen, runs_dir, observer, observer.decoding)
+            found = devices.bench_devices(plan, chosen, runs_dir, observer)
             columns = [found.get(name) or devices.Figures(name, None, missing=missing[name]) for name in names or found]
             report = DeviceReport(plan.config, columns, environment)
     if as_json:

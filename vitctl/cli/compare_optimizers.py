@@ -96,7 +96,7 @@ def compare_optimizers(
     from vitctl.benchmark.report import Report
 
     with observer:
-        result = comparison.compare_optimizers(plan, runs_dir, name, observer, observer.decoding, jobs=jobs, new=new)
+        result = comparison.compare_optimizers(plan, runs_dir, name, observer, jobs=jobs, new=new)
     report = Report(result)
     tables, document = report.tables(), report.document()
     if as_json:

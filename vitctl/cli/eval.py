@@ -82,7 +82,7 @@ def evaluate(
             tta=tta,
             skip_bad_images=skip_bad_images,
             progress=lambda done, count: observer.evaluating(part, done, count),
-            decoding=observer.decoding,
+            observer=observer,
         )
     if as_json:
         printing.print_json(scores.to_dict())

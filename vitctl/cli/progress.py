@@ -5,25 +5,21 @@ from __future__ import annotations
 import sys
 import time
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Self
 
+from vitctl.observer import Observer, Record, RunStart
 from vitctl.units import format_bytes, format_duration, plural
 
 if TYPE_CHECKING:
     from rich.progress import Progress, TaskID
 
-    from vitctl.training.run_folder import RunFolder
-    from vitctl.training.session import Session
-
 LINE_EVERY = 30.0
 """Seconds between two plain lines within an epoch."""
 
-Record = dict[str, Any]
 
-
-def make_observer() -> PlainObserver:
+def make_observer() -> ProgressLines:
     """Return the observer for this stderr: bars on a terminal, lines elsewhere."""
-    return BarObserver() if sys.stderr.isatty() else PlainObserver()
+    return ProgressBars() if sys.stderr.isatty() else ProgressLines()
 
 
 def epoch_line(record: Record, epochs: int) -> str:
@@ -45,21 +41,13 @@ def _speed(record: Record) -> list[str]:
     return [f"{record['images_per_second']:,.0f} pictures/s", f"data wait {100 * record['data_wait']:.1f} %"]
 
 
-class PlainObserver:
+class ProgressLines(Observer):
     """Prints a line an epoch, and one every :data:`LINE_EVERY` seconds."""
 
     def __init__(self) -> None:
         self.epochs = 0
         self.last_line = time.monotonic()
         self._download, self._from, self._since = "", 0, 0.0
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        return None
 
     def print(self, text: str) -> None:
         """Print a line to stderr."""
@@ -71,13 +59,13 @@ class PlainObserver:
         self.last_line = time.monotonic()
         return True
 
-    def decoding(self, done: int, count: int, *, download: str = "") -> None:
-        """``done`` of ``count`` pictures are decoded into the cache; or bytes, of what ``download`` says."""
+    def loading(self, done: int, total: int, *, download: str = "") -> None:
+        """``done`` of ``total`` pictures are decoded into the cache; or bytes, of what ``download`` says."""
         if download:
-            if self._new(download, done, count) or self._due() or done == count:
-                self.print(f"{format_bytes(done)} of {format_bytes(count)}{self._rest(done, count)}")
-        elif self._due() or done == count:
-            self.print(f"decoding pictures: {done:,} of {count:,}")
+            if self._new(download, done, total) or self._due() or done == total:
+                self.print(f"{format_bytes(done)} of {format_bytes(total)}{self._rest(done, total)}")
+        elif self._due() or done == total:
+            self.print(f"decoding pictures: {done:,} of {total:,}")
 
     def _new(self, download: str, done: int, count: int) -> bool:
         """Print what is being downloaded where that is new, and begin to measure its speed."""
@@ -97,40 +85,36 @@ class PlainObserver:
         left = f", {format_duration((count - done) / speed)} left" if done < count else ""
         return f", {format_bytes(speed)}/s{left}"
 
-    def started(self, session: Session, folder: RunFolder) -> None:
+    def started(self, run: RunStart) -> None:
         """Say what will be done, on what, and where it goes."""
-        from vitctl import devices
-        from vitctl.training.session import describe, learning, parameters
-
-        config, splits = session.config, session.splits
-        self.epochs = session.epochs
+        settings = run.settings
+        self.epochs = run.epochs
         self.last_line = time.monotonic()
-        test = f", {len(splits.test.index):,} test"
-        if splits.val_split == "test":
+        test = f", {run.test_images:,} test"
+        if run.val_split == "test":
             pictures = f"{test}, after each epoch"
-        elif splits.val is not None:
-            pictures = f", {len(splits.val.index):,} {'held out' if splits.val_split == 'holdout' else 'in val/'}{test}"
+        elif run.val_split is not None:
+            pictures = f", {run.val_images:,} {'held out' if run.val_split == 'holdout' else 'in val/'}{test}"
         else:
             pictures = test
-        tokens = f"{session.cost.tokens:,} tokens, " if session.cost.tokens else ""
-        cost = f"{tokens}{session.cost.mflop:,.1f} MFLOP a picture"
-        frozen = f" of which {learning(session):,} learn" if config.freeze_backbone else ""
+        tokens = f"{run.tokens:,} tokens, " if run.tokens else ""
+        cost = f"{tokens}{run.mflop:,.1f} MFLOP a picture"
+        frozen = f" of which {run.trainable:,} learn" if settings["freeze_backbone"] else ""
+        accumulated = f" x {settings['accumulate']}" if settings["accumulate"] > 1 else ""
         self.print(
-            f"{describe(config, len(session.dataset.classes))}, {parameters(session):,} parameters{frozen}, {cost} | "
-            f"{config.opt} lr {config.lr:g} | "
-            f"{config.dataset}: {session.batches.count:,} train{pictures}\n"
-            f"{session.device} ({devices.device_label(session.device)}), {session.precision}, "
-            f"batch {config.bs}"
-            f"{f' x {config.accumulate}' if config.accumulate > 1 else ''} in pieces of {session.micro_batch} | "
-            f"{plural(session.total_steps, 'step')}, {plural(session.epochs, 'epoch')} | {folder.path}"
+            f"{run.network}, {run.params:,} parameters{frozen}, {cost} | {settings['opt']} lr {settings['lr']:g} | "
+            f"{settings['dataset']}: {run.train_images:,} train{pictures}\n"
+            f"{run.device} ({run.device_name}), {run.precision}, "
+            f"batch {settings['bs']}{accumulated} in pieces of {run.micro_batch} | "
+            f"{plural(run.total_steps, 'step')}, {plural(run.epochs, 'epoch')} | {run.folder}"
         )
-        if session.dataset.skipped:
+        if run.skipped:
             self.print(
-                f"{len(session.dataset.skipped)} unreadable pictures left out: {', '.join(session.dataset.skipped[:5])}"
-                f"{', ...' if len(session.dataset.skipped) > 5 else ''}"
+                f"{len(run.skipped)} unreadable pictures left out: {', '.join(run.skipped[:5])}"
+                f"{', ...' if len(run.skipped) > 5 else ''}"
             )
-        if session.progress.step:
-            self.print(f"going on at step {session.progress.step:,} of {session.total_steps:,}")
+        if run.step:
+            self.print(f"going on at step {run.step:,} of {run.total_steps:,}")
 
     def stepped(self, record: Record) -> None:
         """Print how the epoch goes, now and then."""
@@ -145,16 +129,16 @@ class PlainObserver:
         """Print what begins now."""
         self.print(text)
 
-    def running(self, what: str, done: int, count: int, seconds_left: float | None) -> None:
+    def running(self, what: str, done: int, total: int, seconds_left: float | None) -> None:
         """Print how many of several runs are done, and which begins now."""
         if what:
             left = "" if seconds_left is None else f", {format_duration(seconds_left)} left"
-            self.print(f"{done} of {count} runs done{left}; now {what}")
+            self.print(f"{done} of {total} runs done{left}; now {what}")
 
-    def evaluating(self, what: str, done: int, count: int) -> None:
+    def evaluating(self, what: str, done: int, total: int) -> None:
         """Print how a long evaluation goes."""
-        if done < count and self._due():
-            self.print(f"evaluating on {what}: {done:,} of {count:,} pictures")
+        if done < total and self._due():
+            self.print(f"evaluating on {what}: {done:,} of {total:,} pictures")
 
     def epoch_done(self, record: Record) -> None:
         """Print the epoch's line."""
@@ -165,11 +149,8 @@ class PlainObserver:
         """Print something that the user should know."""
         self.print(text)
 
-    def finished(self, summary: Record) -> None:
-        """Nothing: the table is the command's to print."""
 
-
-class BarObserver(PlainObserver):
+class ProgressBars(ProgressLines):
     """Shows a bar of epochs and one of steps, with the figures so far; epochs stay as lines above them."""
 
     def __init__(self) -> None:
@@ -218,15 +199,15 @@ class BarObserver(PlainObserver):
         if self._progress is not None and name in self._tasks:
             self._progress.remove_task(self._tasks.pop(name))
 
-    def decoding(self, done: int, count: int, *, download: str = "") -> None:
+    def loading(self, done: int, total: int, *, download: str = "") -> None:
         """Move the bar of downloaded bytes, in MiB, or of decoded pictures."""
         name = "download" if download else "decoding"
         if download:
-            self._new(download, done, count)
-            self._show(name, done >> 20, count >> 20, f"MiB{self._rest(done, count)}")
+            self._new(download, done, total)
+            self._show(name, done >> 20, total >> 20, f"MiB{self._rest(done, total)}")
         else:
-            self._show(name, done, count)
-        if done == count:
+            self._show(name, done, total)
+        if done == total:
             self._hide(name)
 
     def stepped(self, record: Record) -> None:
@@ -244,18 +225,18 @@ class BarObserver(PlainObserver):
         self._working = text
         self._show(text, 0, None)
 
-    def running(self, what: str, done: int, count: int, seconds_left: float | None) -> None:
+    def running(self, what: str, done: int, total: int, seconds_left: float | None) -> None:
         """Move the bar of runs."""
-        super().running(what, done, count, seconds_left)
+        super().running(what, done, total, seconds_left)
         for name in ("step", "epoch"):
             self._hide(name)
         left = "" if seconds_left is None else f"{format_duration(seconds_left)} left"
-        self._show("runs", done, count, left)
+        self._show("runs", done, total, left)
 
-    def evaluating(self, what: str, done: int, count: int) -> None:
+    def evaluating(self, what: str, done: int, total: int) -> None:
         """Move the bar of evaluated pictures."""
-        self._show(what, done, count)
-        if done == count:
+        self._show(what, done, total)
+        if done == total:
             self._hide(what)
 
     def epoch_done(self, record: Record) -> None:

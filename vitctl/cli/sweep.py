@@ -203,10 +203,10 @@ def create(
 
         sweep_view.print_plan(local.dry_run(file, options, dry_run), as_json=as_json)
         return
-    from vitctl.cli.sweep_view import AgentView
+    from vitctl.cli.sweep_view import make_observer
 
     made: Engine = entry.load()()
-    _print_id(made.create(file, options, AgentView()), as_json)
+    _print_id(made.create(file, options, make_observer()), as_json)
 
 
 def _print_id(id: str, as_json: bool) -> None:
@@ -266,12 +266,12 @@ def agent(
     given = {"storage": storage, "sampler": sampler, "pruner": pruner, "seed": seed, "jobs": jobs, "gpus": gpus}
     entry.refuse(name, {**given, "max_time": max_time, "json": as_json})
     options = _options(runs_dir, storage, fixed, run_cap, sampler, pruner, seed)
-    from vitctl.cli.sweep_view import AgentView
+    from vitctl.cli.sweep_view import make_observer
     from vitctl.sweep.engine import AgentOptions
 
     asked = AgentOptions(new=new, count=count, jobs=jobs, gpus=gpus, max_time=seconds)
     found: Engine = entry.load()()
-    found.work(target, options, asked, AgentView(count=count, as_json=as_json))
+    found.work(target, options, asked, make_observer(count=count, as_json=as_json))
 
 
 @app.command(cls=Command)

@@ -13,8 +13,9 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
 from vitctl.cli.printing import print_json, print_table
+from vitctl.observer import Observer
 from vitctl.sweep.agent import Snapshot, take_snapshot
-from vitctl.sweep.space import Params, show, show_params
+from vitctl.sweep.space import show, show_params
 from vitctl.sweep.sweep import Sweep, TrialRow
 from vitctl.units import format_duration
 
@@ -331,93 +332,78 @@ def print_plan(plan: Record, *, as_json: bool) -> None:
 # -- an agent at work -------------------------------------------------------------------------------------------------
 
 
-class AgentView:
-    """Says how an agent begins and ends, on stderr, and prints the result on stdout.
+def make_observer(*, count: int | None = None, as_json: bool = False) -> SweepLines:
+    """Return the observer for this stderr: a table that changes on a terminal, lines elsewhere."""
+    kind = SweepTable if sys.stderr.isatty() else SweepLines
+    return kind(count=count, as_json=as_json)
+
+
+class SweepLines(Observer):
+    """Prints a line when a trial begins, reports or ends, and the result of an agent on stdout.
 
     Args:
-        count: of trials that the agent was to begin.
+        count: trials that the agent was to begin.
         as_json: print the result as JSON.
     """
 
     def __init__(self, *, count: int | None = None, as_json: bool = False) -> None:
         self._count = count
         self._as_json = as_json
-
-    def say(self, text: str) -> None:
-        """Print a sentence."""
-        print(text, file=sys.stderr, flush=True)
-
-    def opened(self, sweep: Sweep, snapshot: Snapshot, *, created: bool) -> None:
-        """Say how the sweep stands."""
-        if snapshot.state in ("finished", "stopped"):
-            more = "another: --new" if snapshot.state == "finished" else f"go on: vitctl sweep resume {sweep.id}"
-            self.say(f"{self._name(sweep)} is {snapshot.state}: {describe_counts(snapshot.counts)}; {more}")
-        else:
-            self.say(f"{self._name(sweep)} {'is created' if created else 'goes on'}: {describe(sweep, snapshot)}")
-
-    def watching(self, sweep: Sweep) -> PlainObserver:
-        """Return the observer for this stderr."""
-        return make_observer(sweep)
-
-    def closed(self, sweep: Sweep, why: str | None) -> None:
-        """Say why the agent ended, and print the best trials."""
-        name = self._name(sweep)
-        if why is not None:
-            self.say(
-                {
-                    "finished": f"{name} is finished",
-                    "stopped": f"{name} was stopped; go on: vitctl sweep resume {sweep.id}",
-                    "count": f"this agent has begun its {self._count} trials",
-                    "time": f"this agent's time is up; go on: vitctl sweep agent {sweep.id}",
-                }[why]
-            )
-        if self._as_json:
-            print_json(status_document(sweep, take_snapshot(sweep)))
-        else:
-            print_top(sweep, 3)
-
-    @staticmethod
-    def _name(sweep: Sweep) -> str:
-        return f"the sweep {sweep.id} ({sweep.file.name})"
-
-
-def make_observer(sweep: Sweep) -> PlainObserver:
-    """Return the observer for this stderr: a table that changes on a terminal, lines elsewhere."""
-    return LiveObserver(sweep) if sys.stderr.isatty() else PlainObserver(sweep)
-
-
-class PlainObserver:
-    """Prints a line when a trial begins, reports or ends."""
-
-    wants_snapshots = False
-
-    def __init__(self, sweep: Sweep) -> None:
-        self.sweep = sweep
+        self._sweep: Sweep | None = None
         self._best: float | None = None
 
-    def __enter__(self) -> Self:
-        rows = self.sweep.top(1)
-        self._best = rows[0].value if rows else None
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        return None
+    @property
+    def sweep(self) -> Sweep:
+        """The sweep that is worked on."""
+        assert self._sweep is not None, "sweep_opened comes first"
+        return self._sweep
 
     def print(self, text: str) -> None:
         """Print a line to stderr."""
         print(text, file=sys.stderr, flush=True)
 
-    def started(self, trial: int, params: Params, run: Path, resumed: bool) -> None:
+    def message(self, text: str) -> None:
+        self.print(text)
+
+    def sweep_opened(self, sweep: Sweep, snapshot: Snapshot, *, created: bool) -> None:
+        """Print how the sweep stands."""
+        self._sweep = sweep
+        self._best = snapshot.best[0].value if snapshot.best else None
+        if snapshot.state in ("finished", "stopped"):
+            more = "another: --new" if snapshot.state == "finished" else f"go on: vitctl sweep resume {sweep.id}"
+            self.print(f"{self._name} is {snapshot.state}: {describe_counts(snapshot.counts)}; {more}")
+        else:
+            self.print(f"{self._name} {'is created' if created else 'goes on'}: {describe(sweep, snapshot)}")
+
+    def sweep_closed(self, why: str | None) -> None:
+        """Print why the agent ended, and the best trials."""
+        if why is not None:
+            self.print(
+                {
+                    "finished": f"{self._name} is finished",
+                    "stopped": f"{self._name} was stopped; go on: vitctl sweep resume {self.sweep.id}",
+                    "count": f"this agent has begun its {self._count} trials",
+                    "time": f"this agent's time is up; go on: vitctl sweep agent {self.sweep.id}",
+                }[why]
+            )
+        if self._as_json:
+            print_json(status_document(self.sweep, take_snapshot(self.sweep)))
+        else:
+            print_top(self.sweep, 3)
+
+    @property
+    def _name(self) -> str:
+        return f"the sweep {self.sweep.id} ({self.sweep.file.name})"
+
+    def trial_started(self, trial: int, params: Mapping[str, Any], run: Path, resumed: bool) -> None:
         """Say what is tried."""
         self.print(f"trial {trial} {'goes on' if resumed else 'begins'}: {show_params(params)} | {run}")
 
-    def progressed(self, trial: int, epoch: int, value: float) -> None:
+    def trial_reported(self, trial: int, epoch: int, value: float) -> None:
         """Say what a trial reported."""
         self.print(f"trial {trial} epoch {epoch}: {self.sweep.file.metric.name} {format_value(self.sweep, value)}")
 
-    def ended(self, trial: int, state: str, value: float | None, why: str) -> None:
+    def trial_ended(self, trial: int, state: str, value: float | None, why: str) -> None:
         """Say how a trial ended."""
         parts = [f"trial {trial} {state}"]
         if value is not None:
@@ -431,26 +417,18 @@ class PlainObserver:
                 parts.append("the best so far")
         self.print(" | ".join(parts))
 
-    def message(self, text: str) -> None:
-        """Say something that the user should know."""
-        self.print(text)
 
-    def snapshot(self, snapshot: Snapshot) -> None:
-        """Nothing: lines say it all."""
-
-
-class LiveObserver(PlainObserver):
+class SweepTable(SweepLines):
     """Shows running and best trials in a table that changes; what ended stays as lines above it."""
 
     wants_snapshots = True
 
-    def __init__(self, sweep: Sweep) -> None:
-        super().__init__(sweep)
+    def __init__(self, *, count: int | None = None, as_json: bool = False) -> None:
+        super().__init__(count=count, as_json=as_json)
         self._live: Live | None = None
         self._start = time.monotonic()
 
     def __enter__(self) -> Self:
-        super().__enter__()
         from rich.console import Console
         from rich.live import Live
 
@@ -472,13 +450,13 @@ class LiveObserver(PlainObserver):
         else:
             super().print(text)
 
-    def started(self, trial: int, params: Params, run: Path, resumed: bool) -> None:
+    def trial_started(self, trial: int, params: Mapping[str, Any], run: Path, resumed: bool) -> None:
         """Nothing: the table shows it."""
 
-    def progressed(self, trial: int, epoch: int, value: float) -> None:
+    def trial_reported(self, trial: int, epoch: int, value: float) -> None:
         """Nothing: the table shows it."""
 
-    def snapshot(self, snapshot: Snapshot) -> None:
+    def sweep_changed(self, snapshot: Snapshot) -> None:
         """Draw the table anew."""
         if self._live is not None:
             self._live.update(self._picture(snapshot))

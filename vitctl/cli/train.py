@@ -156,7 +156,7 @@ def train(
 
     with observer:
         if resume is not None:
-            summary = start.resume_run(resume, settings, observer, observer.decoding, started=STARTED)
+            summary = start.resume_run(resume, settings, observer, started=STARTED)
         elif lr_finder:
             from vitctl.tools.lr_finder import DEFAULT_PICTURE, EXTRA, can_draw, find_lr
 
@@ -169,13 +169,13 @@ def train(
         elif preview_batch is not None:
             from vitctl.tools.preview import preview_batch as draw_preview
 
-            summary = draw_preview(config, preview_batch, observer.decoding)
+            summary = draw_preview(config, preview_batch, observer)
         elif dry_run:
             from vitctl.tools.dry_run import dry_run as measure_cost
 
-            summary = measure_cost(config, observer.decoding, message=observer.message)
+            summary = measure_cost(config, observer)
         else:
-            summary = start.start_run(config, runs_dir, name, observer, observer.decoding, started=STARTED)
+            summary = start.start_run(config, runs_dir, name, observer, started=STARTED)
     if as_json:
         printing.print_json(summary)
     elif lr_finder:

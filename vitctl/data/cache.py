@@ -31,9 +31,9 @@ import numpy as np
 import numpy.typing as npt
 import platformdirs
 
-from vitctl.data.dataset import LoadProgress
 from vitctl.errors import NoSpace, RequestError, RunFailed
 from vitctl.files import Locked, flush, is_full, locked
+from vitctl.observer import SILENT, Observer
 from vitctl.units import format_bytes
 
 FORMAT = 1
@@ -89,7 +89,7 @@ def decode_all(
     shape: tuple[int, int, int],
     decode: Decode,
     measured: int,
-    progress: LoadProgress | None = None,
+    observer: Observer = SILENT,
 ) -> Decoded:
     """Return the pictures of a listing, decoding them unless the cache has them.
 
@@ -102,7 +102,7 @@ def decode_all(
         shape: C, H, W of every decoded picture.
         decode: how to read one.
         measured: mean and deviation are those of the first so many of the listing.
-        progress: called with (done, total) while decoding.
+        observer: hears of the decoding.
 
     Raises:
         RequestError: the cache folder cannot be written, or has no room.
@@ -133,7 +133,7 @@ def decode_all(
                 raise RunFailed(f"{final} was lost three times after it was built; set VITCTL_CACHE to another folder")
             for stale in _published(caches, prefix):
                 _discard(stale)
-            _build(final, key, root, files, shape, decode, measured, progress)
+            _build(final, key, root, files, shape, decode, measured, observer)
             _prune(caches)
             builds += 1
 
@@ -192,7 +192,7 @@ def _build(
     shape: tuple[int, int, int],
     decode: Decode,
     measured: int,
-    progress: LoadProgress | None,
+    observer: Observer,
 ) -> None:
     """Decode everything and put it at ``final``, unless somebody else has by then."""
     needed = len(files) * math.prod(shape)
@@ -208,7 +208,7 @@ def _build(
         with contextlib.ExitStack() as lock:
             lock.enter_context(locked(temporary / LOCK))
             with open(temporary / "images", "wb") as file:
-                bad, mean, std = _decode_into(file, root, files, shape, decode, measured, progress)
+                bad, mean, std = _decode_into(file, root, files, shape, decode, measured, observer)
                 flush(file)
             meta: dict[str, Any] = {"key": key, "root": os.path.realpath(root), "mean": mean, "std": std, "bad": bad}
             with open(temporary / "meta.json", "wb") as file:
@@ -245,7 +245,7 @@ def _decode_into(
     shape: tuple[int, int, int],
     decode: Decode,
     measured: int,
-    progress: LoadProgress | None,
+    observer: Observer,
 ) -> tuple[dict[int, str], list[float], list[float]]:
     """Write every readable picture to ``file``, in order; return the bad ones, the mean and the deviation."""
     bad: dict[int, str] = {}
@@ -259,8 +259,7 @@ def _decode_into(
             sums += chunk.sums
             squares += chunk.squares
             done += chunk.total
-            if progress is not None:
-                progress(done, len(files))
+            observer.loading(done, len(files))
     pixels = max(pixels, 1)
     mean = [s / pixels / 255 for s in sums.tolist()]
     pairs = zip(sums.tolist(), squares.tolist(), strict=True)

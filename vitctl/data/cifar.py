@@ -237,7 +237,7 @@ def _open_archive(spec: Cifar, path: Path, options: LoadOptions) -> _Batches:
     """Return the batches of an archive whose checksums are right, unpacked beside it where that can be."""
     folder = path.parent / spec.folder
     try:
-        with alone(path.parent, spec.archive, options.progress):
+        with alone(path.parent, spec.archive, options.observer):
             if not _has_batches(spec, folder):  # else another process was faster
                 unpack(path, folder, spec.files)
         return _Batches(folder)
@@ -276,10 +276,10 @@ def _download(spec: Cifar, roots: list[Path], options: LoadOptions) -> _Batches:
     folder, path = home / spec.folder, home / spec.archive.name
     try:
         home.mkdir(parents=True, exist_ok=True)
-        with alone(home, spec.archive, options.progress):
+        with alone(home, spec.archive, options.observer):
             if _has_batches(spec, folder):  # another process was faster
                 return _Batches(folder)
-            part = fetch(spec.archive, url, home, options.progress)
+            part = fetch(spec.archive, url, home, options.observer)
             try:
                 unpack(part, folder, spec.files)
             except OSError:

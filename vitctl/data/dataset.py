@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -15,21 +15,9 @@ import torch
 
 from vitctl.data import DATASETS
 from vitctl.errors import RequestError
+from vitctl.observer import SILENT, Observer
 from vitctl.registry import lookup
 from vitctl.units import plural
-
-
-class LoadProgress(Protocol):
-    """Is told how far it is with getting the data ready."""
-
-    def __call__(self, done: int, count: int, *, download: str = "") -> None:
-        """``done`` of ``count`` pictures are decoded.
-
-        Args:
-            done: so many.
-            count: of so many.
-            download: a line that says what is being downloaded; ``done`` and ``count`` are then bytes.
-        """
 
 
 @dataclass(frozen=True)
@@ -87,14 +75,14 @@ class LoadOptions:
         data_dir: ``--data-dir``, where given.
         size: side in pixels that pictures of any size are decoded to; data sets of one size keep theirs.
         skip_bad_images: leave out what cannot be read instead of failing.
-        progress: called while data are downloaded and pictures decoded.
+        observer: hears of downloads and decoding.
         download: download what is not here; else it is missing.
     """
 
     data_dir: str | None
     size: int
     skip_bad_images: bool
-    progress: LoadProgress | None
+    observer: Observer
     download: bool = True
 
 
@@ -104,7 +92,7 @@ def load_dataset(
     data_dir: str | None,
     size: int,
     skip_bad_images: bool,
-    progress: LoadProgress | None = None,
+    observer: Observer = SILENT,
     download: bool = True,
 ) -> Dataset:
     """Read the data set ``name`` of ``DATASETS``.
@@ -114,7 +102,7 @@ def load_dataset(
         data_dir: where it lies, if not in the usual places.
         size: side in pixels, for data sets whose pictures have any size.
         skip_bad_images: leave out pictures that cannot be read, and list them in :attr:`Dataset.skipped`.
-        progress: called while data are downloaded and pictures decoded, from this thread; never when there is nothing to do.
+        observer: hears of downloads and decoding, in this thread.
         download: download what is not here; else it is missing.
 
     Raises:
@@ -127,7 +115,7 @@ def load_dataset(
             data_dir=data_dir or None,
             size=size,
             skip_bad_images=skip_bad_images,
-            progress=progress,
+            observer=observer,
             download=download,
         )
     )

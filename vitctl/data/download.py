@@ -25,17 +25,15 @@ import zlib
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, TYPE_CHECKING
+from typing import IO
 
 from filelock import FileLock, Timeout
 
 from vitctl import __version__
 from vitctl.errors import NoSpace, RequestError
 from vitctl.files import flush, is_full
+from vitctl.observer import SILENT, Observer
 from vitctl.units import format_bytes, format_duration
-
-if TYPE_CHECKING:
-    from vitctl.data.dataset import LoadProgress
 
 PATIENCE = 15.0
 """Seconds to wait for a server's answer, and for the next bytes."""
@@ -113,7 +111,7 @@ class Archive:
 
 
 @contextlib.contextmanager
-def alone(folder: Path, archive: Archive, progress: LoadProgress | None = None) -> Iterator[None]:
+def alone(folder: Path, archive: Archive, observer: Observer = SILENT) -> Iterator[None]:
     """Hold the lock on what is downloaded to and unpacked in ``folder``, waiting for whoever has it.
 
     Raises:
@@ -131,16 +129,15 @@ def alone(folder: Path, archive: Archive, progress: LoadProgress | None = None) 
             written = _written(folder)
             if written != before:
                 before, since = written, time.monotonic()
-            if progress is not None:
-                progress(min(written, archive.size - 1), archive.size, download=say)
+            observer.loading(min(written, archive.size - 1), archive.size, download=say)
             if time.monotonic() - since > STALLED:
                 raise Stalled(
                     f"another process has begun to get {archive.name} to {folder} and has written nothing for "
                     f"{format_duration(STALLED)}; end it, and try again"
                 ) from None
     try:
-        if before >= 0 and progress is not None:
-            progress(archive.size, archive.size, download=say)
+        if before >= 0:
+            observer.loading(archive.size, archive.size, download=say)
         yield
     finally:
         lock.release()
@@ -156,7 +153,7 @@ def _written(folder: Path) -> int:
     return total
 
 
-def fetch(archive: Archive, url: str, folder: Path, progress: LoadProgress | None = None) -> Path:
+def fetch(archive: Archive, url: str, folder: Path, observer: Observer = SILENT) -> Path:
     """Download an archive and return the file, which is whole: its size and checksums are right.
 
     The file is a hidden one in ``folder``; the caller renames or removes it. What an earlier process left of it is gone
@@ -166,7 +163,7 @@ def fetch(archive: Archive, url: str, folder: Path, progress: LoadProgress | Non
         archive: what to download.
         url: from where.
         folder: where to; the caller is :func:`alone` there.
-        progress: called with the bytes so far and in all.
+        observer: hears of the bytes.
 
     Raises:
         Unavailable: the server cannot be reached, or sends something else, or too little.
@@ -186,7 +183,7 @@ def fetch(archive: Archive, url: str, folder: Path, progress: LoadProgress | Non
             if have < archive.size:
                 _check_room(folder, archive, have)
                 try:
-                    _receive(archive, url, part, have, say, progress)
+                    _receive(archive, url, part, have, say, observer)
                 except _Broken as broken:
                     have = _size(part)
                     fruitless = 0 if have >= best + WORTH * archive.size else fruitless + 1
@@ -267,7 +264,7 @@ def _so_far(broken: _Broken, have: int, archive: Archive) -> str:
     return f"{broken}; the first {format_bytes(have)} of {format_bytes(archive.size)} are kept for the next start"
 
 
-def _receive(archive: Archive, url: str, part: Path, have: int, say: str, progress: LoadProgress | None) -> None:
+def _receive(archive: Archive, url: str, part: Path, have: int, say: str, observer: Observer) -> None:
     """Append to ``part``, which has ``have`` bytes, what it lacks; or begin it anew where the server sends it whole.
 
     Raises:
@@ -290,7 +287,7 @@ def _receive(archive: Archive, url: str, part: Path, have: int, say: str, progre
                 final=True,
             )
         with open(part, "ab" if have else "wb") as file:
-            _copy(response, file, have, archive, say, progress)
+            _copy(response, file, have, archive, say, observer)
 
 
 def _copy(
@@ -299,12 +296,11 @@ def _copy(
     have: int,
     archive: Archive,
     say: str,
-    progress: LoadProgress | None,
+    observer: Observer,
 ) -> None:
     since, then = time.monotonic(), have
     while have < archive.size:
-        if progress is not None:
-            progress(have, archive.size, download=say)
+        observer.loading(have, archive.size, download=say)
         try:
             chunk = response.read1(min(_CHUNK, archive.size - have))
         except (OSError, http.client.HTTPException, ValueError) as error:
@@ -318,8 +314,7 @@ def _copy(
                 raise _Broken(f"only {have - then:,} bytes came in {elapsed:.0f} s")
             since, then = time.monotonic(), have
     file.flush()
-    if progress is not None:
-        progress(have, archive.size, download=say)
+    observer.loading(have, archive.size, download=say)
 
 
 def _open(request: urllib.request.Request, part: Path) -> http.client.HTTPResponse:

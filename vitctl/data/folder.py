@@ -234,7 +234,7 @@ def decode_listing(
         shape=(3, size, size),
         decode=attempt,
         measured=listing.counts["train"],
-        progress=options.progress,
+        observer=options.observer,
     )
     bad = list(decoded.bad)
     if bad and not options.skip_bad_images:

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from types import FrameType
-from typing import Any, Protocol
+from typing import Any
 
 import onnx
 import torch
@@ -30,27 +30,12 @@ from vitctl.export.verify import Agreement, Sample, compare, make_reference, mak
 from vitctl.inference.classifier import Classifier, classifier_of
 from vitctl.inference.scoring import load_data_for
 from vitctl.inference.trained import Trained, load_trained
+from vitctl.observer import Observer
 
 NETWORK = "network"
 """What the network itself is called among the files."""
 
 Record = dict[str, Any]
-
-
-class Watcher(Protocol):
-    """Is told how an export goes."""
-
-    def message(self, text: str) -> None:
-        """Say what the user should know."""
-
-    def working(self, text: str) -> None:
-        """Something begins that takes a few seconds."""
-
-    def evaluating(self, what: str, done: int, count: int) -> None:
-        """``done`` of ``count`` pictures of a longer piece of work are done."""
-
-    def decoding(self, done: int, count: int, *, download: str = "") -> None:
-        """``done`` of ``count`` pictures are decoded into the cache, or bytes downloaded."""
 
 
 @dataclass
@@ -78,12 +63,12 @@ class Product:
     agreement: Agreement | None = None
 
 
-def export(request: ExportRequest, watcher: Watcher) -> Record:
+def export(request: ExportRequest, observer: Observer) -> Record:
     """Export a checkpoint into every format asked for; either all files are written and checked, or none is.
 
     Args:
         request: what to do.
-        watcher: told how it goes.
+        observer: hears how it goes.
 
     Returns:
         ``checkpoint``, ``checkpoint_sha256``, ``net``, ``weights``, ``epoch``, ``run``, ``verified``, ``compared_on``
@@ -98,36 +83,36 @@ def export(request: ExportRequest, watcher: Watcher) -> Record:
         Interrupted: a signal came; nothing was written.
     """
     with _stoppable():
-        return _export(request, watcher)
+        return _export(request, observer)
 
 
-def _export(request: ExportRequest, watcher: Watcher) -> Record:
+def _export(request: ExportRequest, observer: Observer) -> Record:
     device = torch.device("cpu")
-    trained = load_trained(request.path, weights=request.weights, device=device, warn=watcher.message)
+    trained = load_trained(request.path, weights=request.weights, device=device, warn=observer.message)
     paths = files.plan(request, trained.path)
     # A file computes in float32, whatever the training did, so the network that it is compared with does too.
     classifier = classifier_of(replace(trained, config=replace(trained.config, precision="fp32")), device)
-    data = _data_at_hand(request, classifier, watcher)
+    data = _data_at_hand(request, classifier, observer)
     sample = None
     if request.verify:
         whole_numbers = request.form.dtype == "uint8"
         sample = make_sample(classifier, data, request.verify_on, whole_numbers=whole_numbers)
     record = _record(request, trained, sample)
-    products = [_export_as(name, request, trained, record, watcher) for name in dict.fromkeys(request.formats)]
+    products = [_export_as(name, request, trained, record, observer) for name in dict.fromkeys(request.formats)]
     if request.quantize:
         assert data is not None
         base = next(product for product in products if product.format == "onnx")
-        products += _make_smaller(base, request, classifier, data, watcher)
+        products += _make_smaller(base, request, classifier, data, observer)
     for product in products:
         product.paths = paths[product.format, product.record.quantized]
-    report = _verify(products, request, trained, classifier, sample, watcher)
+    report = _verify(products, request, trained, classifier, sample, observer)
     files.write_all(
         {path: part for each in products for path, part in zip(each.paths, each.parts.values(), strict=True)}
     )
     return report
 
 
-def _data_at_hand(request: ExportRequest, classifier: Classifier, watcher: Watcher) -> Dataset | None:
+def _data_at_hand(request: ExportRequest, classifier: Classifier, observer: Observer) -> Dataset | None:
     """Return the data set to check on, or None where it is not here and was not asked for by name."""
     if not request.verify and not request.quantize:
         return None
@@ -138,7 +123,7 @@ def _data_at_hand(request: ExportRequest, classifier: Classifier, watcher: Watch
             classifier,
             dataset=request.dataset,
             data_dir=request.data_dir,
-            decoding=watcher.decoding,
+            observer=observer,
             download=needed,
         )
     except RequestError as error:
@@ -151,7 +136,7 @@ def _data_at_hand(request: ExportRequest, classifier: Classifier, watcher: Watch
             ) from error
         if request.verify_on is None:
             raise RequestError(f"--verify-on all takes the test pictures, and they are not at hand: {error}") from error
-        watcher.message(f"no pictures at hand, so generated ones are compared ({error})")
+        observer.message(f"no pictures at hand, so generated ones are compared ({error})")
         return None
 
 
@@ -209,12 +194,12 @@ def _measured(trained: Trained) -> dict[str, float]:
     return figures
 
 
-def _export_as(name: str, request: ExportRequest, trained: Trained, record: Metadata, watcher: Watcher) -> Product:
+def _export_as(name: str, request: ExportRequest, trained: Trained, record: Metadata, observer: Observer) -> Product:
     """Write the network in one format, in memory."""
     entry = EXPORTERS[name]
-    watcher.working(f"writing {name}" + (f", operator set {request.opset}" if name == "onnx" else ""))
+    observer.working(f"writing {name}" + (f", operator set {request.opset}" if name == "onnx" else ""))
     if entry.caution:
-        watcher.message(f"{name}: {entry.caution}")
+        observer.message(f"{name}: {entry.caution}")
     if entry.bare:
         record = replace(record, form=Form(normalize="none"))
     network = Deployed(trained.model, trained.mean, trained.std, record.form, trained.config.size)
@@ -225,25 +210,25 @@ def _export_as(name: str, request: ExportRequest, trained: Trained, record: Meta
 
 
 def _make_smaller(
-    base: Product, request: ExportRequest, classifier: Classifier, data: Dataset, watcher: Watcher
+    base: Product, request: ExportRequest, classifier: Classifier, data: Dataset, observer: Observer
 ) -> list[Product]:
     """Return a smaller file for each ``--quantize``, held to its bound on held-out pictures."""
     pictures: HeldBack = hold_back(classifier, data)
     if pictures.trained_on:
-        watcher.message(
+        observer.message(
             f"the run held nothing out (--val {classifier.val}), so the drop is measured on pictures that it trained on"
         )
     whole = base.parts[".onnx"]
     with _fails_as("the onnx file"):
-        top1 = measure(whole, base.record, pictures, "held-out pictures, float32", watcher.evaluating)
+        top1 = measure(whole, base.record, pictures, "held-out pictures, float32", observer.evaluating)
     products: list[Product] = []
     for name in dict.fromkeys(request.quantize):
-        watcher.working(f"quantizing to {name}")
+        observer.working(f"quantizing to {name}")
         record = replace(base.record, quantized=name)
         quantize = QUANTIZERS[name].load()
         with _fails_as(f"the file cannot be quantized to {name}"):
             made: Quantized = quantize(
-                whole, record, pictures, max_drop=request.max_drop, top1=top1, progress=watcher.evaluating
+                whole, record, pictures, max_drop=request.max_drop, top1=top1, progress=observer.evaluating
             )
         if made.drop > request.max_drop and not request.allow_drop:
             raise RunFailed(
@@ -264,7 +249,7 @@ def _verify(
     trained: Trained,
     classifier: Classifier,
     sample: Sample | None,
-    watcher: Watcher,
+    observer: Observer,
 ) -> Record:
     """Compare each file with the network, and return the report.
 
@@ -288,7 +273,7 @@ def _verify(
     }
     speeds: dict[str, dict[str, Any]] = {}
     if sample is not None:
-        reference = make_reference(classifier, sample, watcher.evaluating)
+        reference = make_reference(classifier, sample, observer.evaluating)
         if not reference.logits.isfinite().all():
             raise RunFailed(f"the network of {trained.path} gives values that are not finite; nothing was exported")
         network["top1"] = reference.top1(sample)
@@ -304,7 +289,7 @@ def _verify(
                     tolerance=request.tolerance,
                     batch=classifier.batch,
                     title=product.label,
-                    progress=watcher.evaluating,
+                    progress=observer.evaluating,
                 )
             failure = None if product.quantized else product.agreement.failure(request.tolerance)
             if failure:
@@ -312,7 +297,7 @@ def _verify(
                     f"the {product.label} file does not compute what the network does on {sample.title}: {failure}; "
                     f"nothing was exported"
                 )
-        watcher.working("measuring speed")
+        observer.working("measuring speed")
         eager = Deployed(trained.model, trained.mean, trained.std, request.form, trained.config.size)
         speeds = measure_speed(
             {

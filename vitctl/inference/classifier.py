@@ -12,7 +12,7 @@ from torch import Tensor
 from vitctl import devices
 from vitctl.inference.trained import Trained
 from vitctl.models import build_model
-from vitctl.training.session import batch_pieces, make_normalize
+from vitctl.training.setup import batch_pieces, make_normalize
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -15,11 +15,12 @@ from torch import Tensor
 
 from vitctl import devices
 from vitctl.data import DATASETS
-from vitctl.data.dataset import Dataset, LoadProgress, Subset, load_dataset, split
+from vitctl.data.dataset import Dataset, Subset, load_dataset, split
 from vitctl.errors import RequestError
 from vitctl.files import write_text
 from vitctl.inference.classifier import Classifier, classifier_of
 from vitctl.inference.trained import load_trained
+from vitctl.observer import SILENT, Observer
 from vitctl.training.evaluate import Progress
 
 
@@ -61,7 +62,7 @@ def score(
     skip_bad_images: bool = False,
     warn: Callable[[str], None],
     progress: Progress | None = None,
-    decoding: LoadProgress | None = None,
+    observer: Observer = SILENT,
 ) -> Scores:
     """Evaluate a checkpoint or a run on a part of a data set.
 
@@ -77,7 +78,7 @@ def score(
         skip_bad_images: leave out pictures that cannot be read.
         warn: told what the user should know.
         progress: told how many pictures are done.
-        decoding: told how far data are downloaded and pictures decoded.
+        observer: hears of downloads and decoding.
 
     Raises:
         RequestError: no such checkpoint, data or part, or data of other classes.
@@ -94,7 +95,7 @@ def score(
         tta=tta,
         skip_bad_images=skip_bad_images,
         progress=progress,
-        decoding=decoding,
+        observer=observer,
     )
 
 
@@ -108,7 +109,7 @@ def score_classifier(
     tta: str = "none",
     skip_bad_images: bool = False,
     progress: Progress | None = None,
-    decoding: LoadProgress | None = None,
+    observer: Observer = SILENT,
 ) -> Scores:
     """Evaluate whatever gives logits on a part of a data set; the arguments are those of :func:`score`.
 
@@ -121,7 +122,7 @@ def score_classifier(
         name = dataset if other else classifier.dataset
         raise RequestError(f"--tta flip: mirrored pictures of {name} are not of their class; leave --tta out")
     data = load_data_for(
-        classifier, dataset=dataset, data_dir=data_dir, skip_bad_images=skip_bad_images, decoding=decoding
+        classifier, dataset=dataset, data_dir=data_dir, skip_bad_images=skip_bad_images, observer=observer
     )
     subset = part_for(classifier, data, part, limit)
     start = time.perf_counter()
@@ -174,7 +175,7 @@ def load_data_for(
     dataset: str | None = None,
     data_dir: str | None = None,
     skip_bad_images: bool = False,
-    decoding: LoadProgress | None = None,
+    observer: Observer = SILENT,
     download: bool = True,
 ) -> Dataset:
     """Read a data set that ``classifier`` can be measured on: the one it was trained on, or one of the same classes.
@@ -189,7 +190,7 @@ def load_data_for(
         data_dir=data_dir or (classifier.data_dir if dataset in (None, classifier.dataset) else None),
         size=classifier.size,
         skip_bad_images=skip_bad_images or classifier.skip_bad_images,
-        progress=decoding,
+        observer=observer,
         download=download,
     )
     if data.train.images.shape[1] != classifier.channels:

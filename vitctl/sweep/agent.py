@@ -15,7 +15,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import optuna
 import yaml
@@ -26,6 +26,7 @@ from optuna.trial import Trial, TrialState
 
 from vitctl.errors import Interrupted, RunFailed, VitctlError
 from vitctl.files import write_failed, write_text
+from vitctl.observer import Observer
 from vitctl.process.child import Child, LifeLine, Metrics, Trainer, TrialRun, train_command, wait_until_free
 from vitctl.process.failure import Failure
 from vitctl.process.signals import StopRequest
@@ -89,27 +90,6 @@ class TrialFailed(Exception):
 
 class TrialReleased(Exception):
     """The trial is given up without a verdict and will be tried again."""
-
-
-class Observer(Protocol):
-    """Is told what an agent does; cannot change it."""
-
-    wants_snapshots: bool
-
-    def started(self, trial: int, params: Params, run: Path, resumed: bool) -> None:
-        """Training of a trial begins, or goes on."""
-
-    def progressed(self, trial: int, epoch: int, value: float) -> None:
-        """A trial reported the sweep's metric."""
-
-    def ended(self, trial: int, state: str, value: float | None, why: str) -> None:
-        """A trial ended: complete, pruned, failed, or ``released`` to be tried again."""
-
-    def message(self, text: str) -> None:
-        """Something that the user should know."""
-
-    def snapshot(self, snapshot: Snapshot) -> None:
-        """How the whole sweep stands; given every few seconds to those who want it."""
 
 
 @dataclass(frozen=True)
@@ -177,7 +157,7 @@ class Agent:
 
     Args:
         sweep: whose trials.
-        observer: told of everything, in the thread that calls :meth:`run`.
+        observer: hears of everything, in the thread that calls :meth:`run`.
         workers: environment variables of each trial that runs at once; one entry per worker.
         trainer: gives the command that trains a trial.
         count: begin at most so many trials.
@@ -277,7 +257,7 @@ class Agent:
 
     def _show(self, study: Study) -> None:
         with contextlib.suppress(RunFailed):  # the workers deal with it
-            self._observer.snapshot(take_snapshot(self.sweep, study))
+            self._observer.sweep_changed(take_snapshot(self.sweep, study))
 
     def _release_lost(self) -> None:
         """Put the trials that this agent gave up back into the queue, so that the storage says so at once."""
@@ -499,7 +479,7 @@ class Agent:
         resumed = run.exists()
         shown = {name: params[name] for name in self.sweep.file.order}
         child = Child(self._trainer(TrialRun(config, run)), self._log(slot.number), slot.environment, self._line)
-        self._events.put(lambda observer: observer.started(slot.number, shown, run, resumed))
+        self._events.put(lambda observer: observer.trial_started(slot.number, shown, run, resumed))
         try:
             history, pruned = self._follow(study, trial, child, Metrics(run / "metrics.jsonl"), slot)
             asked = child.asked  # before the clean-up below asks whatever still runs
@@ -605,11 +585,11 @@ class Agent:
         raise TrialFailed
 
     def _emit_progress(self, number: int, epoch: int, value: float) -> None:
-        self._events.put(lambda observer: observer.progressed(number, epoch, value))
+        self._events.put(lambda observer: observer.trial_reported(number, epoch, value))
 
     def _emit_end(self, slot: _Slot, state: str, value: float | None, why: str) -> None:
         number = slot.number
-        self._events.put(lambda observer: observer.ended(number, state, value, why))
+        self._events.put(lambda observer: observer.trial_ended(number, state, value, why))
 
     def _log(self, number: int) -> Path:
         return self.sweep.folder / "trials" / f"{number:04d}.log"

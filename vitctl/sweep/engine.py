@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -13,9 +12,8 @@ from vitctl.errors import RequestError
 from vitctl.registry import Entry
 
 if TYPE_CHECKING:
-    from vitctl.sweep.agent import Observer, Snapshot
+    from vitctl.observer import Observer
     from vitctl.sweep.file import SweepFile
-    from vitctl.sweep.sweep import Sweep
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,26 +71,10 @@ class AgentOptions:
     max_time: float | None = None
 
 
-class View(Protocol):
-    """Where an agent's words and figures go."""
-
-    def say(self, text: str) -> None:
-        """A sentence for the user."""
-
-    def opened(self, sweep: Sweep, snapshot: Snapshot, *, created: bool) -> None:
-        """Work on the sweep begins, or there is none left to do."""
-
-    def watching(self, sweep: Sweep) -> AbstractContextManager[Observer]:
-        """Return the observer of an agent, to be entered while it works."""
-
-    def closed(self, sweep: Sweep, why: str | None) -> None:
-        """The agent ended: ``finished``, ``stopped``, ``count`` or ``time``; None: it had nothing to do."""
-
-
 class Engine(Protocol):
     """Creates sweeps and runs agents. A new one is a class with these methods and a row of ``ENGINES``."""
 
-    def create(self, path: Path, options: SweepOptions, view: View) -> str:
+    def create(self, path: Path, options: SweepOptions, observer: Observer) -> str:
         """Create a sweep from a file and return its id.
 
         Raises:
@@ -100,14 +82,14 @@ class Engine(Protocol):
             RunFailed: a service cannot be reached.
         """
 
-    def work(self, target: str, options: SweepOptions, asked: AgentOptions, view: View) -> None:
+    def work(self, target: str, options: SweepOptions, asked: AgentOptions, observer: Observer) -> None:
         """Run trials until the sweep is over or ``asked`` says so.
 
         Args:
             target: an id; or a file, whose newest sweep is meant, and which makes one when there is none.
             options: of a sweep that is created, or as those of the sweep.
             asked: how to work.
-            view: told of everything.
+            observer: hears of everything.
 
         Raises:
             RequestError: no such sweep; the file was edited since, or an option differs: the difference is named.

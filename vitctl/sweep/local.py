@@ -12,11 +12,12 @@ from typing import Any
 from sqlalchemy.engine import URL
 
 from vitctl.errors import RequestError
+from vitctl.observer import Observer
 from vitctl.process.child import job_environments
 from vitctl.registry import lookup, split_spec
 from vitctl.sweep import PRUNERS, SAMPLERS
 from vitctl.sweep.agent import Agent, take_snapshot
-from vitctl.sweep.engine import AgentOptions, SweepOptions, View
+from vitctl.sweep.engine import AgentOptions, SweepOptions
 from vitctl.sweep.file import SweepFile, check_trains, length_notes, read_sweep_file, setting_of
 from vitctl.sweep.storage import ClaimLock, open_storage, parse_url, redacted, sqlite_file
 from vitctl.sweep.sweep import Plan, Sweep, find_sweep, find_sweeps, is_file, new_id, now
@@ -48,16 +49,16 @@ def check_plan(file: SweepFile, options: SweepOptions) -> dict[str, Any]:
 class LocalEngine:
     """Creates sweeps and runs agents; nothing leaves this machine but to the storage."""
 
-    def create(self, path: Path, options: SweepOptions, view: View) -> str:
+    def create(self, path: Path, options: SweepOptions, observer: Observer) -> str:
         """Create a sweep from a file and return its id; see :class:`~vitctl.sweep.engine.Engine`."""
-        return self._create(read_sweep_file(path), options, view).id
+        return self._create(read_sweep_file(path), options, observer).id
 
-    def work(self, target: str, options: SweepOptions, asked: AgentOptions, view: View) -> None:
+    def work(self, target: str, options: SweepOptions, asked: AgentOptions, observer: Observer) -> None:
         """Run an agent; see :class:`~vitctl.sweep.engine.Engine`."""
         gpus = gpu_environments(asked.gpus) if asked.gpus is not None else None  # refused before a sweep is made
-        sweep, created = self.find_or_create(target, options, view, new=asked.new)
+        sweep, created = self.find_or_create(target, options, observer, new=asked.new)
         before = take_snapshot(sweep)
-        view.opened(sweep, before, created=created)
+        observer.sweep_opened(sweep, before, created=created)
         why = None
         if before.state not in ("finished", "stopped"):
             sweep.keep_record()
@@ -65,12 +66,12 @@ class LocalEngine:
                 setting_of(name) == "threads" for name in (*sweep.plan.fixed, *sweep.file.space.parameters)
             )
             workers = gpus or job_environments(asked.jobs or 1, threads_set)
-            with view.watching(sweep) as observer:
+            with observer:
                 agent = Agent(sweep, observer, workers=workers, count=asked.count, max_time=asked.max_time)
                 why = agent.run()
-        view.closed(sweep, why)
+        observer.sweep_closed(why)
 
-    def _create(self, file: SweepFile, options: SweepOptions, view: View) -> Sweep:
+    def _create(self, file: SweepFile, options: SweepOptions, observer: Observer) -> Sweep:
         id = new_id()
         settings = check_plan(file, options)
         if options.storage is not None:
@@ -81,7 +82,7 @@ class LocalEngine:
         plan = Plan(id=id, file=file, created=now(), storage=redacted(url), **settings)
         sweep = Sweep.create(plan, url, options.runs_dir)
         for note in (*file.notes, *file.local_notes, *length_notes(file, plan.fixed)):
-            view.say(note)
+            observer.message(note)
         return sweep
 
     def find(self, target: str, options: SweepOptions) -> Sweep:
@@ -93,14 +94,14 @@ class LocalEngine:
         return find_sweep(target, options.runs_dir, options.storage)
 
     def find_or_create(
-        self, target: str, options: SweepOptions, view: View, *, new: bool = False
+        self, target: str, options: SweepOptions, observer: Observer, *, new: bool = False
     ) -> tuple[Sweep, bool]:
         """Return the sweep that an agent is to work on, and whether it was made just now.
 
         Args:
             target: an id; or a file, whose newest sweep is meant, and which makes one when there is none.
             options: must be those that the sweep was created with, as far as they were given.
-            view: told what the writer of a new sweep's file should know.
+            observer: hears what the writer of a new sweep's file should know.
             new: make one, whatever there is.
 
         Raises:
@@ -122,7 +123,7 @@ class LocalEngine:
                 if sweep.file.name == path.name:
                     self._refuse_other(sweep, options, file)
                     return sweep, False
-            return self._create(file, options, view), True
+            return self._create(file, options, observer), True
 
     @staticmethod
     def _refuse_other(sweep: Sweep, options: SweepOptions, file: SweepFile) -> None:

@@ -16,7 +16,8 @@ from typing import Any
 
 from vitctl.errors import RequestError, RunFailed
 from vitctl.files import write_failed, write_text
-from vitctl.sweep.engine import AgentOptions, SweepOptions, View
+from vitctl.observer import Observer
+from vitctl.sweep.engine import AgentOptions, SweepOptions
 from vitctl.sweep.file import (
     SweepFile,
     check_fixed,
@@ -39,7 +40,7 @@ COMMAND_WITH_FILE = [*COMMAND[:-1], "--config", "${args_json_file}"]
 class WandbEngine:
     """Creates sweeps on W&B and runs W&B's agent."""
 
-    def create(self, path: Path, options: SweepOptions, view: View) -> str:
+    def create(self, path: Path, options: SweepOptions, observer: Observer) -> str:
         """Upload a sweep file and return ``entity/project/id``.
 
         Raises:
@@ -51,7 +52,7 @@ class WandbEngine:
         import wandb
 
         for note in (*file.notes, *length_notes(file, check_fixed(file, options.fixed))):
-            view.say(note)
+            observer.message(note)
         with wandb_sentences(), contextlib.redirect_stdout(sys.stderr):
             known = wandb.setup().settings  # from the environment and W&B's files
             id = wandb.sweep(
@@ -69,7 +70,7 @@ class WandbEngine:
         self._keep(full, file, options)
         return full
 
-    def work(self, target: str, options: SweepOptions, asked: AgentOptions, view: View) -> None:
+    def work(self, target: str, options: SweepOptions, asked: AgentOptions, observer: Observer) -> None:
         """Run W&B's agent until the sweep is over; see :class:`~vitctl.sweep.engine.Engine`.
 
         An id is ``entity/project/id``.
@@ -78,8 +79,8 @@ class WandbEngine:
             with creating(options):  # of two that start at once, one creates it
                 id = None if asked.new else self._newest(Path(target), options)
                 if id is None:
-                    id = self.create(Path(target), options, view)
-            view.say(f"the sweep {id}")
+                    id = self.create(Path(target), options, observer)
+            observer.message(f"the sweep {id}")
         else:
             if asked.new:
                 raise RequestError(f"--new makes a sweep from a file, and {target!r} is an id; name the file")

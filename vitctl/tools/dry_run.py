@@ -3,32 +3,28 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
 
 from vitctl import devices
 from vitctl.config import TrainConfig
-from vitctl.data.dataset import LoadProgress
-from vitctl.models.pretrained import locate
-from vitctl.optim import doubtful_betas
+from vitctl.observer import SILENT, Observer, Record
 from vitctl.training.budget import TimePlan
-from vitctl.training.compiling import compile_network
-from vitctl.training.loop import Record, train_step
-from vitctl.training.session import open_session, parameters
+from vitctl.training.loop import train_step
+from vitctl.training.preflight import check_config, check_length
+from vitctl.training.session import parameters
+from vitctl.training.setup import open_session
 
 
 def dry_run(
     config: TrainConfig,
-    decoding: LoadProgress | None = None,
+    observer: Observer = SILENT,
     steps: int = 3,
-    message: Callable[[str], None] = lambda _: None,
 ) -> Record:
     """Take a few real steps without saving anything, and return what a whole run would cost.
 
     Args:
         config: the settings.
-        decoding: told of the progress of downloading data and decoding pictures.
+        observer: hears of data, compiling and doubts.
         steps: that are timed.
-        message: told what compiling took, or why it failed.
 
     Returns:
         ``params``, ``mflop`` (forward, one picture), ``tokens``, ``steps_per_epoch``, ``total_steps``, ``micro_batch``,
@@ -40,15 +36,11 @@ def dry_run(
         RunFailed: memory ran out, or the loss is not finite.
     """
     started = time.monotonic()
-    if config.pretrained != "false":
-        locate(config.net, config.pretrained)  # what the run would be refused for
-    if doubt := doubtful_betas(config.opt, config.opt_options):
-        message(f"warning: {doubt}")
-    session = open_session(config, decoding, pretrained=False)
-    compile_network(session, message)
+    check_config(config, observer)
+    session = open_session(config, observer, pretrained=False)
     if config.max_time:
         TimePlan(session, started).fit()
-    session.check_warmdown()
+    check_length(session)
     session.train_mode()
     times: list[float] = []
     for _ in range(1 + min(steps, session.total_steps)):  # the first one warms up

@@ -8,18 +8,19 @@ import math
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Protocol
 
 from vitctl import devices
 from vitctl.config import TrainConfig
 from vitctl.errors import NotFinite, RequestError
 from vitctl.files import replacing
-from vitctl.optim import doubtful_betas, find_optimizer
+from vitctl.observer import Observer, Record
+from vitctl.optim import find_optimizer
 from vitctl.optim.schedule import RangeTest
 from vitctl.tools.pictures import check_picture
-from vitctl.training.compiling import compile_network
-from vitctl.training.loop import Record, train_step
-from vitctl.training.session import Session, open_session
+from vitctl.training.loop import train_step
+from vitctl.training.preflight import check_config
+from vitctl.training.session import Session
+from vitctl.training.setup import open_session
 
 LOW, HIGH, STEPS = 1e-3, 1e3, 200
 """The rates at the first and last step, over that of the settings, and how many steps there are."""
@@ -44,20 +45,7 @@ DEFAULT_PICTURE = "lr-finder.png"
 EXTRA = "pip install 'vitctl[plots]' brings it"
 
 
-class Watcher(Protocol):
-    """Sees how the test goes."""
-
-    def stepped(self, record: Record) -> None:
-        """Figures so far."""
-
-    def message(self, text: str) -> None:
-        """Something that the user should know."""
-
-    def decoding(self, done: int, count: int, *, download: str = "") -> None:
-        """``done`` of ``count`` pictures are decoded, or bytes downloaded."""
-
-
-def find_lr(config: TrainConfig, watcher: Watcher, picture: Path | None = None, steps: int | None = None) -> Record:
+def find_lr(config: TrainConfig, observer: Observer, picture: Path | None = None, steps: int | None = None) -> Record:
     """Train a few steps with an exponentially rising rate, save nothing, and suggest a rate.
 
     After Smith 2017 (arXiv 1506.01186): the loss stands, falls and rises as the rate grows from a thousandth of the
@@ -67,7 +55,7 @@ def find_lr(config: TrainConfig, watcher: Watcher, picture: Path | None = None, 
 
     Args:
         config: the settings; ``lr`` is the middle of the range.
-        watcher: told of everything.
+        observer: hears of everything.
         picture: where to draw the curve, in one of the formats :data:`PICTURES`.
         steps: how many to take, :data:`STEPS` when nobody says.
 
@@ -93,12 +81,10 @@ def find_lr(config: TrainConfig, watcher: Watcher, picture: Path | None = None, 
         raise RequestError(f"--max-steps {steps} are too few for --lr-finder; take {2 * SKIPPED + 1} or more")
     # Pictures are mixed to the end: where mixing stopped, the loss would fall whatever the rate.
     found_with = dataclasses.replace(config, epochs=None, max_time=None, max_steps=steps, patience=None, mix_off=0.0)
-    session = open_session(found_with, watcher.decoding)
-    compile_network(session, watcher.message)
-    if doubt := doubtful_betas(config.opt, config.opt_options):
-        watcher.message(f"warning: {doubt}")
+    check_config(found_with, observer)
+    session = open_session(found_with, observer)
     session.schedule = RangeTest("range", steps, low=LOW, high=HIGH)
-    rates, losses, diverged = _rising_run(session, steps, watcher)
+    rates, losses, diverged = _rising_run(session, steps, observer)
     smoothed = smooth(losses)
     found = suggest(rates, smoothed)
     document: Record = {
@@ -129,7 +115,7 @@ def _second_lr(config: TrainConfig, suggestion: float | None) -> dict[str, float
     return {name: suggestion * float(str(config.opt_options[name])) / config.lr}
 
 
-def _rising_run(session: Session, steps: int, watcher: Watcher) -> tuple[list[float], list[float], bool]:
+def _rising_run(session: Session, steps: int, observer: Observer) -> tuple[list[float], list[float], bool]:
     """Return rate and loss of each step, and whether the loss ran away before the last."""
     progress = session.progress
     session.train_mode()
@@ -154,7 +140,7 @@ def _rising_run(session: Session, steps: int, watcher: Watcher) -> tuple[list[fl
         least = min(least, corrected)
         if step > SKIPPED and corrected > DIVERGED * least:
             return rates, losses, True
-        watcher.stepped(
+        observer.stepped(
             {
                 "epoch": 1,
                 "epochs": 1,

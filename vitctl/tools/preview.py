@@ -13,13 +13,12 @@ from torch import Tensor
 from vitctl import devices
 from vitctl.config import TrainConfig
 from vitctl.data.batches import Normalize
-from vitctl.data.dataset import LoadProgress
 from vitctl.files import write_bytes
 from vitctl.models import find_model
+from vitctl.observer import SILENT, Observer, Record
 from vitctl.registry import format_spec
 from vitctl.tools.pictures import check_picture
-from vitctl.training.loop import Record
-from vitctl.training.session import batch_extras, make_normalize, open_data, train_batches
+from vitctl.training.setup import batch_extras, make_normalize, open_data, train_batches
 
 FLAG = "--preview-batch"
 ENDINGS = (".png",)
@@ -39,13 +38,13 @@ CELL = 96
 GAP, LINE, FONT = 8, 14, 12
 
 
-def preview_batch(config: TrainConfig, path: Path, decoding: LoadProgress | None = None) -> Record:
+def preview_batch(config: TrainConfig, path: Path, observer: Observer = SILENT) -> Record:
     """Draw the pictures of the first step as the network would see them, and train nothing.
 
     Args:
         config: the settings.
         path: of the sheet, a PNG file.
-        decoding: told of the progress of downloading data and decoding pictures.
+        observer: hears of downloads and decoding.
 
     Returns:
         ``picture``; ``shown``, how many are on it; ``size``, their side as the network sees them; ``classes``, a mapping of
@@ -61,7 +60,7 @@ def preview_batch(config: TrainConfig, path: Path, decoding: LoadProgress | None
     check_picture(path, FLAG, ENDINGS)
     device = devices.resolve_device(config.device)
     devices.prepare(device, config.threads)
-    dataset, splits = open_data(config, decoding)
+    dataset, splits = open_data(config, observer)
     extras = batch_extras(config, dataset, splits, device)
     batches = train_batches(config, splits, extras, device, drop_single=find_model(config.net).batchnorm)
     normalize = make_normalize(config, dataset.mean, dataset.std, device)

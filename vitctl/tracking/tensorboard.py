@@ -9,17 +9,14 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 
-from vitctl.tracking.trackers import numbers
+from vitctl.observer import Record, RunStart
+from vitctl.tracking.tracker import Tracker, numbers
 
 if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
 
-    from vitctl.training.session import Session
 
-Record = dict[str, Any]
-
-
-class TensorBoardLog:
+class TensorBoardLog(Tracker):
     """Writes a scalar per figure of an epoch; the step of TensorBoard is the epoch.
 
     Args:
@@ -30,7 +27,7 @@ class TensorBoardLog:
         self._folder = folder
         self._writer: SummaryWriter | None = None
 
-    def open(self, session: Session) -> None:
+    def open(self, run: RunStart) -> None:
         """Begin a file; that of a resumed run takes the place of those before it."""
         from torch.utils.tensorboard import SummaryWriter
 
@@ -39,13 +36,13 @@ class TensorBoardLog:
         purge = 0 if any(self._folder.glob("events.out.tfevents.*")) else None
         self._writer = SummaryWriter(str(self._folder), purge_step=purge)
 
-    def started(self, session: Session) -> None:
+    def started(self, run: RunStart) -> None:
         """Write the settings, and the epochs that are done."""
         assert self._writer is not None
-        self._writer.add_text("config", f"```yaml\n{yaml.safe_dump(session.config.to_dict(), sort_keys=False)}```", 0)
-        now, seconds = time.time(), session.progress.seconds
-        for row in session.history:
-            self._write(row, row["epoch"], wall_time=now - (seconds - row["seconds"]))
+        self._writer.add_text("config", f"```yaml\n{yaml.safe_dump(dict(run.settings), sort_keys=False)}```", 0)
+        now = time.time()
+        for row in run.history:
+            self._write(row, row["epoch"], wall_time=now - (run.seconds - row["seconds"]))
         self._writer.flush()
 
     def epoch_done(self, record: Record) -> None:

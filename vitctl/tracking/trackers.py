@@ -4,52 +4,32 @@ from __future__ import annotations
 
 import contextlib
 import importlib.util
-from collections.abc import Callable, Iterator, Mapping
-from typing import TYPE_CHECKING, Any, Protocol
+from collections.abc import Callable, Iterator
 
 from vitctl.config import TrainConfig
 from vitctl.errors import RequestError
-
-if TYPE_CHECKING:
-    from vitctl.training.loop import Observer
-    from vitctl.training.run_folder import RunFolder
-    from vitctl.training.session import Session
-
-Record = dict[str, Any]
+from vitctl.observer import Observer, Record, RunStart
+from vitctl.tracking.tracker import Tracker
 
 
-class Tracker(Protocol):
-    """Keeps a run's figures somewhere."""
-
-    def open(self, session: Session) -> None:
-        """Get ready, which may take seconds; the run's length is set after that, so that ``--max-time`` counts them."""
-
-    def started(self, session: Session) -> None:
-        """The run begins, or goes on; ``session.history`` has the records of the epochs done."""
-
-    def epoch_done(self, record: Record) -> None:
-        """The record of an epoch."""
-
-    def finished(self, summary: Record) -> None:
-        """The final figures."""
-
-    def close(self, exit_code: int) -> None:
-        """Called once, at the end, whatever happened: 0 when the run is done, else the exit code of the command."""
-
-
-class Tracked:
+class Tracked(Observer):
     """An observer and the trackers beside it.
 
     What a tracker raises costs a warning and the tracker, not the run.
 
     Args:
-        observer: told of everything.
-        trackers: by name; told of what they keep.
+        observer: hears of everything.
+        trackers: by name; hear of the run, its epochs and its end.
     """
 
     def __init__(self, observer: Observer, trackers: dict[str, Tracker]) -> None:
         self._observer = observer
         self._trackers = trackers
+        self.message = observer.message  # type: ignore[method-assign]
+        self.working = observer.working  # type: ignore[method-assign]
+        self.loading = observer.loading  # type: ignore[method-assign]
+        self.stepped = observer.stepped  # type: ignore[method-assign]
+        self.evaluating = observer.evaluating  # type: ignore[method-assign]
 
     def _tell(self, what: Callable[[Tracker], None]) -> None:
         for name, tracker in list(self._trackers.items()):
@@ -63,34 +43,19 @@ class Tracked:
                 reason = f"{type(error).__name__}{f': {text[0]}' if text else ''}"
                 self._observer.message(f"warning: {name}: {reason}; the run goes on without it")
 
-    def open(self, session: Session) -> None:
+    def open(self, run: RunStart) -> None:
         """Open the trackers."""
-        self._tell(lambda tracker: tracker.open(session))
+        self._tell(lambda tracker: tracker.open(run))
 
-    def started(self, session: Session, folder: RunFolder) -> None:
-        """Tell all."""
-        self._observer.started(session, folder)
-        self._tell(lambda tracker: tracker.started(session))
-
-    def stepped(self, record: Record) -> None:
-        """Tell the observer."""
-        self._observer.stepped(record)
-
-    def evaluating(self, what: str, done: int, count: int) -> None:
-        """Tell the observer."""
-        self._observer.evaluating(what, done, count)
+    def started(self, run: RunStart) -> None:
+        self._observer.started(run)
+        self._tell(lambda tracker: tracker.started(run))
 
     def epoch_done(self, record: Record) -> None:
-        """Tell all."""
         self._observer.epoch_done(record)
         self._tell(lambda tracker: tracker.epoch_done(dict(record)))
 
-    def message(self, text: str) -> None:
-        """Tell the observer."""
-        self._observer.message(text)
-
     def finished(self, summary: Record) -> None:
-        """Tell all."""
         self._observer.finished(summary)
         self._tell(lambda tracker: tracker.finished(dict(summary)))
 
@@ -99,30 +64,24 @@ class Tracked:
         self._tell(lambda tracker: tracker.close(exit_code))
 
 
-def numbers(record: Mapping[str, Any]) -> Record:
-    """Return the figures of a record; a curve of words says nothing."""
-    return {key: value for key, value in record.items() if isinstance(value, (int, float))}
-
-
 @contextlib.contextmanager
-def tracked(session: Session, folder: RunFolder, observer: Observer) -> Iterator[Observer]:
+def tracked(run: RunStart, config: TrainConfig, observer: Observer) -> Iterator[Observer]:
     """Give ``observer`` the trackers that the settings ask for, opened, and close these at the end, however it comes."""
-    config = session.config
     trackers: dict[str, Tracker] = {}
     if config.wandb != "disabled":
         from vitctl.tracking.wandb import WandbRun
 
-        trackers["W&B"] = WandbRun(folder, observer.message)
+        trackers["W&B"] = WandbRun(run.folder, observer.message)
     if config.tensorboard:
         from vitctl.tracking.tensorboard import TensorBoardLog
 
-        trackers["TensorBoard"] = TensorBoardLog(folder.path)
+        trackers["TensorBoard"] = TensorBoardLog(run.folder)
     if not trackers:
         yield observer
         return
     both = Tracked(observer, trackers)
     try:
-        both.open(session)
+        both.open(run)
         yield both
     except BaseException as error:
         both.close(getattr(error, "exit_code", 1))

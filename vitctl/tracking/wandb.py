@@ -23,16 +23,14 @@ import traceback
 from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 from urllib.parse import urlsplit
 
 from vitctl.config import split_tags
-from vitctl.tracking.trackers import numbers
+from vitctl.files import write_text
+from vitctl.observer import Record, RunStart
+from vitctl.tracking.tracker import Tracker, numbers
 from vitctl.units import mask_passwords
-
-if TYPE_CHECKING:
-    from vitctl.training.run_folder import RunFolder
-    from vitctl.training.session import Session
 
 LOAD_SECONDS = 60.0
 """How long the client may take to be loaded: a second, from a disk at hand."""
@@ -60,10 +58,8 @@ main()
 """
 """What the client process runs: without the working folder on its path, with this vitctl wherever it lies."""
 
-Record = dict[str, Any]
 
-
-class WandbRun:
+class WandbRun(Tracker):
     """Sends a run's figures to W&B, or into W&B's files in the run's folder.
 
     The W&B run is called like the run's folder and keeps its id in ``wandb.json`` there, so that a resumed run goes on in
@@ -74,46 +70,46 @@ class WandbRun:
         warn: told, once, of what does not work, and of how to upload what lies in the folder.
     """
 
-    def __init__(self, folder: RunFolder, warn: Callable[[str], None]) -> None:
+    def __init__(self, folder: Path, warn: Callable[[str], None]) -> None:
         self._folder = folder
         self._warn = warn
         self._client: Client | None = None
         self._offline = False
-        self._files = folder.path / FOLDER
+        self._files = folder / FOLDER
         self._online_folder = ""
         self._state: Record = {}
 
-    def open(self, session: Session) -> None:
+    def open(self, run: RunStart) -> None:
         """Open the W&B run, or go on offline."""
-        config = session.config
+        settings = run.settings
         wanted = {
-            "project": config.wandb_project,
-            "entity": config.wandb_entity,
+            "project": settings["wandb_project"],
+            "entity": settings["wandb_entity"],
             "sweep": os.environ.get("WANDB_SWEEP_ID"),
         }
         self._state = self._read_state(wanted)
         # A run may go on from before what was sent, when its newest checkpoint is damaged.
-        self._state["epoch"] = min(self._state["epoch"], len(session.history))
+        self._state["epoch"] = min(self._state["epoch"], len(run.history))
         start = {
             **wanted,
             "id": self._state["id"],
-            "name": self._folder.path.name,
-            "dir": str(self._folder.path.absolute()),
-            "group": config.wandb_group,
-            "tags": split_tags(config.wandb_tags),
-            "notes": config.wandb_notes,
+            "name": self._folder.name,
+            "dir": str(self._folder.absolute()),
+            "group": settings["wandb_group"],
+            "tags": split_tags(settings["wandb_tags"]),
+            "notes": settings["wandb_notes"],
             "argv": [mask_passwords(word) for word in sys.argv],
             "pid": os.getpid(),
             "init_seconds": INIT_SECONDS,
             "finish_seconds": FINISH_SECONDS,
         }
-        self._open(start, config.wandb)
+        self._open(start, settings["wandb"])
 
-    def started(self, session: Session) -> None:
+    def started(self, run: RunStart) -> None:
         """Send the settings, and the epochs that the W&B run does not have."""
         if self._client is not None and self._works():
-            self._client.send("config", self._config(session))
-            for row in session.history:
+            self._client.send("config", self._config(run))
+            for row in run.history:
                 self._send_epoch(row)
 
     def _open(self, start: Record, mode: str) -> None:
@@ -196,7 +192,7 @@ class WandbRun:
 
     def _read_state(self, wanted: Mapping[str, Any]) -> Record:
         """Return the id of the W&B run and the last epoch that it was given; another project is another run."""
-        path = self._folder.path / STATE
+        path = self._folder / STATE
         with contextlib.suppress(OSError, ValueError, TypeError, KeyError):
             state = json.loads(path.read_text(encoding="utf-8"))
             if all(state[key] == value for key, value in wanted.items()):
@@ -206,26 +202,19 @@ class WandbRun:
         return {**wanted, "id": os.environ.get("WANDB_RUN_ID") or secrets.token_hex(4), "epoch": 0}
 
     def _write_state(self) -> None:
-        from vitctl.files import write_text
+        write_text(self._folder / STATE, json.dumps(self._state) + "\n")
 
-        write_text(self._folder.path / STATE, json.dumps(self._state) + "\n")
-
-    def _config(self, session: Session) -> Record:
+    def _config(self, run: RunStart) -> Record:
         """Return what W&B shows as the run's settings: the network, the data, and with which code it was trained."""
-        from vitctl import devices
-        from vitctl.training.run_folder import git_commit
-        from vitctl.training.session import parameters
-
-        settings = session.config.to_dict()
-        environment = devices.environment(session.device)
+        environment = dict(run.environment)
         return {
-            **{key: value for key, value in settings.items() if not key.startswith(("wandb", "tensorboard"))},
-            "params": parameters(session),
-            "total_steps": session.total_steps,
-            "train_images": session.batches.count,
-            "val_split": session.splits.val_split,
+            **{key: value for key, value in run.settings.items() if not key.startswith(("wandb", "tensorboard"))},
+            "params": run.params,
+            "total_steps": run.total_steps,
+            "train_images": run.train_images,
+            "val_split": run.val_split,
             "vitctl_version": environment.pop("vitctl"),
-            "git_commit": git_commit(),
+            "git_commit": run.git_commit,
             "environment": environment,
         }
 

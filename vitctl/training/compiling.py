@@ -13,7 +13,7 @@ from vitctl.training.session import Session, untouched
 
 
 def compile_network(session: Session, message: Callable[[str], None]) -> None:
-    """Where the settings ask for it, compile forward and backward for whole micro-batches, before the first step.
+    """Compile forward and backward for whole micro-batches, before the first step.
 
     What training computes from is left as it was: weights, buffers and random states are restored. Pieces of another size
     (the last of an epoch) and evaluation run uncompiled: one compilation, and ``vitctl eval`` gives the same figures.
@@ -22,8 +22,6 @@ def compile_network(session: Session, message: Callable[[str], None]) -> None:
         session: whose :attr:`~vitctl.training.session.Session.forward` and ``compile_time`` are set.
         message: told that it begins, and the time it took; or, once, why it did not work, and the run goes on without.
     """
-    if not session.config.compile:
-        return
     model, device = session.model, session.device
     count = min(session.micro_batch, session.batches.count)
     shape = session.dataset.train.images.shape[1:]

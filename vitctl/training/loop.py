@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from typing import Any, Protocol
+from pathlib import Path
 
 import torch
 import torch.nn.functional as F
@@ -13,11 +13,12 @@ from vitctl import devices
 from vitctl.config import PREDECESSOR_BATCH
 from vitctl.data.dataset import Subset
 from vitctl.errors import Interrupted, NotFinite
+from vitctl.observer import Observer, Record, RunStart
 from vitctl.process.signals import StopRequest
 from vitctl.training.card import CardWatch
 from vitctl.training.evaluate import Evaluation, Stopped, evaluate
-from vitctl.training.run_folder import RunFolder
-from vitctl.training.session import Session, parameters, piece_sizes
+from vitctl.training.run_folder import RunFolder, git_commit
+from vitctl.training.session import Session, describe, learning, parameters, piece_sizes
 from vitctl.units import parse_save_every
 
 READ_EVERY = 50
@@ -25,30 +26,6 @@ READ_EVERY = 50
 
 SMALLEST_SCALE = 2.0**-14
 """Scale of an fp16 loss below which every step has overflowed for long: it starts at 2^16 and is halved at each."""
-
-Record = dict[str, Any]
-
-
-class Observer(Protocol):
-    """Sees what a run reports; nothing that it does can change the run."""
-
-    def started(self, session: Session, folder: RunFolder) -> None:
-        """The run begins, or goes on."""
-
-    def stepped(self, record: Record) -> None:
-        """Figures so far of the epoch under way; at most every :data:`READ_EVERY` steps on an accelerator."""
-
-    def evaluating(self, what: str, done: int, count: int) -> None:
-        """``done`` of ``count`` pictures of the part called ``what`` are evaluated."""
-
-    def epoch_done(self, record: Record) -> None:
-        """The record of an epoch, as in ``metrics.jsonl``."""
-
-    def message(self, text: str) -> None:
-        """Something that the user should know."""
-
-    def finished(self, summary: Record) -> None:
-        """The final figures, as in ``summary.json``."""
 
 
 def fit(
@@ -59,7 +36,7 @@ def fit(
     Args:
         session: new, or restored from a checkpoint.
         folder: of the run.
-        observer: told of everything.
+        observer: hears of everything.
         resume_command: printed when the run is stopped.
         started: when the run's time began, by :func:`time.monotonic`; None is now.
 
@@ -73,7 +50,7 @@ def fit(
         parse_save_every(config.save_every, "--save-every") if config.save_every else (None, None)
     )
     last_save = time.monotonic()
-    observer.started(session, folder)
+    observer.started(run_start(session, folder.path))
     if not progress.step:
         watch.expect(observer.message)
 
@@ -141,6 +118,36 @@ def fit(
         folder.write_summary(summary)
     observer.finished(summary)
     return summary
+
+
+def run_start(session: Session, folder: Path) -> RunStart:
+    """Return what observers hear of a run as it begins or resumes."""
+    config, splits = session.config, session.splits
+    return RunStart(
+        folder=folder,
+        settings=config.to_dict(),
+        network=describe(config, len(session.dataset.classes)),
+        params=parameters(session),
+        trainable=learning(session),
+        tokens=session.cost.tokens,
+        mflop=session.cost.mflop,
+        device=str(session.device),
+        device_name=devices.device_label(session.device),
+        precision=session.precision,
+        micro_batch=session.micro_batch,
+        train_images=session.batches.count,
+        val_images=len(splits.val.index) if splits.val is not None else 0,
+        test_images=len(splits.test.index),
+        val_split=splits.val_split,
+        skipped=session.dataset.skipped,
+        total_steps=session.total_steps,
+        epochs=session.epochs,
+        step=session.progress.step,
+        seconds=session.progress.seconds,
+        history=tuple(session.history),
+        environment=devices.environment(session.device),
+        git_commit=git_commit(),
+    )
 
 
 def train_step(session: Session) -> None:

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import contextlib
 import datetime
+import functools
 import json
 import os
 import re
@@ -321,6 +322,7 @@ def _near_runs(path: Path) -> str:
     return f"; newest runs beside it: {', '.join(str(run) for run in runs[:3])}" if runs else ""
 
 
+@functools.cache
 def git_commit() -> str | None:
     """Return the commit of the source tree that vitctl runs from, with ``+`` when it was changed since."""
     root = Path(__file__).resolve().parents[2]

@@ -1,4 +1,4 @@
-"""What a run works with, built from its settings: device, data, network, optimizer, schedule, average."""
+"""What a run works with: device, data, network, optimizer, schedule, average."""
 
 from __future__ import annotations
 
@@ -16,32 +16,16 @@ from torch.optim import Optimizer
 
 from vitctl import devices
 from vitctl.config import TrainConfig
-from vitctl.data import AUGMENTATIONS, AugmentationEntry
-from vitctl.data.augment import Augment
-from vitctl.data.batches import Extras, Normalize, TrainBatches
-from vitctl.data.dataset import Dataset, LoadProgress, Splits, load_dataset, split
+from vitctl.data.batches import Normalize, TrainBatches
+from vitctl.data.dataset import Dataset, Splits
 from vitctl.errors import RequestError
-from vitctl.models import MODELS, build_model, find_model
-from vitctl.models.count import Cost, activation_floats, count_parameters, forward_cost
-from vitctl.models.pretrained import freeze_backbone, load_pretrained, locate, train_head
-from vitctl.optim.build import build_optimizer
+from vitctl.models import MODELS
+from vitctl.models.count import Cost, count_parameters
+from vitctl.models.pretrained import train_head
 from vitctl.optim.schedule import Schedule
-from vitctl.registry import format_spec, lookup
+from vitctl.registry import format_spec
 from vitctl.training.checkpoint import FORMAT, Checkpoint
 from vitctl.training.ema import WeightAverage
-
-CACHE_FLOATS = 1 << 22
-"""How many floats the widest activation of a micro-batch may have on CPU: 16 MiB of fp32.
-
-Measured on Zen 3 and Zen 4 cores with 32 MiB of last-level cache: larger pieces fall out of the cache, much smaller
-ones do not fill the cores. A fixed number, as the size of the pieces decides the last bits of a result.
-"""
-
-DEVICE_EVAL_BATCH = 1000
-"""The most pictures evaluated at once on an accelerator."""
-
-DEVICE_FLOATS = 1 << 28
-"""How many floats the widest activation of an evaluated batch may have there: 1 GiB of fp32."""
 
 
 @dataclass
@@ -182,19 +166,6 @@ class Session:
             steps_per_epoch=self.steps_per_epoch if config.schedule_per == "epoch" else 0,
         )
 
-    def check_warmdown(self) -> None:
-        """Refuse a warm-down in which no epoch begins, where the rate changes at no other place.
-
-        Only once the run's length is what it will be: ``--max-time`` fits it to the machine's speed.
-        """
-        config, schedule = self.config, self.schedule
-        last_epoch = (self.total_steps - 1) % self.steps_per_epoch + 1
-        if config.warmdown and config.schedule_per == "epoch" and schedule.warmdown_steps <= last_epoch:
-            raise RequestError(
-                f"--warmdown {config.warmdown:g} begins in the last epoch, and with --schedule-per epoch the rate changes only "
-                f"where an epoch begins; take a greater one, or --schedule-per step"
-            )
-
     def autocast(self) -> torch.autocast:
         """Return the context that the network's forward pass runs in."""
         return devices.autocast(self.device, self.precision)
@@ -313,157 +284,6 @@ def check_same_run(config: TrainConfig, classes: list[str], checkpoint: Checkpoi
         )
 
 
-def open_session(
-    config: TrainConfig,
-    decoding: LoadProgress | None = None,
-    *,
-    pretrained: bool = True,
-    data: tuple[Dataset, Splits] | None = None,
-) -> Session:
-    """Build everything a run needs.
-
-    Args:
-        config: the settings.
-        decoding: told how far it is, when data are downloaded or a folder is read for the first time.
-        pretrained: load the pretrained weights that the settings ask for; False where a checkpoint will replace them,
-            or where weights do not matter.
-        data: in the place of what the settings name, for measurements.
-
-    Raises:
-        RequestError: device, data, network or weights cannot be had as asked.
-    """
-    device = devices.resolve_device(config.device)
-    precision = devices.resolve_precision(config.precision, device)
-    devices.prepare(device, config.threads, config.precision)
-    weights = locate(config.net, config.pretrained) if pretrained and config.pretrained != "false" else None
-    dataset, splits = data or open_data(config, decoding)
-    in_chans, num_classes = dataset.train.images.shape[1], len(dataset.classes)
-    extras = batch_extras(config, dataset, splits, device)
-
-    def build() -> nn.Module:
-        return build_model(
-            config.net, config.net_options, img_size=config.size, in_chans=in_chans, num_classes=num_classes
-        )
-
-    torch.manual_seed(config.seed)
-    model = build()
-    loaded = None
-    if weights is not None:
-        loaded = load_pretrained(
-            model, config.net, config.net_options, weights, img_size=config.size, in_chans=in_chans
-        )
-    if config.freeze_backbone:
-        freeze_backbone(model, config.net)
-    model = model.to(device)
-    batchnorm = any(isinstance(module, nn.modules.batchnorm._BatchNorm) for module in model.modules())
-    micro_batch, eval_batch = batch_pieces(config, device, build, in_chans, batchnorm)
-    batches = train_batches(config, splits, extras, device, drop_single=batchnorm)
-    return Session(
-        config=config,
-        device=device,
-        dataset=dataset,
-        splits=splits,
-        batches=batches,
-        normalize=make_normalize(config, dataset.mean, dataset.std, device),
-        model=model,
-        average=WeightAverage(model, config.ema) if config.ema else None,
-        optimizer=build_optimizer(
-            config.opt,
-            config.opt_options,
-            model,
-            lr=config.lr,
-            weight_decay=config.weight_decay,
-            decay_all=config.decay_all,
-            layer_decay=config.layer_decay,
-        ),
-        micro_batch=micro_batch,
-        eval_batch=eval_batch,
-        cost=forward_cost(build, in_chans, config.size),
-        precision=precision,
-        scaler=devices.make_scaler(device, precision),
-        pretrained=loaded,
-    )
-
-
-def open_data(config: TrainConfig, decoding: LoadProgress | None = None) -> tuple[Dataset, Splits]:
-    """Return the data set, and what trains, selects and tests.
-
-    Raises:
-        RequestError: the data cannot be had as asked.
-    """
-    dataset = load_dataset(
-        config.dataset,
-        data_dir=config.data_dir,
-        size=config.size,
-        skip_bad_images=config.skip_bad_images,
-        progress=decoding,
-    )
-    splits = split(
-        dataset,
-        val=config.val,
-        val_fraction=config.val_fraction,
-        split_seed=config.split_seed,
-        limit_train=config.limit_train,
-        limit_test=config.limit_test,
-    )
-    return dataset, splits
-
-
-def train_batches(
-    config: TrainConfig, splits: Splits, extras: Extras, device: torch.device, *, drop_single: bool
-) -> TrainBatches:
-    """Return the batches of a run; see :class:`vitctl.data.batches.TrainBatches`."""
-    return TrainBatches(
-        splits.train.pictures.images,
-        splits.train.pictures.labels,
-        splits.train.index,
-        batch_size=config.bs * config.accumulate,
-        device=device,
-        seed=config.seed,
-        augment=AUGMENTATIONS[config.aug].crop,
-        flip=config.flips,
-        drop_single=drop_single,
-        extras=extras,
-    )
-
-
-def make_normalize(
-    config: TrainConfig, mean: tuple[float, ...], std: tuple[float, ...], device: torch.device
-) -> Normalize:
-    """Return what turns uint8 pictures into the input of the network: its size, and its layout on ``device``."""
-    channels_last = device.type in find_model(config.net).channels_last
-    return Normalize(mean, std, config.size, device, channels_last)
-
-
-def batch_extras(config: TrainConfig, dataset: Dataset, splits: Splits, device: torch.device) -> Extras:
-    """Return what is done to a batch besides crop and flip.
-
-    Raises:
-        RequestError: no such augmentation; or classes are to be mixed, and there is one.
-    """
-    augmentation: AugmentationEntry = lookup(AUGMENTATIONS, config.aug, "--aug")
-    labels = splits.train.pictures.labels[splits.train.index]
-    for name, alpha in (("mixup", config.mixup), ("cutmix", config.cutmix)):
-        if alpha and bool((labels == labels[0]).all()):
-            raise RequestError(
-                f"--{name} {alpha:g} mixes classes, and every training picture ({len(labels)}) is of class "
-                f"{dataset.classes[int(labels[0])]!r}; give --{name} 0, or train on more"
-            )
-    channels, height, width = splits.train.pictures.images.shape[1:]
-    policy = None
-    if augmentation.target:
-        policy = Augment(augmentation.load()((height, width), **config.aug_options), (channels, height, width), device)
-    return Extras(
-        policy=policy,
-        erase=config.erase,
-        cutout=config.cutout,
-        colour=tuple(round(255 * mean) for mean in dataset.mean),
-        mixup=config.mixup,
-        cutmix=config.cutmix,
-        classes=len(dataset.classes),
-    )
-
-
 def given_length(config: TrainConfig, steps_per_epoch: int) -> int | None:
     """Return the optimizer steps that ``--epochs`` and ``--max-steps`` allow; None where neither says."""
     lengths = [config.epochs * steps_per_epoch if config.epochs else None, config.max_steps]
@@ -478,28 +298,6 @@ def mixed_steps(config: TrainConfig, total_steps: int) -> int:
 def run_length(config: TrainConfig, steps_per_epoch: int) -> int:
     """Return the optimizer steps of a run; where ``--max-time`` alone says when to stop, an epoch until it is fitted."""
     return given_length(config, steps_per_epoch) or steps_per_epoch
-
-
-def batch_pieces(
-    config: TrainConfig, device: torch.device, build: Callable[[], nn.Module], in_chans: int, batchnorm: bool
-) -> tuple[int, int]:
-    """Return how many pictures are run at once in training and in evaluation.
-
-    Under ``--micro-batch auto`` a CPU takes the largest power of two for which the widest activation of a piece has
-    at most :data:`CACHE_FLOATS` floats, and at least 8; an accelerator takes the whole batch, and so does a network
-    with BatchNorm in training, as its statistics are those of the batch.
-    """
-    widest = activation_floats(build, in_chans, config.size)
-    if device.type == "cpu":
-        fitting = max(8, 1 << int(math.log2(max(1, CACHE_FLOATS // widest))))
-    else:
-        fitting = min(DEVICE_EVAL_BATCH, max(8, DEVICE_FLOATS // max(1, widest)))
-    if config.micro_batch != "auto":
-        given = int(config.micro_batch)
-        # Evaluation keeps no activations, so it has room for more; but what was given for want of memory bounds it too.
-        return min(given, config.bs), fitting if device.type == "cpu" else min(fitting, 4 * given)
-    whole = batchnorm or device.type != "cpu"
-    return config.bs if whole else min(fitting, config.bs), fitting
 
 
 def piece_sizes(count: int, bs: int, micro_batch: int, *, joined: bool) -> list[int]:

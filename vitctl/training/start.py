@@ -12,29 +12,27 @@ from typing import Any
 from vitctl import devices
 from vitctl.config import FLAGS, TrainConfig, check_tracked, flag_name, pretrained_word
 from vitctl.data import AUGMENTATIONS
-from vitctl.data.dataset import LoadProgress
 from vitctl.errors import RequestError
 from vitctl.models import find_model
-from vitctl.optim import doubtful_betas, find_optimizer
+from vitctl.observer import SILENT, Observer, Record
+from vitctl.optim import find_optimizer
 from vitctl.recipes import RECIPES
 from vitctl.registry import Entry, lookup, split_spec
-from vitctl.tracking.trackers import check_trackers, tracked
+from vitctl.tracking.trackers import tracked
 from vitctl.training.budget import TimePlan
-from vitctl.training.compiling import compile_network
-from vitctl.training.loop import Observer, Record, fit
+from vitctl.training.loop import fit, run_start
+from vitctl.training.preflight import check_config, check_length
 from vitctl.training.run_folder import RunFolder
-from vitctl.training.session import Session, mixed_steps, open_session, run_length
+from vitctl.training.session import Session, mixed_steps, run_length
+from vitctl.training.setup import open_session
 from vitctl.units import plural
-
-Decoding = LoadProgress
 
 
 def start_run(
     config: TrainConfig,
     runs_dir: Path,
     name: str | None,
-    observer: Observer,
-    decoding: Decoding | None = None,
+    observer: Observer = SILENT,
     *,
     started: float | None = None,
 ) -> Record:
@@ -44,8 +42,7 @@ def start_run(
         config: the settings.
         runs_dir: where run folders lie.
         name: of the folder; None makes one up.
-        observer: told of everything.
-        decoding: told of the progress of downloading data and decoding pictures.
+        observer: hears of everything.
         started: when the run's time began, also that of ``--max-time``, by :func:`time.monotonic`; None is now.
 
     Raises:
@@ -53,22 +50,19 @@ def start_run(
         RunFailed, Interrupted: see :func:`vitctl.training.loop.fit`.
     """
     started = time.monotonic() if started is None else started
-    check_trackers(config)
+    check_config(config, observer)
     if name is not None and (runs_dir / name / "config.json").exists():
         RunFolder.create(runs_dir, name, config)  # raises, before data are decoded
-    session = open_session(config, decoding)
-    if doubt := doubtful_betas(config.opt, config.opt_options):
-        observer.message(f"warning: {doubt}")
-    compile_network(session, observer.message)
+    session = open_session(config, observer)
     plan = TimePlan(session, started, runs_dir.absolute()) if config.max_time else None
     if plan:
         plan.fit()  # refused, where the time is too short, before anything is written
-    session.check_warmdown()
+    check_length(session)
     folder = RunFolder.create(runs_dir, name, session.config)
     with folder.locked():
         if session.pretrained:
             observer.message(session.pretrained)
-        with tracked(session, folder, observer) as everyone:
+        with tracked(run_start(session, folder.path), session.config, observer) as everyone:
             if plan:
                 observer.message(plan.fit_again())
             folder.add_session(
@@ -83,8 +77,7 @@ def start_run(
 def resume_run(
     path: Path,
     changes: Mapping[str, Any],
-    observer: Observer,
-    decoding: Decoding | None = None,
+    observer: Observer = SILENT,
     *,
     started: float | None = None,
 ) -> Record:
@@ -93,8 +86,7 @@ def resume_run(
     Args:
         path: the run's folder.
         changes: settings given anew; see ``resumable`` of :class:`vitctl.config.Flag` for those that may differ.
-        observer: told of everything.
-        decoding: told of the progress of downloading data and decoding pictures.
+        observer: hears of everything.
         started: when the time of this session began, by :func:`time.monotonic`; None is now.
 
     Raises:
@@ -109,7 +101,7 @@ def resume_run(
         stored = TrainConfig.from_dict(document["config"])
         config = changed_config(stored, changes)
         check_tracked(config.wandb, changes)
-        check_trackers(config)
+        check_config(config, observer, weights=False)
         found = folder.newest(observer.message, set_aside=True)
         checkpoint = found[1] if found else None
         if found and not found[1]["optimizer"]:  # vitctl convert makes such ones
@@ -134,11 +126,11 @@ def resume_run(
             )
             return summary
 
-        session = open_session(config, decoding, pretrained=checkpoint is None)
+        session = open_session(config, observer, pretrained=checkpoint is None)
         if extended:
-            session.check_warmdown()
+            check_length(session)
         if checkpoint is not None:
-            check_length(session, config, checkpoint["epoch"], checkpoint["step"])
+            check_not_shorter(session, config, checkpoint["epoch"], checkpoint["step"])
             before = session.schedule.factor(checkpoint["step"])
             session.restore(checkpoint)
             session.last_saved = found[0] if found else None
@@ -164,13 +156,12 @@ def resume_run(
                     observer.message(
                         f"mixup and CutMix are on again until step {again:,} (--mix-off {config.mix_off:g})"
                     )
-        compile_network(session, observer.message)
         folder.resumed()
         folder.write_metrics(session.history)
         environment = run_environment(session)
         warn_of_differences(document["sessions"], environment, observer.message, drops=drops(config))
         folder.add_session(config, environment, session.progress.step)
-        with tracked(session, folder, observer) as everyone:
+        with tracked(run_start(session, folder.path), session.config, observer) as everyone:
             return fit(session, folder, everyone, resume_command(folder), started)
 
 
@@ -273,7 +264,7 @@ def same_value(stored: TrainConfig, name: str, value: Any) -> bool:
     )
 
 
-def check_length(session: Session, config: TrainConfig, epoch: int, step: int) -> None:
+def check_not_shorter(session: Session, config: TrainConfig, epoch: int, step: int) -> None:
     """Refuse to shorten a run below what it has done."""
     if session.total_steps < step:
         flag, asked = ("--max-steps", config.max_steps) if config.max_steps else ("--epochs", config.epochs)

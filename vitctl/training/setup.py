@@ -1,0 +1,215 @@
+"""Building a :class:`~vitctl.training.session.Session` from settings."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import torch
+from torch import nn
+
+from vitctl import devices
+from vitctl.config import TrainConfig
+from vitctl.data import AUGMENTATIONS, AugmentationEntry
+from vitctl.data.augment import Augment
+from vitctl.data.batches import Extras, Normalize, TrainBatches
+from vitctl.data.dataset import Dataset, Splits, load_dataset, split
+from vitctl.errors import RequestError
+from vitctl.models import build_model, find_model
+from vitctl.models.count import activation_floats, forward_cost
+from vitctl.models.pretrained import freeze_backbone, load_pretrained, locate
+from vitctl.observer import SILENT, Observer
+from vitctl.optim.build import build_optimizer
+from vitctl.registry import lookup
+from vitctl.training.compiling import compile_network
+from vitctl.training.ema import WeightAverage
+from vitctl.training.session import Session
+
+CACHE_FLOATS = 1 << 22
+"""How many floats the widest activation of a micro-batch may have on CPU: 16 MiB of fp32.
+
+Measured on Zen 3 and Zen 4 cores with 32 MiB of last-level cache: larger pieces fall out of the cache, much smaller
+ones do not fill the cores. A fixed number, as the size of the pieces decides the last bits of a result.
+"""
+
+DEVICE_EVAL_BATCH = 1000
+"""The most pictures evaluated at once on an accelerator."""
+
+DEVICE_FLOATS = 1 << 28
+"""How many floats the widest activation of an evaluated batch may have there: 1 GiB of fp32."""
+
+
+def open_session(
+    config: TrainConfig,
+    observer: Observer = SILENT,
+    *,
+    pretrained: bool = True,
+    data: tuple[Dataset, Splits] | None = None,
+) -> Session:
+    """Build everything a run needs, and compile the network where the settings ask for it.
+
+    Args:
+        config: the settings.
+        observer: hears of downloads, decoding and compiling.
+        pretrained: load the pretrained weights that the settings ask for; False where a checkpoint will replace them,
+            or where weights do not matter.
+        data: in the place of what the settings name, for measurements.
+
+    Raises:
+        RequestError: device, data, network or weights cannot be had as asked.
+    """
+    device = devices.resolve_device(config.device)
+    precision = devices.resolve_precision(config.precision, device)
+    devices.prepare(device, config.threads, config.precision)
+    weights = locate(config.net, config.pretrained) if pretrained and config.pretrained != "false" else None
+    dataset, splits = data or open_data(config, observer)
+    in_chans, num_classes = dataset.train.images.shape[1], len(dataset.classes)
+    extras = batch_extras(config, dataset, splits, device)
+
+    def build() -> nn.Module:
+        return build_model(
+            config.net, config.net_options, img_size=config.size, in_chans=in_chans, num_classes=num_classes
+        )
+
+    torch.manual_seed(config.seed)
+    model = build()
+    loaded = None
+    if weights is not None:
+        loaded = load_pretrained(
+            model, config.net, config.net_options, weights, img_size=config.size, in_chans=in_chans
+        )
+    if config.freeze_backbone:
+        freeze_backbone(model, config.net)
+    model = model.to(device)
+    batchnorm = any(isinstance(module, nn.modules.batchnorm._BatchNorm) for module in model.modules())
+    micro_batch, eval_batch = batch_pieces(config, device, build, in_chans, batchnorm)
+    batches = train_batches(config, splits, extras, device, drop_single=batchnorm)
+    session = Session(
+        config=config,
+        device=device,
+        dataset=dataset,
+        splits=splits,
+        batches=batches,
+        normalize=make_normalize(config, dataset.mean, dataset.std, device),
+        model=model,
+        average=WeightAverage(model, config.ema) if config.ema else None,
+        optimizer=build_optimizer(
+            config.opt,
+            config.opt_options,
+            model,
+            lr=config.lr,
+            weight_decay=config.weight_decay,
+            decay_all=config.decay_all,
+            layer_decay=config.layer_decay,
+        ),
+        micro_batch=micro_batch,
+        eval_batch=eval_batch,
+        cost=forward_cost(build, in_chans, config.size),
+        precision=precision,
+        scaler=devices.make_scaler(device, precision),
+        pretrained=loaded,
+    )
+    if config.compile:
+        compile_network(session, observer.message)
+    return session
+
+
+def open_data(config: TrainConfig, observer: Observer = SILENT) -> tuple[Dataset, Splits]:
+    """Return the data set, and what trains, selects and tests.
+
+    Raises:
+        RequestError: the data cannot be had as asked.
+    """
+    dataset = load_dataset(
+        config.dataset,
+        data_dir=config.data_dir,
+        size=config.size,
+        skip_bad_images=config.skip_bad_images,
+        observer=observer,
+    )
+    splits = split(
+        dataset,
+        val=config.val,
+        val_fraction=config.val_fraction,
+        split_seed=config.split_seed,
+        limit_train=config.limit_train,
+        limit_test=config.limit_test,
+    )
+    return dataset, splits
+
+
+def train_batches(
+    config: TrainConfig, splits: Splits, extras: Extras, device: torch.device, *, drop_single: bool
+) -> TrainBatches:
+    """Return the batches of a run; see :class:`vitctl.data.batches.TrainBatches`."""
+    return TrainBatches(
+        splits.train.pictures.images,
+        splits.train.pictures.labels,
+        splits.train.index,
+        batch_size=config.bs * config.accumulate,
+        device=device,
+        seed=config.seed,
+        augment=AUGMENTATIONS[config.aug].crop,
+        flip=config.flips,
+        drop_single=drop_single,
+        extras=extras,
+    )
+
+
+def make_normalize(
+    config: TrainConfig, mean: tuple[float, ...], std: tuple[float, ...], device: torch.device
+) -> Normalize:
+    """Return what turns uint8 pictures into the input of the network: its size, and its layout on ``device``."""
+    channels_last = device.type in find_model(config.net).channels_last
+    return Normalize(mean, std, config.size, device, channels_last)
+
+
+def batch_extras(config: TrainConfig, dataset: Dataset, splits: Splits, device: torch.device) -> Extras:
+    """Return what is done to a batch besides crop and flip.
+
+    Raises:
+        RequestError: no such augmentation; or classes are to be mixed, and there is one.
+    """
+    augmentation: AugmentationEntry = lookup(AUGMENTATIONS, config.aug, "--aug")
+    labels = splits.train.pictures.labels[splits.train.index]
+    for name, alpha in (("mixup", config.mixup), ("cutmix", config.cutmix)):
+        if alpha and bool((labels == labels[0]).all()):
+            raise RequestError(
+                f"--{name} {alpha:g} mixes classes, and every training picture ({len(labels)}) is of class "
+                f"{dataset.classes[int(labels[0])]!r}; give --{name} 0, or train on more"
+            )
+    channels, height, width = splits.train.pictures.images.shape[1:]
+    policy = None
+    if augmentation.target:
+        policy = Augment(augmentation.load()((height, width), **config.aug_options), (channels, height, width), device)
+    return Extras(
+        policy=policy,
+        erase=config.erase,
+        cutout=config.cutout,
+        colour=tuple(round(255 * mean) for mean in dataset.mean),
+        mixup=config.mixup,
+        cutmix=config.cutmix,
+        classes=len(dataset.classes),
+    )
+
+
+def batch_pieces(
+    config: TrainConfig, device: torch.device, build: Callable[[], nn.Module], in_chans: int, batchnorm: bool
+) -> tuple[int, int]:
+    """Return how many pictures are run at once in training and in evaluation.
+
+    Under ``--micro-batch auto`` a CPU takes the largest power of two for which the widest activation of a piece has
+    at most :data:`CACHE_FLOATS` floats, and at least 8; an accelerator takes the whole batch, and so does a network
+    with BatchNorm in training, as its statistics are those of the batch.
+    """
+    widest = activation_floats(build, in_chans, config.size)
+    if device.type == "cpu":
+        fitting = max(8, 1 << int(math.log2(max(1, CACHE_FLOATS // widest))))
+    else:
+        fitting = min(DEVICE_EVAL_BATCH, max(8, DEVICE_FLOATS // max(1, widest)))
+    if config.micro_batch != "auto":
+        given = int(config.micro_batch)
+        # Evaluation keeps no activations, so it has room for more; but what was given for want of memory bounds it too.
+        return min(given, config.bs), fitting if device.type == "cpu" else min(fitting, 4 * given)
+    whole = batchnorm or device.type != "cpu"
+    return config.bs if whole else min(fitting, config.bs), fitting
