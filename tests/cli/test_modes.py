@@ -1,0 +1,67 @@
+"""Every mode of ``train`` beside every flag: used, or refused."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from vitctl.cli.modes import MODES, NEW_RUN, choose_mode
+from vitctl.config import FLAGS, flag_name
+from vitctl.errors import RequestError
+
+OWN = (
+    "resume",
+    "name",
+    "runs_dir",
+    "config",
+    "print_config",
+    "dry_run",
+    "lr_finder",
+    "lr_finder_out",
+    "preview_batch",
+    "json",
+)
+"""Flags of ``train`` that are no settings."""
+
+
+@pytest.mark.parametrize("mode", [*MODES, "run"])
+def test_a_mode_takes_what_it_uses_and_refuses_the_rest(mode: str) -> None:
+    asked: dict[str, Any] = {} if mode == "run" else {mode: True}
+    uses = NEW_RUN.uses if mode == "run" else MODES[mode].uses
+    for name in (*FLAGS, *OWN):
+        if name in MODES and name != mode:
+            continue
+        if name in uses or name == mode:
+            assert choose_mode({**asked, name: "x"}, "seed") == mode, name
+        else:
+            with pytest.raises(RequestError) as refused:
+                choose_mode({**asked, name: "x"}, "seed")
+            assert flag_name(name) in str(refused.value)
+
+
+@pytest.mark.parametrize("second", MODES)
+@pytest.mark.parametrize("first", MODES)
+def test_two_modes_are_refused(first: str, second: str) -> None:
+    if first == second:
+        assert choose_mode({first: True}, "seed") == first
+    else:
+        with pytest.raises(RequestError, match="does not go with it"):
+            choose_mode({first: True, second: True}, "seed")
+
+
+def test_every_flag_is_known_to_the_table() -> None:
+    used = set().union(*(mode.uses for mode in MODES.values()), NEW_RUN.uses)
+    assert used == {*FLAGS, *OWN}
+
+
+@pytest.mark.parametrize("mode", ["lr_finder", "preview_batch"])
+def test_a_length_counts_where_the_recipe_goes_by_it(mode: str) -> None:
+    assert choose_mode({mode: True, "epochs": 1}, "vit_small") == mode
+    with pytest.raises(RequestError, match="--epochs does not go with it"):
+        choose_mode({mode: True, "epochs": 1}, "seed")
+
+
+@pytest.mark.parametrize("value", [None, False, "disabled"])
+def test_what_is_switched_off_is_not_given(value: object) -> None:
+    assert choose_mode({"dry_run": True, "wandb": value, "tensorboard": value}, "seed") == "dry_run"

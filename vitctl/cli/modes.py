@@ -1,0 +1,101 @@
+"""What ``vitctl train`` does instead of a new run, and which flags each of these modes uses; the rest is refused."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from vitctl.config import DATA, DEVICE, FLAGS, LOGGING, NETWORK, OPTIMIZATION, RUN, flag_name
+from vitctl.errors import RequestError
+from vitctl.recipes import RECIPES
+
+
+def _panels(*panels: str) -> frozenset[str]:
+    return frozenset(name for name, flag in FLAGS.items() if flag.panel in panels)
+
+
+@dataclass(frozen=True)
+class Mode:
+    """A way to call ``train``.
+
+    Attributes:
+        flag: the flag that asks for it; empty for a new run.
+        does: what it does, as the beginning of a sentence about a flag that it does not use.
+        uses: settings and flags that have an effect in it.
+        by_length: ``--epochs`` and ``--max-time`` have one too where the recipe chooses other settings by them.
+    """
+
+    flag: str
+    does: str
+    uses: frozenset[str]
+    by_length: bool = False
+
+    def refuse_others(self, given: Mapping[str, object], recipe: str) -> None:
+        """Refuse what the mode would leave without effect.
+
+        Args:
+            given: settings and flags of the command line by name; None, False and ``disabled`` are as good as not given.
+            recipe: name of the recipe.
+
+        Raises:
+            RequestError: the first flag that the mode does not use.
+        """
+        uses = set(self.uses)
+        if self.by_length and recipe in RECIPES:
+            uses |= {"epochs"} if RECIPES[recipe].by_epochs else set()
+            uses |= {"max_time"} if RECIPES[recipe].by_time else set()
+        for name, value in given.items():
+            if value not in (None, False, "disabled") and name not in uses:
+                raise RequestError(f"{self.flag} {self.does}; {flag_name(name)} does not go with it")
+
+
+_ALL = frozenset(FLAGS)
+_TRACKERS = _panels(LOGGING)
+MODES = {
+    "lr_finder": Mode(
+        "--lr-finder",
+        "takes a few steps and makes no run",
+        _panels(RUN, NETWORK, DATA, OPTIMIZATION, DEVICE)
+        - {"epochs", "max_time", "schedule", "schedule_per", "warmup", "warmdown", "patience", "mix_off", "ema", "tta"}
+        | {"lr_finder", "lr_finder_out", "config", "json"},
+        by_length=True,
+    ),
+    "dry_run": Mode(
+        "--dry-run",
+        "takes a few steps and makes no run",
+        _ALL - _TRACKERS - {"keep"} | {"dry_run", "config", "json"},
+    ),
+    "preview_batch": Mode(
+        "--preview-batch",
+        "draws one batch and makes no run",
+        _panels(RUN, NETWORK, DATA) - {"tta", "loss_sum", "mix_off"}
+        | {"bs", "accumulate", "device", "threads"}
+        | {"preview_batch", "config", "json"},
+        by_length=True,
+    ),
+    "resume": Mode("--resume", "goes on with the stored settings", _ALL | {"resume", "json"}),
+    "print_config": Mode("--print-config", "prints the settings, and stops", _ALL | {"print_config", "config"}),
+}
+"""Every mode but a new run, by the name of the flag that asks for it; of two that are asked for, the first refuses the other."""
+
+NEW_RUN = Mode("", "", _ALL | {"name", "runs_dir", "config", "json"})
+
+
+def choose_mode(given: Mapping[str, object], recipe: str) -> str:
+    """Return the name of the mode that the command line asks for, or ``run``.
+
+    Args:
+        given: see :meth:`Mode.refuse_others`.
+        recipe: name of the recipe.
+
+    Raises:
+        RequestError: a flag that the mode does not use.
+    """
+    if given.get("lr_finder_out") is not None and not given.get("lr_finder"):
+        raise RequestError("--lr-finder-out is the picture of --lr-finder; give that too")
+    for name, mode in MODES.items():
+        if given.get(name) not in (None, False):
+            mode.refuse_others(given, recipe)
+            return name
+    NEW_RUN.refuse_others(given, recipe)
+    return "run"
