@@ -18,6 +18,7 @@ from vitctl.export import EXPORTERS, OPSETS
 from vitctl.export.formats import Deployed, as_input, resize
 from vitctl.export.metadata import Metadata
 from vitctl.export.request import TOLERANCE, Form
+from vitctl.inference.provenance import Provenance
 from vitctl.models import MODELS, build_model
 
 MEAN, STD = (0.49, 0.48, 0.45), (0.2, 0.21, 0.22)
@@ -52,12 +53,9 @@ def record_of(net: str, model_size: int, form: Form, mean: tuple[float, ...] = M
         "mean": mean,
         "std": STD[: len(mean)],
         "form": form,
-        "dataset": "cifar10",
-        "val": "holdout",
-        "val_fraction": 0.1,
-        "split_seed": 0,
-        "limit_train": 2000,
-        "flips": True,
+        "provenance": Provenance(
+            dataset="cifar10", val="holdout", val_fraction=0.1, split_seed=0, limit_train=2000, flips=True
+        ),
         "run": "r",
         "checkpoint": "last.pt",
         "checkpoint_sha256": "0" * 64,

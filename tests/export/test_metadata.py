@@ -79,9 +79,9 @@ def test_a_damaged_record_is_one_sentence(key: str, text: str | None) -> None:
 def test_an_earlier_record_is_read() -> None:
     texts = record().to_strings()
     del texts["limit_train"], texts["flips"]
-    assert Metadata.from_strings(texts, "a.onnx").limit_train is None
-    assert Metadata.from_strings(texts | {"dataset": "cifar10"}, "a.onnx").flips is True
-    assert Metadata.from_strings(texts | {"dataset": "digits"}, "a.onnx").flips is False
+    assert Metadata.from_strings(texts, "a.onnx").provenance.limit_train is None
+    assert Metadata.from_strings(texts | {"dataset": "cifar10"}, "a.onnx").provenance.flips is True
+    assert Metadata.from_strings(texts | {"dataset": "digits"}, "a.onnx").provenance.flips is False
 
 
 def test_foreign_and_later_files() -> None:

@@ -205,6 +205,24 @@ class TrainBatches:
         return images
 
 
+def scale_and_offset(mean: tuple[float, ...], std: tuple[float, ...], white: int = 255) -> tuple[Tensor, Tensor]:
+    """Return what normalises images in one multiplication and addition, float32 ``[1, C, 1, 1]`` each.
+
+    Args:
+        mean: per channel, of images scaled to 0-1.
+        std: likewise.
+        white: the greatest value of a pixel.
+    """
+    deviation = torch.tensor(std, dtype=torch.float64)
+    scale, offset = 1 / (white * deviation), -torch.tensor(mean, dtype=torch.float64) / deviation
+    return scale.float().view(1, -1, 1, 1), offset.float().view(1, -1, 1, 1)
+
+
+def normalized(images: Tensor, scale: Tensor, offset: Tensor) -> Tensor:
+    """Return float32 ``[B, C, H, W]`` for images of any type, with what :func:`scale_and_offset` gave."""
+    return torch.addcmul(offset, images.float(), scale)
+
+
 class Normalize:
     """Turn uint8 pictures into what a network sees.
 
@@ -225,15 +243,11 @@ class Normalize:
         channels_last: bool = False,
     ) -> None:
         self.img_size, self.channels_last = img_size, channels_last
-        shape = (1, len(mean), 1, 1)
-        scale = 1 / (255 * torch.tensor(std, dtype=torch.float64))
-        offset = -torch.tensor(mean, dtype=torch.float64) / torch.tensor(std, dtype=torch.float64)
-        self.scale = scale.to(torch.float32).view(shape).to(device)
-        self.offset = offset.to(torch.float32).view(shape).to(device)
+        self.scale, self.offset = (each.to(device) for each in scale_and_offset(mean, std))
 
     def __call__(self, images: Tensor) -> Tensor:
         """Return float32 ``[B, C, img_size, img_size]`` for uint8 ``[B, C, H, W]``."""
-        x = torch.addcmul(self.offset, images.float(), self.scale)
+        x = normalized(images, self.scale, self.offset)
         if x.shape[-1] != self.img_size or x.shape[-2] != self.img_size:
             x = F.interpolate(x, (self.img_size, self.img_size), mode="bilinear", antialias=True)
         # The weights stay in rows: convolutions take their layout from the pictures, and fused optimizers, which walk a

@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vitctl.data.batches import Normalize
+from vitctl.data.batches import Normalize, normalized, scale_and_offset
 from vitctl.export.metadata import Metadata
 from vitctl.export.request import Form
 
@@ -92,18 +92,16 @@ class Deployed(nn.Module):
         super().__init__()
         self.model, self.form, self.size, self.channels = model, form, size, len(mean)
         if form.normalize == "baked":
-            white = 255 if form.dtype == "uint8" else 1
-            deviation = torch.tensor(std, dtype=torch.float64)
-            scale, offset = 1 / (white * deviation), -torch.tensor(mean, dtype=torch.float64) / deviation
-            self.register_buffer("scale", scale.float().view(1, -1, 1, 1))  # [1, C, 1, 1]
-            self.register_buffer("offset", offset.float().view(1, -1, 1, 1))  # [1, C, 1, 1]
+            scale, offset = scale_and_offset(mean, std, white=255 if form.dtype == "uint8" else 1)
+            self.register_buffer("scale", scale)  # [1, C, 1, 1]
+            self.register_buffer("offset", offset)  # [1, C, 1, 1]
         self.eval()
 
     def forward(self, images: Tensor) -> Tensor | tuple[Tensor, Tensor]:
         """Return the logits ``[B, K]``, and with ``form.softmax`` the probabilities beside them."""
         x = images.permute(0, 3, 1, 2) if self.form.layout == "nhwc" else images  # [B, C, H, W]
         if self.form.normalize == "baked":
-            x = torch.addcmul(self.offset, x.float(), self.scale)
+            x = normalized(x, self.scale, self.offset)
         logits: Tensor = self.model(x)
         return (logits, logits.softmax(1)) if self.form.softmax else logits
 

@@ -13,6 +13,7 @@ from vitctl.config import VAL_PROTOCOLS
 from vitctl.data import DATASETS
 from vitctl.errors import RequestError
 from vitctl.export.request import Form
+from vitctl.inference.provenance import Provenance
 from vitctl.registry import Value
 
 FORMAT = 1
@@ -22,6 +23,7 @@ RESIZE = "shorter side to size, bilinear with antialiasing, then the middle of t
 """How a picture of another size becomes one of ``size`` by ``size`` pixels."""
 
 
+_NESTED = {"form", "provenance"}
 _FORM_TEXTS = {"normalize", "input", "layout", "values", "resize"}
 
 
@@ -39,12 +41,7 @@ class Metadata:
         mean: per channel, of pictures scaled to 0-1.
         std: likewise.
         form: what goes in and comes out.
-        dataset: what it was trained on.
-        val: what was held out, as ``--val``.
-        val_fraction: likewise.
-        split_seed: likewise.
-        limit_train: it was trained on that many pictures of its training part; None is all.
-        flips: mirrored pictures are of their class.
+        provenance: what it was trained on; its fields stand beside the others in a file.
         run: the name of its run's folder, or empty.
         checkpoint: the name of the checkpoint's file.
         checkpoint_sha256: of the checkpoint's file.
@@ -65,12 +62,7 @@ class Metadata:
     mean: tuple[float, ...]
     std: tuple[float, ...]
     form: Form
-    dataset: str
-    val: str
-    val_fraction: float
-    split_seed: int
-    limit_train: int | None
-    flips: bool
+    provenance: Provenance
     run: str
     checkpoint: str
     checkpoint_sha256: str
@@ -82,7 +74,8 @@ class Metadata:
 
     def to_strings(self) -> dict[str, str]:
         """Return the record as texts, as ONNX and safetensors keep them."""
-        values = {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.name != "form"}
+        values = {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.name not in _NESTED}
+        values |= dataclasses.asdict(self.provenance)
         texts = {name: value if isinstance(value, str) else json.dumps(value) for name, value in values.items()}
         return {
             "format": str(FORMAT),
@@ -98,7 +91,8 @@ class Metadata:
 
     def to_json(self) -> dict[str, Any]:
         """Return the record as one JSON object."""
-        texts = {f.name for f in dataclasses.fields(self) if f.type == "str"} | _FORM_TEXTS
+        fields = (*dataclasses.fields(self), *dataclasses.fields(Provenance))
+        texts = {f.name for f in fields if f.type == "str"} | _FORM_TEXTS
         return {key: text if key in texts else json.loads(text) for key, text in self.to_strings().items()}
 
     @classmethod
@@ -130,15 +124,17 @@ class Metadata:
         dataset = DATASETS.get(texts.get("dataset", ""))
         texts = {"limit_train": "null", "flips": json.dumps(dataset is None or dataset.flip), **texts}
         try:
-            fields = {f.name: f for f in dataclasses.fields(cls) if f.name != "form"}
-            values = {name: _read(str(f.type), texts[name]) for name, f in fields.items()}
+            values, trained_on = (
+                {f.name: _read(str(f.type), texts[f.name]) for f in dataclasses.fields(kind) if f.name not in _NESTED}
+                for kind in (cls, Provenance)
+            )
             form = Form(
                 normalize=texts["normalize"],
                 dtype=texts["input"],
                 layout=texts["layout"],
                 softmax=json.loads(texts["softmax"]),
             )
-            record = cls(**values, form=form)
+            record = cls(**values, form=form, provenance=Provenance(**trained_on))
             record._check()
         except (KeyError, ValueError, TypeError, OverflowError, RecursionError, RequestError) as error:
             reason = f"no {error}" if isinstance(error, KeyError) else str(error)
@@ -148,9 +144,10 @@ class Metadata:
     def _check(self) -> None:
         if not (4 <= self.size <= 4096 and self.channels in (1, 3) and len(self.classes) >= 1):
             raise ValueError("size, channels or classes")
-        if self.val not in VAL_PROTOCOLS or not 0 < self.val_fraction < 1:
+        data = self.provenance
+        if data.val not in VAL_PROTOCOLS or not 0 < data.val_fraction < 1:
             raise ValueError("val or val_fraction")
-        if self.limit_train is not None and self.limit_train < 1:
+        if data.limit_train is not None and data.limit_train < 1:
             raise ValueError("limit_train")
         if not len(self.mean) == len(self.std) == self.channels:
             raise ValueError("mean or std")

@@ -28,6 +28,7 @@ from vitctl.export.quantize import HeldBack, Quantized, hold_back, measure
 from vitctl.export.request import ExportRequest, Form
 from vitctl.export.verify import Agreement, Sample, compare, make_reference, make_sample, measure_speed
 from vitctl.inference.classifier import Classifier, classifier_of
+from vitctl.inference.provenance import Provenance
 from vitctl.inference.scoring import load_data_for
 from vitctl.inference.trained import Trained, load_trained
 from vitctl.observer import Observer
@@ -152,12 +153,7 @@ def _record(request: ExportRequest, trained: Trained, sample: Sample | None) -> 
         mean=trained.mean,
         std=trained.std,
         form=request.form,
-        dataset=config.dataset,
-        val=config.val,
-        val_fraction=config.val_fraction,
-        split_seed=config.split_seed,
-        limit_train=config.limit_train,
-        flips=config.flips,
+        provenance=Provenance.of(config),
         run=_run_name(trained.path),
         checkpoint=trained.path.name,
         checkpoint_sha256=trained.sha256,
@@ -216,7 +212,7 @@ def _make_smaller(
     pictures: HeldBack = hold_back(classifier, data)
     if pictures.trained_on:
         observer.message(
-            f"the run held nothing out (--val {classifier.val}), so the drop is measured on pictures that it trained on"
+            f"the run held nothing out (--val {classifier.provenance.val}), so the drop is measured on pictures that it trained on"
         )
     whole = base.parts[".onnx"]
     with _fails_as("the onnx file"):

@@ -91,26 +91,26 @@ def hold_back(classifier: Classifier, data: Dataset) -> HeldBack:
     Raises:
         RequestError: there are too few.
     """
+    provenance = classifier.provenance
     try:
         parts = split(
             data,
             val="holdout",
-            val_fraction=classifier.val_fraction,
-            split_seed=classifier.split_seed,
+            val_fraction=provenance.val_fraction,
+            split_seed=provenance.split_seed,
             limit_train=CALIBRATE_ON,
             limit_test=MEASURE_ON,
         )
     except RequestError as error:
-        reason = str(error).partition(";")[0]
         raise RequestError(
-            f"--quantize measures on pictures that it holds out, and {reason}; take more by --dataset"
+            f"--quantize measures on pictures that it holds out ({error}); take more by --dataset"
         ) from error
     assert parts.val is not None
     return HeldBack(
         calibration=parts.train.pictures.images[parts.train.index],
         images=parts.val.pictures.images[parts.val.index],
         labels=parts.val.pictures.labels[parts.val.index],
-        trained_on=classifier.val != "holdout" and data.val is None,
+        trained_on=provenance.val != "holdout" and data.val is None,
     )
 
 

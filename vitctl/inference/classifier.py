@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from vitctl import devices
+from vitctl.inference.provenance import Provenance
 from vitctl.inference.trained import Trained
 from vitctl.models import build_model
 from vitctl.training.setup import batch_pieces, make_normalize
@@ -27,14 +28,9 @@ class Classifier:
         classes: what the K logits stand for, in order.
         channels: C of its pictures.
         size: side of its pictures in pixels.
-        dataset: what it was trained on.
-        data_dir: where that lies, if known and not in the usual places.
-        val: what was held out, as ``--val``.
-        val_fraction: likewise.
-        split_seed: likewise.
-        skip_bad_images: pictures that cannot be read were left out.
-        limit_train: it was trained on that many pictures of its training part; None is all.
-        flips: mirrored pictures of that data set are of their class.
+        provenance: what it was trained on.
+        data_dir: where the training data are, if known and not in the usual places.
+        skip_bad_images: images that cannot be read were left out.
         device: where it runs.
         engine: what runs it, and its version.
         batch: pictures that it is best asked about at once.
@@ -48,14 +44,9 @@ class Classifier:
     classes: tuple[str, ...]
     channels: int
     size: int
-    dataset: str
+    provenance: Provenance
     data_dir: str | None
-    val: str
-    val_fraction: float
-    split_seed: int
     skip_bad_images: bool
-    limit_train: int | None
-    flips: bool
     device: torch.device
     engine: str
     batch: int
@@ -91,14 +82,9 @@ def classifier_of(trained: Trained, device: torch.device) -> Classifier:
         classes=trained.classes,
         channels=len(trained.mean),
         size=config.size,
-        dataset=config.dataset,
+        provenance=Provenance.of(config),
         data_dir=config.data_dir,
-        val=config.val,
-        val_fraction=config.val_fraction,
-        split_seed=config.split_seed,
         skip_bad_images=config.skip_bad_images,
-        limit_train=config.limit_train,
-        flips=config.flips,
         device=device,
         engine=f"torch {torch.__version__}",
         batch=batch_pieces(config, device, build, len(trained.mean), batchnorm=False)[1],

@@ -21,7 +21,7 @@ from vitctl.files import write_text
 from vitctl.inference.classifier import Classifier, classifier_of
 from vitctl.inference.trained import load_trained
 from vitctl.observer import SILENT, Observer
-from vitctl.training.evaluate import Progress
+from vitctl.training.evaluate import Progress, logits_of
 
 
 @dataclass(frozen=True)
@@ -117,9 +117,9 @@ def score_classifier(
         RequestError: no such data or part, or data of other classes; or mirrored pictures are to be looked at, and they
             are not of their class.
     """
-    other = dataset not in (None, classifier.dataset) and dataset in DATASETS and not DATASETS[dataset].flip
-    if tta == "flip" and (other or not classifier.flips):
-        name = dataset if other else classifier.dataset
+    other = dataset not in (None, classifier.provenance.dataset) and dataset in DATASETS and not DATASETS[dataset].flip
+    if tta == "flip" and (other or not classifier.provenance.flips):
+        name = dataset if other else classifier.provenance.dataset
         raise RequestError(f"--tta flip: mirrored pictures of {name} are not of their class; leave --tta out")
     data = load_data_for(
         classifier, dataset=dataset, data_dir=data_dir, skip_bad_images=skip_bad_images, observer=observer
@@ -128,13 +128,11 @@ def score_classifier(
     start = time.perf_counter()
     outputs: list[Tensor] = []
     mirrored: list[Tensor] = []
-    for chosen in torch.split(subset.index, classifier.batch):
-        images = subset.pictures.images[chosen]
-        outputs.append(classifier.logits(images))
-        if tta == "flip":
-            mirrored.append((outputs[-1] + classifier.logits(images.flip(-1))) / 2)
-        if progress:
-            progress(sum(map(len, outputs)), len(subset))
+    for plain, both, _ in logits_of(
+        classifier.logits, subset, classifier.batch, mirror=tta == "flip", progress=progress
+    ):
+        outputs.append(plain)
+        mirrored += [] if both is None else [both]
     seconds = time.perf_counter() - start
     logits = torch.cat(outputs)  # [n, K]
     labels = subset.pictures.labels[subset.index]
@@ -186,8 +184,8 @@ def load_data_for(
         RequestError: the data are not there or damaged, or of other classes or channels.
     """
     data = load_dataset(
-        dataset or classifier.dataset,
-        data_dir=data_dir or (classifier.data_dir if dataset in (None, classifier.dataset) else None),
+        dataset or classifier.provenance.dataset,
+        data_dir=data_dir or (classifier.data_dir if dataset in (None, classifier.provenance.dataset) else None),
         size=classifier.size,
         skip_bad_images=skip_bad_images or classifier.skip_bad_images,
         observer=observer,
@@ -219,17 +217,19 @@ def part_for(classifier: Classifier, data: Dataset, part: str, limit: int | None
     Raises:
         RequestError: nothing was held out.
     """
-    if part == "val" and classifier.val != "holdout":
+    if part == "val" and classifier.provenance.val != "holdout":
         raise RequestError(
-            f"the run trained on every training picture (--val {classifier.val}): it has no held-out part"
+            f"the run trained on every training picture (--val {classifier.provenance.val}): it has no held-out part"
         )
     if part == "train":
-        limit = min((each for each in (limit, classifier.limit_train) if each is not None), default=None)
+        limit = min((each for each in (limit, classifier.provenance.limit_train) if each is not None), default=None)
     splits = split(
         data,
-        val="none" if part == "test" else classifier.val,  # a data set with few pictures a class has test pictures too
-        val_fraction=classifier.val_fraction,
-        split_seed=classifier.split_seed,
+        val="none"
+        if part == "test"
+        else classifier.provenance.val,  # a data set with few pictures a class has test pictures too
+        val_fraction=classifier.provenance.val_fraction,
+        split_seed=classifier.provenance.split_seed,
         limit_train=limit if part == "train" else None,
         limit_test=limit if part != "train" else None,
     )

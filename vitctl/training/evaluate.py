@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 
 import torch
@@ -96,7 +96,7 @@ def evaluate(
         Stopped: ``stop`` said so.
     """
 
-    def logits_of(images: Tensor) -> Tensor:
+    def run(images: Tensor) -> Tensor:
         with devices.autocast(device, precision):
             logits: Tensor = model(normalize(images))
         return logits.float()
@@ -104,20 +104,51 @@ def evaluate(
     was_training = model.training
     model.eval()
     plain, both = Scorer(device), Scorer(device)
-    done = 0
     try:
-        for chosen in torch.split(subset.index, batch_size):
-            images = subset.pictures.images[chosen].to(device)
-            labels = subset.pictures.labels[chosen].to(device)
-            logits = logits_of(images)
+        for logits, averaged, labels in logits_of(
+            run, subset, batch_size, device=device, mirror=mirror, progress=progress
+        ):
             plain.add(logits, labels)
-            if mirror:
-                both.add((logits + logits_of(images.flip(-1))) / 2, labels)
-            done += len(labels)
-            if progress:
-                progress(done, len(subset))
+            if averaged is not None:
+                both.add(averaged, labels)
             if stop():
                 raise Stopped
     finally:
         model.train(was_training)
     return replace(plain.read(), mirrored=both.read() if mirror else None)
+
+
+def logits_of(
+    run: Callable[[Tensor], Tensor],
+    subset: Subset,
+    batch_size: int,
+    *,
+    device: torch.device | None = None,
+    mirror: bool = False,
+    progress: Progress | None = None,
+) -> Iterator[tuple[Tensor, Tensor | None, Tensor]]:
+    """Yield the logits of each batch of a set, in order.
+
+    Args:
+        run: maps images, uint8 ``[B, C, H, W]`` on ``device``, to logits, float ``[B, K]``.
+        subset: the images, and which of them.
+        batch_size: images at once.
+        device: where ``run`` takes images; the CPU by default.
+        mirror: average the logits of each image and its mirror image too.
+        progress: called with the images done, and all.
+
+    Yields:
+        logits ``[B, K]``, averaged logits ``[B, K]`` or None, and labels, int64 ``[B]`` on ``device``.
+    """
+    done = 0
+    for chosen in torch.split(subset.index, batch_size):
+        images = subset.pictures.images[chosen]
+        labels = subset.pictures.labels[chosen]
+        if device is not None:
+            images, labels = images.to(device), labels.to(device)
+        logits = run(images)
+        averaged = (logits + run(images.flip(-1))) / 2 if mirror else None
+        done += len(chosen)
+        if progress:
+            progress(done, len(subset))
+        yield logits, averaged, labels
