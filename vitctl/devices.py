@@ -27,7 +27,7 @@ def available_devices() -> list[str]:
     return [*names, "cpu"]
 
 
-class Unavailable(RequestError):
+class DeviceUnavailable(RequestError):
     """A device that there is, but not here."""
 
 
@@ -39,7 +39,7 @@ def resolve_device(name: str, what: str = "--device") -> torch.device:
         what: named it, for the message.
 
     Raises:
-        Unavailable: it is not here; the message names those that are.
+        DeviceUnavailable: it is not here; the message names those that are.
         RequestError: there is no such device.
     """
     there = available_devices()
@@ -51,7 +51,7 @@ def resolve_device(name: str, what: str = "--device") -> torch.device:
         return torch.device(name)
     if not re.fullmatch(r"cpu|mps|cuda(:\d+)?", name):
         raise RequestError(f"{what} {name!r} is unknown{suggest(name, ['auto', 'cpu', 'mps', 'cuda'])}")
-    raise Unavailable(f"{what} {name} is not available here; available: {', '.join(there)}")
+    raise DeviceUnavailable(f"{what} {name} is not available here; available: {', '.join(there)}")
 
 
 def device_label(device: torch.device) -> str:

@@ -41,7 +41,7 @@ from tests.data.official import (
 from vitctl.data import cifar, download
 from vitctl.data.cifar import Cifar
 from vitctl.data.dataset import Dataset, load_dataset
-from vitctl.data.download import Archive, Damaged, Stalled, Unavailable, alone, fetch, members, unpack
+from vitctl.data.download import Archive, DamagedArchive, DownloadFailed, Stalled, alone, fetch, members, unpack
 from vitctl.errors import RequestError, VitctlWarning
 from vitctl.observer import SILENT, Observer
 
@@ -178,14 +178,14 @@ class TestFetch:
     def test_in_vain(self, plan: list[str], reason: str, requests: int, tmp_path: Path) -> None:
         start = time.monotonic()
         with serving(CONTENT, *plan) as server:
-            with pytest.raises(Unavailable, match=reason) as caught:
+            with pytest.raises(DownloadFailed, match=reason) as caught:
                 fetch(FILE, server.url, tmp_path)
             assert len(server.ranges) == requests
         assert time.monotonic() - start < 10
         assert "\n" not in str(caught.value) and "\x1b" not in str(caught.value)
 
     def test_damage_is_not_kept(self, tmp_path: Path) -> None:
-        with serving(CONTENT, "damage", "damage") as server, pytest.raises(Unavailable):
+        with serving(CONTENT, "damage", "damage") as server, pytest.raises(DownloadFailed):
             fetch(FILE, server.url, tmp_path)
         assert os.listdir(tmp_path) == []
 
@@ -194,7 +194,7 @@ class TestFetch:
             url = server.url
         # Nobody waits and tries again what never was there.
         monkeypatch.setattr(download.time, "sleep", lambda _: pytest.fail("it waits"))
-        with pytest.raises(Unavailable, match=r"^Connection refused$"):
+        with pytest.raises(DownloadFailed, match=r"^Connection refused$"):
             fetch(FILE, url, tmp_path)
 
     def test_a_server_that_goes_and_comes_back(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -206,7 +206,7 @@ class TestFetch:
                 if done >= 100_000:
                     server.socket.close()
 
-            with pytest.raises(Unavailable, match=r"Connection refused; the first 97.7 KiB"):
+            with pytest.raises(DownloadFailed, match=r"Connection refused; the first 97.7 KiB"):
                 fetch(FILE, url, tmp_path, gone)
         assert port and (tmp_path / PART).read_bytes() == CONTENT[:100_000]
         with serving(CONTENT) as server:
@@ -231,7 +231,7 @@ class TestFetch:
             if where == "name":
                 monkeypatch.setattr(socket, "getaddrinfo", never)
             start = time.monotonic()
-            with pytest.raises(Unavailable, match=r"^nothing came for 0.5 s$"):
+            with pytest.raises(DownloadFailed, match=r"^nothing came for 0.5 s$"):
                 fetch(FILE, f"http://127.0.0.1:{full.getsockname()[1]}/x", tmp_path)
             assert time.monotonic() - start < 10
             over.set()
@@ -451,7 +451,7 @@ class TestUnpack:
             for info, content in files:
                 tar.fileobj.write(info.tobuf())  # type: ignore[union-attr]
                 tar.fileobj.write(content + bytes(-len(content) % 512))  # type: ignore[union-attr]
-        with pytest.raises(Damaged, match=reason):
+        with pytest.raises(DamagedArchive, match=reason):
             unpack(tmp_path / "a.tar.gz", tmp_path / SPEC.folder, NAMES)
         assert os.listdir(tmp_path) == ["a.tar.gz"]
 
@@ -468,10 +468,10 @@ class TestUnpack:
             "empty": b"",
         }
         path.write_bytes(damaged[damage])
-        with pytest.raises(Damaged):
+        with pytest.raises(DamagedArchive):
             unpack(path, tmp_path / SPEC.folder, NAMES)
         assert os.listdir(tmp_path) == ["a.tar.gz"]
-        with pytest.raises(Damaged):
+        with pytest.raises(DamagedArchive):
             dict(members(path, SPEC.folder, NAMES))
 
     def test_what_a_killed_one_left_is_removed(self, tmp_path: Path) -> None:

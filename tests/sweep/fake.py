@@ -17,7 +17,7 @@ from vitctl.sweep.agent import Agent, Snapshot
 from vitctl.sweep.file import parse_sweep_file
 from vitctl.sweep.ledger import AGENT
 from vitctl.sweep.storage import TrialStorage, parse_url
-from vitctl.sweep.sweep import Plan, Sweep, find_sweep, new_id, now
+from vitctl.sweep.sweep import Sweep, SweepPlan, find_sweep, new_id, now
 
 TRAINER = Path(__file__).with_name("fake_trainer.py")
 
@@ -63,7 +63,7 @@ def make_sweep(text: str, runs_dir: Path, storage: str | None = None, **more: An
     url = parse_url(storage or f"sqlite:///{runs_dir / 'sweeps' / id / 'study.db'}")
     file = parse_sweep_file(text, "test.yaml")
     settings: dict[str, Any] = {"fixed": {}, "run_cap": file.run_cap, "sampler": "tpe", "pruner": "file", "seed": 0}
-    plan = Plan(id, file, created=now(), storage=url.render_as_string(), **{**settings, **more})
+    plan = SweepPlan(id, file, created=now(), storage=url.render_as_string(), **{**settings, **more})
     return Sweep.create(plan, url, runs_dir)
 
 

@@ -90,7 +90,7 @@ def test_a_truncated_file_is_damaged_wherever_it_ends(tmp_path: Path) -> None:
     content = file.read_bytes()
     for percent in range(100):
         file.write_bytes(content[: len(content) * percent // 100])
-        with pytest.raises(ckpt.Damaged, match=r"x\.pt"):
+        with pytest.raises(ckpt.DamagedCheckpoint, match=r"x\.pt"):
             load_checkpoint(file)
 
 
@@ -135,7 +135,7 @@ def test_a_malicious_file_runs_no_code(tmp_path: Path, kind: str) -> None:
         file.write_bytes(pickle.dumps(payload))
     else:
         torch.save({**sample(), "digest": "", "model": {"w": payload}}, file)
-    with pytest.raises(ckpt.Damaged) as error:
+    with pytest.raises(ckpt.DamagedCheckpoint) as error:
         load_checkpoint(file)
     assert not canary.exists()
     assert "weights_only" not in str(error.value)  # torch's advice to switch the guard off
@@ -152,7 +152,7 @@ def test_a_malicious_file_runs_no_code(tmp_path: Path, kind: str) -> None:
 )
 def test_what_no_checkpoint_holds_is_damage(tmp_path: Path, value: Any) -> None:
     torch.save({**sample(), "model": {"a": value}, "digest": "0"}, tmp_path / "x.pt")
-    with pytest.raises(ckpt.Damaged, match=r"x\.pt"):
+    with pytest.raises(ckpt.DamagedCheckpoint, match=r"x\.pt"):
         load_checkpoint(tmp_path / "x.pt")
 
 
@@ -162,7 +162,7 @@ def test_a_zip_bomb_is_refused_unread(tmp_path: Path) -> None:
     with zipfile.ZipFile(buffer) as source, zipfile.ZipFile(tmp_path / "b.pt", "w", zipfile.ZIP_DEFLATED) as bomb:
         for member in source.infolist():
             bomb.writestr(member.filename, source.read(member))
-    with pytest.raises(ckpt.Damaged, match="compressed"):
+    with pytest.raises(ckpt.DamagedCheckpoint, match="compressed"):
         load_checkpoint(tmp_path / "b.pt")
 
 
@@ -183,7 +183,7 @@ def test_foreign_files_are_told_apart(tmp_path: Path, content: Any, sentence: st
         file.write_bytes(content)
     else:
         torch.save(content, file)
-    with pytest.raises(ckpt.Damaged, match=sentence):
+    with pytest.raises(ckpt.DamagedCheckpoint, match=sentence):
         load_checkpoint(file)
 
 

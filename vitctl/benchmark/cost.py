@@ -31,7 +31,7 @@ SMALL_LR = 1e-6
 
 
 @dataclass(frozen=True)
-class Cost:
+class OptimizerCost:
     """What an optimizer costs.
 
     Attributes:
@@ -49,7 +49,7 @@ class Cost:
     state_bytes: int
 
 
-def measure_costs(configs: Mapping[str, TrainConfig], observer: Observer = SILENT) -> dict[str, Cost]:
+def measure_costs(configs: Mapping[str, TrainConfig], observer: Observer = SILENT) -> dict[str, OptimizerCost]:
     """Measure each optimizer on the same network and gradients, in turn, so that a machine that slows down slows all alike.
 
     Args:
@@ -97,7 +97,7 @@ def measure_costs(configs: Mapping[str, TrainConfig], observer: Observer = SILEN
     costs = {}
     for name, optimizer in optimizers.items():
         low, median, high = statistics.quantiles(times[name][WARM_UP:], n=4, method="inclusive")
-        costs[name] = Cost(source(configs[name].opt, optimizer), median, low, high, state_bytes(optimizer))
+        costs[name] = OptimizerCost(source(configs[name].opt, optimizer), median, low, high, state_bytes(optimizer))
     return costs
 
 

@@ -7,6 +7,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
+from vitctl.benchmark.figures import PARTS, Figures, Quartiles
 from vitctl.benchmark.report import format_seconds
 from vitctl.benchmark.tables import NOTHING, Cell, Row, Table
 from vitctl.config import PREDECESSOR_BATCH
@@ -16,11 +17,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-    from vitctl.benchmark.devices import Figures, Quartiles
     from vitctl.config import TrainConfig
-
-PARTS = ("data", "forward", "backward", "optimizer")
-"""Of a step."""
 
 _PART_COLOURS = ("#56B4E9", "#0072B2", "#D55E00", "#009E73")
 

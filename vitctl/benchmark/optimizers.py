@@ -15,8 +15,8 @@ from typing import Any
 import yaml
 
 from vitctl import devices
-from vitctl.benchmark.cost import Cost, measure_costs
-from vitctl.benchmark.plan import Contestant, Plan, differences
+from vitctl.benchmark.cost import OptimizerCost, measure_costs
+from vitctl.benchmark.plan import ComparisonPlan, Contestant, differences
 from vitctl.config import TrainConfig
 from vitctl.errors import Interrupted, NotFinite, RequestError, RunFailed
 from vitctl.files import new_folder, write_text
@@ -89,9 +89,9 @@ class Result:
         environment: device and versions.
     """
 
-    plan: Plan
+    plan: ComparisonPlan
     folder: Path
-    costs: dict[str, Cost]
+    costs: dict[str, OptimizerCost]
     runs: dict[str, list[Outcome]]
     search: dict[str, list[Outcome]]
     rates: dict[str, float]
@@ -111,7 +111,7 @@ class Folder:
     document: Record = field(default_factory=dict)
 
     @classmethod
-    def find_or_create(cls, plan: Plan, runs_dir: Path, name: str | None, new: bool) -> Folder:
+    def find_or_create(cls, plan: ComparisonPlan, runs_dir: Path, name: str | None, new: bool) -> Folder:
         """Return the folder of the comparison ``plan``, which may have been begun.
 
         Args:
@@ -157,7 +157,7 @@ class Folder:
         return folder
 
     @classmethod
-    def _open(cls, path: Path, plan: Plan) -> Folder:
+    def _open(cls, path: Path, plan: ComparisonPlan) -> Folder:
         remedy = "choose another --name"
         try:
             document = json.loads((path / RECORD).read_text(encoding="utf-8"))
@@ -201,7 +201,7 @@ class Folder:
 
 
 def compare_optimizers(
-    plan: Plan,
+    plan: ComparisonPlan,
     runs_dir: Path,
     name: str | None,
     observer: Observer = SILENT,
@@ -237,7 +237,7 @@ def compare_optimizers(
             folder.document["costs"] = {label: dataclasses.asdict(cost) for label, cost in costs.items()}
             folder.document["environment"] = devices.environment(device)
             folder.write()
-        measured = {label: Cost(**cost) for label, cost in folder.document["costs"].items()}
+        measured = {label: OptimizerCost(**cost) for label, cost in folder.document["costs"].items()}
         runs_of = Runs(folder, observer, jobs, plan.config.threads is not None)
         grouped = plan.grouped(folder.path.name)
 
@@ -270,7 +270,7 @@ def compare_optimizers(
     return Result(plan, folder.path, measured, runs, search, rates, folder.document["environment"])
 
 
-def _has_costs(runs_dir: Path, name: str | None, plan: Plan) -> bool:
+def _has_costs(runs_dir: Path, name: str | None, plan: ComparisonPlan) -> bool:
     """Whether the comparison was begun, and its costs are known; a damaged or foreign one is refused here.
 
     Raises:
@@ -286,7 +286,7 @@ def _final_task(contestant: Contestant, lr: float, seed: int) -> Task:
     return Task(contestant.label, f"{contestant.slug}{rate}-seed{seed}", contestant.at(seed, lr))
 
 
-def _search_task(contestant: Contestant, lr: float, plan: Plan) -> Task:
+def _search_task(contestant: Contestant, lr: float, plan: ComparisonPlan) -> Task:
     # The same folder as the final run's: what the search did with the first seed is not done again.
     return dataclasses.replace(_final_task(contestant, lr, plan.seeds[0]), searching=True)
 

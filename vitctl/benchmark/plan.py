@@ -41,7 +41,7 @@ class Contestant:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Plan:
+class ComparisonPlan:
     """A comparison of optimizers.
 
     Attributes:
@@ -79,7 +79,7 @@ class Plan:
         config = self.config
         return slug(f"{config.net}-{config.dataset}-{digest[:8]}")
 
-    def grouped(self, group: str) -> Plan:
+    def grouped(self, group: str) -> ComparisonPlan:
         """Return the plan with all its runs in one W&B group, unless they have one or W&B is not told of them."""
         if self.config.wandb == "disabled" or self.config.wandb_group:
             return self
@@ -113,7 +113,7 @@ def make_plan(
     *,
     seeds: int = 3,
     lr_search: int | None = None,
-) -> Plan:
+) -> ComparisonPlan:
     """Return the comparison that the arguments ask for.
 
     Flags win over the file, and that over the sweep. A contestant's own ``lr`` and ``weight_decay`` win over them all. What
@@ -151,13 +151,15 @@ def make_plan(
             Contestant(label=label, slug=short, config=config, searched=lr_search is not None and not own_rate)
         )
     first = members[0].config.seed
-    plan = Plan(contestants=tuple(members), seeds=tuple(first + i for i in range(seeds)), lr_search=lr_search or 0)
+    plan = ComparisonPlan(
+        contestants=tuple(members), seeds=tuple(first + i for i in range(seeds)), lr_search=lr_search or 0
+    )
     if lr_search is not None:
         _check_search(plan, settings)
     return plan
 
 
-def _check_search(plan: Plan, settings: Mapping[str, Any]) -> None:
+def _check_search(plan: ComparisonPlan, settings: Mapping[str, Any]) -> None:
     if plan.lr_search < 2:
         raise RequestError(f"--lr-search {plan.lr_search}: take 2 learning rates or more, such as --lr-search 5")
     if plan.config.val != "holdout":

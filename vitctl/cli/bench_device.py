@@ -62,6 +62,7 @@ def bench_device(
     import vitctl.devices  # torch loads here
     from vitctl.benchmark import devices
     from vitctl.benchmark.device_report import DeviceReport
+    from vitctl.benchmark.figures import Figures
     from vitctl.benchmark.tune import TuneReport, tune_devices
 
     chosen, missing = devices.choose_devices(names or [], skip_unavailable)
@@ -73,7 +74,7 @@ def bench_device(
             report = TuneReport(plan.config, trials, environment)
         else:
             found = devices.bench_devices(plan, chosen, runs_dir, observer)
-            columns = [found.get(name) or devices.Figures(name, None, missing=missing[name]) for name in names or found]
+            columns = [found.get(name) or Figures(name, None, missing=missing[name]) for name in names or found]
             report = DeviceReport(plan.config, columns, environment)
     if as_json:
         printing.print_json(report.document())

@@ -13,6 +13,7 @@ from vitctl.errors import RequestError
 from vitctl.files import check_table, check_writable, write_text
 from vitctl.registry import lookup, suggest
 from vitctl.sweep import ENGINES, PRUNERS, SAMPLERS
+from vitctl.sweep.states import Control
 from vitctl.units import mask_passwords
 
 if TYPE_CHECKING:
@@ -352,7 +353,7 @@ def best(
         sweep_view.print_best(sweep, row)
 
 
-def _set_control(target: str, word: str, runs_dir: Path, storage: str | None) -> None:
+def _set_control(target: str, word: Control, runs_dir: Path, storage: str | None) -> None:
     sweep = find_local(target, runs_dir, storage)
     before = sweep.control()
     if word == "paused" and before == "stopped":

@@ -16,6 +16,7 @@ from vitctl.cli.printing import print_json, print_table
 from vitctl.observer import Observer
 from vitctl.sweep.agent import Snapshot, take_snapshot
 from vitctl.sweep.space import show, show_params
+from vitctl.sweep.states import TrialState
 from vitctl.sweep.sweep import Sweep, TrialRow
 from vitctl.units import format_duration
 
@@ -37,7 +38,7 @@ def format_value(sweep: Sweep, value: float | None) -> str:
     return f"{value:.2f} %" if sweep.file.metric.name.endswith("_acc") else show(float(value))
 
 
-def describe_counts(counts: Mapping[str, int]) -> str:
+def describe_counts(counts: Mapping[TrialState, int]) -> str:
     """Return ``14 complete, 5 pruned, 1 running``."""
     return ", ".join(f"{count} {state}" for state, count in counts.items() if count) or "no trial yet"
 

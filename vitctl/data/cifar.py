@@ -22,7 +22,17 @@ import torch
 
 from vitctl.data import DATASETS
 from vitctl.data.dataset import Dataset, LoadOptions, Pictures
-from vitctl.data.download import Archive, Damaged, Stalled, Unavailable, alone, fetch, members, not_writable, unpack
+from vitctl.data.download import (
+    Archive,
+    DamagedArchive,
+    DownloadFailed,
+    Stalled,
+    alone,
+    fetch,
+    members,
+    not_writable,
+    unpack,
+)
 from vitctl.data.folder import SPLITS, Listing, decode_listing, decode_picture, list_pictures
 from vitctl.errors import RequestError, VitctlWarning
 
@@ -241,7 +251,7 @@ def _open_archive(spec: Cifar, path: Path, options: LoadOptions) -> _Batches:
             if not _has_batches(spec, folder):  # else another process was faster
                 unpack(path, folder, spec.files)
         return _Batches(folder)
-    except Damaged as damaged:
+    except DamagedArchive as damaged:
         raise _damaged(path, str(damaged)) from damaged
     except (OSError, Stalled):  # a folder that cannot be written, or a full disk: nothing to lose a run over
         return _read_archive(spec, path)
@@ -250,7 +260,7 @@ def _open_archive(spec: Cifar, path: Path, options: LoadOptions) -> _Batches:
 def _read_archive(spec: Cifar, path: Path) -> _Batches:
     try:
         return _Batches(path, dict(members(path, spec.folder, spec.files)))
-    except Damaged as damaged:
+    except DamagedArchive as damaged:
         raise _damaged(path, str(damaged)) from damaged
     except OSError as error:
         raise RequestError(f"{path} cannot be read ({error.strerror}); make it readable") from error
@@ -287,9 +297,9 @@ def _download(spec: Cifar, roots: list[Path], options: LoadOptions) -> _Batches:
                 return _read_archive(spec, path)
             part.unlink()
             return _Batches(folder)
-    except Damaged as damaged:
+    except DamagedArchive as damaged:
         raise _damaged(path, str(damaged)) from damaged
-    except Unavailable as reason:
+    except DownloadFailed as reason:
         raise RequestError(
             f"{looked}, and {url} cannot be downloaded ({reason}); download it by hand and put it into {home}, or name the "
             f"folder that has it with --data-dir (or the one above {spec.name}/ with VITCTL_DATA), or train on "

@@ -59,7 +59,7 @@ BIGGEST = 2**28
 _CHUNK = 2**18
 
 
-class Unavailable(Exception):
+class DownloadFailed(Exception):
     """An archive cannot be had from a server; the message is a clause that says why."""
 
 
@@ -67,7 +67,7 @@ class Stalled(RequestError):
     """Another process has the lock and does nothing."""
 
 
-class Damaged(Exception):
+class DamagedArchive(Exception):
     """An archive does not hold what it should; the message is a clause that says why."""
 
 
@@ -166,7 +166,7 @@ def fetch(archive: Archive, url: str, folder: Path, observer: Observer = SILENT)
         observer: hears of the bytes.
 
     Raises:
-        Unavailable: the server cannot be reached, or sends something else, or too little.
+        DownloadFailed: the server cannot be reached, or sends something else, or too little.
         RequestError: the folder has no room, or cannot be written.
         RunFailed: the disk filled up; nothing is left.
     """
@@ -189,7 +189,7 @@ def fetch(archive: Archive, url: str, folder: Path, observer: Observer = SILENT)
                     fruitless = 0 if have >= best + WORTH * archive.size else fruitless + 1
                     best = max(best, have)
                     if broken.final or fruitless == FRUITLESS or (broken.unreachable and best == first):
-                        raise Unavailable(_so_far(broken, have, archive)) from broken
+                        raise DownloadFailed(_so_far(broken, have, archive)) from broken
                     say = f"{broken}; trying again"
                     time.sleep(PAUSE * 2**fruitless)
                     continue
@@ -199,7 +199,7 @@ def fetch(archive: Archive, url: str, folder: Path, observer: Observer = SILENT)
             part.unlink()
             damaged += 1
             if damaged == 2:
-                raise Unavailable(f"what came, twice, is not the official archive: {fault}")
+                raise DownloadFailed(f"what came, twice, is not the official archive: {fault}")
             best, first, fruitless = 0, -1, 0
             say = f"what came is damaged ({fault}); beginning again"
 
@@ -371,7 +371,7 @@ def members(path: Path, folder: str, names: Collection[str]) -> Iterator[tuple[s
     modes has no effect.
 
     Raises:
-        Damaged: the archive is none, or one of the files is not in it, not a plain file, or too big.
+        DamagedArchive: the archive is none, or one of the files is not in it, not a plain file, or too big.
         OSError: it cannot be read.
     """
     wanted = {f"{folder}/{name}": name for name in names}
@@ -382,17 +382,17 @@ def members(path: Path, folder: str, names: Collection[str]) -> Iterator[tuple[s
                 if name is None:
                     continue
                 if not member.isreg():
-                    raise Damaged(f"{folder}/{name} in it is no plain file")
+                    raise DamagedArchive(f"{folder}/{name} in it is no plain file")
                 if member.size > BIGGEST:
-                    raise Damaged(f"{folder}/{name} in it has {format_bytes(member.size)}")
+                    raise DamagedArchive(f"{folder}/{name} in it has {format_bytes(member.size)}")
                 file = tar.extractfile(member)
                 assert file is not None
                 yield name, file.read()
                 if not wanted:
                     return
     except (tarfile.TarError, gzip.BadGzipFile, zlib.error, EOFError) as error:
-        raise Damaged(" ".join(str(error).split()) or type(error).__name__) from error
-    raise Damaged(f"it has no {min(wanted)}")
+        raise DamagedArchive(" ".join(str(error).split()) or type(error).__name__) from error
+    raise DamagedArchive(f"it has no {min(wanted)}")
 
 
 def unpack(path: Path, folder: Path, names: Collection[str]) -> None:
@@ -404,7 +404,7 @@ def unpack(path: Path, folder: Path, names: Collection[str]) -> None:
         names: of the files within the archive's folder of that name.
 
     Raises:
-        Damaged: see :func:`members`.
+        DamagedArchive: see :func:`members`.
         OSError: it cannot be written, or there is a folder with something in it.
     """
     temporary = folder.with_name(f".{folder.name}.tmp")

@@ -28,7 +28,7 @@ def count_parameters(model: nn.Module) -> int:
 
 
 @dataclass(frozen=True)
-class Cost:
+class ForwardCost:
     """What one picture costs.
 
     Attributes:
@@ -43,7 +43,7 @@ class Cost:
     tokens: int
 
 
-def forward_cost(build: Build, in_chans: int, img_size: int) -> Cost:
+def forward_cost(build: Build, in_chans: int, img_size: int) -> ForwardCost:
     """Return what one picture's way through the network costs.
 
     Args:
@@ -69,7 +69,7 @@ def forward_cost(build: Build, in_chans: int, img_size: int) -> Cost:
             module.register_forward_pre_hook(note)
 
     _trace(build, in_chans, img_size, watch=watch, running=counter)
-    return Cost(mflop=float(counter.get_total_flops()) / 1e6, tokens=lengths[0] if lengths else 0)
+    return ForwardCost(mflop=float(counter.get_total_flops()) / 1e6, tokens=lengths[0] if lengths else 0)
 
 
 def activation_floats(build: Build, in_chans: int, img_size: int) -> int:

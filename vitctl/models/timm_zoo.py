@@ -46,7 +46,7 @@ NOT_OPTIONS = frozenset(
 
 
 @dataclass(frozen=True, kw_only=True)
-class TimmEntry(ModelEntry):
+class TimmModelEntry(ModelEntry):
     """A network of timm, as a row of the table.
 
     Its options are the plain arguments of its class. Only those that were asked for are kept, as the others'
@@ -108,7 +108,7 @@ def near_names(name: str, count: int = 3) -> list[str]:
 
 
 @functools.cache
-def timm_entry(net: str) -> TimmEntry:
+def timm_entry(net: str) -> TimmModelEntry:
     """Return the row of ``timm/NAME``; its figures are those at 10 classes and the size that it was made for.
 
     Raises:
@@ -138,7 +138,7 @@ def timm_entry(net: str) -> TimmEntry:
     except Exception as error:  # timm raises almost anything
         raise RequestError(f"--net {net}: timm cannot build it for 10 classes ({_sentence(error)})") from error
     family = type(model).__module__.rpartition(".")[2]
-    return TimmEntry(
+    return TimmModelEntry(
         target="vitctl.models.timm_zoo:build_timm",
         summary=f"timm's {name}",
         options=_options(type(model)),

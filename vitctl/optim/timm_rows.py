@@ -48,7 +48,7 @@ class TimmOption(Option):
 
 
 @dataclass(frozen=True, kw_only=True)
-class TimmEntry(OptimizerEntry):
+class TimmOptimizerEntry(OptimizerEntry):
     """A row for an optimizer of timm.
 
     Attributes:
@@ -99,7 +99,7 @@ def timm_names() -> list[str]:
     return [TIMM + str(name) for name in list_optimizers()]
 
 
-def timm_entry(opt: str) -> TimmEntry:
+def timm_entry(opt: str) -> TimmOptimizerEntry:
     """Return the row of the optimizer ``timm/NAME``.
 
     Raises:
@@ -118,7 +118,7 @@ def timm_entry(opt: str) -> TimmEntry:
     arguments = _arguments(name)
     bound = info.defaults or {}
     lr, weight_decay = arguments["lr"][0], bound.get("weight_decay", arguments["weight_decay"][0])
-    return TimmEntry(
+    return TimmOptimizerEntry(
         summary=info.description,
         options=_options(name, arguments),
         lr=lr if isinstance(lr, float) else _SOME_LR,

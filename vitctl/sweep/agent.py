@@ -15,7 +15,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import optuna
 import yaml
@@ -45,6 +45,8 @@ from vitctl.sweep.ledger import (
 from vitctl.sweep.optuna_parts import WandbPruner
 from vitctl.sweep.sampler import Exhausted
 from vitctl.sweep.space import Params
+from vitctl.sweep.states import AgentEnd, SweepState, TrialEnd
+from vitctl.sweep.states import TrialState as TrialStatus
 from vitctl.sweep.storage import (
     GRACE,
     HEARTBEAT,
@@ -105,8 +107,8 @@ class Snapshot:
         eta: seconds until the last one ends, or None.
     """
 
-    state: str
-    counts: Mapping[str, int]
+    state: SweepState
+    counts: Mapping[TrialStatus, int]
     total: int | None
     running: Sequence[TrialRow]
     best: Sequence[TrialRow]
@@ -146,7 +148,7 @@ class _Slot:
     environment: Mapping[str, str]
     trial_id: int | None = None
     number: int = -1
-    result: str = ""
+    result: TrialEnd | None = None
     failure: Failure | None = None
     fault: BaseException | None = None
     """What the objective raised that was not meant to end a trial."""
@@ -196,11 +198,11 @@ class Agent:
         self._last_outage = -math.inf
         self._heartbeat = heartbeat
         self._error: BaseException | None = None
-        self._why = "finished"
+        self._why: AgentEnd = "finished"
 
     # -- the agent ---------------------------------------------------------------------------------------------------
 
-    def run(self) -> str:
+    def run(self) -> AgentEnd:
         """Run until the sweep is over or this agent's limit is reached, and return why it ended.
 
         Returns:
@@ -282,7 +284,7 @@ class Agent:
             study = self.sweep.study(self._storage, sampler=self.sweep.sampler(later), pruner=True)
             later.append(study)
             while not self._stopping.is_set() and self._reserve():
-                slot.trial_id, slot.result, slot.failure, slot.fault = None, "", None, None
+                slot.trial_id, slot.result, slot.failure, slot.fault = None, None, None, None
                 outcome = self._claim_and_train(study, slot)
                 if not slot.result:
                     with self._lock:
@@ -333,7 +335,7 @@ class Agent:
                         failure=slot.failure,
                     )
 
-    def _claim_and_train(self, study: Study, slot: _Slot) -> str:
+    def _claim_and_train(self, study: Study, slot: _Slot) -> Literal["ran", "wait", "over"]:
         """Claim a trial and have it trained; return ``ran``, ``wait`` when there is none now, ``over`` when never."""
         claim = ClaimLock(self.sweep.url, self.sweep.id)
         try:
@@ -367,7 +369,7 @@ class Agent:
             claim.release()
         return "ran"
 
-    def _prepare(self, study: Study) -> str:
+    def _prepare(self, study: Study) -> Literal["claim", "wait", "over"]:
         """Bring the storage in order, under the claim lock, and return ``claim``, ``wait`` or ``over``."""
         sweep = self.sweep
         control = sweep.control(study)

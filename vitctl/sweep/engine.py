@@ -39,7 +39,7 @@ class SweepOptions:
     seed: int | None = None
 
     def given(self, file: SweepFile) -> dict[str, Any]:
-        """Return what was said, by the names of :class:`~vitctl.sweep.sweep.Plan`.
+        """Return what was said, by the names of :class:`~vitctl.sweep.sweep.SweepPlan`.
 
         Raises:
             RequestError: a setting of ``--fixed`` cannot be.

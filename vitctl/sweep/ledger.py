@@ -12,6 +12,7 @@ from typing import Any
 
 from optuna.trial import FrozenTrial, TrialState
 
+from vitctl.sweep import states
 from vitctl.sweep.space import Params, Space
 
 FAILURE, FAILURE_KIND, RUN, AGENT, FIXED = "failure", "failure_kind", "run", "agent", "fixed_params"
@@ -32,14 +33,13 @@ that were done by then, and how many attempts in a row ended so with as many."""
 EXHAUSTED = "exhausted"
 """Attribute of an attempt that found no parameter set which the sweep has not seen."""
 
-_WORDS = {
+_WORDS: dict[TrialState, states.TrialState] = {
     TrialState.COMPLETE: "complete",
     TrialState.PRUNED: "pruned",
     TrialState.FAIL: "failed",
     TrialState.RUNNING: "running",
     TrialState.WAITING: "waiting",
 }
-STATES = tuple(_WORDS.values())
 
 
 def superseded(trials: Iterable[FrozenTrial]) -> set[int]:
@@ -95,16 +95,16 @@ class Ledger:
         """Return how many trials are in one of ``states``; lost ones wait."""
         return sum(self.state(trial) in states for trial in self.trials)
 
-    def state(self, trial: FrozenTrial) -> str:
+    def state(self, trial: FrozenTrial) -> states.TrialState:
         """Return ``complete``, ``pruned``, ``failed``, ``running`` or ``waiting``."""
         if any(trial.number == other.number for other in self.lost):
             return "waiting"
         return _WORDS[trial.state]
 
     @property
-    def counts(self) -> dict[str, int]:
+    def counts(self) -> dict[states.TrialState, int]:
         """How many trials are in each state."""
-        return {state: self.count(state) for state in STATES}
+        return {state: self.count(state) for state in states.TRIAL_STATES}
 
 
 def retry_attributes(trial: FrozenTrial) -> tuple[dict[str, Any], dict[str, Any]]:

@@ -20,13 +20,13 @@ from vitctl.sweep.agent import Agent, take_snapshot
 from vitctl.sweep.engine import AgentOptions, SweepOptions
 from vitctl.sweep.file import SweepFile, check_trains, length_notes, read_sweep_file, setting_of
 from vitctl.sweep.storage import ClaimLock, open_storage, parse_url, redacted, sqlite_file
-from vitctl.sweep.sweep import Plan, Sweep, find_sweep, find_sweeps, is_file, new_id, now
+from vitctl.sweep.sweep import Sweep, SweepPlan, find_sweep, find_sweeps, is_file, new_id, now
 
 DATABASE = "study.db"
 
 
 def check_plan(file: SweepFile, options: SweepOptions) -> dict[str, Any]:
-    """Return what a new sweep would be created with; see :class:`~vitctl.sweep.sweep.Plan`.
+    """Return what a new sweep would be created with; see :class:`~vitctl.sweep.sweep.SweepPlan`.
 
     Raises:
         RequestError: an option that cannot be, or a trial that ``train`` would refuse.
@@ -79,7 +79,7 @@ class LocalEngine:
         else:
             folder = options.runs_dir / "sweeps" / id
             url = URL.create("sqlite", database=str((folder / DATABASE).absolute()))
-        plan = Plan(id=id, file=file, created=now(), storage=redacted(url), **settings)
+        plan = SweepPlan(id=id, file=file, created=now(), storage=redacted(url), **settings)
         sweep = Sweep.create(plan, url, options.runs_dir)
         for note in (*file.notes, *file.local_notes, *length_notes(file, plan.fixed)):
             observer.message(note)

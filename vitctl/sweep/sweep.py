@@ -29,6 +29,8 @@ from vitctl.sweep.ledger import FAILURE, FAILURE_KIND, FIXED, RUN, Ledger, param
 from vitctl.sweep.optuna_parts import build_pruner, build_sampler, history_of
 from vitctl.sweep.sampler import SpaceSampler
 from vitctl.sweep.space import Params, Space, Value, show, show_params
+from vitctl.sweep.states import Control, SweepState
+from vitctl.sweep.states import TrialState as TrialStatus
 from vitctl.sweep.storage import (
     GRACE,
     HEARTBEAT,
@@ -45,11 +47,10 @@ from vitctl.units import mask_passwords, parse_duration
 RECORD = "sweep.json"
 _PLAN, _CONTROL = "vitctl", "control"
 _ALPHABET = "abcdefghijklmnopqrstuvwxyz0123456789"
-CONTROLS = ("running", "paused", "stopped")
 
 
 @dataclass(frozen=True)
-class Plan:
+class SweepPlan:
     """What a sweep was created with; it never changes.
 
     Attributes:
@@ -91,7 +92,7 @@ class Plan:
         }
 
     @classmethod
-    def from_dict(cls, values: Mapping[str, Any], source: str) -> Plan:
+    def from_dict(cls, values: Mapping[str, Any], source: str) -> SweepPlan:
         """Rebuild what :meth:`to_dict` gave.
 
         Raises:
@@ -137,7 +138,7 @@ class TrialRow:
     """
 
     trial: int
-    state: str
+    state: TrialStatus
     params: Params
     value: float | None
     epochs: int
@@ -158,7 +159,7 @@ class Sweep:
         runs_dir: where run folders lie; the sweep's own folder is ``sweeps/<id>`` in it.
     """
 
-    def __init__(self, plan: Plan, url: URL, runs_dir: Path) -> None:
+    def __init__(self, plan: SweepPlan, url: URL, runs_dir: Path) -> None:
         self.plan = plan
         self.url = url
         self.runs_dir = runs_dir
@@ -178,7 +179,7 @@ class Sweep:
     # -- making ------------------------------------------------------------------------------------------------------
 
     @classmethod
-    def create(cls, plan: Plan, url: URL, runs_dir: Path) -> Sweep:
+    def create(cls, plan: SweepPlan, url: URL, runs_dir: Path) -> Sweep:
         """Make the sweep's folder, storage and study.
 
         Raises:
@@ -297,12 +298,13 @@ class Sweep:
 
     # -- control -----------------------------------------------------------------------------------------------------
 
-    def control(self, study: Study | None = None) -> str:
+    def control(self, study: Study | None = None) -> Control:
         """Return whether it is running, paused or stopped."""
         with storage_sentences(self.url):
-            return str((study or self.reader).user_attrs.get(_CONTROL, "running"))
+            control: Control = (study or self.reader).user_attrs.get(_CONTROL, "running")
+            return control
 
-    def set_control(self, word: str) -> None:
+    def set_control(self, word: Control) -> None:
         """Set whether it is running, paused or stopped; agents look within seconds."""
         with self.changing() as study:
             study.set_user_attr(_CONTROL, word)
@@ -329,7 +331,7 @@ class Sweep:
             metric.reached(value) for trial in ledger.trials for value in history_of(trial)
         )
 
-    def state(self, ledger: Ledger, control: str) -> str:
+    def state(self, ledger: Ledger, control: Control) -> SweepState:
         """Return running, paused, stopped, finished, or ``waiting``: for an agent."""
         if not ledger.count("running") and (
             self.target_reached(ledger) or (self.left(ledger) == 0 and not ledger.count("waiting"))
@@ -552,12 +554,12 @@ def find_sweeps(runs_dir: Path, storage: str | None = None) -> list[Sweep]:
             for study in optuna.get_all_study_summaries(reader, include_best_trial=False):
                 if _PLAN in study.user_attrs:
                     with contextlib.suppress(RequestError):  # another version's: no reason not to find the others
-                        plan = Plan.from_dict(study.user_attrs[_PLAN], redacted(url))
+                        plan = SweepPlan.from_dict(study.user_attrs[_PLAN], redacted(url))
                         found[plan.id] = Sweep(plan, url, runs_dir)
         reader.engine.dispose()
     for record in runs_dir.glob(f"sweeps/*/{RECORD}"):
         try:
-            plan = Plan.from_dict(json.loads(record.read_text(encoding="utf-8")), str(record))
+            plan = SweepPlan.from_dict(json.loads(record.read_text(encoding="utf-8")), str(record))
         except (OSError, ValueError, RequestError):
             continue  # another version's, or damaged: it is no reason not to find the others
         if url is None or redacted(parse_url(plan.storage)) == redacted(url):
@@ -565,7 +567,7 @@ def find_sweeps(runs_dir: Path, storage: str | None = None) -> list[Sweep]:
     return sorted(found.values(), key=lambda sweep: sweep.plan.created, reverse=True)
 
 
-def own_url(plan: Plan, record: Path) -> URL:
+def own_url(plan: SweepPlan, record: Path) -> URL:
     """Return the URL of a sweep's storage; a SQLite file in the sweep's folder moves along with it."""
     url = parse_url(plan.storage)
     file = sqlite_file(url)

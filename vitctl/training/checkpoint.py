@@ -53,7 +53,7 @@ _OF_THE_FILE = ("digest", FILE_SHA256)
 Checkpoint = dict[str, Any]
 
 
-class Damaged(RequestError):
+class DamagedCheckpoint(RequestError):
     """The file is no whole checkpoint of ours: truncated, altered, or something else altogether."""
 
 
@@ -165,7 +165,7 @@ def load_checkpoint(path: Path) -> Checkpoint:
     :data:`FILE_SHA256`.
 
     Raises:
-        Damaged: the file is truncated, altered, foreign, or of a later format.
+        DamagedCheckpoint: the file is truncated, altered, foreign, or of a later format.
         RequestError: it is not there or cannot be read.
     """
     try:
@@ -186,22 +186,22 @@ def load_checkpoint(path: Path) -> Checkpoint:
         detail = "it is damaged" if zipfile.is_zipfile(path) else "it is truncated or something else"
         if "weights_only" in str(error) or "Unsupported" in str(error):
             detail = "it holds objects that only running its code would rebuild, which vitctl never does"
-        raise Damaged(f"{path} is not a vitctl checkpoint: {detail}") from error
+        raise DamagedCheckpoint(f"{path} is not a vitctl checkpoint: {detail}") from error
     if not isinstance(checkpoint, dict) or not {"format", "config", "model"} <= checkpoint.keys():
-        raise Damaged(f"{path} is not a vitctl checkpoint: it holds something else{_hint(checkpoint)}")
+        raise DamagedCheckpoint(f"{path} is not a vitctl checkpoint: it holds something else{_hint(checkpoint)}")
     if checkpoint["format"] != FORMAT:
-        raise Damaged(
+        raise DamagedCheckpoint(
             f"{path} has checkpoint format {checkpoint['format']}; this vitctl reads {FORMAT}: upgrade vitctl"
         )
     missing = [key for key in KEYS if key not in checkpoint]
     if missing:
-        raise Damaged(f"{path} is damaged: it lacks {', '.join(missing)}")
+        raise DamagedCheckpoint(f"{path} is damaged: it lacks {', '.join(missing)}")
     try:
         whole = checkpoint["digest"] == content_digest(checkpoint)
     except (TypeError, RuntimeError, RecursionError):  # of tensors and nestings that a checkpoint never has
         whole = False
     if not whole:
-        raise Damaged(f"{path} is damaged: its content does not match its digest")
+        raise DamagedCheckpoint(f"{path} is damaged: its content does not match its digest")
     checkpoint[FILE_SHA256] = file_sha256
     return checkpoint
 
@@ -212,12 +212,12 @@ def _check_container(path: Path, file: BinaryIO) -> None:
     A zip archive with compressed members can unpack to thousands of times its size; torch.save compresses nothing.
     """
     if os.fstat(file.fileno()).st_size == 0:
-        raise Damaged(f"{path} is not a vitctl checkpoint: it is empty")
+        raise DamagedCheckpoint(f"{path} is not a vitctl checkpoint: it is empty")
     if not zipfile.is_zipfile(file):
-        raise Damaged(f"{path} is not a vitctl checkpoint: it is truncated or something else")
+        raise DamagedCheckpoint(f"{path} is not a vitctl checkpoint: it is truncated or something else")
     with zipfile.ZipFile(file) as archive:
         if any(member.compress_type != zipfile.ZIP_STORED for member in archive.infolist()):
-            raise Damaged(f"{path} is not a vitctl checkpoint: it is compressed")
+            raise DamagedCheckpoint(f"{path} is not a vitctl checkpoint: it is compressed")
     file.seek(0)
 
 

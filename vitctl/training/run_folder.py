@@ -292,7 +292,7 @@ class RunFolder:
                 break  # the kept ones come newest first; only best.pt may be newer than a kept one
             try:
                 good.append((path, load_checkpoint(path)))
-            except ckpt.Damaged as error:
+            except ckpt.DamagedCheckpoint as error:
                 damaged.append(str(error))
                 passed_over.append(path)
                 continue

@@ -20,7 +20,7 @@ from vitctl.data.batches import Normalize, TrainBatches
 from vitctl.data.dataset import Dataset, Splits
 from vitctl.errors import RequestError
 from vitctl.models import MODELS
-from vitctl.models.count import Cost, count_parameters
+from vitctl.models.count import ForwardCost, count_parameters
 from vitctl.models.pretrained import train_head
 from vitctl.optim.schedule import Schedule
 from vitctl.registry import format_spec
@@ -135,7 +135,7 @@ class Session:
     optimizer: Optimizer
     micro_batch: int
     eval_batch: int
-    cost: Cost
+    cost: ForwardCost
     precision: str = "fp32"
     scaler: torch.amp.GradScaler | None = None
     forward: Callable[[torch.Tensor], torch.Tensor] = field(init=False)
