@@ -7,7 +7,6 @@ import ctypes
 import os
 import platform
 import re
-import resource
 import sys
 from collections.abc import Iterator
 from typing import Any
@@ -196,6 +195,10 @@ def peak_memory(device: torch.device) -> int:
         return torch.cuda.max_memory_allocated(device)
     if device.type == "mps":
         return torch.mps.driver_allocated_memory()
+    try:
+        import resource
+    except ImportError:  # Windows
+        return 0
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024
 

@@ -54,7 +54,7 @@ class TestBothAsBatches:
         spec = getattr(cifar, name.upper())
         place = write_batches(spec, tmp_path / spec.folder)
         dataset = load(place, name=name)
-        assert dataset.classes == spec.classes and dataset.val is None and dataset.native_size == 32 and dataset.flip
+        assert dataset.classes == spec.classes and dataset.val is None and dataset.train.images.shape[2:] == (32, 32)
         assert dataset.name == name and dataset.source == str(place)
         for part, files in ((dataset.train, spec.train), (dataset.test, spec.test)):
             written = [batch(numbers(spec)[file], spec) for file in files]
@@ -286,7 +286,7 @@ def tiny(make_folder: Callable[..., Path]) -> Path:
 class TestFolder:
     def test_published_figures_and_own_size(self, tiny: Path) -> None:
         dataset = load_dataset("cifar10", data_dir=str(tiny), size=64, skip_bad_images=False)
-        assert dataset.train.images.shape == (10, 3, 32, 32) and dataset.native_size == 32
+        assert dataset.train.images.shape == (10, 3, 32, 32)
         assert dataset.mean == (0.4914, 0.4822, 0.4465) and dataset.std == (0.2023, 0.1994, 0.2010)
         first = np.asarray(Image.open(tiny / "train" / "airplane" / "000.png"))
         assert np.array_equal(dataset.train.images[0].permute(1, 2, 0).numpy(), first)

@@ -23,10 +23,10 @@ def parts(dataset: Dataset) -> list[Pictures]:
 class TestContract:
     def test_types_and_shapes(self, name: str, load_small: LoadSmall) -> None:
         dataset = load_small(name)
-        channels = len(dataset.mean)
+        channels, side = len(dataset.mean), dataset.train.images.shape[-1]
         for part in parts(dataset):
             assert part.images.dtype == torch.uint8 and part.labels.dtype == torch.int64
-            assert part.images.shape == (len(part), channels, dataset.native_size, dataset.native_size)
+            assert part.images.shape == (len(part), channels, side, side)
             assert part.images.device.type == "cpu" and part.images.is_contiguous()
             assert len(part) > 0 and part.labels.shape == (len(part),)
             assert part.labels.min() >= 0 and part.labels.max() < len(dataset.classes)
@@ -112,8 +112,6 @@ def make(train: list[int], test: list[int], val: list[int] | None = None) -> Dat
         train=pictures(train),
         val=None if val is None else pictures(val),
         test=pictures(test),
-        flip=False,
-        native_size=1,
         source="memory",
     )
 

@@ -1,7 +1,7 @@
 """Adan beside the adan-pytorch package."""
 
 import copy
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -38,37 +38,24 @@ def groups(params: list[nn.Parameter]) -> list[dict[str, Any]]:
     ]
 
 
-def every_tenth(state: dict[str, Any]) -> bool:
-    return bool(state["step"] % 10 == 9)
-
-
-def when_it_turns(state: dict[str, Any]) -> bool:
-    """Restart some of the parameters of a group and not the others."""
-    return bool((state["m"] * state["prev_grad"]).sum() < 0)
-
-
 def step(optimizer: torch.optim.Optimizer, params: list[nn.Parameter], grads: list[Tensor]) -> None:
     for p, grad in zip(params, grads, strict=True):
         p.grad = grad.clone()
     optimizer.step()
 
 
-@pytest.mark.parametrize("restart", [None, every_tenth, when_it_turns])
 @pytest.mark.parametrize("decay", [0.0, 0.02, 0.5])
-def test_trajectories_are_the_package_s(restart: Callable[[dict[str, Any]], bool] | None, decay: float) -> None:
+def test_trajectories_are_the_package_s(decay: float) -> None:
     ours, theirs = parameters(), parameters()
-    options: dict[str, Any] = {"lr": 1e-3, "weight_decay": decay, "restart_cond": restart}
+    options: dict[str, Any] = {"lr": 1e-3, "weight_decay": decay}
     a, b = Adan(groups(ours), **options), Package(groups(theirs), **options)
-    restarts = 0
     for grads in gradients(100):
         step(a, ours, grads)
         step(b, theirs, grads)
         for mine, package in zip(ours, theirs, strict=True):
             torch.testing.assert_close(mine, package, rtol=0, atol=1e-6)
-        restarts += sum(int((a.state[p]["v"] == 0).all()) for p in ours)
     start = parameters()
     assert all((p - q).abs().max() > 1e-3 for p, q in zip(ours, start, strict=True))
-    assert restart is None or restarts > 5 * len(SHAPES)  # besides the first step, whose means are zero anyway
     for mine, package in zip(ours, theirs, strict=True):
         for key in ("m", "v", "n", "prev_grad"):
             torch.testing.assert_close(a.state[mine][key], b.state[package][key], rtol=1e-5, atol=1e-6)

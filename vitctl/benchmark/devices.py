@@ -76,8 +76,6 @@ def dataset_of(name: str, classes: int, train: Pictures, test: Pictures) -> tupl
         train=train,
         val=None,
         test=test,
-        flip=True,
-        native_size=32,
         source="generated",
     )
     parts = (Subset(each, torch.arange(len(each))) for each in (train, test))

@@ -297,7 +297,7 @@ def print_list(rows: list[Record]) -> None:
 def print_plan(plan: Record, *, as_json: bool) -> None:
     """Print what a sweep would do."""
     if as_json:
-        print_json({key: value for key, value in plan.items() if key != "notes"} | {"notes": plan["notes"]})
+        print_json(plan)
         return
     from rich.table import Table
 

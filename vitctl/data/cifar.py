@@ -20,7 +20,6 @@ import numpy.typing as npt
 import platformdirs
 import torch
 
-from vitctl.data import DATASETS
 from vitctl.data.dataset import Dataset, LoadOptions, Pictures
 from vitctl.data.download import (
     Archive,
@@ -405,8 +404,6 @@ def _from_batches(spec: Cifar, batches: _Batches) -> Dataset:
         train=_read_part(spec, batches, spec.train),
         val=None,
         test=_read_part(spec, batches, spec.test),
-        flip=DATASETS[spec.name].flip,
-        native_size=_SIDE,
         source=str(batches.place),
     )
 

@@ -48,8 +48,6 @@ class Dataset:
         train: the training part.
         val: a part that selects, where the data set brings one of its own.
         test: the test part.
-        flip: mirrored pictures are still of their class.
-        native_size: side of the stored pictures in pixels.
         source: where it was found, for messages.
         skipped: pictures left out because they cannot be read, as paths within the source.
     """
@@ -61,8 +59,6 @@ class Dataset:
     train: Pictures
     val: Pictures | None
     test: Pictures
-    flip: bool
-    native_size: int
     source: str
     skipped: tuple[str, ...] = ()
 

@@ -6,7 +6,6 @@ import numpy as np
 import torch
 from sklearn.datasets import load_digits
 
-from vitctl.data import DATASETS
 from vitctl.data.dataset import Dataset, LoadOptions, Pictures, hash_keys, places_in_class
 from vitctl.errors import RequestError
 
@@ -39,8 +38,6 @@ def load(options: LoadOptions) -> Dataset:
         train=_pictures(images, labels, ~test),
         val=None,
         test=_pictures(images, labels, test),
-        flip=DATASETS["digits"].flip,
-        native_size=8,
         source="scikit-learn",
     )
 

@@ -15,7 +15,6 @@ import numpy.typing as npt
 import torch
 from PIL import ExifTags, Image, UnidentifiedImageError
 
-from vitctl.data import DATASETS
 from vitctl.data.cache import PictureFile, decode_all
 from vitctl.data.dataset import Dataset, LoadOptions, Pictures
 from vitctl.errors import RequestError
@@ -261,8 +260,6 @@ def decode_listing(
         train=parts["train"],
         val=own_val,
         test=parts["test"] if len(parts["test"]) else parts["val"],
-        flip=DATASETS[name].flip,
-        native_size=size,
         source=str(root),
         skipped=tuple(listing.files[i].path for i in bad),
     )

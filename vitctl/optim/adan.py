@@ -24,8 +24,6 @@ class Adan(Optimizer):
         betas: weights of a new gradient, gradient difference and square in their running means, each in ``(0, 1]``.
         eps: added to the denominator; greater than 0, as the first step divides by it.
         weight_decay: decoupled from the gradient.
-        restart_cond: called with the state of each parameter after its update; where it returns true, the means are set
-            to those of the gradient alone and a second update is taken.
 
     Raises:
         ValueError: an argument out of range.
@@ -38,7 +36,6 @@ class Adan(Optimizer):
         betas: tuple[float, float, float] = (0.02, 0.08, 0.01),
         eps: float = 1e-8,
         weight_decay: float = 0.0,
-        restart_cond: Callable[[dict[str, Any]], bool] | None = None,
     ) -> None:
         if lr < 0 or eps <= 0 or weight_decay < 0:
             raise ValueError(f"lr {lr} and weight_decay {weight_decay} must be at least 0, eps {eps} greater")
@@ -49,7 +46,7 @@ class Adan(Optimizer):
             "betas": betas,
             "eps": eps,
             "weight_decay": weight_decay,
-            "restart_cond": restart_cond,
+            "restart_cond": None,  # the package looks it up in state dicts that it loads
         }
         super().__init__(params, defaults)
 
@@ -103,15 +100,6 @@ class Adan(Optimizer):
             torch._foreach_mul_(n, 1 - beta3)
             torch._foreach_addcmul_(n, change, change, value=beta3)
         self._move(group, params, m, v, n, done + 1)
-
-        restart = group["restart_cond"]
-        chosen = [i for i, state in enumerate(states) if restart(state)] if restart is not None else []
-        if chosen:
-            params, fresh, m, v, n = ([values[i] for i in chosen] for values in (params, grads, m, v, n))
-            torch._foreach_copy_(m, fresh)
-            torch._foreach_zero_(v)
-            torch._foreach_copy_(n, torch._foreach_mul(fresh, fresh))
-            self._move(group, params, m, v, n, done + 1)
 
         torch._foreach_copy_(previous, grads)
         for state in states:

@@ -679,7 +679,7 @@ def check_fixed(file: SweepFile, fixed: Mapping[str, Any]) -> dict[str, Any]:
     return parsed
 
 
-def check_trains(file: SweepFile, fixed: Mapping[str, Any], run_cap: int | None = None) -> None:
+def check_trains(file: SweepFile, fixed: Mapping[str, Any]) -> None:
     """Refuse a sweep that would make ``train`` refuse a trial: each value, and combinations of them, are tried out.
 
     Raises:

@@ -62,7 +62,6 @@ class Ledger:
         lost: those of them that must be tried again, as their attempt ended without a verdict.
         seen: how many different parameter sets there are.
         exhausted: an attempt found that there are no others.
-        names: of attempts, the number by which their trial is called.
     """
 
     space: Space
