@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING, Any, Self
 
 from vitctl.cli.printing import print_json, print_table
 from vitctl.observer import Observer
-from vitctl.sweep.agent import Snapshot, take_snapshot
 from vitctl.sweep.space import show, show_params
 from vitctl.sweep.states import TrialState
 from vitctl.sweep.sweep import Sweep, TrialRow
@@ -24,6 +23,8 @@ if TYPE_CHECKING:
     from rich.console import Console, Group
     from rich.live import Live
     from rich.table import Table
+
+    from vitctl.sweep.agent import Snapshot
 
 Record = dict[str, Any]
 
@@ -255,6 +256,8 @@ def list_row(sweep: Sweep) -> Record:
         "best": None,
     }
     try:
+        from vitctl.sweep.agent import take_snapshot
+
         snapshot = take_snapshot(sweep, count=1)
     except VitctlError as error:
         return row | {"error": str(error)}
@@ -388,6 +391,8 @@ class SweepLines(Observer):
                 }[why]
             )
         if self._as_json:
+            from vitctl.sweep.agent import take_snapshot
+
             print_json(status_document(self.sweep, take_snapshot(self.sweep)))
         else:
             print_top(self.sweep, 3)

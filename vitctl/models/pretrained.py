@@ -224,10 +224,11 @@ def _fitted_by_timm(
 def _create(weights: str, arguments: dict[str, Any]) -> nn.Module:
     try:
         return timm.create_model(weights, **arguments)
-    except TypeError as error:
-        if "'img_size'" not in str(error):
-            raise
-        return timm.create_model(weights, **{name: value for name, value in arguments.items() if name != "img_size"})
+    except TypeError as error:  # a network without a size of its own, or another argument that it does not take
+        try:
+            return timm.create_model(weights, **{k: v for k, v in arguments.items() if k != "img_size"})
+        except TypeError:
+            raise error from None
 
 
 def head_names(model: nn.Module) -> list[str]:

@@ -23,8 +23,8 @@ from timm.layers.patch_embed import PatchEmbed
 from torch import Tensor, nn
 
 from vitctl.errors import RequestError
-from vitctl.models import TIMM, ModelEntry
 from vitctl.models.count import count_parameters, forward_cost
+from vitctl.models.entry import TIMM, ModelEntry
 from vitctl.registry import Option, Value, format_spec, suggest
 
 SIZES = (*range(8, 65, 4), 72, 80, 96, 112, 128, 160, 192, 224, 240, 256, 288, 320, 384, 448, 512, 768, 1024)
@@ -173,10 +173,11 @@ def build_timm(*, name: str, img_size: int, in_chans: int, num_classes: int, **o
         warnings.simplefilter("ignore")  # of what timm would rather be called
         try:
             model = timm.create_model(name, img_size=img_size, **arguments)
-        except TypeError as error:
-            if "'img_size'" not in str(error):
-                raise
-            model = timm.create_model(name, **arguments)
+        except TypeError as error:  # a network without a size of its own, or another argument that it does not take
+            try:
+                model = timm.create_model(name, **arguments)
+            except TypeError:
+                raise error from None
     return model
 
 

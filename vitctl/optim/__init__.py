@@ -8,35 +8,11 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
 
 from vitctl.errors import RequestError
-from vitctl.registry import Entry, Option, Value, suggest
-
-
-@dataclass(frozen=True, kw_only=True)
-class OptimizerEntry(Entry):
-    """An optimizer of the table.
-
-    Attributes:
-        lr: the learning rate to use when neither a flag nor a recipe says one.
-        weight_decay: likewise.
-        source: whose implementation runs.
-        paper: where it was described.
-        split_matrices: it wants hidden matrices in groups of their own (:func:`vitctl.optim.groups.hidden_matrices`).
-        second_lr: the option that is the learning rate of what ``lr`` is not for; it scales with the network instead.
-    """
-
-    lr: float
-    weight_decay: float
-    source: str = "torch"
-    paper: str = ""
-    split_matrices: bool = False
-    second_lr: str | None = None
-
-    def check_rate(self, lr: float, weight_decay: float, options: Mapping[str, Value]) -> None:
-        """Raise RequestError where the optimizer refuses a rate or a decay that the flags allow; those of the table take all."""
-
+from vitctl.optim.entry import TIMM as TIMM
+from vitctl.optim.entry import OptimizerEntry as OptimizerEntry
+from vitctl.registry import Option, Value, suggest
 
 _ADAM_OPTIONS = {
     "beta1": Option(0.9, "decay of the mean of gradients", low=0, below=1),
@@ -145,9 +121,6 @@ OPTIMIZERS: dict[str, OptimizerEntry] = {
     ),
 }
 """Every optimizer that ``--opt`` takes, besides ``timm/NAME``."""
-
-TIMM = "timm/"
-"""What a name of timm's optimizers starts with."""
 
 
 def find_optimizer(opt: str) -> OptimizerEntry:

@@ -16,7 +16,7 @@ from torch import nn
 from torch.optim import Optimizer
 
 from vitctl.errors import RequestError
-from vitctl.optim import TIMM, OptimizerEntry
+from vitctl.optim.entry import TIMM, OptimizerEntry
 from vitctl.registry import Option, Value, check_range, convert, suggest
 
 Groups = list[dict[str, Any]]

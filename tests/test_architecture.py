@@ -1,0 +1,225 @@
+"""Imports go one way, in no circle, and what must answer at once loads nothing heavy; no code reads the text of an error."""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Iterator
+from functools import cache
+from pathlib import Path
+
+import pytest
+
+PACKAGE = Path(__file__).parents[1] / "vitctl"
+
+LAYERS: tuple[tuple[str, ...], ...] = (
+    ("errors", "observer"),
+    ("units",),
+    ("registry", "files"),
+    ("devices", "process", "recipes", "yamlfile"),
+    ("data", "models", "optim"),
+    ("config",),
+    ("tracking",),
+    ("training",),
+    ("inference",),
+    ("benchmark", "export", "sweep", "tools"),
+    ("cli",),
+)
+"""Rooms from the lowest to the highest: each may import those below it, and none beside it."""
+
+HEAVY = {
+    "PIL",
+    "huggingface_hub",
+    "matplotlib",
+    "numpy",
+    "onnx",
+    "onnxruntime",
+    "optuna",
+    "plotly",
+    "safetensors",
+    "scipy",
+    "sklearn",
+    "sqlalchemy",
+    "tensorboard",
+    "timm",
+    "torch",
+    "torchvision",
+    "wandb",
+}
+LIGHT = ("config", "errors", "files", "observer", "process", "recipes", "registry", "units", "yamlfile")
+"""Rooms that import no heavy package when they are imported; nor do ``vitctl.cli.app`` and all ``__init__.py``."""
+
+
+def name_of(path: Path) -> str:
+    """Return ``vitctl.data.cache`` for its file, ``vitctl.data`` for that of a package."""
+    parts = path.relative_to(PACKAGE.parent).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+MODULES = {name_of(path): path for path in sorted(PACKAGE.rglob("*.py"))}
+
+
+@cache
+def tree_of(module: str) -> ast.Module:
+    return ast.parse(MODULES[module].read_text(encoding="utf-8"))
+
+
+def nodes(tree: ast.AST, *, lazy: bool) -> Iterator[ast.AST]:
+    """Yield the nodes that run on import, and with ``lazy`` those within functions and for type checkers too."""
+    for child in ast.iter_child_nodes(tree):
+        typing_only = isinstance(child, ast.If) and "TYPE_CHECKING" in ast.unparse(child.test)
+        if lazy or not (typing_only or isinstance(child, (ast.FunctionDef, ast.AsyncFunctionDef))):
+            yield child
+            yield from nodes(child, lazy=lazy)
+
+
+def imports(module: str, *, lazy: bool) -> set[str]:
+    """Return the modules that a module imports, by full name; of ours, the deepest that exists."""
+    found = set()
+    for node in nodes(tree_of(module), lazy=lazy):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0 and node.module, f"{module}: a relative import"
+            deeper = {f"{node.module}.{alias.name}" for alias in node.names}
+            found |= {name if name in MODULES else node.module for name in deeper}
+    return found
+
+
+def room_of(module: str) -> str:
+    return module.split(".")[1] if "." in module else ""
+
+
+LEVEL = {room: level for level, rooms in enumerate(LAYERS) for room in rooms}
+
+
+def test_every_room_has_its_place() -> None:
+    rooms = {room_of(module) for module in MODULES} - {"", "__main__"}
+    assert rooms == LEVEL.keys()
+
+
+@pytest.mark.parametrize("module", [each for each in MODULES if room_of(each) not in ("", "__main__")])
+def test_imports_go_one_way(module: str) -> None:
+    room = room_of(module)
+    ours = {each for each in imports(module, lazy=True) if each.startswith("vitctl.")}
+    upwards = {each for each in ours if room_of(each) != room and LEVEL[room_of(each)] >= LEVEL[room]}
+    assert not upwards, f"{module} imports what is above or beside it"
+
+
+def test_no_circle_of_imports() -> None:
+    graph = {module: imports(module, lazy=True) & MODULES.keys() - {module} for module in MODULES}
+    done: set[str] = set()
+
+    def visit(module: str, way: tuple[str, ...]) -> None:
+        assert module not in way, " -> ".join((*way[way.index(module) :], module))
+        if module not in done:
+            for other in sorted(graph[module]):
+                visit(other, (*way, module))
+            done.add(module)
+
+    for module in graph:
+        visit(module, ())
+    assert done == graph.keys()
+
+
+LIGHT_MODULES = [
+    module
+    for module, path in MODULES.items()
+    if path.name == "__init__.py" or room_of(module) in (*LIGHT, "", "__main__") or module == "vitctl.cli.app"
+]
+
+
+@pytest.mark.parametrize("module", LIGHT_MODULES)
+def test_light_modules_import_nothing_heavy(module: str) -> None:
+    """Also not through another module of ours."""
+    seen, waiting = set(), {module}
+    while waiting:
+        current = waiting.pop()
+        seen.add(current)
+        found = imports(current, lazy=False)
+        heavy = {name for name in found if name.split(".")[0] in HEAVY}
+        assert not heavy, f"{current}, which {module} leads to"
+        waiting |= {name for name in found & MODULES.keys() if name not in seen}
+
+
+# -- nobody reads the text of an error -----------------------------------------------------------------------------
+
+READERS = {"startswith", "endswith", "find", "index", "count", "partition", "rpartition", "removeprefix"}
+"""Methods of a text by which code looks for something in it."""
+
+FOREIGN = {
+    "vitctl.devices:is_out_of_memory": "torch has no class of its own for memory that ran out on a CPU or MPS",
+    "vitctl.training.checkpoint:load_checkpoint": "torch has one class for damage and for objects that it does not load",
+    "vitctl.models.state_files:_read": "likewise",
+    "vitctl.export.runtime:_first_line": "onnxruntime begins each with its own code and place",
+    "vitctl.tracking.wandb:in_words": "W&B's errors differ in their words alone",
+}
+"""Functions that may read the text of somebody else's error, and why there is no other way."""
+
+
+def reads_text(function: ast.AST) -> Iterator[ast.AST]:
+    """Yield what looks like reading the text of an exception: ``"x" in str(error)``, ``str(error).startswith``, ``re``."""
+    names = {node.name for node in ast.walk(function) if isinstance(node, ast.ExceptHandler) and node.name}
+    if isinstance(function, (ast.FunctionDef, ast.AsyncFunctionDef)):
+        every = [*function.args.posonlyargs, *function.args.args, *function.args.kwonlyargs]
+        names |= {
+            each.arg
+            for each in every
+            if each.annotation is not None and ast.unparse(each.annotation).endswith(("Exception", "Error"))
+        }
+    texts = {f"str({name})" for name in names} | {f"{name}.args" for name in names}
+    texts |= {
+        node.targets[0].id
+        for node in ast.walk(function)
+        if isinstance(node, ast.Assign)
+        and isinstance(node.targets[0], ast.Name)
+        and any(text in ast.unparse(node.value) for text in texts)
+    }
+
+    def is_text(node: ast.AST) -> bool:
+        written = ast.unparse(node)
+        return any(written == text or written.startswith((f"{text}.", f"{text}[")) for text in texts)
+
+    for node in ast.walk(function):
+        if isinstance(node, ast.Compare) and any(map(is_text, (node.left, *node.comparators))):
+            yield node
+        elif isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute):
+            reader = node.func.attr in READERS and is_text(node.func.value)
+            pattern = node.func.attr in ("search", "match", "fullmatch", "findall") and any(map(is_text, node.args))
+            if reader or pattern:
+                yield node
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_no_code_reads_the_text_of_an_error(module: str) -> None:
+    """What went wrong is in the type and the fields of an exception, or in a :class:`vitctl.process.failure.Failure`."""
+    functions = [
+        node for node in ast.walk(tree_of(module)) if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef))
+    ]
+    for function in functions:
+        if f"{module}:{function.name}" not in FOREIGN:
+            found = [ast.unparse(node) for node in reads_text(function)]
+            assert not found, f"{module}:{function.name}"
+
+
+@pytest.mark.parametrize("place", FOREIGN)
+def test_those_who_read_foreign_errors_still_do(place: str) -> None:
+    module, name = place.split(":")
+    (function,) = [
+        node for node in ast.walk(tree_of(module)) if isinstance(node, ast.FunctionDef) and node.name == name
+    ]
+    assert list(reads_text(function))
+
+
+@pytest.mark.parametrize(
+    "code",
+    [
+        "if 'full' in str(error): pass",
+        "if str(error).startswith('full'): pass",
+        "text = str(error).strip()\n        if 'full' in text: pass",
+        "re.search('full', str(error))",
+        "if error.args[0] == 'full': pass",
+    ],
+)
+def test_the_rule_sees_what_it_forbids(code: str) -> None:
+    source = f"def f():\n    try:\n        g()\n    except ValueError as error:\n        {code}\n"
+    assert list(reads_text(ast.parse(source).body[0]))
