@@ -246,7 +246,7 @@ def check_table(path: Path, flag: str) -> None:
 
 def _is_table(path: Path) -> bool:
     """Return whether an existing file may be replaced by a table: named like one, and text."""
-    if path.suffix.lower() not in TABLES:
+    if Path(os.path.realpath(path)).suffix.lower() not in TABLES:
         return False
     try:
         with open(path, "rb") as file:

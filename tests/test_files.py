@@ -1,0 +1,181 @@
+"""Writing whole files, through links and into devices; what is refused; locks."""
+
+from __future__ import annotations
+
+import errno
+import os
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import pytest
+
+from vitctl import files
+from vitctl.errors import NoSpace, RequestError, RunFailed
+
+LOCK = """
+import sys, time
+from pathlib import Path
+from vitctl.files import locked
+with locked(Path(sys.argv[1])):
+    print("held", flush=True)
+    sys.stdin.readline()
+"""
+
+
+def test_a_file_is_replaced_whole(tmp_path: Path) -> None:
+    path = tmp_path / "a.json"
+    for text in ("one", "two, which is longer", ""):
+        files.write_text(path, text)
+        assert path.read_text() == text and list(tmp_path.iterdir()) == [path]
+
+
+def test_what_fails_in_between_leaves_the_old_file(tmp_path: Path) -> None:
+    path = tmp_path / "a"
+    files.write_text(path, "old")
+    with pytest.raises(KeyError), files.replacing(path) as file:
+        file.write(b"half")
+        raise KeyError
+    assert path.read_text() == "old" and list(tmp_path.iterdir()) == [path]
+
+
+def test_a_link_stays_a_link(tmp_path: Path) -> None:
+    (tmp_path / "there").mkdir()
+    target, link = tmp_path / "there" / "table.csv", tmp_path / "link.csv"
+    link.symlink_to(target)
+    for text in ("first", "second"):  # the first makes what the link only names
+        files.write_text(link, text)
+        assert link.is_symlink() and target.read_text() == text
+    assert list((tmp_path / "there").iterdir()) == [target]
+
+
+def test_a_fifo_gets_the_content(tmp_path: Path) -> None:
+    fifo = tmp_path / "fifo"
+    os.mkfifo(fifo)
+    read: list[bytes] = []
+    reader = threading.Thread(target=lambda: read.append(fifo.read_bytes()))
+    reader.start()
+    files.write_text(fifo, "words")
+    reader.join(10)
+    assert read == [b"words"] and fifo.is_fifo() and list(tmp_path.iterdir()) == [fifo]
+
+
+def test_a_full_device_is_a_failure_and_stays(tmp_path: Path) -> None:
+    full = Path("/dev/full")
+    if not full.exists():
+        pytest.skip("needs /dev/full")
+    files.check_table(full, "--csv")
+    with pytest.raises(NoSpace):
+        files.write_text(full, "words")
+    assert full.is_char_device()
+
+
+def test_the_shells_redirection_is_written_to_and_not_replaced(tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    code = "from pathlib import Path; from vitctl.files import write_text; write_text(Path('/dev/stdout'), 'words')"
+    with open(out, "wb") as file:
+        subprocess.run([sys.executable, "-c", code], stdout=file, check=True)
+        assert os.fstat(file.fileno()).st_ino == out.stat().st_ino
+    assert out.read_text() == "words"
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT, errno.EFBIG])
+def test_a_disk_that_is_used_up_has_a_kind_of_its_own(number: int, tmp_path: Path) -> None:
+    found = files.write_failed(OSError(number, "x"), tmp_path / "a")
+    assert isinstance(found, NoSpace) and found.kind == "no_space"
+
+
+def test_another_error_is_a_failure(tmp_path: Path) -> None:
+    with pytest.raises(RunFailed) as failed:
+        files.write_text(tmp_path / "nowhere" / "a", "x")
+    assert failed.value.kind == "failed"
+
+
+# -- what is refused -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["nowhere/a.csv", "folder", "/proc/a.csv"])
+def test_what_cannot_be_written(name: str, tmp_path: Path) -> None:
+    (tmp_path / "folder").mkdir()
+    with pytest.raises(RequestError):
+        files.check_writable(tmp_path / name, "--csv")
+
+
+def test_asking_leaves_nothing_behind(tmp_path: Path) -> None:
+    files.check_table(tmp_path / "new.csv", "--csv")
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("last.pt", b"PK\3\4"),
+        ("image.png", b"\x89PNG\r\n"),
+        ("config.json", b"{}"),
+        ("train.py", b"import os"),
+        ("image.csv", b"\xff\xd8\xff\0"),
+    ],
+)
+def test_a_table_does_not_replace_what_is_none(name: str, content: bytes, tmp_path: Path) -> None:
+    path = tmp_path / name
+    path.write_bytes(content)
+    with pytest.raises(RequestError):
+        files.check_table(path, "--csv")
+    link = tmp_path / "link.csv"
+    link.symlink_to(path)
+    with pytest.raises(RequestError):
+        files.check_table(link, "--csv")
+    assert path.read_bytes() == content
+
+
+@pytest.mark.parametrize(("name", "content"), [("a.csv", b"x,y\n"), ("a.TSV", b"x\ty\n"), ("last.pt", b"")])
+def test_a_table_replaces_a_table_or_an_empty_file(name: str, content: bytes, tmp_path: Path) -> None:
+    (tmp_path / name).write_bytes(content)
+    files.check_table(tmp_path / name, "--csv")
+
+
+# -- folders and leftovers -----------------------------------------------------------------------------------------
+
+
+def test_a_folder_appears_complete_or_not_at_all(tmp_path: Path) -> None:
+    with files.new_folder(tmp_path / "a") as staging:
+        (staging / "x").write_text("1")
+        assert not (tmp_path / "a").exists()
+    assert (tmp_path / "a" / "x").read_text() == "1"
+    with pytest.raises(KeyError), files.new_folder(tmp_path / "b"):
+        raise KeyError
+    with pytest.raises(OSError), files.new_folder(tmp_path / "a") as staging:
+        (staging / "y").write_text("2")
+    assert [path.name for path in tmp_path.rglob("*")] == ["a", "x"]
+
+
+def test_leftovers_of_the_dead_are_removed(tmp_path: Path) -> None:
+    dead = subprocess.Popen([sys.executable, "-c", ""])
+    dead.wait()
+    for name in (f"a.pt.tmp-{dead.pid}", f"a.onnx.tmp-{dead.pid}", f"b.pt.tmp-{os.getpid()}", "notes.tmp"):
+        (tmp_path / name).touch()
+    files.remove_temporaries(tmp_path, suffixes={".pt"})
+    assert {path.name for path in tmp_path.iterdir()} == {
+        f"a.onnx.tmp-{dead.pid}",
+        f"b.pt.tmp-{os.getpid()}",
+        "notes.tmp",
+    }
+    files.remove_temporaries(tmp_path, of_dead_only=False)
+    assert {path.name for path in tmp_path.iterdir()} == {"notes.tmp"}
+
+
+# -- locks ---------------------------------------------------------------------------------------------------------
+
+
+def test_a_lock_is_of_one_process_and_ends_with_it(tmp_path: Path) -> None:
+    path = tmp_path / ".lock"
+    with subprocess.Popen(
+        [sys.executable, "-c", LOCK, str(path)], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    ) as holder:
+        assert holder.stdout is not None and holder.stdout.readline() == b"held\n"
+        with pytest.raises(files.Locked), files.locked(path):
+            pass
+        holder.kill()
+    with files.locked(path), pytest.raises(files.Locked), files.locked(path):
+        pass
