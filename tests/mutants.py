@@ -1,0 +1,357 @@
+"""Plants faults in a copy of the code, one at a time, and shows that the quick tests find each.
+
+    python -m tests.mutants                 # all, about half an hour on two cores
+    python -m tests.mutants resume split    # those whose names contain a word
+    python -m tests.mutants --list
+
+A fault that survives means that a promise has no test. Each names the tests that should find it; ``--whole`` runs the
+whole quick suite instead.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+ROOT = Path(__file__).parents[1]
+
+
+@dataclass(frozen=True)
+class Mutant:
+    """A fault.
+
+    Attributes:
+        name: what is wrong.
+        path: file below ``vitctl``.
+        old: text in it, which occurs once.
+        new: what replaces it.
+        tests: arguments of pytest.
+    """
+
+    name: str
+    path: str
+    old: str
+    new: str
+    tests: str
+
+
+MUTANTS = (
+    # -- loop
+    Mutant(
+        "loop: the schedule runs a step ahead",
+        "training/loop.py",
+        "factor = session.schedule.factor(progress.step)",
+        "factor = session.schedule.factor(progress.step + 1)",
+        "tests/training/test_loop.py tests/optim",
+    ),
+    Mutant(
+        "loop: the loss of a short batch is divided by the batch size",
+        "training/loop.py",
+        "torch.autograd.backward(scaler.scale(loss / count) if scaler else loss / count)",
+        "torch.autograd.backward(scaler.scale(loss / count) if scaler else loss / config.bs)",
+        "tests/training/test_loop.py",
+    ),
+    Mutant(
+        "loop: gradients are not clipped",
+        "training/loop.py",
+        "            if config.clip_grad:\n                torch.nn.utils.clip_grads_with_norm_",
+        "            if config.clip_grad < 0:\n                torch.nn.utils.clip_grads_with_norm_",
+        "tests/training/test_loop.py",
+    ),
+    Mutant(
+        "loop: gradients add up over steps",
+        "training/loop.py",
+        "        session.optimizer.zero_grad()\n",
+        "        pass\n",
+        "tests/training/test_loop.py tests/training/test_resume.py",
+    ),
+    Mutant(
+        "loop: the average of the weights stands still",
+        "training/loop.py",
+        "            session.average.update(session.model, progress.step + 1)",
+        "            pass",
+        "tests/training/test_ema.py",
+    ),
+    Mutant(
+        "loop: one finite value hides another that is not",
+        "training/loop.py",
+        "elif not all(math.isfinite(value) for value in values):",
+        "elif not any(math.isfinite(value) for value in values):",
+        "tests/training/test_loop.py",
+    ),
+    Mutant(
+        "loop: the record has the rate of the next step",
+        "training/loop.py",
+        '"lr": session.lr(progress.step - 1),  # the one',
+        '"lr": session.lr(progress.step),  # the one',
+        "tests/training/test_loop.py tests/cli/test_train_command.py",
+    ),
+    Mutant(
+        "loop: patience is an epoch longer",
+        "training/loop.py",
+        'row["epoch"] - progress.best_epoch >= config.patience',
+        'row["epoch"] - progress.best_epoch > config.patience',
+        "tests/training",
+    ),
+    Mutant(
+        "loop: the worse epoch is the best",
+        "training/loop.py",
+        'row["val_acc"] > progress.best_val_acc',
+        'row["val_acc"] < progress.best_val_acc or progress.best_val_acc < 0',
+        "tests/training tests/cli/test_eval_command.py",
+    ),
+    # -- checkpoint
+    Mutant(
+        "checkpoint: loading runs code of the file",
+        "training/checkpoint.py",
+        'torch.load(file, map_location="cpu", weights_only=True)',
+        'torch.load(file, map_location="cpu", weights_only=False)',
+        "tests/training/test_checkpoint.py",
+    ),
+    Mutant(
+        "checkpoint: damage passes for whole",
+        "training/checkpoint.py",
+        'whole = checkpoint["digest"] == content_digest(checkpoint)',
+        'whole = bool(checkpoint["digest"] and content_digest(checkpoint))',
+        "tests/training/test_checkpoint.py",
+    ),
+    Mutant(
+        "checkpoint: the digest does not see dtype and shape",
+        "training/checkpoint.py",
+        'head = [*path, "tensor", str(tensor.dtype), list(tensor.shape)]',
+        'head = [*path, "tensor"]',
+        "tests/training/test_checkpoint.py",
+    ),
+    Mutant(
+        "checkpoint: one older checkpoint too many is kept",
+        "training/run_folder.py",
+        "for old in self._older()[keep:]:",
+        "for old in self._older()[keep + 1 :]:",
+        "tests/training/test_run_folder.py tests/training/test_resume.py",
+    ),
+    Mutant(
+        "checkpoint: a file is written in place",
+        "files.py",
+        "    temporary = temporary_name(target)\n    try:",
+        "    temporary = target\n    try:",
+        "tests/test_files.py tests/training/test_checkpoint.py",
+    ),
+    # -- sampler
+    Mutant(
+        "sampler: every epoch has the same order",
+        "data/batches.py",
+        "manual_seed(derive_seed(seed, epoch)))",
+        "manual_seed(derive_seed(seed, 0)))",
+        "tests/data/test_batches.py",
+    ),
+    Mutant(
+        "sampler: every epoch draws the same crops",
+        "data/batches.py",
+        "generator = torch.Generator().manual_seed(derive_seed(seed, epoch, step))",
+        "generator = torch.Generator().manual_seed(derive_seed(seed, 0, step))",
+        "tests/data/test_batches.py tests/data/test_augment.py",
+    ),
+    Mutant(
+        "sampler: batches overlap by an image",
+        "data/batches.py",
+        "[step * self.batch_size : (step + 1) * self.batch_size]",
+        "[step * self.batch_size : (step + 1) * self.batch_size + 1]",
+        "tests/data/test_batches.py tests/training/test_loop.py",
+    ),
+    Mutant(
+        "sampler: the order does not depend on the seed",
+        "data/batches.py",
+        "permutation = epoch_order(len(self.index), self.seed, epoch)",
+        "permutation = epoch_order(len(self.index), 0, epoch)",
+        "tests/data/test_batches.py tests/benchmark/test_optimizers.py",
+    ),
+    # -- split
+    Mutant(
+        "split: held-out images are trained on",
+        "data/dataset.py",
+        "everything = np.setdiff1d(everything, held_out, assume_unique=True)",
+        "everything = np.union1d(everything, held_out)",
+        "tests/data/test_dataset.py",
+    ),
+    Mutant(
+        "split: the choice does not depend on its seed",
+        "data/dataset.py",
+        "keys = hash_keys(len(dataset.train), split_seed)",
+        "keys = hash_keys(len(dataset.train), 0)",
+        "tests/data/test_dataset.py",
+    ),
+    Mutant(
+        "split: eval --split val measures what was trained on",
+        "inference/scoring.py",
+        '"val": splits.val, "test"',
+        '"val": splits.train, "test"',
+        "tests/cli/test_eval_command.py",
+    ),
+    # -- export check
+    Mutant(
+        "export: outputs that are not finite agree",
+        "export/verify.py",
+        "if not worst <= tolerance:",
+        "if worst > tolerance:",
+        "tests/export/test_verify.py",
+    ),
+    Mutant(
+        "export: a changed prediction passes",
+        "export/verify.py",
+        "if self.changed > self.ties:",
+        "if self.changed > self.ties + 1:",
+        "tests/export/test_verify.py",
+    ),
+    Mutant(
+        "export: a wrong record passes",
+        "export/pipeline.py",
+        "if states.get(name) != text]",
+        "if name not in states]",
+        "tests/cli/test_export_command.py tests/export",
+    ),
+    # -- resume
+    Mutant(
+        "resume: random states are not restored",
+        "training/session.py",
+        '        devices.set_rng_state(checkpoint["rng"], self.device)\n        self.tally',
+        "        self.tally",
+        "tests/training/test_resume.py tests/training/test_resume_optimizers.py",
+    ),
+    Mutant(
+        "resume: the optimizer begins anew",
+        "training/session.py",
+        'self.optimizer.load_state_dict(checkpoint["optimizer"])',
+        "pass",
+        "tests/training/test_resume.py tests/training/test_resume_optimizers.py",
+    ),
+    Mutant(
+        "resume: metrics of lost epochs stay",
+        "training/start.py",
+        "        folder.write_metrics(session.history)\n",
+        "",
+        "tests/training/test_resume.py",
+    ),
+    Mutant(
+        "resume: another learning rate is accepted",
+        "training/start.py",
+        "if not FLAGS[name].resumable and not same_value(stored, name, value)",
+        'if name != "lr" and not FLAGS[name].resumable and not same_value(stored, name, value)',
+        "tests/training/test_resume.py",
+    ),
+    Mutant(
+        "resume: two processes train in one folder",
+        "files.py",
+        "        raise Locked(str(path)) from None",
+        "        pass",
+        "tests/test_files.py tests/training/test_run_folder.py",
+    ),
+    Mutant(
+        "resume: a run that failed leaves no record",
+        "training/run_folder.py",
+        "                if is_run_failure(error):",
+        "                if not is_run_failure(error):",
+        "tests/training/test_run_folder.py tests/training/test_loop.py",
+    ),
+    # -- errors of the command line
+    Mutant(
+        "cli: a refused request exits as a failure",
+        "errors.py",
+        "    exit_code = 2\n",
+        "    exit_code = 1\n",
+        "tests/cli/test_train_command.py",
+    ),
+    Mutant(
+        "cli: --json prints messages to stdout",
+        "cli/progress.py",
+        "        print(text, file=sys.stderr, flush=True)",
+        "        print(text, flush=True)",
+        "tests/cli/test_train_command.py tests/cli/test_progress.py",
+    ),
+    Mutant(
+        "cli: a mode takes flags without effect",
+        "cli/modes.py",
+        "and name not in uses:",
+        "and name not in uses | _ALL:",
+        "tests/cli/test_modes.py",
+    ),
+    Mutant(
+        "cli: a table replaces any file",
+        "files.py",
+        "path.stat().st_size and not _is_table(path):",
+        "path.stat().st_size and False:",
+        "tests/test_files.py",
+    ),
+    Mutant(
+        "cli: a child keeps its failure to itself",
+        "cli/__init__.py",
+        "    except VitctlError as error:\n        report.write(error)\n",
+        "    except VitctlError as error:\n",
+        "tests/process/test_failure.py",
+    ),
+)
+
+
+def plant(mutant: Mutant, place: Path) -> None:
+    """Copy the code to ``place`` and put the fault in."""
+    for name in ("vitctl", "tests", "sweeps", "pyproject.toml", "README.md"):
+        source = ROOT / name
+        if source.is_dir():
+            shutil.copytree(source, place / name, ignore=shutil.ignore_patterns("__pycache__"))
+        else:
+            shutil.copy(source, place / name)
+    path = place / "vitctl" / mutant.path
+    text = path.read_text(encoding="utf-8")
+    if text.count(mutant.old) != 1:
+        raise SystemExit(f"{mutant.name}: {mutant.path} has the text {text.count(mutant.old)} times, not once")
+    path.write_text(text.replace(mutant.old, mutant.new), encoding="utf-8")
+
+
+def survives(mutant: Mutant, tests: list[str]) -> bool:
+    """Return whether the tests pass in spite of the fault."""
+    with tempfile.TemporaryDirectory(prefix="mutant-") as folder:
+        place = Path(folder)
+        plant(mutant, place)
+        environment = {**os.environ, "PYTHONPATH": folder, "PYTHONDONTWRITEBYTECODE": "1"}
+        command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", "-m", "not slow and not long"]
+        done = subprocess.run(
+            [*command, *tests], cwd=place, env=environment, capture_output=True, text=True, check=False
+        )
+        if done.returncode not in (0, 1):
+            raise SystemExit(
+                f"{mutant.name}: pytest exited {done.returncode}\n{done.stdout[-2000:]}{done.stderr[-2000:]}"
+            )
+        return done.returncode == 0
+
+
+def main() -> None:
+    """Run the mutants that the command line names."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("words", nargs="*", help="only those whose name contains one of these")
+    parser.add_argument("--whole", action="store_true", help="run the whole quick suite against each")
+    parser.add_argument("--list", action="store_true", help="print the names")
+    asked = parser.parse_args()
+    chosen = [each for each in MUTANTS if not asked.words or any(word in each.name for word in asked.words)]
+    if asked.list:
+        print(*(each.name for each in chosen), sep="\n")
+        return
+    alive = []
+    for number, mutant in enumerate(chosen, 1):
+        start = time.monotonic()
+        if survives(mutant, [] if asked.whole else mutant.tests.split()):
+            alive.append(mutant.name)
+        state = "SURVIVES" if mutant.name in alive[-1:] else "killed"
+        print(f"{number}/{len(chosen)} {state} ({time.monotonic() - start:.0f} s) {mutant.name}", flush=True)
+    if alive:
+        raise SystemExit(f"{len(alive)} of {len(chosen)} survive: {'; '.join(alive)}")
+    print(f"all {len(chosen)} killed")
+
+
+if __name__ == "__main__":
+    main()
