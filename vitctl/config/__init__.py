@@ -5,10 +5,12 @@
 - :mod:`~vitctl.config.keys`: the names under which settings can be given;
 - :mod:`~vitctl.config.paths`: data sets and weights that are given by path;
 - :mod:`~vitctl.config.resolution`: the rules by which :func:`resolve_config` completes what was given;
+- :mod:`~vitctl.config.cards`: the measurement that a run with these settings can be compared with.
 """
 
 from __future__ import annotations
 
+from vitctl.config.cards import find_card
 from vitctl.config.checks import check_tracked, split_tags
 from vitctl.config.flag import Flag, flag_name
 from vitctl.config.keys import ADAN_BETAS, ADANS, ALIASES, FLAGS, LENGTHS, OPTION_TABLES, normalise_keys
@@ -28,6 +30,7 @@ __all__ = [
     "Flag",
     "TrainConfig",
     "check_tracked",
+    "find_card",
     "flag_name",
     "normalise_keys",
     "pretrained_word",

@@ -13,6 +13,7 @@ from vitctl import devices
 from vitctl.config import PREDECESSOR_BATCH
 from vitctl.data.dataset import Subset
 from vitctl.errors import Interrupted, NotFinite
+from vitctl.recipes import Card
 from vitctl.training.card import CardWatch
 from vitctl.training.evaluate import Evaluation, Stopped, evaluate
 from vitctl.training.run_folder import RunFolder
@@ -52,7 +53,12 @@ class Observer(Protocol):
 
 
 def fit(
-    session: Session, folder: RunFolder, observer: Observer, resume_command: str, started: float | None = None
+    session: Session,
+    folder: RunFolder,
+    observer: Observer,
+    resume_command: str,
+    started: float | None = None,
+    card: Card | None = None,
 ) -> Record:
     """Train until the run's last step, then test, and return the summary.
 
@@ -62,13 +68,14 @@ def fit(
         observer: told of everything.
         resume_command: printed when the run is stopped.
         started: when the run's time began, by :func:`time.monotonic`; None is now.
+        card: the measurement that the run is compared with, or None.
 
     Raises:
         RunFailed: the loss is not finite, or memory or disk is used up; the last good checkpoint stands.
         Interrupted: SIGINT or SIGTERM came, and the state is saved.
     """
     progress, config = session.progress, session.config
-    clock, watch = Clock(session, started), CardWatch(session)
+    clock, watch = Clock(session, started), CardWatch(session, card)
     save_steps, save_seconds = (
         parse_save_every(config.save_every, "--save-every") if config.save_every else (None, None)
     )
