@@ -1,7 +1,7 @@
 """How a few given settings become a full set: an ordered list of rules.
 
-Tables < recipe < file < flags: each fills in what those after it leave open. :data:`RULES` is that sentence in full. A
-rule is a function that changes the :class:`Draft`, or refuses it; its name says what it does and its docstring why.
+Tables < recipe < file < flags: each supplies what those to its right leave open. :data:`RULES`, at the end, says exactly
+how. A rule is a function that changes or refuses the :class:`Draft`; its name says what it does, its docstring why.
 """
 
 from __future__ import annotations
@@ -94,30 +94,11 @@ class Draft:
         return {**given, **inline} if key in self.given else {**inline, **given}
 
 
-def resolve_config(flags: Mapping[str, Any], file: Mapping[str, Any] | None = None) -> TrainConfig:
-    """Complete the given settings: tables < recipe < file < flags.
-
-    Args:
-        flags: settings by name, from the command line; only those that were given.
-        file: settings by name, from a ``--config`` file.
-
-    Raises:
-        RequestError: an unknown name, or an impossible combination.
-    """
-    draft = Draft(flags=flags, file=dict(file or {}))
-    for rule in RULES:
-        rule(draft)
-    config = TrainConfig(**draft.settings)
-    for refusal in REFUSALS:
-        refusal(draft, config)
-    return config
-
-
 # What of the file gives way to flags
 
 
 def take_apart_file_specs(draft: Draft) -> None:
-    """Make each option in the file's ``NAME:key=value`` a setting of its own, so that a flag can replace it."""
+    """Each option in the file's ``NAME:key=value`` becomes a setting of its own, so that a flag can replace it."""
     for key, option_flags in (("net", NET_FLAGS), ("opt", OPT_FLAGS), ("aug", {})):
         if key not in draft.file:
             continue
@@ -136,7 +117,7 @@ def take_apart_file_specs(draft: Draft) -> None:
 
 
 def drop_warmup_when_onecycle_begins_or_ends(draft: Draft) -> None:
-    """The share in which a one-cycle rate rises is no warm-up, and the reverse."""
+    """The share of a run in which a one-cycle rate rises does not suit as a warm-up, nor the reverse."""
     schedules = {each["schedule"] for each in (draft.file, draft.flags) if "schedule" in each}
     if len(schedules) == 2 and "onecycle" in schedules:
         draft.drop("warmup")
@@ -174,16 +155,22 @@ def _defaults(file: Mapping[str, Any], *names: str) -> dict[str, Any]:
     return resolve_config({}, {name: file[name] for name in (*names, "data_dir") if name in file}).to_dict()
 
 
-def drop_options_of_replaced_net(draft: Draft) -> None:
-    """Another network may not have the options of the file's."""
+def drop_file_net_options(draft: Draft) -> None:
+    """The file's options are for the file's network; ``--net`` starts from the defaults."""
     if "net" in draft.flags:
         draft.drop("net_options", *NET_FLAGS)
 
 
-def drop_options_of_replaced_opt(draft: Draft) -> None:
-    """Another optimizer may not have the options of the file's."""
+def drop_file_opt_options(draft: Draft) -> None:
+    """The file's options are for the file's optimizer; ``--opt`` starts from the defaults."""
     if "opt" in draft.flags:
         draft.drop("opt_options", *OPT_FLAGS)
+
+
+def drop_file_aug_options(draft: Draft) -> None:
+    """The file's options are for the file's augmentation; ``--aug`` starts from the defaults."""
+    if "aug" in draft.flags:
+        draft.drop("aug_options")
 
 
 def drop_rates_of_replaced_opt(draft: Draft) -> None:
@@ -196,12 +183,6 @@ def drop_rates_of_replaced_opt(draft: Draft) -> None:
         replaced = RECIPES[str(draft.file["recipe"])].settings["opt"]
     if replaced not in (None, opt):
         draft.drop(*RATES, "clip_grad")
-
-
-def drop_options_of_replaced_aug(draft: Draft) -> None:
-    """Another augmentation may not have the options of the file's."""
-    if "aug" in draft.flags:
-        draft.drop("aug_options")
 
 
 def drop_loss_sum_without_validation(draft: Draft) -> None:
@@ -217,7 +198,7 @@ def drop_warmdown_of_replaced_schedule(draft: Draft) -> None:
 
 
 def drop_replaced_length(draft: Draft) -> None:
-    """A length in another unit replaces the file's: ``--max-steps`` also ends a run whose file counts epochs."""
+    """A length by flag replaces the file's even in another unit, such as ``--max-steps`` for epochs."""
     if draft.flags.keys() & set(LENGTHS):
         draft.drop(*LENGTHS)
 
@@ -226,7 +207,7 @@ def drop_replaced_length(draft: Draft) -> None:
 
 
 def choose_recipe(draft: Draft) -> None:
-    """The recipe comes first, as everything else may be its."""
+    """The recipe comes first, as it has defaults for every other choice."""
     draft.recipe = lookup(RECIPES, str(draft.given.get("recipe", "default")), "--recipe")
 
 
@@ -262,7 +243,7 @@ def choose_opt(draft: Draft) -> None:
     draft.opt_entry = find_optimizer(draft.settings["opt"])
 
 
-# What the recipe and the tables fill in
+# What the recipe has for these choices
 
 
 def fill_in_from_recipe(draft: Draft) -> None:
@@ -284,6 +265,9 @@ def keep_only_the_given_length(draft: Draft) -> None:
     given = draft.given
     if given.keys() & set(LENGTHS):
         draft.settings.update({name: given.get(name) for name in LENGTHS})
+
+
+# Options of the network
 
 
 def collect_net_options(draft: Draft) -> None:
@@ -308,9 +292,12 @@ def apply_net_flags(draft: Draft) -> None:
 
 
 def fill_in_net_options(draft: Draft) -> None:
-    """The network's row has a default for every option, and knows no other."""
+    """The network's row has the default of every option that the network takes."""
     what = f"--net {draft.settings['net']}"
     draft.settings["net_options"] = draft.net_entry.resolve_options(draft.settings["net_options"], what)
+
+
+# Options of the optimizer
 
 
 def choose_lr_scales(draft: Draft) -> None:
@@ -320,8 +307,8 @@ def choose_lr_scales(draft: Draft) -> None:
     """
     draft.lr_scale = draft.second_lr_scale = float(draft.settings.pop("lr_scale", 1.0))
     if draft.opt_entry.second_lr:
-        knows_something = draft.settings["pretrained"] != "false"
-        draft.lr_scale = float(str(draft.recipe.pretrained.get("lr_scale", 1.0))) if knows_something else 1.0
+        pretrained = draft.recipe.pretrained if draft.settings["pretrained"] != "false" else {}
+        draft.lr_scale = float(str(pretrained.get("lr_scale", 1.0)))
 
 
 def split_rates_from_opt(draft: Draft) -> None:
@@ -355,15 +342,15 @@ def apply_adan_betas(draft: Draft) -> None:
 
 
 def fill_in_opt_options(draft: Draft) -> None:
-    """The optimizer's row has a default for every option, and knows no other."""
+    """The optimizer's row has the default of every option that the optimizer takes."""
     what = f"--opt {draft.settings['opt']}"
     draft.settings["opt_options"] = draft.opt_entry.resolve_options(draft.settings["opt_options"], what)
 
 
 def settle_nesterov(draft: Draft) -> None:
-    """Without momentum there is none of Nesterov's, which is refused only to those who ask for it.
+    """SGD without momentum has no Nesterov momentum either, which is refused only when asked for.
 
-    It is stored as off, so that a file from ``--print-config`` does not ask for it.
+    Otherwise it is stored as off, so that a file from ``--print-config`` does not ask for it.
     """
     options = draft.settings["opt_options"]
     if draft.settings["opt"] != "sgd" or options["momentum"]:
@@ -373,6 +360,9 @@ def settle_nesterov(draft: Draft) -> None:
             "--opt sgd:nesterov=true needs momentum, which is 0; say --opt sgd:momentum=0.9,nesterov=true"
         )
     options["nesterov"] = False
+
+
+# Learning rate and weight decay
 
 
 def scale_recipe_lr(draft: Draft) -> None:
@@ -396,19 +386,6 @@ def fill_in_rates(draft: Draft) -> None:
     draft.settings.setdefault("weight_decay", draft.opt_entry.weight_decay)
 
 
-def fill_in_size(draft: Draft) -> None:
-    """Pretrained networks see larger images than the others."""
-    draft.settings.setdefault("size", draft.net_entry.img_size)
-
-
-def fill_in_wandb(draft: Draft) -> None:
-    """Under a W&B agent, which sets the variable, a run reports to W&B."""
-    draft.settings.setdefault("wandb", "online" if os.environ.get("WANDB_SWEEP_ID") else "disabled")
-
-
-# What depends on another setting
-
-
 def refuse_zero_lr_with_a_second(draft: Draft) -> None:
     """The schedule moves the second learning rate in proportion to the first."""
     if draft.opt_entry.second_lr and draft.settings["lr"] == 0:
@@ -416,6 +393,9 @@ def refuse_zero_lr_with_a_second(draft: Draft) -> None:
             f"--lr 0 stops --opt {draft.settings['opt']} and its {draft.opt_entry.second_lr}, which the schedule moves with "
             f"it; take a small rate such as 1e-9"
         )
+
+
+# What depends on another setting
 
 
 def replace_recipe_warmup_of_onecycle(draft: Draft) -> None:
@@ -430,6 +410,16 @@ def remove_recipe_warmdown_of_other_schedules(draft: Draft) -> None:
         draft.settings.pop("warmdown", None)
 
 
+def fill_in_size(draft: Draft) -> None:
+    """Pretrained networks see larger images than the others."""
+    draft.settings.setdefault("size", draft.net_entry.img_size)
+
+
+def fill_in_wandb(draft: Draft) -> None:
+    """Under a W&B agent, which sets the variable, a run reports to W&B."""
+    draft.settings.setdefault("wandb", "online" if os.environ.get("WANDB_SWEEP_ID") else "disabled")
+
+
 def refuse_idle_wandb_flags(draft: Draft) -> None:
     """Flags about W&B do nothing where W&B is disabled."""
     check_tracked(str(draft.settings["wandb"]), draft.flags)
@@ -440,6 +430,9 @@ def reset_recipe_layer_decay(draft: Draft) -> None:
     random = draft.settings["pretrained"] == "false"
     if "layer_decay" not in draft.given and (random or draft.settings.get("freeze_backbone")):
         draft.settings["layer_decay"] = 1.0
+
+
+# Augmentation
 
 
 def choose_aug(draft: Draft) -> None:
@@ -458,9 +451,9 @@ def fill_in_mixing(draft: Draft) -> None:
 
 
 def settle_mix_off(draft: Draft) -> None:
-    """Without mixing there is nothing to end, which only a request for both says wrongly.
+    """Without mixing there is nothing to end.
 
-    A file may keep ``mix_off`` beside a mixup of 0 that a flag or a sweep's trial put there.
+    A file may still have ``mix_off`` where a flag or a trial of a sweep sets ``mixup`` to 0.
     """
     given = draft.given
     if any(draft.settings.get(name, 0) for name in MIXING):
@@ -470,6 +463,9 @@ def settle_mix_off(draft: Draft) -> None:
             f"--mix-off {given['mix_off']:g} ends mixup and CutMix, and neither is on; give --mixup or --cutmix too"
         )
     draft.settings["mix_off"] = 0.0
+
+
+# What is left
 
 
 def remove_recipe_loss_sum(draft: Draft) -> None:
@@ -482,57 +478,6 @@ def remove_option_flags(draft: Draft) -> None:
     """Flags that set an option are part of the options by now."""
     for name in (*NET_FLAGS, *OPT_FLAGS):
         draft.settings.pop(name, None)
-
-
-RULES: tuple[Callable[[Draft], None], ...] = (
-    # What of the file gives way to flags
-    take_apart_file_specs,
-    drop_warmup_when_onecycle_begins_or_ends,
-    drop_defaults_of_replaced_choices,
-    drop_options_of_replaced_net,
-    drop_options_of_replaced_opt,
-    drop_rates_of_replaced_opt,
-    drop_options_of_replaced_aug,
-    drop_loss_sum_without_validation,
-    drop_warmdown_of_replaced_schedule,
-    drop_replaced_length,
-    # What is chosen
-    choose_recipe,
-    choose_dataset,
-    choose_time,
-    choose_net,
-    choose_weights,
-    choose_opt,
-    # What the recipe and the tables fill in
-    fill_in_from_recipe,
-    keep_only_the_given_length,
-    collect_net_options,
-    apply_net_flags,
-    fill_in_net_options,
-    choose_lr_scales,
-    split_rates_from_opt,
-    collect_opt_options,
-    apply_adan_betas,
-    fill_in_opt_options,
-    settle_nesterov,
-    scale_recipe_lr,
-    apply_rates_of_opt,
-    fill_in_rates,
-    fill_in_size,
-    fill_in_wandb,
-    # What depends on another setting
-    refuse_zero_lr_with_a_second,
-    replace_recipe_warmup_of_onecycle,
-    remove_recipe_warmdown_of_other_schedules,
-    refuse_idle_wandb_flags,
-    reset_recipe_layer_decay,
-    choose_aug,
-    fill_in_mixing,
-    settle_mix_off,
-    remove_recipe_loss_sum,
-    remove_option_flags,
-)
-"""Every rule, in order. A rule may rely on those before it; of two that refuse, the first is what the user reads."""
 
 
 # What the complete settings are refused for
@@ -555,9 +500,64 @@ def refuse_rates_of_optimizer(draft: Draft, config: TrainConfig) -> None:
 
 
 def refuse_size_of_network(draft: Draft, config: TrainConfig) -> None:
-    """Patches, windows and heads must divide what they divide."""
+    """A network takes only some image sizes: its patches must tile the image, say."""
     draft.net_entry.check_size(config.net, config.net_options, config.size)
 
+
+RULES: tuple[Callable[[Draft], None], ...] = (
+    # What of the file gives way to flags
+    take_apart_file_specs,
+    drop_warmup_when_onecycle_begins_or_ends,
+    drop_defaults_of_replaced_choices,
+    drop_file_net_options,
+    drop_file_opt_options,
+    drop_file_aug_options,
+    drop_rates_of_replaced_opt,
+    drop_loss_sum_without_validation,
+    drop_warmdown_of_replaced_schedule,
+    drop_replaced_length,
+    # What is chosen
+    choose_recipe,
+    choose_dataset,
+    choose_time,
+    choose_net,
+    choose_weights,
+    choose_opt,
+    # What the recipe has for these choices
+    fill_in_from_recipe,
+    keep_only_the_given_length,
+    # Options of the network
+    collect_net_options,
+    apply_net_flags,
+    fill_in_net_options,
+    # Options of the optimizer
+    choose_lr_scales,
+    split_rates_from_opt,
+    collect_opt_options,
+    apply_adan_betas,
+    fill_in_opt_options,
+    settle_nesterov,
+    # Learning rate and weight decay
+    scale_recipe_lr,
+    apply_rates_of_opt,
+    fill_in_rates,
+    refuse_zero_lr_with_a_second,
+    # What depends on another setting
+    replace_recipe_warmup_of_onecycle,
+    remove_recipe_warmdown_of_other_schedules,
+    fill_in_size,
+    fill_in_wandb,
+    refuse_idle_wandb_flags,
+    reset_recipe_layer_decay,
+    # Augmentation
+    choose_aug,
+    fill_in_mixing,
+    settle_mix_off,
+    # What is left
+    remove_recipe_loss_sum,
+    remove_option_flags,
+)
+"""Every rule, in order. A rule may rely on those before it; of two that refuse, the first is what the user reads."""
 
 REFUSALS: tuple[Callable[[Draft, TrainConfig], None], ...] = (
     refuse_warmup_within_the_first_epoch,
@@ -565,3 +565,22 @@ REFUSALS: tuple[Callable[[Draft, TrainConfig], None], ...] = (
     refuse_size_of_network,
 )
 """Every refusal, in order, beyond :mod:`~vitctl.config.checks`: these are of flags and tables, not of stored settings."""
+
+
+def resolve_config(flags: Mapping[str, Any], file: Mapping[str, Any] | None = None) -> TrainConfig:
+    """Complete the given settings: tables < recipe < file < flags.
+
+    Args:
+        flags: settings by name, from the command line; only those that were given.
+        file: settings by name, from a ``--config`` file.
+
+    Raises:
+        RequestError: an unknown name, or an impossible combination.
+    """
+    draft = Draft(flags=flags, file=dict(file or {}))
+    for rule in RULES:
+        rule(draft)
+    config = TrainConfig(**draft.settings)
+    for refusal in REFUSALS:
+        refusal(draft, config)
+    return config
