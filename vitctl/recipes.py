@@ -80,17 +80,17 @@ class Recipe:
         summary: what it is for, in a line.
         settings: values by flag name.
         epochs: epochs by data set; ``*`` is for the others. Without effect where ``settings`` count steps.
-        by_net: further values for networks whose name matches the pattern; ``lr_scale`` multiplies the learning rate,
+        by_net: further values for networks whose name matches the pattern; ``lr_factor`` multiplies the learning rate,
             the recipe's own or else the optimizer's default.
         pretrained: further values for networks that start from pretrained weights.
         by_opt: further values for optimizers whose name matches the pattern; ``None`` undoes what stands before.
-        by_dataset: further values for a data set; its ``lr_scale`` multiplies that of the network.
+        by_dataset: further values for a data set; its ``lr_factor`` multiplies that of the network.
         by_time: further values, network and all, for runs whose ``--max-time`` allows at most so many seconds; the least
             such bound counts.
         by_epochs: further values for runs that are asked for with at most so many ``--epochs``; the least such bound
             counts.
         net_options: options for every network that has them.
-        opt_options: options by optimizer; a second learning rate is multiplied by ``lr_scale`` too.
+        opt_options: options by optimizer; a second learning rate is multiplied by ``lr_factor`` too.
         paper: where its settings come from.
         cards: what was measured, a card for each network, data set and length; without one a recipe is "not measured".
     """
@@ -137,9 +137,9 @@ class Recipe:
         for pattern, more in self.by_opt.items():
             if fnmatch.fnmatchcase(opt, pattern):
                 values.update(more)
-        of_net = values.pop("lr_scale", 1.0)
+        of_net = values.pop("lr_factor", 1.0)
         values.update(self.by_dataset.get(dataset, {}))
-        values["lr_scale"] = float(str(of_net)) * float(str(values.get("lr_scale", 1.0)))
+        values["lr_factor"] = float(str(of_net)) * float(str(values.get("lr_factor", 1.0)))
         if "max_steps" not in values:
             values["epochs"] = self.epochs.get(dataset, self.epochs[ANY])
         return {name: value for name, value in values.items() if value is not None}
@@ -164,12 +164,12 @@ _FEW_EPOCHS = {
 """What a run of a few epochs wants: a rate that falls to zero within it, and no heavy augmentation."""
 
 _BY_NET: dict[str, Mapping[str, object]] = {
-    **{net: {"lr_scale": 0.25} for net in ("vit*", "simplevit", "dyt", "cait*", "swin", "timm/vit*", "timm/deit*")},
-    **{net: {"lr_scale": 0.5} for net in ("cct_[67]", "cvt", "vit_lite", "mlpmixer")},
+    **{net: {"lr_factor": 0.25} for net in ("vit*", "simplevit", "dyt", "cait*", "swin", "timm/vit*", "timm/deit*")},
+    **{net: {"lr_factor": 0.5} for net in ("cct_[67]", "cvt", "vit_lite", "mlpmixer")},
 }
 """Wide networks take a lower rate."""
 
-_PRETRAINED: Mapping[str, object] = {"lr_scale": 0.05, "layer_decay": 0.75}
+_PRETRAINED: Mapping[str, object] = {"lr_factor": 0.05, "layer_decay": 0.75}
 """Fine-tuning takes a far lower one, the less the nearer to the picture."""
 
 _UNLIKE_ADAM: dict[str, Mapping[str, object]] = {
@@ -194,11 +194,11 @@ RECIPES: dict[str, Recipe] = {
         epochs={"digits": 20, ANY: 10},
         by_net={
             **_BY_NET,
-            "cct_[24]": {"lr_scale": 2.0},
+            "cct_[24]": {"lr_factor": 2.0},
             "convmixer": {"bs": 32},  # its maps keep the picture's size, and BatchNorm the whole batch: 128 take 19 GB
         },
         pretrained=_PRETRAINED,
-        by_dataset={"digits": {"bs": 32, "lr_scale": 0.5}},  # an epoch of 1,293 pictures has few steps as it is
+        by_dataset={"digits": {"bs": 32, "lr_factor": 0.5}},  # an epoch of 1,293 pictures has few steps as it is
     ),
     "sprint": Recipe(
         summary="more than half of CIFAR-10's test pictures right, in seconds on a CPU: one block, a fifth of an epoch",
@@ -325,7 +325,7 @@ RECIPES: dict[str, Recipe] = {
             "val": "holdout",
         },
         epochs={ANY: 200},
-        by_net={"vit*": {"lr_scale": 0.5}},
+        by_net={"vit*": {"lr_factor": 0.5}},
         by_opt={"adamw": {"lr": 5.5e-4, "weight_decay": 0.06}, "muon": {"clip_grad": 0.0}},
         net_options={"drop_path_rate": 0.1, "attn_dropout": 0.1},
         paper="Hassani et al. 2021, arXiv 2104.05704; Cubuk et al. 2020, arXiv 1909.13719",
@@ -353,7 +353,7 @@ RECIPES: dict[str, Recipe] = {
             "muon": {"lr": 2e-3, "clip_grad": 0.0},
             "adan*": {"lr": 2e-4},
             "lion": {"lr": 2e-5},
-            "timm/*": {"lr_scale": 0.05},
+            "timm/*": {"lr_factor": 0.05},
         },
         opt_options={"muon": {"adamw_lr": 1e-4}},
         paper="Dosovitskiy et al. 2021, arXiv 2010.11929 (SGD 0.003); Steiner et al. 2022, arXiv 2106.10270",

@@ -10,9 +10,9 @@ from typing import Any, cast
 import pytest
 
 from tests.conftest import Cli
-from vitctl.config import resolve_config
+from vitctl.config import find_card, resolve_config
 from vitctl.recipes import RECIPES, Band, Card, Recipe
-from vitctl.training.card import CardWatch, find_card
+from vitctl.training.card import CardWatch
 from vitctl.training.session import Session
 
 RECIPE = Recipe(
@@ -88,7 +88,7 @@ def test_a_card_of_a_time(install: Install, steps: int, below: bool) -> None:
     install(test_acc=Band(90, 0.1), val_acc=(), max_time="60s", max_steps=1400)
     asked = {"recipe": "mine", "dataset": "digits"}
     config = dataclasses.replace(resolve_config({**asked, "max_time": "1m"}), max_steps=steps)
-    watch = CardWatch(cast(Session, SimpleNamespace(config=config, total_steps=steps, history=[])))
+    watch = CardWatch(cast(Session, SimpleNamespace(config=config, total_steps=steps, history=[])), find_card(config))
     said: list[str] = []
     watch.expect(said.append)
     assert said == [

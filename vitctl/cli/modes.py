@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from vitctl.config import DATA, DEVICE, FLAGS, LOGGING, NETWORK, OPTIMIZATION, RUN, flag_name
+from vitctl.config import FLAGS, flag_name
+from vitctl.config.flag import DATA, DEVICE, LOGGING, NETWORK, OPTIMIZATION, RUN
 from vitctl.errors import RequestError
 from vitctl.recipes import RECIPES
 

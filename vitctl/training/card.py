@@ -6,9 +6,8 @@ import math
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from vitctl.config import FLAGS, TrainConfig, resolve_config
-from vitctl.recipes import RECIPES, Band, Card
-from vitctl.units import format_duration, parse_duration, plural
+from vitctl.recipes import Band, Card
+from vitctl.units import format_duration, plural
 
 if TYPE_CHECKING:
     from vitctl.training.session import Session
@@ -16,44 +15,18 @@ if TYPE_CHECKING:
 Record = dict[str, Any]
 
 
-def find_card(config: TrainConfig) -> Card | None:
-    """Return the card that a run with these settings can be compared with, or None.
-
-    There is one when the recipe was measured with this network, data set and number of epochs, and nothing else that
-    decides what is computed differs from the recipe: seed, device, threads and the like may.
-    """
-    for card in RECIPES[config.recipe].cards if config.recipe in RECIPES else ():
-        if (card.net, card.dataset) == (config.net, config.dataset):
-            length = "max_time" if card.max_time else "max_steps" if card.max_steps else "epochs"
-            asked = {"recipe": config.recipe, "dataset": card.dataset, length: getattr(card, length)}
-            asked |= {"opt": card.opt} if card.opt else {}
-            usual = resolve_config(asked)
-            if usual.net != card.net:
-                usual = resolve_config({**asked, "net": card.net})
-            if _what_counts(usual) == _what_counts(config):
-                return card
-    return None
-
-
-def _what_counts(config: TrainConfig) -> dict[str, Any]:
-    free = {name for name, flag in FLAGS.items() if flag.resumable and name not in ("epochs", "max_steps")}
-    counts = {name: value for name, value in config.to_dict().items() if name not in free | {"seed"}}
-    if config.max_time:  # the machine says how many steps fit
-        counts |= {"max_time": parse_duration(config.max_time, "--max-time"), "max_steps": None}
-    return counts
-
-
 class CardWatch:
     """Says once when the held-out accuracy falls below the card's band, and compares the test accuracy at the end.
 
     Args:
-        session: of the run. One whose length was changed on the way, so that earlier epochs had other learning rates,
-            is not compared.
+        session: the session of the run. A run whose length was changed on the way, so that earlier epochs had other
+            learning rates, is not compared.
+        card: what the run is compared with; None for nothing.
     """
 
-    def __init__(self, session: Session) -> None:
+    def __init__(self, session: Session, card: Card | None) -> None:
         self.recipe = session.config.recipe
-        self.card = find_card(session.config)
+        self.card = card
         self.steps = session.total_steps
         self.warned = False
         for row in session.history:

@@ -15,6 +15,7 @@ from vitctl.data.dataset import Subset
 from vitctl.errors import Interrupted, NotFinite
 from vitctl.observer import Observer, Record, RunStart
 from vitctl.process.signals import StopRequest
+from vitctl.recipes import Card
 from vitctl.training.card import CardWatch
 from vitctl.training.evaluate import Evaluation, Stopped, evaluate
 from vitctl.training.run_folder import RunFolder, git_commit
@@ -29,7 +30,12 @@ SMALLEST_SCALE = 2.0**-14
 
 
 def fit(
-    session: Session, folder: RunFolder, observer: Observer, resume_command: str, started: float | None = None
+    session: Session,
+    folder: RunFolder,
+    observer: Observer,
+    resume_command: str,
+    started: float | None = None,
+    card: Card | None = None,
 ) -> Record:
     """Train until the run's last step, then test, and return the summary.
 
@@ -39,13 +45,14 @@ def fit(
         observer: hears of everything.
         resume_command: printed when the run is stopped.
         started: when the run's time began, by :func:`time.monotonic`; None is now.
+        card: the measurement that the run is compared with, or None.
 
     Raises:
         RunFailed: the loss is not finite, or memory or disk is used up; the last good checkpoint stands.
         Interrupted: SIGINT or SIGTERM came, and the state is saved.
     """
     progress, config = session.progress, session.config
-    clock, watch = Clock(session, started), CardWatch(session)
+    clock, watch = Clock(session, started), CardWatch(session, card)
     save_steps, save_seconds = (
         parse_save_every(config.save_every, "--save-every") if config.save_every else (None, None)
     )

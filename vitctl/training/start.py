@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from vitctl import devices
-from vitctl.config import FLAGS, TrainConfig, check_tracked, flag_name, pretrained_word
+from vitctl.config import FLAGS, TrainConfig, check_tracked, find_card, flag_name, pretrained_word
 from vitctl.data import AUGMENTATIONS
 from vitctl.errors import RequestError
 from vitctl.models import find_model
@@ -71,7 +71,7 @@ def start_run(
                 0,
                 **({"pretrained": session.pretrained} if session.pretrained else {}),
             )
-            return fit(session, folder, everyone, resume_command(folder), started)
+            return fit(session, folder, everyone, resume_command(folder), started, find_card(session.config))
 
 
 def resume_run(
@@ -162,7 +162,7 @@ def resume_run(
         warn_of_differences(document["sessions"], environment, observer.message, drops=drops(config))
         folder.add_session(config, environment, session.progress.step)
         with tracked(run_start(session, folder.path), session.config, observer) as everyone:
-            return fit(session, folder, everyone, resume_command(folder), started)
+            return fit(session, folder, everyone, resume_command(folder), started, find_card(session.config))
 
 
 def kept_of_recipe(stored: TrainConfig, config: TrainConfig) -> str:

@@ -1,10 +1,9 @@
-import dataclasses
 import json
 import re
 
 import pytest
 
-from vitctl.config import FLAGS, OPTION_TABLES, TrainConfig, normalise_keys, resolve_config
+from vitctl.config import FLAGS, TrainConfig, normalise_keys, resolve_config
 from vitctl.errors import RequestError
 from vitctl.models import MODELS
 from vitctl.optim import OPTIMIZERS, doubtful_betas
@@ -115,49 +114,6 @@ def test_impossible_settings_are_refused(flags: dict[str, object], sentence: str
         resolve_config(flags)
 
 
-@pytest.mark.parametrize(
-    ("name", "value"),
-    [
-        ("lr", -1),
-        ("bs", 0),
-        ("epochs", 0),
-        ("warmup", 1),
-        ("warmdown", 1.1),
-        ("lr", float("inf")),
-        ("label_smoothing", 1),
-        ("ema", 1),
-        ("val_fraction", 0),
-        ("seed", -1),
-    ],
-)
-def test_values_out_of_range_name_the_flag(name: str, value: float) -> None:
-    with pytest.raises(RequestError, match="--" + name.replace("_", "-")):
-        FLAGS[name].parse(name, value)
-
-
-def test_file_keys() -> None:
-    assert normalise_keys({"n-epochs": 3, "batch_size": "64", "lr": 1e-3}, "f") == {"epochs": 3, "bs": 64, "lr": 1e-3}
-    for values, sentence in (
-        ({"epoch": 3}, "'epoch' is no setting of train; did you mean epochs"),
-        ({"epochs": 3, "n_epochs": 4}, "sets epochs a second time"),
-        ({"lr": "fast"}, "--lr takes a number"),
-        ({"net_options": 3}, "must be a mapping"),
-    ):
-        with pytest.raises(RequestError, match=sentence):
-            normalise_keys(values, "f")
-
-
-def test_stored_settings_of_a_later_version_are_named() -> None:
-    with pytest.raises(RequestError, match="hyperdrive"):
-        TrainConfig.from_dict({"hyperdrive": 1})
-
-
-def test_every_setting_is_described() -> None:
-    for field in dataclasses.fields(TrainConfig):
-        assert "flag" in field.metadata or field.name in OPTION_TABLES
-    assert all(flag.help for flag in FLAGS.values())
-
-
 def test_options_of_optimizers_reach_the_settings() -> None:
     config = resolve_config({"opt": "muon:lr=0.03,adamw_lr=2e-3,ns_steps=6"})
     assert config.lr == 0.03 and config.opt_options["adamw_lr"] == 2e-3 and config.opt_options["ns_steps"] == 6
@@ -200,7 +156,7 @@ def test_recipes_set_what_is_there(recipe: str) -> None:
         for values in table.values()
     ]
     for name in {name for values in (each.settings, *further) for name in values}:
-        assert name in FLAGS or name == "lr_scale", name
+        assert name in FLAGS or name == "lr_factor", name
     for opt, options in each.opt_options.items():
         assert options.keys() <= OPTIMIZERS[opt].options.keys()
     for option in each.net_options:
@@ -285,11 +241,6 @@ def test_a_rate_is_scaled_for_the_network_and_the_data_set() -> None:
     ):
         assert resolve_config({"net": net, "dataset": dataset}).lr == pytest.approx(scale * base), (net, dataset)
     assert resolve_config({"net": "cct_2", "lr": 0.5}).lr == 0.5
-
-
-def test_a_record_made_by_hand_takes_true_for_a_number_that_has_a_usual_value() -> None:
-    config = TrainConfig(epochs=1, mixup=True, cutmix=False)
-    assert (config.mixup, config.cutmix) == (0.8, 0.0)
 
 
 def test_what_a_file_sets_for_one_optimizer_is_not_for_another() -> None:

@@ -1,0 +1,90 @@
+"""Each check of a complete record alone."""
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from vitctl.config import TrainConfig, check_tracked, checks
+from vitctl.errors import RequestError
+
+Check = Callable[[TrainConfig], None]
+
+CASES: list[tuple[Check, dict[str, Any], str]] = [
+    (checks.check_micro_batch_spares_batchnorm, {"net": "res18", "micro_batch": 16}, "BatchNorm needs the whole batch"),
+    (checks.check_frozen_backbone_is_pretrained, {"freeze_backbone": True}, "add --pretrained true"),
+    (checks.check_layer_decay_has_layers, {"freeze_backbone": True, "layer_decay": 0.5}, "--layer-decay 0.5 does nothing"),
+    (checks.check_batchnorm_has_a_batch, {"net": "res18", "bs": 1}, "--bs 1: the BatchNorm of --net res18"),
+    (checks.check_mixing_has_two_images, {"bs": 1, "cutmix": 1.0}, "--cutmix 1 mixes the pictures of a step"),
+    (checks.check_flip_has_an_augmentation, {"flip": "on", "aug": "none"}, "--flip on does nothing with --aug none"),
+    (checks.check_tta_keeps_classes, {"tta": "flip", "flip": "off"}, "--flip off says so"),
+    (checks.check_tta_keeps_classes, {"tta": "flip", "dataset": "digits"}, "those of --dataset digits"),
+    (checks.check_loss_sum_is_measured, {"loss_sum": True, "val": "none"}, "--val none measures none"),
+    (checks.check_run_ends, {"epochs": None}, "must say when to stop"),
+    (checks.check_durations, {"max_time": "soon"}, "--max-time takes a duration"),
+    (checks.check_durations, {"save_every": "often"}, "--save-every takes a number of steps"),
+    (checks.check_wandb_names, {"wandb_project": "a/b"}, "W&B allows no / in it"),
+    (checks.check_wandb_names, {"wandb_entity": "x" * 129}, "--wandb-entity is 129 characters long"),
+    (checks.check_wandb_tags, {"wandb_tags": "a,,b"}, "'' has 0"),
+    (checks.check_wandb_tags, {"wandb_tags": "x" * 65}, "has 65"),
+    (checks.check_warmdown_is_of_a_constant_rate, {"warmdown": 0.2, "schedule": "cosine"}, "cosine falls by itself"),
+    (checks.check_shares_fit_the_run, {"warmup": 0.6, "warmdown": 0.5}, "more than the whole run together"),
+    (checks.check_patience_has_a_holdout, {"patience": 2, "val": "test"}, "--val test holds none out"),
+]  # fmt: skip
+
+ALLOWED: list[tuple[Check, dict[str, Any]]] = [
+    (checks.check_micro_batch_spares_batchnorm, {"net": "res18", "micro_batch": 128}),
+    (checks.check_micro_batch_spares_batchnorm, {"net": "vit", "micro_batch": 16}),
+    (checks.check_frozen_backbone_is_pretrained, {"freeze_backbone": True, "pretrained": "true"}),
+    (checks.check_layer_decay_has_layers, {"layer_decay": 0.5}),
+    (checks.check_batchnorm_has_a_batch, {"net": "vit", "bs": 1}),
+    (checks.check_batchnorm_has_a_batch, {"net": "unknown", "bs": 1}),
+    (checks.check_mixing_has_two_images, {"bs": 1, "accumulate": 2, "mixup": 0.8}),
+    (checks.check_flip_has_an_augmentation, {"flip": "off", "aug": "none"}),
+    (checks.check_tta_keeps_classes, {"tta": "flip", "dataset": "digits", "flip": "on"}),
+    (checks.check_loss_sum_is_measured, {"loss_sum": True, "val": "test"}),
+    (checks.check_run_ends, {"epochs": None, "max_time": "60s"}),
+    (checks.check_durations, {"max_time": "60s", "save_every": "10m"}),
+    (checks.check_wandb_names, {"wandb_project": "x" * 128, "wandb_entity": "me"}),
+    (checks.check_wandb_tags, {"wandb_tags": "a, b," + "x" * 64}),
+    (checks.check_warmdown_is_of_a_constant_rate, {"warmdown": 0.2, "schedule": "constant"}),
+    (checks.check_shares_fit_the_run, {"warmup": 0.5, "warmdown": 0.5}),
+    (checks.check_patience_has_a_holdout, {"patience": 2, "val": "holdout"}),
+]
+
+
+def unchecked(settings: dict[str, Any]) -> TrainConfig:
+    """Return a record with these settings, which no check has seen."""
+    config = TrainConfig(epochs=1)
+    for name, value in settings.items():
+        object.__setattr__(config, name, value)
+    return config
+
+
+@pytest.mark.parametrize(("check", "settings", "sentence"), CASES)
+def test_what_a_check_refuses(check: Check, settings: dict[str, Any], sentence: str) -> None:
+    with pytest.raises(RequestError, match=sentence):
+        check(unchecked(settings))
+
+
+@pytest.mark.parametrize(("check", "settings"), ALLOWED)
+def test_what_a_check_allows(check: Check, settings: dict[str, Any]) -> None:
+    check(unchecked(settings))
+
+
+def test_every_check_is_tested() -> None:
+    for table in (CASES, ALLOWED):
+        assert {case[0] for case in table} == set(checks.CHECKS)
+
+
+def test_a_record_passes_every_check() -> None:
+    for _, settings, _ in CASES:
+        with pytest.raises(RequestError):
+            TrainConfig(**{"epochs": 1, **settings})
+
+
+def test_flags_about_wandb_need_it() -> None:
+    check_tracked("offline", {"wandb_notes": "first"})
+    check_tracked("disabled", {"wandb": "disabled"})
+    with pytest.raises(RequestError, match="--wandb-notes 'first' does nothing with --wandb disabled"):
+        check_tracked("disabled", {"wandb_notes": "first"})

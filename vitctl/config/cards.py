@@ -1,0 +1,39 @@
+"""Which of a recipe's cards a run can be compared with."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from vitctl.config.keys import FLAGS
+from vitctl.config.resolution import resolve_config
+from vitctl.config.settings import TrainConfig
+from vitctl.recipes import RECIPES, Card
+from vitctl.units import parse_duration
+
+
+def find_card(config: TrainConfig) -> Card | None:
+    """Return the card that a run with these settings can be compared with, or None.
+
+    Network, data set and length must be those of the card, and everything else that decides what is computed must be as
+    the recipe has it. Seed, device, threads and the like may differ.
+    """
+    for card in RECIPES[config.recipe].cards if config.recipe in RECIPES else ():
+        if (card.net, card.dataset) == (config.net, config.dataset):
+            length = "max_time" if card.max_time else "max_steps" if card.max_steps else "epochs"
+            asked = {"recipe": config.recipe, "dataset": card.dataset, length: getattr(card, length)}
+            asked |= {"opt": card.opt} if card.opt else {}
+            usual = resolve_config(asked)
+            if usual.net != card.net:
+                usual = resolve_config({**asked, "net": card.net})
+            if _what_counts(usual) == _what_counts(config):
+                return card
+    return None
+
+
+def _what_counts(config: TrainConfig) -> dict[str, Any]:
+    """Return the settings that decide what is computed."""
+    free = {name for name, flag in FLAGS.items() if flag.resumable and name not in ("epochs", "max_steps")}
+    counts = {name: value for name, value in config.to_dict().items() if name not in free | {"seed"}}
+    if config.max_time:  # how many steps fit depends on the machine
+        counts |= {"max_time": parse_duration(config.max_time, "--max-time"), "max_steps": None}
+    return counts

@@ -1,0 +1,185 @@
+"""Combinations of settings that no run can have, however the settings came about.
+
+Each check looks at a :class:`~vitctl.config.settings.TrainConfig` whose values are already parsed and raises
+:class:`~vitctl.errors.RequestError`. They run in the order of :data:`CHECKS`; the first to object is what the user reads.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any
+
+from vitctl.config.flag import flag_name
+from vitctl.data import AUGMENTATIONS
+from vitctl.errors import RequestError
+from vitctl.models import MODELS, TIMM, find_model
+from vitctl.units import parse_duration, parse_save_every
+
+if TYPE_CHECKING:
+    from vitctl.config.settings import TrainConfig
+
+
+def check_micro_batch_spares_batchnorm(config: TrainConfig) -> None:
+    """BatchNorm's statistics are those of the whole batch, so its batches are never cut."""
+    if config.micro_batch != "auto" and int(config.micro_batch) < config.bs and has_batchnorm(config.net):
+        raise RequestError(
+            f"--micro-batch {config.micro_batch} would change what --net {config.net} computes, as its BatchNorm needs the "
+            f"whole batch; leave it out, or lower --bs"
+        )
+
+
+def check_frozen_backbone_is_pretrained(config: TrainConfig) -> None:
+    """Otherwise the head would train on the output of random layers."""
+    if config.freeze_backbone and config.pretrained == "false":
+        raise RequestError(
+            "--freeze-backbone trains a head on what the other layers see, and these would be random; add --pretrained "
+            "true, or --pretrained FILE"
+        )
+
+
+def check_layer_decay_has_layers(config: TrainConfig) -> None:
+    """Rates that decay over layers need more than one trained layer."""
+    if config.freeze_backbone and config.layer_decay != 1:
+        raise RequestError(
+            f"--layer-decay {config.layer_decay:g} does nothing with --freeze-backbone, which trains one layer; leave one "
+            f"of them out"
+        )
+
+
+def check_batchnorm_has_a_batch(config: TrainConfig) -> None:
+    """BatchNorm cannot normalise a single image."""
+    if config.bs == 1 and has_batchnorm(config.net):
+        raise RequestError(f"--bs 1: the BatchNorm of --net {config.net} cannot normalise one picture; take 2 or more")
+
+
+def check_mixing_has_two_images(config: TrainConfig) -> None:
+    """Mixup and CutMix mix the images of one step with each other."""
+    for name, alpha in (("mixup", config.mixup), ("cutmix", config.cutmix)):
+        if alpha and config.bs * config.accumulate < 2:
+            raise RequestError(
+                f"--{name} {alpha:g} mixes the pictures of a step, and --bs {config.bs} gives it one; take 2 or more, or "
+                f"--{name} 0"
+            )
+
+
+def check_flip_has_an_augmentation(config: TrainConfig) -> None:
+    """Flipping is part of every augmentation that crops, and of no other."""
+    if config.flip == "on" and config.aug in AUGMENTATIONS and not AUGMENTATIONS[config.aug].crop:
+        raise RequestError(f"--flip on does nothing with --aug {config.aug}; take --aug basic")
+
+
+def check_tta_keeps_classes(config: TrainConfig) -> None:
+    """Averaging over mirror images is wrong where mirroring changes the class."""
+    if config.tta == "flip" and not config.flips:
+        why = "--flip off says so" if config.flip == "off" else f"those of --dataset {config.dataset}"
+        raise RequestError(f"--tta flip: mirrored pictures are not of their class ({why}); leave --tta out")
+
+
+def check_loss_sum_is_measured(config: TrainConfig) -> None:
+    """The summed loss is that of the validation, which ``--val none`` leaves out."""
+    if config.loss_sum and config.val == "none":
+        raise RequestError("--loss-sum records the validation loss, and --val none measures none; leave one out")
+
+
+def check_run_ends(config: TrainConfig) -> None:
+    """A run needs an end."""
+    if config.epochs is None and config.max_steps is None and config.max_time is None:
+        raise RequestError("--epochs, --max-steps or --max-time must say when to stop")
+
+
+def check_durations(config: TrainConfig) -> None:
+    """``--max-time`` and ``--save-every`` are stored as text, which the flag's type says little about."""
+    if config.max_time is not None:
+        parse_duration(config.max_time, "--max-time")
+    if config.save_every is not None:
+        parse_save_every(config.save_every, "--save-every")
+
+
+def check_wandb_names(config: TrainConfig) -> None:
+    """W&B would refuse such a name, but only once the run has begun."""
+    for name in ("wandb_project", "wandb_entity"):
+        value = getattr(config, name) or ""
+        if bad := sorted(set(value) & set("/\\#?%:")):
+            raise RequestError(f"{flag_name(name)} {value!r}: W&B allows no {' '.join(bad)} in it; leave it out")
+        if len(value) > 128:
+            raise RequestError(f"{flag_name(name)} is {len(value)} characters long; W&B takes 128")
+
+
+def check_wandb_tags(config: TrainConfig) -> None:
+    """W&B would refuse such a tag, but only once the run has begun."""
+    for tag in split_tags(config.wandb_tags):
+        if not 1 <= len(tag) <= 64:
+            raise RequestError(
+                f"--wandb-tags {config.wandb_tags!r}: each tag has 1 to 64 characters, and {tag!r} has {len(tag)}"
+            )
+
+
+def check_warmdown_is_of_a_constant_rate(config: TrainConfig) -> None:
+    """Every other schedule falls anyway."""
+    if config.warmdown and config.schedule != "constant":
+        raise RequestError(
+            f"--warmdown {config.warmdown:g} is for --schedule constant; {config.schedule} falls by itself: leave it out"
+        )
+
+
+def check_shares_fit_the_run(config: TrainConfig) -> None:
+    """Warm-up and warm-down do not overlap."""
+    if config.warmup + config.warmdown > 1:
+        raise RequestError(
+            f"--warmup {config.warmup:g} and --warmdown {config.warmdown:g} are more than the whole run together; lower one"
+        )
+
+
+def check_patience_has_a_holdout(config: TrainConfig) -> None:
+    """Early stopping selects, and nothing is ever selected on the test set."""
+    if config.patience is not None and config.val != "holdout":
+        raise RequestError(
+            f"--patience selects on held-out pictures, and --val {config.val} holds none out; use --val holdout"
+        )
+
+
+CHECKS: tuple[Callable[[TrainConfig], None], ...] = (
+    check_micro_batch_spares_batchnorm,
+    check_frozen_backbone_is_pretrained,
+    check_layer_decay_has_layers,
+    check_batchnorm_has_a_batch,
+    check_mixing_has_two_images,
+    check_flip_has_an_augmentation,
+    check_tta_keeps_classes,
+    check_loss_sum_is_measured,
+    check_run_ends,
+    check_durations,
+    check_wandb_names,
+    check_wandb_tags,
+    check_warmdown_is_of_a_constant_rate,
+    check_shares_fit_the_run,
+    check_patience_has_a_holdout,
+)
+"""Every check, in order."""
+
+
+def has_batchnorm(net: str) -> bool:
+    """Return whether the network has BatchNorm; an unknown network has none."""
+    return (net in MODELS or net.startswith(TIMM)) and find_model(net).batchnorm
+
+
+def split_tags(text: str | None) -> list[str]:
+    """Return the tags of ``a,b``."""
+    return [tag.strip() for tag in text.split(",")] if text else []
+
+
+def check_tracked(wandb: str, flags: Mapping[str, Any]) -> None:
+    """Refuse flags about W&B where W&B is disabled.
+
+    Args:
+        wandb: the run's setting.
+        flags: settings given by flag. A file may have such settings, as it may serve other runs too.
+
+    Raises:
+        RequestError: such a flag.
+    """
+    for name in ("wandb_project", "wandb_entity", "wandb_group", "wandb_tags", "wandb_notes"):
+        if wandb == "disabled" and name in flags:
+            raise RequestError(
+                f"{flag_name(name)} {flags[name]!r} does nothing with --wandb disabled; add --wandb online or --wandb offline"
+            )

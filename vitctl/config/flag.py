@@ -1,0 +1,73 @@
+"""How one setting is typed: as a flag of ``vitctl train``, a key of a file or a parameter of a sweep."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from vitctl.errors import RequestError
+from vitctl.registry import FALSE_WORDS, TRUE_WORDS, check_range, convert, suggest
+
+NETWORK, DATA, OPTIMIZATION, RUN = "Network", "Data", "Optimization", "Run"
+DEVICE, CHECKPOINTS, LOGGING = "Device", "Checkpoints", "Logging"
+
+_SWITCH_WORDS = {*TRUE_WORDS, *FALSE_WORDS} - {"0", "1"}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Flag:
+    """Type, range and help of one setting.
+
+    Attributes:
+        kind: bool, int, float or str.
+        help: half a line for ``--help``.
+        panel: the group of ``--help`` that lists it.
+        names: other spellings.
+        metavar: placeholder for the value in ``--help``; None names its type.
+        choices: the only values allowed.
+        low: smallest value allowed.
+        high: largest value allowed.
+        below: the value must be less than this.
+        table: the table whose names it accepts, for completion.
+        shown: the default as ``--help`` describes it.
+        resumable: may differ from the stored value on ``--resume``.
+        when_true: for a number that is 0 when switched off: the value of ``true`` unless the recipe has one. Such a flag
+            may be typed without a value.
+    """
+
+    kind: type
+    help: str
+    panel: str
+    names: tuple[str, ...] = ()
+    metavar: str | None = None
+    choices: tuple[str, ...] = ()
+    low: float | None = None
+    high: float | None = None
+    below: float | None = None
+    table: Mapping[str, Any] | None = None
+    shown: str | None = None
+    resumable: bool = False
+    when_true: float | None = None
+
+    def parse(self, name: str, value: object) -> Any:
+        """Return ``value`` as this flag's type, or True where the caller has to fill in :attr:`when_true`.
+
+        Raises:
+            RequestError: wrong type, unknown choice or out of range.
+        """
+        what = flag_name(name)
+        if name == "pretrained" and isinstance(value, bool):  # YAML reads true and false as booleans
+            value = str(value).lower()
+        if self.when_true is not None and str(value).lower() in _SWITCH_WORDS:
+            return convert(value, bool, what) or 0.0
+        parsed = convert(value, self.kind, what)
+        if self.choices and parsed not in self.choices:
+            raise RequestError(f"{what} {parsed!r} is unknown{suggest(str(parsed), self.choices)}")
+        check_range(parsed, what, low=self.low, high=self.high, below=self.below)
+        return parsed
+
+
+def flag_name(name: str) -> str:
+    """Return the flag of a setting: ``save_every`` -> ``--save-every``."""
+    return "--" + name.replace("_", "-")

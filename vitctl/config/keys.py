@@ -1,0 +1,74 @@
+"""The names under which settings can be given, and how a file's or sweep's keys become settings."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+from vitctl.config.flag import NETWORK, OPTIMIZATION, Flag
+from vitctl.config.settings import TrainConfig
+from vitctl.errors import RequestError
+from vitctl.registry import suggest
+
+NET_FLAGS = {"patch": "patch_size", "convkernel": "kernel_size"}
+"""Flags that set an option of the network, and the option."""
+
+OPT_FLAGS = {f"adan_beta{i}": f"beta{i}" for i in (1, 2, 3)}
+"""Flags that set an option of the optimizer, and the option."""
+
+ADAN_BETAS = tuple(OPT_FLAGS)
+ADANS = ("adan", "adan_pytorch")
+"""The optimizers that :data:`ADAN_BETAS` belong to."""
+
+INPUT_ONLY: dict[str, Flag] = {
+    "patch": Flag(kind=int, help="side of a patch in pixels, for networks that have patches", panel=NETWORK, low=1),
+    "convkernel": Flag(kind=int, help="side of convmixer's kernels", panel=NETWORK, low=1),
+    **{
+        name: Flag(kind=float, help=f"{beta} of --opt adan, as in the paper: 1 - beta of Adam", panel=OPTIMIZATION)
+        for name, beta in OPT_FLAGS.items()
+    },
+}
+"""Flags that become part of ``net_options`` or ``opt_options``."""
+
+FLAGS: dict[str, Flag] = {
+    **{f.name: f.metadata["flag"] for f in dataclasses.fields(TrainConfig) if "flag" in f.metadata},
+    **INPUT_ONLY,
+}
+"""Every setting that can be given by flag or file, by name."""
+
+ALIASES = {spelling.lstrip("-").replace("-", "_"): name for name, flag in FLAGS.items() for spelling in flag.names}
+"""Settings by their other spellings."""
+
+OPTION_TABLES = ("net_options", "opt_options", "aug_options")
+"""Settings of a file that hold options by name."""
+
+LENGTHS = ("epochs", "max_steps", "max_time")
+"""Settings that end a run. Giving one of them replaces all of the recipe's."""
+
+
+def normalise_keys(values: Mapping[str, Any], source: str) -> dict[str, Any]:
+    """Return settings under their own names, parsed.
+
+    Args:
+        values: settings of a file or a sweep; hyphens, underscores and aliases such as ``n_epochs`` are accepted.
+        source: the name of the file or sweep, for errors.
+
+    Raises:
+        RequestError: an unknown key, with near matches; the same setting given twice; a bad value.
+    """
+    settings: dict[str, Any] = {}
+    for key, value in values.items():
+        word = key.strip().lstrip("-").replace("-", "_")
+        name = ALIASES.get(word, word)
+        if name not in FLAGS and name not in OPTION_TABLES:
+            raise RequestError(f"{source}: {key!r} is no setting of train{suggest(word, [*FLAGS, *ALIASES])}")
+        if name in settings:
+            raise RequestError(f"{source}: {key!r} sets {name} a second time")
+        if name in OPTION_TABLES:
+            if not isinstance(value, dict):
+                raise RequestError(f"{source}: {key!r} must be a mapping of options")
+            settings[name] = value
+        elif value is not None:
+            settings[name] = FLAGS[name].parse(name, value)
+    return settings
