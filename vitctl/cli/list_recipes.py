@@ -38,6 +38,9 @@ def _document(name: str, recipe: Recipe) -> dict[str, Any]:
 
     document = dataclasses.asdict(recipe)
     document["by_time"] = {_bound(seconds): values for seconds, values in recipe.by_time.items()}
+    for values in (document["pretrained"], *document["by_net"].values(), *document["by_dataset"].values()):
+        if "lr_factor" in values:
+            values["lr_scale"] = values["lr_factor"]  # its name in earlier versions
     return {"name": name, **document, "measured": bool(recipe.cards)}
 
 

@@ -1,7 +1,7 @@
 """What a training run is to do: its settings, how each is typed, and how a few of them become a full set.
 
 - :mod:`~vitctl.config.flag`: type, range and help of one setting;
-- :mod:`~vitctl.config.settings`: :class:`TrainConfig`, the record of all settings, held to :mod:`~vitctl.config.checks`;
+- :mod:`~vitctl.config.settings`: each setting; :mod:`~vitctl.config.train_config`: all of them together, held to :mod:`~vitctl.config.checks`;
 - :mod:`~vitctl.config.keys`: the names under which settings can be given;
 - :mod:`~vitctl.config.paths`: data sets and weights that are given by path;
 - :mod:`~vitctl.config.resolution`: the rules by which :func:`resolve_config` completes what was given;
@@ -16,7 +16,8 @@ from vitctl.config.flag import Flag, flag_name
 from vitctl.config.keys import ADAN_BETAS, ADANS, ALIASES, FLAGS, LENGTHS, OPTION_TABLES, normalise_keys
 from vitctl.config.paths import resolve_dataset
 from vitctl.config.resolution import resolve_config
-from vitctl.config.settings import PREDECESSOR_BATCH, VAL_PROTOCOLS, TrainConfig, pretrained_word
+from vitctl.config.settings import PREDECESSOR_BATCH, VAL_PROTOCOLS, pretrained_word
+from vitctl.config.train_config import TrainConfig
 
 __all__ = [
     "ADAN_BETAS",

@@ -6,7 +6,7 @@ from typing import Any
 
 from vitctl.config.keys import FLAGS
 from vitctl.config.resolution import resolve_config
-from vitctl.config.settings import TrainConfig
+from vitctl.config.train_config import TrainConfig
 from vitctl.recipes import RECIPES, Card
 from vitctl.units import parse_duration
 

@@ -1,25 +1,23 @@
 """Combinations of settings that no run can have, however the settings came about.
 
-Each check looks at a :class:`~vitctl.config.settings.TrainConfig` whose values are already parsed and raises
+Each check looks at a :class:`~vitctl.config.settings.Settings` whose values are already parsed and raises
 :class:`~vitctl.errors.RequestError`. They run in the order of :data:`CHECKS`; the first to object is what the user reads.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from vitctl.config.flag import flag_name
+from vitctl.config.settings import Settings
 from vitctl.data import AUGMENTATIONS
 from vitctl.errors import RequestError
 from vitctl.models import MODELS, TIMM, find_model
 from vitctl.units import parse_duration, parse_save_every
 
-if TYPE_CHECKING:
-    from vitctl.config.settings import TrainConfig
 
-
-def check_micro_batch_spares_batchnorm(config: TrainConfig) -> None:
+def check_micro_batch_spares_batchnorm(config: Settings) -> None:
     """BatchNorm's statistics are those of the whole batch, so its batches are never cut."""
     if config.micro_batch != "auto" and int(config.micro_batch) < config.bs and has_batchnorm(config.net):
         raise RequestError(
@@ -28,7 +26,7 @@ def check_micro_batch_spares_batchnorm(config: TrainConfig) -> None:
         )
 
 
-def check_frozen_backbone_is_pretrained(config: TrainConfig) -> None:
+def check_frozen_backbone_is_pretrained(config: Settings) -> None:
     """Otherwise the head would train on the output of random layers."""
     if config.freeze_backbone and config.pretrained == "false":
         raise RequestError(
@@ -37,7 +35,7 @@ def check_frozen_backbone_is_pretrained(config: TrainConfig) -> None:
         )
 
 
-def check_layer_decay_has_layers(config: TrainConfig) -> None:
+def check_layer_decay_has_layers(config: Settings) -> None:
     """Rates that decay over layers need more than one trained layer."""
     if config.freeze_backbone and config.layer_decay != 1:
         raise RequestError(
@@ -46,13 +44,13 @@ def check_layer_decay_has_layers(config: TrainConfig) -> None:
         )
 
 
-def check_batchnorm_has_a_batch(config: TrainConfig) -> None:
+def check_batchnorm_has_a_batch(config: Settings) -> None:
     """BatchNorm cannot normalise a single image."""
     if config.bs == 1 and has_batchnorm(config.net):
         raise RequestError(f"--bs 1: the BatchNorm of --net {config.net} cannot normalise one picture; take 2 or more")
 
 
-def check_mixing_has_two_images(config: TrainConfig) -> None:
+def check_mixing_has_two_images(config: Settings) -> None:
     """Mixup and CutMix mix the images of one step with each other."""
     for name, alpha in (("mixup", config.mixup), ("cutmix", config.cutmix)):
         if alpha and config.bs * config.accumulate < 2:
@@ -62,32 +60,32 @@ def check_mixing_has_two_images(config: TrainConfig) -> None:
             )
 
 
-def check_flip_has_an_augmentation(config: TrainConfig) -> None:
+def check_flip_has_an_augmentation(config: Settings) -> None:
     """Flipping is part of every augmentation that crops, and of no other."""
     if config.flip == "on" and config.aug in AUGMENTATIONS and not AUGMENTATIONS[config.aug].crop:
         raise RequestError(f"--flip on does nothing with --aug {config.aug}; take --aug basic")
 
 
-def check_tta_keeps_classes(config: TrainConfig) -> None:
+def check_tta_keeps_classes(config: Settings) -> None:
     """Averaging over mirror images is wrong where mirroring changes the class."""
     if config.tta == "flip" and not config.flips:
         why = "--flip off says so" if config.flip == "off" else f"those of --dataset {config.dataset}"
         raise RequestError(f"--tta flip: mirrored pictures are not of their class ({why}); leave --tta out")
 
 
-def check_loss_sum_is_measured(config: TrainConfig) -> None:
+def check_loss_sum_is_measured(config: Settings) -> None:
     """The summed loss is that of the validation, which ``--val none`` leaves out."""
     if config.loss_sum and config.val == "none":
         raise RequestError("--loss-sum records the validation loss, and --val none measures none; leave one out")
 
 
-def check_run_ends(config: TrainConfig) -> None:
+def check_run_ends(config: Settings) -> None:
     """A run needs an end."""
     if config.epochs is None and config.max_steps is None and config.max_time is None:
         raise RequestError("--epochs, --max-steps or --max-time must say when to stop")
 
 
-def check_durations(config: TrainConfig) -> None:
+def check_durations(config: Settings) -> None:
     """``--max-time`` and ``--save-every`` are stored as text, which the flag's type says little about."""
     if config.max_time is not None:
         parse_duration(config.max_time, "--max-time")
@@ -95,7 +93,7 @@ def check_durations(config: TrainConfig) -> None:
         parse_save_every(config.save_every, "--save-every")
 
 
-def check_wandb_names(config: TrainConfig) -> None:
+def check_wandb_names(config: Settings) -> None:
     """W&B would refuse such a name, but only once the run has begun."""
     for name in ("wandb_project", "wandb_entity"):
         value = getattr(config, name) or ""
@@ -105,7 +103,7 @@ def check_wandb_names(config: TrainConfig) -> None:
             raise RequestError(f"{flag_name(name)} is {len(value)} characters long; W&B takes 128")
 
 
-def check_wandb_tags(config: TrainConfig) -> None:
+def check_wandb_tags(config: Settings) -> None:
     """W&B would refuse such a tag, but only once the run has begun."""
     for tag in split_tags(config.wandb_tags):
         if not 1 <= len(tag) <= 64:
@@ -114,7 +112,7 @@ def check_wandb_tags(config: TrainConfig) -> None:
             )
 
 
-def check_warmdown_is_of_a_constant_rate(config: TrainConfig) -> None:
+def check_warmdown_is_of_a_constant_rate(config: Settings) -> None:
     """Every other schedule falls anyway."""
     if config.warmdown and config.schedule != "constant":
         raise RequestError(
@@ -122,7 +120,7 @@ def check_warmdown_is_of_a_constant_rate(config: TrainConfig) -> None:
         )
 
 
-def check_shares_fit_the_run(config: TrainConfig) -> None:
+def check_shares_fit_the_run(config: Settings) -> None:
     """Warm-up and warm-down do not overlap."""
     if config.warmup + config.warmdown > 1:
         raise RequestError(
@@ -130,7 +128,7 @@ def check_shares_fit_the_run(config: TrainConfig) -> None:
         )
 
 
-def check_patience_has_a_holdout(config: TrainConfig) -> None:
+def check_patience_has_a_holdout(config: Settings) -> None:
     """Early stopping selects, and nothing is ever selected on the test set."""
     if config.patience is not None and config.val != "holdout":
         raise RequestError(
@@ -138,7 +136,7 @@ def check_patience_has_a_holdout(config: TrainConfig) -> None:
         )
 
 
-CHECKS: tuple[Callable[[TrainConfig], None], ...] = (
+CHECKS: tuple[Callable[[Settings], None], ...] = (
     check_micro_batch_spares_batchnorm,
     check_frozen_backbone_is_pretrained,
     check_layer_decay_has_layers,

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from vitctl.config.flag import NETWORK, OPTIMIZATION, Flag
-from vitctl.config.settings import TrainConfig
+from vitctl.config.train_config import TrainConfig
 from vitctl.errors import RequestError
 from vitctl.registry import suggest
 

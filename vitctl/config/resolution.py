@@ -15,7 +15,7 @@ from vitctl.config.checks import check_tracked
 from vitctl.config.flag import flag_name
 from vitctl.config.keys import ADANS, FLAGS, LENGTHS, NET_FLAGS, OPT_FLAGS
 from vitctl.config.paths import resolve_dataset, resolve_pretrained
-from vitctl.config.settings import TrainConfig
+from vitctl.config.train_config import TrainConfig
 from vitctl.data import AUGMENTATIONS, AugmentationEntry
 from vitctl.errors import RequestError
 from vitctl.models import ModelEntry, find_model

@@ -1,18 +1,13 @@
-"""The settings of a training run: one frozen, validated record.
-
-A :class:`TrainConfig` holds every decision, resolved. ``config.json`` and each checkpoint store it, so that a default that
-changes between versions does not change what an old run means. The same fields describe the flags of ``vitctl train``,
-the keys of a ``--config`` file and the parameters of a sweep.
+"""The settings of a training run, one by one: the flags of ``vitctl train``, the keys of a ``--config`` file and the
+parameters of a sweep.
 """
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from vitctl.config.checks import CHECKS
 from vitctl.config.flag import CHECKPOINTS, DATA, DEVICE, LOGGING, NETWORK, OPTIMIZATION, RUN, Flag, flag_name
 from vitctl.data import AUGMENTATIONS, DATASETS
 from vitctl.errors import RequestError
@@ -33,14 +28,13 @@ def _setting(default: Any, kind: type, help: str, panel: str, **more: Any) -> An
 
 
 @dataclass(frozen=True, kw_only=True)
-class TrainConfig:
-    """Everything that decides what a training run computes, and where.
+class Settings:
+    """Everything that decides what a training run computes, and where; each value parsed by its own flag.
 
-    Build one with :func:`vitctl.config.resolve_config`, which takes defaults from the recipe and the tables, or with
-    :meth:`from_dict` from the output of :meth:`to_dict`. ``None`` means "no limit" or "not used".
+    ``None`` means "no limit" or "not used".
 
     Raises:
-        RequestError: a value of the wrong type, out of range, or at odds with another.
+        RequestError: a value of the wrong type, unknown or out of range.
     """
 
     recipe: str = _setting("default", str, "named preset; flags win over it", RUN, table=RECIPES, metavar="NAME")
@@ -315,8 +309,6 @@ class TrainConfig:
                 self._parse(field)
         self._parse_micro_batch()
         object.__setattr__(self, "pretrained", pretrained_word(self.pretrained))
-        for check in CHECKS:
-            check(self)
 
     def _parse(self, field: dataclasses.Field[Any]) -> None:
         flag: Flag = field.metadata["flag"]
@@ -345,20 +337,6 @@ class TrainConfig:
     def to_dict(self) -> dict[str, Any]:
         """Return the settings as plain JSON values."""
         return dataclasses.asdict(self)
-
-    @classmethod
-    def from_dict(cls, values: Mapping[str, Any]) -> TrainConfig:
-        """Rebuild a record from the output of :meth:`to_dict`.
-
-        Raises:
-            RequestError: a setting that this version does not know, or a bad value.
-        """
-        unknown = sorted(set(values) - {field.name for field in dataclasses.fields(cls)})
-        if unknown:
-            raise RequestError(
-                f"the stored settings have {', '.join(unknown)}, which this version of vitctl does not know"
-            )
-        return cls(**values)
 
 
 def pretrained_word(value: str) -> str:
