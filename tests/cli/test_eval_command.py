@@ -36,9 +36,10 @@ def test_figures_agree_with_the_run_and_with_scikit_learn(cli: Cli, trained: Pat
 
 
 def test_loss_is_scikit_learn_s(trained: Path) -> None:
-    from vitctl.inference.scoring import score
+    from vitctl.export.open import open_classifier
+    from vitctl.inference.scoring import score_classifier
 
-    scores = score(trained, device_name="cpu", warn=print)
+    scores = score_classifier(open_classifier(trained, weights="last", device_name="cpu", warn=print))
     assert scores.figures["loss"] == pytest.approx(log_loss(scores.labels, scores.probabilities), rel=1e-9)
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import time
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,8 +17,7 @@ from vitctl.data import DATASETS
 from vitctl.data.dataset import Dataset, Subset, load_dataset, split
 from vitctl.errors import RequestError
 from vitctl.files import write_text
-from vitctl.inference.classifier import Classifier, classifier_of
-from vitctl.inference.trained import load_trained
+from vitctl.inference.classifier import Classifier
 from vitctl.observer import SILENT, Observer
 from vitctl.training.evaluate import Progress, logits_of
 
@@ -49,56 +47,6 @@ class Scores:
         return {**self.figures, "classes": self.classes, "confusion": self.confusion}
 
 
-def score(
-    path: Path,
-    *,
-    weights: str = "last",
-    dataset: str | None = None,
-    data_dir: str | None = None,
-    part: str = "test",
-    limit: int | None = None,
-    tta: str = "none",
-    device_name: str = "auto",
-    skip_bad_images: bool = False,
-    warn: Callable[[str], None],
-    progress: Progress | None = None,
-    observer: Observer = SILENT,
-) -> Scores:
-    """Evaluate a checkpoint or a run on a part of a data set.
-
-    Args:
-        path: a checkpoint, or a run's folder.
-        weights: ``last`` or ``best``, of a run's folder.
-        dataset: None is the one that it was trained on.
-        data_dir: where the data lie; None is where they were in training.
-        part: ``test``, ``val`` (what the run held out) or ``train`` (what it trained on).
-        limit: measure on that many pictures only.
-        tta: ``none``, or ``flip`` for further figures by the mean of the logits of each picture and its mirror image.
-        device_name: as ``--device``.
-        skip_bad_images: leave out pictures that cannot be read.
-        warn: told what the user should know.
-        progress: told how many pictures are done.
-        observer: hears of downloads and decoding.
-
-    Raises:
-        RequestError: no such checkpoint, data or part, or data of other classes.
-    """
-    device = devices.resolve_device(device_name)
-    devices.prepare(device, None)
-    trained = load_trained(path, weights=weights, device=device, warn=warn)
-    return score_classifier(
-        classifier_of(trained, device),
-        dataset=dataset,
-        data_dir=data_dir,
-        part=part,
-        limit=limit,
-        tta=tta,
-        skip_bad_images=skip_bad_images,
-        progress=progress,
-        observer=observer,
-    )
-
-
 def score_classifier(
     classifier: Classifier,
     *,
@@ -111,7 +59,18 @@ def score_classifier(
     progress: Progress | None = None,
     observer: Observer = SILENT,
 ) -> Scores:
-    """Evaluate whatever gives logits on a part of a data set; the arguments are those of :func:`score`.
+    """Evaluate whatever gives logits on a part of a data set.
+
+    Args:
+        classifier: a checkpoint's network, or an exported file.
+        dataset: None is the one that it was trained on.
+        data_dir: where the data are; None is where they were in training.
+        part: ``test``, ``val`` (what the run held out) or ``train`` (what it trained on).
+        limit: measure on that many images only.
+        tta: ``none``, or ``flip`` for further figures by the mean of the logits of each image and its mirror image.
+        skip_bad_images: leave out images that cannot be read.
+        progress: called with the images done, and all.
+        observer: hears of downloads and decoding.
 
     Raises:
         RequestError: no such data or part, or data of other classes; or mirrored pictures are to be looked at, and they
