@@ -180,8 +180,11 @@ class Folder:
 
     def outcome(self, task: Task) -> Outcome | None:
         """Return what became of a run, or None when it is not over."""
-        diverged = self.document["diverged"].get(task.name)
         place = self.path / task.name
+        diverged = self.document["diverged"].get(task.name)
+        failure = RunFolder(place).read_failure() if diverged is None else None
+        if failure is not None and failure.kind == "not_finite":  # the comparison ended before it was noted
+            diverged = failure.step
         summary = RunFolder(place).read_summary() if diverged is None else None
         if diverged is None and summary is None:
             return None
