@@ -33,22 +33,32 @@ def is_full(error: BaseException) -> bool:
     return isinstance(error, OSError) and error.errno in _FULL
 
 
-def write_failed(error: OSError, path: Path, remedy: str = "") -> RunFailed:
+def write_failed(
+    error: OSError,
+    path: Path,
+    *,
+    size: int | None = None,
+    outcome: str = "",
+    remedy: str = "what was saved before is untouched: make room and resume",
+) -> RunFailed:
     """Return the error to raise for a file that could not be written.
 
     Args:
         error: raised by the system.
         path: the file.
-        remedy: clause for a full disk; by default, what to do about a run.
+        size: bytes that it takes, where that is known.
+        outcome: clause that says what was not done.
+        remedy: clause for a full disk.
     """
     if is_full(error):
+        takes = f": it takes {format_bytes(size)}" if size is not None else ""
         try:
             free = f", {format_bytes(shutil.disk_usage(path.parent).free)} free"
         except OSError:
             free = ""
-        remedy = remedy or "what was saved before is untouched: make room and resume"
-        return NoSpace(f"no room to write {path} ({os.strerror(error.errno or 0)}{free}); {remedy}")
-    return RunFailed(f"cannot write {path}: {os.strerror(error.errno) if error.errno else error}")
+        return NoSpace(f"no room to write {path}{takes} ({os.strerror(error.errno or 0)}{free}); {remedy}")
+    reason = os.strerror(error.errno) if error.errno else error
+    return RunFailed(f"cannot write {path}: {reason}{f'; {outcome}' if outcome else ''}")
 
 
 # -- writing -----------------------------------------------------------------------------------------------------------

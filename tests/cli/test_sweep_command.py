@@ -161,7 +161,9 @@ def test_a_sweep_that_cannot_be_stored_leaves_nothing(
     write()
 
     def full(*_: object, **__: object) -> None:
-        raise OperationalError("INSERT", {}, sqlite3.OperationalError("database or disk is full"))
+        cause = sqlite3.OperationalError("database or disk is full")
+        cause.sqlite_errorcode = sqlite3.SQLITE_FULL
+        raise OperationalError("INSERT", {}, cause)
 
     monkeypatch.setattr(sweep.optuna, "create_study", full)
     result = cli("sweep", "create", "s.yaml")

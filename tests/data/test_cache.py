@@ -196,6 +196,7 @@ SCRIPT = """
 import sys, time
 from vitctl.data import folder
 from vitctl.data.dataset import load_dataset
+from vitctl.observer import Observer
 root, pause = sys.argv[1], float(sys.argv[2])
 decode, count = folder.decode_picture, 0
 def slow(source, size):
@@ -307,14 +308,14 @@ class TestTwoAtOnce:
         final = cache / "pictures" / name
         aside = cache / "aside"
         final.rename(aside)
-        flush = cache_module._flush
+        flush = cache_module.flush
 
         def another_is_faster(file: object) -> None:
             if aside.exists():
                 aside.rename(final)
             flush(file)  # type: ignore[arg-type]
 
-        monkeypatch.setattr(cache_module, "_flush", another_is_faster)
+        monkeypatch.setattr(cache_module, "flush", another_is_faster)
         assert content(load(pets)) == before
         assert caches(cache) == [name] and len(decoded) == 28
 
@@ -343,7 +344,7 @@ class TestNoRoom:
             raise OSError(errno.ENOSPC, "No space left on device")
 
         with monkeypatch.context() as patch:
-            patch.setattr(cache_module, "_flush", full)
+            patch.setattr(cache_module, "flush", full)
             with pytest.raises(RunFailed, match=r"the disk of \S+cache/pictures filled up.*VITCTL_CACHE"):
                 load(pets)
         assert caches(cache) == []

@@ -202,12 +202,13 @@ class TestFetch:
         with serving(CONTENT, "cut 100000") as server:
             url, port = server.url, server.server_address[1]
 
-            def gone(done: int, count: int, *, download: str = "") -> None:
-                if done >= 100_000:
-                    server.socket.close()
+            class Closing(Observer):
+                def loading(self, done: int, total: int, *, download: str = "") -> None:
+                    if done >= 100_000:
+                        server.socket.close()
 
             with pytest.raises(DownloadFailed, match=r"Connection refused; the first 97.7 KiB"):
-                fetch(FILE, url, tmp_path, gone)
+                fetch(FILE, url, tmp_path, Closing())
         assert port and (tmp_path / PART).read_bytes() == CONTENT[:100_000]
         with serving(CONTENT) as server:
             assert fetch(FILE, server.url, tmp_path).read_bytes() == CONTENT
@@ -270,13 +271,14 @@ class TestFetch:
             assert server.ranges == [None, f"bytes={len(left)}-"] and shown.calls == []
 
     def test_an_interruption_keeps_what_there_is(self, tmp_path: Path) -> None:
-        def interrupt(done: int, count: int, *, download: str = "") -> None:
-            if done > SIZE // 2:
-                raise KeyboardInterrupt
+        class Interrupting(Observer):
+            def loading(self, done: int, total: int, *, download: str = "") -> None:
+                if done > SIZE // 2:
+                    raise KeyboardInterrupt
 
         with serving(CONTENT, "slow", seconds=1) as server:
             with pytest.raises(KeyboardInterrupt), alone(tmp_path, FILE):
-                fetch(FILE, server.url, tmp_path, interrupt)
+                fetch(FILE, server.url, tmp_path, Interrupting())
             assert fetch(FILE, server.url, tmp_path).read_bytes() == CONTENT
             assert server.ranges[1] is not None
 
@@ -286,7 +288,7 @@ class TestNoRoom:
         with serving(CONTENT) as server:
             process = start_fetch(server.url, tmp_path, limit=SIZE // 2)
             output = process.communicate(timeout=60)[0]
-            assert f"RunFailed the disk of {tmp_path} filled up while some-file.tar.gz was downloaded; free" in output
+            assert f"NoSpace the disk of {tmp_path} filled up while some-file.tar.gz was downloaded; free" in output
             assert not (tmp_path / PART).exists()
             assert fetch(FILE, server.url, tmp_path).read_bytes() == CONTENT
 

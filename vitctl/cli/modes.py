@@ -53,19 +53,6 @@ class Mode:
 _ALL = frozenset(FLAGS)
 _TRACKERS = _panels(LOGGING)
 MODES = {
-    "lr_finder": Mode(
-        "--lr-finder",
-        "takes a few steps and makes no run",
-        _panels(RUN, NETWORK, DATA, OPTIMIZATION, DEVICE)
-        - {"epochs", "max_time", "schedule", "schedule_per", "warmup", "warmdown", "patience", "mix_off", "ema", "tta"}
-        | {"lr_finder", "lr_finder_out", "config", "json"},
-        by_length=True,
-    ),
-    "dry_run": Mode(
-        "--dry-run",
-        "takes a few steps and makes no run",
-        _ALL - _TRACKERS - {"keep"} | {"dry_run", "config", "json"},
-    ),
     "preview_batch": Mode(
         "--preview-batch",
         "draws one batch and makes no run",
@@ -74,8 +61,21 @@ MODES = {
         | {"preview_batch", "config", "json"},
         by_length=True,
     ),
+    "lr_finder": Mode(
+        "--lr-finder",
+        "takes a few steps and makes no run",
+        _panels(RUN, NETWORK, DATA, OPTIMIZATION, DEVICE)
+        - {"epochs", "max_time", "schedule", "schedule_per", "warmup", "warmdown", "patience", "mix_off", "ema", "tta"}
+        | {"lr_finder", "lr_finder_out", "config", "json"},
+        by_length=True,
+    ),
     "resume": Mode("--resume", "goes on with the stored settings", _ALL | {"resume", "json"}),
     "print_config": Mode("--print-config", "prints the settings, and stops", _ALL | {"print_config", "config"}),
+    "dry_run": Mode(
+        "--dry-run",
+        "takes a few steps and makes no run",
+        _ALL - _TRACKERS - {"keep"} | {"dry_run", "config", "json"},
+    ),
 }
 """Every mode but a new run, by the name of the flag that asks for it; of two that are asked for, the first refuses the other."""
 

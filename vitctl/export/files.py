@@ -15,7 +15,6 @@ from vitctl.export import EXPORTERS
 from vitctl.export.request import ExportRequest
 from vitctl.export.safetensors import RECORD, config_path
 from vitctl.files import flush, folder_error, remove_temporaries, sync_folder, temporary_name, write_failed
-from vitctl.units import format_bytes
 
 
 def plan(request: ExportRequest, checkpoint: Path) -> dict[tuple[str, str], list[Path]]:
@@ -93,8 +92,13 @@ def write_all(files: Mapping[Path, bytes]) -> None:
             for folder in {path.parent for path in files}:
                 sync_folder(folder)
     except OSError as error:
-        remedy = f"it takes {format_bytes(len(files[path]))}, and nothing was exported: make room, or name another place with --output"
-        raise write_failed(error, path, remedy) from error
+        raise write_failed(
+            error,
+            path,
+            size=len(files[path]),
+            outcome="nothing was exported",
+            remedy="nothing was exported: make room, or name another place with --output",
+        ) from error
     finally:
         for leftover in temporary.values():
             with contextlib.suppress(OSError):

@@ -133,8 +133,8 @@ class TrialRow:
         agent: host and process of its agent, or None.
         seconds: how long it has taken, or None.
         failure: why training failed, or None.
-        failure_kind: the kind of that error, see :data:`vitctl.errors.Kind`; None also where an earlier version recorded it.
         attempts: how often it was begun.
+        failure_kind: the kind of that error, see :data:`vitctl.errors.Kind`; None also where an earlier version recorded it.
     """
 
     trial: int
@@ -146,8 +146,8 @@ class TrialRow:
     agent: str | None
     seconds: float | None
     failure: str | None
-    failure_kind: str | None
     attempts: int
+    failure_kind: str | None = None
 
 
 class Sweep:
