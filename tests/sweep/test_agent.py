@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import subprocess
 import sys
 import time
@@ -15,6 +16,7 @@ from optuna.trial import TrialState
 from tests.sweep.conftest import sweep_text
 from tests.sweep.fake import fake_trainer, make_sweep, run_agent
 from vitctl.errors import RequestError, RunFailed
+from vitctl.sweep import local
 from vitctl.sweep.agent import Agent
 from vitctl.sweep.optuna_parts import WandbPruner
 from vitctl.sweep.storage import TrialStorage
@@ -293,16 +295,17 @@ def test_a_resumed_trial_is_not_judged_at_bands_that_it_has_passed(
 
 @pytest.mark.timeout(120)
 @pytest.mark.parametrize("there", [False, True])
-def test_an_agent_makes_a_sweep_in_a_storage_of_its_own(cli: Any, tmp_path: Path, there: bool) -> None:
+def test_an_agent_makes_a_sweep_in_a_storage_of_its_own(
+    cli: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, there: bool
+) -> None:
     url = f"sqlite:///{tmp_path}/all.db"
     for name in ("a", "b"):
         Path(f"{name}.yaml").write_text(sweep_text(SPACE, method="random", run_cap=1))
     if there:
         assert cli("sweep", "create", "b.yaml", "--storage", url).code == 0
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Agent.__init__, "__kwdefaults__", {**Agent.__init__.__kwdefaults__, "trainer": fake_trainer()})
-        first = cli("sweep", "agent", "a.yaml", "--storage", url)
-        assert first.code == 0 and "is created" in first.err
-        assert "is finished" in cli("sweep", "agent", "a.yaml", "--storage", url).err
-        assert "is created" in cli("sweep", "agent", "a.yaml", "--storage", url, "--new").err
+    monkeypatch.setattr(local, "Agent", functools.partial(Agent, trainer=fake_trainer()))
+    first = cli("sweep", "agent", "a.yaml", "--storage", url)
+    assert first.code == 0 and "is created" in first.err
+    assert "is finished" in cli("sweep", "agent", "a.yaml", "--storage", url).err
+    assert "is created" in cli("sweep", "agent", "a.yaml", "--storage", url, "--new").err
     assert len(find_sweeps(tmp_path / "runs", url)) == 2 + there
