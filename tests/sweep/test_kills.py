@@ -27,14 +27,12 @@ SPACE = {
 }
 
 
-def start_agent(runs: Path, id: str, storage: str, seconds: float, jobs: int, deadly: float) -> subprocess.Popen[str]:
+def start_agent(
+    python: list[str], runs: Path, id: str, storage: str, seconds: float, jobs: int, deadly: float
+) -> subprocess.Popen[str]:
     words = [str(runs), id, storage, str(seconds), str(jobs), str(deadly)]
     return subprocess.Popen(
-        [sys.executable, "-m", "tests.sweep.fake", *words],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        [*python, "-m", "tests.sweep.fake", *words], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     )
 
 
@@ -49,7 +47,10 @@ def training(runs: Path) -> list[int]:
     ("agents", "trials", "kills"),
     [(3, 20, 6), pytest.param(8, 200, 80, marks=[pytest.mark.slow, pytest.mark.timeout(1500)])],
 )
-def test_each_parameter_set_ends_once(storage: str, tmp_path: Path, agents: int, trials: int, kills: int) -> None:
+def test_each_parameter_set_ends_once(
+    request: pytest.FixtureRequest, storage: str, tmp_path: Path, agents: int, trials: int, kills: int
+) -> None:
+    python = request.getfixturevalue("python") if trials < 100 else [sys.executable]
     sweep = make_sweep(
         sweep_text(SPACE, method="bayes", run_cap=trials, early_terminate={"type": "hyperband", "min_iter": 2}),
         tmp_path,
@@ -59,7 +60,7 @@ def test_each_parameter_set_ends_once(storage: str, tmp_path: Path, agents: int,
     deadly = 0.05 if trials > 100 else 0.1
 
     def start() -> subprocess.Popen[str]:
-        return start_agent(tmp_path, sweep.id, storage, 0.1, rng.choice([1, 1, 2]), deadly)
+        return start_agent(python, tmp_path, sweep.id, storage, 0.1, rng.choice([1, 1, 2]), deadly)
 
     running = [start() for _ in range(agents)]
     ends: Counter[str] = Counter()

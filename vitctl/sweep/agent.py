@@ -48,6 +48,9 @@ from vitctl.training.signals import StopRequest
 POLL, CHECK = 0.1, 2.0
 """Seconds between two looks at a child, and between two looks at what other agents and commands have done."""
 
+PAUSE = 1.0
+"""Seconds before an agent that found nothing to begin, or a storage that did not answer, tries again."""
+
 OUTAGE = 300.0
 """Seconds that an agent waits for a storage that does not answer."""
 
@@ -153,6 +156,9 @@ class Agent:
         max_time: stop after so many seconds; trials under way are saved, and go on with the next agent.
         heartbeat: seconds between signs of life.
         grace: after how many seconds without one other agents take a trial over.
+        pause: see :data:`PAUSE`.
+        retries: how often a trial is tried again that was killed in the same epoch each time.
+        clock: gives the seconds that ``max_time`` is compared with.
     """
 
     def __init__(
@@ -166,6 +172,9 @@ class Agent:
         max_time: float | None = None,
         heartbeat: int = HEARTBEAT,
         grace: int = GRACE,
+        pause: float = PAUSE,
+        retries: int = MOST_RETRIES,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.sweep = sweep
         self._observer = observer
@@ -184,6 +193,9 @@ class Agent:
         self._out_since: float | None = None
         self._last_outage = -math.inf
         self._heartbeat = heartbeat
+        self._pause = pause
+        self._retries = retries
+        self._clock = clock
         self._error: BaseException | None = None
         self._why = "finished"
 
@@ -199,7 +211,7 @@ class Agent:
             RunFailed: the storage failed, or three trials in a row did.
             Interrupted: SIGINT or SIGTERM came; trials under way are saved.
         """
-        start = time.monotonic()
+        start = self._clock()
 
         def on_signal(_: int) -> None:
             self._stopping.set()
@@ -214,7 +226,7 @@ class Agent:
             looked = 0.0
             while any(thread.is_alive() for thread in threads):
                 self._tell_observer(POLL)
-                if self._max_time is not None and time.monotonic() - start >= self._max_time:
+                if self._max_time is not None and self._clock() - start >= self._max_time:
                     if not self._stopping.is_set():
                         self._why = "time"
                         self._observer.message("the time is up: trials under way are saving")
@@ -279,7 +291,7 @@ class Agent:
                 if outcome == "over":
                     break
                 if outcome == "wait":
-                    self._stopping.wait(1.0)
+                    self._stopping.wait(self._pause)
                 self._judge(slot)
         except BaseException as error:  # noqa: BLE001 - the agent's own thread raises it
             with self._lock:
@@ -406,7 +418,7 @@ class Agent:
         )
         if final or now - self._out_since > OUTAGE:
             raise RunFailed(f"the storage {redacted(self.sweep.url)} failed: {reason(error)}") from error
-        self._stopping.wait(1.0)
+        self._stopping.wait(self._pause)
 
     def _is_mine(self, trial_id: int) -> bool:
         return bool(self._storage.get_trial(trial_id).state == TrialState.RUNNING)
@@ -540,7 +552,7 @@ class Agent:
             before, kills = trial.user_attrs.get(KILLS, (epochs, 0))
             kills = kills + 1 if before == epochs else 1
             trial.set_user_attr(KILLS, [epochs, kills])
-            if kills <= MOST_RETRIES:
+            if kills <= self._retries:
                 self._emit_end(slot, "released", None, f"{slot.why}; it will be tried again")
                 raise TrialReleased
             slot.why = f"killed by {name} {kills} times in epoch {epochs + 1}"
