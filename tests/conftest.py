@@ -37,6 +37,24 @@ TINY = [
 """A run of a second or so: 4 steps an epoch."""
 
 
+class Clock:
+    """A clock on which nothing takes time but looking at it, and what is :meth:`slowed`."""
+
+    def __init__(self) -> None:
+        self.now = 0.0
+
+    def __call__(self) -> float:
+        self.now += 0.001
+        return self.now
+
+    def slowed(self, function: Callable[..., Any], seconds: float) -> Callable[..., Any]:
+        def call(*args: Any, **more: Any) -> Any:
+            self.now += seconds
+            return function(*args, **more)
+
+        return call
+
+
 @pytest.hookimpl(wrapper=True, tryfirst=True)
 def pytest_runtest_protocol(item: pytest.Item) -> Iterator[None]:
     """Run a test that is marked ``serial`` while no other worker runs one."""
@@ -70,11 +88,22 @@ def python(tmp_path_factory: pytest.TempPathFactory) -> Iterator[list[str]]:
     """Return a command that runs programs as ``python`` does, but in a process that has imported torch already."""
     path = tmp_path_factory.mktemp("fork", numbered=False) / "s"
     serve = f"from tests.forkserver import serve; serve({os.fspath(path)!r})"
-    with subprocess.Popen([sys.executable, "-c", serve], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as server:
+    root = Path(__file__).parents[1]
+    with subprocess.Popen(
+        [sys.executable, "-c", serve], cwd=root, stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    ) as server:
         assert server.stdin is not None and server.stdout is not None
         assert server.stdout.readline() == b"ready\n"
         yield [sys.executable, "-S", "-I", forkserver.__file__, str(path)]
         server.stdin.close()
+
+
+@pytest.fixture
+def forked_runs(python: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have the runs of sweeps and comparisons, each a process, started by way of ``python``."""
+    from vitctl.training import runner
+
+    monkeypatch.setattr(runner, "VITCTL", (*python, "-m", "vitctl"))
 
 
 @pytest.fixture

@@ -1,6 +1,6 @@
 """A stand-in for ``python`` that starts in milliseconds: it forks a process that has imported torch and the like.
 
-    python -S -E forkserver.py SOCKET (-m MODULE | SCRIPT) ...
+    python -S -I forkserver.py SOCKET [-P] (-m MODULE | -c CODE | SCRIPT) ...
 
 runs the program as ``python`` would: with this process's arguments, environment, folder and standard streams. It passes
 signals on, ends as the program ends, and takes it along when it is killed. vitctl itself is imported by each program.
@@ -83,9 +83,14 @@ def serve(path: str) -> None:
     words = keep(connection)
     status = 0
     try:
+        if words[0] == "-P":
+            del words[0], sys.path[0]
         if words[0] == "-m":
             sys.argv = words[1:]
             runpy.run_module(words[1], run_name="__main__", alter_sys=True)
+        elif words[0] == "-c":
+            sys.argv = ["-c", *words[2:]]
+            exec(compile(words[1], "<string>", "exec"), {"__name__": "__main__"})  # noqa: S102
         else:
             sys.argv = words
             sys.path[0] = os.path.dirname(words[0])

@@ -212,9 +212,9 @@ print("sum", dataset.train.images.sum().item(), "decoded", count, flush=True)
 """
 
 
-def start(root: Path, pause: float) -> subprocess.Popen[str]:
+def start(python: list[str], root: Path, pause: float) -> subprocess.Popen[str]:
     process = subprocess.Popen(
-        [sys.executable, "-c", SCRIPT, str(root), str(pause)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        [*python, "-c", SCRIPT, str(root), str(pause)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
     )
     assert process.stdout is not None and process.stdout.readline() == "ready\n"
     return process
@@ -227,8 +227,8 @@ def many(make_folder: MakeFolder) -> Path:
 
 
 class TestTwoAtOnce:
-    def test_both_have_all_of_it(self, many: Path, cache: Path) -> None:
-        pair = [start(many, 0.001) for _ in range(2)]
+    def test_both_have_all_of_it(self, python: list[str], many: Path, cache: Path) -> None:
+        pair = [start(python, many, 0.001) for _ in range(2)]
         for process in pair:
             assert process.stdin is not None
             process.stdin.write("go\n")
@@ -238,8 +238,10 @@ class TestTwoAtOnce:
         assert last[0][1] == last[1][1] == str(load(many).train.images.sum().item())
         assert len(caches(cache)) == 1
 
-    def test_the_second_waits_for_the_first(self, many: Path, cache: Path, decoded: list[str]) -> None:
-        first = start(many, 0.005)
+    def test_the_second_waits_for_the_first(
+        self, python: list[str], many: Path, cache: Path, decoded: list[str]
+    ) -> None:
+        first = start(python, many, 0.005)
         assert first.stdin is not None and first.stdout is not None
         first.stdin.write("go\n")
         first.stdin.flush()
@@ -253,7 +255,7 @@ class TestTwoAtOnce:
         self, many: Path, cache: Path, decoded: list[str], monkeypatch: pytest.MonkeyPatch
     ) -> None:
         monkeypatch.setattr(cache_module, "_STALLED_SECONDS", 0.3)
-        first = start(many, 0.005)
+        first = start([sys.executable], many, 0.005)
         assert first.stdin is not None and first.stdout is not None
         first.stdin.write("go\n")
         first.stdin.flush()
@@ -269,7 +271,7 @@ class TestTwoAtOnce:
         assert len(caches(cache)) == 1
 
     def test_what_a_killed_one_left_is_removed(self, many: Path, cache: Path, decoded: list[str]) -> None:
-        first = start(many, 0.005)
+        first = start([sys.executable], many, 0.005)
         assert first.stdin is not None and first.stdout is not None
         first.stdin.write("go\n")
         first.stdin.flush()
@@ -461,7 +463,7 @@ class TestPruning:
         load(other)
         assert len(caches(cache)) == 1 and content(dataset) == before
 
-    def test_two_at_once(self, many: Path, make_folder: MakeFolder, cache: Path) -> None:
+    def test_two_at_once(self, python: list[str], many: Path, make_folder: MakeFolder, cache: Path) -> None:
         for i in range(20):
             gone = make_folder({"train": {"a": 1, "b": 1}, "test": {"a": 1, "b": 1}}, name=f"gone{i}", side=8)
             load(gone)
@@ -470,7 +472,7 @@ class TestPruning:
         others = [
             make_folder({"train": {"a": 9, "b": 9}, "test": {"a": 1, "b": 1}}, name=f"new{i}", side=8) for i in "ab"
         ]
-        pair = [start(root, 0.0) for root in others]
+        pair = [start(python, root, 0.0) for root in others]
         for process in pair:
             assert process.stdin is not None
             process.stdin.write("go\n")

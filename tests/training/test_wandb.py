@@ -2,6 +2,7 @@
 
 import json
 import os
+import shlex
 import signal
 import socket
 import subprocess
@@ -52,6 +53,14 @@ def service(monkeypatch: pytest.MonkeyPatch) -> Iterator[WandbServer]:
         monkeypatch.setenv("WANDB_BASE_URL", server.url)
         monkeypatch.setenv("WANDB_API_KEY", KEY)
         yield server
+
+
+@pytest.fixture(autouse=True)
+def forked_client(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have W&B's client started in a process that has imported it, but where a test is marked slow."""
+    if not request.node.get_closest_marker("slow"):
+        python: list[str] = request.getfixturevalue("python")
+        monkeypatch.setattr(wandb, "COMMAND", (*python, "-P", "-c", wandb.PROGRAM))
 
 
 @pytest.fixture
@@ -110,17 +119,15 @@ def assert_arrived(arrived: Run, folder: Path) -> None:
     assert metrics["*"]["5"] == 1  # drawn over the first of them, epoch
 
 
-def sync(said: str, place: Path, service: WandbServer) -> Run:
+def sync(python: list[str], said: str, place: Path, service: WandbServer) -> Run:
     """Type the command that a sentence ends with, and return the one run that a service then has.
 
     W&B's own program reads what it left in the folder.
     """
-    command = said.strip().rpartition(": ")[2]
-    assert command.startswith("wandb sync ")
-    environment = {
-        **os.environ, "WANDB_BASE_URL": service.url, "WANDB_API_KEY": KEY,
-        "PATH": os.pathsep.join([os.path.dirname(sys.executable), os.environ["PATH"]]),
-    }  # fmt: skip
+    program, _, words = said.strip().rpartition(": ")[2].partition(" ")
+    assert program == "wandb" and words.startswith("sync ")
+    command = f"{shlex.join([*python, '-m', 'wandb'])} {words}"
+    environment = {**os.environ, "WANDB_BASE_URL": service.url, "WANDB_API_KEY": KEY}
     subprocess.run(command, shell=True, check=True, capture_output=True, cwd=place, env=environment)
     (arrived,) = service.runs.values()
     return arrived
@@ -171,7 +178,7 @@ def test_a_run_and_its_resumption_are_one_run_there(
 
 
 def test_offline_files_are_read_by_wandb_itself(
-    cli: Cli, service: WandbServer, plain: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    cli: Cli, python: list[str], service: WandbServer, tmp_path: Path
 ) -> None:
     (tmp_path / "json.py").write_text("raise SystemExit")  # the working folder's modules are not the client's
     first = cli("train", *RUN, "--name", "a", "--wandb", "offline")
@@ -184,21 +191,21 @@ def test_offline_files_are_read_by_wandb_itself(
         again.err.strip().splitlines()[-1].startswith("to upload the run to W&B: wandb sync runs/a/wandb/offline-run-")
     )
     assert len(list(tmp_path.glob("runs/a/wandb/offline-run-*"))) == 2
-    arrived = sync(again.err, tmp_path, service)
+    arrived = sync(python, again.err, tmp_path, service)
     assert arrived.exit_code == 0 and arrived.config["epochs"] == 3
     assert_arrived(arrived, tmp_path / "runs/a")
 
 
 @pytest.mark.usefixtures("patient")
 def test_a_run_goes_online_with_the_offline_sessions_yet_to_come(
-    cli: Cli, service: WandbServer, tmp_path: Path
+    cli: Cli, python: list[str], service: WandbServer, tmp_path: Path
 ) -> None:
     cli("train", *TINY, "--epochs", 1, "--name", "a b", "--wandb", "offline")
     online = cli("train", "--resume", "runs/a b", "--epochs", 2, "--wandb", "online")
     ((id, arrived),) = service.runs.items()
     assert [epoch for epoch, _ in arrived.curve("val_acc")] == [2]
     assert online.err.endswith(f"to upload earlier sessions to W&B: wandb sync 'runs/a b/wandb'/offline-run-*-{id}\n")
-    sync(online.err, tmp_path, service)
+    sync(python, online.err, tmp_path, service)
     assert sorted(arrived.curve("val_acc")) == [(row["epoch"], row["val_acc"]) for row in rows(tmp_path / "runs/a b")]
     assert "to upload" not in cli("train", "--resume", "runs/a b", "--epochs", 3).err
 
@@ -238,6 +245,7 @@ def closed(service: WandbServer, monkeypatch: pytest.MonkeyPatch) -> None:
 def test_trouble_costs_a_warning_and_a_few_seconds(
     trouble: Callable[[WandbServer, pytest.MonkeyPatch], None],
     said: str,
+    python: list[str],
     service: WandbServer,
     plain: Path,
     tmp_path: Path,
@@ -253,7 +261,7 @@ def test_trouble_costs_a_warning_and_a_few_seconds(
     warning, command = watcher.warnings
     assert said.format(port=port) in warning and warning.startswith("warning: W&B: ") and "offline" in warning
     with WandbServer() as later:
-        assert_arrived(sync(command, tmp_path, later), tmp_path / "a")
+        assert_arrived(sync(python, command, tmp_path, later), tmp_path / "a")
     assert_keyless(tmp_path, *watcher.said)
 
 
@@ -270,7 +278,7 @@ def test_a_mistyped_variable_costs_a_warning_that_names_it(
 
 @pytest.mark.parametrize("how", ["fall_silent", pytest.param("close", marks=pytest.mark.slow)])
 def test_a_service_that_dies_costs_a_warning_and_a_few_seconds(
-    how: str, service: WandbServer, plain: Path, tmp_path: Path
+    how: str, python: list[str], service: WandbServer, plain: Path, tmp_path: Path
 ) -> None:
     watcher = Watcher(lambda epoch: getattr(service, how)() if epoch == 1 else None)
     start = time.monotonic()
@@ -280,7 +288,7 @@ def test_a_service_that_dies_costs_a_warning_and_a_few_seconds(
     (warning,) = watcher.warnings
     assert "did not take everything" in warning
     with WandbServer() as later:  # nothing is lost
-        assert_arrived(sync(warning, tmp_path, later), tmp_path / "a")
+        assert_arrived(sync(python, warning, tmp_path, later), tmp_path / "a")
 
 
 @pytest.mark.usefixtures("patient")

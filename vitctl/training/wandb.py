@@ -59,6 +59,8 @@ main()
 """
 """What the client process runs: without the working folder on its path, with this vitctl wherever it lies."""
 
+COMMAND = (sys.executable, "-P", "-c", PROGRAM)
+
 Record = dict[str, Any]
 
 
@@ -263,7 +265,7 @@ class Client:
         log.parent.mkdir(exist_ok=True)
         with open(log, "ab") as file:
             self._process = subprocess.Popen(
-                [sys.executable, "-P", "-c", PROGRAM],
+                COMMAND,
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=file,
