@@ -24,8 +24,13 @@ from vitctl.config import TrainConfig, resolve_config
 from vitctl.devices import available_devices
 from vitctl.errors import RunFailed
 
-BENCH = ["bench-device", "cpu", "--net", TINY_NET, "--bs", "32", "--max-time", "1s"]
+BENCH = ["bench-device", "cpu", "--net", TINY_NET, "--bs", "32", "--max-time", "0.3s"]
 ABSENT = "cuda:7"
+
+
+@pytest.fixture(autouse=True)
+def quick_products(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(bench, "GEMM_SECONDS", 0.02)
 
 
 def config(**more: Any) -> TrainConfig:
@@ -282,7 +287,7 @@ def test_tuned_settings_are_those_that_train_takes(cli: Cli, tmp_path: Path, mon
 def test_batchnorm_is_tuned_with_whole_batches(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("vitctl.benchmark.tune.SECONDS", 0.0)
     monkeypatch.setattr("vitctl.benchmark.tune.BATCHES", (0.5, 2.0))
-    words = ["bench-device", "cpu", "--net", "res18:width=8", "--threads", "1", "--precision", "fp32"]
+    words = ["bench-device", "cpu", "--net", "res18:width=8", "--size", 8, "--threads", "1", "--precision", "fp32"]
     result = cli(*words, "--tune", "--json", "--out", "out")
     assert result.code == 0, result.err
     trials = result.json()["devices"][0]["trials"]

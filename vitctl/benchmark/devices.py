@@ -46,6 +46,9 @@ LEAST_SECONDS = 10.0
 STABLE = 0.005
 """The median is taken to stand when its error, about the interquartile range over the root of the count, is this share of it."""
 
+GEMM_SECONDS = 0.3
+"""How long products of each shape are measured."""
+
 clock = time.perf_counter
 """Gives the seconds that are measured."""
 
@@ -467,7 +470,7 @@ def reference_of(lane: Lane, config: TrainConfig, data: tuple[Dataset, Splits]) 
     return logits_and_gradients(session.model, session, images, labels, "fp32")
 
 
-def gemm_peak(session: Session, shapes: int = 4, seconds: float = 0.3) -> float:
+def gemm_peak(session: Session, seconds: float, shapes: int = 4) -> float:
     """Return the GFLOP/s that matrix products reach at most on the device, of the shapes that cost the network most.
 
     A linear layer on tokens ``[B, N, K]`` is a product of ``[B N, K]`` and ``[K, M]``; a convolution that of its unfolded input
@@ -475,8 +478,8 @@ def gemm_peak(session: Session, shapes: int = 4, seconds: float = 0.3) -> float:
 
     Args:
         session: whose network, micro-batch and precision.
+        seconds: how long each shape is measured.
         shapes: how many different ones are tried.
-        seconds: how long each is.
     """
     found: dict[tuple[int, int, int], float] = {}
 
@@ -583,7 +586,7 @@ def measure_lanes(lanes: Sequence[Lane], budget: float, message: Callable[[str],
     for lane in lanes:
         with lane.memory():
             parities.append(lane.parity(reference))
-            gemms.append(gemm_peak(lane.session))
+            gemms.append(gemm_peak(lane.session, GEMM_SECONDS))
     left, turn, watch = list(lanes), 0, devices.CpuWatch()
     while left:
         for lane in left if turn % 2 == 0 else left[::-1]:
