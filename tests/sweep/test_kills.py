@@ -36,11 +36,11 @@ def start_agent(
     )
 
 
-def training(runs: Path) -> list[int]:
-    """Return the processes that train below ``runs``."""
+def training(runs: Path) -> dict[int, Path]:
+    """Return the processes that train below ``runs``, and the folders of their runs."""
     output = subprocess.run(["ps", "-axwwo", "pid=,args="], capture_output=True, text=True, check=True).stdout
     lines = [line.split(None, 1) for line in output.splitlines()]
-    return [int(pid) for pid, args in lines if "fake_trainer.py" in args and str(runs) in args]
+    return {int(pid): Path(args.split()[3]) for pid, args in lines if "fake_trainer.py" in args and str(runs) in args}
 
 
 @pytest.mark.parametrize(
@@ -73,8 +73,12 @@ def test_each_parameter_set_ends_once(
             children = training(tmp_path)
             if killed["child"] > killed["agent"]:
                 kill(rng.choice(running).pid, killed, "agent")
-            elif children:
-                kill(rng.choice(children), killed, "child")
+            else:
+                # Every other one once it has got somewhere, as there must be something to go on with.
+                anywhere = killed["child"] % 2 == 1
+                children = [pid for pid, run in children.items() if anywhere or (run / "metrics.jsonl").exists()]
+                if children:
+                    kill(rng.choice(children), killed, "child")
         for agent in [agent for agent in running if agent.poll() is not None]:
             running.remove(agent)
             out, err = agent.communicate()
@@ -116,7 +120,7 @@ def test_each_parameter_set_ends_once(
     assert len(starts) == trials  # one run folder per parameter set, whatever the number of attempts
     assert any(len(begun) > 1 and begun[-1] > 0 for begun in starts)  # went on where it was, not anew
     time.sleep(0.5)
-    assert training(tmp_path) == []
+    assert training(tmp_path) == {}
 
 
 def sweep_has_begun(runs: Path) -> bool:
