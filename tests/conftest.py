@@ -1,15 +1,23 @@
-"""What every test shares: a cache of its own, and tiny networks."""
+"""What every test shares: one thread, a cache of its own, and tiny networks."""
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import shutil
-from collections.abc import Callable
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+
+from tests import forkserver
+
+# Before torch is imported, and for child processes: threads that wait for each other make a busy machine crawl.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 TINY_NET = "cct_2:embed_dim=16,depth=1,num_heads=2,conv_width=8"
 TINY = [
@@ -29,6 +37,41 @@ TINY = [
 """A run of a second or so: 4 steps an epoch."""
 
 
+class Clock:
+    """A clock on which nothing takes time but looking at it, and what is :meth:`slowed`."""
+
+    def __init__(self) -> None:
+        self.now = 0.0
+
+    def __call__(self) -> float:
+        self.now += 0.001
+        return self.now
+
+    def slowed(self, function: Callable[..., Any], seconds: float) -> Callable[..., Any]:
+        def call(*args: Any, **more: Any) -> Any:
+            self.now += seconds
+            return function(*args, **more)
+
+        return call
+
+
+@pytest.hookimpl(wrapper=True, tryfirst=True)
+def pytest_runtest_protocol(item: pytest.Item) -> Iterator[None]:
+    """Run a test that is marked ``serial`` while no other worker runs one."""
+    shared = shared_folder(item.config)
+    with open(shared / "turn.lock", "w") as turn, open(shared / "running.lock", "w") as running:
+        fcntl.flock(turn, fcntl.LOCK_EX)  # whoever waits for the others to end comes before those that begin
+        fcntl.flock(running, fcntl.LOCK_EX if item.get_closest_marker("serial") else fcntl.LOCK_SH)
+        fcntl.flock(turn, fcntl.LOCK_UN)
+        return (yield)
+
+
+def shared_folder(config: pytest.Config) -> Path:
+    """Return the temporary folder of all workers of this run."""
+    own: Path = config._tmp_path_factory.getbasetemp()  # type: ignore[attr-defined]
+    return own.parent if "PYTEST_XDIST_WORKER" in os.environ else own
+
+
 @pytest.fixture(autouse=True)
 def own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
     """Keep tests out of the user's cache and data, and from one another's settings."""
@@ -38,6 +81,29 @@ def own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.Monk
     monkeypatch.setenv("VITCTL_CIFAR_URL", "http://127.0.0.1:9/closed")
     monkeypatch.setenv("no_proxy", "127.0.0.1,localhost")
     monkeypatch.setenv("COLUMNS", "120")
+
+
+@pytest.fixture(scope="session")
+def python(tmp_path_factory: pytest.TempPathFactory) -> Iterator[list[str]]:
+    """Return a command that runs programs as ``python`` does, but in a process that has imported torch already."""
+    path = tmp_path_factory.mktemp("fork", numbered=False) / "s"
+    serve = f"from tests.forkserver import serve; serve({os.fspath(path)!r})"
+    root = Path(__file__).parents[1]
+    with subprocess.Popen(
+        [sys.executable, "-c", serve], cwd=root, stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    ) as server:
+        assert server.stdin is not None and server.stdout is not None
+        assert server.stdout.readline() == b"ready\n"
+        yield [sys.executable, "-S", "-I", forkserver.__file__, str(path)]
+        server.stdin.close()
+
+
+@pytest.fixture
+def forked_runs(python: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have the runs of sweeps and comparisons, each a process, started by way of ``python``."""
+    from vitctl.training import runner
+
+    monkeypatch.setattr(runner, "VITCTL", (*python, "-m", "vitctl"))
 
 
 @pytest.fixture

@@ -15,7 +15,7 @@ import pytest
 import torch
 import yaml
 
-from tests.conftest import TINY, TINY_NET, Cli
+from tests.conftest import TINY, TINY_NET, Cli, Clock
 from vitctl import devices
 from vitctl.benchmark import devices as bench
 from vitctl.benchmark.device_report import DeviceReport
@@ -24,8 +24,13 @@ from vitctl.config import TrainConfig, resolve_config
 from vitctl.devices import available_devices
 from vitctl.errors import RunFailed
 
-BENCH = ["bench-device", "cpu", "--net", TINY_NET, "--bs", "32", "--max-time", "1s"]
+BENCH = ["bench-device", "cpu", "--net", TINY_NET, "--bs", "32", "--max-time", "0.3s"]
 ABSENT = "cuda:7"
+
+
+@pytest.fixture(autouse=True)
+def quick_products(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(bench, "GEMM_SECONDS", 0.02)
 
 
 def config(**more: Any) -> TrainConfig:
@@ -69,10 +74,12 @@ def test_what_others_take_of_the_cpu_is_seen(monkeypatch: pytest.MonkeyPatch) ->
 
 @pytest.mark.skipif(not Path("/proc/stat").exists(), reason="Linux counts it")
 def test_another_process_that_computes_is_seen() -> None:
-    with subprocess.Popen([sys.executable, "-c", "while True: pass"]) as other:
+    program = "print(flush=True)\nwhile True: pass"
+    with subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE) as other:
         try:
+            assert other.stdout is not None and other.stdout.readline()
             watch = devices.CpuWatch()
-            time.sleep(2.0)
+            time.sleep(1.0)
             share = watch.others()
         finally:
             other.kill()
@@ -133,19 +140,13 @@ def test_long_steps_are_warmed_up_by_a_piece_and_spread_over_pieces(monkeypatch:
     assert figures.step is not None and figures.step.low < figures.step.median < figures.step.high
 
 
-def slowed(function: Callable[..., Any], seconds: float) -> Callable[..., Any]:
-    def call(*args: Any, **more: Any) -> Any:
-        time.sleep(seconds)
-        return function(*args, **more)
-
-    return call
-
-
 @pytest.mark.parametrize("asynchronous", [False, True])  # then parts are taken from steps of their own
 @pytest.mark.parametrize("part", ["data", "forward", "optimizer"])
 def test_time_is_counted_for_the_part_that_takes_it(
     monkeypatch: pytest.MonkeyPatch, part: str, asynchronous: bool
 ) -> None:
+    clock = Clock()
+    monkeypatch.setattr(bench, "clock", clock)
     monkeypatch.setattr(bench.Lane, "asynchronous", property(lambda self: asynchronous))
     (lane,) = two_lanes(limit_train=64)[:1]  # epochs of two steps: measuring goes over their ends
     owner, name = {
@@ -153,7 +154,7 @@ def test_time_is_counted_for_the_part_that_takes_it(
         "forward": (lane.session, "forward"),
         "optimizer": (lane.session.optimizer, "step"),
     }[part]
-    setattr(owner, name, slowed(getattr(owner, name), 0.3))
+    setattr(owner, name, clock.slowed(getattr(owner, name), 0.3))
     (figures,) = bench.measure_lanes([lane], 0.01, lambda _: None)
     assert len(figures.steps) == 3 and len(lane.splits) == 3
     assert figures.split[part] >= 0.3 and max(figures.split, key=lambda name: figures.split[name]) == part
@@ -286,7 +287,7 @@ def test_tuned_settings_are_those_that_train_takes(cli: Cli, tmp_path: Path, mon
 def test_batchnorm_is_tuned_with_whole_batches(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("vitctl.benchmark.tune.SECONDS", 0.0)
     monkeypatch.setattr("vitctl.benchmark.tune.BATCHES", (0.5, 2.0))
-    words = ["bench-device", "cpu", "--net", "res18:width=8", "--threads", "1", "--precision", "fp32"]
+    words = ["bench-device", "cpu", "--net", "res18:width=8", "--size", 8, "--threads", "1", "--precision", "fp32"]
     result = cli(*words, "--tune", "--json", "--out", "out")
     assert result.code == 0, result.err
     trials = result.json()["devices"][0]["trials"]

@@ -220,9 +220,8 @@ def test_a_killed_comparison_goes_on(tmp_path: Path, jobs: int, signum: signal.S
     ]
 
 
-def test_runs_at_once_give_the_same_and_their_times_are_marked(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("OMP_NUM_THREADS", "1")
-    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parents[2]))
+@pytest.mark.usefixtures("forked_runs")
+def test_runs_at_once_give_the_same_and_their_times_are_marked(cli: Cli) -> None:
     words = [*COMPARE, "adam", "sgd:lr=1e30", "--seeds", 1, "--threads", 1]
     alone, beside = (cli(*words, "--jobs", jobs, "--name", f"j{jobs}", "--json") for jobs in (1, 2))
     assert (alone.code, beside.code) == (0, 0), beside.err
@@ -275,6 +274,7 @@ def test_pictures_of_one_epoch_and_of_several(cli: Cli, tmp_path: Path) -> None:
     assert "diverged" not in result.err.replace("diverged at step", "")
 
 
+@pytest.mark.usefixtures("forked_runs")
 def test_from_a_sweep(cli: Cli, refused: Any, tmp_path: Path) -> None:
     settings = {key: {"value": value} for key, value in SETTINGS.items()}
     parameters = {"lr": {"values": [0.01, 1e-7]}, "adan_beta1": {"value": 0.03}, "opt": {"value": "adan"}}

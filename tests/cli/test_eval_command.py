@@ -1,4 +1,5 @@
 import csv
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -13,9 +14,8 @@ Refused = Callable[..., str]
 
 
 @pytest.fixture
-def trained(cli: Cli, tmp_path: Path) -> Path:
-    assert cli("train", *TINY[:6], "--bs", 32, "--lr", 0.01, "--epochs", 3, "--name", "r").code == 0
-    return tmp_path / "runs" / "r"
+def trained(digits_runs: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(digits_runs / "digits", tmp_path / "runs" / "r"))
 
 
 def test_figures_agree_with_the_run_and_with_scikit_learn(cli: Cli, trained: Path, tmp_path: Path) -> None:

@@ -43,6 +43,31 @@ def props(path: Path) -> dict[str, str]:
     return {entry.key: entry.value for entry in onnx.load(path).metadata_props}
 
 
+MADE: dict[str, bytes] = {}
+"""ONNX files of the small run, by how they are normalised: tracing takes longer than all the rest."""
+
+
+def sabotage(monkeypatch: pytest.MonkeyPatch, change: Callable[[onnx.ModelProto], None]) -> None:
+    """Alter every ONNX file between its making and its verification."""
+    real = Onnx.export
+
+    def export(self: Onnx, network: Deployed, record: Metadata, *, opset: int) -> dict[str, bytes]:
+        kind = json.dumps(record.to_strings())
+        if kind not in MADE:
+            MADE[kind] = real(self, network, record, opset=opset)[".onnx"]
+        model = onnx.load_from_string(MADE[kind])
+        change(model)
+        return {".onnx": model.SerializeToString()}
+
+    monkeypatch.setattr(Onnx, "export", export)
+
+
+@pytest.fixture
+def traced_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Take the ONNX file of an earlier test where it was made of the same."""
+    sabotage(monkeypatch, lambda model: None)
+
+
 def test_an_onnx_file_beside_the_checkpoint_that_others_can_use(cli: Cli, digits_run: Path) -> None:
     last = digits_run / "checkpoints" / "last.pt"
     result = cli("export", digits_run, "--softmax", "--verify-on", "all", "--json")
@@ -152,6 +177,7 @@ def test_a_network_of_timm_s(cli: Cli, tmp_path: Path) -> None:
     assert torch.allclose(model.eval()(images), ours(images), atol=1e-5)
 
 
+@pytest.mark.usefixtures("traced_once")
 @pytest.mark.parametrize(
     "flags",
     [
@@ -192,29 +218,11 @@ def test_without_the_data_generated_pictures_are_compared(
     assert cli("export", "runs/s", "--data-dir", "moved", "--json").json()["compared_on"].endswith("test pictures")
 
 
+@pytest.mark.usefixtures("traced_once")
 def test_no_verify_is_recorded(cli: Cli, digits_run: Path, tmp_path: Path) -> None:
     result = cli("export", digits_run, "-o", "a.onnx", "--no-verify")
     assert result.code == 0 and "not verified (--no-verify)" in result.out
     assert props(tmp_path / "a.onnx")["verified"] == "false" and props(tmp_path / "a.onnx")["verified_on"] == ""
-
-
-MADE: dict[str, bytes] = {}
-"""ONNX files of the small run, by how they are normalised: tracing takes longer than all the rest."""
-
-
-def sabotage(monkeypatch: pytest.MonkeyPatch, change: Callable[[onnx.ModelProto], None]) -> None:
-    """Alter every ONNX file between its making and its verification."""
-    real = Onnx.export
-
-    def export(self: Onnx, network: Deployed, record: Metadata, *, opset: int) -> dict[str, bytes]:
-        kind = json.dumps(record.to_strings())
-        if kind not in MADE:
-            MADE[kind] = real(self, network, record, opset=opset)[".onnx"]
-        model = onnx.load_from_string(MADE[kind])
-        change(model)
-        return {".onnx": model.SerializeToString()}
-
-    monkeypatch.setattr(Onnx, "export", export)
 
 
 OTHERWISE = "the onnx file does not compute what the network does on 359 digits test pictures"
@@ -291,6 +299,7 @@ def test_a_good_file_stays_when_the_next_export_fails(
     assert path.read_bytes() == good
 
 
+@pytest.mark.usefixtures("traced_once")
 def test_quantized_files(cli: Cli, refused: Refused, digits_run: Path, tmp_path: Path) -> None:
     words = ["--quantize", "int8", "--quantize", "fp16", "--verify-on", "all", "--max-drop", 3]
     report = cli("export", digits_run, "-o", "a.onnx", *words, "--json").json()
@@ -520,6 +529,7 @@ sys.meta_path.insert(0, Blocked())
 """
 
 
+@pytest.mark.usefixtures("traced_once")
 def test_readme_s_program_needs_onnxruntime_and_numpy_alone(cli: Cli, digits_run: Path, tmp_path: Path) -> None:
     program = snippet()
     assert cli("export", digits_run, "-o", "model.onnx", "--verify-on", 20).code == 0

@@ -46,6 +46,7 @@ def write(**more: object) -> dict[str, object]:
     return text
 
 
+@pytest.mark.usefixtures("forked_runs")
 def test_a_sweep_from_its_file_to_its_best_settings(cli: Cli, tmp_path: Path) -> None:
     write()
     ran = cli("sweep", "agent", "s.yaml", "--seed", 1)
@@ -94,6 +95,7 @@ def test_a_sweep_from_its_file_to_its_best_settings(cli: Cli, tmp_path: Path) ->
     assert edited.code == 2 and "run_cap: 2 -> 5" in edited.err and "--new" in edited.err
 
 
+@pytest.mark.usefixtures("forked_runs")
 def test_the_best_settings_keep_what_the_recipe_took_for_short_runs(cli: Cli) -> None:
     tiny = {"value": "vit_small:embed_dim=16,depth=1,num_heads=2,head_dim=8"}
     write(parameters={**PARAMETERS, "net": tiny, "recipe": {"value": "vit_small"}}, run_cap=1)

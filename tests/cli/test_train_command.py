@@ -175,14 +175,14 @@ def test_help_shows_every_setting_in_its_group(cli: Cli) -> None:
         assert "--" + name.replace("_", "-") in text and flag.panel in text
 
 
-def test_ctrl_c_before_a_run_begins_ends_by_the_signal(tmp_path: Path) -> None:
+def test_ctrl_c_before_a_run_begins_ends_by_the_signal(python: list[str], tmp_path: Path) -> None:
     code = (
         "import os, signal; from vitctl.training import start; from vitctl.cli import main\n"
         "signal.signal(signal.SIGINT, signal.default_int_handler)\n"  # a shell's & starts programs with it ignored
         "start.open_session = lambda *_, **__: os.kill(os.getpid(), signal.SIGINT)\n"
         "main(['train', '--dataset', 'digits', '--net', 'cct_2', '--name', 'a'])"
     )
-    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=False)
+    done = subprocess.run([*python, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=False)
     assert done.returncode == -signal.SIGINT and done.stderr == "stopped\n"
     assert not list(tmp_path.iterdir())
 

@@ -9,7 +9,6 @@ import os
 import shutil
 import signal
 import subprocess
-import sys
 import time
 import warnings
 from collections.abc import Callable
@@ -193,7 +192,7 @@ def test_bad_pictures_alone_are_tried_again(pets: Path, decoded: list[str]) -> N
 
 
 SCRIPT = """
-import sys, time
+import os, sys, time
 from vitctl.data import folder
 from vitctl.data.dataset import load_dataset
 from vitctl.observer import Observer
@@ -207,7 +206,7 @@ def slow(source, size):
 folder.decode_picture = slow
 class Progress(Observer):
     def loading(self, done, total, *, download=""):
-        print("building", flush=True)
+        print("building", os.getpid(), flush=True)
 print("ready", flush=True)
 sys.stdin.readline()
 dataset = load_dataset("folder", data_dir=root, size=16, skip_bad_images=False, observer=Progress())
@@ -215,9 +214,9 @@ print("sum", dataset.train.images.sum().item(), "decoded", count, flush=True)
 """
 
 
-def start(root: Path, pause: float) -> subprocess.Popen[str]:
+def start(python: list[str], root: Path, pause: float) -> subprocess.Popen[str]:
     process = subprocess.Popen(
-        [sys.executable, "-c", SCRIPT, str(root), str(pause)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        [*python, "-c", SCRIPT, str(root), str(pause)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
     )
     assert process.stdout is not None and process.stdout.readline() == "ready\n"
     return process
@@ -230,8 +229,8 @@ def many(make_folder: MakeFolder) -> Path:
 
 
 class TestTwoAtOnce:
-    def test_both_have_all_of_it(self, many: Path, cache: Path) -> None:
-        pair = [start(many, 0.001) for _ in range(2)]
+    def test_both_have_all_of_it(self, python: list[str], many: Path, cache: Path) -> None:
+        pair = [start(python, many, 0.001) for _ in range(2)]
         for process in pair:
             assert process.stdin is not None
             process.stdin.write("go\n")
@@ -241,42 +240,46 @@ class TestTwoAtOnce:
         assert last[0][1] == last[1][1] == str(load(many).train.images.sum().item())
         assert len(caches(cache)) == 1
 
-    def test_the_second_waits_for_the_first(self, many: Path, cache: Path, decoded: list[str]) -> None:
-        first = start(many, 0.005)
+    def test_the_second_waits_for_the_first(
+        self, python: list[str], many: Path, cache: Path, decoded: list[str]
+    ) -> None:
+        first = start(python, many, 0.005)
         assert first.stdin is not None and first.stdout is not None
         first.stdin.write("go\n")
         first.stdin.flush()
-        assert first.stdout.readline() == "building\n"
+        assert first.stdout.readline().startswith("building ")
         dataset = load(many)
         assert decoded == [] and len(dataset.train) == 600
         assert str(dataset.train.images.sum().item()) in first.communicate(timeout=60)[0]
         assert len(caches(cache)) == 1
 
     def test_one_that_is_stopped_is_not_waited_for(
-        self, many: Path, cache: Path, decoded: list[str], monkeypatch: pytest.MonkeyPatch
+        self, python: list[str], many: Path, cache: Path, decoded: list[str], monkeypatch: pytest.MonkeyPatch
     ) -> None:
         monkeypatch.setattr(cache_module, "_STALLED_SECONDS", 0.3)
-        first = start(many, 0.005)
+        first = start(python, many, 0.005)
         assert first.stdin is not None and first.stdout is not None
         first.stdin.write("go\n")
         first.stdin.flush()
-        assert first.stdout.readline() == "building\n"
-        first.send_signal(signal.SIGSTOP)
+        pid = int(first.stdout.readline().removeprefix("building "))
+        os.kill(pid, signal.SIGSTOP)
         try:
             dataset = load(many)
             assert len(decoded) == 602
         finally:
-            first.send_signal(signal.SIGCONT)
+            os.kill(pid, signal.SIGCONT)
         output = first.communicate(timeout=60)[0]
         assert first.returncode == 0 and f"sum {dataset.train.images.sum().item()} decoded 602" in output
         assert len(caches(cache)) == 1
 
-    def test_what_a_killed_one_left_is_removed(self, many: Path, cache: Path, decoded: list[str]) -> None:
-        first = start(many, 0.005)
+    def test_what_a_killed_one_left_is_removed(
+        self, python: list[str], many: Path, cache: Path, decoded: list[str]
+    ) -> None:
+        first = start(python, many, 0.005)
         assert first.stdin is not None and first.stdout is not None
         first.stdin.write("go\n")
         first.stdin.flush()
-        assert first.stdout.readline() == "building\n"
+        assert first.stdout.readline().startswith("building ")
         time.sleep(0.2)
         first.kill()
         first.communicate()
@@ -464,7 +467,7 @@ class TestPruning:
         load(other)
         assert len(caches(cache)) == 1 and content(dataset) == before
 
-    def test_two_at_once(self, many: Path, make_folder: MakeFolder, cache: Path) -> None:
+    def test_two_at_once(self, python: list[str], many: Path, make_folder: MakeFolder, cache: Path) -> None:
         for i in range(20):
             gone = make_folder({"train": {"a": 1, "b": 1}, "test": {"a": 1, "b": 1}}, name=f"gone{i}", side=8)
             load(gone)
@@ -473,7 +476,7 @@ class TestPruning:
         others = [
             make_folder({"train": {"a": 9, "b": 9}, "test": {"a": 1, "b": 1}}, name=f"new{i}", side=8) for i in "ab"
         ]
-        pair = [start(root, 0.0) for root in others]
+        pair = [start(python, root, 0.0) for root in others]
         for process in pair:
             assert process.stdin is not None
             process.stdin.write("go\n")

@@ -778,13 +778,13 @@ print(data.train.images.sum().item(), data.test.images.sum().item())
 
 @pytest.mark.parametrize("spec", ["cifar10"], indirect=True)
 def test_two_processes_at_once(
-    spec: Cifar, official: Path, home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    python: list[str], spec: Cifar, official: Path, home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with serving(official.read_bytes(), "slow", seconds=2) as server:
         monkeypatch.setenv("VITCTL_CIFAR_URL", server.url)
         pair = [
             subprocess.Popen(
-                [sys.executable, "-c", LOAD, prelude_argument(spec), spec.name],
+                [*python, "-c", LOAD, prelude_argument(spec), spec.name],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 text=True,

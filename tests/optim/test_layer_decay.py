@@ -49,8 +49,9 @@ def test_layers_follow_one_another() -> None:
     names = [*(f"blocks.{i}" for i in range(2)), *(f"class_blocks.{i}" for i in range(2))]
     assert [ours[f"{name}.gamma1"] for name in names] == [0.0625, 0.125, 0.25, 0.5]
     ours = scales(build("vgg", 16, **NARROW), 0.5)
-    assert ours["features.0.weight"] == ours["features.1.weight"] == 2 * ours["features.1.weight"] / 2
-    assert ours["features.3.weight"] == 2 * ours["features.0.weight"]
+    # 16 convolutions and the head, each with its normalization
+    assert ours["features.0.weight"] == ours["features.1.weight"] == 0.5**16
+    assert ours["features.3.weight"] == ours["features.4.weight"] == 0.5**15
 
 
 def test_decay_is_as_without_layers() -> None:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import signal
 import sqlite3
 import subprocess
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,8 @@ from tests.sweep.conftest import sweep_text
 from tests.sweep.fake import fake_trainer, make_sweep, run_agent
 from vitctl.errors import RequestError, RunFailed
 from vitctl.process.child import TrialRun
-from vitctl.sweep.agent import OUTAGE, Agent, StorageGone, TrialsFailed
+from vitctl.sweep import local
+from vitctl.sweep.agent import Agent, StorageGone, TrialsFailed
 from vitctl.sweep.optuna_parts import WandbPruner
 from vitctl.sweep.storage import TrialStorage, diagnose
 from vitctl.sweep.sweep import Sweep, find_sweeps
@@ -91,13 +93,13 @@ def test_training_that_is_killed_goes_on_as_long_as_it_gets_further(tmp_path: Pa
 
 def test_training_that_is_killed_in_the_same_epoch_again_and_again_fails(tmp_path: Path) -> None:
     sweep = small(tmp_path, run_cap=1)
-    for tries in (21, 42):
-        for _ in range(7):
+    for tries in (6, 12):
+        for _ in range(2):
             with pytest.raises(TrialsFailed):
-                run_agent(sweep, trainer=fake_trainer(die="begin"))
+                run_agent(sweep, trainer=fake_trainer(die="begin"), retries=5)
         row = sweep.rows()[0]
         assert row.failure_kind == "killed"
-        assert (row.state, row.attempts, row.failure) == ("failed", tries, "killed by SIGKILL 21 times in epoch 1")
+        assert (row.state, row.attempts, row.failure) == ("failed", tries, "killed by SIGKILL 6 times in epoch 1")
         assert sweep.retry_failed() == [0]
     assert run_agent(sweep)[0] == "finished" and sweep.rows()[0].state == "complete"
 
@@ -131,7 +133,11 @@ def test_a_trial_without_the_metric_fails(tmp_path: Path) -> None:
 
 def test_what_max_time_cuts_off_goes_on_where_it_was(tmp_path: Path) -> None:
     sweep = small(tmp_path, run_cap=1, parameters={**SPACE, "epochs": {"value": 8}})
-    why, recorder = run_agent(sweep, trainer=fake_trainer(seconds=0.5), max_time=2.5)
+
+    def clock() -> float:
+        return 9.0 * any(len(path.read_text()) > 100 for path in tmp_path.glob("*-0000/metrics.jsonl"))
+
+    why, recorder = run_agent(sweep, trainer=fake_trainer(seconds=0.3), max_time=2.5, clock=clock)
     assert why == "time" and recorder.said("ended")[0][1] == "released"
     assert sweep.ledger().counts["waiting"] == 1
     assert run_agent(sweep)[0] == "finished"
@@ -253,11 +259,11 @@ def test_a_disk_that_is_full_when_a_trial_ends_is_a_sentence(tmp_path: Path, mon
         patch.setattr(
             TrialStorage, "set_trial_state_values", failing("database or disk is full", 100, sqlite3.SQLITE_FULL)
         )
-        started = time.monotonic()
         with pytest.raises(RunFailed) as failed:
             run_agent(sweep)
-        assert diagnose(failed.value).final and time.monotonic() - started < OUTAGE / 10
-    time.sleep(4)  # it gave no sign of life
+        assert diagnose(failed.value).final
+    with contextlib.closing(sqlite3.connect(sweep.folder / "study.db")) as storage, storage:
+        storage.execute("UPDATE trial_heartbeats SET heartbeat = '2000-01-01 00:00:00'")  # no sign of life since
     assert run_agent(sweep)[0] == "finished"
     assert [(row.state, row.epochs) for row in sweep.rows()] == [("complete", 3)]
 
@@ -269,10 +275,8 @@ def test_an_outage_when_a_trial_ends_costs_no_more_than_its_end(
     monkeypatch.setattr(
         TrialStorage, "set_trial_state_values", failing("server closed the connection", 1, sqlite3.SQLITE_BUSY)
     )
-    why, recorder = run_agent(sweep)
-    assert (
-        why == "finished" and len(recorder.said("message")) == 2
-    )  # the outage, and that the other trial is waited for
+    why, recorder = run_agent(sweep, grace=1)
+    assert why == "finished" and recorder.said("message")
     assert [(row.state, row.epochs) for row in sweep.rows()] == [("complete", 3)] * 2
 
 
@@ -299,26 +303,31 @@ def test_a_resumed_trial_is_not_judged_at_bands_that_it_has_passed(
     monkeypatch.setattr(WandbPruner, "prune", prune)
     parameters = {**SPACE, "epochs": {"value": 8}}
     sweep = small(tmp_path, run_cap=1, parameters=parameters, early_terminate={"type": "hyperband", "min_iter": 2})
-    assert run_agent(sweep, trainer=fake_trainer(seconds=0.5), max_time=2.5)[0] == "time"
+
+    def clock() -> float:
+        return 9.0 * (len(judged) >= 2)
+
+    assert run_agent(sweep, trainer=fake_trainer(seconds=0.3), max_time=2.5, clock=clock)[0] == "time"
     before = max(judged)
     assert before >= 2
     judged.clear()
-    assert run_agent(sweep, trainer=fake_trainer(seconds=0.5))[0] == "finished"
+    assert run_agent(sweep, trainer=fake_trainer(seconds=0.1))[0] == "finished"
     assert judged and min(judged) >= before
 
 
 @pytest.mark.timeout(120)
 @pytest.mark.parametrize("there", [False, True])
-def test_an_agent_makes_a_sweep_in_a_storage_of_its_own(cli: Any, tmp_path: Path, there: bool) -> None:
+def test_an_agent_makes_a_sweep_in_a_storage_of_its_own(
+    cli: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, there: bool
+) -> None:
     url = f"sqlite:///{tmp_path}/all.db"
     for name in ("a", "b"):
         Path(f"{name}.yaml").write_text(sweep_text(SPACE, method="random", run_cap=1))
     if there:
         assert cli("sweep", "create", "b.yaml", "--storage", url).code == 0
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Agent.__init__, "__kwdefaults__", {**Agent.__init__.__kwdefaults__, "trainer": fake_trainer()})
-        first = cli("sweep", "agent", "a.yaml", "--storage", url)
-        assert first.code == 0 and "is created" in first.err
-        assert "is finished" in cli("sweep", "agent", "a.yaml", "--storage", url).err
-        assert "is created" in cli("sweep", "agent", "a.yaml", "--storage", url, "--new").err
+    monkeypatch.setattr(local, "Agent", functools.partial(Agent, trainer=fake_trainer()))
+    first = cli("sweep", "agent", "a.yaml", "--storage", url)
+    assert first.code == 0 and "is created" in first.err
+    assert "is finished" in cli("sweep", "agent", "a.yaml", "--storage", url).err
+    assert "is created" in cli("sweep", "agent", "a.yaml", "--storage", url, "--new").err
     assert len(find_sweeps(tmp_path / "runs", url)) == 2 + there

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shlex
 import signal
 import socket
 import subprocess
@@ -23,13 +24,19 @@ from vitctl.config import resolve_config
 from vitctl.errors import Interrupted, RequestError, RunFailed
 from vitctl.tracking import wandb
 from vitctl.tracking.trackers import Tracked
-from vitctl.training import start
+from vitctl.training.start import resume_run, start_run
 
 RUN = [*TINY, "--epochs", "2"]
 SETTINGS = {
     "dataset": "digits", "net": TINY[3], "size": 8, "limit_train": 200, "limit_test": 100, "bs": 64, "epochs": 2,
 }  # fmt: skip
 LOST_SECONDS = 20
+WAITS = wandb.INIT_SECONDS + wandb.FINISH_SECONDS
+
+
+def spared() -> float:
+    """Return the seconds by which a test has shortened the waits for a service that does not answer."""
+    return WAITS - wandb.INIT_SECONDS - wandb.FINISH_SECONDS
 
 
 @pytest.fixture(autouse=True)
@@ -55,6 +62,14 @@ def service(monkeypatch: pytest.MonkeyPatch) -> Iterator[WandbServer]:
         yield server
 
 
+@pytest.fixture(autouse=True)
+def forked_client(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have W&B's client started in a process that has imported it, but where a test is marked slow."""
+    if not request.node.get_closest_marker("slow"):
+        python: list[str] = request.getfixturevalue("python")
+        monkeypatch.setattr(wandb, "COMMAND", (*python, "-P", "-c", wandb.PROGRAM))
+
+
 @pytest.fixture
 def patient(monkeypatch: pytest.MonkeyPatch) -> None:
     """Give a service that answers all the time that it takes on a busy machine."""
@@ -66,7 +81,7 @@ def patient(monkeypatch: pytest.MonkeyPatch) -> None:
 def plain(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Return the folder of the run that knows nothing of W&B."""
     runs = tmp_path_factory.mktemp("plain")
-    start.start_run(resolve_config(SETTINGS), runs, "plain", ProgressLines())
+    start_run(resolve_config(SETTINGS), runs, "plain", ProgressLines())
     return runs / "plain"
 
 
@@ -111,17 +126,15 @@ def assert_arrived(arrived: Run, folder: Path) -> None:
     assert metrics["*"]["5"] == 1  # drawn over the first of them, epoch
 
 
-def sync(said: str, place: Path, service: WandbServer) -> Run:
+def sync(python: list[str], said: str, place: Path, service: WandbServer) -> Run:
     """Type the command that a sentence ends with, and return the one run that a service then has.
 
     W&B's own program reads what it left in the folder.
     """
-    command = said.strip().rpartition(": ")[2]
-    assert command.startswith("wandb sync ")
-    environment = {
-        **os.environ, "WANDB_BASE_URL": service.url, "WANDB_API_KEY": KEY,
-        "PATH": os.pathsep.join([os.path.dirname(sys.executable), os.environ["PATH"]]),
-    }  # fmt: skip
+    program, _, words = said.strip().rpartition(": ")[2].partition(" ")
+    assert program == "wandb" and words.startswith("sync ")
+    command = f"{shlex.join([*python, '-m', 'wandb'])} {words}"
+    environment = {**os.environ, "WANDB_BASE_URL": service.url, "WANDB_API_KEY": KEY}
     subprocess.run(command, shell=True, check=True, capture_output=True, cwd=place, env=environment)
     (arrived,) = service.runs.values()
     return arrived
@@ -172,7 +185,7 @@ def test_a_run_and_its_resumption_are_one_run_there(
 
 
 def test_offline_files_are_read_by_wandb_itself(
-    cli: Cli, service: WandbServer, plain: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    cli: Cli, python: list[str], service: WandbServer, tmp_path: Path
 ) -> None:
     (tmp_path / "json.py").write_text("raise SystemExit")  # the working folder's modules are not the client's
     first = cli("train", *RUN, "--name", "a", "--wandb", "offline")
@@ -185,21 +198,21 @@ def test_offline_files_are_read_by_wandb_itself(
         again.err.strip().splitlines()[-1].startswith("to upload the run to W&B: wandb sync runs/a/wandb/offline-run-")
     )
     assert len(list(tmp_path.glob("runs/a/wandb/offline-run-*"))) == 2
-    arrived = sync(again.err, tmp_path, service)
+    arrived = sync(python, again.err, tmp_path, service)
     assert arrived.exit_code == 0 and arrived.config["epochs"] == 3
     assert_arrived(arrived, tmp_path / "runs/a")
 
 
 @pytest.mark.usefixtures("patient")
 def test_a_run_goes_online_with_the_offline_sessions_yet_to_come(
-    cli: Cli, service: WandbServer, tmp_path: Path
+    cli: Cli, python: list[str], service: WandbServer, tmp_path: Path
 ) -> None:
     cli("train", *TINY, "--epochs", 1, "--name", "a b", "--wandb", "offline")
     online = cli("train", "--resume", "runs/a b", "--epochs", 2, "--wandb", "online")
     ((id, arrived),) = service.runs.items()
     assert [epoch for epoch, _ in arrived.curve("val_acc")] == [2]
     assert online.err.endswith(f"to upload earlier sessions to W&B: wandb sync 'runs/a b/wandb'/offline-run-*-{id}\n")
-    sync(online.err, tmp_path, service)
+    sync(python, online.err, tmp_path, service)
     assert sorted(arrived.curve("val_acc")) == [(row["epoch"], row["val_acc"]) for row in rows(tmp_path / "runs/a b")]
     assert "to upload" not in cli("train", "--resume", "runs/a b", "--epochs", 3).err
 
@@ -217,6 +230,7 @@ def with_no_key_at_all(service: WandbServer, monkeypatch: pytest.MonkeyPatch) ->
 
 
 def never_answering(service: WandbServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(wandb, "INIT_SECONDS", 2.0)
     service.fall_silent()
 
 
@@ -226,6 +240,7 @@ def closed(service: WandbServer, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setenv("WANDB_BASE_URL", f"http://127.0.0.1:{free.getsockname()[1]}")
 
 
+@pytest.mark.serial
 @pytest.mark.parametrize(
     ("trouble", "said"),
     [
@@ -239,6 +254,7 @@ def closed(service: WandbServer, monkeypatch: pytest.MonkeyPatch) -> None:
 def test_trouble_costs_a_warning_and_a_few_seconds(
     trouble: Callable[[WandbServer, pytest.MonkeyPatch], None],
     said: str,
+    python: list[str],
     service: WandbServer,
     plain: Path,
     tmp_path: Path,
@@ -248,13 +264,13 @@ def test_trouble_costs_a_warning_and_a_few_seconds(
     port = os.environ["WANDB_BASE_URL"].rpartition(":")[2]
     watcher = Watcher()
     start = time.monotonic()
-    start.start_run(resolve_config({**SETTINGS, "wandb": "online"}), tmp_path, "a", watcher)
-    assert time.monotonic() - start < LOST_SECONDS
+    start_run(resolve_config({**SETTINGS, "wandb": "online"}), tmp_path, "a", watcher)
+    assert time.monotonic() - start + spared() < LOST_SECONDS
     assert_same(tmp_path / "a", plain)
     warning, command = watcher.warnings
     assert said.format(port=port) in warning and warning.startswith("warning: W&B: ") and "offline" in warning
     with WandbServer() as later:
-        assert_arrived(sync(command, tmp_path, later), tmp_path / "a")
+        assert_arrived(sync(python, command, tmp_path, later), tmp_path / "a")
     assert_keyless(tmp_path, *watcher.said)
 
 
@@ -269,19 +285,26 @@ def test_a_mistyped_variable_costs_a_warning_that_names_it(
     assert list((tmp_path / "runs/x/wandb").glob("offline-run-*"))
 
 
+@pytest.mark.serial
 @pytest.mark.parametrize("how", ["fall_silent", pytest.param("close", marks=pytest.mark.slow)])
 def test_a_service_that_dies_costs_a_warning_and_a_few_seconds(
-    how: str, service: WandbServer, plain: Path, tmp_path: Path
+    how: str,
+    python: list[str],
+    service: WandbServer,
+    plain: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    monkeypatch.setattr(wandb, "FINISH_SECONDS", 2.0)
     watcher = Watcher(lambda epoch: getattr(service, how)() if epoch == 1 else None)
     start = time.monotonic()
-    start.start_run(resolve_config({**SETTINGS, "wandb": "online"}), tmp_path, "a", watcher)
-    assert time.monotonic() - start < LOST_SECONDS
+    start_run(resolve_config({**SETTINGS, "wandb": "online"}), tmp_path, "a", watcher)
+    assert time.monotonic() - start + spared() < LOST_SECONDS
     assert_same(tmp_path / "a", plain)
     (warning,) = watcher.warnings
     assert "did not take everything" in warning
     with WandbServer() as later:  # nothing is lost
-        assert_arrived(sync(warning, tmp_path, later), tmp_path / "a")
+        assert_arrived(sync(python, warning, tmp_path, later), tmp_path / "a")
 
 
 @pytest.mark.usefixtures("patient")
@@ -307,13 +330,13 @@ def test_a_client_that_dies_costs_a_warning(
 
     monkeypatch.setattr(subprocess, "Popen", keep)
     watcher = Watcher(kill)
-    start.start_run(resolve_config({**SETTINGS, "wandb": "online"}), tmp_path, "a", watcher)
+    start_run(resolve_config({**SETTINGS, "wandb": "online"}), tmp_path, "a", watcher)
     (warning,) = watcher.warnings
     assert "its client ended unexpectedly; the run goes on without it" in warning
     assert_same(tmp_path / "a", plain)
 
     # What it missed is sent when the run goes on.
-    start.resume_run(tmp_path / "a", {"epochs": 3}, Watcher())
+    resume_run(tmp_path / "a", {"epochs": 3}, Watcher())
     (arrived,) = service.runs.values()
     assert {epoch for epoch, _ in arrived.curve("val_acc")} >= {2, 3}
 
@@ -322,7 +345,7 @@ def test_a_client_that_dies_costs_a_warning(
 def test_a_failed_run_has_failed_there(service: WandbServer, tmp_path: Path) -> None:
     config = resolve_config({**SETTINGS, "wandb": "online", "opt": "sgd", "lr": 1e30, "clip_grad": 0, "warmup": 0})
     with pytest.raises(RunFailed, match="not finite"):
-        start.start_run(config, tmp_path, "a", Watcher())
+        start_run(config, tmp_path, "a", Watcher())
     (arrived,) = service.runs.values()
     assert arrived.exit_code == 1
 
@@ -331,10 +354,10 @@ def test_a_failed_run_has_failed_there(service: WandbServer, tmp_path: Path) -> 
 def test_a_stopped_run_has_failed_there_and_goes_on(service: WandbServer, plain: Path, tmp_path: Path) -> None:
     watcher = Watcher(lambda epoch: os.kill(os.getpid(), signal.SIGTERM) if epoch == 1 else None)
     with pytest.raises(Interrupted):
-        start.start_run(resolve_config({**SETTINGS, "wandb": "online"}), tmp_path, "a", watcher)
+        start_run(resolve_config({**SETTINGS, "wandb": "online"}), tmp_path, "a", watcher)
     (arrived,) = service.runs.values()
     assert arrived.exit_code == 128 + signal.SIGTERM
-    start.resume_run(tmp_path / "a", {}, Watcher())
+    resume_run(tmp_path / "a", {}, Watcher())
     assert arrived.exit_code == 0 and len(service.runs) == 1
     assert_arrived(arrived, tmp_path / "a")
     assert_same(tmp_path / "a", plain)
@@ -348,7 +371,7 @@ def test_its_stop_button_saves_and_stops(service: WandbServer, tmp_path: Path) -
 
     config = resolve_config({**SETTINGS, "wandb": "online", "epochs": 100_000})
     with pytest.raises(Interrupted, match="and saved; go on with"):
-        start.start_run(config, tmp_path, "a", Watcher(press))
+        start_run(config, tmp_path, "a", Watcher(press))
 
 
 @pytest.mark.slow

@@ -11,7 +11,7 @@ from typing import Any, cast
 import pytest
 
 import vitctl.cli.app  # noqa: F401
-from tests.conftest import TINY, Cli
+from tests.conftest import TINY, Cli, Clock
 from tests.training.test_loop import tiny_session
 from tests.training.test_resume import same
 from vitctl.config import resolve_config
@@ -76,10 +76,18 @@ def test_a_run_is_steps_evaluations_and_checkpoints() -> None:
 
 
 @pytest.mark.parametrize("opt", [name for name in OPTIMIZERS if not name.startswith("timm/")])
-def test_measuring_leaves_no_trace(opt: str, briefly: None) -> None:
+def test_measuring_leaves_no_trace(opt: str, briefly: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    clock, real = Clock(), budget.evaluate
+
+    def evaluate(model: Any, subset: Any, *args: Any, **more: Any) -> Any:
+        clock.now += 0.01 * len(subset.index)
+        return real(model, subset, *args, **more)
+
+    monkeypatch.setattr(budget, "clock", clock)
+    monkeypatch.setattr(budget, "evaluate", evaluate)
     measured, fresh = (tiny_session(opt=opt, ema=0.9, epochs=1) for _ in range(2))
     speed = measure_speed(measured, 60)
-    assert min(speed.step, speed.picture, speed.save) > 0
+    assert min(speed.step, speed.save) > 0 and speed.picture == pytest.approx(0.01)
     assert same(measured.checkpoint(), fresh.checkpoint())
     for session in (measured, fresh):
         for _ in range(2):
@@ -106,7 +114,7 @@ def test_steps_that_a_device_has_not_told_yet_leave_no_trace(briefly: None, monk
 
 
 def test_a_network_with_batchnorm_keeps_its_statistics(briefly: None) -> None:
-    measured, fresh = (tiny_session(net="mobilevit", size=32, epochs=1) for _ in range(2))
+    measured, fresh = (tiny_session(net="res18:width=8", epochs=1) for _ in range(2))
     measure_speed(measured, 60)
     assert same(measured.model.state_dict(), fresh.model.state_dict())
 
@@ -117,17 +125,14 @@ def test_a_slow_disk_and_the_cost_of_any_evaluation_count(
     written: list[Path] = []
     evaluate, save = budget.evaluate, budget.save_checkpoint
 
-    def slow_disk(checkpoint: Any, path: Path) -> None:
+    def noted(checkpoint: Any, path: Path) -> None:
         written.append(path)
-        time.sleep(0.2)
         save(checkpoint, path)
 
-    def slow_call(*args: Any, **more: Any) -> Any:
-        time.sleep(0.1)
-        return evaluate(*args, **more)
-
-    monkeypatch.setattr(budget, "save_checkpoint", slow_disk)
-    monkeypatch.setattr(budget, "evaluate", slow_call)
+    clock = Clock()
+    monkeypatch.setattr(budget, "clock", clock)
+    monkeypatch.setattr(budget, "save_checkpoint", clock.slowed(noted, 0.2))
+    monkeypatch.setattr(budget, "evaluate", clock.slowed(evaluate, 0.1))
     session = tiny_session(epochs=None, max_time="20s", limit_train=32, bs=32)
     assert session.steps_per_epoch == 1
     speed = measure_speed(session, 20, tmp_path / "runs")
@@ -146,31 +151,29 @@ def test_the_schedule_ends_with_the_steps(briefly: None) -> None:
 
 def test_steps_follow_the_time(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(budget, "measure_speed", lambda *_: Speed(step=0.5, picture=1e-4, save=0.01))
+    monkeypatch.setattr(budget, "clock", lambda: 5.0)
     lengths = {}
     for text in ("20s", "1m", "10m"):
         session = tiny_session(max_time=text, epochs=None)
-        TimePlan(session, time.monotonic() - 5).fit()  # loading took 5 seconds
+        TimePlan(session, 0.0).fit()  # loading took 5 seconds
         lengths[text] = session.total_steps
     assert 22 <= lengths["20s"] <= 29 and 98 <= lengths["1m"] <= 107 and 1100 <= lengths["10m"] <= 1160
 
 
-def test_the_time_that_wandb_takes_to_open_counts(
-    cli: Cli, just_started: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_time_that_wandb_takes_to_open_counts(cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     late = 0.0
-    now = time.monotonic
+    started = time.monotonic()
 
     def slow(tracker: WandbRun, session: Session) -> None:
         nonlocal late
         late = 12.0
 
     monkeypatch.setattr(budget, "measure_speed", lambda *_: Speed(step=0.5, picture=0.0, save=0.0))
-    monkeypatch.setattr(budget.time, "monotonic", lambda: now() + late)
+    monkeypatch.setattr(budget, "clock", lambda: started + late)
+    monkeypatch.setattr(sys.modules["vitctl.cli.train"], "STARTED", started)
     monkeypatch.setattr(WandbRun, "open", slow)
     steps = {}
     for mode in ("disabled", "offline"):
-        # the time counts from the start of the tests' process
-        monkeypatch.setattr(sys.modules["vitctl.cli.train"], "STARTED", now())
         late = 0.0
         steps[mode] = cli("train", *TINY, "--max-time", "20s", "--wandb", mode, "--name", mode, "--json").json()["step"]
         stored = json.loads((tmp_path / f"runs/{mode}/config.json").read_text())["config"]

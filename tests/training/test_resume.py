@@ -64,10 +64,10 @@ def assert_same(run: Path, reference: Path) -> None:
 
 
 @pytest.fixture(scope="module")
-def reference(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def reference(python: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Return the folder of a run that nobody stopped."""
     folder = tmp_path_factory.mktemp("reference")
-    command = [sys.executable, "-m", "vitctl", "train", *RUN, "--runs-dir", str(folder), "--name", "r"]
+    command = [*python, "-m", "vitctl", "train", *RUN, "--runs-dir", str(folder), "--name", "r"]
     subprocess.run(command, check=True, capture_output=True)
     return folder / "r"
 
@@ -182,16 +182,12 @@ def test_killed_at_any_moment_it_ends_the_same(reference: Path, tmp_path: Path) 
     assert not leftovers
 
 
-def test_killed_once_it_ends_the_same(reference: Path, tmp_path: Path) -> None:
+def test_killed_once_it_ends_the_same(python: list[str], reference: Path, tmp_path: Path) -> None:
     """The quick version of the test above."""
-    context = multiprocessing.get_context("spawn")
+    program = "import json, sys; from tests.training.test_resume import child; child(*json.loads(sys.argv[1]))"
 
     def start(argv: list[str], trap: Any) -> int:
-        process = context.Process(target=child, args=(argv, trap))
-        process.start()
-        process.join(120)
-        assert process.exitcode is not None
-        return process.exitcode
+        return subprocess.run([*python, "-c", program, json.dumps([argv, trap])], check=False).returncode
 
     assert run_until_done(start, tmp_path / "r", [("vitctl.training.loop", "train_step", 7, False)]) == 1
     assert_same(tmp_path / "r", reference)
@@ -204,27 +200,27 @@ def wait_for(condition: Callable[[], bool], process: "subprocess.Popen[str]") ->
         time.sleep(0.02)
 
 
+LONG = [
+    "--dataset", "digits", "--net", DROPOUT, "--size", "8", "--limit-train", "640", "--bs", "16", "--max-steps", "120",
+    "--ema", "0.9",
+]  # fmt: skip
+"""Long, so that a signal finds it at work; no --save-every, so that the save is the signal's doing."""
+
+
+@pytest.fixture(scope="module")
+def straight(python: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return the folder of a long run that nobody stopped."""
+    folder = tmp_path_factory.mktemp("long")
+    command = [*python, "-m", "vitctl", "train", *LONG, "--runs-dir", str(folder), "--name", "straight"]
+    subprocess.run(command, check=True, capture_output=True)
+    return folder / "straight"
+
+
 @pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGINT])
-def test_a_signal_saves_and_says_how_to_go_on(tmp_path: Path, signum: signal.Signals) -> None:
-    # Longer, so that the signal finds it at work; no --save-every, so that the save is the signal's doing.
-    long = [
-        "--dataset",
-        "digits",
-        "--net",
-        DROPOUT,
-        "--size",
-        "8",
-        "--limit-train",
-        "640",
-        "--bs",
-        "16",
-        "--max-steps",
-        "120",
-        "--ema",
-        "0.9",
-    ]
-    command = [sys.executable, "-m", "vitctl", "train", *long, "--runs-dir", str(tmp_path)]
-    subprocess.run([*command, "--name", "straight"], check=True, capture_output=True)
+def test_a_signal_saves_and_says_how_to_go_on(
+    python: list[str], straight: Path, tmp_path: Path, signum: signal.Signals
+) -> None:
+    command = [*python, "-m", "vitctl", "train", *LONG, "--runs-dir", str(tmp_path)]
     process = subprocess.Popen([*command, "--name", "r"], stderr=subprocess.PIPE, text=True)
     wait_for((tmp_path / "r" / "metrics.jsonl").exists, process)
     time.sleep(0.1)  # into the second epoch
@@ -234,19 +230,19 @@ def test_a_signal_saves_and_says_how_to_go_on(tmp_path: Path, signum: signal.Sig
     assert f"vitctl train --resume {tmp_path / 'r'}" in err and "Traceback" not in err
     assert 40 <= load_checkpoint(tmp_path / "r" / "checkpoints" / "last.pt")["step"] < 120
     resumed = subprocess.run(
-        [sys.executable, "-m", "vitctl", "train", "--resume", str(tmp_path / "r")],
+        [*python, "-m", "vitctl", "train", "--resume", str(tmp_path / "r")],
         capture_output=True,
         text=True,
         check=False,
     )
     assert resumed.returncode == 0, resumed.stderr
-    assert_same(tmp_path / "r", tmp_path / "straight")
+    assert_same(tmp_path / "r", straight)
 
 
-def test_the_second_signal_quits_at_once(tmp_path: Path) -> None:
+def test_the_second_signal_quits_at_once(python: list[str], tmp_path: Path) -> None:
     slow = ["--dataset", "digits", "--net", "vit_small", "--limit-test", "100", "--bs", "1024", "--max-steps", "20"]
     process = subprocess.Popen(
-        [sys.executable, "-m", "vitctl", "train", *slow, "--runs-dir", str(tmp_path), "--name", "r"],
+        [*python, "-m", "vitctl", "train", *slow, "--runs-dir", str(tmp_path), "--name", "r"],
         stderr=subprocess.PIPE,
         text=True,
     )

@@ -45,6 +45,12 @@ LEAST_SECONDS = 10.0
 STABLE = 0.005
 """The median is taken to stand when its error, about the interquartile range over the root of the count, is this share of it."""
 
+GEMM_SECONDS = 0.3
+"""How long products of each shape are measured."""
+
+clock = time.perf_counter
+"""Gives the seconds that are measured."""
+
 PARITY_PICTURES = 16
 TOLERANCES = {"fp32": 1e-3, "tf32": 2e-2, "bf16": 1e-1, "fp16": 2e-2}
 """Greatest difference of logits and of gradients to those of fp32 on a CPU, relative to their size (Euclidean norm)."""
@@ -177,11 +183,11 @@ class Lane:
             progress.epoch += 1  # an epoch's last step may be over fewer pictures: left out
             progress.begin_epoch()
         devices.synchronize(self.device)
-        start = time.perf_counter()
+        start = clock()
         with self._watched() if watched else contextlib.nullcontext() as watch:
             train_step(session)
             devices.synchronize(self.device)
-        return time.perf_counter() - start, watch
+        return clock() - start, watch
 
     def _note(self, watch: _Watch, seconds: float) -> None:
         parts = {name: sum(watch.times[name]) for name in ("data", "forward", "optimizer")}
@@ -216,10 +222,10 @@ class Lane:
         session, index = self.session, self.session.splits.test.index[:PREDECESSOR_BATCH]
         subset = Subset(session.splits.test.pictures, index)
         devices.synchronize(self.device)
-        start = time.perf_counter()
+        start = clock()
         evaluate(session.model, subset, session.normalize, self.device, session.eval_batch, precision=session.precision)
         devices.synchronize(self.device)
-        self.validation.append((time.perf_counter() - start) * PREDECESSOR_BATCH / len(index))
+        self.validation.append((clock() - start) * PREDECESSOR_BATCH / len(index))
         session.train_mode()
 
     def done(self, budget: float) -> bool:
@@ -290,12 +296,12 @@ def run_piece(session: Session, images: Tensor, labels: Tensor) -> float:
     """Run the first micro-batch of a batch forward and backward, and return the seconds; gradients are added up."""
     images, labels = images[: session.micro_batch], labels[: session.micro_batch]
     devices.synchronize(session.device)
-    start = time.perf_counter()
+    start = clock()
     with session.autocast():
         logits = session.forward(session.normalize(images))
     torch.autograd.backward(F.cross_entropy(logits.float(), labels))
     devices.synchronize(session.device)
-    return time.perf_counter() - start
+    return clock() - start
 
 
 class _Watch:
@@ -311,10 +317,10 @@ class _Watch:
 
         def call(*args: Any, **kwargs: Any) -> Any:
             devices.synchronize(self._device)
-            start = time.perf_counter()
+            start = clock()
             result = function(*args, **kwargs)
             devices.synchronize(self._device)
-            self.times[name].append(time.perf_counter() - start)
+            self.times[name].append(clock() - start)
             if name == "forward":
                 self.starts.append(start)
             return result
@@ -356,7 +362,7 @@ def reference_of(lane: Lane, config: TrainConfig, data: tuple[Dataset, Splits]) 
     return logits_and_gradients(session.model, session, images, labels, "fp32")
 
 
-def gemm_peak(session: Session, shapes: int = 4, seconds: float = 0.3) -> float:
+def gemm_peak(session: Session, seconds: float, shapes: int = 4) -> float:
     """Return the GFLOP/s that matrix products reach at most on the device, of the shapes that cost the network most.
 
     A linear layer on tokens ``[B, N, K]`` is a product of ``[B N, K]`` and ``[K, M]``; a convolution that of its unfolded input
@@ -364,8 +370,8 @@ def gemm_peak(session: Session, shapes: int = 4, seconds: float = 0.3) -> float:
 
     Args:
         session: whose network, micro-batch and precision.
+        seconds: how long each shape is measured.
         shapes: how many different ones are tried.
-        seconds: how long each is.
     """
     found: dict[tuple[int, int, int], float] = {}
 
@@ -397,12 +403,12 @@ def gemm_peak(session: Session, shapes: int = 4, seconds: float = 0.3) -> float:
         torch.mm(a, b)
         devices.synchronize(session.device)
         times: list[float] = []
-        end = time.perf_counter() + seconds
-        while len(times) < 3 or time.perf_counter() < end:
-            start = time.perf_counter()
+        end = clock() + seconds
+        while len(times) < 3 or clock() < end:
+            start = clock()
             torch.mm(a, b)
             devices.synchronize(session.device)
-            times.append(time.perf_counter() - start)
+            times.append(clock() - start)
         best = max(best, 2.0 * m * k * n / statistics.median(times) / 1e9)
     return best
 
@@ -471,7 +477,7 @@ def measure_lanes(lanes: Sequence[Lane], budget: float, message: Callable[[str],
     for lane in lanes:
         with lane.memory():
             parities.append(lane.parity(reference))
-            gemms.append(gemm_peak(lane.session))
+            gemms.append(gemm_peak(lane.session, GEMM_SECONDS))
     left, turn, watch = list(lanes), 0, devices.CpuWatch()
     while left:
         for lane in left if turn % 2 == 0 else left[::-1]:

@@ -19,6 +19,9 @@ from vitctl.files import Locked, locked
 from vitctl.process.failure import FAILURE_FILE, Failure
 from vitctl.process.signals import WATCH_FD
 
+VITCTL = (sys.executable, "-m", "vitctl")
+"""What starts another ``vitctl``."""
+
 STOP_SECONDS = 60.0
 """How long training may take to save and end after SIGTERM."""
 
@@ -42,7 +45,7 @@ Trainer = Callable[[TrialRun], list[str]]
 
 def train_command(trial: TrialRun) -> list[str]:
     """Return the ``vitctl train`` that begins a trial, or goes on with it."""
-    command = [sys.executable, "-m", "vitctl", "train", "--json"]
+    command = [*VITCTL, "train", "--json"]
     if (trial.run / "config.json").is_file():
         return [*command, "--resume", str(trial.run)]
     return [*command, "--config", str(trial.config), "--name", trial.run.name, "--runs-dir", str(trial.run.parent)]

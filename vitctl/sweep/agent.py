@@ -62,6 +62,9 @@ from vitctl.sweep.sweep import Sweep, TrialRow, again
 POLL, CHECK = 0.1, 2.0
 """Seconds between two looks at a child, and between two looks at what other agents and commands have done."""
 
+PAUSE = 1.0
+"""Seconds before an agent that found nothing to begin, or a storage that did not answer, tries again."""
+
 OUTAGE = 300.0
 """Seconds that an agent waits for a storage that does not answer."""
 
@@ -166,6 +169,9 @@ class Agent:
         max_time: stop after so many seconds; trials under way are saved, and go on with the next agent.
         heartbeat: seconds between signs of life.
         grace: after how many seconds without one other agents take a trial over.
+        pause: see :data:`PAUSE`.
+        retries: how often a trial is tried again that was killed in the same epoch each time.
+        clock: gives the seconds that ``max_time`` is compared with.
     """
 
     def __init__(
@@ -179,6 +185,9 @@ class Agent:
         max_time: float | None = None,
         heartbeat: int = HEARTBEAT,
         grace: int = GRACE,
+        pause: float = PAUSE,
+        retries: int = MOST_RETRIES,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.sweep = sweep
         self._observer = observer
@@ -197,6 +206,9 @@ class Agent:
         self._out_since: float | None = None
         self._last_outage = -math.inf
         self._heartbeat = heartbeat
+        self._pause = pause
+        self._retries = retries
+        self._clock = clock
         self._error: BaseException | None = None
         self._why: AgentEnd = "finished"
 
@@ -212,7 +224,7 @@ class Agent:
             RunFailed: the storage failed, or three trials in a row did.
             Interrupted: SIGINT or SIGTERM came; trials under way are saved.
         """
-        start = time.monotonic()
+        start = self._clock()
 
         def on_signal(_: int) -> None:
             self._stopping.set()
@@ -227,7 +239,7 @@ class Agent:
             looked = 0.0
             while any(thread.is_alive() for thread in threads):
                 self._tell_observer(POLL)
-                if self._max_time is not None and time.monotonic() - start >= self._max_time:
+                if self._max_time is not None and self._clock() - start >= self._max_time:
                     if not self._stopping.is_set():
                         self._why = "time"
                         self._observer.message("the time is up: trials under way are saving")
@@ -292,7 +304,7 @@ class Agent:
                 if outcome == "over":
                     break
                 if outcome == "wait":
-                    self._stopping.wait(1.0)
+                    self._stopping.wait(self._pause)
                 self._judge(slot)
         except BaseException as error:  # noqa: BLE001 - the agent's own thread raises it
             with self._lock:
@@ -422,7 +434,7 @@ class Agent:
             self._events.put(lambda observer: observer.message(text))
         if fault.final or now - self._out_since > OUTAGE:
             raise RunFailed(f"the storage {redacted(self.sweep.url)} failed: {fault.sentence}") from error
-        self._stopping.wait(1.0)
+        self._stopping.wait(self._pause)
 
     def _sweep_exists(self) -> bool:
         return self.sweep.id in optuna.get_all_study_names(self._storage)
@@ -569,7 +581,7 @@ class Agent:
             before, kills = trial.user_attrs.get(KILLS, (epochs, 0))
             kills = kills + 1 if before == epochs else 1
             trial.set_user_attr(KILLS, [epochs, kills])
-            if kills <= MOST_RETRIES:
+            if kills <= self._retries:
                 self._emit_end(slot, "released", None, f"{failure.message}; it will be tried again")
                 raise TrialReleased
             failure = replace(failure, message=f"{failure.message} {kills} times in epoch {epochs + 1}")

@@ -58,6 +58,8 @@ main()
 """
 """What the client process runs: without the working folder on its path, with this vitctl wherever it lies."""
 
+COMMAND = (sys.executable, "-P", "-c", PROGRAM)
+
 
 class WandbRun(Tracker):
     """Sends a run's figures to W&B, or into W&B's files in the run's folder.
@@ -253,7 +255,7 @@ class Client:
         log.parent.mkdir(exist_ok=True)
         with open(log, "ab") as file:
             self._process = subprocess.Popen(
-                [sys.executable, "-P", "-c", PROGRAM],
+                COMMAND,
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=file,

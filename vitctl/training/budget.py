@@ -34,6 +34,9 @@ TRACKER_SECONDS = (2.0, 1.5)
 SAVES = 2
 """Checkpoints that an epoch writes at most: where the best is kept too, one that is the best so far writes it and a copy."""
 
+clock = time.monotonic
+"""Gives the seconds that are measured and planned with."""
+
 
 @dataclasses.dataclass(frozen=True)
 class Speed:
@@ -98,7 +101,7 @@ class TimePlan:
         return self._set(max(1, fitting_steps(self._session, self._speed, left, self._limit)), left)
 
     def _left(self, trackers: float) -> float:
-        return AIM * self._budget - CLOSING_SECONDS - trackers - (time.monotonic() - self._started)
+        return AIM * self._budget - CLOSING_SECONDS - trackers - (clock() - self._started)
 
     def _seconds(self, steps: int) -> float:
         return run_seconds(self._session, self._speed, steps)
@@ -128,11 +131,11 @@ def measure_speed(session: Session, budget: float, runs_dir: Path | None = None)
     wanted = min(high, max(low, MEASURED_SHARE * budget))
     session.train_mode()
     _step(session)  # the first one allocates
-    steps, start = 0, time.perf_counter()
-    while steps < MEASURED_STEPS or time.perf_counter() - start < wanted:
+    steps, start = 0, clock()
+    while steps < MEASURED_STEPS or clock() - start < wanted:
         _step(session)
         steps += 1
-    step = (time.perf_counter() - start) / steps
+    step = (clock() - start) / steps
 
     index = session.splits.test.index[: 2 * session.eval_batch]
     whole, single = (Subset(session.splits.test.pictures, part) for part in (index, index[:1]))
@@ -182,7 +185,7 @@ def _step(session: Session) -> None:
 
 
 def _evaluation_seconds(session: Session, subset: Subset) -> float:
-    start = time.perf_counter()
+    start = clock()
     evaluate(
         session.evaluated_model,
         subset,
@@ -191,7 +194,7 @@ def _evaluation_seconds(session: Session, subset: Subset) -> float:
         session.eval_batch,
         precision=session.precision,
     )
-    return time.perf_counter() - start
+    return clock() - start
 
 
 def _save_seconds(session: Session, runs_dir: Path | None) -> float:
@@ -202,7 +205,7 @@ def _save_seconds(session: Session, runs_dir: Path | None) -> float:
     except OSError:  # the run itself will say that it cannot write there
         folder = tempfile.TemporaryDirectory(prefix=".speed-")
     with folder as path:
-        start = time.perf_counter()
+        start = clock()
         for _ in range(2):
             save_checkpoint(session.checkpoint(), Path(path) / "measured.pt")
-        return (time.perf_counter() - start) / 2
+        return (clock() - start) / 2

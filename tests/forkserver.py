@@ -1,0 +1,153 @@
+"""A stand-in for ``python`` that starts in milliseconds: it forks a process that has imported torch and the like.
+
+    python -S -I forkserver.py SOCKET [-P] (-m MODULE | -c CODE | SCRIPT) ...
+
+runs the program as ``python`` would: with this process's arguments, environment, folder and standard streams. It passes
+signals on, ends as the program ends, and takes it along when it is killed. vitctl itself is imported by each program.
+"""
+
+from __future__ import annotations
+
+import array
+import atexit
+import contextlib
+import json
+import os
+import select
+import signal
+import socket
+import sys
+import threading
+import traceback
+
+PASSED_ON = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+WATCHED = "VITCTL_WATCH_FD"  # names the one further descriptor that a program may be given
+
+
+def main() -> None:
+    """Ask the server to run a program, and end as it ends."""
+    connection = socket.socket(socket.AF_UNIX)
+    connection.connect(sys.argv[1])
+    descriptors = [0, 1, 2, *([int(os.environ[WATCHED])] if WATCHED in os.environ else [])]
+    request = json.dumps([sys.argv[2:], dict(os.environ), os.getcwd(), descriptors]).encode()
+    for signum in PASSED_ON:
+        if signal.getsignal(signum) != signal.SIG_IGN:
+            signal.signal(signum, lambda number, _: connection.send(bytes([number])))
+    rights = (socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", descriptors))
+    connection.sendmsg([len(request).to_bytes(4, "big")], [rights])
+    connection.sendall(request)
+    for descriptor in descriptors:
+        os.close(descriptor)
+    status = int(connection.recv(16))
+    if status < 0:
+        with contextlib.suppress(OSError):  # of SIGKILL, which has no handler
+            signal.signal(-status, signal.SIG_DFL)
+        os.kill(os.getpid(), -status)
+    os._exit(status)
+
+
+def serve(path: str) -> None:
+    """Run programs, each in a fork of a fork of this process, until stdin is closed."""
+    import gc
+    import runpy
+
+    import numpy
+    import optuna.storages
+    import PIL.Image
+    import sklearn.datasets
+    import sqlalchemy
+    import timm
+    import torch
+    import torchvision
+    import typer
+    import wandb
+    import yaml
+
+    del numpy, optuna, PIL, sklearn, sqlalchemy, timm, torch, torchvision, typer, wandb, yaml
+    gc.collect()
+    gc.freeze()
+    listening = socket.socket(socket.AF_UNIX)
+    listening.bind(path)
+    listening.listen(64)
+    print("ready", flush=True)
+    signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # nobody waits for a keeper
+    while True:
+        if 0 in select.select([0, listening], [], [])[0]:
+            return
+        connection, _ = listening.accept()
+        if os.fork() == 0:
+            break
+        connection.close()
+    listening.close()
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+    words = keep(connection)
+    status = 0
+    try:
+        if words[0] == "-P":
+            del words[0], sys.path[0]
+        if words[0] == "-m":
+            sys.argv = words[1:]
+            runpy.run_module(words[1], run_name="__main__", alter_sys=True)
+        elif words[0] == "-c":
+            sys.argv = ["-c", *words[2:]]
+            exec(compile(words[1], "<string>", "exec"), {"__name__": "__main__"})  # noqa: S102
+        else:
+            sys.argv = words
+            sys.path[0] = os.path.dirname(words[0])
+            runpy.run_path(words[0], run_name="__main__")
+    except SystemExit as stop:
+        if isinstance(stop.code, str):
+            print(stop.code, file=sys.stderr)
+        status = stop.code if isinstance(stop.code, int) else int(stop.code is not None)
+    except BaseException:  # noqa: BLE001 - as python does
+        traceback.print_exc()
+        status = 1
+    # As python ends, but for taking apart all that was imported, page by copied page.
+    threading._shutdown()
+    atexit._run_exitfuncs()
+    sys.stdout.flush()
+    os._exit(status)
+
+
+def keep(connection: socket.socket) -> list[str]:
+    """Fork the process of the program, which this returns in; the one it is called in passes signals and status on."""
+    head, descriptors, _, _ = socket.recv_fds(connection, 4, 8)
+    request = b""
+    while len(request) < int.from_bytes(head, "big"):
+        request += connection.recv(1 << 20)
+    words, environment, folder, numbers = json.loads(request)
+    pid = os.fork()
+    if pid == 0:
+        connection.close()
+        os.setsid()
+        high = [os.dup2(descriptor, 100 + i) for i, descriptor in enumerate(descriptors)]
+        for descriptor in descriptors:
+            os.close(descriptor)
+        for descriptor, number in zip(high, numbers, strict=True):
+            os.dup2(descriptor, number)
+            os.close(descriptor)
+        sys.stdin, sys.stdout, sys.stderr = open(0), open(1, "w"), open(2, "w", buffering=1)  # noqa: SIM115
+        os.environ.clear()
+        os.environ.update(environment)
+        os.chdir(folder)
+        sys.path[0] = folder
+        return words
+    for descriptor in descriptors:
+        os.close(descriptor)
+
+    def listen() -> None:
+        with contextlib.suppress(ProcessLookupError):
+            while signum := connection.recv(1):
+                os.kill(pid, signum[0])
+            os.kill(pid, signal.SIGKILL)
+
+    threading.Thread(target=listen, daemon=True).start()
+    status = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+    try:
+        connection.send(str(status).encode())
+    finally:
+        os._exit(0)
+
+
+if __name__ == "__main__":
+    main()
