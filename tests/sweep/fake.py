@@ -13,11 +13,14 @@ from typing import Any
 from vitctl.errors import VitctlError
 from vitctl.observer import Observer
 from vitctl.process.child import Trainer, TrialRun
-from vitctl.sweep.agent import Agent, Snapshot
+from vitctl.sweep.agent import Agent, Snapshot, TrialsFailed
 from vitctl.sweep.file import parse_sweep_file
 from vitctl.sweep.ledger import AGENT
 from vitctl.sweep.storage import TrialStorage, parse_url
 from vitctl.sweep.sweep import Sweep, SweepPlan, find_sweep, new_id, now
+
+TRIALS_FAILED = 3
+"""Exit code of an agent that three failed trials in a row ended."""
 
 TRAINER = Path(__file__).with_name("fake_trainer.py")
 
@@ -95,6 +98,8 @@ def main(runs: str, id: str, storage: str, seconds: str, jobs: str, deadly: str)
     try:
         sweep = find_sweep(id, Path(runs), storage or None)
         why, _ = run_agent(sweep, trainer=fake_trainer(seconds=seconds), workers=[{}] * int(jobs))
+    except TrialsFailed:
+        sys.exit(TRIALS_FAILED)
     except VitctlError as error:
         sys.exit(f"error: {error}")
     print(why)

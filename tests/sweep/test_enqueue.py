@@ -1,0 +1,44 @@
+"""What is said of parameters that cannot be enqueued."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.sweep.fake import run_agent
+from tests.sweep.test_agent import small
+from vitctl.errors import RequestError
+
+
+@pytest.mark.parametrize(
+    ("given", "sentence"),
+    [
+        ({"lrr": 1}, "does not vary 'lrr'; did you mean lr"),
+        ({"epochs": 2}, "which is 3 in all trials"),
+        ({"lr": "fast"}, "takes a number"),
+        ({"lr": 1}, "out of range"),
+        ({"lr": 0.00015}, "not on the file's grid"),
+    ],
+)
+def test_what_cannot_be_enqueued(tmp_path: Path, given: dict[str, Any], sentence: str) -> None:
+    with pytest.raises(RequestError, match=sentence):
+        small(tmp_path).enqueue(given)
+
+
+def test_what_was_tried_is_named(tmp_path: Path) -> None:
+    sweep = small(tmp_path, run_cap=2)
+    sweep.enqueue({"lr": "0.0007", "weight_decay": "0.02"})
+    with pytest.raises(RequestError, match="trial 0 has these parameters already"):
+        sweep.enqueue({"lr": "7e-4", "weight_decay": 0.02})
+    sweep.enqueue({"lr": 1e-3})
+    with pytest.raises(RequestError, match="no room"):
+        sweep.enqueue({"lr": 1e-4})
+
+
+def test_a_grid_that_is_used_up_is_named(tmp_path: Path) -> None:
+    sweep = small(tmp_path, "grid", {"lr": {"values": [1e-3, 2e-3]}, "epochs": {"values": [1, 2]}})
+    run_agent(sweep, count=2)
+    with pytest.raises(RequestError, match=r"every point of the grid of test\.yaml with epochs=1 was tried"):
+        sweep.enqueue({"epochs": 1})
