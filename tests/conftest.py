@@ -101,9 +101,9 @@ def python(tmp_path_factory: pytest.TempPathFactory) -> Iterator[list[str]]:
 @pytest.fixture
 def forked_runs(python: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     """Have the runs of sweeps and comparisons, each a process, started by way of ``python``."""
-    from vitctl.training import runner
+    from vitctl.process import child
 
-    monkeypatch.setattr(runner, "VITCTL", (*python, "-m", "vitctl"))
+    monkeypatch.setattr(child, "VITCTL", (*python, "-m", "vitctl"))
 
 
 @pytest.fixture
