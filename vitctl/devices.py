@@ -27,7 +27,7 @@ def available_devices() -> list[str]:
 
 
 class DeviceUnavailable(RequestError):
-    """A device that there is, but not here."""
+    """A known device that is not available on this machine."""
 
 
 def resolve_device(name: str, what: str = "--device") -> torch.device:
@@ -38,7 +38,7 @@ def resolve_device(name: str, what: str = "--device") -> torch.device:
         what: named it, for the message.
 
     Raises:
-        DeviceUnavailable: it is not here; the message names those that are.
+        DeviceUnavailable: the device is not available; the message lists those that are.
         RequestError: there is no such device.
     """
     there = available_devices()
@@ -310,7 +310,7 @@ def memory_watched(device: torch.device, batch_size: int, micro_batch: int) -> I
     """Turn running out of memory into a sentence.
 
     Raises:
-        OutOfMemory: memory ran out.
+        OutOfMemory: the device is out of memory.
     """
     try:
         yield

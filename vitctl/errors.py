@@ -1,7 +1,7 @@
-"""The errors that vitctl raises on purpose, as data: a kind, an exit code and the fields that other code needs.
+"""Expected errors as data: a kind, an exit code, and the fields that other code needs.
 
-The message is for the person at the keyboard: what was asked, why it cannot be, and what to do instead. No code reads
-it; ``vitctl.cli.main`` is the one place that prints it.
+The message is for the user: what was asked for, why it is impossible, and what to do instead. No code parses it; only
+``vitctl.cli.main`` prints it.
 """
 
 from __future__ import annotations
@@ -12,21 +12,21 @@ from typing import ClassVar, Literal
 Kind = Literal[
     "request", "busy", "failed", "not_finite", "out_of_memory", "no_space", "interrupted", "killed", "unexpected"
 ]
-"""What became of a command or a run: the kind of an error, or of a process's end."""
+"""How a command or a run failed."""
 
 
 class VitctlError(Exception):
     """Base of every expected error.
 
     Args:
-        message: for the user.
-        step: optimizer step that it happened in, counted from 1.
-        device: where, such as ``cuda:0``.
+        message: text for the user.
+        step: optimizer step in which it happened, counted from 1.
+        device: device on which it happened, such as ``cuda:0``.
         batch: batch size.
         run: folder of the run.
 
     Attributes:
-        exit_code: what the process exits with.
+        exit_code: exit code of the process.
         kind: stable name of the error.
     """
 
@@ -50,24 +50,24 @@ class VitctlError(Exception):
 
 
 class RequestError(VitctlError):
-    """The request cannot be met: what was named is missing, foreign, damaged, not writable or impossible."""
+    """The request is impossible, or names something missing, damaged, of the wrong kind or not writable."""
 
     exit_code = 2
     kind: ClassVar[Kind] = "request"
 
 
 class RunBusy(RequestError):
-    """Another process trains in the run's folder."""
+    """Another process is training in the run's folder."""
 
     kind = "busy"
 
 
 class RunFailed(VitctlError):
-    """The work began and failed."""
+    """The work started and failed."""
 
 
 class NotFinite(RunFailed):
-    """A loss or a gradient became infinite or not a number; ``step`` is set."""
+    """A loss or gradient became infinite or NaN; ``step`` is set."""
 
     kind = "not_finite"
 
@@ -77,23 +77,23 @@ class NotFinite(RunFailed):
 
 
 class OutOfMemory(RunFailed):
-    """The memory of ``device`` is used up."""
+    """Out of memory on ``device``."""
 
     kind = "out_of_memory"
 
 
 class NoSpace(RunFailed):
-    """A disk or a quota is used up."""
+    """A disk is full or a quota is exceeded."""
 
     kind = "no_space"
 
 
 class Interrupted(VitctlError):
-    """A signal asked the run to stop and the run has saved what it had.
+    """A signal asked the run to stop, and its state is saved.
 
     Args:
         message: what was saved and how to resume.
-        signum: the signal; the process dies by it once the message is printed.
+        signum: the signal; the process ends with it after printing the message.
         step: optimizer steps taken.
     """
 
@@ -106,4 +106,4 @@ class Interrupted(VitctlError):
 
 
 class VitctlWarning(UserWarning):
-    """Something that the user should know and that stops nothing; ``vitctl.cli.main`` prints it."""
+    """A warning for the user, printed by ``vitctl.cli.main``."""

@@ -1,7 +1,7 @@
-"""Writing files: whole or not at all, under a lock, and refused before any work where it would fail.
+"""Atomic writes, file locks, and checks that a path can be written before any work starts.
 
-A file of vitctl's own (:func:`write_bytes`, :func:`replacing`) and a file that the user named take the same way: the
-content goes to a temporary name beside the target, is flushed to the disk, and the file is then renamed.
+Every file, whether vitctl's own or named by the user, is written to a temporary name in the target's folder, flushed to
+disk, and then renamed (:func:`write_bytes`, :func:`replacing`).
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from vitctl.errors import NoSpace, RequestError, RunFailed
 from vitctl.units import format_bytes
 
 TEMPORARY = ".tmp-"
-"""Part of the name of every unfinished file; the process id follows."""
+"""Infix of the name of every unfinished file, followed by the process id."""
 
 TABLES = (".csv", ".tsv", ".txt")
 """Suffixes of existing files that a table may replace."""
@@ -29,7 +29,7 @@ _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 def is_full(error: BaseException) -> bool:
-    """Return whether ``error`` says that a disk or a quota is used up."""
+    """Return whether ``error`` means that a disk is full or a quota is exceeded."""
     return isinstance(error, OSError) and error.errno in _FULL
 
 
@@ -44,11 +44,11 @@ def write_failed(
     """Return the error to raise for a file that could not be written.
 
     Args:
-        error: raised by the system.
+        error: the operating system's error.
         path: the file.
-        size: bytes that it takes, where that is known.
-        outcome: clause that says what was not done.
-        remedy: clause for a full disk.
+        size: size of the file in bytes, if known.
+        outcome: clause for the message: what was not done.
+        remedy: clause for the message when the disk is full: what to do.
     """
     if is_full(error):
         takes = f": it takes {format_bytes(size)}" if size is not None else ""
@@ -65,12 +65,12 @@ def write_failed(
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write ``path`` whole or not at all; see :func:`write_bytes`."""
+    """Write ``path`` atomically; see :func:`write_bytes`."""
     write_bytes(path, text.encode())
 
 
 def write_bytes(path: Path, content: bytes) -> None:
-    """Write ``path`` whole or not at all; a device or a FIFO gets the content as it is.
+    """Write ``path`` atomically, or directly if it is a device or a FIFO.
 
     Raises:
         RunFailed: the disk is full, or the folder is not writable.
@@ -81,13 +81,13 @@ def write_bytes(path: Path, content: bytes) -> None:
 
 @contextlib.contextmanager
 def replacing(path: Path) -> Iterator[BinaryIO]:
-    """Open a new version of ``path``, which takes its place when the block ends without an error.
+    """Open a new version of ``path`` that replaces the old one when the block ends without an error.
 
-    A symbolic link is followed: the file that it names is replaced, and the link stays. What is no regular file, such as
+    Symbolic links are followed: the link stays, and its target is replaced. A path that is not a regular file, such as
     a FIFO or ``/dev/stdout``, is written to directly.
 
     Raises:
-        RunFailed: the disk is full, or the folder is not writable. Other errors of the block pass through.
+        RunFailed: the disk is full, or the folder is not writable. Other errors raised in the block propagate.
     """
     if is_stream(path):
         try:
@@ -112,16 +112,16 @@ def replacing(path: Path) -> Iterator[BinaryIO]:
 
 
 def temporary_name(path: Path) -> Path:
-    """Return the name beside ``path`` under which this process prepares it."""
+    """Return the name, in the folder of ``path``, of the temporary file that this process writes."""
     return path.with_name(f"{path.name}{TEMPORARY}{os.getpid()}")
 
 
 @contextlib.contextmanager
 def new_folder(path: Path) -> Iterator[Path]:
-    """Yield an empty folder beside ``path``, which takes that name when the block ends without an error.
+    """Yield an empty temporary folder that is renamed to ``path`` when the block ends without an error.
 
     Raises:
-        OSError: it cannot be made, or there is something at ``path`` other than an empty folder.
+        OSError: the folder cannot be created, or ``path`` exists and is not an empty folder.
     """
     staging = path.with_name(f".{path.name}{TEMPORARY}{os.getpid()}")
     shutil.rmtree(staging, ignore_errors=True)
@@ -129,35 +129,35 @@ def new_folder(path: Path) -> Iterator[Path]:
         staging.mkdir(parents=True)
         yield staging
         if os.name == "nt" and path.is_dir():
-            path.rmdir()  # renaming replaces an empty folder, but not on Windows
+            path.rmdir()  # on Windows, renaming does not replace an empty folder
         os.rename(staging, path)
     finally:
         shutil.rmtree(staging, ignore_errors=True)
 
 
 def flush(file: BinaryIO) -> None:
-    """Flush what was written to ``file`` to the disk."""
+    """Flush ``file`` to disk."""
     file.flush()
     os.fsync(file.fileno())
 
 
 def sync_folder(folder: Path) -> None:
-    """Flush a rename to the disk, where the system can."""
+    """Flush a rename to disk, where the system supports it."""
     try:
         descriptor = os.open(folder, os.O_RDONLY)
-    except OSError:  # Windows opens no folders
+    except OSError:  # Windows cannot open folders
         return
     try:
         os.fsync(descriptor)
-    except OSError:  # nor do some network file systems flush them
+    except OSError:  # some network file systems cannot flush them
         pass
     finally:
         os.close(descriptor)
 
 
 def is_stream(path: Path) -> bool:
-    """Return whether ``path`` is written to as it is: a FIFO, a device, or a name of an open descriptor."""
-    # /dev/stdout may lead to a regular file, which the shell has open: renaming another over it would lose the output.
+    """Return whether ``path`` must be written to directly: a FIFO, a device, or an open descriptor."""
+    # /dev/stdout may be a regular file that the shell has open: replacing it would lose the output.
     if os.path.abspath(path).startswith(("/dev/", "/proc/")):
         return os.path.exists(path)
     try:
@@ -173,10 +173,10 @@ def remove_temporaries(
     """Remove the unfinished files and folders that a crash left in ``folder``.
 
     Args:
-        folder: searched, without what lies below it.
-        prefix: of their names; a dot for those of :func:`new_folder` alone.
-        of_dead_only: keep those of processes that run.
-        suffixes: of the finished files; None is any.
+        folder: the folder to search, without its subfolders.
+        prefix: only names that start with this; a dot selects the folders of :func:`new_folder`.
+        of_dead_only: keep those of running processes.
+        suffixes: only those of final names with one of these suffixes; None for any.
     """
     for orphan in list(folder.glob(f"{prefix}*{TEMPORARY}*")):
         name, _, pid = orphan.name.rpartition(TEMPORARY)
@@ -190,7 +190,7 @@ def remove_temporaries(
 
 
 def process_runs(pid: str) -> bool:
-    """Return whether a process of this number runs on this machine."""
+    """Return whether a process with this id is running on this machine; True if ``pid`` is not a number."""
     if not pid.isdigit():
         return True
     try:
@@ -206,10 +206,10 @@ def process_runs(pid: str) -> bool:
 
 
 def folder_error(folder: Path) -> str | None:
-    """Return why no file can be made in ``folder``, or None; it is tried, as permissions alone say little to root."""
+    """Return why no file can be created in ``folder``, or None."""
     if not folder.is_dir():
         return "no such folder"
-    try:
+    try:  # permission bits do not tell what root can write
         with tempfile.TemporaryFile(dir=folder):
             return None
     except OSError as error:
@@ -217,14 +217,14 @@ def folder_error(folder: Path) -> str | None:
 
 
 def check_writable(path: Path, flag: str) -> None:
-    """Refuse a file that could not be written, before any work.
+    """Refuse a path that cannot be written.
 
     Args:
         path: the file; links are followed.
         flag: the flag that named it.
 
     Raises:
-        RequestError: it is a folder, or its folder is missing or not writable.
+        RequestError: the path is a folder, or its folder is missing or not writable.
     """
     if path.is_dir():
         raise RequestError(f"{flag} {path} is a folder; name a file")
@@ -242,10 +242,10 @@ def check_writable(path: Path, flag: str) -> None:
 
 
 def check_table(path: Path, flag: str) -> None:
-    """Refuse a place for a table that could not be written, or where something other than a table would be lost.
+    """Refuse a path for a table that cannot be written, or that holds something other than a table.
 
     Raises:
-        RequestError: see :func:`check_writable`; or a file is there that is no table.
+        RequestError: see :func:`check_writable`; or an existing file is not a table.
     """
     check_writable(path, flag)
     if not is_stream(path) and path.exists() and path.stat().st_size and not _is_table(path):
@@ -255,7 +255,7 @@ def check_table(path: Path, flag: str) -> None:
 
 
 def _is_table(path: Path) -> bool:
-    """Return whether an existing file may be replaced by a table: named like one, and text."""
+    """Return whether an existing file looks like a table by its suffix and contents."""
     if Path(os.path.realpath(path)).suffix.lower() not in TABLES:
         return False
     try:
@@ -269,21 +269,21 @@ def _is_table(path: Path) -> bool:
 
 
 class Locked(Exception):
-    """Another process, or another part of this one, holds the lock."""
+    """The lock is held by another process or elsewhere in this one."""
 
 
 @contextlib.contextmanager
 def locked(path: Path, *, wait: float = 0) -> Iterator[None]:
-    """Hold the lock file ``path``; the system frees it when this process ends, however it ends.
+    """Hold a lock on the file ``path``; the system releases it when this process ends, even by a signal.
 
-    On a file system without locks nothing is held.
+    On a file system without locks, nothing is locked.
 
     Args:
-        path: of the lock file, which is made and stays.
-        wait: seconds to wait for another holder; -1 waits for ever.
+        path: the lock file, which is created and not removed.
+        wait: seconds to wait for another holder; -1 waits forever.
 
     Raises:
-        Locked: it is held elsewhere.
+        Locked: the lock is held elsewhere.
         OSError: the file cannot be opened.
     """
     from filelock import FileLock, Timeout
@@ -293,7 +293,7 @@ def locked(path: Path, *, wait: float = 0) -> Iterator[None]:
         lock.acquire()
     except Timeout:
         raise Locked(str(path)) from None
-    except (OSError, NotImplementedError) as error:  # the latter: filelock's word for a file system without locks
+    except (OSError, NotImplementedError) as error:  # filelock raises the latter if the file system has no locks
         if isinstance(error, OSError) and error.errno not in (errno.ENOSYS, errno.ENOLCK, errno.ENOTSUP):
             raise
     try:

@@ -1,4 +1,4 @@
-"""What the library reports while it works: one observer for runs, data, comparisons, exports and sweeps."""
+"""Progress reporting: one observer for runs, data, comparisons, exports and sweeps."""
 
 from __future__ import annotations
 
@@ -13,32 +13,32 @@ Record = dict[str, Any]
 
 @dataclass(frozen=True, kw_only=True)
 class RunStart:
-    """What a training run is, as it begins or resumes.
+    """A training run when it starts or resumes.
 
     Attributes:
-        folder: of the run.
-        settings: of the run, by name, see :class:`vitctl.config.TrainConfig`.
-        network: name, image size and classes, in words.
-        params: parameters of the network.
-        trainable: those that are trained.
-        tokens: that attention sees, or None.
-        mflop: of a forward pass of one image, in 10^6 floating-point operations.
-        device: such as ``cuda:0``.
-        device_name: its maker's name.
+        folder: the run's folder.
+        settings: the run's settings by name, see :class:`vitctl.config.TrainConfig`.
+        network: description of the network: name, image size and classes.
+        params: number of parameters.
+        trainable: number of trained parameters.
+        tokens: sequence length that attention sees, or None.
+        mflop: cost of a forward pass of one image, in 10^6 floating-point operations.
+        device: the device, such as ``cuda:0``.
+        device_name: the vendor's name for it.
         precision: ``fp32``, ``bf16`` or ``fp16``.
-        micro_batch: images run at once.
-        train_images: images of an epoch.
-        val_images: images that epochs are evaluated on.
-        test_images: images of the test set.
-        val_split: where ``val_images`` come from: ``holdout``, ``val``, ``test``, or None.
-        skipped: files that could not be read and are left out.
-        total_steps: optimizer steps of the run.
-        epochs: epochs of the run.
+        micro_batch: images per forward pass.
+        train_images: training images per epoch.
+        val_images: images evaluated after each epoch.
+        test_images: images in the test set.
+        val_split: source of ``val_images``: ``holdout``, ``val``, ``test``, or None.
+        skipped: files left out because they could not be read.
+        total_steps: optimizer steps of the whole run.
+        epochs: epochs of the whole run.
         step: optimizer steps taken so far.
         seconds: wall time so far.
         history: the record of each epoch so far.
         environment: versions, device and threads.
-        git_commit: of the source tree that runs, or None.
+        git_commit: commit of vitctl's source tree, or None.
     """
 
     folder: Path
@@ -67,13 +67,13 @@ class RunStart:
 
 
 class Observer:
-    """Hears what the library does, and shows or keeps what it likes; nothing that it does changes the work.
+    """Receives progress events, to display or record them; it cannot affect the work.
 
-    Every method does nothing here. A context manager, so that a display can be opened and closed.
+    The methods here do nothing. An observer is a context manager, so that it can open and close a display.
     """
 
     wants_snapshots = False
-    """Whether :meth:`sweep_changed` should be called, which costs a query of the storage every few seconds."""
+    """Whether to call :meth:`sweep_changed`, at the cost of a storage query every few seconds."""
 
     def __enter__(self) -> Self:
         return self
@@ -86,56 +86,56 @@ class Observer:
     # -- anything --------------------------------------------------------------------------------------------------
 
     def message(self, text: str) -> None:
-        """Something that the user should know."""
+        """Receive a message for the user."""
 
     def working(self, text: str) -> None:
-        """Work called ``text`` begins."""
+        """Receive the start of work described by ``text``."""
 
     def loading(self, done: int, total: int, *, download: str = "") -> None:
-        """``done`` of ``total`` images are decoded; or bytes, of what ``download`` names."""
+        """Receive decoding progress in images, or download progress in bytes where ``download`` describes one."""
 
     def evaluating(self, what: str, done: int, total: int) -> None:
-        """``done`` of ``total`` images of the part ``what`` are evaluated."""
+        """Receive evaluation progress in images; ``what`` is the part of the data set."""
 
     # -- a training run --------------------------------------------------------------------------------------------
 
     def started(self, run: RunStart) -> None:
-        """A run begins or resumes."""
+        """Receive the start of a run, new or resumed."""
 
     def stepped(self, record: Record) -> None:
-        """Figures so far of the current epoch; on an accelerator the loss is at most some steps old."""
+        """Receive the current epoch's figures so far; on an accelerator, the loss may be a few steps old."""
 
     def epoch_done(self, record: Record) -> None:
-        """The record of an epoch, as in ``metrics.jsonl``."""
+        """Receive the record of an epoch, as in ``metrics.jsonl``."""
 
     def finished(self, summary: Record) -> None:
-        """The final figures, as in ``summary.json``."""
+        """Receive the final figures, as in ``summary.json``."""
 
     # -- several runs ----------------------------------------------------------------------------------------------
 
     def running(self, what: str, done: int, total: int, seconds_left: float | None) -> None:
-        """The run ``what`` begins, or one has ended where it is empty; ``done`` of ``total`` runs are over."""
+        """Receive the start of the run ``what``, or the end of one if ``what`` is empty; ``done`` runs have ended."""
 
     # -- a sweep ---------------------------------------------------------------------------------------------------
 
     def sweep_opened(self, sweep: Any, snapshot: Any, *, created: bool) -> None:
-        """An agent begins to work on a :class:`vitctl.sweep.sweep.Sweep`, or finds nothing left to do."""
+        """Receive the :class:`vitctl.sweep.sweep.Sweep` that an agent starts on, even if nothing is left to do."""
 
     def sweep_closed(self, why: str | None) -> None:
-        """The agent ended: ``finished``, ``stopped``, ``count`` or ``time``; None: there was nothing to do."""
+        """Receive why the agent ended, a :data:`vitctl.sweep.states.AgentEnd`, or None if it had nothing to do."""
 
     def trial_started(self, trial: int, params: Mapping[str, Any], run: Path, resumed: bool) -> None:
-        """Training of a trial begins or resumes."""
+        """Receive the start of a trial's training, new or resumed."""
 
     def trial_reported(self, trial: int, epoch: int, value: float) -> None:
-        """A trial reported the sweep's metric."""
+        """Receive a value of the sweep's metric that a trial reported."""
 
     def trial_ended(self, trial: int, state: str, value: float | None, why: str) -> None:
-        """A trial is complete, pruned, failed, or ``released`` to be tried again."""
+        """Receive the end of a trial: complete, pruned, failed, or ``released`` to be retried."""
 
     def sweep_changed(self, snapshot: Any) -> None:
-        """How the whole sweep stands: a :class:`vitctl.sweep.agent.Snapshot`."""
+        """Receive the state of the whole sweep, a :class:`vitctl.sweep.agent.Snapshot`."""
 
 
 SILENT = Observer()
-"""Shows nothing."""
+"""Ignores every event."""

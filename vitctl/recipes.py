@@ -35,7 +35,7 @@ class Band:
 
 @dataclass(frozen=True, kw_only=True)
 class Card:
-    """What was measured with a recipe; ``python -m tests.measurements.cards`` measures one and prints it.
+    """Measured results of a recipe, as printed by ``python -m tests.measurements.cards``.
 
     Attributes:
         net: the network, with the options that the recipe gives it.
@@ -198,7 +198,7 @@ RECIPES: dict[str, Recipe] = {
             "convmixer": {"bs": 32},  # its maps keep the picture's size, and BatchNorm the whole batch: 128 take 19 GB
         },
         pretrained=_PRETRAINED,
-        by_dataset={"digits": {"bs": 32, "lr_factor": 0.5}},  # an epoch of 1,293 pictures has few steps as it is
+        by_dataset={"digits": {"bs": 32, "lr_factor": 0.5}},  # an epoch of 1,293 images has few steps as it is
     ),
     "sprint": Recipe(
         summary="more than half of CIFAR-10's test pictures right, in seconds on a CPU: one block, a fifth of an epoch",

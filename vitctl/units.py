@@ -83,6 +83,6 @@ def plural(count: int, noun: str) -> str:
 
 
 def mask_passwords(text: str) -> str:
-    """Return ``text`` with the passwords of the URLs in it replaced by ``***``."""
+    """Replace passwords of URLs in ``text`` by ``***``."""
     text = re.sub(r"(//[^/\s:@]*:)[^@\s]*@", r"\1***@", text)
     return re.sub(r"(?i)(password=)[^&\s'\"]+", r"\1***", text)

@@ -54,14 +54,14 @@ def measure_costs(configs: Mapping[str, TrainConfig], observer: Observer = SILEN
 
     Args:
         configs: by a name for each; network, data and device are the first one's.
-        observer: hears of downloads and decoding.
+        observer: is notified of downloads and decoding.
 
     Raises:
         RequestError: device, data or network cannot be had as asked.
     """
     config = dataclasses.replace(next(iter(configs.values())), compile=False)
     session = open_session(config, observer, pretrained=False)
-    check_length(session)  # the runs would be refused for it, after all this
+    check_length(session)  # before measuring, as the runs would be refused later
     device = session.device
     session.train_mode()
     images, labels = session.batches.batch(0, 0)

@@ -46,10 +46,10 @@ STABLE = 0.005
 """The median is taken to stand when its error, about the interquartile range over the root of the count, is this share of it."""
 
 GEMM_SECONDS = 0.3
-"""How long products of each shape are measured."""
+"""Seconds for which matrix products of each shape are timed."""
 
 clock = time.perf_counter
-"""Gives the seconds that are measured."""
+"""Clock for measuring, in seconds; tests replace it."""
 
 PARITY_PICTURES = 16
 TOLERANCES = {"fp32": 1e-3, "tf32": 2e-2, "bf16": 1e-1, "fp16": 2e-2}
@@ -104,7 +104,7 @@ class Lane:
         label: what it is called.
         config: the settings, its device among them.
         data: what it trains on.
-        observer: hears of compiling.
+        observer: is notified of compilation.
     """
 
     def __init__(self, label: str, config: TrainConfig, data: tuple[Dataset, Splits], observer: Observer) -> None:
@@ -370,7 +370,7 @@ def gemm_peak(session: Session, seconds: float, shapes: int = 4) -> float:
 
     Args:
         session: whose network, micro-batch and precision.
-        seconds: how long each shape is measured.
+        seconds: how long each shape is timed.
         shapes: how many different ones are tried.
     """
     found: dict[tuple[int, int, int], float] = {}
@@ -509,7 +509,7 @@ def bench_devices(
         plan: what is measured.
         chosen: devices by name, from :func:`choose_devices`.
         runs_dir: of the training runs.
-        observer: hears of everything.
+        observer: receives every event.
 
     Raises:
         RequestError: data, network or precision cannot be had as asked.

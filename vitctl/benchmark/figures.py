@@ -1,4 +1,4 @@
-"""What is measured on a device: the figures that the measuring makes and the report shows."""
+"""Measurements of a device, as shown in the report."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 PARTS = ("data", "forward", "backward", "optimizer")
-"""Of a training step."""
+"""Parts of a training step."""
 
 
 @dataclass(frozen=True)
@@ -22,7 +22,7 @@ class Quartiles:
 
     @classmethod
     def of(cls, values: Sequence[float]) -> Quartiles:
-        """Return those of ``values``, of which there is at least one."""
+        """Compute the quartiles of ``values``, which must not be empty."""
         if len(values) == 1:
             return cls(values[0], values[0], values[0], 1)
         low, median, high = statistics.quantiles(values, n=4, method="inclusive")
@@ -36,12 +36,12 @@ class Quartiles:
 
 @dataclass(frozen=True)
 class Parity:
-    """How far a device's arithmetic is from that of fp32 on a CPU, for the same weights and pictures.
+    """Numerical difference between a device and fp32 on a CPU, for the same weights and images.
 
     Attributes:
-        logits: norm of the difference over norm of the CPU's.
-        gradients: the same, over the gradients of all parameters taken together.
-        tolerance: what either may be at most.
+        logits: norm of the difference, divided by the norm of the CPU's logits.
+        gradients: the same for the gradients of all parameters, concatenated.
+        tolerance: largest value allowed for either.
     """
 
     logits: float
@@ -50,40 +50,40 @@ class Parity:
 
     @property
     def off(self) -> bool:
-        """Whether the arithmetic is off; a figure that is not a number is."""
+        """Whether a difference exceeds the tolerance or is NaN."""
         return not (self.logits <= self.tolerance and self.gradients <= self.tolerance)
 
 
 @dataclass
 class Figures:
-    """What was measured on a device.
+    """Measurements of one device.
 
     Attributes:
-        label: what it is called.
-        device: torch's name of it, or None where it is not there.
-        device_name: its maker's name.
-        missing: why it is not there, or empty.
-        batch: pictures of a step.
-        epoch_images: pictures of an epoch.
-        micro_batch: pictures run at once.
-        precision: of the arithmetic.
-        threads: of the CPU.
-        initial: seconds of the first step, and what the first piece of all took longer than the second.
-        steps: seconds of those that count.
-        pieces: seconds of micro-batches, where a step is long; their spread is that of the steps.
-        step: seconds of a step, stabilized.
-        validation: seconds of evaluating 100 pictures.
-        split: seconds of a step spent on each of :data:`PARTS`, medians.
-        images_per_second: trained pictures.
-        gflops: floating-point operations of forward and backward, 10^9 a second; backward counts as two forwards.
-        gemm_gflops: what matrix products of the network's own shapes reach at most.
-        peak_memory: bytes; of the process on CPU and MPS, so over all devices until then.
+        label: name in the report.
+        device: torch's name for the device, or None if it is not available.
+        device_name: the vendor's name for it.
+        missing: why the device is not available, or empty.
+        batch: images per step.
+        epoch_images: images per epoch.
+        micro_batch: images per forward pass.
+        precision: precision of the arithmetic, such as ``fp32``.
+        threads: CPU threads.
+        initial: seconds of the first step, plus the extra time that the very first piece took over the second.
+        steps: seconds of each step after the warm-up.
+        pieces: seconds of each micro-batch if steps are long; their spread stands for that of the steps.
+        step: seconds per step, once the median is stable.
+        validation: seconds to evaluate 100 images.
+        split: median seconds per step spent on each of :data:`PARTS`.
+        images_per_second: training speed.
+        gflops: 10^9 floating-point operations per second in forward and backward; backward counts as two forwards.
+        gemm_gflops: the highest rate that matrix products of the network's shapes reach.
+        peak_memory: bytes; on CPU and MPS that of the process, and so of all devices measured until then.
         compile_time: seconds, or None.
-        parity: against the CPU.
-        epoch_time: seconds of an epoch; extrapolated unless ``trained`` is there.
+        parity: numerical difference from the CPU.
+        epoch_time: seconds per epoch; extrapolated unless ``trained`` is set.
         trained: the summary of a real run, or None.
         failed: why the real run failed, or empty.
-        others: share of the machine's CPU time that other processes took while it was measured, or None where unknown.
+        others: share of the machine's CPU time that other processes took during the measurement, or None if unknown.
     """
 
     label: str

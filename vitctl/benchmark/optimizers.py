@@ -183,7 +183,7 @@ class Folder:
         place = self.path / task.name
         diverged = self.document["diverged"].get(task.name)
         failure = RunFolder(place).read_failure() if diverged is None else None
-        if failure is not None and failure.kind == "not_finite":  # the comparison ended before it was noted
+        if failure is not None and failure.kind == "not_finite":  # the comparison ended before it recorded this
             diverged = failure.step
         summary = RunFolder(place).read_summary() if diverged is None else None
         if diverged is None and summary is None:
@@ -220,7 +220,7 @@ def compare_optimizers(
         plan: what is to be compared.
         runs_dir: the runs lie in ``comparisons/<name>`` below it.
         name: of the comparison; None makes one up from the plan.
-        observer: hears of everything.
+        observer: receives every event.
         jobs: runs at once, each in a process of its own where there are several.
         new: begin another comparison, though there is one of these arguments.
 

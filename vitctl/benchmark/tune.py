@@ -145,7 +145,7 @@ def tune_devices(
         plan: where to start from; what was given stays.
         chosen: devices by name.
         message: told each result.
-        observer: hears of downloads and decoding.
+        observer: is notified of downloads and decoding.
 
     Raises:
         RequestError: the data cannot be had as asked.

@@ -40,7 +40,7 @@ def _document(name: str, recipe: Recipe) -> dict[str, Any]:
     document["by_time"] = {_bound(seconds): values for seconds, values in recipe.by_time.items()}
     for values in (document["pretrained"], *document["by_net"].values(), *document["by_dataset"].values()):
         if "lr_factor" in values:
-            values["lr_scale"] = values["lr_factor"]  # its name in earlier versions
+            values["lr_scale"] = values["lr_factor"]  # the JSON key of earlier versions
     return {"name": name, **document, "measured": bool(recipe.cards)}
 
 

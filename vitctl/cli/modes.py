@@ -1,4 +1,4 @@
-"""What ``vitctl train`` does instead of a new run, and which flags each of these modes uses; the rest is refused."""
+"""Modes of ``vitctl train`` and the flags that each accepts."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ def _panels(*panels: str) -> frozenset[str]:
 
 @dataclass(frozen=True)
 class Mode:
-    """A way to call ``train``.
+    """A mode of ``train``.
 
     Attributes:
-        flag: the flag that asks for it; empty for a new run.
-        does: what it does, as the beginning of a sentence about a flag that it does not use.
-        uses: settings and flags that have an effect in it.
-        by_length: ``--epochs`` and ``--max-time`` have one too where the recipe chooses other settings by them.
+        flag: the flag that selects the mode; empty for a new run.
+        does: what the mode does; error messages begin with it.
+        uses: settings and flags that have an effect in this mode.
+        by_length: also accept ``--epochs`` and ``--max-time`` if the recipe's settings depend on them.
     """
 
     flag: str
@@ -32,14 +32,14 @@ class Mode:
     by_length: bool = False
 
     def refuse_others(self, given: Mapping[str, object], recipe: str) -> None:
-        """Refuse what the mode would leave without effect.
+        """Refuse flags that have no effect in this mode.
 
         Args:
-            given: settings and flags of the command line by name; None, False and ``disabled`` are as good as not given.
+            given: settings and flags of the command line by name; None, False and ``disabled`` count as not given.
             recipe: name of the recipe.
 
         Raises:
-            RequestError: the first flag that the mode does not use.
+            RequestError: a flag has no effect; the message names the first.
         """
         uses = set(self.uses)
         if self.by_length and recipe in RECIPES:
@@ -77,20 +77,20 @@ MODES = {
         _ALL - _TRACKERS - {"keep"} | {"dry_run", "config", "json"},
     ),
 }
-"""Every mode but a new run, by the name of the flag that asks for it; of two that are asked for, the first refuses the other."""
+"""Every mode except a new run, by the name of its flag. If two are given, the first in this order refuses the other."""
 
 NEW_RUN = Mode("", "", _ALL | {"name", "runs_dir", "config", "json"})
 
 
 def choose_mode(given: Mapping[str, object], recipe: str) -> str:
-    """Return the name of the mode that the command line asks for, or ``run``.
+    """Return the name of the mode that the command line selects; ``run`` for a new run.
 
     Args:
         given: see :meth:`Mode.refuse_others`.
         recipe: name of the recipe.
 
     Raises:
-        RequestError: a flag that the mode does not use.
+        RequestError: a flag has no effect in the mode.
     """
     if given.get("lr_finder_out") is not None and not given.get("lr_finder"):
         raise RequestError("--lr-finder-out is the picture of --lr-finder; give that too")

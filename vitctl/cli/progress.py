@@ -60,7 +60,7 @@ class ProgressLines(Observer):
         return True
 
     def loading(self, done: int, total: int, *, download: str = "") -> None:
-        """``done`` of ``total`` pictures are decoded into the cache; or bytes, of what ``download`` says."""
+        """Print decoding progress in images, or download progress in bytes where ``download`` describes one."""
         if download:
             if self._new(download, done, total) or self._due() or done == total:
                 self.print(f"{format_bytes(done)} of {format_bytes(total)}{self._rest(done, total)}")

@@ -343,10 +343,10 @@ def make_observer(*, count: int | None = None, as_json: bool = False) -> SweepLi
 
 
 class SweepLines(Observer):
-    """Prints a line when a trial begins, reports or ends, and the result of an agent on stdout.
+    """Prints a line when a trial starts, reports or ends, and the result of an agent on stdout.
 
     Args:
-        count: trials that the agent was to begin.
+        count: number of trials that the agent was asked to start.
         as_json: print the result as JSON.
     """
 
@@ -358,7 +358,7 @@ class SweepLines(Observer):
 
     @property
     def sweep(self) -> Sweep:
-        """The sweep that is worked on."""
+        """The sweep that the agent works on."""
         assert self._sweep is not None, "sweep_opened comes first"
         return self._sweep
 
@@ -370,7 +370,7 @@ class SweepLines(Observer):
         self.print(text)
 
     def sweep_opened(self, sweep: Sweep, snapshot: Snapshot, *, created: bool) -> None:
-        """Print how the sweep stands."""
+        """Print the state of the sweep."""
         self._sweep = sweep
         self._best = snapshot.best[0].value if snapshot.best else None
         if snapshot.state in ("finished", "stopped"):

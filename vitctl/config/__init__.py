@@ -1,11 +1,13 @@
-"""What a training run is to do: its settings, how each is typed, and how a few of them become a full set.
+"""Settings of a training run, and how a few given settings are completed to a full set.
 
 - :mod:`~vitctl.config.flag`: type, range and help of one setting;
-- :mod:`~vitctl.config.settings`: each setting; :mod:`~vitctl.config.train_config`: all of them together, held to :mod:`~vitctl.config.checks`;
-- :mod:`~vitctl.config.keys`: the names under which settings can be given;
-- :mod:`~vitctl.config.paths`: data sets and weights that are given by path;
-- :mod:`~vitctl.config.resolution`: the rules by which :func:`resolve_config` completes what was given;
-- :mod:`~vitctl.config.cards`: the measurement that a run with these settings can be compared with.
+- :mod:`~vitctl.config.settings`: every setting;
+- :mod:`~vitctl.config.checks`: combinations of settings that are refused;
+- :mod:`~vitctl.config.train_config`: a complete, checked set of settings;
+- :mod:`~vitctl.config.keys`: flags, aliases and option names under which settings can be given;
+- :mod:`~vitctl.config.paths`: data sets and weights given by path;
+- :mod:`~vitctl.config.resolution`: the rules of :func:`resolve_config`, which completes the given settings;
+- :mod:`~vitctl.config.cards`: the recipe card that a run can be compared with.
 """
 
 from __future__ import annotations

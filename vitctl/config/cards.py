@@ -1,4 +1,4 @@
-"""Which of a recipe's cards a run can be compared with."""
+"""Matching of runs with the cards of their recipe."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from vitctl.units import parse_duration
 def find_card(config: TrainConfig) -> Card | None:
     """Return the card that a run with these settings can be compared with, or None.
 
-    Network, data set and length must be those of the card, and everything else that decides what is computed must be as
-    the recipe has it. Seed, device, threads and the like may differ.
+    Network, data set and length must match the card, and every other setting that affects the result must match the
+    recipe. Seed, device, threads and similar settings may differ.
     """
     for card in RECIPES[config.recipe].cards if config.recipe in RECIPES else ():
         if (card.net, card.dataset) == (config.net, config.dataset):
@@ -31,9 +31,9 @@ def find_card(config: TrainConfig) -> Card | None:
 
 
 def _what_counts(config: TrainConfig) -> dict[str, Any]:
-    """Return the settings that decide what is computed."""
+    """Return the settings that affect the result, apart from the seed."""
     free = {name for name, flag in FLAGS.items() if flag.resumable and name not in ("epochs", "max_steps")}
     counts = {name: value for name, value in config.to_dict().items() if name not in free | {"seed"}}
-    if config.max_time:  # how many steps fit depends on the machine
+    if config.max_time:  # max_steps then depends on the machine
         counts |= {"max_time": parse_duration(config.max_time, "--max-time"), "max_steps": None}
     return counts

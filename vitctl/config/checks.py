@@ -1,7 +1,7 @@
-"""Combinations of settings that no run can have, however the settings came about.
+"""Checks for impossible combinations of settings.
 
-Each check looks at a :class:`~vitctl.config.settings.Settings` whose values are already parsed and raises
-:class:`~vitctl.errors.RequestError`. They run in the order of :data:`CHECKS`; the first to object is what the user reads.
+Each check takes a :class:`~vitctl.config.settings.Settings` with parsed values and raises
+:class:`~vitctl.errors.RequestError`. Checks run in the order of :data:`CHECKS`; the user sees the first error.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from vitctl.units import parse_duration, parse_save_every
 
 
 def check_micro_batch_spares_batchnorm(config: Settings) -> None:
-    """BatchNorm's statistics are those of the whole batch, so its batches are never cut."""
+    """Refuse micro-batches with BatchNorm, whose statistics need the whole batch."""
     if config.micro_batch != "auto" and int(config.micro_batch) < config.bs and has_batchnorm(config.net):
         raise RequestError(
             f"--micro-batch {config.micro_batch} would change what --net {config.net} computes, as its BatchNorm needs the "
@@ -27,7 +27,7 @@ def check_micro_batch_spares_batchnorm(config: Settings) -> None:
 
 
 def check_frozen_backbone_is_pretrained(config: Settings) -> None:
-    """Otherwise the head would train on the output of random layers."""
+    """Refuse to freeze random layers: the head could not learn from their output."""
     if config.freeze_backbone and config.pretrained == "false":
         raise RequestError(
             "--freeze-backbone trains a head on what the other layers see, and these would be random; add --pretrained "
@@ -36,7 +36,7 @@ def check_frozen_backbone_is_pretrained(config: Settings) -> None:
 
 
 def check_layer_decay_has_layers(config: Settings) -> None:
-    """Rates that decay over layers need more than one trained layer."""
+    """Refuse layer decay with a frozen backbone, which leaves one trained layer."""
     if config.freeze_backbone and config.layer_decay != 1:
         raise RequestError(
             f"--layer-decay {config.layer_decay:g} does nothing with --freeze-backbone, which trains one layer; leave one "
@@ -45,13 +45,13 @@ def check_layer_decay_has_layers(config: Settings) -> None:
 
 
 def check_batchnorm_has_a_batch(config: Settings) -> None:
-    """BatchNorm cannot normalise a single image."""
+    """Refuse batches of one with BatchNorm, which cannot normalise a single image."""
     if config.bs == 1 and has_batchnorm(config.net):
         raise RequestError(f"--bs 1: the BatchNorm of --net {config.net} cannot normalise one picture; take 2 or more")
 
 
 def check_mixing_has_two_images(config: Settings) -> None:
-    """Mixup and CutMix mix the images of one step with each other."""
+    """Refuse mixup and CutMix on a single image per step: they mix the images of a step."""
     for name, alpha in (("mixup", config.mixup), ("cutmix", config.cutmix)):
         if alpha and config.bs * config.accumulate < 2:
             raise RequestError(
@@ -61,32 +61,32 @@ def check_mixing_has_two_images(config: Settings) -> None:
 
 
 def check_flip_has_an_augmentation(config: Settings) -> None:
-    """Flipping is part of every augmentation that crops, and of no other."""
+    """Refuse flips without an augmentation that crops: no other augmentation flips."""
     if config.flip == "on" and config.aug in AUGMENTATIONS and not AUGMENTATIONS[config.aug].crop:
         raise RequestError(f"--flip on does nothing with --aug {config.aug}; take --aug basic")
 
 
 def check_tta_keeps_classes(config: Settings) -> None:
-    """Averaging over mirror images is wrong where mirroring changes the class."""
+    """Refuse averaging over mirrored images where mirroring changes the class."""
     if config.tta == "flip" and not config.flips:
         why = "--flip off says so" if config.flip == "off" else f"those of --dataset {config.dataset}"
         raise RequestError(f"--tta flip: mirrored pictures are not of their class ({why}); leave --tta out")
 
 
 def check_loss_sum_is_measured(config: Settings) -> None:
-    """The summed loss is that of the validation, which ``--val none`` leaves out."""
+    """Refuse the summed validation loss if ``--val none`` skips validation."""
     if config.loss_sum and config.val == "none":
         raise RequestError("--loss-sum records the validation loss, and --val none measures none; leave one out")
 
 
 def check_run_ends(config: Settings) -> None:
-    """A run needs an end."""
+    """Require a length."""
     if config.epochs is None and config.max_steps is None and config.max_time is None:
         raise RequestError("--epochs, --max-steps or --max-time must say when to stop")
 
 
 def check_durations(config: Settings) -> None:
-    """``--max-time`` and ``--save-every`` are stored as text, which the flag's type says little about."""
+    """Parse ``--max-time`` and ``--save-every``, which are stored as text."""
     if config.max_time is not None:
         parse_duration(config.max_time, "--max-time")
     if config.save_every is not None:
@@ -94,7 +94,7 @@ def check_durations(config: Settings) -> None:
 
 
 def check_wandb_names(config: Settings) -> None:
-    """W&B would refuse such a name, but only once the run has begun."""
+    """Refuse names that W&B would refuse only after the run has started."""
     for name in ("wandb_project", "wandb_entity"):
         value = getattr(config, name) or ""
         if bad := sorted(set(value) & set("/\\#?%:")):
@@ -104,7 +104,7 @@ def check_wandb_names(config: Settings) -> None:
 
 
 def check_wandb_tags(config: Settings) -> None:
-    """W&B would refuse such a tag, but only once the run has begun."""
+    """Refuse tags that W&B would refuse only after the run has started."""
     for tag in split_tags(config.wandb_tags):
         if not 1 <= len(tag) <= 64:
             raise RequestError(
@@ -113,7 +113,7 @@ def check_wandb_tags(config: Settings) -> None:
 
 
 def check_warmdown_is_of_a_constant_rate(config: Settings) -> None:
-    """Every other schedule falls anyway."""
+    """Refuse a warm-down of any schedule but ``constant``; the others decay anyway."""
     if config.warmdown and config.schedule != "constant":
         raise RequestError(
             f"--warmdown {config.warmdown:g} is for --schedule constant; {config.schedule} falls by itself: leave it out"
@@ -121,7 +121,7 @@ def check_warmdown_is_of_a_constant_rate(config: Settings) -> None:
 
 
 def check_shares_fit_the_run(config: Settings) -> None:
-    """Warm-up and warm-down do not overlap."""
+    """Refuse a warm-up and a warm-down that overlap."""
     if config.warmup + config.warmdown > 1:
         raise RequestError(
             f"--warmup {config.warmup:g} and --warmdown {config.warmdown:g} are more than the whole run together; lower one"
@@ -129,7 +129,7 @@ def check_shares_fit_the_run(config: Settings) -> None:
 
 
 def check_patience_has_a_holdout(config: Settings) -> None:
-    """Early stopping selects, and nothing is ever selected on the test set."""
+    """Refuse early stopping without held-out images: the test set must not select the end."""
     if config.patience is not None and config.val != "holdout":
         raise RequestError(
             f"--patience selects on held-out pictures, and --val {config.val} holds none out; use --val holdout"
@@ -153,7 +153,7 @@ CHECKS: tuple[Callable[[Settings], None], ...] = (
     check_shares_fit_the_run,
     check_patience_has_a_holdout,
 )
-"""Every check, in order."""
+"""All checks, in the order they run."""
 
 
 def has_batchnorm(net: str) -> bool:
@@ -167,14 +167,14 @@ def split_tags(text: str | None) -> list[str]:
 
 
 def check_tracked(wandb: str, flags: Mapping[str, Any]) -> None:
-    """Refuse flags about W&B where W&B is disabled.
+    """Refuse W&B flags if W&B is disabled.
 
     Args:
-        wandb: the run's setting.
-        flags: settings given by flag. A file may have such settings, as it may serve other runs too.
+        wandb: the run's ``--wandb``.
+        flags: settings given by flag. Those of a file are allowed, as the file may serve other runs too.
 
     Raises:
-        RequestError: such a flag.
+        RequestError: a W&B flag has no effect.
     """
     for name in ("wandb_project", "wandb_entity", "wandb_group", "wandb_tags", "wandb_notes"):
         if wandb == "disabled" and name in flags:

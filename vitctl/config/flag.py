@@ -1,4 +1,4 @@
-"""How one setting is typed: as a flag of ``vitctl train``, a key of a file or a parameter of a sweep."""
+"""Declaration of one setting: a flag of ``vitctl train``, a key of a file and a parameter of a sweep."""
 
 from __future__ import annotations
 
@@ -21,19 +21,19 @@ class Flag:
 
     Attributes:
         kind: bool, int, float or str.
-        help: half a line for ``--help``.
-        panel: the group of ``--help`` that lists it.
-        names: other spellings.
-        metavar: placeholder for the value in ``--help``; None names its type.
+        help: help text, at most half a line.
+        panel: panel of ``--help`` that lists it.
+        names: further spellings of the flag.
+        metavar: placeholder for the value in ``--help``; None shows the type.
         choices: the only values allowed.
         low: smallest value allowed.
         high: largest value allowed.
         below: the value must be less than this.
-        table: the table whose names it accepts, for completion.
+        table: the table whose names are accepted, for shell completion.
         shown: the default as ``--help`` describes it.
-        resumable: may differ from the stored value on ``--resume``.
-        when_true: for a number that is 0 when switched off: the value of ``true`` unless the recipe has one. Such a flag
-            may be typed without a value.
+        resumable: whether ``--resume`` may change the stored value.
+        when_true: for a number where 0 means off: the value of ``true`` and of the flag without a value, unless the
+            recipe has one.
     """
 
     kind: type
@@ -51,7 +51,7 @@ class Flag:
     when_true: float | None = None
 
     def parse(self, name: str, value: object) -> Any:
-        """Return ``value`` as this flag's type, or True where the caller has to fill in :attr:`when_true`.
+        """Convert ``value`` to this flag's type; True means that the caller must fill in :attr:`when_true`.
 
         Raises:
             RequestError: wrong type, unknown choice or out of range.

@@ -1,4 +1,4 @@
-"""The names under which settings can be given, and how a file's or sweep's keys become settings."""
+"""Names of settings as flags and as keys of files and sweeps."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from vitctl.errors import RequestError
 from vitctl.registry import suggest
 
 NET_FLAGS = {"patch": "patch_size", "convkernel": "kernel_size"}
-"""Flags that set an option of the network, and the option."""
+"""Flags that set an option of the network, with the name of the option."""
 
 OPT_FLAGS = {f"adan_beta{i}": f"beta{i}" for i in (1, 2, 3)}
-"""Flags that set an option of the optimizer, and the option."""
+"""Flags that set an option of the optimizer, with the name of the option."""
 
 ADAN_BETAS = tuple(OPT_FLAGS)
 ADANS = ("adan", "adan_pytorch")
-"""The optimizers that :data:`ADAN_BETAS` belong to."""
+"""Optimizers that accept :data:`ADAN_BETAS`."""
 
 INPUT_ONLY: dict[str, Flag] = {
     "patch": Flag(kind=int, help="side of a patch in pixels, for networks that have patches", panel=NETWORK, low=1),
@@ -29,7 +29,7 @@ INPUT_ONLY: dict[str, Flag] = {
         for name, beta in OPT_FLAGS.items()
     },
 }
-"""Flags that become part of ``net_options`` or ``opt_options``."""
+"""Flags that are stored in ``net_options`` or ``opt_options``."""
 
 FLAGS: dict[str, Flag] = {
     **{f.name: f.metadata["flag"] for f in dataclasses.fields(TrainConfig) if "flag" in f.metadata},
@@ -38,21 +38,21 @@ FLAGS: dict[str, Flag] = {
 """Every setting that can be given by flag or file, by name."""
 
 ALIASES = {spelling.lstrip("-").replace("-", "_"): name for name, flag in FLAGS.items() for spelling in flag.names}
-"""Settings by their other spellings."""
+"""Settings by their alternative spellings."""
 
 OPTION_TABLES = ("net_options", "opt_options", "aug_options")
 """Settings of a file that hold options by name."""
 
 LENGTHS = ("epochs", "max_steps", "max_time")
-"""Settings that end a run. Giving one of them replaces all of the recipe's."""
+"""Settings that limit the length of a run. Giving one replaces all of the recipe's."""
 
 
 def normalise_keys(values: Mapping[str, Any], source: str) -> dict[str, Any]:
-    """Return settings under their own names, parsed.
+    """Return parsed settings under their canonical names.
 
     Args:
         values: settings of a file or a sweep; hyphens, underscores and aliases such as ``n_epochs`` are accepted.
-        source: the name of the file or sweep, for errors.
+        source: name of the file or sweep, for error messages.
 
     Raises:
         RequestError: an unknown key, with near matches; the same setting given twice; a bad value.

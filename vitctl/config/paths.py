@@ -1,4 +1,4 @@
-"""Data sets and weights, which may be given by name or by path."""
+"""Data sets and weights given by name or by path."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from vitctl.registry import lookup
 
 
 def resolve_dataset(name: str, data_dir: str | None) -> tuple[str, str | None]:
-    """Return the name and the absolute folder of a data set, whose name may be a folder itself.
+    """Return the name and the absolute folder of a data set; ``name`` may itself be a folder.
 
     Raises:
         RequestError: no such data set or folder.

@@ -1,7 +1,7 @@
-"""How a few given settings become a full set: an ordered list of rules.
+"""Completion of the given settings to a full set by an ordered list of rules.
 
-Tables < recipe < file < flags: each supplies what those to its right leave open. :data:`RULES`, at the end, says exactly
-how. A rule is a function that changes or refuses the :class:`Draft`; its name says what it does, its docstring why.
+Flags take precedence over the file, the file over the recipe, the recipe over the defaults of the tables. :data:`RULES`
+defines the details. A rule is a function that changes or refuses a :class:`Draft`; its docstring explains why.
 """
 
 from __future__ import annotations
@@ -25,26 +25,26 @@ from vitctl.registry import TRUE_WORDS, lookup, split_spec
 from vitctl.units import parse_duration
 
 CHOICES = ("recipe", "dataset", "net")
-"""The settings that most defaults depend on."""
+"""Settings that most defaults depend on."""
 
 RATES = ("lr", "weight_decay")
-"""Settings that may also be given as options of ``--opt``."""
+"""Settings that ``--opt NAME:key=value`` can give too."""
 
 MIXING = ("mixup", "cutmix")
 
 ONECYCLE_RISE = 0.3
-"""The default share of a one-cycle run in which the rate rises (Smith and Topin 2019; torch's default)."""
+"""Default share of a one-cycle run in which the learning rate rises (Smith and Topin 2019; torch's default)."""
 
 
 @dataclass
 class Draft:
-    """The settings of a run while they are resolved.
+    """Settings of a run during resolution.
 
     Attributes:
         flags: settings given by flag.
-        file: settings of the file; the first rules remove those that give way to flags.
-        settings: what the :class:`TrainConfig` is made of.
-        seconds: ``--max-time``, or None.
+        file: settings of the file; the first rules remove those that flags override.
+        settings: the resulting settings, from which the :class:`TrainConfig` is built.
+        seconds: ``--max-time`` in seconds, or None.
         recipe: the recipe.
         preset: the recipe's values for the chosen network, optimizer, data set and length.
         net_entry: the network's row in its table.
@@ -52,8 +52,8 @@ class Draft:
         opt_entry: the optimizer's row in its table.
         opt_inline: options in the optimizer's name.
         opt_rates: learning rate and weight decay in the optimizer's name, parsed.
-        lr_factor: the recipe's factor of ``lr`` for the network.
-        second_lr_factor: the same of the optimizer's second learning rate.
+        lr_factor: the recipe's factor for ``lr`` with this network.
+        second_lr_factor: the same for the optimizer's second learning rate.
     """
 
     flags: Mapping[str, Any]
@@ -72,7 +72,7 @@ class Draft:
 
     @property
     def given(self) -> dict[str, Any]:
-        """What was asked for, by file or flag."""
+        """Settings given by file or flag."""
         return {**self.file, **self.flags}
 
     def drop(self, *names: str) -> None:
@@ -81,24 +81,24 @@ class Draft:
             self.file.pop(name, None)
 
     def drop_defaults(self, defaults: Mapping[str, Any], *names: str) -> None:
-        """Remove settings from the file where all of them have these values."""
+        """Remove settings from the file if all of them equal their default."""
         if all(self.file.get(name, defaults[name]) == defaults[name] for name in names):
             self.drop(*names)
 
     def options(self, key: str, inline: Mapping[str, str]) -> dict[str, Any]:
         """Return the options of net, opt or aug.
 
-        Those in its name win over ``*_options`` where file or flag gave the name, and give way where the recipe did.
+        Inline options, ``NAME:key=value``, override ``*_options`` if file or flag gave the name, not if the recipe did.
         """
         given = self.given.get(f"{key}_options", {})
         return {**given, **inline} if key in self.given else {**inline, **given}
 
 
-# What of the file gives way to flags
+# File settings that flags override
 
 
 def take_apart_file_specs(draft: Draft) -> None:
-    """Each option in the file's ``NAME:key=value`` becomes a setting of its own, so that a flag can replace it."""
+    """Split the file's ``NAME:key=value`` into separate settings, so that a flag can override each."""
     for key, option_flags in (("net", NET_FLAGS), ("opt", OPT_FLAGS), ("aug", {})):
         if key not in draft.file:
             continue
@@ -117,16 +117,16 @@ def take_apart_file_specs(draft: Draft) -> None:
 
 
 def drop_warmup_when_onecycle_begins_or_ends(draft: Draft) -> None:
-    """The share of a run in which a one-cycle rate rises does not suit as a warm-up, nor the reverse."""
+    """Drop the file's warm-up if a flag switches to or from one-cycle, which rises for much longer."""
     schedules = {each["schedule"] for each in (draft.file, draft.flags) if "schedule" in each}
     if len(schedules) == 2 and "onecycle" in schedules:
         draft.drop("warmup")
 
 
 def drop_defaults_of_replaced_choices(draft: Draft) -> None:
-    """A value that is only the default of the file's recipe, data set and network gives way with them.
+    """Drop defaults of the file's recipe, data set and network if a flag replaces one of these.
 
-    A file from ``--print-config`` holds every setting: kept, they would leave nothing of a flag's recipe but its name.
+    A file from ``--print-config`` holds every setting, and would override everything that a flag's recipe sets.
     """
     file, flags = draft.file, draft.flags
     if not file or not flags.keys() & set(CHOICES):
@@ -135,7 +135,7 @@ def drop_defaults_of_replaced_choices(draft: Draft) -> None:
         of_recipe = _defaults(file, "recipe", "dataset")
         of_net = _defaults(file, *CHOICES)
         of_opt = _defaults(file, *CHOICES, "opt", *LENGTHS)
-    except RequestError:  # such as a data folder that is gone, where a flag names another
+    except RequestError:  # the file may name a deleted data folder that a flag replaces
         return
     if all(split_spec(str(flags.get(name, of_opt[name])), flag_name(name))[0] == of_opt[name] for name in CHOICES):
         return
@@ -148,33 +148,33 @@ def drop_defaults_of_replaced_choices(draft: Draft) -> None:
 
 
 def _defaults(file: Mapping[str, Any], *names: str) -> dict[str, Any]:
-    """Return what a file with only these of its settings resolves to.
+    """Resolve only these settings of the file, so that all others get their defaults.
 
-    There are no flags, so that :func:`drop_defaults_of_replaced_choices` has nothing to do and the recursion ends.
+    Without flags, :func:`drop_defaults_of_replaced_choices` does nothing, which ends the recursion.
     """
     return resolve_config({}, {name: file[name] for name in (*names, "data_dir") if name in file}).to_dict()
 
 
 def drop_file_net_options(draft: Draft) -> None:
-    """The file's options are for the file's network; ``--net`` starts from the defaults."""
+    """Drop options of the file's network if ``--net`` replaces it."""
     if "net" in draft.flags:
         draft.drop("net_options", *NET_FLAGS)
 
 
 def drop_file_opt_options(draft: Draft) -> None:
-    """The file's options are for the file's optimizer; ``--opt`` starts from the defaults."""
+    """Drop options of the file's optimizer if ``--opt`` replaces it."""
     if "opt" in draft.flags:
         draft.drop("opt_options", *OPT_FLAGS)
 
 
 def drop_file_aug_options(draft: Draft) -> None:
-    """The file's options are for the file's augmentation; ``--aug`` starts from the defaults."""
+    """Drop options of the file's augmentation if ``--aug`` replaces it."""
     if "aug" in draft.flags:
         draft.drop("aug_options")
 
 
 def drop_rates_of_replaced_opt(draft: Draft) -> None:
-    """Learning rate, decay and clipping that suit one optimizer do not suit another."""
+    """Drop learning rate, decay and clipping if a flag replaces the optimizer that they were chosen for."""
     if "opt" not in draft.flags:
         return
     opt = split_spec(str(draft.flags["opt"]), "--opt")[0]
@@ -186,68 +186,68 @@ def drop_rates_of_replaced_opt(draft: Draft) -> None:
 
 
 def drop_loss_sum_without_validation(draft: Draft) -> None:
-    """``--val none`` measures no loss that could be summed."""
+    """Drop the file's ``loss_sum`` if ``--val none`` leaves no loss to sum."""
     if draft.flags.get("val") == "none":
         draft.drop("loss_sum")
 
 
 def drop_warmdown_of_replaced_schedule(draft: Draft) -> None:
-    """Only a constant rate has a warm-down; the other schedules fall anyway."""
+    """Drop the file's warm-down if a flag selects a schedule other than ``constant``, as the others decay anyway."""
     if draft.flags.get("schedule", "constant") != "constant":
         draft.drop("warmdown")
 
 
 def drop_replaced_length(draft: Draft) -> None:
-    """A length by flag replaces the file's even in another unit, such as ``--max-steps`` for epochs."""
+    """Drop the file's length if a flag gives one, even in another unit, such as ``--max-steps`` for epochs."""
     if draft.flags.keys() & set(LENGTHS):
         draft.drop(*LENGTHS)
 
 
-# What is chosen
+# Choices: recipe, data set, network, weights, optimizer
 
 
 def choose_recipe(draft: Draft) -> None:
-    """The recipe comes first, as it has defaults for every other choice."""
+    """Choose the recipe first, as it has defaults for every other choice."""
     draft.recipe = lookup(RECIPES, str(draft.given.get("recipe", "default")), "--recipe")
 
 
 def choose_dataset(draft: Draft) -> None:
-    """A folder of images may stand for the name of a data set."""
+    """Resolve the data set, which may be given as a folder of images."""
     name, data_dir = resolve_dataset(str(draft.given.get("dataset", "cifar10")), draft.given.get("data_dir"))
     draft.settings.update(dataset=name, data_dir=data_dir)
 
 
 def choose_time(draft: Draft) -> None:
-    """A recipe may have another network for a short run, so the time is read before the network is chosen."""
+    """Parse the time before the network is chosen, as a recipe may use another network for a short run."""
     if draft.given.get("max_time") is not None:
         draft.seconds = parse_duration(draft.given["max_time"], "--max-time")
 
 
 def choose_net(draft: Draft) -> None:
-    """The network is the one given, else the recipe's for the time."""
+    """Use the given network, or the recipe's for this ``--max-time``."""
     spec = draft.given.get("net", draft.recipe.within(draft.seconds)["net"])
     draft.settings["net"], draft.net_inline = split_spec(str(spec), "--net")
     draft.net_entry = find_model(draft.settings["net"])
 
 
 def choose_weights(draft: Draft) -> None:
-    """Some networks start from pretrained weights by default."""
+    """Resolve the weights; some networks start from pretrained ones by default."""
     net, given = draft.settings["net"], draft.given.get("pretrained")
     draft.settings["pretrained"] = resolve_pretrained(net, draft.net_entry, given)
 
 
 def choose_opt(draft: Draft) -> None:
-    """The optimizer is the one given, else the recipe's for the time."""
+    """Use the given optimizer, or the recipe's for this ``--max-time``."""
     spec = draft.given.get("opt", draft.recipe.within(draft.seconds)["opt"])
     draft.settings["opt"], draft.opt_inline = split_spec(str(spec), "--opt")
     draft.opt_entry = find_optimizer(draft.settings["opt"])
 
 
-# What the recipe has for these choices
+# Values of the recipe for these choices
 
 
 def fill_in_from_recipe(draft: Draft) -> None:
-    """The recipe has values for this network, optimizer, data set and length."""
+    """Apply the recipe's values for this network, optimizer, data set and length."""
     given, chosen = draft.given, draft.settings
     draft.preset = draft.recipe.overrides(
         chosen["net"],
@@ -261,7 +261,7 @@ def fill_in_from_recipe(draft: Draft) -> None:
 
 
 def keep_only_the_given_length(draft: Draft) -> None:
-    """A given length replaces the recipe's, which may be in another unit."""
+    """Remove the recipe's length if one was given, as it may be in another unit."""
     given = draft.given
     if given.keys() & set(LENGTHS):
         draft.settings.update({name: given.get(name) for name in LENGTHS})
@@ -271,13 +271,13 @@ def keep_only_the_given_length(draft: Draft) -> None:
 
 
 def collect_net_options(draft: Draft) -> None:
-    """A recipe's options are for every network that has them."""
+    """Merge the given options with those of the recipe that this network has."""
     of_recipe = {key: value for key, value in draft.recipe.net_options.items() if key in draft.net_entry.options}
     draft.settings["net_options"] = {**of_recipe, **draft.options("net", draft.net_inline)}
 
 
 def apply_net_flags(draft: Draft) -> None:
-    """``--patch`` and ``--convkernel`` are options of the network under the original scripts' names."""
+    """Apply ``--patch`` and ``--convkernel``, the original scripts' names for options of the network."""
     net, given = draft.settings["net"], draft.given
     for flag, option in NET_FLAGS.items():
         if flag not in given:
@@ -292,7 +292,7 @@ def apply_net_flags(draft: Draft) -> None:
 
 
 def fill_in_net_options(draft: Draft) -> None:
-    """The network's row has the default of every option that the network takes."""
+    """Fill in the network's remaining options from its row in the table."""
     what = f"--net {draft.settings['net']}"
     draft.settings["net_options"] = draft.net_entry.resolve_options(draft.settings["net_options"], what)
 
@@ -301,9 +301,9 @@ def fill_in_net_options(draft: Draft) -> None:
 
 
 def choose_lr_factors(draft: Draft) -> None:
-    """Recipes scale the learning rate to the network, whose width matters, and lower it for pretrained weights.
+    """Choose the recipe's factors, which depend on the network's width and are lower for pretrained weights.
 
-    Of an optimizer with two learning rates, only the second depends on the width.
+    If an optimizer has two learning rates, only the second depends on the width.
     """
     draft.lr_factor = draft.second_lr_factor = float(draft.settings.pop("lr_factor", 1.0))
     if draft.opt_entry.second_lr:
@@ -312,14 +312,14 @@ def choose_lr_factors(draft: Draft) -> None:
 
 
 def split_rates_from_opt(draft: Draft) -> None:
-    """``--opt NAME:lr=...`` means ``--lr``, which is no option of the optimizer's row."""
+    """Split ``lr`` and ``weight_decay`` from the options in ``--opt``, as they are settings of their own."""
     draft.opt_rates = {
         name: FLAGS[name].parse(name, draft.opt_inline.pop(name)) for name in RATES if name in draft.opt_inline
     }
 
 
 def collect_opt_options(draft: Draft) -> None:
-    """A recipe's options are for one optimizer, and its second learning rate is scaled to the network."""
+    """Merge the given options with the recipe's for this optimizer, scaling its second learning rate to the network."""
     entry = draft.opt_entry
     options: dict[str, Any] = dict(draft.recipe.opt_options.get(draft.settings["opt"], {}))
     if second := entry.second_lr:
@@ -328,7 +328,7 @@ def collect_opt_options(draft: Draft) -> None:
 
 
 def apply_adan_betas(draft: Draft) -> None:
-    """``--adan-beta1`` to ``3`` are options of Adan in the paper's convention, which other optimizers do not share."""
+    """Apply ``--adan-beta1`` to ``3``, which follow the Adan paper's convention and so fit no other optimizer."""
     opt, entry, given = draft.settings["opt"], draft.opt_entry, draft.given
     for name, beta in OPT_FLAGS.items():
         if name not in given:
@@ -342,15 +342,15 @@ def apply_adan_betas(draft: Draft) -> None:
 
 
 def fill_in_opt_options(draft: Draft) -> None:
-    """The optimizer's row has the default of every option that the optimizer takes."""
+    """Fill in the optimizer's remaining options from its row in the table."""
     what = f"--opt {draft.settings['opt']}"
     draft.settings["opt_options"] = draft.opt_entry.resolve_options(draft.settings["opt_options"], what)
 
 
 def settle_nesterov(draft: Draft) -> None:
-    """SGD without momentum has no Nesterov momentum either, which is refused only when asked for.
+    """Turn off Nesterov momentum for SGD without momentum; refuse it if it was given.
 
-    Otherwise it is stored as off, so that a file from ``--print-config`` does not ask for it.
+    It is stored as off, so that a file from ``--print-config`` does not request it.
     """
     options = draft.settings["opt_options"]
     if draft.settings["opt"] != "sgd" or options["momentum"]:
@@ -366,13 +366,13 @@ def settle_nesterov(draft: Draft) -> None:
 
 
 def scale_recipe_lr(draft: Draft) -> None:
-    """The recipe's learning rate is for a network of scale 1; a given one is taken as it is."""
+    """Scale the recipe's learning rate to the network; a given one is used unchanged."""
     if "lr" in draft.settings and "lr" not in draft.given:
         draft.settings["lr"] = float(draft.settings["lr"]) * draft.lr_factor
 
 
 def apply_rates_of_opt(draft: Draft) -> None:
-    """Learning rate and decay in ``--opt`` win over the file and the recipe, and must not compete with a flag."""
+    """Apply learning rate and decay from ``--opt``; they override file and recipe, and must not duplicate a flag."""
     for name, rate in draft.opt_rates.items():
         if name in draft.flags:
             opt = draft.settings["opt"]
@@ -381,13 +381,13 @@ def apply_rates_of_opt(draft: Draft) -> None:
 
 
 def fill_in_rates(draft: Draft) -> None:
-    """The optimizer's row has a learning rate, for a network of scale 1, and a decay."""
+    """Fill in learning rate, scaled to the network, and decay from the optimizer's row in the table."""
     draft.settings.setdefault("lr", draft.opt_entry.lr * draft.lr_factor)
     draft.settings.setdefault("weight_decay", draft.opt_entry.weight_decay)
 
 
 def refuse_zero_lr_with_a_second(draft: Draft) -> None:
-    """The schedule moves the second learning rate in proportion to the first."""
+    """Refuse ``--lr 0`` if there is a second learning rate, which the schedule scales in proportion to the first."""
     if draft.opt_entry.second_lr and draft.settings["lr"] == 0:
         raise RequestError(
             f"--lr 0 stops --opt {draft.settings['opt']} and its {draft.opt_entry.second_lr}, which the schedule moves with "
@@ -395,38 +395,38 @@ def refuse_zero_lr_with_a_second(draft: Draft) -> None:
         )
 
 
-# What depends on another setting
+# Settings that depend on another setting
 
 
 def replace_recipe_warmup_of_onecycle(draft: Draft) -> None:
-    """A recipe's warm-up is a share of its own schedule, and one-cycle rises for longer."""
+    """Replace the recipe's warm-up if the schedule is one-cycle, which rises for longer."""
     if draft.settings.get("schedule") == "onecycle" and "warmup" not in draft.given:
         draft.settings["warmup"] = ONECYCLE_RISE
 
 
 def remove_recipe_warmdown_of_other_schedules(draft: Draft) -> None:
-    """A recipe's warm-down is for its own constant rate."""
+    """Remove the recipe's warm-down if the schedule is not ``constant``."""
     if draft.settings.get("schedule") != "constant" and "warmdown" not in draft.given:
         draft.settings.pop("warmdown", None)
 
 
 def fill_in_size(draft: Draft) -> None:
-    """Pretrained networks see larger images than the others."""
+    """Fill in the network's image size, which is larger for pretrained networks."""
     draft.settings.setdefault("size", draft.net_entry.img_size)
 
 
 def fill_in_wandb(draft: Draft) -> None:
-    """Under a W&B agent, which sets the variable, a run reports to W&B."""
+    """Report to W&B by default under a W&B agent, which sets the variable."""
     draft.settings.setdefault("wandb", "online" if os.environ.get("WANDB_SWEEP_ID") else "disabled")
 
 
 def refuse_idle_wandb_flags(draft: Draft) -> None:
-    """Flags about W&B do nothing where W&B is disabled."""
+    """Refuse W&B flags if W&B is disabled."""
     check_tracked(str(draft.settings["wandb"]), draft.flags)
 
 
 def reset_recipe_layer_decay(draft: Draft) -> None:
-    """A recipe's layer decay preserves pretrained layers; it has no place on random or frozen ones."""
+    """Disable the recipe's layer decay for random or frozen layers; it is meant to preserve pretrained ones."""
     random = draft.settings["pretrained"] == "false"
     if "layer_decay" not in draft.given and (random or draft.settings.get("freeze_backbone")):
         draft.settings["layer_decay"] = 1.0
@@ -436,7 +436,7 @@ def reset_recipe_layer_decay(draft: Draft) -> None:
 
 
 def choose_aug(draft: Draft) -> None:
-    """The augmentation is the one given, else the recipe's; its row has a default for every option."""
+    """Use the given augmentation, or the recipe's, and fill in its options from its row in the table."""
     aug, inline = split_spec(str(draft.settings.get("aug", TrainConfig.aug)), "--aug")
     entry: AugmentationEntry = lookup(AUGMENTATIONS, aug, "--aug")
     options = entry.resolve_options(draft.options("aug", inline), f"--aug {aug}")
@@ -444,16 +444,16 @@ def choose_aug(draft: Draft) -> None:
 
 
 def fill_in_mixing(draft: Draft) -> None:
-    """``--mixup`` without a number means the recipe's strength, else the usual one."""
+    """Replace ``--mixup`` without a number by the recipe's strength, or else the usual one."""
     for name in MIXING:
         if draft.settings.get(name) is True:
             draft.settings[name] = draft.preset.get(name) or FLAGS[name].when_true
 
 
 def settle_mix_off(draft: Draft) -> None:
-    """Without mixing there is nothing to end.
+    """Reset ``mix_off`` if nothing is mixed; refuse it if it was given.
 
-    A file may still have ``mix_off`` where a flag or a trial of a sweep sets ``mixup`` to 0.
+    A file's ``mix_off`` is only reset if mixup or CutMix is given too, as a flag or a sweep's trial may set it to 0.
     """
     given = draft.given
     if any(draft.settings.get(name, 0) for name in MIXING):
@@ -465,26 +465,26 @@ def settle_mix_off(draft: Draft) -> None:
     draft.settings["mix_off"] = 0.0
 
 
-# What is left
+# Clean-up
 
 
 def remove_recipe_loss_sum(draft: Draft) -> None:
-    """``--val none`` measures no loss that could be summed."""
+    """Disable the recipe's ``loss_sum`` if ``--val none`` leaves no loss to sum."""
     if draft.settings.get("val") == "none" and "loss_sum" not in draft.given:
         draft.settings["loss_sum"] = False
 
 
 def remove_option_flags(draft: Draft) -> None:
-    """Flags that set an option are part of the options by now."""
+    """Remove flags that were merged into the options."""
     for name in (*NET_FLAGS, *OPT_FLAGS):
         draft.settings.pop(name, None)
 
 
-# What the complete settings are refused for
+# Refusals of complete settings
 
 
 def refuse_warmup_within_the_first_epoch(draft: Draft, config: TrainConfig) -> None:
-    """With one rate per epoch, a warm-up that ends in the first of them does nothing. The recipe's may."""
+    """Refuse ``--warmup`` that ends in the first epoch if the rate changes once per epoch: it would do nothing."""
     rising = config.warmup * config.epochs if config.epochs and not config.max_steps else 0.0
     if "warmup" in draft.flags and config.schedule_per == "epoch" and 0 < rising <= 1:
         more = f"take more than {1 / config.epochs:g}, or " if config.epochs and config.epochs > 1 else "take "
@@ -495,17 +495,17 @@ def refuse_warmup_within_the_first_epoch(draft: Draft, config: TrainConfig) -> N
 
 
 def refuse_rates_of_optimizer(draft: Draft, config: TrainConfig) -> None:
-    """Some of timm's optimizers refuse rates that the flags allow."""
+    """Refuse rates that the optimizer does not accept, as some of timm's do not."""
     draft.opt_entry.check_rate(config.lr, config.weight_decay, config.opt_options)
 
 
 def refuse_size_of_network(draft: Draft, config: TrainConfig) -> None:
-    """A network takes only some image sizes: its patches must tile the image, say."""
+    """Refuse image sizes that the network does not accept, for instance if its patches do not tile the image."""
     draft.net_entry.check_size(config.net, config.net_options, config.size)
 
 
 RULES: tuple[Callable[[Draft], None], ...] = (
-    # What of the file gives way to flags
+    # File settings that flags override
     take_apart_file_specs,
     drop_warmup_when_onecycle_begins_or_ends,
     drop_defaults_of_replaced_choices,
@@ -516,14 +516,14 @@ RULES: tuple[Callable[[Draft], None], ...] = (
     drop_loss_sum_without_validation,
     drop_warmdown_of_replaced_schedule,
     drop_replaced_length,
-    # What is chosen
+    # Choices: recipe, data set, network, weights, optimizer
     choose_recipe,
     choose_dataset,
     choose_time,
     choose_net,
     choose_weights,
     choose_opt,
-    # What the recipe has for these choices
+    # Values of the recipe for these choices
     fill_in_from_recipe,
     keep_only_the_given_length,
     # Options of the network
@@ -542,7 +542,7 @@ RULES: tuple[Callable[[Draft], None], ...] = (
     apply_rates_of_opt,
     fill_in_rates,
     refuse_zero_lr_with_a_second,
-    # What depends on another setting
+    # Settings that depend on another setting
     replace_recipe_warmup_of_onecycle,
     remove_recipe_warmdown_of_other_schedules,
     fill_in_size,
@@ -553,29 +553,29 @@ RULES: tuple[Callable[[Draft], None], ...] = (
     choose_aug,
     fill_in_mixing,
     settle_mix_off,
-    # What is left
+    # Clean-up
     remove_recipe_loss_sum,
     remove_option_flags,
 )
-"""Every rule, in order. A rule may rely on those before it; of two that refuse, the first is what the user reads."""
+"""All rules, in order. A rule may rely on those before it; if several refuse, the user sees the first error."""
 
 REFUSALS: tuple[Callable[[Draft, TrainConfig], None], ...] = (
     refuse_warmup_within_the_first_epoch,
     refuse_rates_of_optimizer,
     refuse_size_of_network,
 )
-"""Every refusal, in order, beyond :mod:`~vitctl.config.checks`: these are of flags and tables, not of stored settings."""
+"""Refusals beyond :mod:`~vitctl.config.checks`, in order: these depend on flags and tables, not only on settings."""
 
 
 def resolve_config(flags: Mapping[str, Any], file: Mapping[str, Any] | None = None) -> TrainConfig:
-    """Complete the given settings: tables < recipe < file < flags.
+    """Complete the given settings; flags override the file, the file the recipe, the recipe the tables.
 
     Args:
         flags: settings by name, from the command line; only those that were given.
         file: settings by name, from a ``--config`` file.
 
     Raises:
-        RequestError: an unknown name, or an impossible combination.
+        RequestError: a name is unknown, or a combination of settings is impossible.
     """
     draft = Draft(flags=flags, file=dict(file or {}))
     for rule in RULES:

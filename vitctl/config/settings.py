@@ -1,6 +1,4 @@
-"""The settings of a training run, one by one: the flags of ``vitctl train``, the keys of a ``--config`` file and the
-parameters of a sweep.
-"""
+"""Every setting of a training run: flags of ``vitctl train``, keys of a ``--config`` file and parameters of a sweep."""
 
 from __future__ import annotations
 
@@ -17,10 +15,10 @@ from vitctl.recipes import RECIPES
 from vitctl.registry import FALSE_WORDS, TRUE_WORDS, Value
 
 PREDECESSOR_BATCH = 100
-"""Images in an evaluation batch of the original scripts, which printed the sum of the batches' mean losses."""
+"""Evaluation batch size of the original scripts, which printed the sum of the batches' mean losses."""
 
 VAL_PROTOCOLS = ("holdout", "test", "none")
-"""The values of ``--val``."""
+"""Values of ``--val``."""
 
 
 def _setting(default: Any, kind: type, help: str, panel: str, **more: Any) -> Any:
@@ -29,9 +27,9 @@ def _setting(default: Any, kind: type, help: str, panel: str, **more: Any) -> An
 
 @dataclass(frozen=True, kw_only=True)
 class Settings:
-    """Everything that decides what a training run computes, and where; each value parsed by its own flag.
+    """Everything that determines what a training run computes and where, each value parsed by its flag.
 
-    ``None`` means "no limit" or "not used".
+    ``None`` means no limit or not used.
 
     Raises:
         RequestError: a value of the wrong type, unknown or out of range.
@@ -329,7 +327,7 @@ class Settings:
 
     @property
     def flips(self) -> bool:
-        """Whether a mirrored image still belongs to its class."""
+        """Whether mirrored images keep their class."""
         return self.flip == "on" or (
             self.flip == "auto" and (self.dataset not in DATASETS or DATASETS[self.dataset].flip)
         )

@@ -1,7 +1,6 @@
-"""The settings of a training run as one frozen, checked record.
+"""All settings of a training run as one frozen, checked record.
 
-``config.json`` and each checkpoint store it, so that a default that changes between versions does not change what an old
-run means.
+It is stored in ``config.json`` and in each checkpoint, so that a new default does not change the meaning of an old run.
 """
 
 from __future__ import annotations
@@ -18,13 +17,13 @@ from vitctl.errors import RequestError
 
 @dataclass(frozen=True, kw_only=True)
 class TrainConfig(Settings):
-    """Settings that go together.
+    """Complete and consistent settings of a training run.
 
     Build one with :func:`vitctl.config.resolve_config`, which takes defaults from the recipe and the tables, or with
     :meth:`from_dict` from the output of :meth:`to_dict`.
 
     Raises:
-        RequestError: a value of the wrong type, out of range, or at odds with another.
+        RequestError: a value has the wrong type, is out of range, or conflicts with another.
     """
 
     def __post_init__(self) -> None:
@@ -37,7 +36,7 @@ class TrainConfig(Settings):
         """Rebuild a record from the output of :meth:`to_dict`.
 
         Raises:
-            RequestError: a setting that this version does not know, or a bad value.
+            RequestError: a setting is unknown to this version, or a value is invalid.
         """
         unknown = sorted(set(values) - {field.name for field in dataclasses.fields(cls)})
         if unknown:

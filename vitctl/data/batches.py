@@ -206,12 +206,12 @@ class TrainBatches:
 
 
 def scale_and_offset(mean: tuple[float, ...], std: tuple[float, ...], white: int = 255) -> tuple[Tensor, Tensor]:
-    """Return what normalises images in one multiplication and addition, float32 ``[1, C, 1, 1]`` each.
+    """Return scale and offset, float32 ``[1, C, 1, 1]`` each, that normalise images in one multiply-add.
 
     Args:
-        mean: per channel, of images scaled to 0-1.
-        std: likewise.
-        white: the greatest value of a pixel.
+        mean: mean per channel of images scaled to 0-1.
+        std: standard deviation per channel, likewise.
+        white: largest pixel value.
     """
     deviation = torch.tensor(std, dtype=torch.float64)
     scale, offset = 1 / (white * deviation), -torch.tensor(mean, dtype=torch.float64) / deviation
@@ -219,7 +219,7 @@ def scale_and_offset(mean: tuple[float, ...], std: tuple[float, ...], white: int
 
 
 def normalized(images: Tensor, scale: Tensor, offset: Tensor) -> Tensor:
-    """Return float32 ``[B, C, H, W]`` for images of any type, with what :func:`scale_and_offset` gave."""
+    """Normalise images of any type to float32 ``[B, C, H, W]`` with the result of :func:`scale_and_offset`."""
     return torch.addcmul(offset, images.float(), scale)
 
 

@@ -45,7 +45,7 @@ Decode = Callable[[str], "Image | str"]
 
 _NAME = re.compile(r".+-[0-9a-f]{12}-\d+x\d+-[0-9a-f]{16}")
 LOCK = "lock"
-"""File in the folder of a cache that is being built, held by its builder."""
+"""Lock file in the folder of an unfinished cache, held by the process that builds it."""
 
 _CHUNK_BYTES = 2**20
 _STALLED_SECONDS = 60.0
@@ -102,7 +102,7 @@ def decode_all(
         shape: C, H, W of every decoded picture.
         decode: how to read one.
         measured: mean and deviation are those of the first so many of the listing.
-        observer: hears of the decoding.
+        observer: is notified of the decoding.
 
     Raises:
         RequestError: the cache folder cannot be written, or has no room.
@@ -215,7 +215,7 @@ def _build(
                 file.write(json.dumps(meta).encode())
                 flush(file)
             if os.name == "nt":
-                lock.close()  # Windows moves no open file; elsewhere the lock holds until the folder has its name
+                lock.close()  # Windows cannot move open files; elsewhere the lock is held until the folder is renamed
             # Where another process was faster, its folder is in the way and as good as this one.
             with contextlib.suppress(OSError):
                 os.rename(temporary, final)
@@ -392,7 +392,7 @@ def _signs_of_life(temporary: Path) -> tuple[bool, bool]:
 
 
 def _is_locked(path: Path, unknown: bool) -> bool:
-    """Return whether a process holds the lock, or ``unknown`` where that cannot be told."""
+    """Return whether a process holds the lock, or ``unknown`` if the file system cannot tell."""
     try:
         with locked(path):
             return False

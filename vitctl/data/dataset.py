@@ -71,7 +71,7 @@ class LoadOptions:
         data_dir: ``--data-dir``, where given.
         size: side in pixels that pictures of any size are decoded to; data sets of one size keep theirs.
         skip_bad_images: leave out what cannot be read instead of failing.
-        observer: hears of downloads and decoding.
+        observer: is notified of downloads and decoding.
         download: download what is not here; else it is missing.
     """
 
@@ -98,7 +98,7 @@ def load_dataset(
         data_dir: where it lies, if not in the usual places.
         size: side in pixels, for data sets whose pictures have any size.
         skip_bad_images: leave out pictures that cannot be read, and list them in :attr:`Dataset.skipped`.
-        observer: hears of downloads and decoding, in this thread.
+        observer: is notified of downloads and decoding, in this thread.
         download: download what is not here; else it is missing.
 
     Raises:

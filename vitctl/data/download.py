@@ -163,10 +163,10 @@ def fetch(archive: Archive, url: str, folder: Path, observer: Observer = SILENT)
         archive: what to download.
         url: from where.
         folder: where to; the caller is :func:`alone` there.
-        observer: hears of the bytes.
+        observer: is notified of the bytes received.
 
     Raises:
-        DownloadFailed: the server cannot be reached, or sends something else, or too little.
+        DownloadFailed: the server cannot be reached, or sends wrong or incomplete data.
         RequestError: the folder has no room, or cannot be written.
         RunFailed: the disk filled up; nothing is left.
     """
@@ -371,7 +371,7 @@ def members(path: Path, folder: str, names: Collection[str]) -> Iterator[tuple[s
     modes has no effect.
 
     Raises:
-        DamagedArchive: the archive is none, or one of the files is not in it, not a plain file, or too big.
+        DamagedArchive: the file is not an archive, or a member is missing, not a regular file, or too big.
         OSError: it cannot be read.
     """
     wanted = {f"{folder}/{name}": name for name in names}

@@ -76,7 +76,7 @@ def write_all(files: Mapping[Path, bytes]) -> None:
     Raises:
         RunFailed: the disk is full, a folder cannot be written, or it does not give back what was written.
     """
-    files = {Path(os.path.realpath(path)): data for path, data in files.items()}  # links stay links
+    files = {Path(os.path.realpath(path)): data for path, data in files.items()}  # replace the targets of links
     remove_orphans({path.parent for path in files})
     temporary = {path: temporary_name(path) for path in files}
     path = next(iter(files))

@@ -41,7 +41,7 @@ class Metadata:
         mean: per channel, of pictures scaled to 0-1.
         std: likewise.
         form: what goes in and comes out.
-        provenance: what it was trained on; its fields stand beside the others in a file.
+        provenance: the training data; stored in a file alongside the other fields, not nested.
         run: the name of its run's folder, or empty.
         checkpoint: the name of the checkpoint's file.
         checkpoint_sha256: of the checkpoint's file.

@@ -1,4 +1,4 @@
-"""Opening what can classify images: a checkpoint, a run's folder or an exported file."""
+"""Opening of classifiers: a checkpoint, a run's folder or an exported file."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from vitctl.inference.classifier import Classifier, classifier_of
 from vitctl.inference.trained import load_trained
 
 EXPORTED = (".onnx", ".safetensors")
-"""How the names of exported files end that are evaluated and predicted with; all others are taken for checkpoints."""
+"""Suffixes of exported files that ``eval`` and ``predict`` open; all other files are read as checkpoints."""
 
 _NOT_RUN = {".pt2": "torch-export", ".torchscript": "torchscript", ".ts": "torchscript"}
 
@@ -21,13 +21,13 @@ def open_classifier(path: Path, *, weights: str, device_name: str, warn: Callabl
     """Open a checkpoint, a run's folder or an exported file.
 
     Args:
-        path: which.
-        weights: of a run's folder, ``last`` or ``best``.
-        device_name: as ``--device``; ONNX files run on the CPU.
-        warn: told when a damaged checkpoint was passed over.
+        path: the file or folder.
+        weights: which checkpoint of a run's folder: ``last`` or ``best``.
+        device_name: as for ``--device``; ONNX files run on the CPU.
+        warn: called with a message if a damaged checkpoint is skipped.
 
     Raises:
-        RequestError: it cannot be opened, or not on this device.
+        RequestError: the path cannot be opened, or not on this device.
     """
     ending = path.suffix.lower()
     if ending in _NOT_RUN and path.is_file():

@@ -69,7 +69,7 @@ def export(request: ExportRequest, observer: Observer) -> Record:
 
     Args:
         request: what to do.
-        observer: hears how it goes.
+        observer: is notified of progress.
 
     Returns:
         ``checkpoint``, ``checkpoint_sha256``, ``net``, ``weights``, ``epoch``, ``run``, ``verified``, ``compared_on``

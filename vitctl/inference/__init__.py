@@ -1,1 +1,1 @@
-"""A trained network with its preprocessing: loading it, scoring it on a data set, classifying images."""
+"""Inference with a trained network: loading, scoring on a data set, classifying images."""

@@ -28,9 +28,9 @@ class Classifier:
         classes: what the K logits stand for, in order.
         channels: C of its pictures.
         size: side of its pictures in pixels.
-        provenance: what it was trained on.
-        data_dir: where the training data are, if known and not in the usual places.
-        skip_bad_images: images that cannot be read were left out.
+        provenance: the training data.
+        data_dir: folder of the training data, if known and not a default location.
+        skip_bad_images: whether training left out images that cannot be read.
         device: where it runs.
         engine: what runs it, and its version.
         batch: pictures that it is best asked about at once.

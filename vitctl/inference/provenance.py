@@ -1,4 +1,4 @@
-"""What a network was trained on, so that it is measured on images that it has not seen."""
+"""Training data of a network, recorded so that it can be evaluated on images it has not seen."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ class Provenance:
 
     Attributes:
         dataset: name of the data set.
-        val: what was held out, as ``--val``.
+        val: validation protocol, as ``--val``.
         val_fraction: share of the training set that was held out.
-        split_seed: seed of the held-out part.
-        limit_train: images of the training part that were used; None is all.
-        flips: whether a mirrored image is still of its class.
+        split_seed: seeds the choice of the held-out images.
+        limit_train: number of training images used; None for all.
+        flips: whether a mirrored image keeps its class.
     """
 
     dataset: str

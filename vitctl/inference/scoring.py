@@ -59,18 +59,18 @@ def score_classifier(
     progress: Progress | None = None,
     observer: Observer = SILENT,
 ) -> Scores:
-    """Evaluate whatever gives logits on a part of a data set.
+    """Evaluate a classifier on a part of a data set.
 
     Args:
         classifier: a checkpoint's network, or an exported file.
-        dataset: None is the one that it was trained on.
-        data_dir: where the data are; None is where they were in training.
+        dataset: name of the data set; None for that of training.
+        data_dir: folder of the data; None for that of training.
         part: ``test``, ``val`` (what the run held out) or ``train`` (what it trained on).
-        limit: measure on that many images only.
-        tta: ``none``, or ``flip`` for further figures by the mean of the logits of each image and its mirror image.
+        limit: evaluate only this many images.
+        tta: ``none``, or ``flip`` to also score the mean of the logits of each image and its mirror image.
         skip_bad_images: leave out images that cannot be read.
-        progress: called with the images done, and all.
-        observer: hears of downloads and decoding.
+        progress: called with the number of images done and in total.
+        observer: is notified of downloads and decoding.
 
     Raises:
         RequestError: no such data or part, or data of other classes; or mirrored pictures are to be looked at, and they

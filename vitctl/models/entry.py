@@ -1,4 +1,4 @@
-"""What a row of the table of networks holds."""
+"""Rows of the table of networks."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from vitctl.models.checks import check_common
 from vitctl.registry import Entry, Value
 
 TIMM = "timm/"
-"""What the names of timm's networks begin with."""
+"""Prefix of the names of timm's networks."""
 
 
 @dataclass(frozen=True, kw_only=True)

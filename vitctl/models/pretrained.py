@@ -224,7 +224,7 @@ def _fitted_by_timm(
 def _create(weights: str, arguments: dict[str, Any]) -> nn.Module:
     try:
         return timm.create_model(weights, **arguments)
-    except TypeError as error:  # a network without a size of its own, or another argument that it does not take
+    except TypeError as error:  # the network has no img_size, or rejects another argument
         try:
             return timm.create_model(weights, **{k: v for k, v in arguments.items() if k != "img_size"})
         except TypeError:

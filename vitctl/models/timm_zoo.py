@@ -173,7 +173,7 @@ def build_timm(*, name: str, img_size: int, in_chans: int, num_classes: int, **o
         warnings.simplefilter("ignore")  # of what timm would rather be called
         try:
             model = timm.create_model(name, img_size=img_size, **arguments)
-        except TypeError as error:  # a network without a size of its own, or another argument that it does not take
+        except TypeError as error:  # the network has no img_size, or rejects another argument
             try:
                 model = timm.create_model(name, **arguments)
             except TypeError:

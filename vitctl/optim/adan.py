@@ -46,7 +46,7 @@ class Adan(Optimizer):
             "betas": betas,
             "eps": eps,
             "weight_decay": weight_decay,
-            "restart_cond": None,  # the package looks it up in state dicts that it loads
+            "restart_cond": None,  # the adan package expects this key in state dicts
         }
         super().__init__(params, defaults)
 

@@ -1,4 +1,4 @@
-"""What a row of the table of optimizers holds."""
+"""Rows of the table of optimizers."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from vitctl.registry import Entry, Value
 
 TIMM = "timm/"
-"""What a name of timm's optimizers starts with."""
+"""Prefix of the names of timm's optimizers."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -16,7 +16,7 @@ class OptimizerEntry(Entry):
     """An optimizer of the table.
 
     Attributes:
-        lr: the learning rate to use when neither a flag nor a recipe says one.
+        lr: default learning rate, unless a flag or recipe gives one.
         weight_decay: likewise.
         source: whose implementation runs.
         paper: where it was described.

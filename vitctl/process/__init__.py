@@ -1,1 +1,1 @@
-"""Child processes and signals."""
+"""Child processes, signals and failure records."""

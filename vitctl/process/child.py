@@ -20,7 +20,7 @@ from vitctl.process.failure import FAILURE_FILE, Failure
 from vitctl.process.signals import WATCH_FD
 
 VITCTL = (sys.executable, "-m", "vitctl")
-"""What starts another ``vitctl``."""
+"""Command line prefix that runs ``vitctl`` with this interpreter."""
 
 STOP_SECONDS = 60.0
 """How long training may take to save and end after SIGTERM."""
@@ -72,7 +72,7 @@ class Child:
         line: its life line.
 
     Attributes:
-        log: the file that its output is appended to.
+        log: the file that receives its output.
 
     Raises:
         RunFailed: the log cannot be written, or the process not be started.
@@ -136,7 +136,7 @@ class Child:
             self._process.kill()
 
     def failure(self) -> Failure:
-        """Return why it ended without a result: what it reported, or what its exit code says."""
+        """Return why it ended without a result, from its report or its exit code."""
         code = self._process.returncode
         if code < 0:
             return Failure(kind="killed", message=f"killed by {signal_name(-code)}", exit_code=code)

@@ -1,4 +1,4 @@
-"""Failures as data, for other processes: ``failure.json`` of a run, and the file that a parent names for its child."""
+"""Failures as data: a run's ``failure.json``, and reports from a child process to its parent."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from vitctl.errors import Interrupted, Kind, RequestError, VitctlError
 from vitctl.files import write_text
 
 FAILURE_FILE = "VITCTL_FAILURE_FILE"
-"""Environment variable: the file that a child process writes its failure to, as failures may come before a run's folder."""
+"""Environment variable with the path of a child's failure report; a child may fail before it has a run folder."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -22,11 +22,11 @@ class Failure:
     """Why a command or a run ended without a result.
 
     Attributes:
-        kind: kind of the error; ``killed`` by a signal, or ``unexpected`` for a bug.
-        message: for the user.
-        exit_code: of the process.
-        step: optimizer step, counted from 1.
-        device: such as ``cuda:0``.
+        kind: kind of the error; ``killed`` for a process killed by a signal, ``unexpected`` for a bug.
+        message: text for the user.
+        exit_code: exit code of the process; -N if killed by signal N.
+        step: optimizer step in which it happened, counted from 1.
+        device: device on which it happened, such as ``cuda:0``.
         batch: batch size.
         run: folder of the run.
     """
@@ -41,7 +41,7 @@ class Failure:
 
     @classmethod
     def of(cls, error: BaseException) -> Failure:
-        """Return the failure that ``error`` stands for."""
+        """Convert an exception."""
         if not isinstance(error, VitctlError):
             return cls(kind="unexpected", message=f"{type(error).__name__}: {error}")
         return cls(
@@ -56,7 +56,7 @@ class Failure:
 
     @classmethod
     def read(cls, path: Path) -> Failure | None:
-        """Return the failure in ``path``, or None where there is none."""
+        """Read a failure from ``path``; return None if the file is missing or not a failure record."""
         try:
             document = json.loads(path.read_text(encoding="utf-8"))
             known = {field.name for field in dataclasses.fields(cls)}
@@ -66,7 +66,7 @@ class Failure:
         return failure if failure.kind in get_args(Kind) else dataclasses.replace(failure, kind="failed")
 
     def write(self, path: Path) -> None:
-        """Write the failure to ``path``, as JSON without the fields that are unknown.
+        """Write the failure to ``path`` as JSON, without fields that are None.
 
         Raises:
             RunFailed: the file cannot be written.
@@ -74,19 +74,19 @@ class Failure:
         write_text(path, json.dumps(self.to_dict(), indent=2) + "\n")
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the failure as JSON values."""
+        """Return the fields that are not None, as JSON values."""
         return {name: value for name, value in dataclasses.asdict(self).items() if value is not None}
 
 
 def is_run_failure(error: BaseException) -> bool:
-    """Return whether ``error`` makes a run a failed one; a refused request or a signal does not."""
+    """Return whether ``error`` marks a run as failed; a refused request or a signal does not."""
     return isinstance(error, Exception) and not isinstance(error, (RequestError, Interrupted))
 
 
 class ChildReport:
-    """Where this process reports its failure, when a parent named a file in :data:`FAILURE_FILE`.
+    """The failure report of this process to its parent, if :data:`FAILURE_FILE` names a file for it.
 
-    The variable is removed, so that processes started from here do not report to it.
+    The variable is removed from the environment, so that this process's own children do not write to that file.
     """
 
     def __init__(self) -> None:
@@ -94,7 +94,7 @@ class ChildReport:
         self._path = Path(name) if name else None
 
     def write(self, error: BaseException) -> None:
-        """Write the failure; a file that cannot be written costs the parent the reason, and this process nothing."""
+        """Write the failure; errors in writing are ignored, as the exit code still reaches the parent."""
         if self._path is not None:
             with contextlib.suppress(VitctlError):
                 Failure.of(error).write(self._path)

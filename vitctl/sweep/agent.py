@@ -63,7 +63,7 @@ POLL, CHECK = 0.1, 2.0
 """Seconds between two looks at a child, and between two looks at what other agents and commands have done."""
 
 PAUSE = 1.0
-"""Seconds before an agent that found nothing to begin, or a storage that did not answer, tries again."""
+"""Seconds before an agent retries after it found no trial to start or the storage did not answer."""
 
 OUTAGE = 300.0
 """Seconds that an agent waits for a storage that does not answer."""
@@ -75,8 +75,8 @@ class TrialsFailed(RunFailed):
     """Several trials in a row failed.
 
     Attributes:
-        trial: number of the last one.
-        failure: why it failed.
+        trial: number of the last of them.
+        failure: why that trial failed.
     """
 
     def __init__(self, message: str, *, trial: int, failure: Failure) -> None:
@@ -90,11 +90,11 @@ class StorageGone(RunFailed):
 
 
 class TrialFailed(Exception):
-    """Training failed."""
+    """Training of a trial failed."""
 
 
 class TrialReleased(Exception):
-    """The trial is given up without a verdict and will be tried again."""
+    """The trial is released without a result and will be retried."""
 
 
 @dataclass(frozen=True)
@@ -154,7 +154,7 @@ class _Slot:
     result: TrialEnd | None = None
     failure: Failure | None = None
     fault: BaseException | None = None
-    """What the objective raised that was not meant to end a trial."""
+    """Unexpected exception raised by the objective."""
 
 
 class Agent:
@@ -162,7 +162,7 @@ class Agent:
 
     Args:
         sweep: whose trials.
-        observer: hears of everything, in the thread that calls :meth:`run`.
+        observer: receives every event, in the thread that calls :meth:`run`.
         workers: environment variables of each trial that runs at once; one entry per worker.
         trainer: gives the command that trains a trial.
         count: begin at most so many trials.
@@ -170,8 +170,8 @@ class Agent:
         heartbeat: seconds between signs of life.
         grace: after how many seconds without one other agents take a trial over.
         pause: see :data:`PAUSE`.
-        retries: how often a trial is tried again that was killed in the same epoch each time.
-        clock: gives the seconds that ``max_time`` is compared with.
+        retries: how often to retry a trial that is killed in the same epoch each time.
+        clock: returns the time in seconds, for ``max_time``.
     """
 
     def __init__(
@@ -368,7 +368,7 @@ class Agent:
             if failed := storage_error_in(error):
                 self._outage(failed)
                 return "wait"
-            # Optuna has no exception of its own for these two: the storage says which it is.
+            # Optuna has no exception for a deleted sweep or a lost trial: ask the storage which it is.
             if not self._sweep_exists():
                 raise StorageGone(
                     f"the sweep {self.sweep.id} was deleted from the storage {redacted(self.sweep.url)}"
@@ -447,7 +447,7 @@ class Agent:
         self._emit_end(slot, "released", None, "another agent had taken it over, as this one gave no sign of life")
 
     def _watched(self, study: Study, trial: Trial, claim: ClaimLock, slot: _Slot) -> float:
-        """Run the objective, and remember what it raises by mistake: Optuna raises it again, beside errors of its own."""
+        """Run the objective, and record an unexpected exception: Optuna re-raises it among errors of its own."""
         try:
             return self._objective(study, trial, claim, slot)
         except (optuna.TrialPruned, TrialFailed, TrialReleased, Exhausted):

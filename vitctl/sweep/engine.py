@@ -39,7 +39,7 @@ class SweepOptions:
     seed: int | None = None
 
     def given(self, file: SweepFile) -> dict[str, Any]:
-        """Return what was said, by the names of :class:`~vitctl.sweep.sweep.SweepPlan`.
+        """Return the given options under the names of :class:`~vitctl.sweep.sweep.SweepPlan`.
 
         Raises:
             RequestError: a setting of ``--fixed`` cannot be.
@@ -89,7 +89,7 @@ class Engine(Protocol):
             target: an id; or a file, whose newest sweep is meant, and which makes one when there is none.
             options: of a sweep that is created, or as those of the sweep.
             asked: how to work.
-            observer: hears of everything.
+            observer: receives every event.
 
         Raises:
             RequestError: no such sweep; the file was edited since, or an option differs: the difference is named.

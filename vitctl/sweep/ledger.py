@@ -16,7 +16,8 @@ from vitctl.sweep import states
 from vitctl.sweep.space import Params, Space
 
 FAILURE, FAILURE_KIND, RUN, AGENT, FIXED = "failure", "failure_kind", "run", "agent", "fixed_params"
-"""Attributes of a trial: why training failed, in words and as a kind of :mod:`vitctl.errors`, its run folder, whose it is, and what was enqueued (Optuna's own)."""
+"""Attributes of a trial: message and kind (:data:`vitctl.errors.Kind`) of its failure, run folder, agent, and enqueued
+parameters (Optuna's own)."""
 
 HISTORY, ORIGINAL = "retry_history", "failed_trial"
 """Optuna's attributes of a trial that is another's retry."""

@@ -26,7 +26,7 @@ DATABASE = "study.db"
 
 
 def check_plan(file: SweepFile, options: SweepOptions) -> dict[str, Any]:
-    """Return what a new sweep would be created with; see :class:`~vitctl.sweep.sweep.SweepPlan`.
+    """Return the plan that a new sweep would be created with; see :class:`~vitctl.sweep.sweep.SweepPlan`.
 
     Raises:
         RequestError: an option that cannot be, or a trial that ``train`` would refuse.
@@ -101,7 +101,7 @@ class LocalEngine:
         Args:
             target: an id; or a file, whose newest sweep is meant, and which makes one when there is none.
             options: must be those that the sweep was created with, as far as they were given.
-            observer: hears what the writer of a new sweep's file should know.
+            observer: receives warnings about the file of a new sweep.
             new: make one, whatever there is.
 
         Raises:

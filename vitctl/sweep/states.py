@@ -1,4 +1,4 @@
-"""The states of sweeps, trials and agents, as the storage, the JSON and the code call them."""
+"""States of sweeps, trials and agents, as named in the storage, the JSON output and the code."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ TrialState = Literal["complete", "pruned", "failed", "running", "waiting"]
 TRIAL_STATES: tuple[TrialState, ...] = get_args(TrialState)
 
 Control = Literal["running", "paused", "stopped"]
-"""What the user wants of a sweep."""
+"""State of a sweep that the user requested."""
 
 SweepState = Literal["running", "paused", "stopped", "waiting", "finished"]
-"""How a sweep stands; ``waiting`` for an agent."""
+"""Actual state of a sweep; ``waiting`` means that no agent is working on it."""
 
 AgentEnd = Literal["finished", "stopped", "count", "time"]
-"""Why an agent ended: the sweep is over or was stopped, or a limit of the agent's own was reached."""
+"""Why an agent ended: the sweep is finished or stopped, or the agent reached its ``--count`` or ``--max-time``."""
 
 TrialEnd = Literal["complete", "pruned", "failed", "killed", "released", "lost"]
-"""How an attempt at a trial ended: ``released`` to be tried again, or ``lost`` to another agent."""
+"""How an attempt at a trial ended: among others, ``released`` to be retried, or ``lost`` to another agent."""

@@ -77,7 +77,7 @@ def parse_url(text: str) -> URL:
 
 
 def redacted(url: URL) -> str:
-    """Return the URL as it may be shown and stored: without driver and passwords."""
+    """Return the URL without driver and passwords, so that it may be shown and stored."""
     if url.get_backend_name() == "sqlite":
         return f"sqlite:///{url.database}"
     plain = URL.create(
@@ -149,7 +149,7 @@ def open_storage(
     except (SQLAlchemyError, optuna.exceptions.OptunaError, OSError, AssertionError) as error:
         hint = ""
         if file is None and url.password is None:
-            hint = "; passwords are not stored: give --storage with it, or set PGPASSWORD"
+            hint = "; passwords are not stored: give --storage with the password, or set PGPASSWORD"
         raise RequestError(f"the storage {redacted(url)} cannot be used: {diagnose(error).sentence}{hint}") from error
     if file is not None:
         _serialise(storage.engine, immediate=heartbeat is not None or create)
@@ -176,11 +176,11 @@ def _serialise(engine: sqlalchemy.Engine, *, immediate: bool) -> None:
 
 @dataclass(frozen=True)
 class Fault:
-    """What is wrong with a storage.
+    """Cause of a storage error.
 
     Attributes:
-        sentence: for the user, half a sentence.
-        final: waiting does not help.
+        sentence: clause for messages to the user.
+        final: whether retrying is pointless.
     """
 
     sentence: str
@@ -193,18 +193,18 @@ _NO_SWEEP = Fault("it holds no sweep", final=True)
 _SQLITE_FAULTS = {
     sqlite3.SQLITE_FULL: _NO_SPACE,
     sqlite3.SQLITE_READONLY: _READ_ONLY,
-    sqlite3.SQLITE_ERROR: _NO_SWEEP,  # Optuna's statements are well formed: a table is missing
+    sqlite3.SQLITE_ERROR: _NO_SWEEP,  # Optuna's statements are valid, so a table is missing
     sqlite3.SQLITE_CANTOPEN: Fault("its file cannot be opened", final=False),
     sqlite3.SQLITE_BUSY: Fault(f"another process has kept it locked for {BUSY_TIMEOUT:.0f} s", final=False),
     sqlite3.SQLITE_NOTADB: Fault("the file is not a database", final=True),
     sqlite3.SQLITE_CORRUPT: Fault("the file is damaged", final=True),
 }
 _POSTGRESQL_FAULTS = {"53100": _NO_SPACE, "25006": _READ_ONLY, "3D000": _NO_SWEEP, "42P01": _NO_SWEEP}
-"""By SQLSTATE: disk_full, read_only_sql_transaction, invalid_catalog_name, undefined_table."""
+"""Faults by SQLSTATE: disk_full, read_only_sql_transaction, invalid_catalog_name, undefined_table."""
 
 
 def diagnose(error: BaseException) -> Fault:
-    """Return what is wrong with a storage that raised ``error``, by the codes of SQLite and PostgreSQL."""
+    """Return the cause of a storage error, from the error codes of SQLite and PostgreSQL."""
     root: BaseException = error
     while root.__cause__ is not None:
         root = root.__cause__
@@ -214,7 +214,7 @@ def diagnose(error: BaseException) -> Fault:
     code = getattr(root, "sqlite_errorcode", None)
     known = _POSTGRESQL_FAULTS.get(getattr(root, "sqlstate", None) or "")
     if code is not None:
-        known = _SQLITE_FAULTS.get(code & 0xFF)  # the rest of an extended code says more of the same
+        known = _SQLITE_FAULTS.get(code & 0xFF)  # the low byte of an extended code is the primary code
     text = str(root).strip()
     return known or Fault(text.splitlines()[0] if text else type(root).__name__, final=False)
 

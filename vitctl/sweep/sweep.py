@@ -134,7 +134,7 @@ class TrialRow:
         seconds: how long it has taken, or None.
         failure: why training failed, or None.
         attempts: how often it was begun.
-        failure_kind: the kind of that error, see :data:`vitctl.errors.Kind`; None also where an earlier version recorded it.
+        failure_kind: kind of that failure, see :data:`vitctl.errors.Kind`; None if an earlier version recorded it.
     """
 
     trial: int
@@ -578,7 +578,7 @@ def own_url(plan: SweepPlan, record: Path) -> URL:
 
 
 def _place(runs_dir: Path, storage: str | None) -> str:
-    """Return how to call the place that sweeps were looked for in."""
+    """Return the location that was searched for sweeps, for messages."""
     return mask_passwords(storage) if storage else str(runs_dir / "sweeps")
 
 

@@ -1,1 +1,1 @@
-"""What helps before and after a run: learning-rate finder, batch preview, dry run, conversion of weights."""
+"""Tools around training: learning-rate finder, batch preview, dry run, conversion of weights."""

@@ -1,4 +1,4 @@
-"""``--dry-run``: a few real steps, and what the whole run would cost."""
+"""``--dry-run``: measure a few real steps and estimate the cost of the whole run."""
 
 from __future__ import annotations
 
@@ -19,20 +19,20 @@ def dry_run(
     observer: Observer = SILENT,
     steps: int = 3,
 ) -> Record:
-    """Take a few real steps without saving anything, and return what a whole run would cost.
+    """Take a few real steps without saving anything, and estimate the cost of the whole run.
 
     Args:
         config: the settings.
-        observer: hears of data, compiling and doubts.
-        steps: that are timed.
+        observer: is notified of data, compilation and warnings.
+        steps: number of timed steps.
 
     Returns:
-        ``params``, ``mflop`` (forward, one picture), ``tokens``, ``steps_per_epoch``, ``total_steps``, ``micro_batch``,
+        ``params``, ``mflop`` (forward, one image), ``tokens``, ``steps_per_epoch``, ``total_steps``, ``micro_batch``,
         ``step_time`` (seconds, median), ``images_per_second``, ``eta`` (seconds for the whole run, evaluations
         included), ``peak_memory`` (bytes), and the settings under ``config``.
 
     Raises:
-        RequestError: device, data or network cannot be had as asked.
+        RequestError: device, data or network are not available as requested.
         RunFailed: memory ran out, or the loss is not finite.
     """
     started = time.monotonic()

@@ -55,7 +55,7 @@ def find_lr(config: TrainConfig, observer: Observer, picture: Path | None = None
 
     Args:
         config: the settings; ``lr`` is the middle of the range.
-        observer: hears of everything.
+        observer: receives every event.
         picture: where to draw the curve, in one of the formats :data:`PICTURES`.
         steps: how many to take, :data:`STEPS` when nobody says.
 

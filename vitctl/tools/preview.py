@@ -44,7 +44,7 @@ def preview_batch(config: TrainConfig, path: Path, observer: Observer = SILENT) 
     Args:
         config: the settings.
         path: of the sheet, a PNG file.
-        observer: hears of downloads and decoding.
+        observer: is notified of downloads and decoding.
 
     Returns:
         ``picture``; ``shown``, how many are on it; ``size``, their side as the network sees them; ``classes``, a mapping of

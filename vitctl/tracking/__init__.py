@@ -1,1 +1,1 @@
-"""Trackers: services and files that keep a run's figures, W&B and TensorBoard."""
+"""Trackers that record a run's metrics: W&B and TensorBoard."""

@@ -1,4 +1,4 @@
-"""What a tracker is: an observer that keeps a run's figures in a service or a file of its own."""
+"""Base class of trackers."""
 
 from __future__ import annotations
 
@@ -9,15 +9,15 @@ from vitctl.observer import Observer, Record, RunStart
 
 
 class Tracker(Observer):
-    """An observer that keeps a run's figures somewhere else, and is opened and closed."""
+    """An observer that records a run's metrics in a service or in files, and is opened and closed."""
 
     def open(self, run: RunStart) -> None:
-        """Get ready, which may take seconds; the run's length is set after that, so that ``--max-time`` counts them."""
+        """Prepare for the run; this may take seconds, which ``--max-time`` counts."""
 
     def close(self, exit_code: int) -> None:
-        """Called once, at the end, whatever happened: 0 when the run is done, else the exit code of the command."""
+        """Close the tracker, once, at the end of the run; 0 if the run is done, else the command's exit code."""
 
 
 def numbers(record: Mapping[str, Any]) -> Record:
-    """Return the figures of a record; a curve of words says nothing."""
+    """Return only the numeric values of a record, as text cannot be plotted."""
     return {key: value for key, value in record.items() if isinstance(value, (int, float))}

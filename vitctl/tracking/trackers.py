@@ -1,4 +1,4 @@
-"""Who else is told of a run: W&B and TensorBoard, loaded when they are asked for, and never able to stop it."""
+"""Opening of the requested trackers, W&B and TensorBoard, whose errors never stop a run."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from vitctl.tracking.tracker import Tracker
 
 
 class Tracked(Observer):
-    """An observer and the trackers beside it.
+    """Forwards events to an observer and to trackers.
 
-    What a tracker raises costs a warning and the tracker, not the run.
+    A tracker that raises an exception is dropped with a warning; the run continues.
 
     Args:
-        observer: hears of everything.
-        trackers: by name; hear of the run, its epochs and its end.
+        observer: receives every event.
+        trackers: trackers by name; they receive the start of the run, its epochs and its end.
     """
 
     def __init__(self, observer: Observer, trackers: dict[str, Tracker]) -> None:
@@ -35,7 +35,7 @@ class Tracked(Observer):
         for name, tracker in list(self._trackers.items()):
             try:
                 what(tracker)
-            except Exception as error:  # noqa: BLE001 - no trouble of theirs is the run's
+            except Exception as error:  # noqa: BLE001 - no error of a tracker may stop the run
                 del self._trackers[name]
                 with contextlib.suppress(Exception):
                     tracker.close(1)
@@ -66,7 +66,7 @@ class Tracked(Observer):
 
 @contextlib.contextmanager
 def tracked(run: RunStart, config: TrainConfig, observer: Observer) -> Iterator[Observer]:
-    """Give ``observer`` the trackers that the settings ask for, opened, and close these at the end, however it comes."""
+    """Yield ``observer`` together with the trackers that the settings request, opened; close them at the end."""
     trackers: dict[str, Tracker] = {}
     if config.wandb != "disabled":
         from vitctl.tracking.wandb import WandbRun
@@ -90,7 +90,7 @@ def tracked(run: RunStart, config: TrainConfig, observer: Observer) -> Iterator[
 
 
 def check_trackers(config: TrainConfig) -> None:
-    """Refuse what is not installed.
+    """Refuse trackers that are not installed.
 
     Raises:
         RequestError: ``--tensorboard`` without its package.

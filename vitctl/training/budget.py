@@ -35,7 +35,7 @@ SAVES = 2
 """Checkpoints that an epoch writes at most: where the best is kept too, one that is the best so far writes it and a copy."""
 
 clock = time.monotonic
-"""Gives the seconds that are measured and planned with."""
+"""Clock for measuring and planning, in seconds; tests replace it."""
 
 
 @dataclasses.dataclass(frozen=True)

@@ -19,9 +19,9 @@ class CardWatch:
     """Says once when the held-out accuracy falls below the card's band, and compares the test accuracy at the end.
 
     Args:
-        session: the session of the run. A run whose length was changed on the way, so that earlier epochs had other
-            learning rates, is not compared.
-        card: what the run is compared with; None for nothing.
+        session: the session of the run. A run whose length was changed is not compared, as its earlier epochs had other
+            learning rates.
+        card: the recipe card to compare the run with, or None.
     """
 
     def __init__(self, session: Session, card: Card | None) -> None:

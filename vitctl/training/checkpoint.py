@@ -137,7 +137,7 @@ def save_checkpoint(checkpoint: Checkpoint, path: Path) -> None:
         sink = _Sink(file)
         try:
             torch.save(checkpoint, cast(BinaryIO, sink))  # write and flush are all it needs
-        except RuntimeError as error:  # what torch makes of a failed write
+        except RuntimeError as error:  # torch hides the OSError of a failed write
             if sink.error is None:
                 raise
             raise sink.error from error
@@ -165,7 +165,7 @@ def load_checkpoint(path: Path) -> Checkpoint:
     :data:`FILE_SHA256`.
 
     Raises:
-        DamagedCheckpoint: the file is truncated, altered, foreign, or of a later format.
+        DamagedCheckpoint: the file is truncated, altered, not a checkpoint, or of a later format.
         RequestError: it is not there or cannot be read.
     """
     try:

@@ -127,15 +127,15 @@ def logits_of(
     mirror: bool = False,
     progress: Progress | None = None,
 ) -> Iterator[tuple[Tensor, Tensor | None, Tensor]]:
-    """Yield the logits of each batch of a set, in order.
+    """Yield the logits of a data set, batch by batch, in order.
 
     Args:
         run: maps images, uint8 ``[B, C, H, W]`` on ``device``, to logits, float ``[B, K]``.
-        subset: the images, and which of them.
-        batch_size: images at once.
-        device: where ``run`` takes images; the CPU by default.
-        mirror: average the logits of each image and its mirror image too.
-        progress: called with the images done, and all.
+        subset: the images to evaluate.
+        batch_size: images per batch.
+        device: device on which ``run`` expects images; the CPU by default.
+        mirror: also yield the average of the logits of each image and its mirror image.
+        progress: called with the number of images done and in total.
 
     Yields:
         logits ``[B, K]``, averaged logits ``[B, K]`` or None, and labels, int64 ``[B]`` on ``device``.

@@ -42,10 +42,10 @@ def fit(
     Args:
         session: new, or restored from a checkpoint.
         folder: of the run.
-        observer: hears of everything.
+        observer: receives every event.
         resume_command: printed when the run is stopped.
         started: when the run's time began, by :func:`time.monotonic`; None is now.
-        card: the measurement that the run is compared with, or None.
+        card: the recipe card to compare the run with, or None.
 
     Raises:
         RunFailed: the loss is not finite, or memory or disk is used up; the last good checkpoint stands.
@@ -128,7 +128,7 @@ def fit(
 
 
 def run_start(session: Session, folder: Path) -> RunStart:
-    """Return what observers hear of a run as it begins or resumes."""
+    """Describe a run for observers when it starts or resumes."""
     config, splits = session.config, session.splits
     return RunStart(
         folder=folder,

@@ -1,4 +1,4 @@
-"""What is refused or doubted before work begins: once of the settings, and once of the session when its length is set."""
+"""Checks before work starts: of the settings, and of the session once its length is set."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ from vitctl.training.session import Session
 
 
 def check_config(config: TrainConfig, observer: Observer, *, weights: bool = True) -> None:
-    """Refuse a run whose settings this machine cannot meet, before data are read.
+    """Refuse settings that this machine cannot meet, before data are read.
 
     Args:
         config: the settings.
-        observer: hears of settings that are allowed and probably a mistake.
-        weights: whether the run starts from the pretrained weights that the settings ask for.
+        observer: receives warnings about settings that are allowed but probably a mistake.
+        weights: whether to check the pretrained weights that the settings request.
 
     Raises:
-        RequestError: a missing package, device, precision or file of weights.
+        RequestError: a package, device, precision or weights file is not available.
     """
     check_trackers(config)
     devices.resolve_precision(config.precision, devices.resolve_device(config.device))
@@ -32,7 +32,7 @@ def check_config(config: TrainConfig, observer: Observer, *, weights: bool = Tru
 
 
 def check_length(session: Session) -> None:
-    """Refuse a warm-down in which no epoch begins, where the rate changes at no other place.
+    """Refuse a warm-down within the last epoch if the learning rate changes only between epochs.
 
     Raises:
         RequestError: the run is too short for its warm-down.

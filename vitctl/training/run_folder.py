@@ -4,7 +4,7 @@
 ``metrics.jsonl``        a line an epoch
 ``checkpoints/last.pt``  the newest state; ``best.pt`` the best by held-out accuracy; ``kept-N.pt`` older ones
 ``summary.json``         the final figures
-``failure.json``         why the run failed: kind, step, message; removed when it is resumed
+``failure.json``         why the run failed: kind, step, message; removed on ``--resume``
 """
 
 from __future__ import annotations
@@ -119,9 +119,9 @@ class RunFolder:
 
     @contextlib.contextmanager
     def locked(self) -> Iterator[None]:
-        """Keep other processes from training in this folder, and record in ``failure.json`` what the run fails of.
+        """Lock this folder against other training processes, and record a failure of the run in ``failure.json``.
 
-        The lock ends with this process, however it ends.
+        The system releases the lock when this process ends, even by a signal.
 
         Raises:
             RunBusy: another process is training in it.
@@ -210,15 +210,15 @@ class RunFolder:
             return None
 
     def _write_failure(self, failure: Failure) -> None:
-        with contextlib.suppress(VitctlError):  # a full disk, say: the failure itself is what counts
+        with contextlib.suppress(VitctlError):  # such as a full disk: the failure itself matters more
             failure.write(self.path / FAILURE)
 
     def read_failure(self) -> Failure | None:
-        """Return why the run failed, or None where it did not."""
+        """Return why the run failed, or None if it did not."""
         return Failure.read(self.path / FAILURE)
 
     def resumed(self) -> None:
-        """Remove what says how the run ended: it goes on."""
+        """Remove the records of how the run ended, as it is being resumed."""
         (self.path / "summary.json").unlink(missing_ok=True)
         (self.path / FAILURE).unlink(missing_ok=True)
 

@@ -1,4 +1,4 @@
-"""What a run works with: device, data, network, optimizer, schedule, average."""
+"""The live objects of a run: device, data, network, optimizer, schedule, weight average."""
 
 from __future__ import annotations
 

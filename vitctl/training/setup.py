@@ -1,4 +1,4 @@
-"""Building a :class:`~vitctl.training.session.Session` from settings."""
+"""Construction of a :class:`~vitctl.training.session.Session` from settings."""
 
 from __future__ import annotations
 
@@ -46,11 +46,11 @@ def open_session(
     pretrained: bool = True,
     data: tuple[Dataset, Splits] | None = None,
 ) -> Session:
-    """Build everything a run needs, and compile the network where the settings ask for it.
+    """Build everything a run needs, and compile the network if the settings request it.
 
     Args:
         config: the settings.
-        observer: hears of downloads, decoding and compiling.
+        observer: is notified of downloads, decoding and compilation.
         pretrained: load the pretrained weights that the settings ask for; False where a checkpoint will replace them,
             or where weights do not matter.
         data: in the place of what the settings name, for measurements.

@@ -42,7 +42,7 @@ def start_run(
         config: the settings.
         runs_dir: where run folders lie.
         name: of the folder; None makes one up.
-        observer: hears of everything.
+        observer: receives every event.
         started: when the run's time began, also that of ``--max-time``, by :func:`time.monotonic`; None is now.
 
     Raises:
@@ -86,7 +86,7 @@ def resume_run(
     Args:
         path: the run's folder.
         changes: settings given anew; see ``resumable`` of :class:`vitctl.config.Flag` for those that may differ.
-        observer: hears of everything.
+        observer: receives every event.
         started: when the time of this session began, by :func:`time.monotonic`; None is now.
 
     Raises:
