@@ -1,4 +1,4 @@
-"""What every test shares: one thread, a cache of its own, and tiny networks."""
+"""Fixtures and settings for all tests: one thread, a separate cache, tiny networks."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ import pytest
 
 from tests import forkserver
 
-# Before torch is imported, and for child processes: threads that wait for each other make a busy machine crawl.
+# Before torch is imported, and for child processes: contending threads make a busy machine very slow.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 TINY_NET = "cct_2:embed_dim=16,depth=1,num_heads=2,conv_width=8"
@@ -38,7 +38,7 @@ TINY = [
 
 
 class Clock:
-    """A clock on which nothing takes time but looking at it, and what is :meth:`slowed`."""
+    """A fake clock that advances only when it is read and when a :meth:`slowed` function is called."""
 
     def __init__(self) -> None:
         self.now = 0.0
@@ -57,17 +57,17 @@ class Clock:
 
 @pytest.hookimpl(wrapper=True, tryfirst=True)
 def pytest_runtest_protocol(item: pytest.Item) -> Iterator[None]:
-    """Run a test that is marked ``serial`` while no other worker runs one."""
+    """Run tests marked ``serial`` while no other worker runs a test."""
     shared = shared_folder(item.config)
     with open(shared / "turn.lock", "w") as turn, open(shared / "running.lock", "w") as running:
-        fcntl.flock(turn, fcntl.LOCK_EX)  # whoever waits for the others to end comes before those that begin
+        fcntl.flock(turn, fcntl.LOCK_EX)  # a waiting serial test goes before tests that have not started
         fcntl.flock(running, fcntl.LOCK_EX if item.get_closest_marker("serial") else fcntl.LOCK_SH)
         fcntl.flock(turn, fcntl.LOCK_UN)
         return (yield)
 
 
 def shared_folder(config: pytest.Config) -> Path:
-    """Return the temporary folder of all workers of this run."""
+    """Return the temporary folder that all workers share."""
     own: Path = config._tmp_path_factory.getbasetemp()  # type: ignore[attr-defined]
     return own.parent if "PYTEST_XDIST_WORKER" in os.environ else own
 
@@ -85,7 +85,7 @@ def own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.Monk
 
 @pytest.fixture(scope="session")
 def python(tmp_path_factory: pytest.TempPathFactory) -> Iterator[list[str]]:
-    """Return a command that runs programs as ``python`` does, but in a process that has imported torch already."""
+    """Return a command that runs programs like ``python``, in a process that has already imported torch."""
     path = tmp_path_factory.mktemp("fork", numbered=False) / "s"
     serve = f"from tests.forkserver import serve; serve({os.fspath(path)!r})"
     root = Path(__file__).parents[1]
@@ -100,7 +100,7 @@ def python(tmp_path_factory: pytest.TempPathFactory) -> Iterator[list[str]]:
 
 @pytest.fixture
 def forked_runs(python: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    """Have the runs of sweeps and comparisons, each a process, started by way of ``python``."""
+    """Start the runs of sweeps and comparisons with the ``python`` fixture."""
     from vitctl.process import child
 
     monkeypatch.setattr(child, "VITCTL", (*python, "-m", "vitctl"))

@@ -1,9 +1,10 @@
-"""A stand-in for ``python`` that starts in milliseconds: it forks a process that has imported torch and the like.
+"""A substitute for ``python`` that starts in milliseconds by forking a server that has imported torch and others.
 
     python -S -I forkserver.py SOCKET [-P] (-m MODULE | -c CODE | SCRIPT) ...
 
-runs the program as ``python`` would: with this process's arguments, environment, folder and standard streams. It passes
-signals on, ends as the program ends, and takes it along when it is killed. vitctl itself is imported by each program.
+runs a program as ``python`` would: with this process's arguments, environment, working folder and standard streams.
+This process forwards signals to the program, exits with its status, and takes it down when killed. The server does not
+import vitctl; each program does.
 """
 
 from __future__ import annotations
@@ -21,11 +22,11 @@ import threading
 import traceback
 
 PASSED_ON = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-WATCHED = "VITCTL_WATCH_FD"  # names the one further descriptor that a program may be given
+WATCHED = "VITCTL_WATCH_FD"  # holds the only other descriptor that a program may inherit
 
 
 def main() -> None:
-    """Ask the server to run a program, and end as it ends."""
+    """Ask the server to run a program, and exit with its status."""
     connection = socket.socket(socket.AF_UNIX)
     connection.connect(sys.argv[1])
     descriptors = [0, 1, 2, *([int(os.environ[WATCHED])] if WATCHED in os.environ else [])]
@@ -40,14 +41,14 @@ def main() -> None:
         os.close(descriptor)
     status = int(connection.recv(16))
     if status < 0:
-        with contextlib.suppress(OSError):  # of SIGKILL, which has no handler
+        with contextlib.suppress(OSError):  # SIGKILL cannot have a handler
             signal.signal(-status, signal.SIG_DFL)
         os.kill(os.getpid(), -status)
     os._exit(status)
 
 
 def serve(path: str) -> None:
-    """Run programs, each in a fork of a fork of this process, until stdin is closed."""
+    """Run each requested program in a grandchild of this process, until stdin is closed."""
     import gc
     import runpy
 
@@ -70,7 +71,7 @@ def serve(path: str) -> None:
     listening.bind(path)
     listening.listen(64)
     print("ready", flush=True)
-    signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # nobody waits for a keeper
+    signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # nothing waits for the children, so let the system reap them
     while True:
         if 0 in select.select([0, listening], [], [])[0]:
             return
@@ -99,10 +100,10 @@ def serve(path: str) -> None:
         if isinstance(stop.code, str):
             print(stop.code, file=sys.stderr)
         status = stop.code if isinstance(stop.code, int) else int(stop.code is not None)
-    except BaseException:  # noqa: BLE001 - as python does
+    except BaseException:  # noqa: BLE001 - like python itself
         traceback.print_exc()
         status = 1
-    # As python ends, but for taking apart all that was imported, page by copied page.
+    # End like python, but without freeing all imported objects, which would copy their pages.
     threading._shutdown()
     atexit._run_exitfuncs()
     sys.stdout.flush()
@@ -110,7 +111,7 @@ def serve(path: str) -> None:
 
 
 def keep(connection: socket.socket) -> list[str]:
-    """Fork the process of the program, which this returns in; the one it is called in passes signals and status on."""
+    """Fork the program's process and return in it; the parent stays to forward signals and the exit status."""
     head, descriptors, _, _ = socket.recv_fds(connection, 4, 8)
     request = b""
     while len(request) < int.from_bytes(head, "big"):

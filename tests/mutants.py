@@ -1,11 +1,11 @@
-"""Plants faults in a copy of the code, one at a time, and shows that the quick tests find each.
+"""Mutation tests: plant faults in a copy of the code, one at a time, and check that the quick tests find each.
 
     python -m tests.mutants                 # all, about half an hour on two cores
-    python -m tests.mutants resume split    # those whose names contain a word
+    python -m tests.mutants resume split    # those with one of these words in their name
     python -m tests.mutants --list
 
-A fault that survives means that a promise has no test. Each names the tests that should find it; ``--whole`` runs the
-whole quick suite instead.
+A surviving fault shows that a guarantee has no test. Each fault lists the tests that should find it; ``--whole`` runs
+the whole quick suite instead.
 """
 
 from __future__ import annotations
@@ -25,14 +25,14 @@ ROOT = Path(__file__).parents[1]
 
 @dataclass(frozen=True)
 class Mutant:
-    """A fault.
+    """A fault to plant.
 
     Attributes:
-        name: what is wrong.
-        path: file below ``vitctl``.
-        old: text in it, which occurs once.
-        new: what replaces it.
-        tests: arguments of pytest.
+        name: description of the faulty behaviour.
+        path: file, relative to ``vitctl``.
+        old: text to replace, which must occur exactly once in the file.
+        new: replacement.
+        tests: arguments for pytest.
     """
 
     name: str
@@ -73,35 +73,35 @@ MUTANTS = (
         "tests/training/test_loop.py tests/training/test_resume.py",
     ),
     Mutant(
-        "loop: the average of the weights stands still",
+        "loop: the weight average is not updated",
         "training/loop.py",
         "            session.average.update(session.model, progress.step + 1)",
         "            pass",
         "tests/training/test_ema.py",
     ),
     Mutant(
-        "loop: one finite value hides another that is not",
+        "loop: one finite value hides a value that is not",
         "training/loop.py",
         "elif not all(math.isfinite(value) for value in values):",
         "elif not any(math.isfinite(value) for value in values):",
         "tests/training/test_loop.py",
     ),
     Mutant(
-        "loop: the record has the rate of the next step",
+        "loop: the record has the learning rate of the next step",
         "training/loop.py",
         '"lr": session.lr(progress.step - 1),  # the one',
         '"lr": session.lr(progress.step),  # the one',
         "tests/training/test_loop.py tests/cli/test_train_command.py",
     ),
     Mutant(
-        "loop: patience is an epoch longer",
+        "loop: patience is one epoch too long",
         "training/loop.py",
         'row["epoch"] - progress.best_epoch >= config.patience',
         'row["epoch"] - progress.best_epoch > config.patience',
         "tests/training",
     ),
     Mutant(
-        "loop: the worse epoch is the best",
+        "loop: the worst epoch counts as the best",
         "training/loop.py",
         'row["val_acc"] > progress.best_val_acc',
         'row["val_acc"] < progress.best_val_acc or progress.best_val_acc < 0',
@@ -109,21 +109,21 @@ MUTANTS = (
     ),
     # -- checkpoint
     Mutant(
-        "checkpoint: loading runs code of the file",
+        "checkpoint: loading executes code in the file",
         "training/checkpoint.py",
         'torch.load(file, map_location="cpu", weights_only=True)',
         'torch.load(file, map_location="cpu", weights_only=False)',
         "tests/training/test_checkpoint.py",
     ),
     Mutant(
-        "checkpoint: damage passes for whole",
+        "checkpoint: damage is not detected",
         "training/checkpoint.py",
         'whole = checkpoint["digest"] == content_digest(checkpoint)',
         'whole = bool(checkpoint["digest"] and content_digest(checkpoint))',
         "tests/training/test_checkpoint.py",
     ),
     Mutant(
-        "checkpoint: the digest does not see dtype and shape",
+        "checkpoint: the digest ignores dtype and shape",
         "training/checkpoint.py",
         'head = [*path, "tensor", str(tensor.dtype), list(tensor.shape)]',
         'head = [*path, "tensor"]',
@@ -137,7 +137,7 @@ MUTANTS = (
         "tests/training/test_run_folder.py tests/training/test_resume.py",
     ),
     Mutant(
-        "checkpoint: a file is written in place",
+        "checkpoint: files are written in place",
         "files.py",
         "    temporary = temporary_name(target)\n    try:",
         "    temporary = target\n    try:",
@@ -159,7 +159,7 @@ MUTANTS = (
         "tests/data/test_batches.py tests/data/test_augment.py",
     ),
     Mutant(
-        "sampler: batches overlap by an image",
+        "sampler: batches overlap by one image",
         "data/batches.py",
         "[step * self.batch_size : (step + 1) * self.batch_size]",
         "[step * self.batch_size : (step + 1) * self.batch_size + 1]",
@@ -174,7 +174,7 @@ MUTANTS = (
     ),
     # -- split
     Mutant(
-        "split: held-out images are trained on",
+        "split: training includes held-out images",
         "data/dataset.py",
         "everything = np.setdiff1d(everything, held_out, assume_unique=True)",
         "everything = np.union1d(everything, held_out)",
@@ -188,7 +188,7 @@ MUTANTS = (
         "tests/data/test_dataset.py",
     ),
     Mutant(
-        "split: eval --split val measures what was trained on",
+        "split: eval --split val measures training images",
         "inference/scoring.py",
         '"val": splits.val, "test"',
         '"val": splits.train, "test"',
@@ -196,7 +196,7 @@ MUTANTS = (
     ),
     # -- export check
     Mutant(
-        "export: outputs that are not finite agree",
+        "export: outputs that are not finite pass",
         "export/verify.py",
         "if not worst <= tolerance:",
         "if worst > tolerance:",
@@ -225,21 +225,21 @@ MUTANTS = (
         "tests/training/test_resume.py tests/training/test_resume_optimizers.py",
     ),
     Mutant(
-        "resume: the optimizer begins anew",
+        "resume: the optimizer state is not restored",
         "training/session.py",
         'self.optimizer.load_state_dict(checkpoint["optimizer"])',
         "pass",
         "tests/training/test_resume.py tests/training/test_resume_optimizers.py",
     ),
     Mutant(
-        "resume: metrics of lost epochs stay",
+        "resume: metrics of lost epochs are kept",
         "training/start.py",
         "        folder.write_metrics(session.history)\n",
         "",
         "tests/training/test_resume.py",
     ),
     Mutant(
-        "resume: another learning rate is accepted",
+        "resume: a different learning rate is accepted",
         "training/start.py",
         "if not FLAGS[name].resumable and not same_value(stored, name, value)",
         'if name != "lr" and not FLAGS[name].resumable and not same_value(stored, name, value)',
@@ -253,7 +253,7 @@ MUTANTS = (
         "tests/test_files.py tests/training/test_run_folder.py",
     ),
     Mutant(
-        "resume: a run that failed leaves no record",
+        "resume: a failed run leaves no record",
         "training/run_folder.py",
         "                if is_run_failure(error):",
         "                if not is_run_failure(error):",
@@ -261,7 +261,7 @@ MUTANTS = (
     ),
     # -- errors of the command line
     Mutant(
-        "cli: a refused request exits as a failure",
+        "cli: a refused request exits with the code of a failure",
         "errors.py",
         "    exit_code = 2\n",
         "    exit_code = 1\n",
@@ -275,7 +275,7 @@ MUTANTS = (
         "tests/cli/test_train_command.py tests/cli/test_progress.py",
     ),
     Mutant(
-        "cli: a mode takes flags without effect",
+        "cli: a mode accepts flags that have no effect",
         "cli/modes.py",
         "and name not in uses:",
         "and name not in uses | _ALL:",
@@ -289,7 +289,7 @@ MUTANTS = (
         "tests/test_files.py",
     ),
     Mutant(
-        "cli: a child keeps its failure to itself",
+        "cli: a child does not report its failure",
         "cli/__init__.py",
         "    except VitctlError as error:\n        report.write(error)\n",
         "    except VitctlError as error:\n",
@@ -299,7 +299,7 @@ MUTANTS = (
 
 
 def plant(mutant: Mutant, place: Path) -> None:
-    """Copy the code to ``place`` and put the fault in."""
+    """Copy the code to ``place`` and plant the fault."""
     for name in ("vitctl", "tests", "sweeps", "pyproject.toml", "README.md"):
         source = ROOT / name
         if source.is_dir():
@@ -314,7 +314,7 @@ def plant(mutant: Mutant, place: Path) -> None:
 
 
 def survives(mutant: Mutant, tests: list[str]) -> bool:
-    """Return whether the tests pass in spite of the fault."""
+    """Return whether the tests pass despite the fault."""
     with tempfile.TemporaryDirectory(prefix="mutant-") as folder:
         place = Path(folder)
         plant(mutant, place)
@@ -331,11 +331,11 @@ def survives(mutant: Mutant, tests: list[str]) -> bool:
 
 
 def main() -> None:
-    """Run the mutants that the command line names."""
+    """Run the mutants selected on the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("words", nargs="*", help="only those whose name contains one of these")
-    parser.add_argument("--whole", action="store_true", help="run the whole quick suite against each")
-    parser.add_argument("--list", action="store_true", help="print the names")
+    parser.add_argument("words", nargs="*", help="run only mutants whose name contains one of these")
+    parser.add_argument("--whole", action="store_true", help="run the whole quick suite against each mutant")
+    parser.add_argument("--list", action="store_true", help="print the names and exit")
     asked = parser.parse_args()
     chosen = [each for each in MUTANTS if not asked.words or any(word in each.name for word in asked.words)]
     if asked.list:

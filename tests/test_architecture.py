@@ -1,4 +1,4 @@
-"""Imports go one way, in no circle, and what must answer at once loads nothing heavy; no code reads the text of an error."""
+"""Imports respect the layers without cycles, light modules load no heavy package, no code parses error messages."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("benchmark", "export", "sweep", "tools"),
     ("cli",),
 )
-"""Rooms from the lowest to the highest: each may import those below it, and none beside it."""
+"""Rooms of the package, lowest layer first. A room may import only from lower layers, not from its own."""
 
 HEAVY = {
     "PIL",
@@ -46,11 +46,11 @@ HEAVY = {
     "wandb",
 }
 LIGHT = ("config", "errors", "files", "observer", "process", "recipes", "registry", "units", "yamlfile")
-"""Rooms that import no heavy package when they are imported; nor do ``vitctl.cli.app`` and all ``__init__.py``."""
+"""Rooms that import no heavy package, like ``vitctl.cli.app`` and every ``__init__.py``."""
 
 
 def name_of(path: Path) -> str:
-    """Return ``vitctl.data.cache`` for its file, ``vitctl.data`` for that of a package."""
+    """Return the module name of a file, such as ``vitctl.data.cache``; for ``__init__.py`` that of the package."""
     parts = path.relative_to(PACKAGE.parent).with_suffix("").parts
     return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
 
@@ -64,7 +64,7 @@ def tree_of(module: str) -> ast.Module:
 
 
 def nodes(tree: ast.AST, *, lazy: bool) -> Iterator[ast.AST]:
-    """Yield the nodes that run on import, and with ``lazy`` those within functions and for type checkers too."""
+    """Yield the nodes that run on import; with ``lazy``, also those in functions and for type checkers."""
     for child in ast.iter_child_nodes(tree):
         typing_only = isinstance(child, ast.If) and "TYPE_CHECKING" in ast.unparse(child.test)
         if lazy or not (typing_only or isinstance(child, (ast.FunctionDef, ast.AsyncFunctionDef))):
@@ -73,13 +73,13 @@ def nodes(tree: ast.AST, *, lazy: bool) -> Iterator[ast.AST]:
 
 
 def imports(module: str, *, lazy: bool) -> set[str]:
-    """Return the modules that a module imports, by full name; of ours, the deepest that exists."""
+    """Return the full names of imported modules; ``from package import module`` counts as the module."""
     found = set()
     for node in nodes(tree_of(module), lazy=lazy):
         if isinstance(node, ast.Import):
             found |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
-            assert node.level == 0 and node.module, f"{module}: a relative import"
+            assert node.level == 0 and node.module, f"{module} has a relative import"
             deeper = {f"{node.module}.{alias.name}" for alias in node.names}
             found |= {name if name in MODULES else node.module for name in deeper}
     return found
@@ -92,20 +92,20 @@ def room_of(module: str) -> str:
 LEVEL = {room: level for level, rooms in enumerate(LAYERS) for room in rooms}
 
 
-def test_every_room_has_its_place() -> None:
+def test_every_room_has_a_layer() -> None:
     rooms = {room_of(module) for module in MODULES} - {"", "__main__"}
     assert rooms == LEVEL.keys()
 
 
 @pytest.mark.parametrize("module", [each for each in MODULES if room_of(each) not in ("", "__main__")])
-def test_imports_go_one_way(module: str) -> None:
+def test_imports_respect_the_layers(module: str) -> None:
     room = room_of(module)
     ours = {each for each in imports(module, lazy=True) if each.startswith("vitctl.")}
     upwards = {each for each in ours if room_of(each) != room and LEVEL[room_of(each)] >= LEVEL[room]}
-    assert not upwards, f"{module} imports what is above or beside it"
+    assert not upwards, f"{module} imports from its own or a higher layer"
 
 
-def test_no_circle_of_imports() -> None:
+def test_imports_form_no_cycle() -> None:
     graph = {module: imports(module, lazy=True) & MODULES.keys() - {module} for module in MODULES}
     done: set[str] = set()
 
@@ -130,34 +130,34 @@ LIGHT_MODULES = [
 
 @pytest.mark.parametrize("module", LIGHT_MODULES)
 def test_light_modules_import_nothing_heavy(module: str) -> None:
-    """Also not through another module of ours."""
+    """Neither directly nor through other modules of vitctl."""
     seen, waiting = set(), {module}
     while waiting:
         current = waiting.pop()
         seen.add(current)
         found = imports(current, lazy=False)
         heavy = {name for name in found if name.split(".")[0] in HEAVY}
-        assert not heavy, f"{current}, which {module} leads to"
+        assert not heavy, f"{current}, imported by way of {module}"
         waiting |= {name for name in found & MODULES.keys() if name not in seen}
 
 
-# -- nobody reads the text of an error -----------------------------------------------------------------------------
+# -- no code parses error messages ---------------------------------------------------------------------------------
 
 READERS = {"startswith", "endswith", "find", "index", "count", "partition", "rpartition", "removeprefix"}
-"""Methods of a text by which code looks for something in it."""
+"""String methods that search a text."""
 
 FOREIGN = {
-    "vitctl.devices:is_out_of_memory": "torch has no class of its own for memory that ran out on a CPU or MPS",
-    "vitctl.training.checkpoint:load_checkpoint": "torch has one class for damage and for objects that it does not load",
+    "vitctl.devices:is_out_of_memory": "torch has no exception class for running out of memory on CPU or MPS",
+    "vitctl.training.checkpoint:load_checkpoint": "torch has one class for damaged files and for objects that it refuses to load",
     "vitctl.models.state_files:_read": "likewise",
-    "vitctl.export.runtime:_first_line": "onnxruntime begins each with its own code and place",
-    "vitctl.tracking.wandb:in_words": "W&B's errors differ in their words alone",
+    "vitctl.export.runtime:_first_line": "onnxruntime prefixes messages with its own code and source location",
+    "vitctl.tracking.wandb:in_words": "W&B's errors differ only in their messages",
 }
-"""Functions that may read the text of somebody else's error, and why there is no other way."""
+"""Functions that may parse the message of a third-party error, and why there is no other way."""
 
 
 def reads_text(function: ast.AST) -> Iterator[ast.AST]:
-    """Yield what looks like reading the text of an exception: ``"x" in str(error)``, ``str(error).startswith``, ``re``."""
+    """Yield expressions that seem to parse an exception's message: ``"x" in str(error)``, for instance."""
     names = {node.name for node in ast.walk(function) if isinstance(node, ast.ExceptHandler) and node.name}
     if isinstance(function, (ast.FunctionDef, ast.AsyncFunctionDef)):
         every = [*function.args.posonlyargs, *function.args.args, *function.args.kwonlyargs]
@@ -190,8 +190,8 @@ def reads_text(function: ast.AST) -> Iterator[ast.AST]:
 
 
 @pytest.mark.parametrize("module", MODULES)
-def test_no_code_reads_the_text_of_an_error(module: str) -> None:
-    """What went wrong is in the type and the fields of an exception, or in a :class:`vitctl.process.failure.Failure`."""
+def test_no_code_parses_error_messages(module: str) -> None:
+    """Code must use the type and fields of an exception, or a :class:`vitctl.process.failure.Failure`."""
     functions = [
         node for node in ast.walk(tree_of(module)) if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef))
     ]
@@ -202,7 +202,7 @@ def test_no_code_reads_the_text_of_an_error(module: str) -> None:
 
 
 @pytest.mark.parametrize("place", FOREIGN)
-def test_those_who_read_foreign_errors_still_do(place: str) -> None:
+def test_every_exception_to_the_rule_is_still_needed(place: str) -> None:
     module, name = place.split(":")
     (function,) = [
         node for node in ast.walk(tree_of(module)) if isinstance(node, ast.FunctionDef) and node.name == name
@@ -220,6 +220,6 @@ def test_those_who_read_foreign_errors_still_do(place: str) -> None:
         "if error.args[0] == 'full': pass",
     ],
 )
-def test_the_rule_sees_what_it_forbids(code: str) -> None:
+def test_the_rule_detects_violations(code: str) -> None:
     source = f"def f():\n    try:\n        g()\n    except ValueError as error:\n        {code}\n"
     assert list(reads_text(ast.parse(source).body[0]))

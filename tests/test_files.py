@@ -1,4 +1,4 @@
-"""Writing whole files, through links and into devices; what is refused; locks."""
+"""Atomic writes, links and devices, paths that are refused, and locks."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def test_a_file_is_replaced_whole(tmp_path: Path) -> None:
         assert path.read_text() == text and list(tmp_path.iterdir()) == [path]
 
 
-def test_what_fails_in_between_leaves_the_old_file(tmp_path: Path) -> None:
+def test_a_failed_write_leaves_the_old_file(tmp_path: Path) -> None:
     path = tmp_path / "a"
     files.write_text(path, "old")
     with pytest.raises(KeyError), files.replacing(path) as file:
@@ -44,13 +44,13 @@ def test_a_link_stays_a_link(tmp_path: Path) -> None:
     (tmp_path / "there").mkdir()
     target, link = tmp_path / "there" / "table.csv", tmp_path / "link.csv"
     link.symlink_to(target)
-    for text in ("first", "second"):  # the first makes what the link only names
+    for text in ("first", "second"):  # the first write creates the target
         files.write_text(link, text)
         assert link.is_symlink() and target.read_text() == text
     assert list((tmp_path / "there").iterdir()) == [target]
 
 
-def test_a_fifo_gets_the_content(tmp_path: Path) -> None:
+def test_a_fifo_receives_the_content(tmp_path: Path) -> None:
     fifo = tmp_path / "fifo"
     os.mkfifo(fifo)
     read: list[bytes] = []
@@ -61,7 +61,7 @@ def test_a_fifo_gets_the_content(tmp_path: Path) -> None:
     assert read == [b"words"] and fifo.is_fifo() and list(tmp_path.iterdir()) == [fifo]
 
 
-def test_a_full_device_is_a_failure_and_stays(tmp_path: Path) -> None:
+def test_a_full_device_raises_no_space_and_is_not_replaced(tmp_path: Path) -> None:
     full = Path("/dev/full")
     if not full.exists():
         pytest.skip("needs /dev/full")
@@ -71,7 +71,7 @@ def test_a_full_device_is_a_failure_and_stays(tmp_path: Path) -> None:
     assert full.is_char_device()
 
 
-def test_the_shells_redirection_is_written_to_and_not_replaced(tmp_path: Path) -> None:
+def test_redirected_stdout_is_written_to_and_not_replaced(tmp_path: Path) -> None:
     out = tmp_path / "out"
     code = "from pathlib import Path; from vitctl.files import write_text; write_text(Path('/dev/stdout'), 'words')"
     with open(out, "wb") as file:
@@ -81,28 +81,28 @@ def test_the_shells_redirection_is_written_to_and_not_replaced(tmp_path: Path) -
 
 
 @pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT, errno.EFBIG])
-def test_a_disk_that_is_used_up_has_a_kind_of_its_own(number: int, tmp_path: Path) -> None:
+def test_a_full_disk_raises_no_space(number: int, tmp_path: Path) -> None:
     found = files.write_failed(OSError(number, "x"), tmp_path / "a")
     assert isinstance(found, NoSpace) and found.kind == "no_space"
 
 
-def test_another_error_is_a_failure(tmp_path: Path) -> None:
+def test_other_write_errors_raise_run_failed(tmp_path: Path) -> None:
     with pytest.raises(RunFailed) as failed:
         files.write_text(tmp_path / "nowhere" / "a", "x")
     assert failed.value.kind == "failed"
 
 
-# -- what is refused -----------------------------------------------------------------------------------------------
+# -- refused paths -------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("name", ["nowhere/a.csv", "folder", "/proc/a.csv"])
-def test_what_cannot_be_written(name: str, tmp_path: Path) -> None:
+def test_paths_that_cannot_be_written_are_refused(name: str, tmp_path: Path) -> None:
     (tmp_path / "folder").mkdir()
     with pytest.raises(RequestError):
         files.check_writable(tmp_path / name, "--csv")
 
 
-def test_asking_leaves_nothing_behind(tmp_path: Path) -> None:
+def test_a_check_leaves_nothing_behind(tmp_path: Path) -> None:
     files.check_table(tmp_path / "new.csv", "--csv")
     assert not list(tmp_path.iterdir())
 
@@ -117,7 +117,7 @@ def test_asking_leaves_nothing_behind(tmp_path: Path) -> None:
         ("image.csv", b"\xff\xd8\xff\0"),
     ],
 )
-def test_a_table_does_not_replace_what_is_none(name: str, content: bytes, tmp_path: Path) -> None:
+def test_a_table_does_not_replace_another_kind_of_file(name: str, content: bytes, tmp_path: Path) -> None:
     path = tmp_path / name
     path.write_bytes(content)
     with pytest.raises(RequestError):
@@ -135,7 +135,7 @@ def test_a_table_replaces_a_table_or_an_empty_file(name: str, content: bytes, tm
     files.check_table(tmp_path / name, "--csv")
 
 
-# -- folders and leftovers -----------------------------------------------------------------------------------------
+# -- folders and unfinished files ----------------------------------------------------------------------------------
 
 
 def test_a_folder_appears_complete_or_not_at_all(tmp_path: Path) -> None:
@@ -150,7 +150,7 @@ def test_a_folder_appears_complete_or_not_at_all(tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.rglob("*")] == ["a", "x"]
 
 
-def test_leftovers_of_the_dead_are_removed(tmp_path: Path) -> None:
+def test_unfinished_files_of_dead_processes_are_removed(tmp_path: Path) -> None:
     dead = subprocess.Popen([sys.executable, "-c", ""])
     dead.wait()
     for name in (f"a.pt.tmp-{dead.pid}", f"a.onnx.tmp-{dead.pid}", f"b.pt.tmp-{os.getpid()}", "notes.tmp"):
@@ -168,7 +168,7 @@ def test_leftovers_of_the_dead_are_removed(tmp_path: Path) -> None:
 # -- locks ---------------------------------------------------------------------------------------------------------
 
 
-def test_a_lock_is_of_one_process_and_ends_with_it(tmp_path: Path) -> None:
+def test_a_lock_is_exclusive_and_released_when_its_process_dies(tmp_path: Path) -> None:
     path = tmp_path / ".lock"
     with subprocess.Popen(
         [sys.executable, "-c", LOCK, str(path)], stdin=subprocess.PIPE, stdout=subprocess.PIPE

@@ -37,7 +37,7 @@ for argv in requests:
     code = main(argv)
     print(json.dumps([code, [name for name in heavy if name in sys.modules and name not in before]]), file=answers)
 """
-"""Prints, for each list of arguments, what ``vitctl`` returns and which heavy modules it is the first to load."""
+"""Prints, for each list of arguments, the exit code of ``vitctl`` and the heavy modules that it newly imports."""
 
 
 def probe(*requests: list[str]) -> list[tuple[int, list[str]]]:
@@ -103,12 +103,12 @@ def probed() -> list[tuple[int, list[str]]]:
 @pytest.mark.parametrize(
     ("row", "code"), [(row, code) for row, (_, code) in enumerate(LIGHT)], ids=[" ".join(argv) for argv, _ in LIGHT]
 )
-def test_light_answers_load_nothing_heavy(probed: list[tuple[int, list[str]]], row: int, code: int) -> None:
+def test_light_commands_load_no_heavy_module(probed: list[tuple[int, list[str]]], row: int, code: int) -> None:
     assert probed[row] == (code, [])
 
 
 def test_training_loads_wandb_and_tensorboard_only_when_asked(tmp_path: Path) -> None:
     ((code, loaded),) = probe(["train", *TINY, "--epochs", "1", "--runs-dir", str(tmp_path)])
-    assert code == 0 and "torch" in loaded  # so the probe sees what is heavy
+    assert code == 0 and "torch" in loaded  # so the probe detects heavy modules
     # wandb itself is imported by timm, wherever it is installed.
     assert not {"tensorboard", "vitctl.tracking.tensorboard", "vitctl.tracking.wandb"} & set(loaded)

@@ -180,7 +180,7 @@ def test_a_killed_comparison_goes_on(tmp_path: Path, jobs: int, signum: signal.S
 
 
 @pytest.mark.usefixtures("forked_runs")
-def test_runs_at_once_give_the_same_and_their_times_are_marked(cli: Cli) -> None:
+def test_concurrent_runs_give_the_same_results_and_their_times_are_marked(cli: Cli) -> None:
     words = [*COMPARE, "adam", "sgd:lr=1e30", "--seeds", 1, "--threads", 1]
     alone, beside = (cli(*words, "--jobs", jobs, "--name", f"j{jobs}", "--json") for jobs in (1, 2))
     assert (alone.code, beside.code) == (0, 0), beside.err
@@ -245,7 +245,7 @@ def test_from_a_sweep(cli: Cli, refused: Any, tmp_path: Path) -> None:
     (tmp_path / "s.yaml").write_text(json.dumps(sweep))
     words = ["compare-optimizers", "adan", "adamw", "--seeds", 1, "--limit-test", 50]
     id = cli("sweep", "create", "s.yaml").out.strip()
-    refused(*words, "--from-sweep", id)  # no trial of it is complete
+    refused(*words, "--from-sweep", id)  # the sweep has no complete trial
     assert cli("sweep", "agent", "s.yaml").code == 0
     best = cli("sweep", "best", id, "--json").json()["settings"]["lr"]
     for target in (id, "s.yaml"):  # the second time, nothing is left to run

@@ -1,4 +1,4 @@
-"""What is said when optimizers cannot be compared as asked."""
+"""Error messages of ``compare-optimizers``."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def test_another_comparison_of_that_name_is_refused(cli: Cli, refused: Any, tmp_
     assert "is no comparison" in refused(*words, "--name", "y")
     (tmp_path / "runs" / "comparisons" / "y" / "comparison.json").write_text("{")
     assert "is damaged" in refused(*words, "--name", "y")
-    # without a name: the newest of these arguments is gone on with, and --new begins another
+    # without a name, the newest comparison with the same arguments is resumed; --new starts another
     place = tmp_path / "runs" / "comparisons"
     counts = []
     for more in ([], [], ["--new"], []):

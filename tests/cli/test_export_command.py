@@ -64,7 +64,7 @@ def sabotage(monkeypatch: pytest.MonkeyPatch, change: Callable[[onnx.ModelProto]
 
 @pytest.fixture
 def traced_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Take the ONNX file of an earlier test where it was made of the same."""
+    """Reuse the ONNX file of an earlier test with the same input."""
     sabotage(monkeypatch, lambda model: None)
 
 

@@ -1,4 +1,4 @@
-"""Every mode of ``train`` beside every flag: used, or refused."""
+"""Every mode of ``train`` with every flag: accepted or refused."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ OWN = (
     "preview_batch",
     "json",
 )
-"""Flags of ``train`` that are no settings."""
+"""Flags of ``train`` that are not settings."""
 
 
 @pytest.mark.parametrize("mode", [*MODES, "run"])
-def test_a_mode_takes_what_it_uses_and_refuses_the_rest(mode: str) -> None:
+def test_a_mode_accepts_flags_that_it_uses_and_refuses_others(mode: str) -> None:
     asked: dict[str, Any] = {} if mode == "run" else {mode: True}
     uses = NEW_RUN.uses if mode == "run" else MODES[mode].uses
     for name in (*FLAGS, *OWN):
@@ -50,18 +50,18 @@ def test_two_modes_are_refused(first: str, second: str) -> None:
             choose_mode({first: True, second: True}, "seed")
 
 
-def test_every_flag_is_known_to_the_table() -> None:
+def test_every_flag_is_in_the_table_of_modes() -> None:
     used = set().union(*(mode.uses for mode in MODES.values()), NEW_RUN.uses)
     assert used == {*FLAGS, *OWN}
 
 
 @pytest.mark.parametrize("mode", ["lr_finder", "preview_batch"])
-def test_a_length_counts_where_the_recipe_goes_by_it(mode: str) -> None:
+def test_a_length_is_accepted_if_the_recipe_depends_on_it(mode: str) -> None:
     assert choose_mode({mode: True, "epochs": 1}, "vit_small") == mode
     with pytest.raises(RequestError, match="--epochs does not go with it"):
         choose_mode({mode: True, "epochs": 1}, "seed")
 
 
 @pytest.mark.parametrize("value", [None, False, "disabled"])
-def test_what_is_switched_off_is_not_given(value: object) -> None:
+def test_a_flag_that_is_switched_off_counts_as_not_given(value: object) -> None:
     assert choose_mode({"dry_run": True, "wandb": value, "tensorboard": value}, "seed") == "dry_run"

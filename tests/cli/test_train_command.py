@@ -175,7 +175,7 @@ def test_help_shows_every_setting_in_its_group(cli: Cli) -> None:
         assert "--" + name.replace("_", "-") in text and flag.panel in text
 
 
-def test_ctrl_c_before_a_run_begins_ends_by_the_signal(python: list[str], tmp_path: Path) -> None:
+def test_ctrl_c_before_the_run_starts_ends_the_process_by_the_signal(python: list[str], tmp_path: Path) -> None:
     code = (
         "import os, signal; from vitctl.training import start; from vitctl.cli import main\n"
         "signal.signal(signal.SIGINT, signal.default_int_handler)\n"  # a shell's & starts programs with it ignored

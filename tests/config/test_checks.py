@@ -1,4 +1,4 @@
-"""Each check of a complete record alone."""
+"""Each check of a complete record in isolation."""
 
 from collections.abc import Callable
 from typing import Any
@@ -54,7 +54,7 @@ ALLOWED: list[tuple[Check, dict[str, Any]]] = [
 
 
 def unchecked(settings: dict[str, Any]) -> TrainConfig:
-    """Return a record with these settings, which no check has seen."""
+    """Return a record with these settings, bypassing all checks."""
     config = TrainConfig(epochs=1)
     for name, value in settings.items():
         object.__setattr__(config, name, value)
@@ -62,13 +62,13 @@ def unchecked(settings: dict[str, Any]) -> TrainConfig:
 
 
 @pytest.mark.parametrize(("check", "settings", "sentence"), CASES)
-def test_what_a_check_refuses(check: Check, settings: dict[str, Any], sentence: str) -> None:
+def test_a_check_refuses_bad_combinations(check: Check, settings: dict[str, Any], sentence: str) -> None:
     with pytest.raises(RequestError, match=sentence):
         check(unchecked(settings))
 
 
 @pytest.mark.parametrize(("check", "settings"), ALLOWED)
-def test_what_a_check_allows(check: Check, settings: dict[str, Any]) -> None:
+def test_a_check_allows_good_combinations(check: Check, settings: dict[str, Any]) -> None:
     check(unchecked(settings))
 
 
@@ -83,7 +83,7 @@ def test_a_record_passes_every_check() -> None:
             TrainConfig(**{"epochs": 1, **settings})
 
 
-def test_flags_about_wandb_need_it() -> None:
+def test_wandb_flags_require_wandb() -> None:
     check_tracked("offline", {"wandb_notes": "first"})
     check_tracked("disabled", {"wandb": "disabled"})
     with pytest.raises(RequestError, match="--wandb-notes 'first' does nothing with --wandb disabled"):

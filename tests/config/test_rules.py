@@ -1,4 +1,4 @@
-"""Each rule of the resolution alone: what it makes of a draft, and what it refuses."""
+"""Each resolution rule in isolation: how it changes a draft, and what it refuses."""
 
 import dataclasses
 from collections.abc import Callable
@@ -40,7 +40,7 @@ def draft(
     settings: dict[str, Any] | None = None,
     **attributes: Any,
 ) -> Draft:
-    """Return a draft in which recipe, network and optimizer are chosen already."""
+    """Return a draft with recipe, network and optimizer already chosen."""
     chosen = {"net": net, "opt": opt, "dataset": "cifar10", "data_dir": None, "pretrained": "false"}
     result = Draft(flags=flags or {}, file=file or {}, settings={**chosen, **(settings or {})})
     result.recipe, result.net_entry, result.opt_entry = RECIPE, find_model(net), find_optimizer(opt)
@@ -51,7 +51,7 @@ def draft(
 
 
 FILE_CASES: list[tuple[Rule, dict[str, Any], dict[str, Any], dict[str, Any]]] = [
-    # rule, flags, file, what remains of the file
+    # rule, flags, file before, file after
     (
         rules.take_apart_file_specs,
         {},
@@ -83,7 +83,7 @@ FILE_CASES: list[tuple[Rule, dict[str, Any], dict[str, Any], dict[str, Any]]] = 
     (rules.drop_defaults_of_replaced_choices, {"recipe": "default"}, {"bs": 128}, {"bs": 128}),
     (rules.drop_defaults_of_replaced_choices, {"opt": "adam"}, {"bs": 128}, {"bs": 128}),
     (
-        rules.drop_defaults_of_replaced_choices,  # whose data set cannot be resolved
+        rules.drop_defaults_of_replaced_choices,  # the data set cannot be resolved
         {"dataset": "digits"},
         {"dataset": "./nowhere", "bs": 128},
         {"dataset": "./nowhere", "bs": 128},
@@ -124,9 +124,7 @@ FILE_CASES: list[tuple[Rule, dict[str, Any], dict[str, Any], dict[str, Any]]] = 
 
 
 @pytest.mark.parametrize(("rule", "flags", "file", "left"), FILE_CASES)
-def test_what_a_rule_leaves_of_the_file(
-    rule: Rule, flags: dict[str, Any], file: dict[str, Any], left: dict[str, Any]
-) -> None:
+def test_a_rule_changes_the_file(rule: Rule, flags: dict[str, Any], file: dict[str, Any], left: dict[str, Any]) -> None:
     subject = draft(flags=flags, file=dict(file))
     settings = dict(subject.settings)
     rule(subject)
@@ -134,7 +132,7 @@ def test_what_a_rule_leaves_of_the_file(
 
 
 SETTINGS_CASES: list[tuple[Rule, dict[str, Any], dict[str, Any]]] = [
-    # rule, the draft before, settings after; None for a setting that is not there
+    # rule, draft before, settings after; None for a setting that must be absent
     (rules.choose_dataset, {}, {"dataset": "cifar10", "data_dir": None}),
     (
         rules.choose_dataset,
@@ -164,7 +162,7 @@ SETTINGS_CASES: list[tuple[Rule, dict[str, Any], dict[str, Any]]] = [
         {"epochs": None, "max_steps": 9, "max_time": None},
     ),
     (rules.keep_only_the_given_length, {"settings": {"epochs": 3}}, {"epochs": 3}),
-    # The recipe's: pool is no option of cct_2.
+    # The recipe's pool is dropped, as cct_2 has no such option.
     (rules.collect_net_options, {"net_inline": {"depth": "1"}}, {"net_options": {"depth": "1"}}),
     (
         rules.collect_net_options,
@@ -277,7 +275,7 @@ SETTINGS_CASES: list[tuple[Rule, dict[str, Any], dict[str, Any]]] = [
     ),
     (rules.choose_aug, {}, {"aug": "basic", "aug_options": {}}),
     (
-        rules.choose_aug,  # the recipe's
+        rules.choose_aug,  # from the recipe
         {"settings": {"aug": "randaug:n=1,m=3"}, "file": {"aug_options": {"m": 5}}},
         {"aug": "randaug", "aug_options": {"n": 1, "m": 5}},
     ),
@@ -311,7 +309,7 @@ SETTINGS_CASES: list[tuple[Rule, dict[str, Any], dict[str, Any]]] = [
 
 
 @pytest.mark.parametrize(("rule", "before", "after"), SETTINGS_CASES)
-def test_what_a_rule_makes_of_the_settings(
+def test_a_rule_changes_the_settings(
     monkeypatch: pytest.MonkeyPatch, rule: Rule, before: dict[str, Any], after: dict[str, Any]
 ) -> None:
     monkeypatch.delenv("WANDB_SWEEP_ID", raising=False)
@@ -324,7 +322,7 @@ def test_what_a_rule_makes_of_the_settings(
 
 
 ATTRIBUTE_CASES: list[tuple[Rule, dict[str, Any], dict[str, Any]]] = [
-    # rule, the draft before, attributes after
+    # rule, draft before, attributes after
     (rules.choose_recipe, {}, {"recipe": RECIPES["default"]}),
     (rules.choose_recipe, {"file": {"recipe": "seed"}, "flags": {"recipe": "fast"}}, {"recipe": RECIPES["fast"]}),
     (rules.choose_time, {"flags": {"max_time": "2m"}}, {"seconds": 120.0}),
@@ -356,13 +354,13 @@ ATTRIBUTE_CASES: list[tuple[Rule, dict[str, Any], dict[str, Any]]] = [
 
 
 @pytest.mark.parametrize(("rule", "before", "after"), ATTRIBUTE_CASES)
-def test_what_a_rule_notes_for_later_ones(rule: Rule, before: dict[str, Any], after: dict[str, Any]) -> None:
+def test_a_rule_sets_attributes_for_later_rules(rule: Rule, before: dict[str, Any], after: dict[str, Any]) -> None:
     subject = draft(**before)
     rule(subject)
     assert {name: getattr(subject, name) for name in after} == after
 
 
-def test_the_values_of_the_recipe_are_noted_too() -> None:
+def test_the_preset_of_the_recipe_is_stored() -> None:
     subject = draft(flags={"bs": 2})
     rules.fill_in_from_recipe(subject)
     assert subject.preset["bs"] == 64 and subject.settings["bs"] == 2
@@ -427,7 +425,7 @@ REFUSED: list[tuple[Rule, dict[str, Any], str]] = [
 
 
 @pytest.mark.parametrize(("rule", "before", "sentence"), REFUSED)
-def test_what_a_rule_refuses(rule: Rule, before: dict[str, Any], sentence: str) -> None:
+def test_a_rule_refuses_bad_settings(rule: Rule, before: dict[str, Any], sentence: str) -> None:
     with pytest.raises(RequestError, match=sentence):
         rule(draft(**before))
 
@@ -441,14 +439,14 @@ def test_what_a_rule_refuses(rule: Rule, before: dict[str, Any], sentence: str) 
         (rules.refuse_idle_wandb_flags, {"settings": {"wandb": "disabled"}, "file": {"wandb_group": "g"}}),
     ],
 )
-def test_what_a_refusal_lets_pass(rule: Rule, before: dict[str, Any]) -> None:
+def test_a_refusal_allows_good_settings(rule: Rule, before: dict[str, Any]) -> None:
     subject = draft(**before)
     settings = dict(subject.settings)
     rule(subject)
     assert subject.settings == settings
 
 
-def test_a_folder_is_a_data_set(tmp_path: Path) -> None:
+def test_a_folder_is_accepted_as_a_data_set(tmp_path: Path) -> None:
     subject = draft(flags={"dataset": str(tmp_path)})
     rules.choose_dataset(subject)
     assert (subject.settings["dataset"], subject.settings["data_dir"]) == ("folder", str(tmp_path))
@@ -477,7 +475,9 @@ def test_every_rule_is_tested() -> None:
         ({"warmup": 0.1}, {"warmup": 0.1, "schedule_per": "epoch", "epochs": 10, "max_steps": 5}, None),
     ],
 )  # fmt: skip
-def test_a_warmup_within_the_first_epoch(flags: dict[str, Any], settings: dict[str, Any], sentence: str | None) -> None:
+def test_a_warmup_within_the_first_epoch_is_refused(
+    flags: dict[str, Any], settings: dict[str, Any], sentence: str | None
+) -> None:
     subject, config = draft(flags=flags), dataclasses.replace(resolve_config({}), **settings)
     if sentence is None:
         rules.refuse_warmup_within_the_first_epoch(subject, config)
@@ -486,14 +486,14 @@ def test_a_warmup_within_the_first_epoch(flags: dict[str, Any], settings: dict[s
         rules.refuse_warmup_within_the_first_epoch(subject, config)
 
 
-def test_rates_that_an_optimizer_refuses() -> None:
+def test_rates_that_the_optimizer_rejects_are_refused() -> None:
     config = resolve_config({"opt": "timm/madgrad"})
     rules.refuse_rates_of_optimizer(draft(opt="timm/madgrad"), config)
     with pytest.raises(RequestError, match="timm/madgrad refuses --lr 0 or"):
         rules.refuse_rates_of_optimizer(draft(opt="timm/madgrad"), dataclasses.replace(config, lr=0.0))
 
 
-def test_a_size_that_a_network_refuses() -> None:
+def test_a_size_that_the_network_rejects_is_refused() -> None:
     config = resolve_config({"net": "vit"})
     rules.refuse_size_of_network(draft(net="vit"), config)
     with pytest.raises(RequestError, match="--size 30"):

@@ -229,7 +229,7 @@ def many(make_folder: MakeFolder) -> Path:
 
 
 class TestTwoAtOnce:
-    def test_both_have_all_of_it(self, python: list[str], many: Path, cache: Path) -> None:
+    def test_both_get_the_complete_cache(self, python: list[str], many: Path, cache: Path) -> None:
         pair = [start(python, many, 0.001) for _ in range(2)]
         for process in pair:
             assert process.stdin is not None
@@ -272,7 +272,7 @@ class TestTwoAtOnce:
         assert first.returncode == 0 and f"sum {dataset.train.images.sum().item()} decoded 602" in output
         assert len(caches(cache)) == 1
 
-    def test_what_a_killed_one_left_is_removed(
+    def test_leftovers_of_a_killed_process_are_removed(
         self, python: list[str], many: Path, cache: Path, decoded: list[str]
     ) -> None:
         first = start(python, many, 0.005)

@@ -31,7 +31,7 @@ TEN = {
     "xcit_nano_12_p8_224": 8,
     "swin_tiny_patch4_window7_224": 8,
 }
-"""Networks of ten families, each a small one, and the smallest size that it takes."""
+"""A small network of each of ten families, with the smallest image size that it accepts."""
 
 
 def test_they_are_ten_families() -> None:

@@ -45,7 +45,7 @@ def step(optimizer: torch.optim.Optimizer, params: list[nn.Parameter], grads: li
 
 
 @pytest.mark.parametrize("decay", [0.0, 0.02, 0.5])
-def test_trajectories_are_the_package_s(decay: float) -> None:
+def test_trajectories_match_the_adan_package(decay: float) -> None:
     ours, theirs = parameters(), parameters()
     options: dict[str, Any] = {"lr": 1e-3, "weight_decay": decay}
     a, b = Adan(groups(ours), **options), Package(groups(theirs), **options)

@@ -1,4 +1,4 @@
-"""Failures as data: in a file, and from a process to the one that started it."""
+"""Failure records: in a file, and from a child process to its parent."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ ERRORS = [
 
 
 @pytest.mark.parametrize("error", ERRORS, ids=lambda error: type(error).__name__)
-def test_a_failure_is_read_as_it_was_written(error: Exception, tmp_path: Path) -> None:
+def test_a_failure_survives_writing_and_reading(error: Exception, tmp_path: Path) -> None:
     failure = Failure.of(error)
     failure.write(tmp_path / "failure.json")
     assert Failure.read(tmp_path / "failure.json") == failure
@@ -40,33 +40,33 @@ def test_a_failure_is_read_as_it_was_written(error: Exception, tmp_path: Path) -
         assert failure.kind == "unexpected" and failure.exit_code == 1
 
 
-def test_every_kind_of_error_is_told_apart() -> None:
+def test_every_error_class_has_its_own_kind() -> None:
     kinds = [Failure.of(error).kind for error in ERRORS]
     assert len(set(kinds)) == len(kinds)
 
 
-def test_a_run_fails_of_some_errors_only() -> None:
+def test_only_some_errors_mark_a_run_as_failed() -> None:
     assert [is_run_failure(error) for error in ERRORS] == [False, False, True, True, True, True, False, True]
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", '{"kind": "failed"}', '"x"'])
-def test_what_is_no_failure_is_none(text: str, tmp_path: Path) -> None:
+def test_other_files_are_read_as_none(text: str, tmp_path: Path) -> None:
     (tmp_path / "f").write_text(text)
     assert Failure.read(tmp_path / "f") is None and Failure.read(tmp_path / "nowhere") is None
 
 
-def test_a_later_version_s_kind_is_a_failure(tmp_path: Path) -> None:
+def test_an_unknown_kind_is_read_as_failed(tmp_path: Path) -> None:
     (tmp_path / "f").write_text(json.dumps({"kind": "melted", "message": "a", "colour": "red"}))
     assert Failure.read(tmp_path / "f") == Failure(kind="failed", message="a")
 
 
-def test_a_report_goes_to_the_file_and_to_no_grandchild(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_report_is_written_and_not_inherited(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(FAILURE_FILE, str(tmp_path / "f"))
     report = ChildReport()
     assert FAILURE_FILE not in os.environ
     report.write(RunFailed("a", step=2))
     assert Failure.read(tmp_path / "f") == Failure(kind="failed", message="a", step=2)
-    ChildReport().write(RunFailed("b"))  # without the variable, nowhere
+    ChildReport().write(RunFailed("b"))  # no report without the variable
 
 
 @pytest.mark.parametrize(
@@ -101,7 +101,7 @@ def test_a_command_reports_why_it_failed(argv: list[str], kind: str, code: int, 
 def test_a_parent_reads_how_its_child_ended(code: str, expected: tuple[str, int], tmp_path: Path) -> None:
     log = tmp_path / "logs" / "0000.log"
     log.parent.mkdir()
-    Failure(kind="busy", message="of the attempt before").write(log.with_suffix(".failure.json"))
+    Failure(kind="busy", message="from an earlier attempt").write(log.with_suffix(".failure.json"))
     child = Child([sys.executable, "-c", code], log, {}, LifeLine())
     while child.wait(1.0) is None:
         pass

@@ -20,7 +20,7 @@ from vitctl.sweep.storage import TrialStorage, parse_url
 from vitctl.sweep.sweep import Sweep, SweepPlan, find_sweep, new_id, now
 
 TRIALS_FAILED = 3
-"""Exit code of an agent that three failed trials in a row ended."""
+"""Exit code of an agent that gave up after three failed trials in a row."""
 
 TRAINER = Path(__file__).with_name("fake_trainer.py")
 
@@ -36,7 +36,7 @@ def fake_trainer(**options: object) -> Trainer:
 
 
 class Recorder(Observer):
-    """Remembers what an agent said."""
+    """Records the events of an agent."""
 
     def __init__(self) -> None:
         self.events: list[tuple[Any, ...]] = []

@@ -59,7 +59,7 @@ def main() -> None:
 
 @contextlib.contextmanager
 def lock_of(run: Path) -> Iterator[None]:
-    """Hold the run's lock."""
+    """Lock the run's folder like a real trainer."""
     with contextlib.ExitStack() as stack:
         try:
             stack.enter_context(locked(run / ".lock"))

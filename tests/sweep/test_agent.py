@@ -163,7 +163,7 @@ def test_a_stopped_sweep_begins_nothing_until_it_is_resumed(tmp_path: Path) -> N
 def test_what_is_enqueued_comes_next_and_only_once(tmp_path: Path) -> None:
     sweep = small(tmp_path, run_cap=2)
     assert sweep.enqueue({"lr": "0.0007", "weight_decay": "0.02"}) == 0
-    with pytest.raises(RequestError):  # trial 0 has these
+    with pytest.raises(RequestError):  # trial 0 has these parameters
         sweep.enqueue({"lr": "7e-4", "weight_decay": 0.02})
     assert sweep.enqueue({"lr": 1e-3}) == 1
     with pytest.raises(RequestError):  # run_cap is 2
@@ -248,7 +248,7 @@ def test_a_disk_that_is_full_when_a_trial_ends_is_a_sentence(tmp_path: Path, mon
             run_agent(sweep)
         assert diagnose(failed.value).final
     with contextlib.closing(sqlite3.connect(sweep.folder / "study.db")) as storage, storage:
-        storage.execute("UPDATE trial_heartbeats SET heartbeat = '2000-01-01 00:00:00'")  # no sign of life since
+        storage.execute("UPDATE trial_heartbeats SET heartbeat = '2000-01-01 00:00:00'")  # a heartbeat long overdue
     assert run_agent(sweep)[0] == "finished"
     assert [(row.state, row.epochs) for row in sweep.rows()] == [("complete", 3)]
 
@@ -302,7 +302,7 @@ def test_a_resumed_trial_is_not_judged_at_bands_that_it_has_passed(
 
 @pytest.mark.timeout(120)
 @pytest.mark.parametrize("there", [False, True])
-def test_an_agent_makes_a_sweep_in_a_storage_of_its_own(
+def test_an_agent_creates_a_sweep_in_a_given_storage(
     cli: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, there: bool
 ) -> None:
     url = f"sqlite:///{tmp_path}/all.db"

@@ -1,4 +1,4 @@
-"""What is said of parameters that cannot be enqueued."""
+"""Error messages for parameters that cannot be enqueued."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ from vitctl.errors import RequestError
         ({"lr": 0.00015}, "not on the file's grid"),
     ],
 )
-def test_what_cannot_be_enqueued(tmp_path: Path, given: dict[str, Any], sentence: str) -> None:
+def test_bad_parameters_are_not_enqueued(tmp_path: Path, given: dict[str, Any], sentence: str) -> None:
     with pytest.raises(RequestError, match=sentence):
         small(tmp_path).enqueue(given)
 
 
-def test_what_was_tried_is_named(tmp_path: Path) -> None:
+def test_a_parameter_set_that_was_tried_is_named(tmp_path: Path) -> None:
     sweep = small(tmp_path, run_cap=2)
     sweep.enqueue({"lr": "0.0007", "weight_decay": "0.02"})
     with pytest.raises(RequestError, match="trial 0 has these parameters already"):
@@ -37,7 +37,7 @@ def test_what_was_tried_is_named(tmp_path: Path) -> None:
         sweep.enqueue({"lr": 1e-4})
 
 
-def test_a_grid_that_is_used_up_is_named(tmp_path: Path) -> None:
+def test_an_exhausted_grid_is_named(tmp_path: Path) -> None:
     sweep = small(tmp_path, "grid", {"lr": {"values": [1e-3, 2e-3]}, "epochs": {"values": [1, 2]}})
     run_agent(sweep, count=2)
     with pytest.raises(RequestError, match=r"every point of the grid of test\.yaml with epochs=1 was tried"):

@@ -61,7 +61,7 @@ def test_the_adan_sweep_is_the_predecessors() -> None:
 
 @pytest.mark.parametrize("row", fixture("defaulting.json"), ids=lambda row: str(row["parameter"]))
 def test_the_same_parameters_are_valid_as_with_wandb(row: dict[str, Any]) -> None:
-    if row["schema"] == "param_dict":  # W&B nests parameters, and vitctl train has no use for it
+    if row["schema"] == "param_dict":  # W&B allows nested parameters; vitctl train does not
         with pytest.raises(RequestError, match="it has no key 'parameters'"):
             parameter(row["parameter"])
     elif row["schema"] is None:

@@ -37,7 +37,7 @@ def start_agent(
 
 
 def training(runs: Path) -> dict[int, Path]:
-    """Return the processes that train below ``runs``, and the folders of their runs."""
+    """Return the ids of processes that train in folders below ``runs``, with those folders."""
     output = subprocess.run(["ps", "-axwwo", "pid=,args="], capture_output=True, text=True, check=True).stdout
     lines = [line.split(None, 1) for line in output.splitlines()]
     return {int(pid): Path(args.split()[3]) for pid, args in lines if "fake_trainer.py" in args and str(runs) in args}
@@ -74,7 +74,7 @@ def test_each_parameter_set_ends_once(
             if killed["child"] > killed["agent"]:
                 kill(rng.choice(running).pid, killed, "agent")
             else:
-                # Every other one once it has got somewhere, as there must be something to go on with.
+                # Kill every other child only after its first epoch, so that there is something to resume.
                 anywhere = killed["child"] % 2 == 1
                 children = [pid for pid, run in children.items() if anywhere or (run / "metrics.jsonl").exists()]
                 if children:

@@ -62,7 +62,7 @@ from vitctl.cli import main
 Agent.POLL_INTERVAL = 0.2
 sys.exit(main())
 """
-"""vitctl with an agent of W&B's that does not wait 5 s for each answer that it already has."""
+"""vitctl with a W&B agent that polls every 0.2 s instead of every 5 s."""
 
 Vitctl = Callable[..., subprocess.CompletedProcess[str]]
 

@@ -35,7 +35,7 @@ WAITS = wandb.INIT_SECONDS + wandb.FINISH_SECONDS
 
 
 def spared() -> float:
-    """Return the seconds by which a test has shortened the waits for a service that does not answer."""
+    """Return by how many seconds a test has shortened the timeouts for a service that does not answer."""
     return WAITS - wandb.INIT_SECONDS - wandb.FINISH_SECONDS
 
 
@@ -64,7 +64,7 @@ def service(monkeypatch: pytest.MonkeyPatch) -> Iterator[WandbServer]:
 
 @pytest.fixture(autouse=True)
 def forked_client(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Have W&B's client started in a process that has imported it, but where a test is marked slow."""
+    """Start W&B's client in a process that has already imported it, except in tests marked slow."""
     if not request.node.get_closest_marker("slow"):
         python: list[str] = request.getfixturevalue("python")
         monkeypatch.setattr(wandb, "COMMAND", (*python, "-P", "-c", wandb.PROGRAM))

@@ -160,7 +160,7 @@ def test_steps_follow_the_time(monkeypatch: pytest.MonkeyPatch) -> None:
     assert 22 <= lengths["20s"] <= 29 and 98 <= lengths["1m"] <= 107 and 1100 <= lengths["10m"] <= 1160
 
 
-def test_the_time_that_wandb_takes_to_open_counts(cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_startup_time_of_wandb_counts(cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     late = 0.0
     started = time.monotonic()
 

@@ -1,4 +1,4 @@
-"""``failure.json``: written by a run that failed, by nobody else, and removed when the run is resumed."""
+"""``failure.json``: written only by a failed run, and removed when the run is resumed."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def test_resume_removes_the_record(cli: Cli, monkeypatch: pytest.MonkeyPatch, tm
     assert folder.read_failure() is None
 
 
-def test_a_fault_of_the_code_is_recorded_too(cli: Cli, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_an_unexpected_exception_is_recorded_too(cli: Cli, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     def broken(*_: object, **__: object) -> None:
         raise ZeroDivisionError("a fault")
 
@@ -52,7 +52,7 @@ def test_a_fault_of_the_code_is_recorded_too(cli: Cli, monkeypatch: pytest.Monke
     assert failure is not None and failure.kind == "unexpected"
 
 
-def test_only_the_holder_of_the_lock_writes(cli: Cli, tmp_path: Path) -> None:
+def test_a_refused_run_records_no_failure(cli: Cli, tmp_path: Path) -> None:
     assert cli("train", *TINY, "--epochs", 1, "--name", "r").code == 0
     folder = RunFolder(tmp_path / "runs" / "r")
     with folder.locked():

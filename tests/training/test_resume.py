@@ -182,7 +182,7 @@ def test_killed_at_any_moment_it_ends_the_same(reference: Path, tmp_path: Path) 
     assert not leftovers
 
 
-def test_killed_once_it_ends_the_same(python: list[str], reference: Path, tmp_path: Path) -> None:
+def test_a_killed_run_resumes_to_the_same_result(python: list[str], reference: Path, tmp_path: Path) -> None:
     """The quick version of the test above."""
     program = "import json, sys; from tests.training.test_resume import child; child(*json.loads(sys.argv[1]))"
 
@@ -204,12 +204,12 @@ LONG = [
     "--dataset", "digits", "--net", DROPOUT, "--size", "8", "--limit-train", "640", "--bs", "16", "--max-steps", "120",
     "--ema", "0.9",
 ]  # fmt: skip
-"""Long, so that a signal finds it at work; no --save-every, so that the save is the signal's doing."""
+"""Long enough to be interrupted; without --save-every, so that only the signal causes a save."""
 
 
 @pytest.fixture(scope="module")
 def straight(python: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Return the folder of a long run that nobody stopped."""
+    """Return the folder of a long run that was not interrupted."""
     folder = tmp_path_factory.mktemp("long")
     command = [*python, "-m", "vitctl", "train", *LONG, "--runs-dir", str(folder), "--name", "straight"]
     subprocess.run(command, check=True, capture_output=True)
@@ -217,7 +217,7 @@ def straight(python: list[str], tmp_path_factory: pytest.TempPathFactory) -> Pat
 
 
 @pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGINT])
-def test_a_signal_saves_and_says_how_to_go_on(
+def test_a_signal_saves_and_prints_how_to_resume(
     python: list[str], straight: Path, tmp_path: Path, signum: signal.Signals
 ) -> None:
     command = [*python, "-m", "vitctl", "train", *LONG, "--runs-dir", str(tmp_path)]
@@ -239,7 +239,7 @@ def test_a_signal_saves_and_says_how_to_go_on(
     assert_same(tmp_path / "r", straight)
 
 
-def test_the_second_signal_quits_at_once(python: list[str], tmp_path: Path) -> None:
+def test_a_second_signal_quits_immediately(python: list[str], tmp_path: Path) -> None:
     slow = ["--dataset", "digits", "--net", "vit_small", "--limit-test", "100", "--bs", "1024", "--max-steps", "20"]
     process = subprocess.Popen(
         [*python, "-m", "vitctl", "train", *slow, "--runs-dir", str(tmp_path), "--name", "r"],

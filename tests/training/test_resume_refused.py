@@ -1,4 +1,4 @@
-"""What is said when a run cannot be resumed as asked."""
+"""Error messages when a run cannot be resumed as requested."""
 
 from __future__ import annotations
 
