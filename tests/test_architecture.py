@@ -148,7 +148,7 @@ READERS = {"startswith", "endswith", "find", "index", "count", "partition", "rpa
 
 FOREIGN = {
     "vitctl.devices:is_out_of_memory": "torch has no exception class for running out of memory on CPU or MPS",
-    "vitctl.training.checkpoint:load_checkpoint": "torch has one class for damaged files and for objects that it refuses to load",
+    "vitctl.training.checkpoint:load_checkpoint": "torch has one class for damage and for objects that it refuses to load",
     "vitctl.models.state_files:_read": "likewise",
     "vitctl.export.runtime:_first_line": "onnxruntime prefixes messages with its own code and source location",
     "vitctl.tracking.wandb:in_words": "W&B's errors differ only in their messages",
