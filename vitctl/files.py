@@ -9,10 +9,11 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+import re
 import shutil
 import stat
 import tempfile
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 from typing import BinaryIO
 
@@ -24,6 +25,9 @@ TEMPORARY = ".tmp-"
 
 TABLES = (".csv", ".tsv", ".txt")
 """Suffixes of existing files that a table may replace."""
+
+RUN_FILES = ("config.json", "summary.json", "metrics.jsonl", "failure.json", "wandb.json")
+"""Files of a run's folder, which no output replaces."""
 
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
@@ -91,7 +95,7 @@ def replacing(path: Path) -> Iterator[BinaryIO]:
     """
     if is_stream(path):
         try:
-            with open(path, "wb") as file:
+            with open(path, "ab") as file:  # what the shell's >> keeps stays
                 yield file
         except OSError as error:
             raise write_failed(error, path) from error
@@ -155,10 +159,13 @@ def sync_folder(folder: Path) -> None:
         os.close(descriptor)
 
 
+_DESCRIPTOR = re.compile(r"/dev/(stdin|stdout|stderr|fd/\d+)|/proc/(self|\d+)/fd/\d+")
+
+
 def is_stream(path: Path) -> bool:
     """Return whether ``path`` must be written to directly: a FIFO, a device, or an open descriptor."""
     # /dev/stdout may be a regular file that the shell has open: replacing it would lose the output.
-    if os.path.abspath(path).startswith(("/dev/", "/proc/")):
+    if _DESCRIPTOR.fullmatch(os.path.abspath(path)):
         return os.path.exists(path)
     try:
         mode = path.stat().st_mode
@@ -241,28 +248,47 @@ def check_writable(path: Path, flag: str) -> None:
         raise RequestError(f"{flag} {path} cannot be written: it is read-only; choose another place")
 
 
-def check_table(path: Path, flag: str) -> None:
-    """Refuse a path for a table that cannot be written, or that holds something other than a table.
+def check_replaceable(path: Path, flag: str, suffixes: Sequence[str]) -> None:
+    """Refuse an output file that cannot be written, or that would replace something else.
+
+    Args:
+        path: the file; symbolic links are followed.
+        flag: the flag that named it.
+        suffixes: of the files that an output of this kind may replace. An empty file may have any name.
 
     Raises:
-        RequestError: see :func:`check_writable`; or an existing file is not a table.
+        RequestError: see :func:`check_writable`; or another kind of file, or a file of a run's folder, is there.
     """
     check_writable(path, flag)
-    if not is_stream(path) and path.exists() and path.stat().st_size and not _is_table(path):
+    if is_stream(path) or not path.exists() or not path.stat().st_size:
+        return
+    real = Path(os.path.realpath(path))
+    if real.suffix.lower() not in suffixes:
         raise RequestError(
-            f"{flag} {path} exists and is not a table, so it is not replaced; name a new file, or one that ends in .csv"
+            f"{flag} {path} exists and is not a {'/'.join(suffixes)} file, so it is not replaced; name a new file, or one that "
+            f"ends in {suffixes[0]}"
         )
+    if (real.parent / "config.json").is_file() and real.name in RUN_FILES:
+        raise RequestError(f"{flag} {path} belongs to the run {real.parent} and is not replaced; name a new file")
 
 
-def _is_table(path: Path) -> bool:
-    """Return whether an existing file looks like a table by its suffix and contents."""
-    if Path(os.path.realpath(path)).suffix.lower() not in TABLES:
-        return False
+def check_table(path: Path, flag: str) -> None:
+    """Refuse a table that cannot be written, or that would replace a file that is not a table.
+
+    Raises:
+        RequestError: see :func:`check_replaceable`; or a binary file is there.
+    """
+    check_replaceable(path, flag, TABLES)
+    if path.is_file() and not is_stream(path) and _is_binary(path):
+        raise RequestError(f"{flag} {path} exists and is not text, so it is not replaced; name a new file")
+
+
+def _is_binary(path: Path) -> bool:
     try:
         with open(path, "rb") as file:
-            return b"\0" not in file.read(1 << 16)
+            return b"\0" in file.read(1 << 16)
     except OSError:
-        return False
+        return True
 
 
 # -- locks -------------------------------------------------------------------------------------------------------------
@@ -273,14 +299,15 @@ class Locked(Exception):
 
 
 @contextlib.contextmanager
-def locked(path: Path, *, wait: float = 0) -> Iterator[None]:
+def locked(path: Path, *, wait: float = 0) -> Iterator[bool]:
     """Hold a lock on the file ``path``; the system releases it when this process ends, even by a signal.
-
-    On a file system without locks, nothing is locked.
 
     Args:
         path: the lock file, which is created and not removed.
         wait: seconds to wait for another holder; -1 waits forever.
+
+    Yields:
+        Whether the lock is held: False on a file system without locks.
 
     Raises:
         Locked: the lock is held elsewhere.
@@ -288,15 +315,15 @@ def locked(path: Path, *, wait: float = 0) -> Iterator[None]:
     """
     from filelock import FileLock, Timeout
 
-    lock = FileLock(path, timeout=wait)
+    lock = FileLock(path, timeout=wait, fallback_to_soft=False)  # a marker file would outlive its process
     try:
         lock.acquire()
     except Timeout:
         raise Locked(str(path)) from None
-    except (OSError, NotImplementedError) as error:  # filelock raises the latter if the file system has no locks
-        if isinstance(error, OSError) and error.errno not in (errno.ENOSYS, errno.ENOLCK, errno.ENOTSUP):
+    except OSError as error:
+        if error.errno not in (errno.ENOSYS, errno.ENOLCK, errno.ENOTSUP):
             raise
     try:
-        yield
+        yield lock.is_locked
     finally:
         lock.release()

@@ -83,6 +83,6 @@ def plural(count: int, noun: str) -> str:
 
 
 def mask_passwords(text: str) -> str:
-    """Replace passwords of URLs in ``text`` by ``***``."""
-    text = re.sub(r"(//[^/\s:@]*:)[^@\s]*@", r"\1***@", text)
+    """Return a URL, or another word of a command line, with its password replaced by ``***``."""
+    text = re.sub(r"(\w+:(?://)?[^/:@]*:).*@", r"\1***@", text, flags=re.DOTALL)
     return re.sub(r"(?i)(password=)[^&\s'\"]+", r"\1***", text)

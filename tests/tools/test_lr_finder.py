@@ -113,7 +113,7 @@ def test_mixing_goes_on_to_the_end(monkeypatch: pytest.MonkeyPatch) -> None:
     ("argv", "sentence"),
     [
         (["--lr-finder", "--lr-finder-out", "a.jpg"], "must end in .png, .svg, .pdf"),
-        (["--lr-finder", "--lr-finder-out", "nowhere/a.png"], "no such folder"),
+        (["--lr-finder", "--lr-finder-out", "nowhere/a.png"], "is not there; make it first"),
         (["--lr-finder", "--lr-finder-out", "/proc/a.png"], "--lr-finder-out /proc/a.png"),
         (["--lr-finder-out", "a.png"], "is the picture of --lr-finder"),
         (["--lr-finder", "--name", "x"], "--name does not go with it"),

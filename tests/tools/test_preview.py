@@ -124,7 +124,7 @@ def test_long_names_are_cut_off() -> None:
     ("argv", "sentence"),
     [
         (["--preview-batch", "a.jpg"], "--preview-batch a.jpg: the picture's name must end in .png"),
-        (["--preview-batch", "nowhere/a.png"], "no such folder"),
+        (["--preview-batch", "nowhere/a.png"], "is not there; make it first"),
         (["--preview-batch", "/proc/a.png"], "--preview-batch /proc/a.png"),
         ([*SHEET, "--resume", "x"], "--resume does not go with it"),
         ([*SHEET, "--name", "x"], "--name does not go with it"),

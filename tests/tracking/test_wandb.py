@@ -473,7 +473,7 @@ def test_a_fault_costs_a_warning_and_the_tracker(at: str) -> None:
     both = Tracked(watcher, {"broken": broken, "sound": sound})  # type: ignore[dict-item]
     both._observer.started = lambda *_: None  # type: ignore[method-assign]
     both.open(None)  # type: ignore[arg-type]
-    both.started(None, None)  # type: ignore[arg-type]
+    both.started(None)  # type: ignore[arg-type]
     for epoch in (1, 2):
         both.epoch_done({"epoch": epoch})
     both.finished({})

@@ -56,9 +56,9 @@ def test_a_refused_run_records_no_failure(cli: Cli, tmp_path: Path) -> None:
     assert cli("train", *TINY, "--epochs", 1, "--name", "r").code == 0
     folder = RunFolder(tmp_path / "runs" / "r")
     with folder.locked():
-        with pytest.raises(RunBusy) as busy, folder.locked():
+        with pytest.raises(RunBusy) as busy, folder.training():
             pass
         assert busy.value.run == folder.path
-    with pytest.raises(RequestError) as refused, folder.locked():
+    with pytest.raises(RequestError) as refused, folder.training():
         raise RequestError("no")
     assert refused.value.run == folder.path and folder.read_failure() is None

@@ -18,7 +18,7 @@ from vitctl.config import resolve_config
 from vitctl.errors import RunFailed
 from vitctl.models import MODELS, build_model
 from vitctl.registry import format_spec
-from vitctl.training import budget, loop, session, start
+from vitctl.training import budget, loop, setup, start
 from vitctl.training.checkpoint import load_checkpoint
 from vitctl.training.ema import WeightAverage
 from vitctl.training.session import Progress, Session, Tally, piece_sizes
@@ -110,7 +110,7 @@ def test_batchnorm_sees_whole_batches() -> None:
 def test_the_automatic_piece_is_a_rule_not_a_measurement(monkeypatch: pytest.MonkeyPatch) -> None:
     assert tiny_session(net="vit_small", size=32, bs=512, limit_train=600).micro_batch == 32
     assert tiny_session(net="cct_2", size=32, bs=128).micro_batch == 64
-    monkeypatch.setattr(session, "CACHE_FLOATS", 1 << 18)
+    monkeypatch.setattr(setup, "CACHE_FLOATS", 1 << 18)
     assert tiny_session(net="cct_2", size=32, bs=128).micro_batch == 8
 
 

@@ -518,7 +518,7 @@ def bench_devices(
     """
     if plan.trains:  # what training would be refused for, before the measuring
         for device in chosen.values():
-            check_config(dataclasses.replace(plan.config, device=device), observer)
+            check_config(dataclasses.replace(plan.config, device=device), SILENT)  # each run reports its doubts
         open_data(plan.config, observer)
     lanes = open_lanes(plan.config, list(chosen.items()), observer)
     measured = {each.label: each for each in measure_lanes(lanes, plan.seconds, observer.message)}

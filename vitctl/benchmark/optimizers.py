@@ -185,6 +185,7 @@ class Folder:
         failure = RunFolder(place).read_failure() if diverged is None else None
         if failure is not None and failure.kind == "not_finite":  # the comparison ended before it recorded this
             diverged = failure.step
+            self.diverged(task, failure.step or 0)
         summary = RunFolder(place).read_summary() if diverged is None else None
         if diverged is None and summary is None:
             return None
@@ -230,7 +231,7 @@ def compare_optimizers(
         Interrupted: a signal came; everything is saved, and the same arguments go on.
     """
     for each in plan.contestants:
-        check_config(each.config, observer)
+        check_config(each.config, observer, weights=False)
     device = devices.resolve_device(plan.config.device)
     labels = {each.label: each.config for each in plan.contestants}
     costs = measure_costs(labels, observer) if new or not _has_costs(runs_dir, name, plan) else None

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from vitctl.benchmark.tables import Table, best, csv_text, markdown
 from vitctl.errors import RequestError, RunFailed
-from vitctl.files import folder_error, write_bytes
+from vitctl.files import check_replaceable, folder_error, write_bytes
 from vitctl.units import json_text
 
 if TYPE_CHECKING:
@@ -52,6 +52,8 @@ def check_out(out: Path) -> None:
         raise RequestError(f"--out {out} is a file without an ending; name a folder, or a file such as {out}.json")
     if not folder.is_dir():
         raise RequestError(f"--out {out}: the folder {folder} is not there; make it first, or name another place")
+    if single:
+        check_replaceable(out, "--out", (out.suffix.lower(),))
     if reason := folder_error(folder):
         raise RequestError(f"--out {out} cannot be written: {reason}; name another place")
 

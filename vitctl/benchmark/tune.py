@@ -136,15 +136,12 @@ def best_of(trials: Sequence[Trial]) -> Trial:
     return max(trials, key=lambda trial: trial.images_per_second or 0.0)
 
 
-def tune_devices(
-    plan: DevicePlan, chosen: Mapping[str, str], message: Message, observer: Observer = SILENT
-) -> dict[str, list[Trial]]:
+def tune_devices(plan: DevicePlan, chosen: Mapping[str, str], observer: Observer = SILENT) -> dict[str, list[Trial]]:
     """Tune each device, write its fastest settings to ``tuned-NAME.yaml``, which ``train --config`` takes, and return all trials.
 
     Args:
         plan: where to start from; what was given stays.
         chosen: devices by name.
-        message: told each result.
         observer: is notified of downloads and decoding.
 
     Raises:
@@ -154,7 +151,7 @@ def tune_devices(
     data = bench_data(plan.config, observer)
     found = {}
     for name, device in chosen.items():
-        trials = found[name] = tune(dataclasses.replace(plan.config, device=device), data, plan.given, message)
+        trials = found[name] = tune(dataclasses.replace(plan.config, device=device), data, plan.given, observer.message)
         best = best_of(trials)
         path = Path(f"tuned-{name.replace(':', '-')}.yaml")
         head = (
@@ -167,7 +164,7 @@ def tune_devices(
         }
         settings = {**tuned_for, **best.settings, "device": device}
         write_text(path, head + yaml.safe_dump(settings, sort_keys=False))
-        message(f"written: {path}")
+        observer.message(f"written: {path}")
     return found
 
 

@@ -70,7 +70,7 @@ def bench_device(
     report: DeviceReport | TuneReport
     with observer:
         if tune:
-            trials = tune_devices(plan, chosen, observer.message, observer)
+            trials = tune_devices(plan, chosen, observer)
             report = TuneReport(plan.config, trials, environment)
         else:
             found = devices.bench_devices(plan, chosen, runs_dir, observer)

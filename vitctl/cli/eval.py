@@ -81,7 +81,6 @@ def evaluate(
             limit=limit,
             tta=tta,
             skip_bad_images=skip_bad_images,
-            progress=lambda done, count: observer.evaluating(part, done, count),
             observer=observer,
         )
     if as_json:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Annotated, Any
@@ -38,7 +39,8 @@ def _document(name: str, recipe: Recipe) -> dict[str, Any]:
 
     document = dataclasses.asdict(recipe)
     document["by_time"] = {_bound(seconds): values for seconds, values in recipe.by_time.items()}
-    for values in (document["pretrained"], *document["by_net"].values(), *document["by_dataset"].values()):
+    tables = [document[name].values() for name in ("by_net", "by_opt", "by_dataset", "by_time", "by_epochs")]
+    for values in (document["pretrained"], *itertools.chain(*tables)):
         if "lr_factor" in values:
             values["lr_scale"] = values["lr_factor"]  # the JSON key of earlier versions
     return {"name": name, **document, "measured": bool(recipe.cards)}

@@ -46,7 +46,7 @@ class Mode:
             uses |= {"epochs"} if RECIPES[recipe].by_epochs else set()
             uses |= {"max_time"} if RECIPES[recipe].by_time else set()
         for name, value in given.items():
-            if value not in (None, False, "disabled") and name not in uses:
+            if not (value is None or value is False or value == "disabled" or name in uses):
                 raise RequestError(f"{self.flag} {self.does}; {flag_name(name)} does not go with it")
 
 
@@ -56,7 +56,7 @@ MODES = {
     "preview_batch": Mode(
         "--preview-batch",
         "draws one batch and makes no run",
-        _panels(RUN, NETWORK, DATA) - {"tta", "loss_sum", "mix_off"}
+        _panels(RUN, NETWORK, DATA) - {"freeze_backbone", "loss_sum", "mix_off", "tta"}
         | {"bs", "accumulate", "device", "threads"}
         | {"preview_batch", "config", "json"},
         by_length=True,
@@ -65,7 +65,19 @@ MODES = {
         "--lr-finder",
         "takes a few steps and makes no run",
         _panels(RUN, NETWORK, DATA, OPTIMIZATION, DEVICE)
-        - {"epochs", "max_time", "schedule", "schedule_per", "warmup", "warmdown", "patience", "mix_off", "ema", "tta"}
+        - {
+            "epochs",
+            "max_time",
+            "loss_sum",
+            "schedule",
+            "schedule_per",
+            "warmup",
+            "warmdown",
+            "patience",
+            "mix_off",
+            "ema",
+            "tta",
+        }
         | {"lr_finder", "lr_finder_out", "config", "json"},
         by_length=True,
     ),
@@ -74,7 +86,7 @@ MODES = {
     "dry_run": Mode(
         "--dry-run",
         "takes a few steps and makes no run",
-        _ALL - _TRACKERS - {"keep"} | {"dry_run", "config", "json"},
+        _ALL - _TRACKERS - {"keep", "patience", "save_every"} | {"dry_run", "config", "json"},
     ),
 }
 """Every mode except a new run, by the name of its flag. If two are given, the first in this order refuses the other."""

@@ -10,7 +10,7 @@ import typer
 
 from vitctl.cli.options import Command
 from vitctl.errors import RequestError
-from vitctl.files import check_table, check_writable, write_text
+from vitctl.files import check_replaceable, check_table, write_text
 from vitctl.registry import lookup, suggest
 from vitctl.sweep import ENGINES, PRUNERS, SAMPLERS
 from vitctl.sweep.states import Control
@@ -438,7 +438,7 @@ def export(
     if form not in ("csv", "json"):
         raise RequestError(f"--format {form!r} is unknown{suggest(form, ('csv', 'json'))}")
     if out is not None:
-        check_table(out, "--out") if form == "csv" else check_writable(out, "--out")
+        check_table(out, "--out") if form == "csv" else check_replaceable(out, "--out", (".json",))
     sweep = find_local(target, runs_dir, storage)
     from vitctl.cli import sweep_view
 

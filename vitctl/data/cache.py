@@ -394,8 +394,8 @@ def _signs_of_life(temporary: Path) -> tuple[bool, bool]:
 def _is_locked(path: Path, unknown: bool) -> bool:
     """Return whether a process holds the lock, or ``unknown`` if the file system cannot tell."""
     try:
-        with locked(path):
-            return False
+        with locked(path) as held:
+            return not held and unknown
     except Locked:
         return True
     except OSError:

@@ -14,7 +14,7 @@ from vitctl.errors import Interrupted, RequestError, RunFailed
 from vitctl.export import EXPORTERS
 from vitctl.export.request import ExportRequest
 from vitctl.export.safetensors import RECORD, config_path
-from vitctl.files import flush, folder_error, remove_temporaries, sync_folder, temporary_name, write_failed
+from vitctl.files import flush, folder_error, is_stream, remove_temporaries, sync_folder, temporary_name, write_failed
 
 
 def plan(request: ExportRequest, checkpoint: Path) -> dict[tuple[str, str], list[Path]]:
@@ -34,7 +34,11 @@ def plan(request: ExportRequest, checkpoint: Path) -> dict[tuple[str, str], list
         raise RequestError(f"the folder of {checkpoint} cannot be written; name another place with --output")
     kinds = [(name, "none") for name in dict.fromkeys(request.formats)]
     kinds += [("onnx", quantized) for quantized in dict.fromkeys(request.quantize)]
-    return {kind: _paths(request, checkpoint, *kind) for kind in kinds}
+    planned = {kind: _paths(request, checkpoint, *kind) for kind in kinds}
+    targets = [os.path.realpath(path) for paths in planned.values() for path in paths]
+    if len(set(targets)) < len(targets):
+        raise RequestError(f"links in {Path(targets[0]).parent} lead several files to one; choose another --output")
+    return planned
 
 
 def _paths(request: ExportRequest, checkpoint: Path, format_name: str, quantized: str) -> list[Path]:
@@ -52,6 +56,8 @@ def _paths(request: ExportRequest, checkpoint: Path, format_name: str, quantized
     for each in paths:
         if each.is_dir():
             raise RequestError(f"{each} is a folder, so no file of that name can be written; choose another --output")
+        if is_stream(each):
+            raise RequestError(f"--output {each} is not a regular file; choose another --output")
     for beside in paths[1:]:
         if beside.exists() and not _is_ours(beside):
             raise RequestError(f"{beside} is there and was not written by vitctl export; choose another --output")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import functools
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,7 +20,7 @@ from vitctl.errors import RequestError
 from vitctl.files import write_text
 from vitctl.inference.classifier import Classifier
 from vitctl.observer import SILENT, Observer
-from vitctl.training.evaluate import Progress, logits_of
+from vitctl.training.evaluate import logits_of
 
 
 @dataclass(frozen=True)
@@ -56,7 +57,6 @@ def score_classifier(
     limit: int | None = None,
     tta: str = "none",
     skip_bad_images: bool = False,
-    progress: Progress | None = None,
     observer: Observer = SILENT,
 ) -> Scores:
     """Evaluate a classifier on a part of a data set.
@@ -69,7 +69,6 @@ def score_classifier(
         limit: evaluate only this many images.
         tta: ``none``, or ``flip`` to also score the mean of the logits of each image and its mirror image.
         skip_bad_images: leave out images that cannot be read.
-        progress: called with the number of images done and in total.
         observer: is notified of downloads and decoding.
 
     Raises:
@@ -88,7 +87,11 @@ def score_classifier(
     outputs: list[Tensor] = []
     mirrored: list[Tensor] = []
     for plain, both, _ in logits_of(
-        classifier.logits, subset, classifier.batch, mirror=tta == "flip", progress=progress
+        classifier.logits,
+        subset,
+        classifier.batch,
+        mirror=tta == "flip",
+        progress=functools.partial(observer.evaluating, part),
     ):
         outputs.append(plain)
         mirrored += [] if both is None else [both]

@@ -69,8 +69,10 @@ def parse_url(text: str) -> URL:
         )
     if kind == "sqlite":
         if not url.database or url.database == ":memory:":
-            raise RequestError(f"--storage {text}: name a file, such as sqlite:///sweep.db")
+            raise RequestError(f"--storage {mask_passwords(text)}: name a file, such as sqlite:///sweep.db")
         return URL.create("sqlite", database=str(Path(url.database).expanduser().absolute()))
+    if "@" in (url.host or ""):
+        raise RequestError(f"--storage {mask_passwords(text)}: write an @ of the password as %40")
     if not url.database:
         raise RequestError(f"--storage {redacted(url)}: name a database, such as postgresql://user@host/database")
     return url.set(drivername="postgresql+psycopg")

@@ -20,7 +20,7 @@ from optuna.trial import FrozenTrial, TrialState
 from sqlalchemy.engine import URL
 
 from vitctl.config import OPTION_TABLES, normalise_keys, resolve_config
-from vitctl.errors import RequestError
+from vitctl.errors import RequestError, RunFailed
 from vitctl.files import write_text
 from vitctl.recipes import RECIPES
 from vitctl.registry import suggest
@@ -227,9 +227,9 @@ class Sweep:
             return
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise RequestError(f"cannot write {path}: {error.strerror}; choose another --runs-dir") from error
-        write_text(path, json.dumps(self.plan.to_dict(), indent=2) + "\n")
+            write_text(path, json.dumps(self.plan.to_dict(), indent=2) + "\n")
+        except (OSError, RunFailed) as error:
+            raise RequestError(f"cannot write {path} ({error}); choose another --runs-dir") from error
 
     # -- the study ---------------------------------------------------------------------------------------------------
 

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from vitctl.errors import RequestError, RunFailed
-from vitctl.files import write_failed, write_text
+from vitctl.files import write_text
 from vitctl.observer import Observer
 from vitctl.sweep.engine import AgentOptions, SweepOptions
 from vitctl.sweep.file import (
@@ -115,8 +115,8 @@ class WandbEngine:
         try:
             folder.mkdir(parents=True, exist_ok=True)
             write_text(folder / RECORD, json.dumps(record, indent=2) + "\n")
-        except OSError as error:
-            raise write_failed(error, folder) from error
+        except (OSError, RunFailed) as error:
+            raise RunFailed(f"the sweep {id} is created, but {folder} cannot be written: {error}") from error
 
     def _newest(self, path: Path, options: SweepOptions) -> str | None:
         """Return the id of the newest sweep that was created from a file, or None.

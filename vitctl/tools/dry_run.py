@@ -53,7 +53,7 @@ def dry_run(
     step_time = sorted(times[1:])[len(times[1:]) // 2]
     batch = session.batches.batch_size if session.steps_per_epoch > 1 else session.batches.count
     evaluated = len(session.splits.val.index) * session.epochs if session.splits.val is not None else 0
-    evaluated += len(session.splits.test.index)
+    evaluated += len(session.splits.test.index) * (2 if config.tta == "flip" else 1)
     eta = session.total_steps * step_time + evaluated * step_time / batch / 3  # a step costs three forward passes
 
     return {

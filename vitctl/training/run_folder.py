@@ -119,9 +119,7 @@ class RunFolder:
 
     @contextlib.contextmanager
     def locked(self) -> Iterator[None]:
-        """Lock this folder against other training processes, and record a failure of the run in ``failure.json``.
-
-        The system releases the lock when this process ends, even by a signal.
+        """Lock this folder against other processes; the system releases the lock when this process ends.
 
         Raises:
             RunBusy: another process is training in it.
@@ -135,6 +133,16 @@ class RunFolder:
                 ) from None
             except OSError as error:
                 raise RequestError(f"the run folder {self.path} cannot be written: {error.strerror}") from error
+            yield
+
+    @contextlib.contextmanager
+    def training(self) -> Iterator[None]:
+        """Lock this folder, and record in ``failure.json`` why the run in it fails.
+
+        Raises:
+            RunBusy: another process is training in it.
+        """
+        with self.locked():
             try:
                 yield
             except Exception as error:
@@ -171,7 +179,7 @@ class RunFolder:
         document = self.read_document()
         document["config"] = config.to_dict()
         session = {
-            "command": mask_passwords(shlex.join(sys.argv)),
+            "command": shlex.join(map(mask_passwords, sys.argv)),
             "started": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
             "step": step,
             "git_commit": git_commit(),

@@ -44,6 +44,7 @@ def open_session(
     observer: Observer = SILENT,
     *,
     pretrained: bool = True,
+    compiled: bool = True,
     data: tuple[Dataset, Splits] | None = None,
 ) -> Session:
     """Build everything a run needs, and compile the network if the settings request it.
@@ -53,6 +54,7 @@ def open_session(
         observer: is notified of downloads, decoding and compilation.
         pretrained: load the pretrained weights that the settings ask for; False where a checkpoint will replace them,
             or where weights do not matter.
+        compiled: compile the network if the settings ask for it; False where a checkpoint is restored first.
         data: in the place of what the settings name, for measurements.
 
     Raises:
@@ -109,7 +111,7 @@ def open_session(
         scaler=devices.make_scaler(device, precision),
         pretrained=loaded,
     )
-    if config.compile:
+    if config.compile and compiled:
         compile_network(session, observer.message)
     return session
 

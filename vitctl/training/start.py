@@ -20,6 +20,7 @@ from vitctl.recipes import RECIPES
 from vitctl.registry import Entry, lookup, split_spec
 from vitctl.tracking.trackers import tracked
 from vitctl.training.budget import TimePlan
+from vitctl.training.compiling import compile_network
 from vitctl.training.loop import fit, run_start
 from vitctl.training.preflight import check_config, check_length
 from vitctl.training.run_folder import RunFolder
@@ -59,7 +60,7 @@ def start_run(
         plan.fit()  # refused, where the time is too short, before anything is written
     check_length(session)
     folder = RunFolder.create(runs_dir, name, session.config)
-    with folder.locked():
+    with folder.training():
         if session.pretrained:
             observer.message(session.pretrained)
         with tracked(run_start(session, folder.path), session.config, observer) as everyone:
@@ -95,13 +96,12 @@ def resume_run(
     """
     started = time.monotonic() if started is None else started
     folder = RunFolder.open(path)
-    with folder.locked():
+    with folder.training():
         folder.remove_orphans()
         document = folder.read_document()
         stored = TrainConfig.from_dict(document["config"])
         config = changed_config(stored, changes)
         check_tracked(config.wandb, changes)
-        check_config(config, observer, weights=False)
         found = folder.newest(observer.message, set_aside=True)
         checkpoint = found[1] if found else None
         if found and not found[1]["optimizer"]:  # vitctl convert makes such ones
@@ -126,7 +126,8 @@ def resume_run(
             )
             return summary
 
-        session = open_session(config, observer, pretrained=checkpoint is None)
+        check_config(config, SILENT, weights=False)  # doubts were reported when the run began
+        session = open_session(config, observer, pretrained=checkpoint is None, compiled=False)
         if extended:
             check_length(session)
         if checkpoint is not None:
@@ -156,6 +157,8 @@ def resume_run(
                     observer.message(
                         f"mixup and CutMix are on again until step {again:,} (--mix-off {config.mix_off:g})"
                     )
+        if config.compile:
+            compile_network(session, observer.message)
         folder.resumed()
         folder.write_metrics(session.history)
         environment = run_environment(session)
