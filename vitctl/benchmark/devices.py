@@ -25,7 +25,7 @@ from vitctl.errors import RequestError, RunFailed
 from vitctl.observer import SILENT, Observer
 from vitctl.training.evaluate import evaluate
 from vitctl.training.loop import train_step
-from vitctl.training.preflight import check_config, check_length
+from vitctl.training.preflight import check_config
 from vitctl.training.session import Session, untouched
 from vitctl.training.setup import open_data, open_session
 from vitctl.training.start import start_run
@@ -110,7 +110,6 @@ class Lane:
     def __init__(self, label: str, config: TrainConfig, data: tuple[Dataset, Splits], observer: Observer) -> None:
         self.label = label
         self.session = open_session(config, observer, pretrained=False, data=data)
-        check_length(self.session)
         self.device = self.session.device
         self.initial_weights = {
             name: value.detach().cpu().clone() for name, value in self.session.model.state_dict().items()

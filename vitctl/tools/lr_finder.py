@@ -80,7 +80,9 @@ def find_lr(config: TrainConfig, observer: Observer, picture: Path | None = None
     if steps <= 2 * SKIPPED:
         raise RequestError(f"--max-steps {steps} are too few for --lr-finder; take {2 * SKIPPED + 1} or more")
     # Pictures are mixed to the end: where mixing stopped, the loss would fall whatever the rate.
-    found_with = dataclasses.replace(config, epochs=None, max_time=None, max_steps=steps, patience=None, mix_off=0.0)
+    found_with = dataclasses.replace(
+        config, epochs=None, max_time=None, max_steps=steps, patience=None, mix_off=0.0, warmdown=0.0
+    )
     check_config(dataclasses.replace(found_with, wandb="disabled", tensorboard=False), observer)
     session = open_session(found_with, observer)
     session.schedule = RangeTest("range", steps, low=LOW, high=HIGH)

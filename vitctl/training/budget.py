@@ -15,6 +15,7 @@ from vitctl.errors import RequestError
 from vitctl.training.checkpoint import save_checkpoint
 from vitctl.training.evaluate import evaluate
 from vitctl.training.loop import train_step
+from vitctl.training.preflight import check_length
 from vitctl.training.session import Session, given_length
 from vitctl.units import format_duration, parse_duration, parse_save_every, plural
 
@@ -83,7 +84,7 @@ class TimePlan:
         """Set the run's length to what the time leaves room for, and return that in words.
 
         Raises:
-            RequestError: the time is too short for a single step and the test.
+            RequestError: the time is too short for a single step and the test, or for the settings.
         """
         left = self._left(sum(self._trackers))
         steps = fitting_steps(self._session, self._speed, left, self._limit)
@@ -93,7 +94,9 @@ class TimePlan:
                 f"--max-time {self._text} is over before the first step and the final test are done; with these settings "
                 f"give at least {math.ceil(HINT_MARGIN * needed)}s"
             )
-        return self._set(steps, left)
+        words = self._set(steps, left)
+        check_length(self._session)
+        return words
 
     def fit_again(self) -> str:
         """Do as :meth:`fit`, now that W&B is open, however long that took; at least one step is taken."""

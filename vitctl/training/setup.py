@@ -23,7 +23,8 @@ from vitctl.optim.build import build_optimizer
 from vitctl.registry import lookup
 from vitctl.training.compiling import compile_network
 from vitctl.training.ema import WeightAverage
-from vitctl.training.session import Session
+from vitctl.training.preflight import check_length
+from vitctl.training.session import Session, given_length
 
 CACHE_FLOATS = 1 << 22
 """How many floats the widest activation of a micro-batch may have on CPU: 16 MiB of fp32.
@@ -44,7 +45,7 @@ def open_session(
     observer: Observer = SILENT,
     *,
     pretrained: bool = True,
-    compiled: bool = True,
+    resumed: bool = False,
     data: tuple[Dataset, Splits] | None = None,
 ) -> Session:
     """Build everything a run needs, and compile the network if the settings request it.
@@ -54,7 +55,7 @@ def open_session(
         observer: is notified of downloads, decoding and compilation.
         pretrained: load the pretrained weights that the settings ask for; False where a checkpoint will replace them,
             or where weights do not matter.
-        compiled: compile the network if the settings ask for it; False where a checkpoint is restored first.
+        resumed: leave checking the length and compiling to the caller, who restores a checkpoint first.
         data: in the place of what the settings name, for measurements.
 
     Raises:
@@ -111,7 +112,11 @@ def open_session(
         scaler=devices.make_scaler(device, precision),
         pretrained=loaded,
     )
-    if config.compile and compiled:
+    if resumed:
+        return session
+    if given_length(config, session.steps_per_epoch) is not None:
+        check_length(session)
+    if config.compile:
         compile_network(session, observer.message)
     return session
 

@@ -1,4 +1,4 @@
-"""Starting, resuming and trying out a run: what ``vitctl train`` calls."""
+"""Start and resume a run."""
 
 from __future__ import annotations
 
@@ -58,7 +58,6 @@ def start_run(
     plan = TimePlan(session, started, runs_dir.absolute()) if config.max_time else None
     if plan:
         plan.fit()  # refused, where the time is too short, before anything is written
-    check_length(session)
     folder = RunFolder.create(runs_dir, name, session.config)
     with folder.training():
         if session.pretrained:
@@ -127,7 +126,7 @@ def resume_run(
             return summary
 
         check_config(config, SILENT, weights=False)  # doubts were reported when the run began
-        session = open_session(config, observer, pretrained=checkpoint is None, compiled=False)
+        session = open_session(config, observer, pretrained=checkpoint is None, resumed=True)
         if extended:
             check_length(session)
         if checkpoint is not None:
