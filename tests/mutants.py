@@ -277,15 +277,15 @@ MUTANTS = (
     Mutant(
         "cli: a mode accepts flags that have no effect",
         "cli/modes.py",
-        "and name not in uses:",
-        "and name not in uses | _ALL:",
+        "or name in uses):",
+        "or name in uses | _ALL):",
         "tests/cli/test_modes.py",
     ),
     Mutant(
         "cli: a table replaces any file",
         "files.py",
-        "path.stat().st_size and not _is_table(path):",
-        "path.stat().st_size and False:",
+        "if real.suffix.lower() not in suffixes:",
+        "if not suffixes:",
         "tests/test_files.py",
     ),
     Mutant(
