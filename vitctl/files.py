@@ -43,7 +43,7 @@ def write_failed(
     *,
     size: int | None = None,
     outcome: str = "",
-    remedy: str = "what was saved before is untouched: make room and resume",
+    remedy: str = "what was there before is untouched: make room and try again",
 ) -> RunFailed:
     """Return the error to raise for a file that could not be written.
 
