@@ -293,7 +293,7 @@ def test_learns_64_digits(net: str) -> None:
     from sklearn.datasets import load_digits
 
     quick: dict[str, Value] = {"depth": 1, "width": 8, "num_heads": 4, "head_dim": 16, "conv_width": 16}
-    quick |= {"embed_dim": 256 if net == "dyt" else 64, "window_size": 2}
+    quick |= {"embed_dim": {"dyt": 512, "swin": 32}.get(net, 64), "window_size": 2}
     size = small_size(net, 12, **quick)
     digits = load_digits()
     small = torch.tensor(digits.images[:64] / 8 - 1, dtype=torch.float32)[:, None]  # [64, 1, 8, 8]
