@@ -10,10 +10,10 @@ from tests.models.oracles import stirred
 from tests.models.test_models import build, pictures
 
 
-@pytest.mark.parametrize(("net", "name"), [("vit_timm", "vit_base"), ("vit_small_timm", "vit_small")])
-def test_logits_equal_timms(net: str, name: str) -> None:
-    ours = stirred(build(net, 32)).eval()
-    theirs = timm.create_model(f"{name}_patch16_384", img_size=32, num_classes=10).eval()
+@pytest.mark.parametrize(("net", "name", "depth"), [("vit_timm", "vit_base", 2), ("vit_small_timm", "vit_small", 12)])
+def test_logits_equal_timms(net: str, name: str, depth: int) -> None:
+    ours = stirred(build(net, 32, depth=depth)).eval()
+    theirs = timm.create_model(f"{name}_patch16_384", img_size=32, num_classes=10, depth=depth).eval()
     theirs.load_state_dict(ours.state_dict())
     with torch.no_grad():
         torch.testing.assert_close(ours(pictures(2)), theirs(pictures(2)), atol=1e-5, rtol=1e-5)

@@ -71,9 +71,18 @@ def pair(net: str, img_size: int = 32, in_chans: int = 3, **changed: Value) -> t
 
 
 @pytest.mark.parametrize("pool", ["cls", "avg"])
-@pytest.mark.parametrize(("net", "patch_size"), [("vit", 2), ("vit", 4), ("vit", 8), ("vit_small", 4), ("vit_tiny", 4)])
-def test_logits_equal_vit_pytorchs(net: str, patch_size: int, pool: str) -> None:
-    ours, theirs = pair(net, patch_size=patch_size, pool=pool)
+@pytest.mark.parametrize(
+    ("net", "changed"),
+    [
+        ("vit", {"patch_size": 2, "depth": 2}),
+        ("vit", {}),
+        ("vit", {"patch_size": 8, "depth": 2}),
+        ("vit_small", {}),
+        ("vit_tiny", {}),
+    ],
+)
+def test_logits_equal_vit_pytorchs(net: str, changed: dict[str, Value], pool: str) -> None:
+    ours, theirs = pair(net, **changed, pool=pool)
     x = pictures(2)
     with torch.no_grad():
         torch.testing.assert_close(ours(x), theirs(x), atol=1e-5, rtol=0)
