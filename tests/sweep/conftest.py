@@ -145,3 +145,11 @@ def storage(request: pytest.FixtureRequest) -> str:
         return ""
     server: Postgres = request.getfixturevalue("postgres")
     return server.new_database()
+
+
+@pytest.fixture
+def forked_trainers(python: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Start fake trainers with the ``python`` fixture."""
+    from tests.sweep import fake
+
+    monkeypatch.setattr(fake, "PYTHON", python)
