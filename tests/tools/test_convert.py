@@ -462,7 +462,7 @@ def test_the_checkpoint_evaluates_predicts_and_exports(cli: Cli, pictures: Path)
     (row,) = cli("predict", "new.pt", picture, "--json").json()
     assert row["top"][0]["class"] == trained.classes[int(expected.argmax())]
     assert row["top"][0]["probability"] == pytest.approx(expected.max().item(), rel=1e-4)
-    exported = cli("export", "new.pt", "--format", "torchscript", "--tolerance", 1e-3, "--json")
+    exported = cli("export", "new.pt", "--format", "torchscript", "--tolerance", 1e-3, "--verify-on", 20, "--json")
     assert exported.code == 0, exported.err
     report = exported.json()
     assert report["verified"] is True and Path(report["files"][0]["path"]).exists()
