@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fcntl
+import functools
 import json
 import os
 import shutil
@@ -13,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import typer.main
 
 from tests import forkserver
 
@@ -130,6 +132,9 @@ def real_cifar10() -> Path:
 
 Cli = Callable[..., "Result"]
 
+built_command = functools.cache(typer.main.get_command)
+"""Builds a program's commands once, which takes a tenth of a second."""
+
 
 class Result:
     """What a command gave."""
@@ -150,6 +155,7 @@ def cli(capfd: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.M
     threads = torch.get_num_threads()
     from vitctl.cli import main
 
+    monkeypatch.setattr(typer.main, "get_command", built_command)
     monkeypatch.chdir(tmp_path)
 
     def run(*argv: object) -> Result:

@@ -5,12 +5,12 @@ from __future__ import annotations
 import json
 import os
 import signal
+import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
-from tests.conftest import Cli
 from vitctl.errors import Interrupted, NoSpace, NotFinite, OutOfMemory, RequestError, RunBusy, RunFailed, VitctlError
 from vitctl.process.child import Child, LifeLine
 from vitctl.process.failure import FAILURE_FILE, ChildReport, Failure, is_run_failure
@@ -78,13 +78,14 @@ def test_a_report_is_written_and_not_inherited(tmp_path: Path, monkeypatch: pyte
     ],
 )
 def test_a_command_reports_why_it_failed(
-    argv: list[str], kind: str, code: int, cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    argv: list[str], kind: str, code: int, python: list[str], tmp_path: Path
 ) -> None:
-    monkeypatch.setenv(FAILURE_FILE, str(tmp_path / "f"))
-    done = cli(*argv)
+    command = [*python, "-m", "vitctl", *argv]
+    environment = {**os.environ, FAILURE_FILE: str(tmp_path / "f")}
+    done = subprocess.run(command, env=environment, cwd=tmp_path, capture_output=True, text=True, check=False)
     failure = Failure.read(tmp_path / "f")
-    assert failure is not None and done.code == code == failure.exit_code and failure.kind == kind
-    assert failure.message in done.err
+    assert failure is not None and done.returncode == code == failure.exit_code and failure.kind == kind
+    assert failure.message in done.stderr
 
 
 @pytest.mark.parametrize(
