@@ -78,6 +78,7 @@ def serve(path: str, controller: int) -> None:
     if os.fork():
         os._exit(0)  # ready
     os.setsid()
+    sys.pycache_prefix, sys.dont_write_bytecode = f"{path}-pycache", False  # only one program compiles a module
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # nothing waits for the children, so let the system reap them
     while True:
         while not select.select([listening], [], [], 0.5)[0]:

@@ -80,7 +80,7 @@ RunAgent = Callable[..., tuple[str, Recorder]]
 def run_agent(sweep: Sweep, *, trainer: Trainer | None = None, **options: Any) -> tuple[str, Recorder]:
     """Run an agent in this process."""
     recorder = Recorder()
-    options = {"heartbeat": 1, "grace": 3, "pause": 0.1, **options}
+    options = {"heartbeat": 1, "grace": 3, "pause": 0.02, **options}
     return Agent(sweep, recorder, trainer=trainer or fake_trainer(), **options).run(), recorder
 
 

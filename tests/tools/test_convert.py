@@ -371,8 +371,18 @@ def test_logits_are_those_of_the_old_network(net: str, cli: Cli) -> None:
     assert sum(p.numel() for p in trained.model.parameters()) == MODELS[net].params
 
 
-@pytest.mark.parametrize("prefix", ["", "module."])
-@pytest.mark.parametrize("key", ["model", "net", None])
+@pytest.mark.parametrize(
+    ("key", "prefix"),
+    [
+        ("model", ""),
+        ("net", "module."),
+        (None, ""),
+        *(
+            pytest.param(*each, marks=pytest.mark.slow)
+            for each in (("model", "module."), ("net", ""), (None, "module."))
+        ),
+    ],
+)
 def test_both_formats_and_parallel_prefixes(cli: Cli, key: str | None, prefix: str) -> None:
     state = {f"{prefix}{name}": tensor for name, tensor in made("vit_tiny").items()}
     content = state if key is None else {key: state, "optimizer": {"state": {}}, "scaler": {}}
