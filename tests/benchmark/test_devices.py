@@ -287,11 +287,11 @@ def test_tuned_settings_are_those_that_train_takes(cli: Cli, tmp_path: Path, mon
 def test_batchnorm_is_tuned_with_whole_batches(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("vitctl.benchmark.tune.SECONDS", 0.0)
     monkeypatch.setattr("vitctl.benchmark.tune.BATCHES", (0.5, 2.0))
-    words = ["bench-device", "cpu", "--net", "res18:width=8", "--size", 8, "--threads", "1", "--precision", "fp32"]
-    result = cli(*words, "--bs", 32, "--tune", "--json", "--out", "out")
+    words = ["bench-device", "cpu", "--net", "res18:width=2", "--size", 8, "--threads", "1", "--precision", "fp32"]
+    result = cli(*words, "--tune", "--json", "--out", "out")
     assert result.code == 0, result.err
     trials = result.json()["devices"][0]["trials"]
-    assert [trial["settings"]["bs"] for trial in trials] == [32, 16, 64]
+    assert [trial["settings"]["bs"] for trial in trials] == [512, 256, 1024]
     assert all("micro_batch" not in trial["settings"] for trial in trials)
     assert {path.suffix for path in Path("out").iterdir()} == {".json", ".csv", ".md", ".html"}
 
