@@ -287,7 +287,7 @@ def test_tuned_settings_are_those_that_train_takes(cli: Cli, tmp_path: Path, mon
 def test_batchnorm_is_tuned_with_whole_batches(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("vitctl.benchmark.tune.SECONDS", 0.0)
     monkeypatch.setattr("vitctl.benchmark.tune.BATCHES", (0.5, 2.0))
-    words = ["bench-device", "cpu", "--net", "res18:width=2", "--size", 8, "--threads", "1", "--precision", "fp32"]
+    words = ["bench-device", "cpu", "--net", "res18:width=8", "--size", 8, "--threads", "1", "--precision", "fp32"]
     result = cli(*words, "--tune", "--json", "--out", "out")
     assert result.code == 0, result.err
     trials = result.json()["devices"][0]["trials"]
