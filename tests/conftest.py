@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fcntl
+import functools
 import json
 import os
 import shutil
@@ -13,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import typer.main
 
 from tests import forkserver
 
@@ -72,6 +74,18 @@ def shared_folder(config: pytest.Config) -> Path:
     return own.parent if "PYTEST_XDIST_WORKER" in os.environ else own
 
 
+def made_once(config: pytest.Config, name: str, make: Callable[[Path], None]) -> Path:
+    """Return a folder that all workers share, which the first that needs it fills."""
+    folder = shared_folder(config) / name
+    with open(folder.with_suffix(".lock"), "a") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if os.fstat(lock.fileno()).st_size == 0:
+            folder.mkdir(exist_ok=True)
+            make(folder)
+            lock.write("made")
+    return folder
+
+
 @pytest.fixture(autouse=True)
 def own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
     """Keep tests out of the user's cache and data, and from one another's settings."""
@@ -84,18 +98,18 @@ def own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.Monk
 
 
 @pytest.fixture(scope="session")
-def python(tmp_path_factory: pytest.TempPathFactory) -> Iterator[list[str]]:
-    """Return a command that runs programs like ``python``, in a process that has already imported torch."""
-    path = tmp_path_factory.mktemp("fork", numbered=False) / "s"
-    serve = f"from tests.forkserver import serve; serve({os.fspath(path)!r})"
-    root = Path(__file__).parents[1]
-    with subprocess.Popen(
-        [sys.executable, "-c", serve], cwd=root, stdin=subprocess.PIPE, stdout=subprocess.PIPE
-    ) as server:
-        assert server.stdin is not None and server.stdout is not None
-        assert server.stdout.readline() == b"ready\n"
-        yield [sys.executable, "-S", "-I", forkserver.__file__, str(path)]
-        server.stdin.close()
+def python(request: pytest.FixtureRequest) -> list[str]:
+    """Return a command that runs programs like ``python``, in a process that has already imported torch.
+
+    All workers share one server.
+    """
+
+    def start(folder: Path) -> None:
+        controller = os.getppid() if "PYTEST_XDIST_WORKER" in os.environ else os.getpid()
+        serve = f"from tests.forkserver import serve; serve({os.fspath(folder / 's')!r}, {controller})"
+        subprocess.run([sys.executable, "-c", serve], cwd=Path(__file__).parents[1], check=True)
+
+    return [sys.executable, "-S", "-I", forkserver.__file__, str(made_once(request.config, "server", start) / "s")]
 
 
 @pytest.fixture
@@ -118,6 +132,9 @@ def real_cifar10() -> Path:
 
 Cli = Callable[..., "Result"]
 
+built_command = functools.cache(typer.main.get_command)
+"""Builds a program's commands once, which takes a tenth of a second."""
+
 
 class Result:
     """What a command gave."""
@@ -138,6 +155,7 @@ def cli(capfd: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.M
     threads = torch.get_num_threads()
     from vitctl.cli import main
 
+    monkeypatch.setattr(typer.main, "get_command", built_command)
     monkeypatch.chdir(tmp_path)
 
     def run(*argv: object) -> Result:
@@ -168,15 +186,17 @@ def refused(cli: Cli) -> Callable[..., str]:
 
 
 @pytest.fixture(scope="session")
-def digits_runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def digits_runs(request: pytest.FixtureRequest) -> Path:
     """Return a folder with two trained runs, not to be written to: see the two fixtures below."""
-    from vitctl.cli import main
 
-    runs = tmp_path_factory.mktemp("trained")
-    common = ["train", "--dataset", "digits", "--net", TINY_NET, "--bs", "32", "--runs-dir", str(runs), "--json"]
-    assert main([*common, "--size", "8", "--lr", "0.01", "--epochs", "6", "--name", "digits"]) == 0
-    assert main([*common, "--size", "12", "--epochs", "1", "--name", "resized"]) == 0
-    return runs
+    def train(runs: Path) -> None:
+        from vitctl.cli import main
+
+        common = ["train", "--dataset", "digits", "--net", TINY_NET, "--bs", "32", "--runs-dir", str(runs), "--json"]
+        assert main([*common, "--size", "8", "--lr", "0.01", "--epochs", "6", "--name", "digits"]) == 0
+        assert main([*common, "--size", "12", "--epochs", "1", "--name", "resized"]) == 0
+
+    return made_once(request.config, "trained", train)
 
 
 @pytest.fixture

@@ -47,8 +47,13 @@ def main() -> None:
     os._exit(status)
 
 
-def serve(path: str) -> None:
-    """Run each requested program in a grandchild of this process, until stdin is closed."""
+def serve(path: str, controller: int) -> None:
+    """Return from the calling process once a server runs, which forks for each program until a process ends.
+
+    Args:
+        path: the socket to listen on.
+        controller: the id of the process with which the server ends.
+    """
     import gc
     import runpy
 
@@ -70,11 +75,17 @@ def serve(path: str) -> None:
     listening = socket.socket(socket.AF_UNIX)
     listening.bind(path)
     listening.listen(64)
-    print("ready", flush=True)
+    if os.fork():
+        os._exit(0)  # ready
+    os.setsid()
+    sys.pycache_prefix, sys.dont_write_bytecode = f"{path}-pycache", False  # only one program compiles a module
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # nothing waits for the children, so let the system reap them
     while True:
-        if 0 in select.select([0, listening], [], [])[0]:
-            return
+        while not select.select([listening], [], [], 0.5)[0]:
+            try:
+                os.kill(controller, 0)
+            except ProcessLookupError:
+                return
         connection, _ = listening.accept()
         if os.fork() == 0:
             break

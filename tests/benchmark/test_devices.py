@@ -195,7 +195,7 @@ def test_the_table_has_the_words_of_the_scripts(cli: Cli) -> None:
 
 
 def test_epochs_really_train(cli: Cli, tmp_path: Path) -> None:
-    result = cli("bench-device", "cpu", *TINY, "--epochs", 1, "--max-time", "1s", "--json", "--out", "out")
+    result = cli("bench-device", "cpu", *TINY, "--epochs", 1, "--max-time", "0.3s", "--json", "--out", "out")
     assert result.code == 0, result.err
     (device,) = result.json()["devices"]
     (run,) = (tmp_path / "runs").iterdir()

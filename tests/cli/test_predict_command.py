@@ -14,7 +14,7 @@ from PIL import Image
 from timm import create_model as timm_model
 
 from tests.cli.test_train_command import picture_folder
-from tests.conftest import TINY_NET, Cli
+from tests.conftest import TINY_NET, Cli, made_once
 from vitctl.data.dataset import load_dataset
 
 Refused = Callable[..., str]
@@ -22,16 +22,18 @@ COUNT = 30
 
 
 @pytest.fixture(scope="module")
-def exported(digits_runs: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def exported(digits_runs: Path, request: pytest.FixtureRequest) -> Path:
     """Return a folder with the small run's exports: a.onnx, u.onnx (uint8, nhwc), a.safetensors."""
-    from vitctl.cli import main
 
-    folder = tmp_path_factory.mktemp("exported")
-    export = ["export", str(digits_runs / "digits"), "--verify-on", "20", "--json", "-o"]
-    assert main([*export, str(folder / "a.onnx")]) == 0
-    assert main([*export, str(folder / "u.onnx"), "--input", "uint8", "--layout", "nhwc"]) == 0
-    assert main([*export, str(folder / "a.safetensors"), "--format", "safetensors"]) == 0
-    return folder
+    def export(folder: Path) -> None:
+        from vitctl.cli import main
+
+        words = ["export", str(digits_runs / "digits"), "--verify-on", "20", "--json", "-o"]
+        assert main([*words, str(folder / "a.onnx")]) == 0
+        assert main([*words, str(folder / "u.onnx"), "--input", "uint8", "--layout", "nhwc"]) == 0
+        assert main([*words, str(folder / "a.safetensors"), "--format", "safetensors"]) == 0
+
+    return made_once(request.config, "exported", export)
 
 
 @pytest.fixture

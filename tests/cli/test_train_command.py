@@ -2,7 +2,6 @@ import json
 import os
 import signal
 import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -205,7 +204,7 @@ def test_defaults_stand_in_one_pair_of_brackets(cli: Cli) -> None:
     ("flag", "start", "expected"),
     [("--net", "cct", "cct_2"), ("--opt", "ad", "adamw"), ("--dataset", "d", "digits"), ("--recipe", "se", "seed")],
 )
-def test_completion_offers_values(flag: str, start: str, expected: str) -> None:
+def test_completion_offers_values(flag: str, start: str, expected: str, python: list[str]) -> None:
     env = {
         **os.environ,
         "_VITCTL_COMPLETE": "complete_bash",
@@ -213,7 +212,7 @@ def test_completion_offers_values(flag: str, start: str, expected: str) -> None:
         "COMP_CWORD": "3",
     }
     result = subprocess.run(
-        [sys.executable, "-c", "from vitctl.cli import main; main()"],
+        [*python, "-c", "from vitctl.cli import main; main()"],
         env=env,
         capture_output=True,
         text=True,
@@ -222,9 +221,9 @@ def test_completion_offers_values(flag: str, start: str, expected: str) -> None:
     assert expected in result.stdout.split()
 
 
-def test_debug_shows_the_traceback(tmp_path: Path) -> None:
+def test_debug_shows_the_traceback(python: list[str]) -> None:
     result = subprocess.run(
-        [sys.executable, "-m", "vitctl", "train", "--net", "vitt"],
+        [*python, "-m", "vitctl", "train", "--net", "vitt"],
         env={**os.environ, "VITCTL_DEBUG": "1"},
         capture_output=True,
         text=True,

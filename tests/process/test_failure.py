@@ -77,8 +77,10 @@ def test_a_report_is_written_and_not_inherited(tmp_path: Path, monkeypatch: pyte
         (["train", "--resume", "nowhere"], "request", 2),
     ],
 )
-def test_a_command_reports_why_it_failed(argv: list[str], kind: str, code: int, tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "vitctl", *argv]
+def test_a_command_reports_why_it_failed(
+    argv: list[str], kind: str, code: int, python: list[str], tmp_path: Path
+) -> None:
+    command = [*python, "-m", "vitctl", *argv]
     environment = {**os.environ, FAILURE_FILE: str(tmp_path / "f")}
     done = subprocess.run(command, env=environment, cwd=tmp_path, capture_output=True, text=True, check=False)
     failure = Failure.read(tmp_path / "f")

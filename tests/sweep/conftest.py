@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import secrets
@@ -11,8 +12,10 @@ import subprocess
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
+import alembic.util
 import pytest
 
 from vitctl.sweep.file import SweepFile, parse_sweep_file
@@ -48,6 +51,20 @@ def lr_file() -> SweepFile:
             "opt": {"value": "adam"},
         }
     )
+
+
+load_python_file = alembic.util.load_python_file
+load_revision = functools.cache(load_python_file)
+
+
+@pytest.fixture(autouse=True)
+def revisions_loaded_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Compile each revision of the storage's tables once, instead of whenever a storage is opened."""
+
+    def load(folder: str, name: str) -> ModuleType:
+        return load_python_file(folder, name) if name == "env.py" else load_revision(folder, name)  # that one acts
+
+    monkeypatch.setattr(alembic.util, "load_python_file", load)
 
 
 class Postgres:
@@ -145,3 +162,11 @@ def storage(request: pytest.FixtureRequest) -> str:
         return ""
     server: Postgres = request.getfixturevalue("postgres")
     return server.new_database()
+
+
+@pytest.fixture
+def forked_trainers(python: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Start fake trainers with the ``python`` fixture."""
+    from tests.sweep import fake
+
+    monkeypatch.setattr(fake, "PYTHON", python)

@@ -25,12 +25,16 @@ TRIALS_FAILED = 3
 TRAINER = Path(__file__).with_name("fake_trainer.py")
 
 
+PYTHON = [sys.executable]
+"""What runs fake_trainer.py."""
+
+
 def fake_trainer(**options: object) -> Trainer:
     """Return what trains trials with fake_trainer.py."""
 
     def command(trial: TrialRun) -> list[str]:
         words = [f"{key}={value}" for key, value in options.items()]
-        return [sys.executable, str(TRAINER), str(trial.config), str(trial.run), *words]
+        return [*PYTHON, str(TRAINER), str(trial.config), str(trial.run), *words]
 
     return command
 
@@ -76,7 +80,7 @@ RunAgent = Callable[..., tuple[str, Recorder]]
 def run_agent(sweep: Sweep, *, trainer: Trainer | None = None, **options: Any) -> tuple[str, Recorder]:
     """Run an agent in this process."""
     recorder = Recorder()
-    options = {"heartbeat": 1, "grace": 3, "pause": 0.1, **options}
+    options = {"heartbeat": 1, "grace": 3, "pause": 0.02, **options}
     return Agent(sweep, recorder, trainer=trainer or fake_trainer(), **options).run(), recorder
 
 

@@ -26,6 +26,8 @@ from vitctl.sweep.optuna_parts import WandbPruner
 from vitctl.sweep.storage import TrialStorage, diagnose
 from vitctl.sweep.sweep import Sweep, find_sweeps
 
+pytestmark = pytest.mark.usefixtures("forked_trainers")
+
 HOLD = """
 import fcntl, os, sys, time
 os.makedirs(sys.argv[1], exist_ok=True)

@@ -37,6 +37,7 @@ def test_a_parameter_set_that_was_tried_is_named(tmp_path: Path) -> None:
         sweep.enqueue({"lr": 1e-4})
 
 
+@pytest.mark.usefixtures("forked_trainers")
 def test_an_exhausted_grid_is_named(tmp_path: Path) -> None:
     sweep = small(tmp_path, "grid", {"lr": {"values": [1e-3, 2e-3]}, "epochs": {"values": [1, 2]}})
     run_agent(sweep, count=2)

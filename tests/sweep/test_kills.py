@@ -45,7 +45,7 @@ def training(runs: Path) -> dict[int, Path]:
 
 @pytest.mark.parametrize(
     ("agents", "trials", "kills"),
-    [(3, 20, 6), pytest.param(8, 200, 80, marks=[pytest.mark.slow, pytest.mark.timeout(1500)])],
+    [(3, 12, 6), pytest.param(8, 200, 80, marks=[pytest.mark.slow, pytest.mark.timeout(1500)])],
 )
 def test_each_parameter_set_ends_once(
     request: pytest.FixtureRequest, storage: str, tmp_path: Path, agents: int, trials: int, kills: int
@@ -57,10 +57,10 @@ def test_each_parameter_set_ends_once(
         storage or None,
     )
     rng = random.Random(trials)
-    deadly = 0.05 if trials > 100 else 0.1
+    deadly, seconds = (0.05, 0.1) if trials > 100 else (0.1, 0.15)
 
     def start() -> subprocess.Popen[str]:
-        return start_agent(python, tmp_path, sweep.id, storage, 0.1, rng.choice([1, 1, 2]), deadly)
+        return start_agent(python, tmp_path, sweep.id, storage, seconds, rng.choice([1, 1, 2]), deadly)
 
     running = [start() for _ in range(agents)]
     ends: Counter[str] = Counter()

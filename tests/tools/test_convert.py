@@ -371,8 +371,18 @@ def test_logits_are_those_of_the_old_network(net: str, cli: Cli) -> None:
     assert sum(p.numel() for p in trained.model.parameters()) == MODELS[net].params
 
 
-@pytest.mark.parametrize("prefix", ["", "module."])
-@pytest.mark.parametrize("key", ["model", "net", None])
+@pytest.mark.parametrize(
+    ("key", "prefix"),
+    [
+        ("model", ""),
+        ("net", "module."),
+        (None, ""),
+        *(
+            pytest.param(*each, marks=pytest.mark.slow)
+            for each in (("model", "module."), ("net", ""), (None, "module."))
+        ),
+    ],
+)
 def test_both_formats_and_parallel_prefixes(cli: Cli, key: str | None, prefix: str) -> None:
     state = {f"{prefix}{name}": tensor for name, tensor in made("vit_tiny").items()}
     content = state if key is None else {key: state, "optimizer": {"state": {}}, "scaler": {}}
@@ -462,7 +472,7 @@ def test_the_checkpoint_evaluates_predicts_and_exports(cli: Cli, pictures: Path)
     (row,) = cli("predict", "new.pt", picture, "--json").json()
     assert row["top"][0]["class"] == trained.classes[int(expected.argmax())]
     assert row["top"][0]["probability"] == pytest.approx(expected.max().item(), rel=1e-4)
-    exported = cli("export", "new.pt", "--format", "torchscript", "--tolerance", 1e-3, "--json")
+    exported = cli("export", "new.pt", "--format", "torchscript", "--tolerance", 1e-3, "--verify-on", 20, "--json")
     assert exported.code == 0, exported.err
     report = exported.json()
     assert report["verified"] is True and Path(report["files"][0]["path"]).exists()

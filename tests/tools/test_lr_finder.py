@@ -18,6 +18,7 @@ from vitctl.training.session import Session
 
 Refused = Callable[..., str]
 STEPS = ["--max-steps", "60"]
+FEW = ["--max-steps", "12"]
 
 
 def test_it_suggests_draws_and_leaves_no_run(cli: Cli, tmp_path: Path) -> None:
@@ -33,7 +34,7 @@ def test_it_suggests_draws_and_leaves_no_run(cli: Cli, tmp_path: Path) -> None:
 
 def test_its_steps_are_those_of_training(cli: Cli) -> None:
     """The first step's loss is that of the untrained network on the first batch, as in a run."""
-    found = cli("train", *TINY, *STEPS, "--lr-finder", "--json").json()
+    found = cli("train", *TINY, *FEW, "--lr-finder", "--json").json()
     run = cli("train", *TINY, "--max-steps", 1, "--json").json()
     assert found["loss"][0] == pytest.approx(run["train_loss"])
 
@@ -43,13 +44,13 @@ def test_a_second_rate_goes_with_the_suggestion(cli: Cli) -> None:
     found = cli(*argv, "--json").json()
     assert found["second_lr"] == {"adamw_lr": pytest.approx(found["suggestion"] / 5)}
     assert "adamw_lr with it" in cli(*argv).out
-    assert cli("train", *TINY, *STEPS, "--lr-finder", "--json").json()["second_lr"] == {}
+    assert cli("train", *TINY, *FEW, "--lr-finder", "--json").json()["second_lr"] == {}
 
 
 def test_a_length_chooses_what_is_looked_at(cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     mine = dataclasses.replace(RECIPES["default"], by_dataset={}, by_epochs={1: {"bs": 16}}, by_time={60: {"bs": 8}})
     monkeypatch.setitem(RECIPES, "mine", mine)
-    argv = ["train", *TINY[: TINY.index("--bs")], "--recipe", "mine", *STEPS, "--lr-finder", "--json"]
+    argv = ["train", *TINY[: TINY.index("--bs")], "--recipe", "mine", *FEW, "--lr-finder", "--json"]
     sizes = [cli(*argv, *more).json()["config"]["bs"] for more in ((), ("--epochs", 1), ("--max-time", "30s"))]
     assert sizes == [128, 16, 8]
     (tmp_path / "run.yaml").write_text("recipe: mine\n")
@@ -70,12 +71,12 @@ def test_a_loss_that_runs_away_ends_it(cli: Cli) -> None:
 
 def test_a_schedule_that_it_replaces_does_not_stop_it(cli: Cli, tmp_path: Path) -> None:
     (tmp_path / "run.yaml").write_text("schedule: constant\nschedule_per: epoch\nwarmdown: 0.05\n")
-    assert cli("train", *TINY, *STEPS, "--config", "run.yaml", "--lr-finder").code == 0
+    assert cli("train", *TINY, *FEW, "--config", "run.yaml", "--lr-finder").code == 0
 
 
 @pytest.mark.parametrize(("name", "start"), [("a.svg", b"<?xml"), ("a.pdf", b"%PDF"), ("a.PNG", b"\x89PNG")])
 def test_pictures(cli: Cli, tmp_path: Path, name: str, start: bytes) -> None:
-    result = cli("train", *TINY, "--max-steps", 12, "--lr-finder", "--lr-finder-out", name)
+    result = cli("train", *TINY, *FEW, "--lr-finder", "--lr-finder-out", name)
     assert result.code == 0 and (tmp_path / name).read_bytes().startswith(start)
     assert f"picture: {name}" in result.out
 

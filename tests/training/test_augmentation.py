@@ -41,7 +41,12 @@ SETTINGS: list[dict[str, Any]] = [
 ]
 
 
-@pytest.mark.parametrize("settings", SETTINGS, ids=lambda each: "-".join(f"{k}={v}" for k, v in each.items()))
+@pytest.mark.parametrize(
+    "settings",
+    # Each augmentation is also part of a mix.
+    [pytest.param(each, marks=pytest.mark.slow) if each.keys() == {"aug"} else each for each in SETTINGS],
+    ids=lambda each: "-".join(f"{k}={v}" for k, v in each.items()),
+)
 def test_resume_within_an_epoch_is_bit_identical(settings: dict[str, Any], tmp_path: Path) -> None:
     whole = session(**settings)
     assert whole.total_steps == 2 * STEPS and STEPS % whole.steps_per_epoch

@@ -114,7 +114,7 @@ def test_steps_that_a_device_has_not_told_yet_leave_no_trace(briefly: None, monk
 
 
 def test_a_network_with_batchnorm_keeps_its_statistics(briefly: None) -> None:
-    measured, fresh = (tiny_session(net="res18:width=8", epochs=1) for _ in range(2))
+    measured, fresh = (tiny_session(net="res18:width=8", bs=8, epochs=1) for _ in range(2))
     measure_speed(measured, 60)
     assert same(measured.model.state_dict(), fresh.model.state_dict())
 
