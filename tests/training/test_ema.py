@@ -58,9 +58,7 @@ def test_an_average_of_any_network_is_finite(net: str) -> None:
 @pytest.mark.parametrize("net", MASKED)
 def test_an_average_goes_on_to_the_same_bits(net: str, tmp_path: Path) -> None:
     narrow = {name: value for name, value in NARROW.items() if name in MODELS[net].options}
-    whole, resumed = (
-        tiny_session(net=format_spec(net, narrow), size=small_size(net), bs=4, ema=0.9) for _ in range(2)
-    )
+    whole, resumed = (tiny_session(net=format_spec(net, narrow), size=small_size(net), bs=4, ema=0.9) for _ in range(2))
     for step in range(4):
         if step == 2:
             save_checkpoint(whole.checkpoint(), tmp_path / "last.pt")
