@@ -127,3 +127,25 @@ def test_draws_of_no_shift_change_nothing() -> None:
     images, _ = pictures()
     still = Draws(torch.full((20,), 4), torch.full((20,), 4), torch.zeros(20, dtype=torch.bool))
     assert torch.equal(crop_and_flip(images, still, 4), images)
+
+
+def test_order_depends_on_seed_and_epoch() -> None:
+    images, labels = torch.zeros(40, 1, 8, 8, dtype=torch.uint8), torch.arange(40)
+
+    def order(seed: int, epoch: int) -> list[int]:
+        batches = TrainBatches(
+            images, labels, torch.arange(40), batch_size=8, device=CPU, seed=seed, augment=False, flip=False
+        )
+        return batches.order(epoch).tolist()
+
+    assert order(0, 0) == order(0, 0)
+    assert len({tuple(order(seed, epoch)) for seed in (0, 1) for epoch in (0, 1)}) == 4
+
+
+def test_crops_and_flips_depend_on_seed_epoch_and_step() -> None:
+    def drawn(seed: int, epoch: int, step: int) -> tuple[int, ...]:
+        draws = draw(32, 4, True, seed, epoch, step)
+        return (*draws.top.tolist(), *draws.left.tolist(), *draws.mirror.tolist())
+
+    assert drawn(0, 0, 0) == drawn(0, 0, 0)
+    assert len({drawn(seed, epoch, step) for seed in (0, 1) for epoch in (0, 1) for step in (0, 1)}) == 8

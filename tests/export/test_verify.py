@@ -1,5 +1,7 @@
+import math
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -168,3 +170,12 @@ def test_speed_is_that_of_each() -> None:
     assert speeds["network"]["latency_p50"] < 0.02
     assert speeds["slow"]["speed_batch"] == 256
     assert 256 / 0.2 < speeds["slow"]["images_per_second"] <= 256 / 0.02
+
+
+@pytest.mark.parametrize("where", ["max_difference", "max_difference_probs"])
+@pytest.mark.parametrize("value", [math.nan, math.inf, 1.0])
+def test_outputs_that_are_not_finite_or_far_off_fail(where: str, value: float) -> None:
+    sound: dict[str, Any] = {"max_difference": 0.0, "max_difference_probs": 0.0}
+    agreement = Agreement(batches={}, max_logit=1.0, changed=0, ties=0, top1=None, **sound)
+    assert agreement.failure(1e-4) is None
+    assert replace(agreement, **{where: value}).failure(1e-4) is not None
