@@ -15,8 +15,9 @@ from tests.conftest import TINY, TINY_NET, Cli
 from tests.models.test_models import NARROW, small_size
 from vitctl.cli.progress import ProgressLines
 from vitctl.config import resolve_config
-from vitctl.errors import RunFailed
+from vitctl.errors import NotFinite, RunFailed
 from vitctl.models import MODELS, build_model
+from vitctl.observer import SILENT
 from vitctl.registry import format_spec
 from vitctl.training import budget, loop, setup, start
 from vitctl.training.checkpoint import load_checkpoint
@@ -348,3 +349,20 @@ def test_a_warm_down_that_a_longer_run_makes_nothing_of_is_refused(cli: Cli, ref
     for command in ("bench-device", "compare-optimizers"):
         words = ["cpu"] if command == "bench-device" else ["adam", "adamw"]
         assert "begins in the last epoch" in refused(command, *words, *argv, "--epochs", 1)
+
+
+@pytest.mark.parametrize("values", [(1.0, math.nan), (math.inf, 1.0), (math.nan,)])
+def test_one_value_that_is_not_finite_ends_the_run(values: tuple[float, ...]) -> None:
+    trained = tiny_session()
+    loop.check_finite(trained, 1.0, 2.0)
+    with pytest.raises(NotFinite) as failed:
+        loop.check_finite(trained, *values)
+    assert (failed.value.step, failed.value.device, failed.value.batch) == (1, "cpu", trained.config.bs)
+
+
+def test_the_record_has_the_rate_of_the_last_step(tmp_path: Path) -> None:
+    trained = tiny_session(epochs=2, schedule="linear", warmup=0.0)
+    folder = start.RunFolder.create(tmp_path, "a", trained.config)
+    loop.fit(trained, folder, SILENT, "")
+    expected = [trained.config.lr * trained.schedule.factor(row["step"] - 1) for row in trained.history]
+    assert [row["lr"] for row in trained.history] == expected and len(set(expected)) == 2
