@@ -25,11 +25,6 @@ class Tracked(Observer):
     def __init__(self, observer: Observer, trackers: dict[str, Tracker]) -> None:
         self._observer = observer
         self._trackers = trackers
-        self.message = observer.message  # type: ignore[method-assign]
-        self.working = observer.working  # type: ignore[method-assign]
-        self.loading = observer.loading  # type: ignore[method-assign]
-        self.stepped = observer.stepped  # type: ignore[method-assign]
-        self.evaluating = observer.evaluating  # type: ignore[method-assign]
 
     def _tell(self, what: Callable[[Tracker], None]) -> None:
         for name, tracker in list(self._trackers.items()):
@@ -42,6 +37,21 @@ class Tracked(Observer):
                 text = str(error).strip().splitlines()
                 reason = f"{type(error).__name__}{f': {text[0]}' if text else ''}"
                 self._observer.message(f"warning: {name}: {reason}; the run goes on without it")
+
+    def message(self, text: str) -> None:
+        self._observer.message(text)
+
+    def working(self, text: str) -> None:
+        self._observer.working(text)
+
+    def loading(self, done: int, total: int, *, download: str = "") -> None:
+        self._observer.loading(done, total, download=download)
+
+    def stepped(self, record: Record) -> None:
+        self._observer.stepped(record)
+
+    def evaluating(self, what: str, done: int, total: int) -> None:
+        self._observer.evaluating(what, done, total)
 
     def open(self, run: RunStart) -> None:
         """Open the trackers."""
