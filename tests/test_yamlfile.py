@@ -52,9 +52,9 @@ def test_mistakes_are_named(text: str, sentence: str) -> None:
 def test_files(tmp_path: Path) -> None:
     with pytest.raises(RequestError, match="is not there"):
         read_yaml(tmp_path / "none.yaml")
-    (tmp_path / "picture.png").write_bytes(b"\x89PNG\xff\xfe")
+    (tmp_path / "image.png").write_bytes(b"\x89PNG\xff\xfe")
     with pytest.raises(RequestError, match="cannot be read"):
-        read_yaml(tmp_path / "picture.png")
+        read_yaml(tmp_path / "image.png")
     with pytest.raises(RequestError, match="cannot be read"):
         read_yaml(tmp_path)
     (tmp_path / "empty.yaml").write_text("")

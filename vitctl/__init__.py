@@ -1,4 +1,4 @@
-"""Train Vision Transformers and their relatives on small pictures."""
+"""Train Vision Transformers and their relatives on small images."""
 
 import time
 

@@ -329,7 +329,7 @@ def out_of_memory(device: torch.device, batch_size: int, micro_batch: int) -> Ou
         else "choose a smaller network or --size"
     )
     return OutOfMemory(
-        f"out of memory on {device} with --bs {batch_size} in pieces of {micro_batch} pictures "
+        f"out of memory on {device} with --bs {batch_size} in pieces of {micro_batch} images "
         f"(peak {format_bytes(peak_memory(device))}); try {remedy}",
         device=str(device),
         batch=batch_size,

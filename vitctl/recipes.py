@@ -170,7 +170,7 @@ _BY_NET: dict[str, Mapping[str, object]] = {
 """Wide networks take a lower rate."""
 
 _PRETRAINED: Mapping[str, object] = {"lr_factor": 0.05, "layer_decay": 0.75}
-"""Fine-tuning takes a far lower one, the less the nearer to the picture."""
+"""Fine-tuning takes a far lower one, the less the nearer to the image."""
 
 _UNLIKE_ADAM: dict[str, Mapping[str, object]] = {
     name: {"lr": None} for name in ("muon", "lion", "adan_official", "timm/*")
@@ -178,7 +178,7 @@ _UNLIKE_ADAM: dict[str, Mapping[str, object]] = {
 """Optimizers that the predecessor did not have keep their own rate, as its rate is none for them."""
 
 _SMALL_STEPS: Mapping[str, object] = {"bs": 32, "aug": "none"}
-"""What a run of about an epoch wants: many small steps, and each picture as it is, as none is seen often."""
+"""What a run of about an epoch wants: many small steps, and each image as it is, as none is seen often."""
 _SPRINT_MUON: Mapping[str, Mapping[str, object]] = {
     "muon": {"lr": 0.05, "clip_grad": 0.0}
 }  # updates have one length anyway
@@ -195,13 +195,13 @@ RECIPES: dict[str, Recipe] = {
         by_net={
             **_BY_NET,
             "cct_[24]": {"lr_factor": 2.0},
-            "convmixer": {"bs": 32},  # its maps keep the picture's size, and BatchNorm the whole batch: 128 take 19 GB
+            "convmixer": {"bs": 32},  # its maps keep the image's size, and BatchNorm the whole batch: 128 take 19 GB
         },
         pretrained=_PRETRAINED,
         by_dataset={"digits": {"bs": 32, "lr_factor": 0.5}},  # an epoch of 1,293 images has few steps as it is
     ),
     "sprint": Recipe(
-        summary="more than half of CIFAR-10's test pictures right, in seconds on a CPU: one block, a fifth of an epoch",
+        summary="more than half of CIFAR-10's test images right, in seconds on a CPU: one block, a fifth of an epoch",
         settings={
             "net": "cct_2:depth=1,conv_width=32,conv_layers=3",
             "opt": "muon",
@@ -232,7 +232,7 @@ RECIPES: dict[str, Recipe] = {
     ),
     "fast": Recipe(
         summary="the best accuracy in minutes on a CPU, or within --max-time: a small compact transformer with Muon",
-        # A third pooling leaves 16 tokens: twice the pictures in the time.
+        # A third pooling leaves 16 tokens: twice the images in the time.
         settings={"net": "cct_2:conv_layers=3", "opt": "muon", **_FEW_EPOCHS, "bs": 64},
         epochs={"digits": 10, ANY: 4},
         by_net=_BY_NET,
@@ -331,7 +331,7 @@ RECIPES: dict[str, Recipe] = {
         paper="Hassani et al. 2021, arXiv 2104.05704; Cubuk et al. 2020, arXiv 1909.13719",
     ),
     "finetune": Recipe(
-        summary="a pretrained network on new pictures: small steps, few epochs",
+        summary="a pretrained network on new images: small steps, few epochs",
         settings={
             "net": "vit_timm",
             "opt": "adamw",

@@ -165,7 +165,7 @@ def test_figures_follow_from_steps_over_whole_batches() -> None:
     (lane,) = two_lanes()[:1]
     (figures,) = bench.measure_lanes([lane], 1.0, lambda _: None)
     assert figures.step is not None and figures.epoch_time is not None
-    assert lane.session.progress.epoch == (lane.taken - 1) // 3  # 100 pictures: the fourth step would have 4
+    assert lane.session.progress.epoch == (lane.taken - 1) // 3  # 100 images: the fourth step would have 4
     assert figures.images_per_second == pytest.approx(32 / figures.step.median)
     assert figures.epoch_time == pytest.approx(100 / 32 * figures.step.median)
     assert figures.gflops < figures.gemm_gflops * 1.5
@@ -191,7 +191,7 @@ def test_the_table_has_the_words_of_the_scripts(cli: Cli) -> None:
     ):
         assert f"│ {label}" in result.out
     assert "est." in result.out and 'torch.device("cpu")' in result.out and "1.00x" in result.out
-    assert "extrapolated to 50,000 pictures" in result.out
+    assert "extrapolated to 50,000 images" in result.out
 
 
 def test_epochs_really_train(cli: Cli, tmp_path: Path) -> None:
@@ -239,7 +239,7 @@ def test_absent_devices_may_be_skipped(cli: Cli) -> None:
         (["cpu", "--tune", "--epochs", "1"], "--epochs does not go with it"),
         (["cpu", "--tune", "--max-time", "5s"], "--max-time does not go with it"),
         (["cpu", "--tune", "--compile"], "--compile does not go with it"),
-        (["cpu", "--tune", "--out", "x.png"], "--tune has no picture"),
+        (["cpu", "--tune", "--out", "x.png"], "--tune has no image"),
         (["cpu", "--max-time", "soon"], "takes a duration"),
         (["cpu", "--out", "x.doc"], "must end in"),
         (["cpu", "--net", "vitt"], "did you mean"),

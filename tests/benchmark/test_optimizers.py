@@ -223,7 +223,7 @@ def test_labels_reach_the_wandb_group() -> None:
     assert without.grouped("name") == without
 
 
-def test_pictures_of_one_epoch_and_of_several(cli: Cli, tmp_path: Path) -> None:
+def test_images_of_one_epoch_and_of_several(cli: Cli, tmp_path: Path) -> None:
     for epochs, kind in itertools.product((1, 2), ("png", "svg", "html")):
         out = tmp_path / f"{epochs}.{kind}"
         words = [*COMPARE, "--epochs", epochs, "adam", "sgd:lr=1e30", "--seeds", 2, "--name", f"{epochs}", "--out", out]

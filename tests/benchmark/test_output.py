@@ -149,7 +149,7 @@ def test_places_are_refused_before_work(tmp_path: Path, name: str, words: str) -
     assert (tmp_path / "plain").read_text() == "mine"
 
 
-def test_pictures_without_matplotlib_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_images_without_matplotlib_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(output.importlib.util, "find_spec", lambda name: None)
     with pytest.raises(RequestError, match=r"vitctl\[plots\]"):
         output.check_out(tmp_path / "x.svg")

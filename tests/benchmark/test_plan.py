@@ -125,8 +125,8 @@ def test_what_a_recipe_sets_by_optimizer_is_said() -> None:
         (["adam", "sgd"], {}, {"lr_search": 0}, "2 learning rates or more"),
         (["adam", "sgd"], {"lr": 0.1}, {"lr_search": 3}, "leave one of them out"),
         (["adam:lr=1", "sgd:lr=1"], {}, {"lr_search": 3}, "nothing to look for"),
-        (["adam", "sgd"], {"val": "test"}, {"lr_search": 3}, "--val test holds no pictures out"),
-        (["adam", "sgd"], {"val": "none"}, {"lr_search": 3}, "--val none holds no pictures out"),
+        (["adam", "sgd"], {"val": "test"}, {"lr_search": 3}, "--val test holds no images out"),
+        (["adam", "sgd"], {"val": "none"}, {"lr_search": 3}, "--val none holds no images out"),
     ],
 )
 def test_refused(specs: list[str], settings: dict[str, Any], more: dict[str, Any], words: str) -> None:

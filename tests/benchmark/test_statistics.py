@@ -91,8 +91,8 @@ def test_what_seeds_cannot_tell(a: dict[int, float], b: dict[int, float], words:
 
 @pytest.mark.parametrize("hits", [((2683, 2701), (2681, 2699)), ((90, 71, 80), (83, 64, 73)), ((3, 4, 5), (1, 2, 3))])
 def test_equal_differences_of_accuracies_are_the_same_ones(hits: tuple[tuple[int, ...], tuple[int, ...]]) -> None:
-    for pictures in (97, 145, 359, 5000, 10_000):
-        a, b = ({seed: 100 * k / pictures for seed, k in enumerate(each)} for each in hits)
+    for images in (97, 145, 359, 5000, 10_000):
+        a, b = ({seed: 100 * k / images for seed, k in enumerate(each)} for each in hits)
         (pair,) = compare({"a": a, "b": b})
         assert pair.verdict == "the same at every seed: no interval" and pair.p is None
 

@@ -97,9 +97,9 @@ def test_weights_of_another_shape_are_named(refused: Refused, trained: Path, tmp
 
 
 def test_another_data_set_must_have_the_same_classes(cli: Cli, refused: Refused, trained: Path, tmp_path: Path) -> None:
-    from tests.cli.test_train_command import picture_folder
+    from tests.cli.test_train_command import image_folder
 
-    picture_folder(tmp_path / "shades")
+    image_folder(tmp_path / "shades")
     assert "channels" in refused("eval", trained, "--dataset", "shades")
     cli("train", "--dataset", "shades", "--net", TINY_NET, "--size", 8, "--bs", 8, "--epochs", 1, "--name", "s")
     (tmp_path / "shades" / "train" / "dark").rename(tmp_path / "shades" / "train" / "black")

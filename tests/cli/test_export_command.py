@@ -78,8 +78,8 @@ def test_an_onnx_file_beside_the_checkpoint_that_others_can_use(cli: Cli, digits
     path = last.with_suffix(".onnx")
     assert row["path"] == str(path) and path.stat().st_size == row["bytes"]
     assert row["sha256"] == hashlib.sha256(path.read_bytes()).hexdigest()
-    assert report["compared_on"] == "359 digits test pictures" and report["verified"] is True
-    # Used without vitctl: pictures scaled to 0-1, onnxruntime, numpy.
+    assert report["compared_on"] == "359 digits test images" and report["verified"] is True
+    # Used without vitctl: images scaled to 0-1, onnxruntime, numpy.
     images, labels = digits_test()
     session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
     logits, probs = session.run(["logits", "probs"], {"images": (images / 255).astype(np.float32)})
@@ -109,7 +109,7 @@ def test_every_format_at_once_into_a_folder(cli: Cli, digits_run: Path, tmp_path
     assert result.code == 0, result.err
     assert names(tmp_path / "out") == {"last.onnx", "last.torchscript", "last.pt2", "last.safetensors", "last.json"}
     assert result.err.count("deprecated") == 1 and "runs the code in it" in result.err
-    for word in ("changed predictions", "top-1 accuracy", "latency p95", "pictures/s, batch 256", "last.pt2"):
+    for word in ("changed predictions", "top-1 accuracy", "latency p95", "images/s, batch 256", "last.pt2"):
         assert word in result.out
     assert "UserWarning" not in result.err and "[torch.onnx]" not in result.err
     images, labels = digits_test()
@@ -187,7 +187,7 @@ def test_a_network_of_timm_s(cli: Cli, tmp_path: Path) -> None:
         pytest.param(["--normalize", "none"], marks=pytest.mark.slow),
     ],
 )
-def test_pictures_that_are_resized(cli: Cli, resized_run: Path, flags: list[str]) -> None:
+def test_images_that_are_resized(cli: Cli, resized_run: Path, flags: list[str]) -> None:
     report = cli("export", resized_run, *flags, "--verify-on", "all", "--json").json()
     top1 = cli("eval", resized_run, "--json").json()["top1"]
     assert report["files"][0]["top1"] == report["network"]["top1"] == pytest.approx(top1, abs=1.5)
@@ -199,24 +199,24 @@ def test_pictures_that_are_resized(cli: Cli, resized_run: Path, flags: list[str]
 
 
 @pytest.mark.slow
-def test_without_the_data_generated_pictures_are_compared(
+def test_without_the_data_generated_images_are_compared(
     cli: Cli, refused: Refused, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from tests.cli.test_train_command import picture_folder
+    from tests.cli.test_train_command import image_folder
     from tests.conftest import TINY_NET
 
-    picture_folder(tmp_path / "shades")
+    image_folder(tmp_path / "shades")
     cli("train", "--dataset", "shades", "--net", TINY_NET, "--size", 8, "--bs", 8, "--epochs", 1, "--name", "s")
     (tmp_path / "shades").rename(tmp_path / "moved")
     result = cli("export", "runs/s", "-o", "s.onnx", "--verify-on", 40, "--json")
     assert result.code == 0 and "so generated ones are compared" in result.err
     report = result.json()
-    assert report["compared_on"] == "40 generated pictures" == props(tmp_path / "s.onnx")["verified_on"]
+    assert report["compared_on"] == "40 generated images" == props(tmp_path / "s.onnx")["verified_on"]
     assert report["network"]["top1"] is None and report["files"][0]["max_difference"] <= 1e-4
-    assert "--verify-on all takes the test pictures" in refused("export", "runs/s", "--verify-on", "all")
+    assert "--verify-on all takes the test images" in refused("export", "runs/s", "--verify-on", "all")
     assert "not at hand" in refused("export", "runs/s", "--quantize", "int8")
     assert "is not there" in refused("export", "runs/s", "--data-dir", "nowhere")
-    assert cli("export", "runs/s", "--data-dir", "moved", "--json").json()["compared_on"].endswith("test pictures")
+    assert cli("export", "runs/s", "--data-dir", "moved", "--json").json()["compared_on"].endswith("test images")
 
 
 @pytest.mark.usefixtures("traced_once")
@@ -226,7 +226,7 @@ def test_no_verify_is_recorded(cli: Cli, digits_run: Path, tmp_path: Path) -> No
     assert props(tmp_path / "a.onnx")["verified"] == "false" and props(tmp_path / "a.onnx")["verified_on"] == ""
 
 
-OTHERWISE = "the onnx file does not compute what the network does on 359 digits test pictures"
+OTHERWISE = "the onnx file does not compute what the network does on 359 digits test images"
 
 
 def disturb(name: str, by: float) -> Callable[[onnx.ModelProto], None]:
@@ -336,7 +336,7 @@ def test_a_run_that_held_nothing_out_is_told(cli: Cli) -> None:
     words = ["--dataset", "digits", "--net", "cct_2:embed_dim=16,depth=1,num_heads=2,conv_width=8", "--size", 8]
     cli("train", *words, "--epochs", 1, "--limit-train", 100, "--val", "none", "--name", "n")
     result = cli("export", "runs/n", "--quantize", "fp16", "--verify-on", 20)
-    assert result.code == 0 and "measured on pictures that it trained on" in result.err
+    assert result.code == 0 and "measured on images that it trained on" in result.err
 
 
 def test_refusals(cli: Cli, refused: Refused, digits_run: Path, tmp_path: Path) -> None:
@@ -378,7 +378,7 @@ def test_refusals(cli: Cli, refused: Refused, digits_run: Path, tmp_path: Path) 
         ([digits_run, "--no-verify", "--data-dir", "."], "--data-dir would do nothing"),
         ([digits_run, "--max-drop", 2], "--max-drop would do nothing"),
         ([digits_run, "--quantize", "int8", "--max-drop", 200], "--max-drop 200"),
-        ([digits_run, "--verify-on", "some"], "takes a number of pictures or all"),
+        ([digits_run, "--verify-on", "some"], "takes a number of images or all"),
         ([digits_run, "--tolerance", 0], "--tolerance 0"),
         ([digits_run, "--dataset", "cifar"], "did you mean cifar10"),
     ):
@@ -535,7 +535,7 @@ def test_readme_s_program_needs_onnxruntime_and_numpy_alone(cli: Cli, digits_run
     program = snippet()
     assert cli("export", digits_run, "-o", "model.onnx", "--verify-on", 20).code == 0
     images, labels = digits_test()
-    np.save(tmp_path / "pictures.npy", images)
+    np.save(tmp_path / "images.npy", images)
     result = subprocess.run(
         [sys.executable, "-c", BLOCKED + program], capture_output=True, text=True, cwd=tmp_path, check=True
     )
@@ -547,13 +547,13 @@ def test_readme_s_program_needs_onnxruntime_and_numpy_alone(cli: Cli, digits_run
 
 @pytest.mark.long
 @pytest.mark.parametrize("net", ["cct_4", "vit_small"])
-def test_all_test_pictures_of_the_real_cifar10(cli: Cli, real_cifar10: Path, net: str) -> None:
+def test_all_test_images_of_the_real_cifar10(cli: Cli, real_cifar10: Path, net: str) -> None:
     """Takes a trained run, in the folder that VITCTL_TRAINED names: NET/ in it."""
     runs = os.environ.get("VITCTL_TRAINED")
     if not runs:
         pytest.skip("set VITCTL_TRAINED to a folder with trained runs cct_4/ and vit_small/")
     report = cli("export", Path(runs).expanduser() / net, "-o", "a.onnx", "--verify-on", "all", "--json").json()
-    assert report["compared_on"] == "10,000 cifar10 test pictures"
+    assert report["compared_on"] == "10,000 cifar10 test images"
     (row,) = report["files"]
     assert row["changed"] == row["ties"] and row["max_difference"] <= 1e-4
     assert row["top1"] == report["network"]["top1"] > 50

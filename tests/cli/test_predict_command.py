@@ -13,7 +13,7 @@ import safetensors.torch
 from PIL import Image
 from timm import create_model as timm_model
 
-from tests.cli.test_train_command import picture_folder
+from tests.cli.test_train_command import image_folder
 from tests.conftest import TINY_NET, Cli, made_once
 from vitctl.data.dataset import load_dataset
 
@@ -37,10 +37,10 @@ def exported(digits_runs: Path, request: pytest.FixtureRequest) -> Path:
 
 
 @pytest.fixture
-def pictures(tmp_path: Path) -> Path:
+def images(tmp_path: Path) -> Path:
     """Return a folder with the first test digits as PNG, and their classes in the names."""
     data = load_dataset("digits", data_dir=None, size=8, skip_bad_images=False)
-    folder = tmp_path / "pictures"
+    folder = tmp_path / "images"
     (folder / "inner").mkdir(parents=True)
     for i in range(COUNT):
         place = folder / "inner" if i >= 20 else folder
@@ -58,12 +58,12 @@ def known(exported: Path) -> np.ndarray:
 
 
 @pytest.mark.parametrize("what", ["a.onnx", "u.onnx", "a.safetensors", "run"])
-def test_a_folder_of_pictures(cli: Cli, exported: Path, digits_runs: Path, pictures: Path, what: str) -> None:
+def test_a_folder_of_images(cli: Cli, exported: Path, digits_runs: Path, images: Path, what: str) -> None:
     source = digits_runs / "digits" if what == "run" else exported / what
-    result = cli("predict", source, pictures, "--json", "--top", 3, "--csv", "p.csv")
+    result = cli("predict", source, images, "--json", "--top", 3, "--csv", "p.csv")
     assert result.code == 0, result.err
     rows = result.json()
-    assert [Path(row["picture"]).name[:3] for row in rows] == [f"{i:03d}" for i in range(COUNT)]
+    assert [Path(row["image"]).name[:3] for row in rows] == [f"{i:03d}" for i in range(COUNT)]
     probabilities = known(exported)
     for row, expected in zip(rows, probabilities, strict=True):
         order = np.argsort(-expected)[:3]
@@ -73,13 +73,13 @@ def test_a_folder_of_pictures(cli: Cli, exported: Path, digits_runs: Path, pictu
         table = list(csv.DictReader(file))
     assert [line["class_1"] for line in table] == [row["top"][0]["class"] for row in rows]
     assert float(table[0]["probability_3"]) == pytest.approx(rows[0]["top"][2]["probability"], abs=1e-6)
-    right = [Path(row["picture"]).stem[-1] == row["top"][0]["class"] for row in rows]
+    right = [Path(row["image"]).stem[-1] == row["top"][0]["class"] for row in rows]
     assert np.mean(right) > 0.6
 
 
-def test_single_pictures_and_the_table(cli: Cli, exported: Path, pictures: Path) -> None:
-    some = sorted(path.relative_to(Path.cwd()) for path in pictures.glob("*.png"))[:2]
-    result = cli("predict", exported / "a.onnx", *some, "pictures/inner", "-k", 3)
+def test_single_images_and_the_table(cli: Cli, exported: Path, images: Path) -> None:
+    some = sorted(path.relative_to(Path.cwd()) for path in images.glob("*.png"))[:2]
+    result = cli("predict", exported / "a.onnx", *some, "images/inner", "-k", 3)
     assert result.code == 0 and result.out.count(".png") == 2 + 10
     likeliest = known(exported)[0].argmax()
     assert f"{likeliest} ({100 * known(exported)[0].max():.1f} %)" in result.out
@@ -87,9 +87,9 @@ def test_single_pictures_and_the_table(cli: Cli, exported: Path, pictures: Path)
     assert len(everything[0]["top"]) == 10
 
 
-def test_colours_and_sizes(cli: Cli, exported: Path, pictures: Path, tmp_path: Path) -> None:
-    """A picture of another size or mode is brought to the network's."""
-    original = Image.open(next(pictures.glob("000_*")))
+def test_colours_and_sizes(cli: Cli, exported: Path, images: Path, tmp_path: Path) -> None:
+    """An image of another size or mode is brought to the network's."""
+    original = Image.open(next(images.glob("000_*")))
     big = original.resize((80, 80), Image.Resampling.NEAREST)
     for name, image in (("rgb.png", big.convert("RGB")), ("palette.png", big.convert("P")), ("grey.png", big)):
         image.save(tmp_path / name)
@@ -98,45 +98,45 @@ def test_colours_and_sizes(cli: Cli, exported: Path, pictures: Path, tmp_path: P
 
 
 def test_colour_networks_agree_with_eval(cli: Cli, tmp_path: Path) -> None:
-    picture_folder(tmp_path / "shades")
+    image_folder(tmp_path / "shades")
     cli("train", "--dataset", "shades", "--net", TINY_NET, "--size", 8, "--bs", 8, "--epochs", 3, "--name", "s")
     rows = cli("predict", "runs/s", tmp_path / "shades" / "test", "--json").json()
-    top1 = 100 * np.mean([row["top"][0]["class"] == Path(row["picture"]).parent.name for row in rows])
+    top1 = 100 * np.mean([row["top"][0]["class"] == Path(row["image"]).parent.name for row in rows])
     assert top1 == pytest.approx(cli("eval", "runs/s", "--json").json()["top1"])
 
 
-def test_unreadable_pictures_are_named(cli: Cli, exported: Path, pictures: Path) -> None:
-    (pictures / "bad.png").write_text("no picture")
-    (pictures / "short.png").write_bytes(next(pictures.glob("000_*")).read_bytes()[:60])
-    result = cli("predict", exported / "a.onnx", pictures, "--json", "--csv", "p.csv")
+def test_unreadable_images_are_named(cli: Cli, exported: Path, images: Path) -> None:
+    (images / "bad.png").write_text("no image")
+    (images / "short.png").write_bytes(next(images.glob("000_*")).read_bytes()[:60])
+    result = cli("predict", exported / "a.onnx", images, "--json", "--csv", "p.csv")
     assert result.code == 1 and "Traceback" not in result.err
-    assert "2 of 32 pictures cannot be read" in result.err and "bad.png (not a picture)" in result.err
+    assert "2 of 32 images cannot be read" in result.err and "bad.png (not an image)" in result.err
     rows = result.json()
     assert len(rows) == 32 and sum("error" in row for row in rows) == 2
     with open("p.csv") as file:
         assert sum(bool(line["error"]) for line in csv.DictReader(file)) == 2
-    lenient = cli("predict", exported / "a.onnx", pictures, "--skip-bad-images")
-    assert lenient.code == 0 and "cannot be read: not a picture" in lenient.out
-    assert cli("predict", exported / "a.onnx", pictures / "bad.png").code == 1
+    lenient = cli("predict", exported / "a.onnx", images, "--skip-bad-images")
+    assert lenient.code == 0 and "cannot be read: not an image" in lenient.out
+    assert cli("predict", exported / "a.onnx", images / "bad.png").code == 1
 
 
-def test_a_name_that_steers_the_terminal_is_shown_as_it_is_written(cli: Cli, exported: Path, pictures: Path) -> None:
-    first, second = sorted(path for path in pictures.iterdir() if path.is_file())[:2]
-    os.rename(first, pictures / "\x1b[31mred.png")
+def test_a_name_that_steers_the_terminal_is_shown_as_it_is_written(cli: Cli, exported: Path, images: Path) -> None:
+    first, second = sorted(path for path in images.iterdir() if path.is_file())[:2]
+    os.rename(first, images / "\x1b[31mred.png")
     second.unlink()
-    (pictures / "\x1b[2Jbad\n.png").write_bytes(b"no picture")
-    result = cli("predict", exported / "a.onnx", pictures)
+    (images / "\x1b[2Jbad\n.png").write_bytes(b"no image")
+    result = cli("predict", exported / "a.onnx", images)
     assert result.code == 1 and "\x1b" not in result.out + result.err
     assert "\\x1b[31mred.png" in result.out and "\\x1b[2Jbad\\n.png" in result.err
 
 
-def test_a_name_that_is_no_utf_8(cli: Cli, exported: Path, pictures: Path) -> None:
-    first = min(path for path in pictures.iterdir() if path.is_file())
-    os.rename(first, os.fsencode(pictures) + b"/caf\xe9.png")
-    result = cli("predict", exported / "a.onnx", pictures, "--csv", "p.csv")
+def test_a_name_that_is_no_utf_8(cli: Cli, exported: Path, images: Path) -> None:
+    first = min(path for path in images.iterdir() if path.is_file())
+    os.rename(first, os.fsencode(images) + b"/caf\xe9.png")
+    result = cli("predict", exported / "a.onnx", images, "--csv", "p.csv")
     assert result.code == 0, result.err
     with open("p.csv", encoding="utf-8") as file:
-        assert any(line["picture"].endswith("caf\\xe9.png") for line in csv.DictReader(file))
+        assert any(line["image"].endswith("caf\\xe9.png") for line in csv.DictReader(file))
 
 
 @pytest.mark.parametrize("name", ["a.onnx", "u.onnx", "a.safetensors"])
@@ -167,7 +167,7 @@ def fewer_classes(model: onnx.ModelProto) -> None:
     next(entry for entry in model.metadata_props if entry.key == "classes").value = '["a", "b"]'
 
 
-def test_refusals(refused: Refused, exported: Path, digits_runs: Path, pictures: Path, tmp_path: Path) -> None:
+def test_refusals(refused: Refused, exported: Path, digits_runs: Path, images: Path, tmp_path: Path) -> None:
     good = exported / "a.onnx"
     alter(good, tmp_path / "bare.onnx", lambda model: model.ClearField("metadata_props"))
     alter(good, tmp_path / "size.onnx", other_size)
@@ -180,39 +180,39 @@ def test_refusals(refused: Refused, exported: Path, digits_runs: Path, pictures:
         (tmp_path / f"x{suffix}").write_bytes(b"PK")
     os.mkfifo(tmp_path / "pipe.png")
     for argv, sentence in (
-        (["none.onnx", pictures], "is not there"),
-        (["none.pt2", pictures], "is not there"),
-        (["bare.onnx", pictures], "was not written by vitctl export"),
-        (["size.onnx", pictures], "are not those that its record states"),
-        (["classes.onnx", pictures], "is damaged"),
-        (["short.onnx", pictures], "is damaged, or no ONNX file"),
-        (["text.onnx", pictures], "is damaged, or no ONNX file"),
-        (["empty.onnx", pictures], "is damaged, or no ONNX file"),
-        (["x.pt2", pictures], "loading one runs code in it"),
-        (["x.torchscript", pictures], "loading one runs code in it"),
-        ([tmp_path, pictures], "is no run folder"),
-        ([good, "void"], "has no pictures in it"),
+        (["none.onnx", images], "is not there"),
+        (["none.pt2", images], "is not there"),
+        (["bare.onnx", images], "was not written by vitctl export"),
+        (["size.onnx", images], "are not those that its record states"),
+        (["classes.onnx", images], "is damaged"),
+        (["short.onnx", images], "is damaged, or no ONNX file"),
+        (["text.onnx", images], "is damaged, or no ONNX file"),
+        (["empty.onnx", images], "is damaged, or no ONNX file"),
+        (["x.pt2", images], "loading one runs code in it"),
+        (["x.torchscript", images], "loading one runs code in it"),
+        ([tmp_path, images], "is no run folder"),
+        ([good, "void"], "has no images in it"),
         ([good, "nowhere.png"], "nowhere.png is not there"),
         ([good, "pipe.png"], "is no file"),
-        ([good, pictures, "--device", "mps"], "ONNX files run on the CPU"),
-        ([good, pictures, "--weights", "best"], "is a single file"),
-        ([good, pictures, "--weights", "bets"], "did you mean best"),
-        ([good, pictures, "--csv", "no/where.csv"], "is not there"),
-        ([good, pictures, "--csv", "."], "--csv . is a folder"),
-        ([digits_runs / "digits", pictures, "--device", "warp"], "is unknown"),
+        ([good, images, "--device", "mps"], "ONNX files run on the CPU"),
+        ([good, images, "--weights", "best"], "is a single file"),
+        ([good, images, "--weights", "bets"], "did you mean best"),
+        ([good, images, "--csv", "no/where.csv"], "is not there"),
+        ([good, images, "--csv", "."], "--csv . is a folder"),
+        ([digits_runs / "digits", images, "--device", "warp"], "is unknown"),
     ):
         assert sentence in refused("predict", *argv), argv
     for name in ("short.onnx", "bare.onnx", "x.pt2"):
         refused("eval", name)
 
 
-def test_refusals_of_safetensors(refused: Refused, exported: Path, pictures: Path, tmp_path: Path) -> None:
+def test_refusals_of_safetensors(refused: Refused, exported: Path, images: Path, tmp_path: Path) -> None:
     weights, described = (exported / "a.safetensors").read_bytes(), json.loads((exported / "a.json").read_text())
 
     def attempt(data: bytes, document: Any) -> str:
         (tmp_path / "b.safetensors").write_bytes(data)
         (tmp_path / "b.json").write_text(document if isinstance(document, str) else json.dumps(document))
-        return refused("predict", "b.safetensors", pictures)
+        return refused("predict", "b.safetensors", images)
 
     assert "is damaged, or no safetensors file" in attempt(weights[:-5], described)
     assert "is damaged, or no safetensors file" in attempt(b"hello", described)
@@ -240,6 +240,6 @@ def test_refusals_of_safetensors(refused: Refused, exported: Path, pictures: Pat
     }
     fewer = timm | {"architecture": "test_vit", "num_classes": 12, "model_args": {"in_chans": 1, "img_size": 160}}
     fewer["vitctl"] = described["vitctl"] | {"net": "timm/test_vit", "net_options": {}, "size": 160}
-    assert "it gives [1, 12] for a picture of 10 classes" in attempt(safetensors.torch.save(tensors), fewer)
+    assert "it gives [1, 12] for an image of 10 classes" in attempt(safetensors.torch.save(tensors), fewer)
     (tmp_path / "b.json").unlink()
-    assert "b.json, which is not there" in refused("predict", "b.safetensors", pictures)
+    assert "b.json, which is not there" in refused("predict", "b.safetensors", images)

@@ -58,11 +58,11 @@ def test_another_try_is_measured_anew(clock: list[float], capsys: pytest.Capture
     ]
 
 
-def test_pictures_are_still_counted(clock: list[float], capsys: pytest.CaptureFixture[str]) -> None:
+def test_images_are_still_counted(clock: list[float], capsys: pytest.CaptureFixture[str]) -> None:
     observer = make_observer()
     observer.loading(10, 2000)
     observer.loading(2000, 2000)
-    assert capsys.readouterr().err == "decoding pictures: 2,000 of 2,000\n"
+    assert capsys.readouterr().err == "decoding images: 2,000 of 2,000\n"
 
 
 @contextmanager

@@ -36,7 +36,7 @@ def test_a_run_leaves_its_folder_and_prints_json(cli: Cli, tmp_path: Path) -> No
 def test_the_table_names_what_was_measured(cli: Cli) -> None:
     result = cli("train", *TINY, "--epochs", 1)
     assert "test accuracy" in result.out and "held-out accuracy" in result.out
-    assert "epoch 1/1" in result.err and "pictures/s" in result.err
+    assert "epoch 1/1" in result.err and "images/s" in result.err
 
 
 def test_plain_lines_have_no_terminal_codes(cli: Cli) -> None:
@@ -232,7 +232,7 @@ def test_debug_shows_the_traceback(python: list[str]) -> None:
     assert "Traceback" in result.stderr
 
 
-def picture_folder(root: Path) -> None:
+def image_folder(root: Path) -> None:
     from PIL import Image
 
     for part, count in (("train", 12), ("test", 4)):
@@ -242,10 +242,10 @@ def picture_folder(root: Path) -> None:
                 Image.new("RGB", (10 + i, 12), (shade + i,) * 3).save(root / part / name / f"{i}.png")
 
 
-def test_a_folder_of_pictures_trains_resumes_and_is_evaluated_from_anywhere(
+def test_a_folder_of_images_trains_resumes_and_is_evaluated_from_anywhere(
     cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    picture_folder(tmp_path / "shades")
+    image_folder(tmp_path / "shades")
     net = ["--net", "cct_2:embed_dim=16,depth=1,conv_width=8", "--size", 8, "--bs", 8]
     first = cli("train", "--dataset", "shades", *net, "--epochs", 1, "--name", "r", "--json")
     assert first.code == 0, first.err
@@ -258,9 +258,9 @@ def test_a_folder_of_pictures_trains_resumes_and_is_evaluated_from_anywhere(
     assert cli("eval", "../runs/r", "--split", "val", "--json").json()["images"] == 2
 
 
-def test_pictures_that_cannot_be_read(cli: Cli, refused: Refused, tmp_path: Path) -> None:
-    picture_folder(tmp_path / "shades")
-    (tmp_path / "shades" / "train" / "dark" / "3.png").write_bytes(b"not a picture")
+def test_images_that_cannot_be_read(cli: Cli, refused: Refused, tmp_path: Path) -> None:
+    image_folder(tmp_path / "shades")
+    (tmp_path / "shades" / "train" / "dark" / "3.png").write_bytes(b"not an image")
     run = ["train", "--dataset", "shades", "--net", "cct_2:embed_dim=16,depth=1", "--size", 8, "--bs", 8, "--epochs", 1]
     assert "--skip-bad-images" in refused(*run)
     skipped = cli(*run, "--skip-bad-images", "--json")

@@ -15,7 +15,7 @@ CASES: list[tuple[Check, dict[str, Any], str]] = [
     (checks.check_frozen_backbone_is_pretrained, {"freeze_backbone": True}, "add --pretrained true"),
     (checks.check_layer_decay_has_layers, {"freeze_backbone": True, "layer_decay": 0.5}, "--layer-decay 0.5 does nothing"),
     (checks.check_batchnorm_has_a_batch, {"net": "res18", "bs": 1}, "--bs 1: the BatchNorm of --net res18"),
-    (checks.check_mixing_has_two_images, {"bs": 1, "cutmix": 1.0}, "--cutmix 1 mixes the pictures of a step"),
+    (checks.check_mixing_has_two_images, {"bs": 1, "cutmix": 1.0}, "--cutmix 1 mixes the images of a step"),
     (checks.check_flip_has_an_augmentation, {"flip": "on", "aug": "none"}, "--flip on does nothing with --aug none"),
     (checks.check_tta_keeps_classes, {"tta": "flip", "flip": "off"}, "--flip off says so"),
     (checks.check_tta_keeps_classes, {"tta": "flip", "dataset": "digits"}, "those of --dataset digits"),

@@ -1,4 +1,4 @@
-"""What the tests of augmentation share: pictures, and a policy that applies what it is told."""
+"""What the tests of augmentation share: images, and a policy that applies what it is told."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from vitctl.data.policies import Operation, Policy
 
 CPU = torch.device("cpu")
 SHAPES = [(3, 32, 32), (1, 8, 8), (3, 24, 40), (1, 33, 17)]
-"""Channels, height, width: CIFAR's, the digits', and pictures that are not square, of even and odd sides."""
+"""Channels, height, width: CIFAR's, the digits', and images that are not square, of even and odd sides."""
 
 POLICIES = [name for name, entry in AUGMENTATIONS.items() if entry.target]
 assert len(POLICIES) >= 4
@@ -29,7 +29,7 @@ def policy(name: str, shape: tuple[int, int] = (32, 32), **options: int) -> Poli
 
 
 class Listed:
-    """The ``i``-th picture gets the ``i``-th operation."""
+    """The ``i``-th image gets the ``i``-th operation."""
 
     first = False
     length = 1
@@ -49,8 +49,8 @@ def applied(images: Tensor, operations: Sequence[Operation], centres: Tensor | N
     return augment.apply(images, torch.arange(len(images))[None], where[None])
 
 
-def pictures(shape: tuple[int, int, int]) -> Tensor:
-    """Return pictures that are hard in different ways: noise, few levels, one colour, a ramp, a dark half, and soft ones."""
+def make_images(shape: tuple[int, int, int]) -> Tensor:
+    """Return images that are hard in different ways: noise, few levels, one colour, a ramp, a dark half, and soft ones."""
     C, H, W = shape
     generator = torch.Generator().manual_seed(0)
     noise = torch.randint(0, 256, (7, C, H, W), generator=generator, dtype=torch.uint8)
@@ -67,18 +67,18 @@ def pictures(shape: tuple[int, int, int]) -> Tensor:
 
 
 def to_pil(image: Tensor) -> Image.Image:
-    """Return uint8 ``[C, H, W]`` as a PIL picture."""
+    """Return uint8 ``[C, H, W]`` as a PIL image."""
     pixels = image.permute(1, 2, 0).numpy()
     return Image.fromarray(pixels if pixels.shape[2] == 3 else pixels[..., 0])
 
 
-def from_pil(picture: Image.Image) -> Tensor:
-    """Return a PIL picture as uint8 ``[C, H, W]``."""
-    pixels = torch.from_numpy(np.array(picture))
+def from_pil(image: Image.Image) -> Tensor:
+    """Return a PIL image as uint8 ``[C, H, W]``."""
+    pixels = torch.from_numpy(np.array(image))
     return pixels.permute(2, 0, 1) if pixels.ndim == 3 else pixels[None]
 
 
 def greatest_difference(a: Tensor, b: Tensor) -> int:
-    """Return by how many grey levels two pictures differ at most."""
+    """Return by how many grey levels two images differ at most."""
     assert a.shape == b.shape and a.dtype == b.dtype == torch.uint8
     return int((a.int() - b.int()).abs().max())

@@ -1,4 +1,4 @@
-"""Generated pictures and data sets; the caches of a test live and die with it."""
+"""Generated images and data sets; the caches of a test live and die with it."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def noise(seed: int, width: int = 20, height: int = 20) -> np.ndarray:
-    """uint8 [height, width, 3], each picture unlike the others."""
+    """uint8 [height, width, 3], each image unlike the others."""
     return np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
 
 
@@ -36,7 +36,7 @@ def noise(seed: int, width: int = 20, height: int = 20) -> np.ndarray:
 def make_folder(tmp_path: Path) -> MakeFolder:
     """``make_folder({"train": {"cat": 3, ...}, ...}, side=20)`` writes that many PNG files and returns the root."""
 
-    def make(counts: Counts, *, name: str = "pictures", side: int = 20) -> Path:
+    def make(counts: Counts, *, name: str = "images", side: int = 20) -> Path:
         root = tmp_path / name
         seed = 0
         for part, classes in counts.items():
@@ -53,7 +53,7 @@ def make_folder(tmp_path: Path) -> MakeFolder:
 
 @pytest.fixture
 def pets(make_folder: MakeFolder) -> Path:
-    """Two classes, 5 + 4 training pictures and 2 + 3 test pictures of 20x20."""
+    """Two classes, 5 + 4 training images and 2 + 3 test images of 20x20."""
     return make_folder({"train": {"cat": 5, "dog": 4}, "test": {"cat": 2, "dog": 3}})
 
 
@@ -76,7 +76,7 @@ def load_small(make_folder: MakeFolder, tmp_path: Path) -> Callable[[str], Datas
             make_folder(made, name=name, side=32)
         data_dir = str(root) if made is not None else None
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore", VitctlWarning)  # of CIFARs with few pictures
+            warnings.simplefilter("ignore", VitctlWarning)  # of CIFARs with few images
             return load_dataset(name, data_dir=data_dir, size=16, skip_bad_images=False)
 
     return load

@@ -53,7 +53,7 @@ def python2(value: object) -> bytes:
 
 
 def rows_of(spec: Cifar) -> int:
-    """So many pictures are in each batch of a small data set: two or more of each class."""
+    """So many images are in each batch of a small data set: two or more of each class."""
     return 2 * len(spec.classes)
 
 
@@ -82,7 +82,7 @@ def contents(spec: Cifar) -> dict[str, bytes]:
 
 
 def small(spec: Cifar) -> Cifar:
-    """The data set with few pictures a batch; its archive is still the official one."""
+    """The data set with few images a batch; its archive is still the official one."""
     rows = rows_of(spec)
     return replace(spec, train=dict.fromkeys(spec.train, rows), test=dict.fromkeys(spec.test, rows))
 

@@ -1,4 +1,4 @@
-"""Policies on batches: what is drawn is what is done to each picture, wherever it stands and whatever runs beside it."""
+"""Policies on batches: what is drawn is what is done to each image, wherever it stands and whatever runs beside it."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from tests.data.augmenting import CPU, POLICIES, SHAPES, applied, pictures, policy
+from tests.data.augmenting import CPU, POLICIES, SHAPES, applied, make_images, policy
 from vitctl.data import AUGMENTATIONS, augment
 from vitctl.data.augment import Augment
 from vitctl.data.batches import POLICY, Extras, TrainBatches, crop_and_flip, derive_seed, draw
@@ -25,7 +25,7 @@ def draws(made: Any, count: int, seed: int) -> tuple[Tensor, Tensor]:
 
 
 def soft(count: int, shape: tuple[int, int, int], seed: int = 0) -> Tensor:
-    """Return pictures of ten colours in patches, so that most operations change them."""
+    """Return images of ten colours in patches, so that most operations change them."""
     C, H, W = shape
     generator = torch.Generator().manual_seed(seed)
     small = torch.rand(count, C, 4, 4, generator=generator) * 255
@@ -34,9 +34,9 @@ def soft(count: int, shape: tuple[int, int, int], seed: int = 0) -> Tensor:
 
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 @pytest.mark.parametrize("name", POLICIES)
-def test_each_picture_gets_what_it_drew(name: str, shape: tuple[int, int, int]) -> None:
+def test_each_image_gets_what_it_drew(name: str, shape: tuple[int, int, int]) -> None:
     made = policy(name, shape[1:])
-    images = torch.cat([pictures(shape), soft(50, shape)])
+    images = torch.cat([make_images(shape), soft(50, shape)])
     before = images.clone()
     result = Augment(made, shape, CPU)(images, seed=3)
     assert torch.equal(images, before) and result.dtype == torch.uint8 and result.shape == images.shape
@@ -73,8 +73,8 @@ def test_a_seed_repeats_itself_and_another_differs(name: str) -> None:
 
 @pytest.mark.parametrize("name", POLICIES)
 @pytest.mark.parametrize("count", [1, 2])
-def test_batches_of_few_pictures(name: str, count: int) -> None:
-    """Most kinds of operation have no picture then."""
+def test_batches_of_few_images(name: str, count: int) -> None:
+    """Most kinds of operation have no image then."""
     made = Augment(policy(name), (3, 32, 32), CPU)
     for seed in range(40):
         assert made(soft(count, (3, 32, 32)), seed).shape == (count, 3, 32, 32)
@@ -101,7 +101,7 @@ class Watch(TorchDispatchMode):
 
 
 def batches(name: str, device: torch.device, *, count: int = 300, batch_size: int = 300, **extras: Any) -> TrainBatches:
-    """Return batches with everything that may be done to a picture."""
+    """Return batches with everything that may be done to an image."""
     images = soft(count, (3, 32, 32))
     made = Augment(policy(name), (3, 32, 32), device) if AUGMENTATIONS[name].target else None
     return TrainBatches(
@@ -179,8 +179,8 @@ def test_the_predecessor_s_policy_comes_before_crop_and_flip_and_others_after(na
     assert torch.equal(source.batch(1, 1)[0], expected)
 
 
-def test_blank_pictures() -> None:
-    """The predecessor's ranges leave 23 % of pictures with one flat colour; those for small pictures leave none."""
+def test_blank_images() -> None:
+    """The predecessor's ranges leave 23 % of images with one flat colour; those for small images leave none."""
     images = soft(4000, (3, 32, 32))
     assert not is_blank(images).any()
     share = {

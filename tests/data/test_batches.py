@@ -1,4 +1,4 @@
-"""Samples and draws: what they depend on, and what they do to a picture."""
+"""Samples and draws: what they depend on, and what they do to an image."""
 
 from pathlib import Path
 
@@ -13,26 +13,26 @@ from vitctl.data.batches import Draws, Normalize, TrainBatches, crop_and_flip, d
 CPU = torch.device("cpu")
 
 
-def pictures(count: int = 20, channels: int = 3, side: int = 32) -> tuple[Tensor, Tensor]:
+def make_images(count: int = 20, channels: int = 3, side: int = 32) -> tuple[Tensor, Tensor]:
     generator = torch.Generator().manual_seed(1)
     images = torch.randint(0, 256, (count, channels, side, side), dtype=torch.uint8, generator=generator)
     return images, torch.arange(count) % 5
 
 
 def batches(**more: object) -> TrainBatches:
-    images, labels = pictures()
+    images, labels = make_images()
     options = {"batch_size": 6, "device": CPU, "seed": 3, "augment": True, "flip": True, **more}
     return TrainBatches(images, labels, torch.arange(0, 20, 2), **options)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("channels", [1, 3])
 @pytest.mark.parametrize(("height", "width"), [(8, 8), (32, 32), (24, 40)])
-def test_each_picture_is_padded_cropped_and_mirrored_as_drawn(channels: int, height: int, width: int) -> None:
-    images = pictures(16, channels, 40)[0][:, :, :height, :width].contiguous()
+def test_each_image_is_padded_cropped_and_mirrored_as_drawn(channels: int, height: int, width: int) -> None:
+    images = make_images(16, channels, 40)[0][:, :, :height, :width].contiguous()
     padding = width // 8
     draws = draw(16, padding, True, seed=1, epoch=2, step=3)
     result = crop_and_flip(images, draws, padding)
-    for i, image in enumerate(images):  # torchvision does one picture at a time
+    for i, image in enumerate(images):  # torchvision does one image at a time
         expected = tv.crop(tv.pad(image, [padding]), int(draws.top[i]), int(draws.left[i]), height, width)
         if draws.mirror[i]:
             expected = tv.horizontal_flip(expected)
@@ -50,7 +50,7 @@ def test_draws_are_uniform_and_reach_both_ends() -> None:
     assert abs(np.corrcoef(draws.top.numpy(), draws.left.numpy())[0, 1]) < 0.02
 
 
-def test_no_flip_where_mirrored_pictures_are_of_another_class() -> None:
+def test_no_flip_where_mirrored_images_are_of_another_class() -> None:
     assert not draw(1000, 1, False, 0, 0, 0).mirror.any()
 
 
@@ -66,9 +66,9 @@ def test_seeds_of_neighbours_are_unrelated() -> None:
     assert derive_seed(1, 23) != derive_seed(12, 3)
 
 
-def test_an_epoch_sees_every_chosen_picture_once() -> None:
+def test_an_epoch_sees_every_chosen_image_once() -> None:
     plain = batches(augment=False)
-    images, _ = pictures()
+    images, _ = make_images()
     seen = torch.cat([plain.batch(0, step)[0] for step in range(plain.steps_per_epoch)])
     assert plain.steps_per_epoch == 2 and len(seen) == 10
     expected = images[::2].flatten(1).double().sum(1).sort().values
@@ -92,7 +92,7 @@ def test_steps_and_epochs_draw_anew() -> None:
     assert not torch.equal(first.top, second.top)
 
 
-def test_a_last_single_picture_is_dropped_for_batchnorm_only() -> None:
+def test_a_last_single_image_is_dropped_for_batchnorm_only() -> None:
     assert batches(batch_size=9).steps_per_epoch == 2
     dropped = batches(batch_size=9, drop_single=True)
     assert (dropped.steps_per_epoch, dropped.count) == (1, 9)
@@ -100,7 +100,7 @@ def test_a_last_single_picture_is_dropped_for_batchnorm_only() -> None:
 
 
 def test_normalize_is_torchvision_s() -> None:
-    images, _ = pictures(4)
+    images, _ = make_images(4)
     mean, std = (0.49, 0.48, 0.45), (0.2, 0.21, 0.22)
     expected = tv.normalize(images.float() / 255, list(mean), list(std))
     torch.testing.assert_close(Normalize(mean, std, 32, CPU)(images), expected, rtol=1e-5, atol=1e-5)
@@ -108,14 +108,14 @@ def test_normalize_is_torchvision_s() -> None:
 
 @pytest.mark.parametrize("side", [16, 48])
 def test_other_sizes_are_resized_as_torchvision_does(side: int) -> None:
-    images, _ = pictures(4)
+    images, _ = make_images(4)
     expected = tv.resize(tv.normalize(images.float() / 255, [0.5] * 3, [0.2] * 3), [side, side], antialias=True)
     result = Normalize((0.5,) * 3, (0.2,) * 3, side, CPU)(images)
     torch.testing.assert_close(result, expected, rtol=1e-4, atol=1e-4)
 
 
-def test_memory_mapped_pictures_are_fine(tmp_path: Path) -> None:
-    images, labels = pictures()
+def test_memory_mapped_images_are_fine(tmp_path: Path) -> None:
+    images, labels = make_images()
     images.numpy().tofile(tmp_path / "images")
     mapped = torch.from_numpy(np.memmap(tmp_path / "images", np.uint8, "c", shape=tuple(images.shape)))
     a = TrainBatches(mapped, labels, torch.arange(20), batch_size=5, device=CPU, seed=0, augment=True, flip=True)
@@ -124,7 +124,7 @@ def test_memory_mapped_pictures_are_fine(tmp_path: Path) -> None:
 
 
 def test_draws_of_no_shift_change_nothing() -> None:
-    images, _ = pictures()
+    images, _ = make_images()
     still = Draws(torch.full((20,), 4), torch.full((20,), 4), torch.zeros(20, dtype=torch.bool))
     assert torch.equal(crop_and_flip(images, still, 4), images)
 

@@ -1,4 +1,4 @@
-"""Pictures are decoded once, and what is found of an earlier time is right or not used."""
+"""Images are decoded once, and what is found of an earlier time is right or not used."""
 
 from __future__ import annotations
 
@@ -32,13 +32,13 @@ MakeFolder = Callable[..., Path]
 def decoded(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """The names of the files decoded so far."""
     names: list[str] = []
-    decode = folder_module.decode_picture
+    decode = folder_module.decode_image
 
     def count(source: str, size: int | None) -> np.ndarray:
         names.append(os.path.basename(source))
         return decode(source, size)
 
-    monkeypatch.setattr(folder_module, "decode_picture", count)
+    monkeypatch.setattr(folder_module, "decode_image", count)
     return names
 
 
@@ -47,12 +47,12 @@ def load(root: Path, size: int = 16, skip: bool = False) -> Dataset:
 
 
 def content(dataset: Dataset) -> list[object]:
-    pictures = [part for part in (dataset.train, dataset.val, dataset.test) if part is not None]
-    return [dataset.mean, dataset.std, *((p.images.tolist(), p.labels.tolist()) for p in pictures)]
+    images = [part for part in (dataset.train, dataset.val, dataset.test) if part is not None]
+    return [dataset.mean, dataset.std, *((p.images.tolist(), p.labels.tolist()) for p in images)]
 
 
 def caches(cache: Path) -> list[str]:
-    return sorted(os.listdir(cache / "pictures"))
+    return sorted(os.listdir(cache / "images"))
 
 
 class TestSecondStart:
@@ -62,10 +62,10 @@ class TestSecondStart:
         second = load(pets)
         assert len(decoded) == 14 and content(first) == content(second)
 
-    def test_pictures_stay_on_disk(self, pets: Path, cache: Path) -> None:
+    def test_images_stay_on_disk(self, pets: Path, cache: Path) -> None:
         dataset = load(pets)
         (folder,) = caches(cache)
-        file = cache / "pictures" / folder / "images"
+        file = cache / "images" / folder / "images"
         assert file.read_bytes() == torch.cat([dataset.train.images, dataset.test.images]).numpy().tobytes()
         mapped = Path("/proc/self/maps")
         if mapped.exists():
@@ -92,7 +92,7 @@ class TestSecondStart:
         dataset = load(pets)
         assert dataset.mean == pytest.approx((0, 1, 7 / 255)) and dataset.std == pytest.approx([0.5 / 255] * 3)
 
-    def test_chunks_of_big_pictures(self, pets: Path, decoded: list[str]) -> None:
+    def test_chunks_of_big_images(self, pets: Path, decoded: list[str]) -> None:
         dataset = load(pets, size=700)  # more than a chunk's bytes, each
         assert dataset.train.images.shape == (9, 3, 700, 700) and len(decoded) == 14
         assert dataset.std == pytest.approx((dataset.train.images.double() / 255).std((0, 2, 3), correction=0).tolist())
@@ -178,12 +178,12 @@ DAMAGES: dict[str, Callable[[Path], object]] = {
 def test_a_damaged_cache_is_built_again(damage: str, pets: Path, cache: Path, decoded: list[str]) -> None:
     before = content(load(pets))
     (folder,) = caches(cache)
-    DAMAGES[damage](cache / "pictures" / folder)
+    DAMAGES[damage](cache / "images" / folder)
     assert content(load(pets)) == before and len(decoded) == 28
     assert caches(cache) == [folder]
 
 
-def test_bad_pictures_alone_are_tried_again(pets: Path, decoded: list[str]) -> None:
+def test_bad_images_alone_are_tried_again(pets: Path, decoded: list[str]) -> None:
     (pets / "train" / "dog" / "002.png").write_text("hello")
     first = load(pets, skip=True)
     decoded.clear()
@@ -197,13 +197,13 @@ from vitctl.data import folder
 from vitctl.data.dataset import load_dataset
 from vitctl.observer import Observer
 root, pause = sys.argv[1], float(sys.argv[2])
-decode, count = folder.decode_picture, 0
+decode, count = folder.decode_image, 0
 def slow(source, size):
     global count
     count += 1
     time.sleep(pause)
     return decode(source, size)
-folder.decode_picture = slow
+folder.decode_image = slow
 class Progress(Observer):
     def loading(self, done, total, *, download=""):
         print("building", os.getpid(), flush=True)
@@ -224,7 +224,7 @@ def start(python: list[str], root: Path, pause: float) -> subprocess.Popen[str]:
 
 @pytest.fixture
 def many(make_folder: MakeFolder) -> Path:
-    """More pictures than are decoded ahead, so that a builder can be caught at work."""
+    """More images than are decoded ahead, so that a builder can be caught at work."""
     return make_folder({"train": {"a": 300, "b": 300}, "test": {"a": 1, "b": 1}}, side=8)
 
 
@@ -284,14 +284,14 @@ class TestTwoAtOnce:
         first.kill()
         first.communicate()
         (left,) = caches(cache)
-        assert left.endswith(".tmp") and (cache / "pictures" / left / "images").stat().st_size > 0
+        assert left.endswith(".tmp") and (cache / "images" / left / "images").stat().st_size > 0
         assert len(load(many).train) == 600 and len(decoded) == 602
         assert left not in caches(cache) and len(caches(cache)) == 1
 
     def test_a_builder_of_another_version_is_left_alone(self, pets: Path, cache: Path, decoded: list[str]) -> None:
         load(pets)
         (name,) = caches(cache)
-        other = cache / "pictures" / f".{name[:-16]}{'0' * 16}.abc.tmp"
+        other = cache / "images" / f".{name[:-16]}{'0' * 16}.abc.tmp"
         other.mkdir()
         (other / "images").write_bytes(b"x" * 100)
         with open(other / "lock", "wb") as file:
@@ -308,7 +308,7 @@ class TestTwoAtOnce:
     ) -> None:
         before = content(load(pets))
         (name,) = caches(cache)
-        final = cache / "pictures" / name
+        final = cache / "images" / name
         aside = cache / "aside"
         final.rename(aside)
         flush = cache_module.flush
@@ -327,16 +327,14 @@ class TestNoRoom:
     def test_a_folder_that_cannot_be_written(self, pets: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         (tmp_path / "file").write_text("")
         monkeypatch.setenv("VITCTL_CACHE", str(tmp_path / "file" / "cache"))
-        with pytest.raises(
-            RequestError, match=r"file/cache/pictures \(Not a directory\); set VITCTL_CACHE to a folder"
-        ):
+        with pytest.raises(RequestError, match=r"file/cache/images \(Not a directory\); set VITCTL_CACHE to a folder"):
             load(pets)
 
     def test_too_little_room(self, pets: Path, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         usage = type("Usage", (), {"free": 14 * 3 * 16 * 16 - 1})
         monkeypatch.setattr(cache_module.shutil, "disk_usage", lambda _: usage)
         with pytest.raises(
-            RequestError, match=r"pictures take 10.5 KiB and \S+cache/pictures has 10.5 KiB left;.*VITCTL_C"
+            RequestError, match=r"images take 10.5 KiB and \S+cache/images has 10.5 KiB left;.*VITCTL_C"
         ):
             load(pets)
         usage.free += 1  # type: ignore[attr-defined]
@@ -348,7 +346,7 @@ class TestNoRoom:
 
         with monkeypatch.context() as patch:
             patch.setattr(cache_module, "flush", full)
-            with pytest.raises(RunFailed, match=r"the disk of \S+cache/pictures filled up.*VITCTL_CACHE"):
+            with pytest.raises(RunFailed, match=r"the disk of \S+cache/images filled up.*VITCTL_CACHE"):
                 load(pets)
         assert caches(cache) == []
         assert len(load(pets).train) == 9
@@ -408,7 +406,7 @@ class TestPruning:
         load(tmp_path / "link")
         (tmp_path / "link").unlink()
         load(other)
-        assert len(caches(cache)) == 2  # the pictures themselves are still there
+        assert len(caches(cache)) == 2  # the images themselves are still there
 
     def test_what_cannot_be_told_stays(
         self, pets: Path, other: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
@@ -428,7 +426,7 @@ class TestPruning:
     def test_what_is_not_ours_stays(self, pets: Path, other: Path, cache: Path) -> None:
         load(pets)
         (mine,) = caches(cache)
-        meta = json.loads((cache / "pictures" / mine / "meta.json").read_text())
+        meta = json.loads((cache / "images" / mine / "meta.json").read_text())
         prefix = mine[:-16]
         strange = {
             "holiday": json.dumps(meta),  # not named like one
@@ -440,9 +438,9 @@ class TestPruning:
         }
         shutil.rmtree(pets)
         for name, text in strange.items():
-            (cache / "pictures" / name).mkdir()
+            (cache / "images" / name).mkdir()
             if text is not None:
-                (cache / "pictures" / name / "meta.json").write_text(text)
+                (cache / "images" / name / "meta.json").write_text(text)
         load(other)
         left = set(caches(cache))
         assert set(strange) < left and mine not in left and len(left) == len(strange) + 1
@@ -451,7 +449,7 @@ class TestPruning:
         load(pets)
         (mine,) = caches(cache)
         shutil.rmtree(pets)
-        dead, alive = (cache / "pictures" / f".{mine}.{word}.tmp" for word in ("dead", "live"))
+        dead, alive = (cache / "images" / f".{mine}.{word}.tmp" for word in ("dead", "live"))
         for folder in (dead, alive):
             folder.mkdir()
             (folder / "images").write_bytes(b"half")

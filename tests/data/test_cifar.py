@@ -40,7 +40,7 @@ def small_batches(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def batches(tmp_path: Path) -> Path:
-    """CIFAR-10's official layout, of 20 pictures a batch."""
+    """CIFAR-10's official layout, of 20 images a batch."""
     return write_batches(cifar.CIFAR10, tmp_path / "cifar-10-batches-py")
 
 
@@ -50,7 +50,7 @@ def load(data_dir: Path | None, skip: bool = False, name: str = "cifar10") -> Da
 
 @pytest.mark.parametrize("name", SPECS)
 class TestBothAsBatches:
-    def test_pictures_and_labels(self, name: str, tmp_path: Path) -> None:
+    def test_images_and_labels(self, name: str, tmp_path: Path) -> None:
         spec = getattr(cifar, name.upper())
         place = write_batches(spec, tmp_path / spec.folder)
         dataset = load(place, name=name)
@@ -74,18 +74,18 @@ class TestBothAsBatches:
             assert np.array_equal(oracle.data.transpose(0, 3, 1, 2), part.images.numpy())
             assert oracle.targets == part.labels.tolist()
 
-    def test_the_same_pictures_as_a_folder(self, name: str, tmp_path: Path) -> None:
+    def test_the_same_images_as_a_folder(self, name: str, tmp_path: Path) -> None:
         spec = getattr(cifar, name.upper())
         whole = load(write_batches(spec, tmp_path / spec.folder), name=name)
         root = tmp_path / "as_folder"
         for part in ("train", "test"):
-            pictures = getattr(whole, part)
-            for i, (image, label) in enumerate(zip(pictures.images, pictures.labels, strict=True)):
+            images = getattr(whole, part)
+            for i, (image, label) in enumerate(zip(images.images, images.labels, strict=True)):
                 folder = root / part / spec.classes[label]
                 folder.mkdir(parents=True, exist_ok=True)
                 Image.fromarray(image.permute(1, 2, 0).numpy()).save(folder / f"{i:04}.png")
         with warnings.catch_warnings():
-            warnings.simplefilter("error")  # as many pictures as there should be
+            warnings.simplefilter("error")  # as many images as there should be
             as_folder = load(root, name=name)
         assert (as_folder.classes, as_folder.mean, as_folder.std) == (whole.classes, whole.mean, whole.std)
         for part in ("train", "test"):
@@ -319,10 +319,10 @@ class TestFolder:
         with pytest.raises(RequestError, match=r"'tank' is among its class folders.*--dataset folder --data-dir"):
             load(tiny)
 
-    def test_fewer_pictures_are_told_of(self, tiny: Path) -> None:
+    def test_fewer_images_are_told_of(self, tiny: Path) -> None:
         with pytest.warns(
             VitctlWarning,
-            match=rf"{tiny} has 10 training and 10 test pictures, and CIFAR-10 has 100 and 20, as many of each class: "
+            match=rf"{tiny} has 10 training and 10 test images, and CIFAR-10 has 100 and 20, as many of each class: "
             r"what is measured on it does not compare with published figures",
         ):
             assert len(load(tiny).train) == 10
@@ -339,12 +339,12 @@ class TestFolder:
             )
             load(nine)  # somebody's own validation part
         root = make_folder({"train": {**train, "cat": 9, "dog": 11}, "test": test}, name="odd", side=32)
-        with pytest.warns(VitctlWarning, match=r"100 training and 20 test pictures in classes of unequal size"):
+        with pytest.warns(VitctlWarning, match=r"100 training and 20 test images in classes of unequal size"):
             load(root)
 
-    def test_an_unreadable_picture(self, tiny: Path) -> None:
+    def test_an_unreadable_image(self, tiny: Path) -> None:
         (tiny / "train" / "cat" / "zzz.png").write_text("hello")
-        with pytest.raises(RequestError, match=r"1 of 21 pictures .*zzz.png \(not a picture\).*--skip-bad-images"):
+        with pytest.raises(RequestError, match=r"1 of 21 images .*zzz.png \(not an image\).*--skip-bad-images"):
             load(tiny)
         assert load(tiny, skip=True).skipped == ("train/cat/zzz.png",)
 

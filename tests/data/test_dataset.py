@@ -1,4 +1,4 @@
-"""What every data set promises, and which pictures train, select and test."""
+"""What every data set promises, and which images train, select and test."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ import pytest
 import torch
 
 from vitctl.data import DATASETS
-from vitctl.data.dataset import Dataset, Pictures, Splits, load_dataset, split
+from vitctl.data.dataset import Dataset, Examples, Splits, load_dataset, split
 from vitctl.errors import RequestError
 
 LoadSmall = Callable[[str], Dataset]
 
 
-def parts(dataset: Dataset) -> list[Pictures]:
+def parts(dataset: Dataset) -> list[Examples]:
     return [part for part in (dataset.train, dataset.val, dataset.test) if part is not None]
 
 
@@ -42,10 +42,10 @@ class TestContract:
         dataset = load_small(name)
         assert set(dataset.train.labels.tolist()) == set(range(len(dataset.classes)))
 
-    def test_no_test_picture_is_trained_on(self, name: str, load_small: LoadSmall) -> None:
+    def test_no_test_image_is_trained_on(self, name: str, load_small: LoadSmall) -> None:
         dataset = load_small(name)
-        trained = {picture.numpy().tobytes() for picture in dataset.train.images}
-        assert not any(picture.numpy().tobytes() in trained for picture in dataset.test.images)
+        trained = {image.numpy().tobytes() for image in dataset.train.images}
+        assert not any(image.numpy().tobytes() in trained for image in dataset.test.images)
 
     def test_twice_the_same(self, name: str, load_small: LoadSmall) -> None:
         first = load_small(name)
@@ -80,7 +80,7 @@ class TestDigits:
         assert set(load_small("digits").test.images.unique().tolist()) == values
 
     def test_the_test_part_never_changes(self, load_small: LoadSmall) -> None:
-        # Figures measured with other versions of vitctl compare with this one's only on the same pictures.
+        # Figures measured with other versions of vitctl compare with this one's only on the same images.
         content = load_small("digits").test.images.numpy().tobytes()
         assert hashlib.sha256(content).hexdigest()[:16] == "d34b20f265b6f2a7"
 
@@ -96,21 +96,21 @@ class TestDigits:
 
 
 def make(train: list[int], test: list[int], val: list[int] | None = None) -> Dataset:
-    """A data set with so many pictures of each class, the classes taking turns as long as they last."""
+    """A data set with so many images of each class, the classes taking turns as long as they last."""
 
-    def pictures(counts: list[int]) -> Pictures:
+    def images(counts: list[int]) -> Examples:
         turns = sorted((place, label) for label, count in enumerate(counts) for place in range(count))
         labels = torch.tensor([label for _, label in turns])
-        return Pictures(torch.zeros(len(labels), 1, 1, 1, dtype=torch.uint8), labels)
+        return Examples(torch.zeros(len(labels), 1, 1, 1, dtype=torch.uint8), labels)
 
     return Dataset(
         name="made",
         classes=tuple("abcdefghij"[: len(train)]),
         mean=(0.5,),
         std=(0.5,),
-        train=pictures(train),
-        val=None if val is None else pictures(val),
-        test=pictures(test),
+        train=images(train),
+        val=None if val is None else images(val),
+        test=images(test),
         source="memory",
     )
 
@@ -134,7 +134,7 @@ def divide(
 
 
 def per_class(subset: object) -> list[int]:
-    return subset.pictures.labels[subset.index].bincount().tolist()  # type: ignore[attr-defined]
+    return subset.examples.labels[subset.index].bincount().tolist()  # type: ignore[attr-defined]
 
 
 class TestSplit:
@@ -174,14 +174,14 @@ class TestSplit:
 
     @pytest.mark.parametrize("counts", [[5, 1], [5, 0]])
     def test_a_class_too_small_is_named(self, counts: list[int]) -> None:
-        with pytest.raises(RequestError, match=rf"class 'b' has {counts[1]} training picture.*--val none"):
+        with pytest.raises(RequestError, match=rf"class 'b' has {counts[1]} training image.*--val none"):
             divide(make(counts, [1, 1]))
         assert len(divide(make(counts, [1, 1]), val="none").train) == sum(counts)
 
     def test_own_validation_part_takes_the_place(self) -> None:
         dataset = make([5, 1], [2, 2], val=[3, 4])
         splits = divide(dataset)
-        assert splits.val_split == "val" and splits.val is not None and splits.val.pictures is dataset.val
+        assert splits.val_split == "val" and splits.val is not None and splits.val.examples is dataset.val
         assert len(splits.train) == 6 and len(splits.val) == 7
 
     @pytest.mark.parametrize("own", [None, [3, 4]])
@@ -189,7 +189,7 @@ class TestSplit:
         dataset = make([5, 5], [2, 2], val=own)
         splits = divide(dataset, val="test")
         assert splits.val_split == "test" and splits.val is splits.test
-        assert splits.test.pictures is dataset.test and len(splits.train) == 10 and len(splits.test) == 4
+        assert splits.test.examples is dataset.test and len(splits.train) == 10 and len(splits.test) == 4
 
     @pytest.mark.parametrize("own", [None, [3, 4]])
     def test_no_validation(self, own: list[int] | None) -> None:
@@ -202,14 +202,14 @@ class TestSplit:
 
 
 class TestLimits:
-    def test_training_pictures_evenly(self) -> None:
+    def test_training_images_evenly(self) -> None:
         dataset = make([40, 20, 3], [1, 1, 1])
         assert per_class(divide(dataset, "none", limit_train=9).train) == [3, 3, 3]
         assert per_class(divide(dataset, "none", limit_train=11).train) == [4, 4, 3]
         assert per_class(divide(dataset, "none", limit_train=33).train) == [15, 15, 3]
         assert per_class(divide(dataset, "none", limit_train=2).train) == [1, 1]
 
-    def test_measured_pictures_in_their_shares(self) -> None:
+    def test_measured_images_in_their_shares(self) -> None:
         dataset = make([50, 50], [90, 10], val=[30, 60])
         splits = divide(dataset, limit_test=30)
         assert splits.val is not None

@@ -488,7 +488,7 @@ class TestUnpack:
 
 @pytest.fixture(scope="session")
 def archives(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Cifar]:
-    """The CIFARs with few pictures, by name; their official archives are ``tmp_path_factory``'s ``archives/``."""
+    """The CIFARs with few images, by name; their official archives are ``tmp_path_factory``'s ``archives/``."""
     folder = tmp_path_factory.getbasetemp() / "archives"
     return {
         each.name: write_archive(small(each), folder / each.archive.name) for each in (cifar.CIFAR10, cifar.CIFAR100)
@@ -503,7 +503,7 @@ def spec(
     tmp_path_factory: pytest.TempPathFactory,
     monkeypatch: pytest.MonkeyPatch,
 ) -> Cifar:
-    """Each CIFAR with few pictures, whose official archive is ``there/<its name>``; data go to ``data``."""
+    """Each CIFAR with few images, whose official archive is ``there/<its name>``; data go to ``data``."""
     made = archives[request.param]
     (tmp_path / "there").mkdir()
     shutil.copy(tmp_path_factory.getbasetemp() / "archives" / made.archive.name, tmp_path / "there")
@@ -814,7 +814,7 @@ class TestCommandLine:
         with serving(official.read_bytes(), "cut 200000") as server:
             monkeypatch.setenv("VITCTL_CIFAR_URL", server.url)
             dry = cli(*run, "--dry-run", "--json")
-        assert dry.code == 0 and dry.json()["train_images"] == 100  # a picture of each class is held out
+        assert dry.code == 0 and dry.json()["train_images"] == 100  # an image of each class is held out
         lines = dry.err.splitlines()
         assert lines[0] == f"downloading {server.url}/{official.name} to {home}"
         assert "the connection ended after 200,000 of" in dry.err and lines[-1].startswith("1.2 MiB of 1.2 MiB")
@@ -829,7 +829,7 @@ class TestCommandLine:
             patch.setenv("VITCTL_CIFAR_URL", server.url)
             exported = cli("export", "runs/hundred", "--format", "safetensors", "--json")
             assert exported.code == 0 and "so generated ones are compared" in exported.err
-            assert server.ranges == []  # nobody asked for pictures
+            assert server.ranges == []  # nobody asked for images
         again = cli("eval", "runs/hundred")
         assert again.code == 2 and "CIFAR-100 is not in" in again.err and "--data-dir" in again.err
         shutil.copy(official, home)
@@ -849,6 +849,6 @@ class TestCommandLine:
         assert result.code == 0
         told = [line for line in result.err.splitlines() if line.startswith("warning: ")]
         assert len(told) == 1 and told[0].startswith(
-            f"warning: {root} has 30 training and 30 test pictures, and CIFAR-10"
+            f"warning: {root} has 30 training and 30 test images, and CIFAR-10"
         )
         assert "VitctlWarning" not in result.err

@@ -1,4 +1,4 @@
-"""Folders of pictures: their layout, what becomes of each picture, and what cannot be read."""
+"""Folders of images: their layout, what becomes of each image, and what cannot be read."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from torchvision.transforms.v2 import functional as TF
 
 from vitctl.data import folder as folder_module
 from vitctl.data.dataset import Dataset, load_dataset
-from vitctl.data.folder import UnreadablePicture, decode_picture
+from vitctl.data.folder import UnreadableImage, decode_image
 from vitctl.errors import RequestError
 from vitctl.observer import Observer
 
@@ -33,8 +33,8 @@ def reference(image: Image.Image, size: int) -> np.ndarray:
     return np.asarray(TF.center_crop(resized, [size, size])).transpose(2, 0, 1)
 
 
-def picture(width: int, height: int) -> Image.Image:
-    """A smooth picture without symmetry."""
+def make_image(width: int, height: int) -> Image.Image:
+    """A smooth image without symmetry."""
     y, x = np.mgrid[0:height, 0:width]
     planes = [x * 255 / max(width - 1, 1), y * 255 / max(height - 1, 1), (x * 3 + y * 5) % 256]
     return Image.fromarray(np.stack(planes, axis=2).astype(np.uint8))
@@ -62,21 +62,21 @@ class TestLayout:
         dataset = load(make_folder({"train": {"a": 3, "b": 3}, "val": {"a": 2, "b": 1}}))
         assert dataset.val is None and dataset.test.labels.tolist() == [0, 0, 1]
 
-    def test_pictures_lie_at_any_depth_among_other_things(self, pets: Path) -> None:
+    def test_images_lie_at_any_depth_among_other_things(self, pets: Path) -> None:
         cat = pets / "train" / "cat"
         (cat / "2020" / "may").mkdir(parents=True)
         shutil.copy(cat / "000.png", cat / "2020" / "may" / "DEEP.PNG")
-        (cat / ".hidden.png").write_text("no picture")
-        (cat / "notes.txt").write_text("no picture")
-        (cat / "figure.eps").write_text("no picture")
-        (cat / "noending").write_text("no picture")
+        (cat / ".hidden.png").write_text("no image")
+        (cat / "notes.txt").write_text("no image")
+        (cat / "figure.eps").write_text("no image")
+        (cat / "noending").write_text("no image")
         (pets / "train" / ".cache").mkdir()
         (pets / "train" / "README.md").write_text("no class")
         (cat / "loop").symlink_to(cat)
         os.mkfifo(cat / "pipe.png")
         assert load(pets).train.labels.tolist() == [0] * 6 + [1] * 4
 
-    def test_a_class_without_test_pictures_is_fine(self, pets: Path) -> None:
+    def test_a_class_without_test_images_is_fine(self, pets: Path) -> None:
         shutil.rmtree(pets / "test" / "cat")
         assert load(pets).test.labels.tolist() == [1, 1, 1]
 
@@ -104,26 +104,26 @@ def _empty(folder: Path) -> None:
 
 
 BAD_FOLDERS: dict[str, tuple[Callable[[Path], object], str]] = {
-    "not there": (shutil.rmtree, r"pictures is not there; name a folder that has train/ and test/"),
-    "a file": (lambda root: (shutil.rmtree(root), root.write_text("")), r"pictures is a file, not a folder"),
-    "empty": (_empty, r"pictures has no train/ and test/ in it; put a folder of pictures per class"),
-    "no split": (_no_split, r"has class folders \(cat, dog\) but no split; move most .*pictures/train/CLASS"),
+    "not there": (shutil.rmtree, r"images is not there; name a folder that has train/ and test/"),
+    "a file": (lambda root: (shutil.rmtree(root), root.write_text("")), r"images is a file, not a folder"),
+    "empty": (_empty, r"images has no train/ and test/ in it; put a folder of images per class"),
+    "no split": (_no_split, r"has class folders \(cat, dog\) but no split; move most .*images/train/CLASS"),
     "no test": (
         lambda root: shutil.rmtree(root / "test"),
-        r"has train/ but neither test/ nor val/; move some pictures",
+        r"has train/ but neither test/ nor val/; move some images",
     ),
     "no train": (
         lambda root: shutil.rmtree(root / "train"),
-        r"pictures has test/ but no train/; put a folder per class",
+        r"images has test/ but no train/; put a folder per class",
     ),
-    "no classes": (_loose, r"pictures/train has no class folders; it takes two or more"),
+    "no classes": (_loose, r"images/train has no class folders; it takes two or more"),
     "one class": (lambda root: shutil.rmtree(root / "train" / "dog"), r"train has only the class 'cat'; it takes two"),
-    "no test classes": (lambda root: _empty(root / "test"), r"pictures/test has no class folders; it takes those of"),
+    "no test classes": (lambda root: _empty(root / "test"), r"images/test has no class folders; it takes those of"),
     "empty class": (
         lambda root: _empty(root / "train" / "dog"),
-        r"train/dog has no pictures; put some there, or remove",
+        r"train/dog has no images; put some there, or remove",
     ),
-    "empty test class": (lambda root: _empty(root / "test" / "dog"), r"test/dog has no pictures; put some there, or"),
+    "empty test class": (lambda root: _empty(root / "test" / "dog"), r"test/dog has no images; put some there, or"),
     "foreign class": (
         lambda root: (root / "test" / "dog").rename(root / "test" / "bird"),
         r"test/bird is of a class that train/ does not have; add \S+train/bird, or remove it",
@@ -157,95 +157,95 @@ class TestDecode:
     @pytest.mark.parametrize("size", [8, 20, 33, 64])
     @pytest.mark.parametrize("shape", [(20, 20), (47, 20), (20, 47), (33, 32), (300, 20), (8, 9)])
     def test_like_torchvision(self, shape: tuple[int, int], size: int) -> None:
-        image = picture(*shape)
-        decoded = decode_picture(stored(image), size)
+        image = make_image(*shape)
+        decoded = decode_image(stored(image), size)
         assert decoded.dtype == np.uint8 and decoded.shape == (3, size, size) and decoded.flags.c_contiguous
         assert np.array_equal(decoded, reference(image, size))
 
     def test_own_size(self) -> None:
-        image = picture(30, 20)
-        assert np.array_equal(decode_picture(stored(image), None), np.asarray(image).transpose(2, 0, 1))
+        image = make_image(30, 20)
+        assert np.array_equal(decode_image(stored(image), None), np.asarray(image).transpose(2, 0, 1))
 
     def test_from_a_path(self, pets: Path) -> None:
         path = pets / "train" / "cat" / "000.png"
         for source in (path, str(path)):
-            assert np.array_equal(decode_picture(source, 16), reference(Image.open(path), 16))
+            assert np.array_equal(decode_image(source, 16), reference(Image.open(path), 16))
 
     @pytest.mark.parametrize("format", ["JPEG", "WEBP", "BMP", "GIF", "TIFF", "PPM", "TGA"])
     def test_formats(self, format: str) -> None:
-        image = picture(40, 30)
+        image = make_image(40, 30)
         file = stored(image, format)
         with Image.open(BytesIO(file.getvalue())) as again:
             expected = reference(again.convert("RGB"), 16)
-        assert np.array_equal(decode_picture(file, 16), expected)
+        assert np.array_equal(decode_image(file, 16), expected)
 
     @pytest.mark.parametrize("mode", ["1", "L", "P", "CMYK", "YCbCr"])
     def test_modes(self, mode: str) -> None:
-        image = picture(24, 20).convert(mode)
+        image = make_image(24, 20).convert(mode)
         file = stored(image, "JPEG" if mode == "YCbCr" else "TIFF")
         with Image.open(BytesIO(file.getvalue())) as again:
             expected = np.asarray(again.convert("RGB")).transpose(2, 0, 1)
         assert expected.std() > 10
-        assert np.array_equal(decode_picture(file, None), expected)
+        assert np.array_equal(decode_image(file, None), expected)
 
     def test_palette(self) -> None:
         image = Image.new("P", (2, 1))
         image.putpalette([10, 20, 30, 200, 100, 50])
         image.putdata([0, 1])
-        assert decode_picture(stored(image), None)[:, 0].T.tolist() == [[10, 20, 30], [200, 100, 50]]
+        assert decode_image(stored(image), None)[:, 0].T.tolist() == [[10, 20, 30], [200, 100, 50]]
 
     def test_palette_with_transparency(self) -> None:
         image = Image.new("P", (2, 1))
         image.putpalette([10, 20, 30, 200, 100, 50])
         image.putdata([0, 1])
-        assert decode_picture(stored(image, transparency=0), None)[:, 0].T.tolist() == [[255] * 3, [200, 100, 50]]
+        assert decode_image(stored(image, transparency=0), None)[:, 0].T.tolist() == [[255] * 3, [200, 100, 50]]
 
     def test_what_is_transparent_becomes_white(self) -> None:
         rgba = np.array([[[200, 100, 0, 255], [200, 100, 0, 0], [200, 100, 0, 51]]], dtype=np.uint8)
         expected = [[200, 100, 0], [255, 255, 255], [244, 224, 204]]  # 255 + (value - 255) * alpha / 255
-        assert decode_picture(stored(Image.fromarray(rgba)), None)[:, 0].T.tolist() == expected
+        assert decode_image(stored(Image.fromarray(rgba)), None)[:, 0].T.tolist() == expected
 
     def test_grey_with_transparency(self) -> None:
         image = Image.fromarray(np.array([[[100, 255], [100, 0]]], dtype=np.uint8), "LA")
-        assert decode_picture(stored(image), None)[0].tolist() == [[100, 255]]
+        assert decode_image(stored(image), None)[0].tolist() == [[100, 255]]
 
     @pytest.mark.parametrize("format", ["PNG", "TIFF", "PPM"])
     def test_16_bit_grey_is_scaled(self, format: str) -> None:
         values = np.array([[0, 128, 129, 257, 0x8000, 0xFFFF]], dtype=np.uint16)
-        decoded = decode_picture(stored(Image.fromarray(values), format), None)
+        decoded = decode_image(stored(Image.fromarray(values), format), None)
         assert (decoded == decoded[:1]).all()
         assert decoded[0].tolist() == [[0, 0, 1, 1, 128, 255]]  # value / 257, rounded
 
     def test_floating_point_grey(self) -> None:
         values = np.array([[0.0, 0.5, 1.0]], dtype=np.float32)
-        assert decode_picture(stored(Image.fromarray(values), "TIFF"), None)[0].tolist() == [[0, 128, 255]]
+        assert decode_image(stored(Image.fromarray(values), "TIFF"), None)[0].tolist() == [[0, 128, 255]]
 
     @pytest.mark.parametrize("values", [np.float32([[0, 2]]), np.float32([[0, np.nan]]), np.int32([[0, 70000]])])
     def test_grey_of_unknown_range_is_refused(self, values: np.ndarray) -> None:
-        with pytest.raises(UnreadablePicture, match="grey values beyond"):
-            decode_picture(stored(Image.fromarray(values), "TIFF"), None)
+        with pytest.raises(UnreadableImage, match="grey values beyond"):
+            decode_image(stored(Image.fromarray(values), "TIFF"), None)
 
     @pytest.mark.parametrize("orientation", range(1, 9))
     @pytest.mark.parametrize("format", ["JPEG", "PNG", "TIFF", "WEBP"])
-    def test_pictures_are_set_upright(self, orientation: int, format: str) -> None:
+    def test_images_are_set_upright(self, orientation: int, format: str) -> None:
         exif = Image.Exif()
         exif[0x0112] = orientation
-        file = stored(picture(40, 20), format, exif=exif)
+        file = stored(make_image(40, 20), format, exif=exif)
         with Image.open(BytesIO(file.getvalue())) as image:
             expected = ImageOps.exif_transpose(image).convert("RGB")
         assert expected.size == ((40, 20) if orientation < 5 else (20, 40))
-        assert np.array_equal(decode_picture(file, 16), reference(expected, 16))
+        assert np.array_equal(decode_image(file, 16), reference(expected, 16))
 
     def test_the_first_frame(self) -> None:
         frames = [Image.new("RGB", (4, 4), color) for color in ("red", "blue")]
         file = stored(frames[0], "GIF", save_all=True, append_images=frames[1:])
-        assert decode_picture(file, None)[:, 0, 0].tolist() == [255, 0, 0]
+        assert decode_image(file, None)[:, 0, 0].tolist() == [255, 0, 0]
 
     def test_a_big_jpeg_is_decoded_small(self) -> None:
-        file = stored(picture(640, 480), "JPEG", quality=95)
+        file = stored(make_image(640, 480), "JPEG", quality=95)
         with Image.open(BytesIO(file.getvalue())) as image:
             expected = reference(image, 32)
-        difference = np.abs(decode_picture(file, 32).astype(int) - expected)
+        difference = np.abs(decode_image(file, 32).astype(int) - expected)
         assert difference[:2].max() <= 2  # the two smooth planes; the third is stripes, finer than a pixel
         assert difference.mean() < 2
 
@@ -259,7 +259,7 @@ class TestDecode:
             return resize(image, size, *more)
 
         monkeypatch.setattr(Image.Image, "resize", note)
-        decoded = decode_picture(stored(picture(*shape)), 64)
+        decoded = decode_image(stored(make_image(*shape)), 64)
         assert decoded.shape == (3, 64, 64)
         assert sizes and max(max(size) for size in sizes) <= 16 * 64  # enlarged whole, it would be 64,000 long
         if max(shape) > 1:
@@ -267,8 +267,8 @@ class TestDecode:
             assert 126 <= along.mean() <= 129  # the middle of a ramp
 
     def test_the_middle_of_a_thread_is_that_of_torchvision(self) -> None:
-        image = picture(4, 101)
-        assert np.array_equal(decode_picture(stored(image), 16), reference(image, 16))
+        image = make_image(4, 101)
+        assert np.array_equal(decode_image(stored(image), 16), reference(image, 16))
 
 
 def _truncated(path: Path) -> None:
@@ -286,8 +286,8 @@ def _dangling(path: Path) -> None:
 
 UNREADABLE: dict[str, tuple[Callable[[Path], object], str]] = {
     "truncated": (_truncated, "truncated"),
-    "empty": (lambda path: path.write_bytes(b""), "not a picture"),
-    "text": (lambda path: path.write_text("hello"), "not a picture"),
+    "empty": (lambda path: path.write_bytes(b""), "not an image"),
+    "text": (lambda path: path.write_text("hello"), "not an image"),
     "bomb": (_bomb, "decompression bomb"),
     "link to nowhere": (_dangling, "No such file"),
 }
@@ -301,7 +301,7 @@ class TestUnreadable:
         for path in (second, first):
             spoil(path)
         for _ in range(2):  # the second time from the cache
-            with pytest.raises(RequestError, match="2 of 14 pictures cannot be read, the first being ") as caught:
+            with pytest.raises(RequestError, match="2 of 14 images cannot be read, the first being ") as caught:
                 load(pets)
             sentence = str(caught.value)
             assert f"{first} (" in sentence and reason in sentence and "--skip-bad-images" in sentence
@@ -324,23 +324,23 @@ class TestUnreadable:
 def test_nothing_left_of_a_class(pets: Path) -> None:
     for path in (pets / "train" / "dog").iterdir():
         path.write_text("hello")
-    with pytest.raises(RequestError, match=r"no picture of \S+train/dog can be read"):
+    with pytest.raises(RequestError, match=r"no image of \S+train/dog can be read"):
         load(pets, skip=True)
 
 
 def test_nothing_left_at_all(pets: Path) -> None:
     for path in pets.rglob("*.png"):
         path.write_text("hello")
-    with pytest.raises(RequestError, match="14 of 14 pictures cannot be read"):
+    with pytest.raises(RequestError, match="14 of 14 images cannot be read"):
         load(pets)
-    with pytest.raises(RequestError, match=r"no picture of \S+train/cat can be read"):
+    with pytest.raises(RequestError, match=r"no image of \S+train/cat can be read"):
         load(pets, skip=True)
 
 
 def test_nothing_left_to_test(pets: Path) -> None:
     for path in (pets / "test").rglob("*.png"):
         path.write_text("hello")
-    with pytest.raises(RequestError, match=r"no picture of \S+pictures/test can be read"):
+    with pytest.raises(RequestError, match=r"no image of \S+images/test can be read"):
         load(pets, skip=True)
 
 
@@ -377,20 +377,20 @@ def test_postscript_in_disguise_is_not_run(pets: Path, monkeypatch: pytest.Monke
 def test_a_bad_file_is_named_in_prediction(tmp_path: Path) -> None:
     path = tmp_path / "x.png"
     path.write_text("hello")
-    with pytest.raises(UnreadablePicture) as caught:
-        decode_picture(path, 16)
-    assert str(caught.value) == f"{path} cannot be read as a picture (not a picture)" and caught.value.exit_code == 2
-    with pytest.raises(UnreadablePicture, match=r"nowhere.png cannot be read as a picture \(No such file"):
-        decode_picture("nowhere.png", 16)
+    with pytest.raises(UnreadableImage) as caught:
+        decode_image(path, 16)
+    assert str(caught.value) == f"{path} cannot be read as an image (not an image)" and caught.value.exit_code == 2
+    with pytest.raises(UnreadableImage, match=r"nowhere.png cannot be read as an image \(No such file"):
+        decode_image("nowhere.png", 16)
 
 
-def test_lack_of_memory_is_not_the_pictures_fault(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_lack_of_memory_is_not_the_images_fault(monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(*_: object) -> None:
         raise MemoryError
 
     monkeypatch.setattr(folder_module, "_to_rgb", fail)
     with pytest.raises(MemoryError):
-        decode_picture(stored(picture(4, 4)), 4)
+        decode_image(stored(make_image(4, 4)), 4)
 
 
 class Heard(Observer):

@@ -1,4 +1,4 @@
-"""Each operation on single pictures, beside torchvision's and the predecessor's, both of which call Pillow."""
+"""Each operation on single images, beside torchvision's and the predecessor's, both of which call Pillow."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import torchvision.transforms.v2.functional as v2
 from PIL import Image, ImageDraw, ImageEnhance, ImageOps
 from torch import Tensor
 
-from tests.data.augmenting import SHAPES, applied, from_pil, greatest_difference, pictures, policy, to_pil
+from tests.data.augmenting import SHAPES, applied, from_pil, greatest_difference, make_images, policy, to_pil
 from vitctl.data import kernels
 from vitctl.data.augment import CUTOUT_COLOUR, seed_cutout_boxes
 from vitctl.data.policies import Operation
@@ -32,31 +32,31 @@ STILL = {"angle": 0.0, "translate": [0, 0], "scale": 1.0, "shear": [0.0, 0.0]}
 MOVES = ("shear_x", "shear_y", "translate_x", "translate_y", "rotate")
 
 
-def torchvision_s(tv: ModuleType, picture: Any, operation: Operation) -> Any:
+def torchvision_s(tv: ModuleType, image: Any, operation: Operation) -> Any:
     """Apply an operation as torchvision's RandAugment, TrivialAugmentWide and AutoAugment do."""
     name, value = operation
     slant = math.degrees(math.atan(value))
     by_name = {
-        "identity": lambda: picture,
-        "shear_x": lambda: tv.affine(picture, **{**STILL, "shear": [slant, 0.0]}, center=[0, 0]),
-        "shear_y": lambda: tv.affine(picture, **{**STILL, "shear": [0.0, slant]}, center=[0, 0]),
-        "translate_x": lambda: tv.affine(picture, **{**STILL, "translate": [int(value), 0]}),
-        "translate_y": lambda: tv.affine(picture, **{**STILL, "translate": [0, int(value)]}),
-        "rotate": lambda: tv.rotate(picture, value),
-        "brightness": lambda: tv.adjust_brightness(picture, value),
-        "color": lambda: tv.adjust_saturation(picture, value),
-        "contrast": lambda: tv.adjust_contrast(picture, value),
-        "sharpness": lambda: tv.adjust_sharpness(picture, value),
-        "posterize": lambda: tv.posterize(picture, int(value)),
-        "solarize": lambda: tv.solarize(picture, value),
-        "autocontrast": lambda: tv.autocontrast(picture),
-        "equalize": lambda: tv.equalize(picture),
-        "invert": lambda: tv.invert(picture),
+        "identity": lambda: image,
+        "shear_x": lambda: tv.affine(image, **{**STILL, "shear": [slant, 0.0]}, center=[0, 0]),
+        "shear_y": lambda: tv.affine(image, **{**STILL, "shear": [0.0, slant]}, center=[0, 0]),
+        "translate_x": lambda: tv.affine(image, **{**STILL, "translate": [int(value), 0]}),
+        "translate_y": lambda: tv.affine(image, **{**STILL, "translate": [0, int(value)]}),
+        "rotate": lambda: tv.rotate(image, value),
+        "brightness": lambda: tv.adjust_brightness(image, value),
+        "color": lambda: tv.adjust_saturation(image, value),
+        "contrast": lambda: tv.adjust_contrast(image, value),
+        "sharpness": lambda: tv.adjust_sharpness(image, value),
+        "posterize": lambda: tv.posterize(image, int(value)),
+        "solarize": lambda: tv.solarize(image, value),
+        "autocontrast": lambda: tv.autocontrast(image),
+        "equalize": lambda: tv.equalize(image),
+        "invert": lambda: tv.invert(image),
     }
     return by_name[name]()
 
 
-def predecessor_s(picture: Image.Image, operation: Operation, draw: Any) -> Image.Image:
+def predecessor_s(image: Image.Image, operation: Operation, draw: Any) -> Image.Image:
     """Apply an operation as the predecessor's RandAugment does; ``draw(high)`` is where a cutout is."""
     name, value = operation
     moved = {
@@ -66,28 +66,28 @@ def predecessor_s(picture: Image.Image, operation: Operation, draw: Any) -> Imag
         "translate_y": (1, 0, 0, 0, 1, -value),
     }
     if name in moved:
-        return picture.transform(picture.size, Image.Transform.AFFINE, moved[name])
+        return image.transform(image.size, Image.Transform.AFFINE, moved[name])
     if name == "cutout":
-        width, height = picture.size
+        width, height = image.size
         left, top = int(max(0, draw(width) - value / 2)), int(max(0, draw(height) - value / 2))
         box = (left, top, min(width, left + value), min(height, top + value))
-        picture = picture.copy()
-        ImageDraw.Draw(picture).rectangle(box, CUTOUT_COLOUR)
-        return picture
+        image = image.copy()
+        ImageDraw.Draw(image).rectangle(box, CUTOUT_COLOUR)
+        return image
     if name == "solarize_add":
-        lighter = (np.array(picture).astype(int) + value).clip(0, 255).astype(np.uint8)
+        lighter = (np.array(image).astype(int) + value).clip(0, 255).astype(np.uint8)
         return ImageOps.solarize(Image.fromarray(lighter), 128)
     return {
-        "autocontrast": lambda: ImageOps.autocontrast(picture),
-        "equalize": lambda: ImageOps.equalize(picture),
-        "invert": lambda: ImageOps.invert(picture),
-        "rotate": lambda: picture.rotate(value),
-        "posterize": lambda: ImageOps.posterize(picture, int(value)),
-        "solarize": lambda: ImageOps.solarize(picture, value),
-        "color": lambda: ImageEnhance.Color(picture).enhance(value),
-        "contrast": lambda: ImageEnhance.Contrast(picture).enhance(value),
-        "brightness": lambda: ImageEnhance.Brightness(picture).enhance(value),
-        "sharpness": lambda: ImageEnhance.Sharpness(picture).enhance(value),
+        "autocontrast": lambda: ImageOps.autocontrast(image),
+        "equalize": lambda: ImageOps.equalize(image),
+        "invert": lambda: ImageOps.invert(image),
+        "rotate": lambda: image.rotate(value),
+        "posterize": lambda: ImageOps.posterize(image, int(value)),
+        "solarize": lambda: ImageOps.solarize(image, value),
+        "color": lambda: ImageEnhance.Color(image).enhance(value),
+        "contrast": lambda: ImageEnhance.Contrast(image).enhance(value),
+        "brightness": lambda: ImageEnhance.Brightness(image).enhance(value),
+        "sharpness": lambda: ImageEnhance.Sharpness(image).enhance(value),
     }[name]()
 
 
@@ -99,21 +99,21 @@ def cases(shape: tuple[int, int]) -> list[Operation]:
 
 
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
-def test_each_operation_is_torchvision_s_on_pil_pictures(shape: tuple[int, int, int]) -> None:
+def test_each_operation_is_torchvision_s_on_pil_images(shape: tuple[int, int, int]) -> None:
     operations = cases(shape[1:])
     assert {op.name for op in operations} >= {*MOVES, "equalize", "autocontrast", "invert", "sharpness", "identity"}
-    for image in pictures(shape):
+    for image in make_images(shape):
         ours = applied(image.expand(len(operations), *shape), operations)
-        picture = to_pil(image)
+        pil = to_pil(image)
         for result, operation in zip(ours, operations, strict=True):
-            expected = from_pil(torchvision_s(v1, picture, operation))
+            expected = from_pil(torchvision_s(v1, pil, operation))
             assert greatest_difference(result, expected) <= allowed(operation), operation
 
 
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 def test_each_operation_is_torchvision_s_on_tensors(shape: tuple[int, int, int]) -> None:
     """Where v2 itself is within a level of Pillow: its mean for contrast is not rounded, and its ties of rotations differ."""
-    for image in pictures(shape):
+    for image in make_images(shape):
         for operation in cases(shape[1:]):
             result = applied(image[None], [operation])[0]
             expected = torchvision_s(v2, image, operation)
@@ -130,7 +130,7 @@ def test_each_operation_is_the_predecessor_s(shape: tuple[int, int, int], m: int
     operations = policy("seed-randaug", shape[1:], m=m).operations
     assert len({operation.name for operation in operations}) == 16
     generator = np.random.default_rng(m)
-    for image in pictures(shape):
+    for image in make_images(shape):
         places = generator.random((len(operations), 2))
         ours = applied(image.expand(len(operations), *shape), operations, torch.from_numpy(places))
         for result, operation, (down, across) in zip(ours, operations, places, strict=True):
@@ -140,7 +140,7 @@ def test_each_operation_is_the_predecessor_s(shape: tuple[int, int, int], m: int
             assert greatest_difference(result, from_pil(expected)) <= allowed(operation), operation
 
 
-def test_the_predecessor_s_cutout_on_grey_pictures_is_its_colour_s_luma() -> None:
+def test_the_predecessor_s_cutout_on_grey_images_is_its_colour_s_luma() -> None:
     black = torch.zeros(1, 1, 32, 32, dtype=torch.uint8)
     result = applied(black, [Operation("cutout", 18.0)], torch.full((1, 2), 0.5, dtype=torch.float64))
     assert set(result.unique().tolist()) == {0, Image.new("RGB", (1, 1), CUTOUT_COLOUR).convert("L").getpixel((0, 0))}
@@ -158,7 +158,7 @@ def test_boxes_of_the_predecessor_s_cutout_lie_in_the_frame() -> None:
 )
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 def test_no_strength_changes_nothing(shape: tuple[int, int, int], operation: Operation) -> None:
-    images = pictures(shape)
+    images = make_images(shape)
     assert torch.equal(applied(images, [operation] * len(images)), images)
 
 

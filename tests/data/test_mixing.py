@@ -59,7 +59,7 @@ def test_mixup_s_shares_are_beta(alpha: float) -> None:
 
 @pytest.mark.parametrize(("mixup", "cutmix"), [(0.8, 0.0), (0.0, 1.0), (0.8, 1.0)])
 @pytest.mark.parametrize("frame", FRAMES, ids=str)
-def test_a_mixed_picture_is_as_much_of_each_as_its_label_says(
+def test_a_mixed_image_is_as_much_of_each_as_its_label_says(
     frame: tuple[int, int], mixup: float, cutmix: float
 ) -> None:
     images = noise(60, *frame)
@@ -83,7 +83,7 @@ def test_a_mixed_picture_is_as_much_of_each_as_its_label_says(
     assert kinds >= {name for name, alpha in (("mixup", mixup), ("cutmix", cutmix)) if alpha}
 
 
-def test_both_take_half_of_the_pictures_each() -> None:
+def test_both_take_half_of_the_images_each() -> None:
     draws = draw_mix(20_000, 32, 32, mixup=1.0, cutmix=1.0, seed=2)
     pasted = draws.weight == PARTS
     assert binomtest(int(pasted.sum()), 20_000, 0.5 * (1 + 1 / PARTS)).pvalue > LEAST_P
@@ -98,12 +98,12 @@ def test_cutmix_s_boxes_are_torchvision_s(frame: tuple[int, int], monkeypatch: p
     y, x = generator.integers(0, height, len(kept)), generator.integers(0, width, len(kept))
     ours = cutmix_boxes(kept, y, x, height, width)
     theirs = CutMix(num_classes=10)
-    picture = torch.zeros(2, 3, height, width)
+    image = torch.zeros(2, 3, height, width)
     for i, box in enumerate(ours):
         theirs._dist = SimpleNamespace(sample=lambda shape, i=i: torch.tensor(kept[i], dtype=torch.float64))
         centre = iter((torch.tensor(x[i]), torch.tensor(y[i])))
         monkeypatch.setattr(torch, "randint", lambda *args, c=centre, **more: next(c))
-        found: dict[str, Any] = theirs.make_params([picture])
+        found: dict[str, Any] = theirs.make_params([image])
         left, top, right, bottom = found["box"]
         assert box.tolist() == [top, left, bottom, right]
         area = (box[2] - box[0]) * (box[3] - box[1])
@@ -128,7 +128,7 @@ def test_cutmix_is_as_frequent_as_torchvision_s(alpha: float) -> None:
 
 @pytest.mark.parametrize("smoothing", [0.0, 0.1])
 def test_targets_and_loss_are_timm_s(smoothing: float) -> None:
-    """timm pairs each picture with that at the same place from the end."""
+    """timm pairs each image with that at the same place from the end."""
     generator = torch.Generator().manual_seed(0)
     labels = torch.randint(0, 7, (64,), generator=generator)
     share = torch.rand(64, generator=generator)
@@ -148,7 +148,7 @@ def test_targets_and_loss_are_timm_s(smoothing: float) -> None:
     torch.testing.assert_close(loss, SoftTargetCrossEntropy()(logits, theirs))
 
 
-def test_a_picture_mixed_with_its_own_class_is_all_of_that() -> None:
+def test_a_image_mixed_with_its_own_class_is_all_of_that() -> None:
     draws = draw_mix(30, 8, 8, mixup=1.0, cutmix=1.0, seed=0)
     shares = mixed_labels(torch.full((30,), 2), draws, 4)
     torch.testing.assert_close(shares, torch.eye(4)[[2]].expand(30, 4))
@@ -156,10 +156,10 @@ def test_a_picture_mixed_with_its_own_class_is_all_of_that() -> None:
 
 def torchvision_boxes(count: int, height: int, width: int) -> Tensor:
     torch.manual_seed(0)
-    picture = torch.zeros(3, height, width)
+    image = torch.zeros(3, height, width)
     found = []
     for _ in range(count):
-        top, left, tall, wide, _ = RandomErasing.get_params(picture, (0.02, 0.33), (0.3, 3.3), [0.0])
+        top, left, tall, wide, _ = RandomErasing.get_params(image, (0.02, 0.33), (0.3, 3.3), [0.0])
         found.append((top, left, top + tall, left + wide) if (tall, wide) != (height, width) else (0, 0, 0, 0))
     return torch.tensor(found)
 

@@ -78,7 +78,7 @@ def test_randaugment_is_torchvision_s(m: int) -> None:
 def test_trivialaugment_is_torchvision_s_but_for_the_translation() -> None:
     space = TrivialAugmentWide()._augmentation_space(31)
     for name in ("TranslateX", "TranslateY"):
-        assert space[name][0][-1] == 32  # the whole of a picture
+        assert space[name][0][-1] == 32  # the whole of an image
         space[name] = (RandAugment()._augmentation_space(31, (32, 32))[name][0], True)
     (turn,) = drawn("trivialaug", 200_000)
     assert_as_defined(turn, of_table(space, list(range(31))))

@@ -82,11 +82,11 @@ def stir(model: nn.Module, size: int, channels: int = 3) -> nn.Module:
                 # Whole untrained branches, 33 in a row, make a rounding error 2,000 times as large.
                 (module.bn3 if hasattr(module, "bn3") else module.bn2).weight *= 0.2  # type: ignore[operator,union-attr]
             if isinstance(module, nn.modules.batchnorm._BatchNorm):
-                # Nearly the pictures' own statistics; the rest bounds what a channel that hardly varies is multiplied by,
+                # Nearly the images' own statistics; the rest bounds what a channel that hardly varies is multiplied by,
                 # or in deep networks rounding exceeds the tolerance.
                 module.momentum = 0.95
-        model.train()(normalized(pictures(16, size, channels), MEAN[:channels]))
-        images = normalized(pictures(32, size, channels), MEAN[:channels])  # others, as in use
+        model.train()(normalized(make_images(16, size, channels), MEAN[:channels]))
+        images = normalized(make_images(32, size, channels), MEAN[:channels])  # others, as in use
         factor = 1 / model.eval()(images).std()
         for module in model.modules():
             if isinstance(module, nn.Linear) and module.out_features == 10:
@@ -107,8 +107,8 @@ def size_of(net: str) -> int:
     return 64 if MODELS[net].img_size > 64 else 32
 
 
-def pictures(count: int, size: int, channels: int = 3) -> Tensor:
-    """Return soft blotches of colour with noise: pictures of noise alone look all the same to a deep network."""
+def make_images(count: int, size: int, channels: int = 3) -> Tensor:
+    """Return soft blotches of colour with noise: images of noise alone look all the same to a deep network."""
     generator = torch.Generator().manual_seed(count)
     blotches = torch.rand(count, channels, 4, 4, generator=generator)
     images = F.interpolate(blotches, (size, size), mode="bilinear")
@@ -117,7 +117,7 @@ def pictures(count: int, size: int, channels: int = 3) -> Tensor:
 
 
 def normalized(images: Tensor, mean: tuple[float, ...] = MEAN) -> Tensor:
-    """Return pictures by the book: scaled to 0-1, minus mean, over deviation."""
+    """Return images by the book: scaled to 0-1, minus mean, over deviation."""
     shape = (-1, 1, 1)
     values = images.numpy() / 255.0
     normal = (values - np.reshape(mean, shape)) / np.reshape(STD[: len(mean)], shape)
@@ -126,7 +126,7 @@ def normalized(images: Tensor, mean: tuple[float, ...] = MEAN) -> Tensor:
 
 @torch.no_grad()
 def expected(model: nn.Module, images: Tensor, mean: tuple[float, ...] = MEAN) -> Tensor:
-    """Return the logits of pictures, uint8 ``[B, C, H, W]``."""
+    """Return the logits of images, uint8 ``[B, C, H, W]``."""
     logits: Tensor = model(normalized(images, mean))
     return logits
 
@@ -148,7 +148,7 @@ def check(net: str, model: nn.Module, size: int, name: str, form: Form | None = 
     reread, run = writer.open(writer.export(network, record, opset=OPSETS[0]))
     assert reread == record
     for count in BATCHES:
-        images = pictures(count, size)
+        images = make_images(count, size)
         outputs = run(as_input(images, reread))
         logits = expected(model, images)
         assert logits.std() > 1e-3
@@ -172,7 +172,7 @@ def test_safetensors_rebuilds_the_network() -> None:
     assert list(files) == [".safetensors", ".json"]
     reread, run = writer.open(files)
     assert reread == record
-    images = pictures(3, 16)
+    images = make_images(3, 16)
     assert_same(run(as_input(images, reread))[0], expected(model, images))
 
 
@@ -200,7 +200,7 @@ def test_every_form_of_input(normalize: str, dtype: str, layout: str, channels: 
     assert given.name == "images" and given.type == {"uint8": "tensor(uint8)", "float32": "tensor(float)"}[dtype]
     assert given.shape == (["batch", channels, 8, 8] if layout == "nchw" else ["batch", 8, 8, channels])
     # In plain numpy, as somebody else would do it.
-    images = pictures(5, 8, channels).numpy()
+    images = make_images(5, 8, channels).numpy()
     values = images if dtype == "uint8" else (images / 255).astype(np.float32)
     if normalize == "none":
         values = (values - np.reshape(mean, (-1, 1, 1)).astype(np.float32)) / np.reshape(STD[:channels], (-1, 1, 1))
@@ -227,7 +227,7 @@ def test_operator_sets(opset: int) -> None:
     writer = EXPORTERS["onnx"].load()()
     written = onnx.load_from_string(files[".onnx"])
     assert next(entry.version for entry in written.opset_import if not entry.domain) == opset
-    images = pictures(3, 8)
+    images = make_images(3, 8)
     assert_same(writer.open(files)[1](as_input(images, record))[0], expected(model, images))
 
 
@@ -246,7 +246,7 @@ def test_two_exports_are_the_same_bytes_and_tell_no_paths() -> None:
     assert not any(tensor.external_data for tensor in onnx.load_from_string(first).graph.initializer)
 
 
-def test_an_example_of_one_picture_would_not_do() -> None:
+def test_an_example_of_one_image_would_not_do() -> None:
     """What :data:`EXAMPLE_BATCH` is for: torch.export takes a batch of one for a constant."""
     model = Deployed(build("cct_2", 8, **{**NARROW, "depth": 1}), MEAN, STD, Form(), 8)
     with pytest.raises(Exception, match="batch"):
@@ -256,7 +256,7 @@ def test_an_example_of_one_picture_would_not_do() -> None:
 def test_resizing_is_pillow_s() -> None:
     from PIL import Image
 
-    images = pictures(2, 40)
+    images = make_images(2, 40)
     for size in (16, 40, 64):
         ours = resize(images, size)
         for i, image in enumerate(images):
@@ -317,7 +317,7 @@ def test_timm_rebuilds_its_networks_from_safetensors(net: str, tmp_path: Any) ->
     (tmp_path / "model.safetensors").write_bytes(files[".safetensors"])
     (tmp_path / "config.json").write_bytes(files[".json"])
     theirs = timm.create_model(f"local-dir:{tmp_path}", pretrained=True).eval()
-    images = pictures(3, 64)
+    images = make_images(3, 64)
     assert_same(expected(theirs, images), expected(model, images))
     assert tuple(theirs.pretrained_cfg["mean"]) == MEAN and theirs.pretrained_cfg["input_size"] == (3, 64, 64)
     reread, run = writer.open(files)

@@ -16,7 +16,7 @@ def record() -> Metadata:
         net_options={"depth": 2, "ratio": 0.5, "flag": True, "pool": "cls"},
         classes=('a "b"', "7", "ü, c"),
         accuracy={"test_acc": 66.8},
-        verified_on="1,000 cifar10 test pictures",
+        verified_on="1,000 cifar10 test images",
     )
 
 

@@ -26,7 +26,7 @@ def ignore(what: str, done: int, count: int) -> None:
 
 @pytest.fixture(scope="module")
 def case(digits_runs: Path) -> Case:
-    """Return a trained network's file, its record, and pictures."""
+    """Return a trained network's file, its record, and images."""
     device = torch.device("cpu")
     network = load_trained(digits_runs / "digits", weights="last", device=device, warn=print)
     classifier = classifier_of(network, device)
@@ -36,31 +36,31 @@ def case(digits_runs: Path) -> Case:
     return data, record, hold_back(classifier, load_data_for(classifier))
 
 
-def top1(data: bytes, record: Metadata, pictures: HeldBack) -> float:
-    """Return the accuracy on held-out pictures, in plain numpy."""
+def top1(data: bytes, record: Metadata, images: HeldBack) -> float:
+    """Return the accuracy on held-out images, in plain numpy."""
     session = onnxruntime.InferenceSession(data, providers=["CPUExecutionProvider"])
-    (logits,) = session.run(["logits"], {"images": (pictures.images / 255).numpy()})
-    return 100 * float((logits.argmax(1) == pictures.labels.numpy()).mean())
+    (logits,) = session.run(["logits"], {"images": (images.images / 255).numpy()})
+    return 100 * float((logits.argmax(1) == images.labels.numpy()).mean())
 
 
-def test_what_is_held_back_was_not_trained_on_and_is_no_test_picture(digits_runs: Path) -> None:
+def test_what_is_held_back_was_not_trained_on_and_is_no_test_image(digits_runs: Path) -> None:
     device = torch.device("cpu")
     classifier = classifier_of(load_trained(digits_runs / "digits", weights="last", device=device, warn=print), device)
     data = load_data_for(classifier)
-    pictures = hold_back(classifier, data)
-    assert len(pictures.calibration) == 256 and not pictures.trained_on
+    images = hold_back(classifier, data)
+    assert len(images.calibration) == 256 and not images.trained_on
     held_out = part_for(classifier, data, "val", None)
-    assert torch.equal(pictures.images, held_out.pictures.images[held_out.index])
-    ours = {image.numpy().tobytes() for image in pictures.calibration}
-    assert not ours & {image.numpy().tobytes() for image in (*pictures.images, *data.test.images)}
+    assert torch.equal(images.images, held_out.images.images[held_out.index])
+    ours = {image.numpy().tobytes() for image in images.calibration}
+    assert not ours & {image.numpy().tobytes() for image in (*images.images, *data.test.images)}
 
 
 def test_int8_is_small_and_nearly_as_good(case: Case) -> None:
-    data, record, pictures = case
-    exact = measure(data, record, pictures, "", ignore)
-    assert exact == pytest.approx(top1(data, record, pictures)) and exact > 60
-    made = to_int8(data, record, pictures, max_drop=3.0, top1=exact, progress=ignore)
-    assert made.drop <= 3.0 and made.top1 == pytest.approx(top1(made.data, record, pictures))
+    data, record, images = case
+    exact = measure(data, record, images, "", ignore)
+    assert exact == pytest.approx(top1(data, record, images)) and exact > 60
+    made = to_int8(data, record, images, max_drop=3.0, top1=exact, progress=ignore)
+    assert made.drop <= 3.0 and made.top1 == pytest.approx(top1(made.data, record, images))
     assert made.drop == pytest.approx(exact - made.top1)
     model = onnx.load_from_string(made.data)
     onnx.checker.check_model(model, full_check=True)
@@ -70,8 +70,8 @@ def test_int8_is_small_and_nearly_as_good(case: Case) -> None:
 
 
 def test_fp16_halves_the_weights_and_keeps_its_outside(case: Case) -> None:
-    data, record, pictures = case
-    made = to_fp16(data, record, pictures, max_drop=1.0, top1=top1(data, record, pictures), progress=ignore)
+    data, record, images = case
+    made = to_fp16(data, record, images, max_drop=1.0, top1=top1(data, record, images), progress=ignore)
     session = onnxruntime.InferenceSession(made.data, providers=["CPUExecutionProvider"])
     assert session.get_inputs()[0].type == session.get_outputs()[0].type == "tensor(float)"
     model = onnx.load_from_string(made.data)
@@ -81,8 +81,8 @@ def test_fp16_halves_the_weights_and_keeps_its_outside(case: Case) -> None:
 
 
 def test_the_same_file_is_quantized_to_the_same_bytes(case: Case) -> None:
-    data, record, pictures = case
-    first, second = (to_int8(data, record, pictures, max_drop=100, top1=0.0, progress=ignore).data for _ in range(2))
+    data, record, images = case
+    first, second = (to_int8(data, record, images, max_drop=100, top1=0.0, progress=ignore).data for _ in range(2))
     assert first == second
 
 
@@ -115,10 +115,10 @@ def fragile_case() -> Case:
 
 
 def quantized(max_drop: float) -> Quantized:
-    data, record, pictures = fragile_case()
-    exact = measure(data, record, pictures, "", ignore)
+    data, record, images = fragile_case()
+    exact = measure(data, record, images, "", ignore)
     assert exact == 100.0 and len(layers(onnx.load_from_string(data))) == 4
-    return to_int8(data, record, pictures, max_drop=max_drop, top1=exact, progress=ignore)
+    return to_int8(data, record, images, max_drop=max_drop, top1=exact, progress=ignore)
 
 
 def test_a_sensitive_layer_is_left_in_float_and_only_that() -> None:

@@ -37,11 +37,11 @@ RECORD = record_of("x", 2, Form(), mean=(0.5,), classes=("a", "b", "c"))
 
 def sample(count: int = 20) -> Sample:
     images = torch.arange(count * 4, dtype=torch.uint8).view(count, 1, 2, 2)
-    return Sample(images, torch.arange(count) % 3, "pictures")
+    return Sample(images, torch.arange(count) % 3, "images")
 
 
 def logits_of(images: Tensor) -> Tensor:
-    """Logits that differ from picture to picture; the first pixel decides which class leads."""
+    """Logits that differ from image to image; the first pixel decides which class leads."""
     first = (images[:, 0, 0, 0] * 255).round().long()
     return nn.functional.one_hot(first // 4 % 3, 3).float() + images.mean((1, 2, 3))[:, None]
 
@@ -51,8 +51,8 @@ def reference(of: Sample) -> Reference:
 
 
 def agreement(run: Run, tolerance: float = 1e-4) -> Agreement:
-    pictures = sample()
-    return compare(RECORD, run, pictures, reference(pictures), tolerance=tolerance, batch=8, title="x")
+    given = sample()
+    return compare(RECORD, run, given, reference(given), tolerance=tolerance, batch=8, title="x")
 
 
 def test_the_same_function_agrees() -> None:
@@ -64,7 +64,7 @@ def test_the_same_function_agrees() -> None:
 def test_the_greatest_difference_is_found_wherever_it_is() -> None:
     def run(images: Tensor) -> tuple[Tensor, ...]:
         logits = logits_of(images)
-        logits[images[:, 0, 0, 0] * 255 > 75] += 0.25  # the last picture alone
+        logits[images[:, 0, 0, 0] * 255 > 75] += 0.25  # the last image alone
         return (logits,)
 
     found = agreement(run)
@@ -90,15 +90,15 @@ def test_what_is_not_finite_fails(bad: float) -> None:
 
 
 def test_the_tolerance_is_absolute_however_large_the_logits_are() -> None:
-    pictures = sample()
-    exact = Reference(1000 * logits_of(pictures.images / 255), {})
+    given = sample()
+    exact = Reference(1000 * logits_of(given.images / 255), {})
     known = replace(exact, batches={count: exact.logits[torch.arange(count) % 20] for count in BATCHES})
 
     def failure(off: float) -> str | None:
         def run(images: Tensor) -> tuple[Tensor, ...]:
             return (1000 * logits_of(images) + off,)
 
-        return compare(RECORD, run, pictures, known, tolerance=0.01, batch=8, title="x").failure(0.01)
+        return compare(RECORD, run, given, known, tolerance=0.01, batch=8, title="x").failure(0.01)
 
     assert failure(0.0) is None
     assert "differ by up to 0.02 (--tolerance 0.01)" in str(failure(0.02))
@@ -109,7 +109,7 @@ def test_another_shape_fails() -> None:
 
 
 def test_changed_predictions_and_ties() -> None:
-    pictures = sample(4)
+    given = sample(4)
     ours = torch.tensor([[1.0, 0.0, 0.0], [0.5, 0.49995, 0.0], [0.0, 1.0, 0.9], [0.0, 0.0, 1.0]])
     theirs = torch.tensor([[1.0, 0.0, 0.0], [0.49995, 0.5, 0.0], [0.0, 0.9, 1.0], [0.0, 0.0, 1.0]])
     known = Reference(ours, {count: ours[torch.arange(count) % 4] for count in BATCHES})
@@ -117,23 +117,23 @@ def test_changed_predictions_and_ties() -> None:
     def run(images: Tensor) -> tuple[Tensor, ...]:
         return (theirs[(images[:, 0, 0, 0] * 255).round().long() // 4],)
 
-    found = compare(RECORD, run, pictures, known, tolerance=1e-4, batch=3, title="x")
+    found = compare(RECORD, run, given, known, tolerance=1e-4, batch=3, title="x")
     assert (found.changed, found.ties) == (2, 1)
     assert found.failure(0.2) == "1 predictions differ"
     # More leave for the logits is none for the predictions.
-    lenient = compare(RECORD, run, pictures, known, tolerance=0.2, batch=3, title="x")
+    lenient = compare(RECORD, run, given, known, tolerance=0.2, batch=3, title="x")
     assert lenient.failure(0.2) == "1 predictions differ"
 
 
 def test_probabilities_are_compared_too() -> None:
     record = replace(RECORD, form=Form(softmax=True))
-    pictures = sample()
+    given = sample()
 
     def run(images: Tensor) -> tuple[Tensor, ...]:
         logits = logits_of(images)
         return logits, logits.softmax(1) + 0.01
 
-    found = compare(record, run, pictures, reference(pictures), tolerance=1e-4, batch=8, title="x")
+    found = compare(record, run, given, reference(given), tolerance=1e-4, batch=8, title="x")
     assert found.max_difference < 1e-6 and found.max_difference_probs == pytest.approx(0.01, rel=1e-3)
     assert found.failure(1e-4) is not None
 
@@ -141,7 +141,7 @@ def test_probabilities_are_compared_too() -> None:
 def test_samples(classifier: Classifier) -> None:
     data = load_data_for(classifier)
     whole = make_sample(classifier, data, None, whole_numbers=False)
-    assert len(whole.images) == 359 and whole.title == "359 digits test pictures"
+    assert len(whole.images) == 359 and whole.title == "359 digits test images"
     assert make_reference(classifier, whole).top1(whole) > 60
     assert len(make_sample(classifier, data, 50, whole_numbers=False).images) == 50
     generated = make_sample(classifier, None, 30, whole_numbers=False)
@@ -150,7 +150,7 @@ def test_samples(classifier: Classifier) -> None:
     assert torch.equal(generated.images, make_sample(classifier, None, 30, whole_numbers=False).images)
 
 
-def test_few_pictures_come_over_again() -> None:
+def test_few_images_come_over_again() -> None:
     assert sample(2).first(5)[:, 0, 0, 0].tolist() == [0, 4, 0, 4, 0]
 
 
@@ -163,9 +163,9 @@ def test_speed_is_that_of_each() -> None:
 
     model = Deployed(build("cct_2", 8, embed_dim=16, depth=1), (0.5,) * 3, (0.2,) * 3, Form(), 8)
     record = record_of("cct_2", 8, Form())
-    pictures = Sample(torch.zeros(3, 3, 8, 8, dtype=torch.uint8), None, "")
+    given = Sample(torch.zeros(3, 3, 8, 8, dtype=torch.uint8), None, "")
     with torch.inference_mode():
-        speeds = measure_speed({"slow": (slow, record), "network": (lambda x: as_tuple(model(x)), record)}, pictures)
+        speeds = measure_speed({"slow": (slow, record), "network": (lambda x: as_tuple(model(x)), record)}, given)
     assert 0.02 <= speeds["slow"]["latency_p50"] <= speeds["slow"]["latency_p95"] < 0.2
     assert speeds["network"]["latency_p50"] < 0.02
     assert speeds["slow"]["speed_batch"] == 256

@@ -2,12 +2,12 @@
 
     python -m tests.measurements.augment [--aug randaug:n=2,m=9] [--bs 128] [--batches 40] [--rounds 7] [--threads 2]
 
-Four ways to do the same to generated 32-px pictures, each in turn, so that a machine whose speed drifts slows all; medians
+Four ways to do the same to generated 32-px images, each in turn, so that a machine whose speed drifts slows all; medians
 are compared:
 
-- ``pil``: ``torchvision.transforms``' RandAugment on PIL pictures in a DataLoader with as many worker processes as there
-  are threads, one thread each: picture in, uint8 tensor out, nothing else.
-- ``grouped``: torchvision's v2 kernels on uint8 tensors, pictures grouped by operation and its value, a call a group.
+- ``pil``: ``torchvision.transforms``' RandAugment on PIL images in a DataLoader with as many worker processes as there
+  are threads, one thread each: image in, uint8 tensor out, nothing else.
+- ``grouped``: torchvision's v2 kernels on uint8 tensors, images grouped by operation and its value, a call a group.
 - ``vitctl``: :class:`vitctl.data.augment.Augment`.
 - ``crop_flip``: vitctl's random crop and flip alone.
 
@@ -15,7 +15,7 @@ Then the share of a training step of ``--net`` that the policy takes (``augmenta
 takes in all, crop, flip and normalisation included (``data_wait``).
 
 Under ``cpu`` the same by the processor time of a single thread, PIL's in this process too, which other work on the machine
-sways less: ``vitctl_over_pil`` is then how many PIL processes, with a core each, make as many pictures as one thread.
+sways less: ``vitctl_over_pil`` is then how many PIL processes, with a core each, make as many images as one thread.
 """
 
 from __future__ import annotations
@@ -50,8 +50,8 @@ STEPS = 12
 CPU = torch.device("cpu")
 
 
-class PilPictures(Dataset[Tensor]):
-    """Pictures behind a PIL operation, one at a time."""
+class PilImages(Dataset[Tensor]):
+    """Images behind a PIL operation, one at a time."""
 
     def __init__(self, images: Tensor, transform: Callable[[Image.Image], Image.Image]) -> None:
         self.images = images.permute(0, 2, 3, 1).contiguous().numpy()
@@ -61,8 +61,8 @@ class PilPictures(Dataset[Tensor]):
         return len(self.images)
 
     def __getitem__(self, i: int) -> Tensor:
-        picture = self.transform(Image.fromarray(self.images[i]))
-        return torch.from_numpy(np.array(picture)).permute(2, 0, 1)
+        image = self.transform(Image.fromarray(self.images[i]))
+        return torch.from_numpy(np.array(image)).permute(2, 0, 1)
 
 
 def one_thread(worker: int) -> None:
@@ -71,7 +71,7 @@ def one_thread(worker: int) -> None:
 
 
 def torchvision_kernel(images: Tensor, operation: Operation) -> Tensor:
-    """Apply one operation to all pictures by torchvision's v2 kernels."""
+    """Apply one operation to all images by torchvision's v2 kernels."""
     name, value = operation
     still = {"angle": 0.0, "translate": [0, 0], "scale": 1.0, "shear": [0.0, 0.0]}
     slant = math.degrees(math.atan(value))
@@ -122,7 +122,7 @@ Clock = Callable[[], float]
 
 
 def training_step(net: str, aug: str, bs: int, threads: int, clock: Clock) -> tuple[float, float]:
-    """Return the median seconds of a training step of ``net`` on generated pictures, and the share of getting its batch."""
+    """Return the median seconds of a training step of ``net`` on generated images, and the share of getting its batch."""
     generator = np.random.default_rng(0)
     images = generator.integers(0, 256, (bs * STEPS, SIDE, SIDE, 3), dtype=np.uint8)
     session = open_on(
@@ -142,7 +142,7 @@ def training_step(net: str, aug: str, bs: int, threads: int, clock: Clock) -> tu
 
 
 def compare(ways: dict[str, Callable[[int], None]], count: int, rounds: int, clock: Clock) -> dict[str, list[float]]:
-    """Return the pictures per second of each way in each round of ``count`` pictures; the ways take turns."""
+    """Return the images per second of each way in each round of ``count`` images; the ways take turns."""
     speeds: dict[str, list[float]] = {way: [] for way in ways}
     for turn in range(rounds + 1):
         for way, run in ways.items():
@@ -156,7 +156,7 @@ def compare(ways: dict[str, Callable[[int], None]], count: int, rounds: int, clo
 def report(speeds: dict[str, list[float]], step: float, data_wait: float, bs: int) -> dict[str, Any]:
     """Return medians, ranges, ratios within a round, and the shares of a training step of ``step`` seconds."""
     return {
-        "pictures_per_second": {way: round(statistics.median(each)) for way, each in speeds.items()},
+        "images_per_second": {way: round(statistics.median(each)) for way, each in speeds.items()},
         "ranges": {way: [round(min(each)), round(max(each))] for way, each in speeds.items()},
         **{
             f"vitctl_over_{way}": round(
@@ -191,7 +191,7 @@ def main() -> None:
     images = torch.randint(0, 256, (count, 3, SIDE, SIDE), dtype=torch.uint8, generator=torch.manual_seed(0))
     batches = images.split(asked.bs)
     loader = DataLoader(
-        PilPictures(images, transforms.RandAugment(int(options["n"]), int(options["m"]))),
+        PilImages(images, transforms.RandAugment(int(options["n"]), int(options["m"]))),
         batch_size=asked.bs,
         num_workers=asked.threads,
         persistent_workers=True,

@@ -2,7 +2,7 @@
 
     python -m tests.measurements.optimizer_step [--net cct_2] [--bs 128] [--steps 7] [OPT ...]
 
-Forward and backward run once a round on random pictures, then every optimizer steps on its own copy of the network with the same
+Forward and backward run once a round on random images, then every optimizer steps on its own copy of the network with the same
 gradients; medians over the rounds are printed, so that a machine whose speed drifts slows all alike.
 """
 

@@ -4,7 +4,7 @@
 
 Without SPECs it tries :data:`GRID`. A SPEC is what ``--opt`` takes; what it leaves out is the table's own, and not the
 recipe's. All runs have the settings of the recipe ``fast`` but for the optimizer, and the
-held-out tenth of the training pictures decides: the test set is not looked at. Rows are printed as they come, best last.
+held-out tenth of the training images decides: the test set is not looked at. Rows are printed as they come, best last.
 """
 
 from __future__ import annotations

@@ -3,7 +3,7 @@
     python -m tests.measurements.train_step [--steps 3] [--bs 512] [--device auto]
 
 The plain loop is what one would write: vit-pytorch's ``vit_for_small_dataset.ViT``, a DataLoader of 8 worker processes
-with PIL transforms (random crop, flip, normalise), Adam. Both see the same generated pictures at the same batch size, in
+with PIL transforms (random crop, flip, normalise), Adam. Both see the same generated images at the same batch size, in
 fp32. The two alternate, so that a machine whose speed drifts slows both; medians are compared.
 """
 
@@ -35,8 +35,8 @@ WORKERS = 8
 MEAN, STD = (0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010)
 
 
-class PilPictures(Dataset[tuple[Tensor, int]]):
-    """Pictures behind PIL transforms, one at a time."""
+class PilImages(Dataset[tuple[Tensor, int]]):
+    """Images behind PIL transforms, one at a time."""
 
     def __init__(self, images: np.ndarray, labels: np.ndarray) -> None:
         self.images, self.labels = images, labels
@@ -74,7 +74,7 @@ def plain_step(images: np.ndarray, labels: np.ndarray, bs: int, device: torch.de
     ).to(device)
     optimizer = torch.optim.Adam(model.parameters(), lr=1e-4)
     criterion = nn.CrossEntropyLoss()
-    loader = DataLoader(PilPictures(images, labels), batch_size=bs, shuffle=True, num_workers=WORKERS, drop_last=True)
+    loader = DataLoader(PilImages(images, labels), batch_size=bs, shuffle=True, num_workers=WORKERS, drop_last=True)
 
     def endless() -> Iterator[list[Tensor]]:
         while True:
@@ -95,9 +95,9 @@ def plain_step(images: np.ndarray, labels: np.ndarray, bs: int, device: torch.de
 
 
 def open_on(images: np.ndarray, labels: np.ndarray, settings: dict[str, Any]) -> Session:
-    """Return the session of a run with ``settings`` on these pictures, uint8 ``[n, 32, 32, 3]``, in CIFAR-10's place."""
-    pictures = data.Pictures(torch.from_numpy(images).permute(0, 3, 1, 2).contiguous(), torch.from_numpy(labels))
-    made = dataset_of("cifar10", 10, pictures, pictures)
+    """Return the session of a run with ``settings`` on these images, uint8 ``[n, 32, 32, 3]``, in CIFAR-10's place."""
+    examples = data.Examples(torch.from_numpy(images).permute(0, 3, 1, 2).contiguous(), torch.from_numpy(labels))
+    made = dataset_of("cifar10", 10, examples, examples)
     return open_session(resolve_config({"val": "none", **settings}), data=made)
 
 
@@ -145,7 +145,7 @@ def main() -> None:
     print(
         json.dumps(
             {
-                "pictures_per_second": {name: round(speed, 2) for name, speed in speeds.items()},
+                "images_per_second": {name: round(speed, 2) for name, speed in speeds.items()},
                 "ratio": round(speeds["vitctl"] / speeds["plain"], 3),
                 "step_seconds": {name: [round(second, 3) for second in seconds] for name, seconds in times.items()},
                 "batch": asked.bs,

@@ -4,9 +4,9 @@
                                    [--threads N] [--out zoo.json]
 
 Each network is trained by ``vitctl train --json`` in a process of its own, with the default recipe. The networks that
-make 384-px pictures of CIFAR-10's are left out unless ``--nets`` names them. What stands in ``--out`` already is not
+make 384-px images of CIFAR-10's are left out unless ``--nets`` names them. What stands in ``--out`` already is not
 repeated, so that a measurement that was stopped goes on. Prints a Markdown table; its CPU seconds, of all threads, say
-more than pictures/s where other programs run beside it. The exit status is 1 where a run failed or did no better than
+more than images/s where other programs run beside it. The exit status is 1 where a run failed or did no better than
 guessing.
 """
 
@@ -31,18 +31,17 @@ LUCK = 1e-4
 """An accuracy beats chance when guessing would reach it less often than this."""
 
 
-def beats_chance(acc: float, pictures: int, chance: float = CHANCE) -> bool:
-    """Return whether so many hits among ``pictures`` are too many for luck, by the tail of the binomial distribution.
+def beats_chance(acc: float, images: int, chance: float = CHANCE) -> bool:
+    """Return whether so many hits among ``images`` are too many for luck, by the tail of the binomial distribution.
 
     Args:
         acc: accuracy in percent.
-        pictures: how many were classified.
+        images: how many were classified.
         chance: the probability of a hit by guessing.
     """
-    hits = round(acc / 100 * pictures)
+    hits = round(acc / 100 * images)
     tail = sum(
-        math.comb(pictures, count) * chance**count * (1 - chance) ** (pictures - count)
-        for count in range(hits, pictures + 1)
+        math.comb(images, count) * chance**count * (1 - chance) ** (images - count) for count in range(hits, images + 1)
     )
     return tail < LUCK
 
@@ -71,7 +70,7 @@ def train(net: str, asked: argparse.Namespace) -> dict[str, Any]:
 def table(rows: list[dict[str, Any]]) -> str:
     """Return the rows as a Markdown table."""
     lines = [
-        "| net | parameters | MFLOP | train pictures/s | test acc | seconds | CPU seconds | beats chance |",
+        "| net | parameters | MFLOP | train images/s | test acc | seconds | CPU seconds | beats chance |",
         "|---|---:|---:|---:|---:|---:|---:|---|",
     ]
     for row in rows:

@@ -8,7 +8,7 @@ from torch import nn
 from vit_pytorch import cait as oracle
 
 from tests.models.oracles import assert_same_gradients, copy_weights, stirred
-from tests.models.test_models import build, defaults, pictures
+from tests.models.test_models import build, defaults, images
 from vitctl.models.cait import Layer, TalkingHeadsAttention
 from vitctl.registry import Value
 
@@ -58,12 +58,12 @@ def pair(net: str, img_size: int = 32, **changed: Value) -> tuple[nn.Module, nn.
 def test_logits_equal_vit_pytorchs(net: str, init: str) -> None:
     ours, theirs = pair(net, init=init)
     with torch.no_grad():
-        torch.testing.assert_close(ours(pictures(2)), theirs(pictures(2)), atol=1e-5, rtol=1e-5)
+        torch.testing.assert_close(ours(images(2)), theirs(images(2)), atol=1e-5, rtol=1e-5)
 
 
 def test_gradients_equal_vit_pytorchs() -> None:
     ours, theirs = pair("cait", 16, embed_dim=64, depth=2, class_depth=2, num_heads=3, head_dim=8)
-    assert_same_gradients(ours, theirs, NAMES, pictures(3, img_size=16))
+    assert_same_gradients(ours, theirs, NAMES, images(3, img_size=16))
 
 
 def test_layer_scale_falls_with_depth() -> None:
@@ -89,7 +89,7 @@ def test_heads_start_apart_from_one_another() -> None:
 
 
 @pytest.mark.parametrize("rate", [0.1, 0.5])
-def test_each_picture_skips_a_layer_by_itself(rate: float) -> None:
+def test_each_image_skips_a_layer_by_itself(rate: float) -> None:
     torch.manual_seed(0)
     layer = Layer(8, 2, 4, 1.0, dropout=0.0, layer_dropout=rate, scale=0.1)
     nn.init.eye_(layer.attn.mix_before)

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from vit_pytorch import cct as oracle
 
 from tests.models.oracles import assert_same_gradients, copy_weights, renamed, stirred
-from tests.models.test_models import build, defaults, pictures
+from tests.models.test_models import build, defaults, images
 from vitctl.models.cct import Block, ConvTokenizer
 from vitctl.registry import Value
 
@@ -54,7 +54,7 @@ def pair(net: str, img_size: int = 32, in_chans: int = 3, **changed: int) -> tup
 @pytest.mark.parametrize("net", ["cct_2", "cct_4", "cct_6", "cct_7"])
 def test_logits_equal_vit_pytorchs(net: str) -> None:
     ours, theirs = pair(net)
-    x = pictures(3)
+    x = images(3)
     torch.testing.assert_close(ours(x), theirs(x), atol=1e-5, rtol=0)
 
 
@@ -70,13 +70,13 @@ def test_logits_equal_vit_pytorchs(net: str) -> None:
 )
 def test_any_size_and_tokenizer(img_size: int, in_chans: int, changed: dict[str, int]) -> None:
     ours, theirs = pair("cct_2", img_size, in_chans, **changed)
-    x = pictures(3, in_chans, img_size)
+    x = images(3, in_chans, img_size)
     torch.testing.assert_close(ours(x), theirs(x), atol=1e-5, rtol=0)
 
 
 def test_gradients_equal_vit_pytorchs() -> None:
     ours, theirs = pair("cct_2", 16)
-    x = pictures(3, img_size=16)
+    x = images(3, img_size=16)
     weights = torch.randn(3, 10)
     (ours(x) * weights).sum().backward()
     (theirs(x) * weights).sum().backward()
@@ -148,7 +148,7 @@ def patch_pair(net: str, img_size: int = 32, in_chans: int = 3, **changed: Value
 @pytest.mark.parametrize(("img_size", "in_chans", "patch_size"), [(32, 3, 4), (48, 3, 8), (9, 1, 3)])
 def test_logits_over_patches_equal_vit_pytorchs(net: str, img_size: int, in_chans: int, patch_size: int) -> None:
     ours, theirs = patch_pair(net, img_size, in_chans, patch_size=patch_size)
-    x = pictures(2, in_chans, img_size)
+    x = images(2, in_chans, img_size)
     with torch.no_grad():
         torch.testing.assert_close(ours(x), theirs(x), atol=1e-5, rtol=1e-5)
 
@@ -156,4 +156,4 @@ def test_logits_over_patches_equal_vit_pytorchs(net: str, img_size: int, in_chan
 @pytest.mark.parametrize("net", ["cvt", "vit_lite"])
 def test_gradients_over_patches_equal_vit_pytorchs(net: str) -> None:
     ours, theirs = patch_pair(net, 16, embed_dim=32, depth=2)
-    assert_same_gradients(ours, theirs, PATCH_NAMES, pictures(3, img_size=16))
+    assert_same_gradients(ours, theirs, PATCH_NAMES, images(3, img_size=16))

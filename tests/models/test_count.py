@@ -10,7 +10,7 @@ from vitctl.models.count import activation_floats, count_parameters, forward_cos
 
 
 class Attending(nn.Module):
-    """Takes the pixels of a 4x4 picture as 16 tokens of width 2 and attends once."""
+    """Takes the pixels of a 4x4 image as 16 tokens of width 2 and attends once."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -7,7 +7,7 @@ import timm
 import torch
 
 from tests.models.oracles import stirred
-from tests.models.test_models import build, pictures
+from tests.models.test_models import build, images
 
 
 @pytest.mark.parametrize(("net", "name", "depth"), [("vit_timm", "vit_base", 2), ("vit_small_timm", "vit_small", 12)])
@@ -16,7 +16,7 @@ def test_logits_equal_timms(net: str, name: str, depth: int) -> None:
     theirs = timm.create_model(f"{name}_patch16_384", img_size=32, num_classes=10, depth=depth).eval()
     theirs.load_state_dict(ours.state_dict())
     with torch.no_grad():
-        torch.testing.assert_close(ours(pictures(2)), theirs(pictures(2)), atol=1e-5, rtol=1e-5)
+        torch.testing.assert_close(ours(images(2)), theirs(images(2)), atol=1e-5, rtol=1e-5)
 
 
 def test_the_head_does_not_begin_at_zero() -> None:

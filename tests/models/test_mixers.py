@@ -9,7 +9,7 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from tests.models.oracles import assert_same_gradients, copy_weights, stirred
-from tests.models.test_models import build, defaults, pictures
+from tests.models.test_models import build, defaults, images
 from vitctl.registry import Value
 
 
@@ -41,7 +41,7 @@ def mixer(model: nn.Module, x: Tensor, patch: int) -> Tensor:
 def test_mixer_equals_the_formula(img_size: int, changed: dict[str, Value], training: bool) -> None:
     model = stirred(build("mlpmixer", img_size, **changed)).train(training)  # it has its own linear layers for each
     options = defaults("mlpmixer", **changed)
-    x = pictures(2, img_size=img_size)
+    x = images(2, img_size=img_size)
     expected = mixer(model, x, int(options["patch_size"]))
     torch.testing.assert_close(model(x), expected, atol=1e-5, rtol=1e-5)
     tokens = (img_size // int(options["patch_size"])) ** 2
@@ -53,7 +53,7 @@ def test_mixer_equals_the_formula(img_size: int, changed: dict[str, Value], trai
 
 def test_mixers_gradients_equal_those_of_the_formula() -> None:
     model = stirred(build("mlpmixer", 16, embed_dim=40, depth=2)).train()
-    x, weights = pictures(3, img_size=16), torch.randn(3, 10)
+    x, weights = images(3, img_size=16), torch.randn(3, 10)
     (model(x) * weights).sum().backward()
     ours = {name: parameter.grad for name, parameter in model.named_parameters()}
     model.zero_grad()
@@ -101,7 +101,7 @@ def test_convmixer_equals_the_papers(kernel: int, patch: int, img_size: int) -> 
     theirs.load_state_dict(
         dict(zip(theirs.state_dict(), ours.state_dict().values(), strict=True))  # both are in the order of computation
     )
-    x = pictures(2, img_size=img_size)
+    x = images(2, img_size=img_size)
     with torch.no_grad():
         torch.testing.assert_close(ours(x), theirs(x), atol=1e-5, rtol=1e-5)
 
@@ -113,17 +113,17 @@ def test_convmixers_gradients_equal_the_papers() -> None:
     names = list(zip(ours.state_dict(), theirs.state_dict(), strict=True))
     exact = [(f"^{name.replace('.', '[.]')}$", other) for name, other in names]
     copy_weights(ours, theirs, exact)
-    assert_same_gradients(ours, theirs, exact, pictures(3, img_size=8))
+    assert_same_gradients(ours, theirs, exact, images(3, img_size=8))
 
 
 def test_convmixer_trains_as_the_papers_does() -> None:
     """In training, where BatchNorm takes the statistics of the batch."""
     ours, theirs = build("convmixer", 8, embed_dim=12, depth=2, kernel_size=5), convmixer(12, 2, 5, 1)
     theirs.load_state_dict(dict(zip(theirs.state_dict(), ours.state_dict().values(), strict=True)))
-    x = pictures(6, img_size=8)
+    x = images(6, img_size=8)
     torch.testing.assert_close(ours.train()(x), theirs.train()(x), atol=1e-5, rtol=1e-5)
 
 
 @pytest.mark.filterwarnings("error")
 def test_even_kernels_give_no_warning() -> None:
-    build("convmixer", 8, embed_dim=8, depth=1)(pictures(2, img_size=8))
+    build("convmixer", 8, embed_dim=8, depth=1)(images(2, img_size=8))

@@ -9,7 +9,7 @@ from torch import nn
 from vit_pytorch import mobile_vit as oracle
 
 from tests.models.oracles import assert_same_gradients, copy_weights, stirred
-from tests.models.test_models import build, pictures
+from tests.models.test_models import build, images
 from vitctl.models.mobilevit import MobileViTBlock
 from vitctl.registry import Value
 
@@ -78,14 +78,14 @@ def pair(img_size: int, reduction: int, variant: str = "xxs") -> tuple[nn.Module
 )
 def test_logits_equal_vit_pytorchs(img_size: int, reduction: int, variant: str) -> None:
     ours, theirs = pair(img_size, reduction, variant)
-    x = pictures(2, img_size=img_size)
+    x = images(2, img_size=img_size)
     with torch.no_grad():
         torch.testing.assert_close(ours(x), theirs(x), atol=1e-5, rtol=1e-5)
 
 
 def test_gradients_equal_vit_pytorchs() -> None:
     ours, theirs = pair(16, 8)
-    assert_same_gradients(ours, theirs, NAMES, pictures(3, img_size=16))
+    assert_same_gradients(ours, theirs, NAMES, images(3, img_size=16))
 
 
 @pytest.mark.parametrize("side", [1, 3, 5])
@@ -109,7 +109,7 @@ def test_reduction_is_that_of_the_last_map(reduction: int, side: int) -> None:
     model = build("mobilevit", reduction=reduction).eval()
     sides: list[int] = []
     model.stages.register_forward_hook(lambda _, args, out: sides.append(out.shape[-1]))
-    model(pictures(1))
+    model(images(1))
     assert sides == [side]
 
 

@@ -38,7 +38,7 @@ def build(net: str, img_size: int = 32, in_chans: int = 3, num_classes: int = 10
     return build_model(net, defaults(net, **changed), img_size=img_size, in_chans=in_chans, num_classes=num_classes)
 
 
-def pictures(count: int, in_chans: int = 3, img_size: int = 32) -> Tensor:
+def images(count: int, in_chans: int = 3, img_size: int = 32) -> Tensor:
     return torch.randn(count, in_chans, img_size, img_size, generator=torch.Generator().manual_seed(1))
 
 
@@ -73,7 +73,7 @@ def test_logits(net: str, in_chans: int, num_classes: int, count: int) -> None:
     size = small_size(net)
     model = build(net, size, in_chans, num_classes, **NARROW).eval()
     with torch.no_grad():
-        logits = model(pictures(count, in_chans, size))
+        logits = model(images(count, in_chans, size))
     assert logits.shape == (count, num_classes)
     assert logits.dtype == torch.float32
     assert logits.isfinite().all()
@@ -110,14 +110,14 @@ def test_every_network_has_a_size_from_8_to_32() -> None:
 def test_nets_of_large_windows_and_patches_take_8_pixels_with_smaller_ones(net: str) -> None:
     smaller: dict[str, Value] = {"window_size": 1, "patch_size": 4}
     model = build(net, 8, **{**NARROW, **smaller})
-    assert model.eval()(pictures(2, img_size=8)).shape == (2, 10)
+    assert model.eval()(images(2, img_size=8)).shape == (2, 10)
 
 
 @each_net
-def test_one_picture_evaluates_as_it_does_among_others(net: str) -> None:
+def test_one_image_evaluates_as_it_does_among_others(net: str) -> None:
     size = small_size(net)
     model = build(net, size, **NARROW).eval()
-    x = pictures(3, img_size=size)
+    x = images(3, img_size=size)
     with torch.no_grad():
         torch.testing.assert_close(model(x[1:2]), model(x)[1:2], atol=1e-5, rtol=1e-5)
 
@@ -126,7 +126,7 @@ def test_one_picture_evaluates_as_it_does_among_others(net: str) -> None:
 def test_every_parameter_gets_a_gradient(net: str) -> None:
     size = small_size(net)
     model = build(net, img_size=size, **({} if size == 16 and "timm" not in net and net != "res101" else NARROW))
-    F.cross_entropy(model(pictures(4, img_size=size)), torch.tensor([1, 2, 3, 4])).backward()
+    F.cross_entropy(model(images(4, img_size=size)), torch.tensor([1, 2, 3, 4])).backward()
     for name, parameter in model.named_parameters():
         assert parameter.grad is not None, name
         assert parameter.grad.isfinite().all(), name
@@ -138,7 +138,7 @@ def test_evaluation_is_deterministic_whatever_is_dropped_in_training(net: str) -
     drops = {name: 0.5 for name in MODELS[net].options if "drop" in name}
     size = small_size(net)
     model = build(net, img_size=size, **{**NARROW, **drops}).eval()
-    x = pictures(4, img_size=size)
+    x = images(4, img_size=size)
     torch.manual_seed(1)
     first = model(x)
     torch.manual_seed(2)
@@ -149,13 +149,13 @@ def test_evaluation_is_deterministic_whatever_is_dropped_in_training(net: str) -
 def test_state_dict_round_trip(net: str) -> None:
     size = small_size(net)
     model = build(net, img_size=size, **NARROW)
-    model(pictures(4, img_size=size))  # moves the statistics of BatchNorm
+    model(images(4, img_size=size))  # moves the statistics of BatchNorm
     stream = io.BytesIO()
     torch.save(model.state_dict(), stream)
     stream.seek(0)
     torch.manual_seed(7)
     other = build_model(net, defaults(net, **NARROW), img_size=size, in_chans=3, num_classes=10)
-    x = pictures(4, img_size=size)
+    x = images(4, img_size=size)
     assert not torch.equal(other.eval()(x), model.eval()(x))
     other.load_state_dict(torch.load(stream, weights_only=True))
     assert torch.equal(other(x), model(x))
@@ -222,10 +222,10 @@ def test_batchnorm_is_declared(net: str) -> None:
 
 
 @pytest.mark.parametrize("net", [net for net, entry in MODELS.items() if not entry.batchnorm])
-def test_pictures_do_not_see_each_other(net: str) -> None:
+def test_images_do_not_see_each_other(net: str) -> None:
     size = small_size(net)
     model = build(net, img_size=size, **{**NARROW, "dropout": 0.0, "emb_dropout": 0.0, "layer_dropout": 0.0})
-    x = pictures(4, img_size=size)
+    x = images(4, img_size=size)
     torch.testing.assert_close(model(x)[:2], model(x[:2]), atol=1e-6, rtol=1e-5)
 
 
@@ -234,7 +234,7 @@ def test_channels_innermost_compute_the_same(net: str) -> None:
     size = small_size(net)
     # With the statistics of so few values BatchNorm would magnify roundings beyond all measure.
     model = build(net, img_size=size, **NARROW).eval()
-    x = pictures(4, img_size=size)
+    x = images(4, img_size=size)
 
     def step(x: Tensor) -> dict[str, Tensor]:
         model.zero_grad()
@@ -279,7 +279,7 @@ def test_every_option_does_something(net: str, name: str) -> None:
     def fingerprint(**changed: Value) -> tuple[int, list[float]]:
         model = build(net, img_size=size, **{**NARROW, "patch_size": 4, **changed})
         torch.manual_seed(3)
-        logits: Tensor = model(pictures(8, img_size=size))
+        logits: Tensor = model(images(8, img_size=size))
         return count_parameters(model), logits.flatten().tolist()
 
     usual = defaults(net, **{**NARROW, "patch_size": 4})[name]
@@ -315,7 +315,7 @@ def test_learns_64_digits(net: str) -> None:
 def test_large_networks_take_two_steps_at_64_pixels(net: str) -> None:
     model = build(net, 64, depth=2)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4)
-    x, y = pictures(2, img_size=64), torch.tensor([1, 2])
+    x, y = images(2, img_size=64), torch.tensor([1, 2])
     losses = []
     for _ in range(2):
         loss = F.cross_entropy(model(x), y)
@@ -371,4 +371,4 @@ def test_what_cannot_be_built(net: str, changed: dict[str, Any], img_size: int, 
 
 
 def test_heads_of_a_given_width_need_not_divide() -> None:
-    assert build("vit", 8, num_heads=3, embed_dim=32, depth=1)(pictures(1, img_size=8)).shape == (1, 10)
+    assert build("vit", 8, num_heads=3, embed_dim=32, depth=1)(images(1, img_size=8)).shape == (1, 10)

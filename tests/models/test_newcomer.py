@@ -12,7 +12,7 @@ from vitctl.models import MODELS, ModelEntry, build_model
 from vitctl.registry import Option
 
 FILE = '''
-"""The mean colour of each quarter of the picture, seen through two layers."""
+"""The mean colour of each quarter of the image, seen through two layers."""
 
 import torch.nn.functional as F
 from torch import Tensor, nn

@@ -31,7 +31,7 @@ HUB = "models--timm--test_vit.r160_in1k"
 
 @pytest.fixture(scope="module")
 def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Return weights of timm's ``test_vit`` for 160-px colour pictures of 1,000 classes, as a safetensors file."""
+    """Return weights of timm's ``test_vit`` for 160-px colour images of 1,000 classes, as a safetensors file."""
     torch.manual_seed(11)
     model = timm.create_model("test_vit")
     for parameter in model.parameters():

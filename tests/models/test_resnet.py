@@ -8,7 +8,7 @@ import torchvision
 from torch import nn
 
 from tests.models.oracles import stirred
-from tests.models.test_models import build, pictures
+from tests.models.test_models import build, images
 
 
 @pytest.mark.parametrize("layers", [18, 34, 50, 101])
@@ -19,7 +19,7 @@ def test_logits_equal_torchvisions_with_a_small_stem(layers: int) -> None:
         oracle.conv1 = nn.Conv2d(3, 64, 3, padding=1, bias=False)
     oracle.maxpool = nn.Identity()
     oracle.load_state_dict(ours.state_dict(), assign=True)
-    x = pictures(2, img_size=16)
+    x = images(2, img_size=16)
     with torch.no_grad():
         # Rounding errors grow with depth: relative to the greatest logit.
         logits = ours.eval()(x).double()
@@ -35,7 +35,7 @@ def test_training_equals_torchvisions(layers: int) -> None:
     oracle.conv1 = nn.Conv2d(3, 64, 3, padding=1, bias=False)
     oracle.maxpool = nn.Identity()
     oracle.load_state_dict(ours.state_dict())
-    x = pictures(4, img_size=16)
+    x = images(4, img_size=16)
     torch.testing.assert_close(ours.train()(x), oracle.train()(x), atol=1e-4, rtol=1e-4)
 
 
@@ -44,7 +44,7 @@ def test_stem_keeps_the_size_and_the_stages_halve_it() -> None:
     sides: list[int] = []
     for name in ("maxpool", "layer1", "layer2", "layer3", "layer4"):
         model.get_submodule(name).register_forward_hook(lambda _, args, out: sides.append(out.shape[-1]))
-    model(pictures(2))
+    model(images(2))
     assert sides == [32, 32, 16, 8, 4]
 
 

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from tests.models.oracles import stirred
-from tests.models.test_models import build, defaults, pictures
+from tests.models.test_models import build, defaults, images
 from vitctl.models.swin import Swin, WindowAttention, border_mask
 from vitctl.registry import Value
 
@@ -61,7 +61,7 @@ def test_logits_equal_the_formula(img_size: int, changed: dict[str, Value]) -> N
     model = stirred(build("swin", img_size, **changed)).eval()
     assert isinstance(model, Swin)
     options = defaults("swin", **changed)
-    x = pictures(2, img_size=img_size)
+    x = images(2, img_size=img_size)
     with torch.no_grad():
         expected = formula(model, x, int(options["window_size"]), int(options["head_dim"]))
         torch.testing.assert_close(model(x), expected, atol=1e-5, rtol=1e-5)
@@ -70,7 +70,7 @@ def test_logits_equal_the_formula(img_size: int, changed: dict[str, Value]) -> N
 def test_gradients_equal_those_of_the_formula() -> None:
     model = stirred(build("swin", 32, embed_dim=32, head_dim=16, depth=2)).eval()
     assert isinstance(model, Swin)
-    x, weights = pictures(2), torch.randn(2, 10)
+    x, weights = images(2), torch.randn(2, 10)
     (model(x) * weights).sum().backward()
     ours = {name: parameter.grad for name, parameter in model.named_parameters()}
     model.zero_grad()

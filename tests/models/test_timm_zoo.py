@@ -50,7 +50,7 @@ def test_two_steps_on_digits_at_the_smallest_size(name: str, cli: Cli, tmp_path:
     assert summary["params"] == sum(
         p.numel() for p in build_model(f"timm/{name}", options, img_size=size, in_chans=1, num_classes=10).parameters()
     )
-    assert "MFLOP a picture" in result.err
+    assert "MFLOP an image" in result.err
     # The checkpoint says by itself what it is of.
     scores = cli("eval", "runs/t/checkpoints/last.pt", "--limit", 20, "--json")
     assert scores.code == 0, scores.err

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from tests.models.oracles import stirred
-from tests.models.test_models import build, pictures
+from tests.models.test_models import build, images
 
 
 @pytest.mark.parametrize("img_size", [32, 48, 64])
@@ -17,14 +17,14 @@ def test_logits_equal_timms_convolutions_and_a_linear_layer(img_size: int) -> No
     with torch.device("meta"):  # timm's 120 million weights of the classifier are not drawn
         features = timm.create_model("vgg19_bn").features.eval()
     features.load_state_dict(ours.get_submodule("features").state_dict(), assign=True)
-    x = pictures(2, img_size=img_size)
+    x = images(2, img_size=img_size)
     with torch.no_grad():
         expected = ours.get_submodule("head")(features(x).mean((2, 3)))
         torch.testing.assert_close(ours(x), expected, atol=1e-5, rtol=1e-5)
 
 
 @pytest.mark.parametrize(("img_size", "poolings"), [(4, 2), (8, 3), (16, 4), (31, 4), (32, 5), (384, 5)])
-def test_small_pictures_are_halved_less_often(img_size: int, poolings: int) -> None:
+def test_small_images_are_halved_less_often(img_size: int, poolings: int) -> None:
     model = build("vgg", img_size, width=8)
     assert sum(isinstance(module, nn.MaxPool2d) for module in model.modules()) == poolings
     assert model.state_dict().keys() == build("vgg", 32, width=8).state_dict().keys()

@@ -10,7 +10,7 @@ from vit_pytorch import vit as plain_oracle
 from vit_pytorch import vit_for_small_dataset as small_oracle
 
 from tests.models.oracles import assert_same_gradients, copy_weights, renamed, stirred
-from tests.models.test_models import build, defaults, pictures
+from tests.models.test_models import build, defaults, images
 from vitctl.models.count import count_parameters, forward_cost
 from vitctl.models.dropout import Dropout
 from vitctl.models.vit import SINCOS_SCALE, Block, LocalitySelfAttention, PatchTokens, ShiftedPatchTokens
@@ -83,22 +83,22 @@ def pair(net: str, img_size: int = 32, in_chans: int = 3, **changed: Value) -> t
 )
 def test_logits_equal_vit_pytorchs(net: str, changed: dict[str, Value], pool: str) -> None:
     ours, theirs = pair(net, **changed, pool=pool)
-    x = pictures(2)
+    x = images(2)
     with torch.no_grad():
         torch.testing.assert_close(ours(x), theirs(x), atol=1e-5, rtol=0)
 
 
 @pytest.mark.parametrize("net", ["vit", "vit_small"])
-def test_grey_pictures_of_another_size(net: str) -> None:
+def test_grey_images_of_another_size(net: str) -> None:
     ours, theirs = pair(net, 15, 1, patch_size=3, embed_dim=40, depth=2, num_heads=3, head_dim=12, mlp_ratio=1.5)
-    x = pictures(2, 1, 15)
+    x = images(2, 1, 15)
     torch.testing.assert_close(ours(x), theirs(x), atol=1e-5, rtol=0)
 
 
 @pytest.mark.parametrize(("net", "names"), [("vit", PLAIN), ("vit_small", SMALL)])
 def test_gradients_equal_vit_pytorchs(net: str, names: list[tuple[str, str]]) -> None:
     ours, theirs = pair(net, 16, depth=3)
-    x = pictures(3, img_size=16)
+    x = images(3, img_size=16)
     weights = torch.randn(3, 10)
     (ours(x) * weights).sum().backward()
     (theirs(x) * weights).sum().backward()
@@ -138,10 +138,10 @@ def test_cost_is_the_predecessors(net: str, patch_size: int, params: int, mflop:
 @pytest.mark.parametrize("net", ["vit", "vit_small"])
 def test_the_last_block_leaves_out_only_what_nobody_sees(net: str) -> None:
     model = build(net, patch_size=4).eval()
-    pictures = torch.randn(3, 3, 32, 32)
-    shortened = model(pictures)
+    images = torch.randn(3, 3, 32, 32)
+    shortened = model(images)
     model.blocks[-1].first_only = False
-    torch.testing.assert_close(shortened, model(pictures), atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(shortened, model(images), atol=1e-5, rtol=1e-5)
 
 
 @pytest.mark.parametrize(("img_size", "patch_size", "in_chans"), [(8, 4, 3), (12, 3, 1), (6, 1, 2), (5, 5, 3)])
@@ -151,7 +151,7 @@ def test_shifted_patches_equal_vit_pytorchs(img_size: int, patch_size: int, in_c
     theirs = small_oracle.SPT(dim=16, patch_size=patch_size, channels=in_chans)
     theirs.to_patch_tokens[1].load_state_dict(ours.norm.state_dict())
     theirs.to_patch_tokens[2].load_state_dict(ours.proj.state_dict())
-    x = pictures(2, in_chans, img_size)
+    x = images(2, in_chans, img_size)
     assert ours(x).shape == (2, ours.num_patches, 16)
     torch.testing.assert_close(ours(x), theirs(x), atol=1e-6, rtol=1e-6)
 
@@ -223,7 +223,7 @@ def test_locality_in_other_precisions(dtype: torch.dtype) -> None:
 def test_autocast() -> None:
     model = build("vit_small", 8, depth=1, embed_dim=32)
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        logits = model(pictures(2, img_size=8))
+        logits = model(images(2, img_size=8))
     assert logits.dtype == torch.bfloat16
     logits.float().sum().backward()
     assert all(p.grad is not None and p.grad.isfinite().all() for p in model.parameters())
@@ -329,12 +329,12 @@ def dyt_pair(img_size: int = 32, **changed: Value) -> tuple[nn.Module, nn.Module
 def test_dyt_equals_vit_pytorchs_with_its_norms_replaced() -> None:
     ours, theirs = dyt_pair()
     with torch.no_grad():
-        torch.testing.assert_close(ours(pictures(2)), theirs(pictures(2)), atol=1e-5, rtol=1e-5)
+        torch.testing.assert_close(ours(images(2)), theirs(images(2)), atol=1e-5, rtol=1e-5)
 
 
 def test_dyt_has_the_gradients_of_vit_pytorchs() -> None:
     ours, theirs = dyt_pair(16, embed_dim=32, depth=2, num_heads=3, head_dim=8)
-    assert_same_gradients(ours, theirs, PLAIN, pictures(3, img_size=16))
+    assert_same_gradients(ours, theirs, PLAIN, images(3, img_size=16))
 
 
 def test_dyt_has_no_norm_left() -> None:
@@ -379,14 +379,14 @@ def simple_pair(img_size: int = 32, **changed: Value) -> tuple[nn.Module, nn.Mod
 @pytest.mark.parametrize(("img_size", "changed"), [(32, {}), (48, {"patch_size": 8, "embed_dim": 24, "num_heads": 3})])
 def test_simplevit_equals_vit_pytorchs(img_size: int, changed: dict[str, Value]) -> None:
     ours, theirs = simple_pair(img_size, **changed)
-    x = pictures(2, img_size=img_size)
+    x = images(2, img_size=img_size)
     with torch.no_grad():
         torch.testing.assert_close(ours(x), theirs(x), atol=1e-5, rtol=1e-5)
 
 
 def test_simplevit_has_the_gradients_of_vit_pytorchs() -> None:
     ours, theirs = simple_pair(16, embed_dim=32, depth=2)
-    assert_same_gradients(ours, theirs, SIMPLE, pictures(3, img_size=16))
+    assert_same_gradients(ours, theirs, SIMPLE, images(3, img_size=16))
 
 
 def test_positions_are_no_weights_and_follow_the_device() -> None:

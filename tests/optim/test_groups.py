@@ -32,7 +32,7 @@ def network(request: pytest.FixtureRequest) -> tuple[nn.Module, torch.Tensor]:
 
 
 def layers_in_order_of_use(model: nn.Module, x: torch.Tensor) -> list[nn.Module]:
-    """Return the linear and convolutional layers as a picture passes them."""
+    """Return the linear and convolutional layers as an image passes them."""
     used: list[nn.Module] = []
     hooks = [
         module.register_forward_hook(lambda module, *_: used.append(module))

@@ -447,29 +447,29 @@ def shallow() -> State:
 
 
 @pytest.fixture
-def pictures(tmp_path: Path) -> Path:
-    """Return a data set of two pictures of every class, as large as CIFAR's, with its class names."""
+def images(tmp_path: Path) -> Path:
+    """Return a data set of two images of every class, as large as CIFAR's, with its class names."""
     generator = np.random.default_rng(0)
     for part in ("train", "test"):
         for name in CIFAR10.classes:
-            (tmp_path / "pictures" / part / name).mkdir(parents=True)
+            (tmp_path / "images" / part / name).mkdir(parents=True)
             for i in range(2):
                 noise = generator.integers(0, 256, (32, 32, 3), dtype=np.uint8)
-                Image.fromarray(noise).save(tmp_path / "pictures" / part / name / f"{i}.png")
-    return tmp_path / "pictures"
+                Image.fromarray(noise).save(tmp_path / "images" / part / name / f"{i}.png")
+    return tmp_path / "images"
 
 
-def test_the_checkpoint_evaluates_predicts_and_exports(cli: Cli, pictures: Path) -> None:
+def test_the_checkpoint_evaluates_predicts_and_exports(cli: Cli, images: Path) -> None:
     trained = converted(cli, "vit_tiny:depth=1", {"model": shallow()})
-    scores = cli("eval", "new.pt", "--dataset", pictures, "--predictions", "p.csv", "--json")
+    scores = cli("eval", "new.pt", "--dataset", images, "--predictions", "p.csv", "--json")
     assert scores.code == 0, scores.err
     assert scores.json()["images"] == 20
-    picture = pictures / "test" / "cat" / "0.png"
-    x = torch.from_numpy(np.array(Image.open(picture))).permute(2, 0, 1)[None] / 255  # [1, 3, 32, 32]
+    image = images / "test" / "cat" / "0.png"
+    x = torch.from_numpy(np.array(Image.open(image))).permute(2, 0, 1)[None] / 255  # [1, 3, 32, 32]
     mean, std = (torch.tensor(values)[:, None, None] for values in (trained.mean, trained.std))
     with torch.no_grad():
         expected = trained.model((x - mean) / std).softmax(-1)[0]
-    (row,) = cli("predict", "new.pt", picture, "--json").json()
+    (row,) = cli("predict", "new.pt", image, "--json").json()
     assert row["top"][0]["class"] == trained.classes[int(expected.argmax())]
     assert row["top"][0]["probability"] == pytest.approx(expected.max().item(), rel=1e-4)
     exported = cli("export", "new.pt", "--format", "torchscript", "--tolerance", 1e-3, "--verify-on", 20, "--json")
@@ -478,10 +478,10 @@ def test_the_checkpoint_evaluates_predicts_and_exports(cli: Cli, pictures: Path)
     assert report["verified"] is True and Path(report["files"][0]["path"]).exists()
 
 
-def test_the_checkpoint_begins_a_run_but_no_run_goes_on_from_it(cli: Cli, refused: Refused, pictures: Path) -> None:
+def test_the_checkpoint_begins_a_run_but_no_run_goes_on_from_it(cli: Cli, refused: Refused, images: Path) -> None:
     trained = converted(cli, "vit_tiny:depth=1", {"model": shallow()})
     assert "--pretrained new.pt starts a run" in refused("train", "--resume", "new.pt")
-    run = ["train", "--dataset", pictures, "--val", "none", "--net", "vit_tiny:depth=1", "--bs", 10, "--max-steps", 1]
+    run = ["train", "--dataset", images, "--val", "none", "--net", "vit_tiny:depth=1", "--bs", 10, "--max-steps", 1]
     begun = cli(*run, "--pretrained", "new.pt", "--lr", 0, "--name", "r", "--json")
     assert begun.code == 0 and "head included" in begun.err, begun.err
     last = Path("runs/r/checkpoints/last.pt")
@@ -562,7 +562,7 @@ def test_masks_that_are_not_those_of_the_scripts_are_refused(refused: Refused, t
         (["old.t7", "--net", "vit", "--patch", 5], "patches that do"),
         (["old.t7", "--net", "mobilevit"], "ran on multiples of 64 px alone"),
         (["old.t7", "--net", "res18", "--size", 48], "is the same at 32 px alone"),
-        (["old.t7", "--net", "mlpmixer", "--size", 64], "took pictures of 32 px"),
+        (["old.t7", "--net", "mlpmixer", "--size", 64], "took images of 32 px"),
         (["old.t7", "--net", "vgg", "--size", 64], "32 to 63 px alone"),
         (["old.t7", "--net", "vit", "-o", "no/new.pt"], "is not there"),
         (["old.t7", "--net", "vit", "-o", "old.t7"], "is the file to convert"),

@@ -75,10 +75,10 @@ def test_a_schedule_that_it_replaces_does_not_stop_it(cli: Cli, tmp_path: Path) 
 
 
 @pytest.mark.parametrize(("name", "start"), [("a.svg", b"<?xml"), ("a.pdf", b"%PDF"), ("a.PNG", b"\x89PNG")])
-def test_pictures(cli: Cli, tmp_path: Path, name: str, start: bytes) -> None:
+def test_images(cli: Cli, tmp_path: Path, name: str, start: bytes) -> None:
     result = cli("train", *TINY, *FEW, "--lr-finder", "--lr-finder-out", name)
     assert result.code == 0 and (tmp_path / name).read_bytes().startswith(start)
-    assert f"picture: {name}" in result.out
+    assert f"image: {name}" in result.out
 
 
 def test_without_matplotlib(cli: Cli, refused: Refused, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -116,7 +116,7 @@ def test_mixing_goes_on_to_the_end(monkeypatch: pytest.MonkeyPatch) -> None:
         (["--lr-finder", "--lr-finder-out", "a.jpg"], "must end in .png, .svg, .pdf"),
         (["--lr-finder", "--lr-finder-out", "nowhere/a.png"], "is not there; make it first"),
         (["--lr-finder", "--lr-finder-out", "/proc/a.png"], "--lr-finder-out /proc/a.png"),
-        (["--lr-finder-out", "a.png"], "is the picture of --lr-finder"),
+        (["--lr-finder-out", "a.png"], "is the image of --lr-finder"),
         (["--lr-finder", "--name", "x"], "--name does not go with it"),
         (["--lr-finder", "--dry-run"], "--dry-run does not go with it"),
         (["--lr-finder", "--epochs", "3"], "--epochs does not go with it"),

@@ -22,7 +22,7 @@ SHEET = ["--preview-batch", "out.png"]
 
 @pytest.fixture
 def colourful(tmp_path: Path) -> Path:
-    """Return a folder of 32-px pictures in two classes: soft ones without flat parts."""
+    """Return a folder of 32-px images in two classes: soft ones without flat parts."""
     generator = np.random.default_rng(0)
     root = tmp_path / "colourful"
     for part, count in (("train", 40), ("test", 2)):
@@ -40,10 +40,10 @@ def test_the_sheet_shows_the_network_s_input(cli: Cli, tmp_path: Path, aug: str,
     found = cli("train", *TINY, "--size", size, "--aug", aug, "--mixup", "--seed", 3, *SHEET, "--json")
     assert found.code == 0, found.err
     sheet = found.json()
-    assert (sheet["picture"], sheet["shown"], sheet["size"]) == ("out.png", 64, size)
-    picture = Image.open(tmp_path / "out.png")
-    assert picture.format == "PNG"
-    pixels = np.asarray(picture)
+    assert (sheet["image"], sheet["shown"], sheet["size"]) == ("out.png", 64, size)
+    image = Image.open(tmp_path / "out.png")
+    assert image.format == "PNG"
+    pixels = np.asarray(image)
     opened = session(size=size, aug=aug, mixup=0.8)  # the same settings
     images, labels = opened.batches.batch(0, 0)
     mean, std = opened.dataset.mean[0], opened.dataset.std[0]
@@ -61,7 +61,7 @@ def test_the_sheet_shows_the_network_s_input(cli: Cli, tmp_path: Path, aug: str,
     assert not (tmp_path / "runs").exists() and sorted(path.name for path in tmp_path.iterdir()) == ["out.png"]
 
 
-def test_blank_pictures_are_counted(cli: Cli, colourful: Path) -> None:
+def test_blank_images_are_counted(cli: Cli, colourful: Path) -> None:
     def blank(*argv: object) -> Any:
         found = cli("train", "--dataset", colourful, "--val", "none", "--bs", 32, "--size", 32, *argv, *SHEET, "--json")
         assert found.code == 0, found.err
@@ -70,7 +70,7 @@ def test_blank_pictures_are_counted(cli: Cli, colourful: Path) -> None:
         return found.json()["blank"]
 
     seeds = [blank("--aug", "seed-randaug", "--seed", seed) for seed in range(5)]
-    # 22.7 % of 400 pictures, give or take three deviations
+    # 22.7 % of 400 images, give or take three deviations
     assert sum(seeds) / 5 == pytest.approx(0.227, abs=0.063)
     assert blank("--aug", "randaug") == blank("--aug", "basic") == blank("--aug", "none") == 0
     # counted before mixing and painting boxes, which would hide them
@@ -81,17 +81,17 @@ def test_blank_pictures_are_counted(cli: Cli, colourful: Path) -> None:
 def test_it_says_what_it_found(cli: Cli, colourful: Path) -> None:
     argv = ["train", "--dataset", colourful, "--size", 32, "--bs", 16]
     bad = cli(*argv, "--aug", "seed-randaug", "--erase", 0.25, *SHEET).out
-    assert "out.png: 16 pictures" in bad and "augmentation: --aug seed-randaug:n=2,m=14 --erase 0.25" in bad
-    assert "blank: " in bad and "Nothing can be learned from blank pictures" in bad
+    assert "out.png: 16 images" in bad and "augmentation: --aug seed-randaug:n=2,m=14 --erase 0.25" in bad
+    assert "blank: " in bad and "Nothing can be learned from blank images" in bad
     good = cli(*argv, "--aug", "randaug:m=5", *SHEET).out
-    assert "--aug randaug:n=2,m=5" in good and "blank: 0.0 % of 72 pictures" in good and "Nothing" not in good
+    assert "--aug randaug:n=2,m=5" in good and "blank: 0.0 % of 72 images" in good and "Nothing" not in good
 
 
-def test_stored_blank_pictures_are_told_apart(cli: Cli, colourful: Path) -> None:
+def test_stored_blank_images_are_told_apart(cli: Cli, colourful: Path) -> None:
     for path in list((colourful / "train" / "one").iterdir())[:20]:
         Image.new("RGB", (32, 32), (9, 99, 199)).save(path)
     found = cli("train", "--dataset", colourful, "--val", "none", "--size", 32, "--bs", 16, *SHEET)
-    assert "blank: 25.0 % of 80 pictures" in found.out and "(25.0 % before augmentation)" in found.out
+    assert "blank: 25.0 % of 80 images" in found.out and "(25.0 % before augmentation)" in found.out
     assert "Nothing" not in found.out
 
 
@@ -101,13 +101,13 @@ def test_sheets_of_any_shape(shape: tuple[int, int, int], count: int) -> None:
     import io
 
     images = torch.full((count, *shape), 200, dtype=torch.uint8)
-    picture = Image.open(io.BytesIO(preview.contact_sheet(images, [["a"] * 2] * count, "title")))
+    image = Image.open(io.BytesIO(preview.contact_sheet(images, [["a"] * 2] * count, "title")))
     zoom = 1 if shape[1] > 96 else -(-96 // min(shape[1:]))
-    assert picture.mode == "RGB"
-    assert (np.asarray(picture) == 200).all(2).sum() == pytest.approx(count * zoom**2 * shape[1] * shape[2], abs=50)
+    assert image.mode == "RGB"
+    assert (np.asarray(image) == 200).all(2).sum() == pytest.approx(count * zoom**2 * shape[1] * shape[2], abs=50)
 
 
-def test_large_pictures_are_fewer(cli: Cli, tmp_path: Path) -> None:
+def test_large_images_are_fewer(cli: Cli, tmp_path: Path) -> None:
     found = cli("train", *TINY, "--net", "res18", "--size", 1024, *SHEET, "--json").json()
     assert (found["shown"], found["size"]) == (16, 1024)
     assert Image.open(tmp_path / "out.png").width == pytest.approx(4 * 1024, rel=0.02)
@@ -123,7 +123,7 @@ def test_long_names_are_cut_off() -> None:
 @pytest.mark.parametrize(
     ("argv", "sentence"),
     [
-        (["--preview-batch", "a.jpg"], "--preview-batch a.jpg: the picture's name must end in .png"),
+        (["--preview-batch", "a.jpg"], "--preview-batch a.jpg: the image's name must end in .png"),
         (["--preview-batch", "nowhere/a.png"], "is not there; make it first"),
         (["--preview-batch", "/proc/a.png"], "--preview-batch /proc/a.png"),
         ([*SHEET, "--resume", "x"], "--resume does not go with it"),

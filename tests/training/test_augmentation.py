@@ -1,4 +1,4 @@
-"""Augmentation within a run: loss and accuracy of mixed pictures, resuming, test-time mirroring, the sum of losses."""
+"""Augmentation within a run: loss and accuracy of mixed images, resuming, test-time mirroring, the sum of losses."""
 
 from __future__ import annotations
 
@@ -80,7 +80,7 @@ def test_draws_are_the_same_for_any_pieces(settings: dict[str, Any]) -> None:
 
 
 def drawn_mix(opened: Session, step: int) -> mixing.MixDraws:
-    """Return what the pictures of a step of the first epoch are mixed with."""
+    """Return what the images of a step of the first epoch are mixed with."""
     images, _ = opened.batches.batch(0, step)
     config = opened.config
     return mixing.draw_mix(
@@ -92,15 +92,15 @@ def drawn_mix(opened: Session, step: int) -> mixing.MixDraws:
 
 
 @pytest.mark.parametrize("settings", [{"mixup": 0.8}, {"cutmix": 1.0}, MIXED], ids=lambda each: "+".join(each))
-def test_loss_and_accuracy_of_mixed_pictures(settings: dict[str, Any]) -> None:
-    """The loss is that of timm's smoothed targets; a picture is right where its greater part is recognised."""
+def test_loss_and_accuracy_of_mixed_images(settings: dict[str, Any]) -> None:
+    """The loss is that of timm's smoothed targets; an image is right where its greater part is recognised."""
     opened = session(**settings, label_smoothing=0.2)
     images, shares = opened.batches.batch(0, 0)
     draws = drawn_mix(opened, 0)
     labels = opened.batches.labels[opened.batches.order(0)[:64]]
     opened.model.eval()  # no dropout in this network, but so that there never is
     logits = opened.model(opened.normalize(images))
-    # timm pairs a picture with that at the same place from the end: give it each picture and its partner
+    # timm pairs an image with that at the same place from the end: give it each image and its partner
     pairs = torch.cat([labels, labels[draws.partner].flip(0)])
     target = mixup_target(pairs, 10, lam=draws.share.repeat(2)[:, None], smoothing=0.2)[:64]
     expected = SoftTargetCrossEntropy()(logits, target)
@@ -156,14 +156,14 @@ def test_flip_may_be_off(cli: Cli, refused: Refused) -> None:
     assert "does nothing with --aug none" in refused("train", *TINY, "--aug", "none", "--flip", "on")
 
 
-def test_a_network_learns_from_mixed_and_augmented_pictures(cli: Cli) -> None:
+def test_a_network_learns_from_mixed_and_augmented_images(cli: Cli) -> None:
     argv = ["train", *TINY, "--limit-train", 1000, "--limit-test", 300, "--lr", 0.01, "--epochs", 8, "--json"]
     mixed = cli(*argv, "--aug", "randaug", "--mixup", "--cutmix", "--erase", 0.25, "--mix-off", 0.25).json()
     assert mixed["test_acc"] > 50 and mixed["train_acc"] > 40
 
 
 def scenes(root: Path) -> None:
-    """Write a data set of two classes, whose pictures are noise about another mean, brighter to the left."""
+    """Write a data set of two classes, whose images are noise about another mean, brighter to the left."""
     generator = np.random.default_rng(0)
     for part, count in (("train", 30), ("test", 45)):
         for shade, name in ((90, "dark"), (110, "light")):
@@ -177,7 +177,7 @@ NET = ["--net", TINY_NET, "--size", 8, "--bs", 16]
 
 
 @pytest.mark.parametrize("val", ["holdout", "test"])
-def test_mirrored_pictures_are_looked_at_too_and_reported_apart(cli: Cli, tmp_path: Path, val: str) -> None:
+def test_mirrored_images_are_looked_at_too_and_reported_apart(cli: Cli, tmp_path: Path, val: str) -> None:
     scenes(tmp_path / "scenes")
     argv = ["train", "--dataset", "scenes", *NET, "--epochs", 2, "--val", val, "--json"]
     plain = cli(*argv, "--name", "plain").json()
@@ -210,7 +210,7 @@ def test_mirrored_pictures_are_looked_at_too_and_reported_apart(cli: Cli, tmp_pa
 
 
 def test_mirroring_is_refused_where_it_changes_the_class(cli: Cli, refused: Refused, tmp_path: Path) -> None:
-    sentence = "--tta flip: mirrored pictures"
+    sentence = "--tta flip: mirrored images"
     assert sentence in refused("train", *TINY, "--epochs", 1, "--tta", "flip")
     assert not (tmp_path / "runs").exists()
     cli("train", *TINY, "--epochs", 1, "--name", "r")
@@ -245,8 +245,8 @@ def test_the_sum_of_losses_is_the_predecessor_s(cli: Cli, tmp_path: Path, limit:
     total = 0.0
     with torch.no_grad():
         for chosen in subset.index.split(100):
-            logits = trained.model(opened.normalize(subset.pictures.images[chosen]))
-            total += F.cross_entropy(logits, subset.pictures.labels[chosen]).item()
+            logits = trained.model(opened.normalize(subset.examples.images[chosen]))
+            total += F.cross_entropy(logits, subset.examples.labels[chosen]).item()
     assert summary["val_loss_sum"] == pytest.approx(total, rel=1e-5)
     row = load_checkpoint(tmp_path / "runs" / "r" / "checkpoints" / "last.pt")["history"][0]
     assert row["val_loss_sum"] == summary["val_loss_sum"] and row["val_split"] == "test"
@@ -277,7 +277,7 @@ def test_evaluation_does_not_hang_on_its_pieces() -> None:
     assert whole.sum_of_means(50) == pytest.approx(whole.loss) and opened.model.training
 
 
-def test_pictures_are_augmented_on_the_way_to_the_network() -> None:
+def test_images_are_augmented_on_the_way_to_the_network() -> None:
     seen: list[Tensor] = []
     for aug in AUGMENTATIONS:
         opened = session(aug=aug)
@@ -310,9 +310,9 @@ def test_pictures_are_augmented_on_the_way_to_the_network() -> None:
         (["--cutmix", "inf"], "--cutmix takes a number"),
         (
             ["--mixup", "0.8", "--limit-train", "1"],
-            "--mixup 0.8 mixes classes, and every training picture (1) is of class",
+            "--mixup 0.8 mixes classes, and every training image (1) is of class",
         ),
-        (["--mixup", "--bs", "1"], "--mixup 0.8 mixes the pictures of a step, and --bs 1 gives it one"),
+        (["--mixup", "--bs", "1"], "--mixup 0.8 mixes the images of a step, and --bs 1 gives it one"),
         (["--recipe", "strong", "--bs", "1"], "take 2 or more, or --mixup 0"),
         (["--mix-off", "0.4"], "--mix-off 0.4 ends mixup and CutMix, and neither is on"),
         (["--mix-off", "0.4", "--mixup", "0"], "neither is on"),

@@ -50,7 +50,7 @@ def parts(
 @pytest.mark.parametrize("seconds", [0.5, 3.0, 12.0, 60.0, 3600.0])
 @pytest.mark.parametrize("session", [parts(5000, 10_000), parts(None, 100), parts(10_000, 10_000, "test")])
 def test_the_most_steps_that_fit_are_taken(session: Session, seconds: float, limit: int | None) -> None:
-    speed = Speed(step=0.1, picture=1e-4, save=0.05)
+    speed = Speed(step=0.1, image=1e-4, save=0.05)
     steps = fitting_steps(session, speed, seconds, limit)
     if steps:
         assert run_seconds(session, speed, steps) <= seconds
@@ -58,12 +58,12 @@ def test_the_most_steps_that_fit_are_taken(session: Session, seconds: float, lim
 
 
 def test_a_run_is_steps_evaluations_and_checkpoints() -> None:
-    speed = Speed(step=2.0, picture=0.001, save=0.5, call=0.1)
+    speed = Speed(step=2.0, image=0.001, save=0.5, call=0.1)
     assert run_seconds(parts(5000, 10_000), speed, 150) == pytest.approx(300 + 2 * (0.1 + 5 + 1) + 0.1 + 10)
     assert run_seconds(parts(10_000, 10_000, "test"), speed, 150) == pytest.approx(300 + 2 * (0.1 + 10 + 0.5))
     assert run_seconds(parts(None, 10_000, "none", tta="flip"), speed, 150) == pytest.approx(300 + 2 * 0.5 + 0.1 + 20)
     assert run_seconds(parts(None, 10_000, "none"), speed, 150) == pytest.approx(300 + 2 * 0.5 + 0.1 + 10)
-    # mirrored pictures stand beside plain ones, so both are tested, whatever was measured before
+    # mirrored images stand beside plain ones, so both are tested, whatever was measured before
     assert run_seconds(parts(10_000, 10_000, "test", "flip"), speed, 150) == pytest.approx(
         300 + 2 * (0.1 + 10 + 0.5) + 0.1 + 20
     )
@@ -87,7 +87,7 @@ def test_measuring_leaves_no_trace(opt: str, briefly: None, monkeypatch: pytest.
     monkeypatch.setattr(budget, "evaluate", evaluate)
     measured, fresh = (tiny_session(opt=opt, ema=0.9, epochs=1) for _ in range(2))
     speed = measure_speed(measured, 60)
-    assert min(speed.step, speed.save) > 0 and speed.picture == pytest.approx(0.01)
+    assert min(speed.step, speed.save) > 0 and speed.image == pytest.approx(0.01)
     assert same(measured.checkpoint(), fresh.checkpoint())
     for session in (measured, fresh):
         for _ in range(2):
@@ -150,7 +150,7 @@ def test_the_schedule_ends_with_the_steps(briefly: None) -> None:
 
 
 def test_steps_follow_the_time(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(budget, "measure_speed", lambda *_: Speed(step=0.5, picture=1e-4, save=0.01))
+    monkeypatch.setattr(budget, "measure_speed", lambda *_: Speed(step=0.5, image=1e-4, save=0.01))
     monkeypatch.setattr(budget, "clock", lambda: 5.0)
     lengths = {}
     for text in ("20s", "1m", "10m"):
@@ -168,7 +168,7 @@ def test_the_startup_time_of_wandb_counts(cli: Cli, tmp_path: Path, monkeypatch:
         nonlocal late
         late = 12.0
 
-    monkeypatch.setattr(budget, "measure_speed", lambda *_: Speed(step=0.5, picture=0.0, save=0.0))
+    monkeypatch.setattr(budget, "measure_speed", lambda *_: Speed(step=0.5, image=0.0, save=0.0))
     monkeypatch.setattr(budget, "clock", lambda: started + late)
     monkeypatch.setattr(sys.modules["vitctl.cli.train"], "STARTED", started)
     monkeypatch.setattr(WandbRun, "open", slow)

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from tests.models.test_models import NARROW, build, each_net, pictures, small_size
+from tests.models.test_models import NARROW, build, each_net, images, small_size
 from tests.training.test_loop import tiny_session
 from tests.training.test_resume import same
 from vitctl.models import MODELS
@@ -28,7 +28,7 @@ def test_an_average_of_any_network_is_finite(net: str) -> None:
     before = copy.deepcopy(model)
     for step in (1, 2):
         model.zero_grad()
-        model(pictures(4, img_size=size)).square().mean().backward()
+        model(images(4, img_size=size)).square().mean().backward()
         with torch.no_grad():
             for parameter in model.parameters():
                 if parameter.grad is not None:
@@ -52,7 +52,7 @@ def test_an_average_of_any_network_is_finite(net: str) -> None:
         else:
             assert torch.equal(buffer, model.get_buffer(name)), name
     with torch.no_grad():
-        assert average.model(pictures(2, img_size=size)).isfinite().all()
+        assert average.model(images(2, img_size=size)).isfinite().all()
 
 
 @pytest.mark.parametrize("net", MASKED)

@@ -148,7 +148,7 @@ def test_the_average_is_what_is_evaluated_and_loaded(cli: Cli, tmp_path: Path) -
 
 
 def test_the_figures_of_an_epoch_are_means(monkeypatch: pytest.MonkeyPatch, cli: Cli, tmp_path: Path) -> None:
-    """With a rate of zero, training on unaugmented pictures and evaluating on them must agree."""
+    """With a rate of zero, training on unaugmented images and evaluating on them must agree."""
     cli(
         "train",
         *TINY,
@@ -170,8 +170,8 @@ def test_the_figures_of_an_epoch_are_means(monkeypatch: pytest.MonkeyPatch, cli:
     opened.model.eval()
     index = opened.splits.train.index
     with torch.no_grad():
-        logits = opened.model(opened.normalize(opened.splits.train.pictures.images[index]))
-    labels = opened.splits.train.pictures.labels[index]
+        logits = opened.model(opened.normalize(opened.splits.train.examples.images[index]))
+    labels = opened.splits.train.examples.labels[index]
     assert row["train_loss"] == pytest.approx(F.cross_entropy(logits, labels).item(), rel=1e-5)
     assert row["train_acc"] == pytest.approx(100 * (logits.argmax(1) == labels).float().mean().item(), abs=1e-4)
 
@@ -246,7 +246,7 @@ def test_weights_that_are_no_numbers_are_not_saved(
 
 
 @pytest.mark.parametrize(("net", "size", "expected"), [("cct_2", 32, 1000), ("vit_timm", 384, 151)])
-def test_an_accelerator_evaluates_as_many_pictures_as_memory_allows(net: str, size: int, expected: int) -> None:
+def test_an_accelerator_evaluates_as_many_images_as_memory_allows(net: str, size: int, expected: int) -> None:
     config = resolve_config({"net": net, "size": size, "pretrained": "false"})
 
     def build() -> nn.Module:

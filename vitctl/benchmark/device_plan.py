@@ -13,7 +13,7 @@ from vitctl.errors import RequestError
 from vitctl.units import parse_duration
 
 GENERATED = {"cifar10": 10, "cifar100": 100}
-"""Data sets whose pictures need not be there, as generated ones of their size cost the same, and their classes."""
+"""Data sets whose images need not be there, as generated ones of their size cost the same, and their classes."""
 
 SECONDS = "60s"
 """For which a device is measured unless ``--max-time`` says otherwise."""
@@ -25,7 +25,7 @@ _OF_RUNS = (
 """Settings that mean something to runs alone."""
 
 _OF_DATA = ("data_dir", "split_seed", "skip_bad_images", "limit_test")
-"""Settings that mean nothing to generated pictures."""
+"""Settings that mean nothing to generated images."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,7 +71,7 @@ def make_device_plan(
                     f"--tune times single pieces of many settings, uncompiled; {flag_name(name)} does not go with it"
                 )
         if out is not None and out.suffix.lower() in (".png", ".svg"):
-            raise RequestError(f"--out {out}: --tune has no picture; name a folder or a .json, .csv, .md or .html file")
+            raise RequestError(f"--out {out}: --tune has no image; name a folder or a .json, .csv, .md or .html file")
     asked, of_file = flags.pop("max_time", None), base.pop("max_time", None)
     seconds = parse_duration(asked or of_file or SECONDS, "--max-time")
     if trains := flags.get("epochs") is not None:
@@ -82,7 +82,7 @@ def make_device_plan(
     for name in without:
         if name in flags:
             raise RequestError(
-                f"{flag_name(name)} is for runs, and without --epochs none is made: generated pictures are measured; leave it out"
+                f"{flag_name(name)} is for runs, and without --epochs none is made: generated images are measured; leave it out"
             )
         base.pop(name, None)
     # Resolved with the file's own length, as some recipes take another batch in short runs; then it does not matter.

@@ -125,7 +125,7 @@ class DeviceReport:
 
         rows = [
             *[self._row(name.capitalize(), part(name), "low") for name in PARTS],
-            self._row("Pictures/s", lambda each: Cell(f"{each.images_per_second:.1f}", each.images_per_second), "high"),
+            self._row("Images/s", lambda each: Cell(f"{each.images_per_second:.1f}", each.images_per_second), "high"),
             self._row("GFLOP/s", lambda each: Cell(f"{each.gflops:.1f}", each.gflops), "high"),
             self._row(
                 "Share of measured GEMM peak",
@@ -169,10 +169,10 @@ class DeviceReport:
             )
         first = self.there[0] if self.there else None
         if first and first.trained:
-            notes.append(f"an epoch is {first.trained['train_images']:,} pictures; the others are held out to validate")
+            notes.append(f"an epoch is {first.trained['train_images']:,} images; the others are held out to validate")
         elif first:
             notes.append(
-                f"est.: extrapolated to {first.epoch_images:,} pictures from steps that were measured; --epochs 1 trains really"
+                f"est.: extrapolated to {first.epoch_images:,} images from steps that were measured; --epochs 1 trains really"
             )
         others = max((each.others or 0.0 for each in self.there), default=0.0)
         if others > DISTURBED:
@@ -206,11 +206,11 @@ class DeviceReport:
         return {"devices": devices, "config": self.config.to_dict(), "environment": self.environment}
 
     def figures(self) -> dict[str, Callable[[], Figure]]:
-        """Return what draws each picture."""
+        """Return what draws each image."""
         return {"bars": self.bars}
 
     def bars(self) -> Figure:
-        """Draw pictures a second, and the parts of a step, a bar for each device."""
+        """Draw images a second, and the parts of a step, a bar for each device."""
         from matplotlib.figure import Figure
 
         figure = Figure(figsize=(11, 1.6 + 0.7 * len(self.there)), layout="constrained")
@@ -219,7 +219,7 @@ class DeviceReport:
         bars = speed.barh(labels, [each.images_per_second for each in self.there], color="#0072B2", height=0.6)
         speed.bar_label(bars, fmt="%.1f", padding=3)
         speed.margins(x=0.15)
-        speed.set_xlabel("pictures a second")
+        speed.set_xlabel("images a second")
         self._draw_split(split, labels)
         for axes in (speed, split):
             axes.spines[["top", "right"]].set_visible(False)
@@ -234,7 +234,7 @@ class DeviceReport:
             widths = [1000 * each.split[part] / each.batch for each in self.there]
             axes.barh(labels, widths, left=left, color=colour, label=part, height=0.6)
             left = [before + width for before, width in zip(left, widths, strict=True)]
-        axes.set_xlabel("milliseconds a picture")
+        axes.set_xlabel("milliseconds an image")
 
 
 def _accuracy(each: Figures, name: str) -> Cell:

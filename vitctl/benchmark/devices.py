@@ -20,7 +20,7 @@ from vitctl import devices
 from vitctl.benchmark.device_plan import GENERATED, DevicePlan
 from vitctl.benchmark.figures import PARTS, Figures, Parity, Quartiles
 from vitctl.config import PREDECESSOR_BATCH, TrainConfig
-from vitctl.data.dataset import Dataset, Pictures, Splits, Subset
+from vitctl.data.dataset import Dataset, Examples, Splits, Subset
 from vitctl.errors import RequestError, RunFailed
 from vitctl.observer import SILENT, Observer
 from vitctl.training.evaluate import evaluate
@@ -31,7 +31,7 @@ from vitctl.training.setup import open_data, open_session
 from vitctl.training.start import start_run
 
 EPOCH, TESTED = 50_000, 1_000
-"""Generated pictures of an epoch, as many as CIFAR's, and to validate on."""
+"""Generated images of an epoch, as many as CIFAR's, and to validate on."""
 
 LEAST_STEPS, LONG_STEP = 3, 5.0
 """Steps measured on any device, whatever they take; and seconds from which a step is warmed up by one piece of it."""
@@ -51,29 +51,29 @@ GEMM_SECONDS = 0.3
 clock = time.perf_counter
 """Clock for measuring, in seconds; tests replace it."""
 
-PARITY_PICTURES = 16
+PARITY_IMAGES = 16
 TOLERANCES = {"fp32": 1e-3, "tf32": 2e-2, "bf16": 1e-1, "fp16": 2e-2}
 """Greatest difference of logits and of gradients to those of fp32 on a CPU, relative to their size (Euclidean norm)."""
 
 
 def generated_data(config: TrainConfig) -> tuple[Dataset, Splits]:
-    """Return random pictures in the place of CIFAR's: :data:`EPOCH` to train on, or ``--limit-train``, and :data:`TESTED` to test.
+    """Return random images in the place of CIFAR's: :data:`EPOCH` to train on, or ``--limit-train``, and :data:`TESTED` to test.
 
     uint8 ``[n, 3, 32, 32]``, labels int64; the same for every device.
     """
     classes = GENERATED[config.dataset]
     generator = torch.Generator().manual_seed(config.seed)
 
-    def pictures(count: int) -> Pictures:
+    def generate(count: int) -> Examples:
         images = torch.randint(0, 256, (count, 3, 32, 32), dtype=torch.uint8, generator=generator)
-        return Pictures(images, torch.randint(0, classes, (count,), generator=generator))
+        return Examples(images, torch.randint(0, classes, (count,), generator=generator))
 
-    train = pictures(min(EPOCH, config.limit_train or EPOCH))
-    return dataset_of(config.dataset, classes, train, pictures(TESTED))
+    train = generate(min(EPOCH, config.limit_train or EPOCH))
+    return dataset_of(config.dataset, classes, train, generate(TESTED))
 
 
-def dataset_of(name: str, classes: int, train: Pictures, test: Pictures) -> tuple[Dataset, Splits]:
-    """Return pictures uint8 ``[n, 3, 32, 32]`` as the data set called ``name``: nothing is held out."""
+def dataset_of(name: str, classes: int, train: Examples, test: Examples) -> tuple[Dataset, Splits]:
+    """Return images uint8 ``[n, 3, 32, 32]`` as the data set called ``name``: nothing is held out."""
     dataset = Dataset(
         name=name,
         classes=tuple(map(str, range(classes))),
@@ -89,7 +89,7 @@ def dataset_of(name: str, classes: int, train: Pictures, test: Pictures) -> tupl
 
 
 def bench_data(config: TrainConfig, observer: Observer = SILENT) -> tuple[Dataset, Splits]:
-    """Return generated pictures in the place of CIFAR's, and other data sets as they are.
+    """Return generated images in the place of CIFAR's, and other data sets as they are.
 
     Raises:
         RequestError: the data cannot be had as asked.
@@ -179,7 +179,7 @@ class Lane:
         """Take a step over a whole batch, and return its seconds and, where it is watched, its parts."""
         session, progress = self.session, self.session.progress
         if progress.step_in_epoch >= max(1, session.batches.count // session.batches.batch_size):
-            progress.epoch += 1  # an epoch's last step may be over fewer pictures: left out
+            progress.epoch += 1  # an epoch's last step may be over fewer images: left out
             progress.begin_epoch()
         devices.synchronize(self.device)
         start = clock()
@@ -217,9 +217,9 @@ class Lane:
             session.optimizer.step = step  # type: ignore[method-assign]
 
     def validate(self) -> None:
-        """Evaluate 100 pictures, timed."""
+        """Evaluate 100 images, timed."""
         session, index = self.session, self.session.splits.test.index[:PREDECESSOR_BATCH]
-        subset = Subset(session.splits.test.pictures, index)
+        subset = Subset(session.splits.test.examples, index)
         devices.synchronize(self.device)
         start = clock()
         evaluate(session.model, subset, session.normalize, self.device, session.eval_batch, precision=session.precision)
@@ -328,9 +328,9 @@ class _Watch:
 
 
 def parity_batch(session: Session) -> tuple[Tensor, Tensor]:
-    """Return uint8 ``[n, C, H, W]`` pictures and int64 ``[n]`` labels on the CPU, the same for every device."""
-    pictures, index = session.splits.test.pictures, session.splits.test.index[:PARITY_PICTURES]
-    return pictures.images[index], pictures.labels[index]
+    """Return uint8 ``[n, C, H, W]`` images and int64 ``[n]`` labels on the CPU, the same for every device."""
+    examples, index = session.splits.test.examples, session.splits.test.index[:PARITY_IMAGES]
+    return examples.images[index], examples.labels[index]
 
 
 def logits_and_gradients(

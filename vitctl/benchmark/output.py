@@ -1,4 +1,4 @@
-"""``--out``: a comparison as JSON, CSV, Markdown, pictures and a page that needs no network."""
+"""``--out``: a comparison as JSON, CSV, Markdown, plots and a page that needs no network."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def check_out(out: Path) -> None:
         out: a file, whose ending says what it is; or a folder, which is made if its parent is there.
 
     Raises:
-        RequestError: an unknown ending, a place that cannot be written, or pictures without matplotlib.
+        RequestError: an unknown ending, a place that cannot be written, or plots without matplotlib.
     """
     kind = out.suffix.lower().removeprefix(".")
     single = bool(kind) and not out.is_dir()
@@ -44,7 +44,7 @@ def check_out(out: Path) -> None:
         )
     if (not single or kind in DRAWN) and importlib.util.find_spec("matplotlib") is None:
         raise RequestError(
-            f"--out {out} draws pictures with matplotlib, which is not installed: {EXTRA}, or name a file that ends in "
+            f"--out {out} draws plots with matplotlib, which is not installed: {EXTRA}, or name a file that ends in "
             f".json, .csv or .md"
         )
     folder = out.absolute() if out.is_dir() else out.absolute().parent
@@ -66,7 +66,7 @@ def write(out: Path, name: str, document: Mapping[str, Any], tables: Sequence[Ta
         name: of the files in a folder.
         document: the JSON document.
         tables: of the other forms.
-        figures: what draws each picture, by the word that is added to the file's name; the first one is the picture of
+        figures: what draws each plot, by the word that is added to the file's name; the first one is the plot of
             a single file.
 
     Raises:
@@ -86,7 +86,7 @@ def write(out: Path, name: str, document: Mapping[str, Any], tables: Sequence[Ta
             return "\n".join(map(markdown, tables)).encode()
         if kind == "html":
             return page(name, tables, drawn).encode()
-        return picture(next(iter(drawn.values())), kind)
+        return render(next(iter(drawn.values())), kind)
 
     if kind in KINDS and not out.is_dir():
         write_bytes(out, content(kind))
@@ -97,13 +97,13 @@ def write(out: Path, name: str, document: Mapping[str, Any], tables: Sequence[Ta
         raise RunFailed(f"cannot make {out}: {error.strerror}") from error
     files = {out / f"{name}.{kind}": content(kind) for kind in ("json", "csv", "md", "html")}
     for word, figure in drawn.items():
-        files |= {out / f"{name}-{word}.{kind}": picture(figure, kind) for kind in ("png", "svg")}
+        files |= {out / f"{name}-{word}.{kind}": render(figure, kind) for kind in ("png", "svg")}
     for path, data in files.items():
         write_bytes(path, data)
     return list(files)
 
 
-def picture(figure: Figure, kind: str) -> bytes:
+def render(figure: Figure, kind: str) -> bytes:
     """Return ``figure`` as ``png`` or ``svg``."""
     data = io.BytesIO()
     more: dict[str, Any] = {"metadata": {"Date": None}} if kind == "svg" else {"dpi": 150}
@@ -132,7 +132,7 @@ def page(title: str, tables: Sequence[Table], figures: Mapping[str, Figure]) -> 
         f"<title>{html.escape(title)}</title><style>{_STYLE}</style></head><body><h1>{html.escape(title)}</h1>",
     ]
     for word, figure in figures.items():
-        data = base64.b64encode(picture(figure, "svg")).decode()
+        data = base64.b64encode(render(figure, "svg")).decode()
         parts.append(f"<p><img alt='{html.escape(word)}' src='data:image/svg+xml;base64,{data}'></p>")
     for table in tables:
         heads = "".join(f"<th>{html.escape(head)}</th>" for head in (table.corner, *table.columns))

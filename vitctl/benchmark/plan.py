@@ -164,7 +164,7 @@ def _check_search(plan: ComparisonPlan, settings: Mapping[str, Any]) -> None:
         raise RequestError(f"--lr-search {plan.lr_search}: take 2 learning rates or more, such as --lr-search 5")
     if plan.config.val != "holdout":
         raise RequestError(
-            f"--lr-search chooses by held-out accuracy, and --val {plan.config.val} holds no pictures out; use --val holdout"
+            f"--lr-search chooses by held-out accuracy, and --val {plan.config.val} holds no images out; use --val holdout"
         )
     if "lr" in settings:
         raise RequestError(f"--lr {settings['lr']:g} sets what --lr-search looks for; leave one of them out")

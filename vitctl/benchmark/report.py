@@ -341,10 +341,10 @@ class Report:
             "notes": self.notes(),
         }
 
-    # -- pictures ----------------------------------------------------------------------------------------------------
+    # -- images ----------------------------------------------------------------------------------------------------
 
     def figures(self) -> dict[str, Callable[[], Figure]]:
-        """Return what draws each picture."""
+        """Return what draws each image."""
         return {"curves": self.curves}
 
     def curves(self) -> Figure:
@@ -423,7 +423,7 @@ _STYLES = ("-", "--", ":")
 
 
 def step_time(run: Outcome) -> float | None:
-    """Return the seconds that validating 100 pictures took, a run's epochs taken together."""
+    """Return the seconds that validating 100 images took, a run's epochs taken together."""
     rows = [row["eval_time"] for row in run.history if "eval_time" in row]
     images = (run.summary or {}).get(
         "test_images" if (run.summary or {}).get("val_split") == "test" else "val_images", 0

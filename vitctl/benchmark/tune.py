@@ -48,7 +48,7 @@ class Trial:
 
 
 def measure_settings(config: TrainConfig, data: tuple[Dataset, Splits]) -> float | None:
-    """Return the pictures a second that training with ``config`` reaches, or None when memory runs out.
+    """Return the images a second that training with ``config`` reaches, or None when memory runs out.
 
     Pieces forward and backward are timed, and the optimizer's step apart, so that a long step need not be taken whole.
     """
@@ -115,7 +115,7 @@ def tune(config: TrainConfig, data: tuple[Dataset, Splits], given: Collection[st
     def attempt(settings: dict[str, Any]) -> Trial:
         speed = measure_settings(dataclasses.replace(config, **settings), data)
         words = ", ".join(f"{name} {value}" for name, value in settings.items())
-        message(f"{words}: {f'{speed:.1f} pictures/s' if speed else 'out of memory'}")
+        message(f"{words}: {f'{speed:.1f} images/s' if speed else 'out of memory'}")
         return Trial(settings, speed)
 
     trials = [attempt({name: values[0] for name, values in to_try.items()})]
@@ -156,7 +156,7 @@ def tune_devices(plan: DevicePlan, chosen: Mapping[str, str], observer: Observer
         path = Path(f"tuned-{name.replace(':', '-')}.yaml")
         head = (
             f"# the fastest of {len(trials)} settings tried on {name} ({devices.device_label(torch.device(device))}): "
-            f"{best.images_per_second:.1f} pictures/s\n"
+            f"{best.images_per_second:.1f} images/s\n"
         )
         # With what they were found for: another network has other fastest settings.
         tuned_for = {
@@ -196,7 +196,7 @@ class TuneReport:
             cells = [Cell(str(value), str(value)) for value in trial.settings.values()]
             cells.append(Cell("out of memory") if speed is None else Cell(f"{speed:.1f}", speed))
             rows.append(Row(f"{i} (fastest)" if trial is fastest else str(i), tuple(cells)))
-        return Table(f"Tuning {name}", "trial", (*trials[0].settings, "pictures/s"), tuple(rows))
+        return Table(f"Tuning {name}", "trial", (*trials[0].settings, "images/s"), tuple(rows))
 
     def document(self) -> dict[str, Any]:
         """Return everything as JSON values."""
@@ -209,5 +209,5 @@ class TuneReport:
         }
 
     def figures(self) -> dict[str, Any]:
-        """Return no picture: there is none."""
+        """Return no image: there is none."""
         return {}

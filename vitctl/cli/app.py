@@ -22,7 +22,7 @@ from vitctl.cli.train import train
 
 app = typer.Typer(
     name="vitctl",
-    help="Train Vision Transformers and their relatives on small pictures.",
+    help="Train Vision Transformers and their relatives on small images.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
@@ -41,7 +41,7 @@ def root(
         bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and exit.")
     ] = False,
 ) -> None:
-    """Train Vision Transformers and their relatives on small pictures."""
+    """Train Vision Transformers and their relatives on small images."""
 
 
 app.command(cls=Command)(train)

@@ -44,6 +44,6 @@ def convert(
     after = f", after {plural(done['epoch'], 'epoch')}" if done["epoch"] else ""
     said = f", {done['acc']:.2f} % on the test set as the file says" if done["acc"] is not None else ""
     print(
-        f"{done['output']}: --net {done['net']} for {done['size']}-px pictures of {done['dataset']}, "
+        f"{done['output']}: --net {done['net']} for {done['size']}-px images of {done['dataset']}, "
         f"{done['params']:,} parameters from {done['tensors']} tensors{after}{said}"
     )

@@ -25,27 +25,25 @@ def evaluate(
         str, typer.Option(help="of a run's folder: last, or best by held-out accuracy", metavar="last|best")
     ] = "last",
     dataset: Annotated[
-        str | None, typer.Option(help="data set, or a folder of pictures", show_default="that of the training")
+        str | None, typer.Option(help="data set, or a folder of images", show_default="that of the training")
     ] = None,
     data_dir: Annotated[str | None, typer.Option(help="where the data lie", show_default="as in training")] = None,
     part: Annotated[str, typer.Option("--split", help="which part of the data set", metavar="test|val|train")] = "test",
-    limit: Annotated[
-        int | None, typer.Option("--limit", help="evaluate on N pictures only", metavar="N", min=1)
-    ] = None,
+    limit: Annotated[int | None, typer.Option("--limit", help="evaluate on N images only", metavar="N", min=1)] = None,
     tta: Annotated[
         str,
         typer.Option(
-            help="test-time augmentation, reported beside the plain figures: flip averages the logits of each picture and "
+            help="test-time augmentation, reported beside the plain figures: flip averages the logits of each image and "
             "its mirror image",
             metavar="none|flip",
         ),
     ] = "none",
     device: Annotated[str, typer.Option(help="auto, cpu, mps, cuda or cuda:INDEX")] = "auto",
-    skip_bad_images: Annotated[bool, typer.Option("--skip-bad-images", help="leave out unreadable pictures")] = False,
+    skip_bad_images: Annotated[bool, typer.Option("--skip-bad-images", help="leave out unreadable images")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="print everything as JSON on stdout")] = False,
     csv: Annotated[Path | None, typer.Option("--csv", help="write the figures per class to this file")] = None,
     predictions: Annotated[
-        Path | None, typer.Option("--predictions", help="write a line per picture to this CSV file")
+        Path | None, typer.Option("--predictions", help="write a line per image to this CSV file")
     ] = None,
 ) -> None:
     """Measure a trained network, or an exported file: loss, top-1, top-5, figures per class, confusion matrix."""

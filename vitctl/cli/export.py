@@ -67,16 +67,14 @@ def export(
         typer.Option(
             "--input",
             metavar="float32|uint8",
-            help="type of the pictures: 0-1 as float32 (normalised with --normalize none), 0-255 as uint8",
+            help="type of the images: 0-1 as float32 (normalised with --normalize none), 0-255 as uint8",
             rich_help_panel=SHAPE,
             show_default="float32",
         ),
     ] = None,
     layout: Annotated[
         str | None,
-        typer.Option(
-            metavar="nchw|nhwc", help="order of the pictures' axes", rich_help_panel=SHAPE, show_default="nchw"
-        ),
+        typer.Option(metavar="nchw|nhwc", help="order of the images' axes", rich_help_panel=SHAPE, show_default="nchw"),
     ] = None,
     softmax: Annotated[
         bool | None,
@@ -94,7 +92,7 @@ def export(
         str | None,
         typer.Option(
             metavar="N|all",
-            help="test pictures to compare on; generated ones where the data are not at hand",
+            help="test images to compare on; generated ones where the data are not at hand",
             rich_help_panel=CHECK,
             show_default="1000",
         ),
@@ -111,7 +109,7 @@ def export(
     dataset: Annotated[
         str | None,
         typer.Option(
-            help="data set, or a folder of pictures", rich_help_panel=CHECK, show_default="that of the training"
+            help="data set, or a folder of images", rich_help_panel=CHECK, show_default="that of the training"
         ),
     ] = None,
     data_dir: Annotated[
@@ -146,7 +144,7 @@ def export(
 
     Its input is called images, for any number of them, its outputs logits and, with --softmax, probs.
 
-    It says of itself what its pictures and classes are, and appears only when it agrees with the network.
+    It says of itself what its images and classes are, and appears only when it agrees with the network.
 
     Loading a .pt2 runs the code in it: load none from a stranger. vitctl writes them and takes none.
     """

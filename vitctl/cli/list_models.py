@@ -42,14 +42,14 @@ def list_models(
     ] = None,
     size: Annotated[
         int | None,
-        typer.Option(help="with --details: side of the pictures", metavar="N", min=4, show_default="its own"),
+        typer.Option(help="with --details: side of the images", metavar="N", min=4, show_default="its own"),
     ] = None,
     timm: Annotated[
         str | None, typer.Option("--timm", metavar="PATTERN", help="search the networks of timm, such as 'vit*tiny*'")
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="print as JSON on stdout")] = False,
 ) -> None:
-    """List the networks that --net takes: what they cost for a picture, and what they reached on CIFAR-10.
+    """List the networks that --net takes: what they cost for an image, and what they reached on CIFAR-10.
 
     Figures are at 10 classes and 32 px (384 px for those that are fine-tuned). Published accuracies are those of the
     scripts that vitctl replaces; measured ones are ours on the test set, blank where nobody measured.
@@ -184,7 +184,7 @@ def print_details(spec: str, document: dict[str, Any]) -> None:
     from vitctl.registry import format_value
 
     console = make_console()
-    cost = f"{document['params']:,} parameters, {document['mflop']:,.1f} MFLOP a picture"
+    cost = f"{document['params']:,} parameters, {document['mflop']:,.1f} MFLOP an image"
     tokens = f", {document['tokens']:,} tokens" if document["tokens"] else ""
     console.print(f"{spec}: {document['summary']}", style="bold", markup=False, soft_wrap=True)
     console.print(f"{cost}{tokens}, at {document['img_size']} px and 10 classes", markup=False, soft_wrap=True)
@@ -198,7 +198,7 @@ def print_details(spec: str, document: dict[str, Any]) -> None:
         value = "" if option["value"] is None else format_value(option["value"])
         options.add_row(*(escape(text) for text in (option["name"], value, option["allowed"], option["help"])))
     console.print(options)
-    layers = Table("layer", "kind", title="layers, and what they put out for one picture", title_justify="left")
+    layers = Table("layer", "kind", title="layers, and what they put out for one image", title_justify="left")
     layers.add_column("shape")
     layers.add_column("parameters", justify="right")
     for layer in document["layers"]:

@@ -105,7 +105,7 @@ def choose_mode(given: Mapping[str, object], recipe: str) -> str:
         RequestError: a flag has no effect in the mode.
     """
     if given.get("lr_finder_out") is not None and not given.get("lr_finder"):
-        raise RequestError("--lr-finder-out is the picture of --lr-finder; give that too")
+        raise RequestError("--lr-finder-out is the plot of --lr-finder; give that too")
     for name, mode in MODES.items():
         if given.get(name) not in (None, False):
             mode.refuse_others(given, recipe)

@@ -22,7 +22,7 @@ Out = Annotated[
     Path | None,
     typer.Option(
         metavar="PLACE",
-        help="a folder, for files of every kind and pictures; or a file: .json .csv .md .png .svg .html",
+        help="a folder, for files of every kind and plots; or a file: .json .csv .md .png .svg .html",
         rich_help_panel=COMPARISON,
     ),
 ]

@@ -22,9 +22,9 @@ def predict(
             show_default=False,
         ),
     ],
-    pictures: Annotated[
+    images: Annotated[
         list[Path],
-        typer.Argument(metavar="PICTURE...|FOLDER", help="pictures, or folders of pictures", show_default=False),
+        typer.Argument(metavar="IMAGE...|FOLDER", help="images, or folders of images", show_default=False),
     ],
     top: Annotated[int, typer.Option("--top", "-k", help="how many classes to name", metavar="K", min=1)] = 5,
     weights: Annotated[
@@ -32,22 +32,22 @@ def predict(
     ] = "last",
     device: Annotated[str, typer.Option(help="auto, cpu, mps, cuda or cuda:INDEX")] = "auto",
     skip_bad_images: Annotated[
-        bool, typer.Option("--skip-bad-images", help="unreadable pictures are named and no failure")
+        bool, typer.Option("--skip-bad-images", help="unreadable images are named and no failure")
     ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="print everything as JSON on stdout")] = False,
-    csv: Annotated[Path | None, typer.Option("--csv", help="write a line per picture to this file")] = None,
+    csv: Annotated[Path | None, typer.Option("--csv", help="write a line per image to this file")] = None,
 ) -> None:
-    """Say what is in pictures: the likeliest classes and their probabilities.
+    """Say what is in images: the likeliest classes and their probabilities.
 
-    A picture of another size is set upright, its shorter side resized, and its middle taken.
+    An image of another size is set upright, its shorter side resized, and its middle taken.
     """
     if weights not in ("last", "best"):
         raise RequestError(f"--weights {weights!r} is unknown{suggest(weights, ('last', 'best'))}")
     if csv is not None:
         check_table(csv, "--csv")
-    for place in pictures:
+    for place in images:
         if not place.exists():
-            raise RequestError(f"the picture {place} is not there")
+            raise RequestError(f"the image {place} is not there")
 
     from vitctl.cli import printing
     from vitctl.cli.progress import make_observer
@@ -57,10 +57,10 @@ def predict(
         from vitctl.inference import predict as predicting
 
         classifier = open_classifier(path, weights=weights, device_name=device, warn=observer.message)
-        found = predicting.collect(pictures)
+        found = predicting.collect(images)
         predictions = list(
             predicting.predict(
-                classifier, found, top=top, progress=lambda done, count: observer.evaluating("pictures", done, count)
+                classifier, found, top=top, progress=lambda done, count: observer.evaluating("images", done, count)
             )
         )
     top = min(top, len(classifier.classes))
@@ -73,7 +73,7 @@ def predict(
     bad = [each for each in predictions if each.error is not None]
     if bad and not skip_bad_images:
         raise RunFailed(
-            f"{len(bad)} of {plural(len(predictions), 'picture')} cannot be read: "
-            f"{', '.join(f'{each.picture} ({each.error})' for each in bad[:5])}{', ...' if len(bad) > 5 else ''}; "
+            f"{len(bad)} of {plural(len(predictions), 'image')} cannot be read: "
+            f"{', '.join(f'{each.image} ({each.error})' for each in bad[:5])}{', ...' if len(bad) > 5 else ''}; "
             f"with --skip-bad-images that is no failure"
         )

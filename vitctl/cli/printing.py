@@ -109,11 +109,11 @@ def print_summary(summary: Record) -> None:
             f"{summary['epoch']} / {summary['step']:,}{' (stopped early)' if summary['stopped_early'] else ''}",
         ),
         (
-            "pictures train / val / test",
+            "images train / val / test",
             " / ".join(f"{summary[f'{part}_images']:,}" for part in ("train", "val", "test")),
         ),
         ("epoch duration", format_duration(summary["epoch_time"])),
-        ("training speed", f"{summary['images_per_second']:,.0f} pictures/s"),
+        ("training speed", f"{summary['images_per_second']:,.0f} images/s"),
         ("data wait", f"{100 * summary['data_wait']:.1f} %"),
         ("total time", format_duration(summary["seconds"])),
         ("peak memory", format_bytes(summary["peak_memory"])),
@@ -133,16 +133,16 @@ def print_dry_run(cost: Record) -> None:
         f"dry run: {cost['net']}",
         [
             ("parameters", f"{cost['params']:,}"),
-            ("forward pass", f"{cost['mflop']:,} MFLOP a picture"),
+            ("forward pass", f"{cost['mflop']:,} MFLOP an image"),
             ("tokens", str(cost["tokens"]) if cost["tokens"] else "-"),
-            ("training pictures", f"{cost['train_images']:,}"),
+            ("training images", f"{cost['train_images']:,}"),
             ("steps", f"{cost['total_steps']:,} ({cost['steps_per_epoch']:,} an epoch)"),
-            ("pieces", f"{cost['micro_batch']} pictures"),
+            ("pieces", f"{cost['micro_batch']} images"),
             (
                 "step time",
                 format_duration(cost["step_time"]) if cost["step_time"] >= 1 else f"{1000 * cost['step_time']:.0f} ms",
             ),
-            ("training speed", f"{cost['images_per_second']:,.0f} pictures/s"),
+            ("training speed", f"{cost['images_per_second']:,.0f} images/s"),
             ("whole run", f"about {format_duration(cost['eta'])}"),
             ("peak memory", format_bytes(cost["peak_memory"])),
             ("device", f"{cost['device']} ({cost['device_name']}, {plural(cost['threads'], 'thread')})"),
@@ -153,7 +153,7 @@ def print_dry_run(cost: Record) -> None:
 
 
 BLANK = 0.02
-"""Share of blank pictures, beyond that of the stored ones, from which on the preview says that something is wrong."""
+"""Share of blank images, beyond that of the stored ones, from which on the preview says that something is wrong."""
 
 
 def print_preview(preview: Record) -> None:
@@ -162,15 +162,15 @@ def print_preview(preview: Record) -> None:
 
     console = Console(highlight=False, soft_wrap=True)
     console.print(
-        f"{preview['picture']}: {preview['shown']} pictures of {preview['dataset']} as the network sees them, at "
+        f"{preview['file']}: {preview['shown']} images of {preview['dataset']} as the network sees them, at "
         f"{preview['size']} px\naugmentation: {preview['augmentation']}\n"
-        f"blank: {100 * preview['blank']:.1f} % of {preview['images']:,} pictures are of one flat colour, but for the rim that crop "
+        f"blank: {100 * preview['blank']:.1f} % of {preview['images']:,} images are of one flat colour, but for the rim that crop "
         f"pads ({100 * preview['blank_stored']:.1f} % before augmentation)",
         markup=False,
     )
     if preview["blank"] - preview["blank_stored"] > BLANK:
         console.print(
-            "Nothing can be learned from blank pictures: this augmentation is too strong for pictures of this size.",
+            "Nothing can be learned from blank images: this augmentation is too strong for images of this size.",
             markup=False,
         )
 
@@ -204,8 +204,8 @@ def print_lr_finder(found: Record) -> None:
             else f"more steps may help: --max-steps {2 * found['steps']}"
         )
         console.print(f"The loss did not fall by more than its noise, so nothing is suggested; {hint}.", markup=False)
-    if found["picture"]:
-        console.print(f"picture: {found['picture']}", markup=False)
+    if found["plot"]:
+        console.print(f"plot: {found['plot']}", markup=False)
 
 
 def print_scores(scores: Scores) -> None:
@@ -222,9 +222,9 @@ def print_scores(scores: Scores) -> None:
             ("top-5 accuracy", f"{figures['top5']:.2f} %" if figures["top5"] is not None else "-"),
             ("loss", f"{figures['loss']:.4f}"),
             *([("top-1, TTA flip", f"{figures['top1_tta']:.2f} %")] if "top1_tta" in figures else []),
-            ("pictures", f"{figures['images']:,}"),
+            ("images", f"{figures['images']:,}"),
             ("weights", f"{figures['net']}, {figures['weights']}, epoch {figures['epoch']}"),
-            ("speed", f"{figures['images_per_second']:,.0f} pictures/s"),
+            ("speed", f"{figures['images_per_second']:,.0f} images/s"),
             ("runs on", figures["engine"]),
             ("device", f"{figures['device']} ({figures['device_name']}, {plural(figures['threads'], 'thread')})"),
         ],
@@ -232,7 +232,7 @@ def print_scores(scores: Scores) -> None:
     console = Console(highlight=False)
     table = Table()
     table.add_column("class", style="bold")
-    for heading in ("precision", "recall", "F1", "pictures"):
+    for heading in ("precision", "recall", "F1", "images"):
         table.add_column(heading, justify="right")
     for row in scores.classes:
         table.add_row(
@@ -296,7 +296,7 @@ def print_export(report: Record) -> None:
     row("latency p50, batch 1", figure("latency_p50", lambda seconds: f"{1000 * seconds:.2f} ms"))
     row("latency p95, batch 1", figure("latency_p95", lambda seconds: f"{1000 * seconds:.2f} ms"))
     batch = network.get("speed_batch")
-    row(f"pictures/s, batch {batch}", figure("images_per_second", "{:,.0f}".format))
+    row(f"images/s, batch {batch}", figure("images_per_second", "{:,.0f}".format))
     console = Console(highlight=False)
     compared = f"compared on {report['compared_on']}" if report["verified"] else "not verified (--no-verify)"
     title = f"{report['checkpoint']}: {report['net']}, epoch {report['epoch']}, {compared}"
@@ -312,16 +312,16 @@ def _difference(each: Record, count: str) -> str | None:
 
 
 def print_predictions(predictions: Sequence[Prediction], top: int) -> None:
-    """Print the likeliest classes of each picture."""
+    """Print the likeliest classes of each image."""
     from rich.console import Console
     from rich.markup import escape
     from rich.table import Table
 
     table = Table()
-    table.add_column("picture", style="bold", overflow="fold")
+    table.add_column("image", style="bold", overflow="fold")
     for rank in range(1, top + 1):
         table.add_column(f"{rank}.", overflow="fold")
     for each in predictions:
         cells = [escape(f"{name} ({100 * p:.1f} %)") for name, p in each.top]
-        table.add_row(escape(each.picture), *(cells or [escape(f"cannot be read: {each.error}")]))
+        table.add_row(escape(each.image), *(cells or [escape(f"cannot be read: {each.error}")]))
     Console(highlight=False).print(table)

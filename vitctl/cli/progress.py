@@ -38,7 +38,7 @@ def epoch_line(record: Record, epochs: int) -> str:
 
 
 def _speed(record: Record) -> list[str]:
-    return [f"{record['images_per_second']:,.0f} pictures/s", f"data wait {100 * record['data_wait']:.1f} %"]
+    return [f"{record['images_per_second']:,.0f} images/s", f"data wait {100 * record['data_wait']:.1f} %"]
 
 
 class ProgressLines(Observer):
@@ -65,7 +65,7 @@ class ProgressLines(Observer):
             if self._new(download, done, total) or self._due() or done == total:
                 self.print(f"{format_bytes(done)} of {format_bytes(total)}{self._rest(done, total)}")
         elif self._due() or done == total:
-            self.print(f"decoding pictures: {done:,} of {total:,}")
+            self.print(f"decoding images: {done:,} of {total:,}")
 
     def _new(self, download: str, done: int, count: int) -> bool:
         """Print what is being downloaded where that is new, and begin to measure its speed."""
@@ -92,25 +92,25 @@ class ProgressLines(Observer):
         self.last_line = time.monotonic()
         test = f", {run.test_images:,} test"
         if run.val_split == "test":
-            pictures = f"{test}, after each epoch"
+            images = f"{test}, after each epoch"
         elif run.val_split is not None:
-            pictures = f", {run.val_images:,} {'held out' if run.val_split == 'holdout' else 'in val/'}{test}"
+            images = f", {run.val_images:,} {'held out' if run.val_split == 'holdout' else 'in val/'}{test}"
         else:
-            pictures = test
+            images = test
         tokens = f"{run.tokens:,} tokens, " if run.tokens else ""
-        cost = f"{tokens}{run.mflop:,.1f} MFLOP a picture"
+        cost = f"{tokens}{run.mflop:,.1f} MFLOP an image"
         frozen = f" of which {run.trainable:,} learn" if settings["freeze_backbone"] else ""
         accumulated = f" x {settings['accumulate']}" if settings["accumulate"] > 1 else ""
         self.print(
             f"{run.network}, {run.params:,} parameters{frozen}, {cost} | {settings['opt']} lr {settings['lr']:g} | "
-            f"{settings['dataset']}: {run.train_images:,} train{pictures}\n"
+            f"{settings['dataset']}: {run.train_images:,} train{images}\n"
             f"{run.device} ({run.device_name}), {run.precision}, "
             f"batch {settings['bs']}{accumulated} in pieces of {run.micro_batch} | "
             f"{plural(run.total_steps, 'step')}, {plural(run.epochs, 'epoch')} | {run.folder}"
         )
         if run.skipped:
             self.print(
-                f"{len(run.skipped)} unreadable pictures left out: {', '.join(run.skipped[:5])}"
+                f"{len(run.skipped)} unreadable images left out: {', '.join(run.skipped[:5])}"
                 f"{', ...' if len(run.skipped) > 5 else ''}"
             )
         if run.step:
@@ -138,7 +138,7 @@ class ProgressLines(Observer):
     def evaluating(self, what: str, done: int, total: int) -> None:
         """Print how a long evaluation goes."""
         if done < total and self._due():
-            self.print(f"evaluating on {what}: {done:,} of {total:,} pictures")
+            self.print(f"evaluating on {what}: {done:,} of {total:,} images")
 
     def epoch_done(self, record: Record) -> None:
         """Print the epoch's line."""
@@ -200,7 +200,7 @@ class ProgressBars(ProgressLines):
             self._progress.remove_task(self._tasks.pop(name))
 
     def loading(self, done: int, total: int, *, download: str = "") -> None:
-        """Move the bar of downloaded bytes, in MiB, or of decoded pictures."""
+        """Move the bar of downloaded bytes, in MiB, or of decoded images."""
         name = "download" if download else "decoding"
         if download:
             self._new(download, done, total)
@@ -234,7 +234,7 @@ class ProgressBars(ProgressLines):
         self._show("runs", done, total, left)
 
     def evaluating(self, what: str, done: int, total: int) -> None:
-        """Move the bar of evaluated pictures."""
+        """Move the bar of evaluated images."""
         self._show(what, done, total)
         if done == total:
             self._hide(what)

@@ -465,9 +465,9 @@ class SweepTable(SweepLines):
     def sweep_changed(self, snapshot: Snapshot) -> None:
         """Draw the table anew."""
         if self._live is not None:
-            self._live.update(self._picture(snapshot))
+            self._live.update(self._image(snapshot))
 
-    def _picture(self, snapshot: Snapshot) -> Group:
+    def _image(self, snapshot: Snapshot) -> Group:
         from rich.console import Group
         from rich.text import Text
 

@@ -46,20 +46,18 @@ def train(
         bool,
         typer.Option(
             "--lr-finder",
-            help="take 200 steps (--max-steps) at rates around --lr, suggest one, and save a picture alone",
+            help="take 200 steps (--max-steps) at rates around --lr, suggest one, and save only a plot",
             rich_help_panel=RUN,
         ),
     ] = False,
     lr_finder_out: Annotated[
         Path | None,
-        typer.Option(
-            help="picture of --lr-finder: .png, .svg or .pdf", rich_help_panel=RUN, show_default="lr-finder.png"
-        ),
+        typer.Option(help="plot of --lr-finder: .png, .svg or .pdf", rich_help_panel=RUN, show_default="lr-finder.png"),
     ] = None,
     preview_batch: Annotated[
         Path | None,
         typer.Option(
-            help="draw the first batch as the network would see it, count blank pictures, and train nothing",
+            help="draw the first batch as the network would see it, count blank images, and train nothing",
             metavar="FILE.png",
             rich_help_panel=RUN,
         ),
@@ -114,12 +112,12 @@ def train(
 
             summary = resume_run(resume, settings, observer, started=STARTED)
         elif mode == "lr_finder":
-            from vitctl.tools.lr_finder import DEFAULT_PICTURE, EXTRA, can_draw, find_lr
+            from vitctl.tools.lr_finder import DEFAULT_PLOT, EXTRA, can_draw, find_lr
 
             if lr_finder_out is None and can_draw():
-                lr_finder_out = Path(DEFAULT_PICTURE)
+                lr_finder_out = Path(DEFAULT_PLOT)
             elif lr_finder_out is None:
-                observer.message(f"no picture without matplotlib: {EXTRA}")
+                observer.message(f"no plot without matplotlib: {EXTRA}")
             # The recipe's length is that of a training run.
             summary = find_lr(config, observer, lr_finder_out, settings.get("max_steps") or file.get("max_steps"))
         elif preview_batch is not None:

@@ -47,7 +47,7 @@ def check_layer_decay_has_layers(config: Settings) -> None:
 def check_batchnorm_has_a_batch(config: Settings) -> None:
     """Refuse batches of one with BatchNorm, which cannot normalise a single image."""
     if config.bs == 1 and has_batchnorm(config.net):
-        raise RequestError(f"--bs 1: the BatchNorm of --net {config.net} cannot normalise one picture; take 2 or more")
+        raise RequestError(f"--bs 1: the BatchNorm of --net {config.net} cannot normalise one image; take 2 or more")
 
 
 def check_mixing_has_two_images(config: Settings) -> None:
@@ -55,7 +55,7 @@ def check_mixing_has_two_images(config: Settings) -> None:
     for name, alpha in (("mixup", config.mixup), ("cutmix", config.cutmix)):
         if alpha and config.bs * config.accumulate < 2:
             raise RequestError(
-                f"--{name} {alpha:g} mixes the pictures of a step, and --bs {config.bs} gives it one; take 2 or more, or "
+                f"--{name} {alpha:g} mixes the images of a step, and --bs {config.bs} gives it one; take 2 or more, or "
                 f"--{name} 0"
             )
 
@@ -70,7 +70,7 @@ def check_tta_keeps_classes(config: Settings) -> None:
     """Refuse averaging over mirrored images where mirroring changes the class."""
     if config.tta == "flip" and not config.flips:
         why = "--flip off says so" if config.flip == "off" else f"those of --dataset {config.dataset}"
-        raise RequestError(f"--tta flip: mirrored pictures are not of their class ({why}); leave --tta out")
+        raise RequestError(f"--tta flip: mirrored images are not of their class ({why}); leave --tta out")
 
 
 def check_loss_sum_is_measured(config: Settings) -> None:
@@ -132,7 +132,7 @@ def check_patience_has_a_holdout(config: Settings) -> None:
     """Refuse early stopping without held-out images: the test set must not select the end."""
     if config.patience is not None and config.val != "holdout":
         raise RequestError(
-            f"--patience selects on held-out pictures, and --val {config.val} holds none out; use --val holdout"
+            f"--patience selects on held-out images, and --val {config.val} holds none out; use --val holdout"
         )
 
 

@@ -51,7 +51,7 @@ class Settings:
     size: int = _setting(
         32,
         int,
-        "side of the pictures that the network sees, in pixels",
+        "side of the images that the network sees, in pixels",
         NETWORK,
         low=4,
         high=4096,
@@ -67,9 +67,7 @@ class Settings:
     )
     freeze_backbone: bool = _setting(False, bool, "train the head alone, on what pretrained weights see", NETWORK)
 
-    dataset: str = _setting(
-        "cifar10", str, "data set, or a folder of pictures", DATA, table=DATASETS, metavar="NAME|DIR"
-    )
+    dataset: str = _setting("cifar10", str, "data set, or a folder of images", DATA, table=DATASETS, metavar="NAME|DIR")
     data_dir: str | None = _setting(
         None,
         str,
@@ -91,9 +89,9 @@ class Settings:
         0.1, float, "share of the training set held out, per class", DATA, low=0.001, high=0.9
     )
     split_seed: int = _setting(0, int, "seed of the held-out part, whatever --seed", DATA, low=0)
-    limit_train: int | None = _setting(None, int, "train on N pictures only, evenly over classes", DATA, low=1)
-    limit_test: int | None = _setting(None, int, "evaluate on at most N held-out and N test pictures", DATA, low=1)
-    skip_bad_images: bool = _setting(False, bool, "leave out pictures that cannot be read, and list them", DATA)
+    limit_train: int | None = _setting(None, int, "train on N images only, evenly over classes", DATA, low=1)
+    limit_test: int | None = _setting(None, int, "evaluate on at most N held-out and N test images", DATA, low=1)
+    skip_bad_images: bool = _setting(False, bool, "leave out images that cannot be read, and list them", DATA)
     aug: str = _setting(
         "basic",
         str,
@@ -107,8 +105,8 @@ class Settings:
     flip: str = _setting(
         "auto",
         str,
-        "mirror pictures at random in training, where --aug is not none; auto: yes, but not for digits. Say off where "
-        "mirrored pictures are of another class, such as letters",
+        "mirror images at random in training, where --aug is not none; auto: yes, but not for digits. Say off where "
+        "mirrored images are of another class, such as letters",
         DATA,
         choices=("auto", "on", "off"),
     )
@@ -116,7 +114,7 @@ class Settings:
         0.0, float, "random erasing: probability of a box painted over", DATA, low=0, high=1, shown="the recipe's"
     )
     cutout: float = _setting(
-        0.0, float, "cutout: side of a box painted over, as a share of the picture's", DATA, low=0, high=1,
+        0.0, float, "cutout: side of a box painted over, as a share of the image's", DATA, low=0, high=1,
         shown="the recipe's",
     )  # fmt: skip
     mixup: float = _setting(
@@ -124,7 +122,7 @@ class Settings:
         when_true=0.8,
     )  # fmt: skip
     cutmix: float = _setting(
-        0.0, float, "CutMix's alpha; true: the recipe's, else 1; 0: off. With mixup, each picture takes one of the two",
+        0.0, float, "CutMix's alpha; true: the recipe's, else 1; 0: off. With mixup, each image takes one of the two",
         DATA, low=0, high=1e6, shown="the recipe's", when_true=1.0,
     )  # fmt: skip
     mix_off: float = _setting(
@@ -134,7 +132,7 @@ class Settings:
         "none",
         str,
         "test-time augmentation of the final test, reported beside the plain figures: flip averages the logits of each "
-        "picture and its mirror image",
+        "image and its mirror image",
         DATA,
         choices=("none", "flip"),
         resumable=True,
@@ -250,7 +248,7 @@ class Settings:
     micro_batch: int | str = _setting(
         "auto",
         str,
-        "pictures run at once, with the same gradient but for other dropout masks; auto: what fits the cache, on CPU",
+        "images run at once, with the same gradient but for other dropout masks; auto: what fits the cache, on CPU",
         DEVICE,
         resumable=True,
         metavar="N|auto",
@@ -322,7 +320,7 @@ class Settings:
         if self.micro_batch == "auto":
             return
         if not str(self.micro_batch).isdigit() or int(self.micro_batch) < 1:
-            raise RequestError(f"--micro-batch takes auto or a number of pictures, not {self.micro_batch!r}")
+            raise RequestError(f"--micro-batch takes auto or a number of images, not {self.micro_batch!r}")
         object.__setattr__(self, "micro_batch", int(self.micro_batch))
 
     @property

@@ -16,7 +16,7 @@ class DatasetEntry(Entry):
     """A data set of the table.
 
     Attributes:
-        flip: mirrored pictures are still of their class, so training may flip them.
+        flip: mirrored images are still of their class, so training may flip them.
     """
 
     flip: bool = True
@@ -30,15 +30,15 @@ DATASETS: dict[str, DatasetEntry] = {
     ),
     "folder": DatasetEntry(
         target="vitctl.data.folder:load",
-        summary="--data-dir with train/ and test/ (or val/), a folder of pictures per class",
+        summary="--data-dir with train/ and test/ (or val/), a folder of images per class",
     ),
     "cifar10": DatasetEntry(
         target="vitctl.data.cifar:load_cifar10",
-        summary="60,000 colour pictures of 32x32 pixels in 10 classes; downloaded where it is not found",
+        summary="60,000 colour images of 32x32 pixels in 10 classes; downloaded where it is not found",
     ),
     "cifar100": DatasetEntry(
         target="vitctl.data.cifar:load_cifar100",
-        summary="60,000 colour pictures of 32x32 pixels in 100 classes; downloaded where it is not found",
+        summary="60,000 colour images of 32x32 pixels in 100 classes; downloaded where it is not found",
     ),
 }
 """Every data set that ``--dataset`` takes."""
@@ -59,15 +59,15 @@ class AugmentationEntry(Entry):
 _STRENGTH = "magnitude of all operations"
 
 AUGMENTATIONS: dict[str, AugmentationEntry] = {
-    "none": AugmentationEntry(summary="pictures as they are", crop=False),
+    "none": AugmentationEntry(summary="images as they are", crop=False),
     "basic": AugmentationEntry(
-        summary="random crop of the padded picture, and flip where mirrored pictures keep their class"
+        summary="random crop of the padded image, and flip where mirrored images keep their class"
     ),
     "randaug": AugmentationEntry(
         target="vitctl.data.policies:randaug",
         summary="basic, then n of RandAugment's 14 operations at magnitude m of 30",
         options={
-            "n": Option(2, "operations per picture", low=1, high=16),
+            "n": Option(2, "operations per image", low=1, high=16),
             "m": Option(9, _STRENGTH, low=0, high=30),
         },
     ),
@@ -81,9 +81,9 @@ AUGMENTATIONS: dict[str, AugmentationEntry] = {
     ),
     "seed-randaug": AugmentationEntry(
         target="vitctl.data.policies:seed_randaug",
-        summary="the predecessor's RandAugment, whose ranges blank out many small pictures, then basic",
+        summary="the predecessor's RandAugment, whose ranges blank out many small images, then basic",
         options={
-            "n": Option(2, "operations per picture", low=1, high=16),
+            "n": Option(2, "operations per image", low=1, high=16),
             "m": Option(14, _STRENGTH, low=0, high=30),
         },
     ),

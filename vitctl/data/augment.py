@@ -1,6 +1,6 @@
-"""What a policy's draws do to a batch: pictures are sorted by operation, and each kind is done at once.
+"""What a policy's draws do to a batch: images are sorted by operation, and each kind is done at once.
 
-Letters in shapes: B pictures of a batch, b those of them that share a kind of operation, C channels, P pixels of each.
+Letters in shapes: B images of a batch, b those of them that share a kind of operation, C channels, P pixels of each.
 """
 
 from __future__ import annotations
@@ -25,14 +25,14 @@ _KINDS = {
     "sharpness": 7,
     "cutout": 8,
 }
-"""Kind of each operation. Those done by a table are neighbours (2-5), and so are those that need grey pictures (5-6) and
-those that blend pictures (6-7)."""
+"""Kind of each operation. Those done by a table are neighbours (2-5), and so are those that need grey images (5-6) and
+those that blend images (6-7)."""
 
 _STORED_PLACES = 1 << 20
-"""The most places of source pixels that are kept ready: 8 MiB. Larger pictures have theirs computed at every step."""
+"""The most places of source pixels that are kept ready: 8 MiB. Larger images have theirs computed at every step."""
 
 _CACHE_BYTES = 1 << 20
-"""Bytes of pictures that are worked on at once on CPU, so that what lies between two kernels stays in the cache."""
+"""Bytes of images that are worked on at once on CPU, so that what lies between two kernels stays in the cache."""
 
 CUTOUT_COLOUR = (125, 123, 114)
 """What the predecessor's cutout paints with: about ImageNet's mean."""
@@ -43,8 +43,8 @@ class Augment:
 
     Args:
         policy: what to draw from.
-        shape: channels (1 or 3), height and width of the pictures.
-        device: where the pictures are.
+        shape: channels (1 or 3), height and width of the images.
+        device: where the images are.
 
     Attributes:
         first: it comes before crop and flip.
@@ -109,7 +109,7 @@ class Augment:
         Returns:
             uint8 ``[B, C, H, W]``.
         """
-        place = torch.arange(len(images))  # where each of the sorted pictures stood at first
+        place = torch.arange(len(images))  # where each of the sorted images stood at first
         for operations, where in zip(drawn, centres, strict=True):
             kinds = self.kinds[operations[place]]
             order = kinds.argsort(stable=True)
@@ -120,13 +120,13 @@ class Augment:
         return images.index_select(0, to_device(place.argsort(), self.device))
 
     def _apply_sorted(self, images: Tensor, drawn: Tensor, centres: Tensor, counts: list[int]) -> None:
-        """Apply one operation to each picture, in place.
+        """Apply one operation to each image, in place.
 
         Args:
             images: sorted by the kind of operation.
             drawn: int64 ``[B]`` on the CPU, places among the policy's operations.
             centres: float64 ``[B, 2]`` on the CPU.
-            counts: pictures of each kind.
+            counts: images of each kind.
         """
         spans = [slice(*ends) for ends in pairwise(accumulate(counts, initial=0))]
         _, affine, fixed, auto, equal, contrast, color, sharp, cutout = spans
@@ -171,8 +171,8 @@ def seed_cutout_boxes(sides: Tensor, centres: Tensor, height: int, width: int) -
     Args:
         sides: float64 ``[b]``, in pixels.
         centres: float64 ``[b, 2]``, between 0 and 1.
-        height: of the pictures.
-        width: of the pictures.
+        height: of the images.
+        width: of the images.
     """
     size = torch.tensor([height, width], dtype=torch.float64)
     start = (size + (1 - size) * centres - sides[:, None] / 2).clamp(min=0).long()  # [b, 2]

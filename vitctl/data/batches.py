@@ -1,6 +1,6 @@
-"""Training batches without worker processes: uint8 pictures on the device, augmented there.
+"""Training batches without worker processes: uint8 images on the device, augmented there.
 
-Which pictures make up a batch depends on (seed, epoch) alone, and what is done to each of them on (seed, epoch, step)
+Which images make up a batch depends on (seed, epoch) alone, and what is done to each of them on (seed, epoch, step)
 alone: both are drawn on the CPU for the whole batch. So samples and draws are the same on any device, for any
 micro-batch, and after any resume.
 """
@@ -29,7 +29,7 @@ def derive_seed(*parts: int) -> int:
 
 
 def epoch_order(count: int, seed: int, epoch: int) -> Tensor:
-    """Return the permutation of ``count`` pictures for an epoch, int64 ``[count]``, on the CPU."""
+    """Return the permutation of ``count`` images for an epoch, int64 ``[count]``, on the CPU."""
     return torch.randperm(count, generator=torch.Generator().manual_seed(derive_seed(seed, epoch)))
 
 
@@ -40,7 +40,7 @@ class Extras:
     Attributes:
         policy: an automatic augmentation, or None.
         erase: probability of a random box painted over.
-        cutout: side of a box painted over in every picture, as a share of the picture's; 0 is none.
+        cutout: side of a box painted over in every image, as a share of the image's; 0 is none.
         colour: that boxes are painted in, a grey level per channel.
         mixup: alpha of mixup; 0 is off.
         cutmix: alpha of CutMix; 0 is off.
@@ -58,10 +58,10 @@ class Extras:
 
 @dataclass(frozen=True)
 class Draws:
-    """Where a picture is cropped, and whether it is flipped.
+    """Where an image is cropped, and whether it is flipped.
 
     Attributes:
-        top: int64 ``[B]``, first row of the crop in the padded picture.
+        top: int64 ``[B]``, first row of the crop in the padded image.
         left: int64 ``[B]``, first column.
         mirror: bool ``[B]``, flip left and right.
     """
@@ -72,7 +72,7 @@ class Draws:
 
 
 def draw(count: int, padding: int, flip: bool, seed: int, epoch: int, step: int) -> Draws:
-    """Draw crop offsets and flips for the ``count`` pictures of a step, on the CPU."""
+    """Draw crop offsets and flips for the ``count`` images of a step, on the CPU."""
     generator = torch.Generator().manual_seed(derive_seed(seed, epoch, step))
     offsets = torch.randint(0, 2 * padding + 1, (2, count), generator=generator)
     coins = torch.rand(count, generator=generator) < 0.5
@@ -80,7 +80,7 @@ def draw(count: int, padding: int, flip: bool, seed: int, epoch: int, step: int)
 
 
 def crop_and_flip(images: Tensor, draws: Draws, padding: int) -> Tensor:
-    """Pad by zeros, crop back to size at each picture's own offset, and mirror those drawn.
+    """Pad by zeros, crop back to size at each image's own offset, and mirror those drawn.
 
     Args:
         images: uint8 ``[B, C, H, W]``.
@@ -97,7 +97,7 @@ def crop_and_flip(images: Tensor, draws: Draws, padding: int) -> Tensor:
     columns = torch.arange(W, device=images.device)
     y = draws.top[:, None] + rows  # [B, H]
     x = draws.left[:, None] + torch.where(draws.mirror[:, None], W - 1 - columns, columns)  # [B, W]
-    # One gather over flat pictures: several times faster than indexing by rows and columns.
+    # One gather over flat images: several times faster than indexing by rows and columns.
     pixel = (y[:, :, None] * wide + x[:, None, :]).view(B, 1, H * W).expand(B, C, H * W)
     return padded.view(B, C, -1).gather(2, pixel).view(B, C, H, W)
 
@@ -109,16 +109,16 @@ class TrainBatches:
         images: uint8 ``[n, C, H, W]``; may be memory-mapped.
         labels: int64 ``[n]``.
         index: int64 ``[m]``, which of them are trained on.
-        batch_size: pictures per step; the last batch of an epoch may be smaller.
-        device: where batches are wanted. Pictures move there once if they fit, else batch by batch.
+        batch_size: images per step; the last batch of an epoch may be smaller.
+        device: where batches are wanted. Images move there once if they fit, else batch by batch.
         seed: of order and draws.
         augment: crop at random offsets, and flip.
-        flip: mirrored pictures keep their class.
-        drop_single: leave out a last batch of one picture.
+        flip: mirrored images keep their class.
+        drop_single: leave out a last batch of one image.
         extras: what is done besides.
 
     Attributes:
-        mixed_steps: first steps of the run, whose pictures are mixed where ``extras`` says so; None is all.
+        mixed_steps: first steps of the run, whose images are mixed where ``extras`` says so; None is all.
     """
 
     def __init__(
@@ -146,12 +146,12 @@ class TrainBatches:
         self.labels = labels
         self.count = len(index)
         if drop_single and self.count % batch_size == 1 and self.count > 1:
-            self.count -= 1  # BatchNorm cannot normalise one picture
+            self.count -= 1  # BatchNorm cannot normalise one image
         self.steps_per_epoch = -(-self.count // batch_size)
         self._order: tuple[int, Tensor] | None = None
 
     def order(self, epoch: int) -> Tensor:
-        """Return the pictures of an epoch in order, int64 ``[count]`` into the data set, on the CPU."""
+        """Return the images of an epoch in order, int64 ``[count]`` into the data set, on the CPU."""
         if self._order is None or self._order[0] != epoch:
             permutation = epoch_order(len(self.index), self.seed, epoch)
             self._order = epoch, self.index[permutation][: self.count]
@@ -161,7 +161,7 @@ class TrainBatches:
         """Return the batch of a step of an epoch, both counted from 0.
 
         Returns:
-            Augmented pictures, uint8 ``[B, C, H, W]``, and labels, on the device: int64 ``[B]``, or where pictures are
+            Augmented images, uint8 ``[B, C, H, W]``, and labels, on the device: int64 ``[B]``, or where images are
             mixed the share of each class, float32 ``[B, K]``.
         """
         chosen = self.order(epoch)[step * self.batch_size : (step + 1) * self.batch_size]
@@ -187,7 +187,7 @@ class TrainBatches:
         return images, mixing.mixed_labels(labels, drawn, self.extras.classes)
 
     def mixes(self, epoch: int, step: int) -> bool:
-        """Whether the pictures of a step are mixed."""
+        """Whether the images of a step are mixed."""
         if not self.extras.mixup and not self.extras.cutmix:
             return False
         return self.mixed_steps is None or epoch * self.steps_per_epoch + step < self.mixed_steps
@@ -224,13 +224,13 @@ def normalized(images: Tensor, scale: Tensor, offset: Tensor) -> Tensor:
 
 
 class Normalize:
-    """Turn uint8 pictures into what a network sees.
+    """Turn uint8 images into what a network sees.
 
     Args:
-        mean: per channel, of pictures scaled to 0-1.
+        mean: per channel, of images scaled to 0-1.
         std: likewise.
-        img_size: side of the network's input; other pictures are resized (bilinear, antialiased).
-        device: where the pictures are.
+        img_size: side of the network's input; other images are resized (bilinear, antialiased).
+        device: where the images are.
         channels_last: put the channels innermost, which some convolutional networks are faster with.
     """
 
@@ -250,6 +250,6 @@ class Normalize:
         x = normalized(images, self.scale, self.offset)
         if x.shape[-1] != self.img_size or x.shape[-2] != self.img_size:
             x = F.interpolate(x, (self.img_size, self.img_size), mode="bilinear", antialias=True)
-        # The weights stay in rows: convolutions take their layout from the pictures, and fused optimizers, which walk a
+        # The weights stay in rows: convolutions take their layout from the images, and fused optimizers, which walk a
         # parameter and its state in memory order, would mistake any other.
         return x.contiguous(memory_format=torch.channels_last) if self.channels_last else x

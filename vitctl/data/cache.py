@@ -1,4 +1,4 @@
-"""Pictures decoded once, kept as one memory-mapped file.
+"""Images decoded once, kept as one memory-mapped file.
 
 A cache is a folder ``<data set>-<hash of the place>-<H>x<W>-<key>`` with two files: ``images``, the raw uint8
 [n, C, H, W], and ``meta.json``. The key is a hash of everything that the pixels hang on, so a cache is never brought
@@ -37,11 +37,11 @@ from vitctl.observer import SILENT, Observer
 from vitctl.units import format_bytes
 
 FORMAT = 1
-"""Raise it when what is stored, or how pictures are decoded, changes."""
+"""Raise it when what is stored, or how images are decoded, changes."""
 
 Image = npt.NDArray[np.uint8]
 Decode = Callable[[str], "Image | str"]
-"""Takes a path; returns uint8 [C, H, W], or why the picture cannot be read. Called from several threads."""
+"""Takes a path; returns uint8 [C, H, W], or why the image cannot be read. Called from several threads."""
 
 _NAME = re.compile(r".+-[0-9a-f]{12}-\d+x\d+-[0-9a-f]{16}")
 LOCK = "lock"
@@ -51,8 +51,8 @@ _CHUNK_BYTES = 2**20
 _STALLED_SECONDS = 60.0
 
 
-class PictureFile(NamedTuple):
-    """A picture of a listing: its path within the data set (with ``/``), bytes, and modification time in ns."""
+class ImageFile(NamedTuple):
+    """An image of a listing: its path within the data set (with ``/``), bytes, and modification time in ns."""
 
     path: str
     size: int
@@ -61,11 +61,11 @@ class PictureFile(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class Decoded:
-    """The pictures of a listing, decoded.
+    """The images of a listing, decoded.
 
     Attributes:
-        images: uint8 [n, C, H, W], memory-mapped; the pictures that could be read, in the listing's order.
-        mean: per channel, scaled to 0..1, over the pictures asked for.
+        images: uint8 [n, C, H, W], memory-mapped; the images that could be read, in the listing's order.
+        mean: per channel, scaled to 0..1, over the images asked for.
         std: likewise the standard deviation, at least half a grey level.
         bad: which of the listing could not be read, ascending, and why.
     """
@@ -84,22 +84,22 @@ def cache_folder() -> Path:
 def decode_all(
     name: str,
     root: Path,
-    files: Sequence[PictureFile],
+    files: Sequence[ImageFile],
     *,
     shape: tuple[int, int, int],
     decode: Decode,
     measured: int,
     observer: Observer = SILENT,
 ) -> Decoded:
-    """Return the pictures of a listing, decoding them unless the cache has them.
+    """Return the images of a listing, decoding them unless the cache has them.
 
-    Several processes may do this at once: one that finds another at work on the same pictures waits for it.
+    Several processes may do this at once: one that finds another at work on the same images waits for it.
 
     Args:
         name: the data set.
         root: the folder that the paths are relative to.
         files: the listing.
-        shape: C, H, W of every decoded picture.
+        shape: C, H, W of every decoded image.
         decode: how to read one.
         measured: mean and deviation are those of the first so many of the listing.
         observer: is notified of the decoding.
@@ -109,14 +109,14 @@ def decode_all(
         RunFailed: the disk filled up.
         VitctlError: whatever ``decode`` raised.
     """
-    caches = cache_folder() / "pictures"
+    caches = cache_folder() / "pictures"  # the name of earlier versions, which is kept
     place = hashlib.sha256(os.fsencode(os.path.realpath(root))).hexdigest()[:12]
     prefix = f"{name}-{place}-{shape[1]}x{shape[2]}-"
     key = _key(name, files, shape, measured)
     final = caches / (prefix + key[:16])
     builds = 0
     with _explained(caches), warnings.catch_warnings():
-        # A broken palette or date is nothing to tell of; what matters ends up among the bad pictures.
+        # A broken palette or date is nothing to tell of; what matters ends up among the bad images.
         warnings.simplefilter("ignore")
         caches.mkdir(parents=True, exist_ok=True)
         while True:
@@ -146,16 +146,16 @@ def _explained(caches: Path) -> Iterator[None]:
     except OSError as error:
         if is_full(error):
             raise NoSpace(
-                f"the disk of {caches} filled up while pictures were decoded; free some room, or set VITCTL_CACHE to a "
+                f"the disk of {caches} filled up while images were decoded; free some room, or set VITCTL_CACHE to a "
                 f"folder on another disk"
             ) from error
         raise RequestError(
-            f"decoded pictures cannot be kept in {caches} ({error.strerror or error}); set VITCTL_CACHE to a folder "
+            f"decoded images cannot be kept in {caches} ({error.strerror or error}); set VITCTL_CACHE to a folder "
             f"that can be written"
         ) from error
 
 
-def _key(name: str, files: Sequence[PictureFile], shape: tuple[int, int, int], measured: int) -> str:
+def _key(name: str, files: Sequence[ImageFile], shape: tuple[int, int, int], measured: int) -> str:
     digest = hashlib.sha256(json.dumps([FORMAT, name, shape, measured, len(files)]).encode())
     for path, size, mtime_ns in files:
         digest.update(b"%b\0%d\0%d\0" % (os.fsencode(path), size, mtime_ns))
@@ -188,7 +188,7 @@ def _build(
     final: Path,
     key: str,
     root: Path,
-    files: Sequence[PictureFile],
+    files: Sequence[ImageFile],
     shape: tuple[int, int, int],
     decode: Decode,
     measured: int,
@@ -199,7 +199,7 @@ def _build(
     free = shutil.disk_usage(final.parent).free
     if needed > free:
         raise RequestError(
-            f"the decoded pictures take {format_bytes(needed)} and {final.parent} has {format_bytes(free)} left; free "
+            f"the decoded images take {format_bytes(needed)} and {final.parent} has {format_bytes(free)} left; free "
             f"some, or set VITCTL_CACHE to a folder on another disk"
         )
     temporary = Path(tempfile.mkdtemp(prefix=f".{final.name}.", suffix=".tmp", dir=final.parent))
@@ -224,9 +224,9 @@ def _build(
 
 
 class _Chunk(NamedTuple):
-    """Some pictures in a row, decoded.
+    """Some images in a row, decoded.
 
-    ``total`` pictures were to be read, ``data`` are those that could be, ``bad`` tells of the others; over ``pixels``
+    ``total`` images were to be read, ``data`` are those that could be, ``bad`` tells of the others; over ``pixels``
     of each channel, ``sums`` and ``squares`` are the sums of the values and of their squares, int64 [C].
     """
 
@@ -241,13 +241,13 @@ class _Chunk(NamedTuple):
 def _decode_into(
     file: IO[bytes],
     root: Path,
-    files: Sequence[PictureFile],
+    files: Sequence[ImageFile],
     shape: tuple[int, int, int],
     decode: Decode,
     measured: int,
     observer: Observer,
 ) -> tuple[dict[int, str], list[float], list[float]]:
-    """Write every readable picture to ``file``, in order; return the bad ones, the mean and the deviation."""
+    """Write every readable image to ``file``, in order; return the bad ones, the mean and the deviation."""
     bad: dict[int, str] = {}
     pixels, done = 0, 0
     sums, squares = np.zeros(shape[0], dtype=np.int64), np.zeros(shape[0], dtype=np.int64)
@@ -269,9 +269,9 @@ def _decode_into(
 
 
 def _chunks(
-    root: Path, files: Sequence[PictureFile], shape: tuple[int, int, int], decode: Decode, measured: int
+    root: Path, files: Sequence[ImageFile], shape: tuple[int, int, int], decode: Decode, measured: int
 ) -> Generator[_Chunk]:
-    """Yield the decoded pictures in order, with a few chunks decoded ahead on all cores."""
+    """Yield the decoded images in order, with a few chunks decoded ahead on all cores."""
     workers = _cores()
     step = max(1, min(32, _CHUNK_BYTES // math.prod(shape)))
 
@@ -280,11 +280,11 @@ def _chunks(
         bad: dict[int, str] = {}
         good: list[Image] = []
         for i in range(start, stop):
-            picture = decode(os.path.join(root, files[i].path))
-            if isinstance(picture, str):
-                bad[i] = picture
+            image = decode(os.path.join(root, files[i].path))
+            if isinstance(image, str):
+                bad[i] = image
             else:
-                good.append(picture)
+                good.append(image)
         images = np.stack(good) if good else np.empty((0, *shape), dtype=np.uint8)  # [m, C, H, W]
         seen = images if start < measured else images[:0]
         squares = np.square(seen, dtype=np.uint16)  # 255 * 255 < 2 ** 16
@@ -346,7 +346,7 @@ def _prune(caches: Path) -> None:
 
 
 def _orphaned(folder: Path) -> bool:
-    """Whether the pictures of a finished cache are gone for certain: not behind a mount or a mode."""
+    """Whether the images of a finished cache are gone for certain: not behind a mount or a mode."""
     try:
         root = json.loads((folder / "meta.json").read_text(encoding="utf-8"))["root"]
     except (OSError, ValueError, KeyError, TypeError):

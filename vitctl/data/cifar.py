@@ -1,4 +1,4 @@
-"""CIFAR-10 and CIFAR-100, from the official archive or its batches, from a folder of pictures, or downloaded.
+"""CIFAR-10 and CIFAR-100, from the official archive or its batches, from a folder of images, or downloaded.
 
 Krizhevsky, Learning Multiple Layers of Features from Tiny Images, 2009; https://www.cs.toronto.edu/~kriz/cifar.html
 """
@@ -20,7 +20,7 @@ import numpy.typing as npt
 import platformdirs
 import torch
 
-from vitctl.data.dataset import Dataset, LoadOptions, Pictures
+from vitctl.data.dataset import Dataset, Examples, LoadOptions
 from vitctl.data.download import (
     Archive,
     DamagedArchive,
@@ -32,7 +32,7 @@ from vitctl.data.download import (
     not_writable,
     unpack,
 )
-from vitctl.data.folder import SPLITS, Listing, decode_listing, decode_picture, list_pictures
+from vitctl.data.folder import SPLITS, Listing, decode_image, decode_listing, list_images
 from vitctl.errors import RequestError, VitctlWarning
 
 MIRROR = "VITCTL_CIFAR_URL"
@@ -54,7 +54,7 @@ class Cifar:
         std: likewise.
         archive: the official one, with the batches.
         folder: what the archive unpacks to.
-        train: the batches of the training part and how many pictures each holds.
+        train: the batches of the training part and how many images each holds.
         test: likewise of the test part.
         meta: the file with the class names.
         label_key: what the labels are called in a batch.
@@ -137,7 +137,7 @@ CIFAR100 = Cifar(
 
 
 def load_cifar10(options: LoadOptions) -> Dataset:
-    """Return CIFAR-10: 50,000 training and 10,000 test pictures, RGB, 32x32, in 10 classes.
+    """Return CIFAR-10: 50,000 training and 10,000 test images, RGB, 32x32, in 10 classes.
 
     It is looked for in ``--data-dir``, else in ``$VITCTL_DATA/cifar10`` and the user's data folder: as an image folder, as
     the official batches, or as the official archive, which is unpacked beside itself where that can be written. Where
@@ -162,7 +162,7 @@ def load_cifar(spec: Cifar, options: LoadOptions) -> Dataset:
     place = _find(spec, roots)
     if place is None:
         batches = _from_archive(spec, roots, options) or _download(spec, roots, options)
-    elif _has_pictures(place):
+    elif _has_images(place):
         return _from_folder(spec, place, options)
     else:
         batches = _Batches(place)
@@ -186,7 +186,7 @@ def _find(spec: Cifar, roots: list[Path]) -> Path | None:
     """Return the first place that has an image folder or batches."""
     for root in roots:
         for place in (root, root / spec.name, root / spec.folder, root / spec.name / spec.folder):
-            if _has_pictures(place) or _has_batches(spec, place):
+            if _has_images(place) or _has_batches(spec, place):
                 return place
     return None
 
@@ -196,7 +196,7 @@ def _has_batches(spec: Cifar, place: Path) -> bool:
     return any(os.path.isfile(place / file) for file in (*spec.train, *spec.test))
 
 
-def _has_pictures(place: Path) -> bool:
+def _has_images(place: Path) -> bool:
     """Whether it is laid out as an image folder."""
     return any(os.path.isdir(place / part) for part in SPLITS)
 
@@ -328,17 +328,17 @@ def _address(spec: Cifar) -> str:
 
 def _from_folder(spec: Cifar, root: Path, options: LoadOptions) -> Dataset:
     _check_class_folders(spec, root)
-    listing = list_pictures(root)
+    listing = list_images(root)
     _warn_of_counts(spec, root, listing)
 
     def decode(path: str) -> npt.NDArray[np.uint8]:
-        picture = decode_picture(path, None)
-        if picture.shape != (3, _SIDE, _SIDE):
+        image = decode_image(path, None)
+        if image.shape != (3, _SIDE, _SIDE):
             raise RequestError(
-                f"{path} has {picture.shape[2]}x{picture.shape[1]} pixels and {spec.title} has {_SIDE}x{_SIDE}; train "
-                f"on pictures of other sizes with --dataset folder --data-dir {root}"
+                f"{path} has {image.shape[2]}x{image.shape[1]} pixels and {spec.title} has {_SIDE}x{_SIDE}; train "
+                f"on images of other sizes with --dataset folder --data-dir {root}"
             )
-        return picture
+        return image
 
     dataset = decode_listing(spec.name, root, listing, decode, _SIDE, options)
     return replace(dataset, mean=spec.mean, std=spec.std)
@@ -374,7 +374,7 @@ def _check_class_folders(spec: Cifar, root: Path) -> None:
 
 
 def _warn_of_counts(spec: Cifar, root: Path, listing: Listing) -> None:
-    """Say so when there are not as many pictures as there should be."""
+    """Say so when there are not as many images as there should be."""
     train, test = (listing.counts[part] for part in ("train", "test"))
     train, test = (train + listing.counts["val"], test) if test else (train, listing.counts["val"])
     whole_train, whole_test = sum(spec.train.values()), sum(spec.test.values())
@@ -382,7 +382,7 @@ def _warn_of_counts(spec: Cifar, root: Path, listing: Listing) -> None:
     if (train, test) == (whole_train, whole_test) and len({*per_class.tolist()}) == 1:
         return
     warnings.warn(
-        f"{root} has {train:,} training and {test:,} test pictures"
+        f"{root} has {train:,} training and {test:,} test images"
         + (" in classes of unequal size" if len({*per_class.tolist()}) > 1 else "")
         + f", and {spec.title} has {whole_train:,} and {whole_test:,}, as many of each class: what is measured on it does "
         f"not compare with published figures",
@@ -408,7 +408,7 @@ def _from_batches(spec: Cifar, batches: _Batches) -> Dataset:
     )
 
 
-def _read_part(spec: Cifar, batches: _Batches, files: dict[str, int]) -> Pictures:
+def _read_part(spec: Cifar, batches: _Batches, files: dict[str, int]) -> Examples:
     images = np.empty((sum(files.values()), _ROW), dtype=np.uint8)
     labels = np.empty(len(images), dtype=np.int64)
     start = 0
@@ -419,11 +419,11 @@ def _read_part(spec: Cifar, batches: _Batches, files: dict[str, int]) -> Picture
         labels[start:stop] = _labels(path, batch.get(spec.label_key), count, len(spec.classes))
         start = stop
     planes = torch.from_numpy(images).view(-1, 3, _SIDE, _SIDE)  # [n, 3072] -> [n, 3, 32, 32]
-    return Pictures(planes, torch.from_numpy(labels))
+    return Examples(planes, torch.from_numpy(labels))
 
 
 def _rows(path: Path, data: object, count: int) -> npt.NDArray[np.uint8]:
-    """Return the pictures of a batch, uint8 [count, 3072]: all of the red values, then green, then blue."""
+    """Return the images of a batch, uint8 [count, 3072]: all of the red values, then green, then blue."""
     if not isinstance(data, _Array) or data.dtype not in ("u1", "|u1", "uint8"):
         raise _damaged(path, "its 'data' is no array of bytes")
     if data.shape != (count, _ROW) or not isinstance(data.raw, (bytes, bytearray)) or len(data.raw) != count * _ROW:

@@ -1,6 +1,6 @@
-"""What a data set is once it is read, and which of its pictures train, select and test.
+"""What a data set is once it is read, and which of its images train, select and test.
 
-Letters in shapes: n pictures, C channels, H and W their height and width.
+Letters in shapes: n images, C channels, H and W their height and width.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ from vitctl.units import plural
 
 
 @dataclass(frozen=True)
-class Pictures:
-    """Pictures and their classes.
+class Examples:
+    """Images and their classes.
 
     Attributes:
         images: uint8 [n, C, H, W] on the CPU; may be a memory-mapped file, so read it piece by piece.
@@ -43,22 +43,22 @@ class Dataset:
     Attributes:
         name: its name in ``DATASETS``.
         classes: what the labels stand for.
-        mean: per channel, over the training pictures, of values scaled to 0..1.
+        mean: per channel, over the training images, of values scaled to 0..1.
         std: likewise the standard deviation, never 0.
         train: the training part.
         val: a part that selects, where the data set brings one of its own.
         test: the test part.
         source: where it was found, for messages.
-        skipped: pictures left out because they cannot be read, as paths within the source.
+        skipped: images left out because they cannot be read, as paths within the source.
     """
 
     name: str
     classes: tuple[str, ...]
     mean: tuple[float, ...]
     std: tuple[float, ...]
-    train: Pictures
-    val: Pictures | None
-    test: Pictures
+    train: Examples
+    val: Examples | None
+    test: Examples
     source: str
     skipped: tuple[str, ...] = ()
 
@@ -69,7 +69,7 @@ class LoadOptions:
 
     Attributes:
         data_dir: ``--data-dir``, where given.
-        size: side in pixels that pictures of any size are decoded to; data sets of one size keep theirs.
+        size: side in pixels that images of any size are decoded to; data sets of one size keep theirs.
         skip_bad_images: leave out what cannot be read instead of failing.
         observer: is notified of downloads and decoding.
         download: download what is not here; else it is missing.
@@ -96,14 +96,14 @@ def load_dataset(
     Args:
         name: a name of the table.
         data_dir: where it lies, if not in the usual places.
-        size: side in pixels, for data sets whose pictures have any size.
-        skip_bad_images: leave out pictures that cannot be read, and list them in :attr:`Dataset.skipped`.
+        size: side in pixels, for data sets whose images have any size.
+        skip_bad_images: leave out images that cannot be read, and list them in :attr:`Dataset.skipped`.
         observer: is notified of downloads and decoding, in this thread.
         download: download what is not here; else it is missing.
 
     Raises:
         RequestError: no such data set, or it is missing, damaged or not laid out as it must be.
-        RunFailed: the disk filled up while data were downloaded or pictures decoded.
+        RunFailed: the disk filled up while data were downloaded or images decoded.
     """
     load = lookup(DATASETS, name, "--dataset").load()
     dataset: Dataset = load(
@@ -120,14 +120,14 @@ def load_dataset(
 
 @dataclass(frozen=True)
 class Subset:
-    """Some of the pictures.
+    """Some of the images.
 
     Attributes:
-        pictures: those that it is a part of.
+        examples: those that it is a part of.
         index: int64 [m], ascending, which of them.
     """
 
-    pictures: Pictures
+    examples: Examples
     index: torch.Tensor
 
     def __len__(self) -> int:
@@ -155,19 +155,19 @@ class Splits:
 def split(
     dataset: Dataset, *, val: str, val_fraction: float, split_seed: int, limit_train: int | None, limit_test: int | None
 ) -> Splits:
-    """Choose the pictures that train, select and test.
+    """Choose the images that train, select and test.
 
-    The choice hangs on ``split_seed`` and on nothing else, no library's random numbers included: pictures of a class
+    The choice hangs on ``split_seed`` and on nothing else, no library's random numbers included: images of a class
     are ordered by a hash of the seed and their place, and the first ones are taken.
 
     Args:
         dataset: the data set.
         val: ``holdout``, ``test`` or ``none``, as ``--val``. The data set's own validation part, where it has one,
-            takes the place of the held-out pictures.
-        val_fraction: share of each class to hold out; at least one picture of each, and never all of them.
+            takes the place of the held-out images.
+        val_fraction: share of each class to hold out; at least one image of each, and never all of them.
         split_seed: seed of the choice.
-        limit_train: train on that many pictures only, evenly over the classes. What is held out does not change.
-        limit_test: measure on that many validation and that many test pictures only; classes keep their shares, so
+        limit_train: train on that many images only, evenly over the classes. What is held out does not change.
+        limit_test: measure on that many validation and that many test images only; classes keep their shares, so
             that a figure still estimates that of the whole part.
 
     Raises:
@@ -203,7 +203,7 @@ def hash_keys(count: int, seed: int | str) -> npt.NDArray[np.uint64]:
 
 
 def places_in_class(labels: npt.NDArray[Any], keys: npt.NDArray[np.uint64]) -> npt.NDArray[np.int64]:
-    """Return int64 [n]: the place of each picture, from 0, when its class is ordered by ``keys``."""
+    """Return int64 [n]: the place of each image, from 0, when its class is ordered by ``keys``."""
     order = np.lexsort((keys, labels))
     counts = np.bincount(labels)
     places = np.empty(len(labels), dtype=np.int64)
@@ -212,13 +212,13 @@ def places_in_class(labels: npt.NDArray[Any], keys: npt.NDArray[np.uint64]) -> n
 
 
 def _hold_out(dataset: Dataset, keys: npt.NDArray[np.uint64], fraction: float) -> npt.NDArray[np.int64]:
-    """Return int64 [m], ascending: which training pictures are held out."""
+    """Return int64 [m], ascending: which training images are held out."""
     labels = dataset.train.labels.numpy()
     counts = np.bincount(labels, minlength=len(dataset.classes))
     for name, count in zip(dataset.classes, counts, strict=True):
         if count < 2:
             raise RequestError(
-                f"class {name!r} has {plural(count, 'training picture')} in {dataset.source}, too few to "
+                f"class {name!r} has {plural(count, 'training image')} in {dataset.source}, too few to "
                 f"hold one out; add some, or take --val none (or --val test)"
             )
     share = np.clip(np.floor(counts * fraction + 0.5).astype(np.int64), 1, counts - 1)
@@ -226,7 +226,7 @@ def _hold_out(dataset: Dataset, keys: npt.NDArray[np.uint64], fraction: float) -
 
 
 def _limit(
-    pictures: Pictures,
+    examples: Examples,
     index: npt.NDArray[np.int64],
     limit: int | None,
     seed: int,
@@ -234,13 +234,13 @@ def _limit(
     keys: npt.NDArray[np.uint64] | None = None,
     evenly: bool = False,
 ) -> Subset:
-    """Return at most ``limit`` of the pictures of ``index``: as many of each class, or in the classes' shares."""
+    """Return at most ``limit`` of the images of ``index``: as many of each class, or in the classes' shares."""
     if limit is not None and limit < len(index):
         if keys is None:
-            keys = hash_keys(len(pictures), seed)
-        labels = pictures.labels.numpy()[index]
+            keys = hash_keys(len(examples), seed)
+        labels = examples.labels.numpy()[index]
         places = places_in_class(labels, keys[index])
         # The first of every class come first, then the seconds; or those in the first hundredth of their class, ...
         turn = places if evenly else (places + 0.5) / np.bincount(labels)[labels]
         index = np.sort(index[np.lexsort((labels, turn))[:limit]])
-    return Subset(pictures, torch.from_numpy(index.astype(np.int64)))
+    return Subset(examples, torch.from_numpy(index.astype(np.int64)))

@@ -6,14 +6,14 @@ import numpy as np
 import torch
 from sklearn.datasets import load_digits
 
-from vitctl.data.dataset import Dataset, LoadOptions, Pictures, hash_keys, places_in_class
+from vitctl.data.dataset import Dataset, Examples, LoadOptions, hash_keys, places_in_class
 from vitctl.errors import RequestError
 
 _TEST_SHARE = 0.2
 
 
 def load(options: LoadOptions) -> Dataset:
-    """Return the 1,797 grey pictures of 8x8 pixels; a fifth of each class, always the same, is the test part.
+    """Return the 1,797 grey images of 8x8 pixels; a fifth of each class, always the same, is the test part.
 
     Raises:
         RequestError: a folder was named, though there is none to read.
@@ -25,7 +25,7 @@ def load(options: LoadOptions) -> Dataset:
     values, labels = load_digits(return_X_y=True)  # float64 [n, 64], whole numbers 0..16
     images = np.rint(values * (255 / 16)).astype(np.uint8).reshape(-1, 1, 8, 8)  # [n, 64] -> [n, 1, 8, 8]
     labels = labels.astype(np.int64)
-    # Not by --split-seed: two runs' test figures compare only on the same test pictures.
+    # Not by --split-seed: two runs' test figures compare only on the same test images.
     test = (places_in_class(labels, hash_keys(len(labels), "digits test")) + 0.5) / np.bincount(labels)[
         labels
     ] < _TEST_SHARE
@@ -35,12 +35,12 @@ def load(options: LoadOptions) -> Dataset:
         classes=tuple(str(digit) for digit in range(10)),
         mean=(float(scaled.mean()),),
         std=(float(scaled.std()),),
-        train=_pictures(images, labels, ~test),
+        train=_images(images, labels, ~test),
         val=None,
-        test=_pictures(images, labels, test),
+        test=_images(images, labels, test),
         source="scikit-learn",
     )
 
 
-def _pictures(images: np.ndarray, labels: np.ndarray, chosen: np.ndarray) -> Pictures:
-    return Pictures(torch.from_numpy(images[chosen]), torch.from_numpy(labels[chosen]))
+def _images(images: np.ndarray, labels: np.ndarray, chosen: np.ndarray) -> Examples:
+    return Examples(torch.from_numpy(images[chosen]), torch.from_numpy(labels[chosen]))

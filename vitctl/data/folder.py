@@ -1,4 +1,4 @@
-"""Any folder of pictures: ``train/`` and ``test/`` (or ``val/``), and in each a folder of pictures per class."""
+"""Any folder of images: ``train/`` and ``test/`` (or ``val/``), and in each a folder of images per class."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ import numpy.typing as npt
 import torch
 from PIL import ExifTags, Image, UnidentifiedImageError
 
-from vitctl.data.cache import PictureFile, decode_all
-from vitctl.data.dataset import Dataset, LoadOptions, Pictures
+from vitctl.data.cache import ImageFile, decode_all
+from vitctl.data.dataset import Dataset, Examples, LoadOptions
 from vitctl.errors import RequestError
 
 SPLITS = ("train", "val", "test")
@@ -33,11 +33,11 @@ _TURNS = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
-"""EXIF orientation -> what sets the picture upright."""
+"""EXIF orientation -> what sets the image upright."""
 
 
-class UnreadablePicture(RequestError):
-    """A file is no picture, or a broken one.
+class UnreadableImage(RequestError):
+    """A file is no image, or a broken one.
 
     Args:
         path: the file.
@@ -45,18 +45,18 @@ class UnreadablePicture(RequestError):
     """
 
     def __init__(self, path: str, reason: str) -> None:
-        super().__init__(f"{path} cannot be read as a picture ({reason})")
+        super().__init__(f"{path} cannot be read as an image ({reason})")
         self.reason = reason
 
 
 def load(options: LoadOptions) -> Dataset:
-    """Read ``--data-dir``; every picture is decoded to ``options.size``, see :func:`decode_picture`.
+    """Read ``--data-dir``; every image is decoded to ``options.size``, see :func:`decode_image`.
 
     ``val/`` is what selects where there is ``test/`` too, else it is the test set. Mean and deviation are those of
     ``train/``.
 
     Raises:
-        RequestError: no such folder, no such layout, or pictures that cannot be read.
+        RequestError: no such folder, no such layout, or images that cannot be read.
         RunFailed: the disk filled up.
     """
     if options.data_dir is None:
@@ -64,33 +64,31 @@ def load(options: LoadOptions) -> Dataset:
             "--dataset folder needs to be told which; give --data-dir DIR, a folder with train/ and test/ in it"
         )
     root = Path(options.data_dir).expanduser()
-    listing = list_pictures(root)
-    return decode_listing(
-        "folder", root, listing, lambda path: decode_picture(path, options.size), options.size, options
-    )
+    listing = list_images(root)
+    return decode_listing("folder", root, listing, lambda path: decode_image(path, options.size), options.size, options)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Listing:
-    """The pictures of a folder.
+    """The images of a folder.
 
     Attributes:
         classes: names of the class folders of ``train/``, sorted.
-        files: all pictures: of train, then val, then test; in each by class, then by path.
+        files: all images: of train, then val, then test; in each by class, then by path.
         labels: int64 [n], the class of each.
         counts: how many are in train, val and test; 0 for a part that is not there.
     """
 
     classes: tuple[str, ...]
-    files: list[PictureFile]
+    files: list[ImageFile]
     labels: npt.NDArray[np.int64]
     counts: dict[str, int]
 
 
-def list_pictures(root: Path) -> Listing:
-    """Find the pictures of ``train/``, ``val/`` and ``test/`` in ``root``, without opening them.
+def list_images(root: Path) -> Listing:
+    """Find the images of ``train/``, ``val/`` and ``test/`` in ``root``, without opening them.
 
-    Hidden files, and files whose ending is no picture format's, are not looked at.
+    Hidden files, and files whose ending is no image format's, are not looked at.
 
     Raises:
         RequestError: the folder is not there, or not laid out as it must be.
@@ -106,23 +104,23 @@ def list_pictures(root: Path) -> Listing:
     classes = _class_folders(root, "train")
     if len(classes) < 2:
         found = f"only the class {classes[0]!r}" if classes else "no class folders"
-        raise RequestError(f"{root / 'train'} has {found}; it takes two or more, each a folder with its pictures")
-    files: list[PictureFile] = []
+        raise RequestError(f"{root / 'train'} has {found}; it takes two or more, each a folder with its images")
+    files: list[ImageFile] = []
     labels: list[int] = []
     counts = dict.fromkeys(SPLITS, 0)
     for part in parts:
         names = classes if part == "train" else _class_folders(root, part)
         if not names:
-            raise RequestError(f"{root / part} has no class folders; it takes those of train/, each with its pictures")
+            raise RequestError(f"{root / part} has no class folders; it takes those of train/, each with its images")
         for name in names:
             if name not in classes:
                 raise RequestError(
                     f"{root / part / name} is of a class that train/ does not have; add {root / 'train' / name}, or "
                     f"remove it"
                 )
-            found_files = _pictures_in(root, f"{part}/{name}")
+            found_files = _images_in(root, f"{part}/{name}")
             if not found_files:
-                raise RequestError(f"{root / part / name} has no pictures; put some there, or remove the folder")
+                raise RequestError(f"{root / part / name} has no images; put some there, or remove the folder")
             files += found_files
             labels += [classes.index(name)] * len(found_files)
             counts[part] += len(found_files)
@@ -131,16 +129,16 @@ def list_pictures(root: Path) -> Listing:
 
 def _no_split(root: Path, parts: list[str]) -> str:
     if parts == ["train"]:
-        return f"{root} has train/ but neither test/ nor val/; move some pictures of each class to {root / 'test'}"
+        return f"{root} has train/ but neither test/ nor val/; move some images of each class to {root / 'test'}"
     if parts:
         return f"{root} has {' and '.join(f'{part}/' for part in parts)} but no train/; put a folder per class there"
-    names = [name for name in _class_folders(root, ".") if _pictures_in(root, name)]
+    names = [name for name in _class_folders(root, ".") if _images_in(root, name)]
     if names:
         return (
             f"{root} has class folders ({', '.join(names[:3])}{', ...' if len(names) > 3 else ''}) but no split; move "
-            f"most pictures of each class to {root / 'train'}/CLASS and the others to {root / 'test'}/CLASS"
+            f"most images of each class to {root / 'train'}/CLASS and the others to {root / 'test'}/CLASS"
         )
-    return f"{root} has no train/ and test/ in it; put a folder of pictures per class into each"
+    return f"{root} has no train/ and test/ in it; put a folder of images per class into each"
 
 
 def _class_folders(root: Path, part: str) -> list[str]:
@@ -148,19 +146,19 @@ def _class_folders(root: Path, part: str) -> list[str]:
         return sorted(entry.name for entry in entries if not entry.name.startswith(".") and entry.is_dir())
 
 
-def find_pictures(root: Path) -> list[Path]:
-    """Return the pictures in and below a folder, by path; hidden files and other endings are not looked at.
+def find_images(root: Path) -> list[Path]:
+    """Return the images in and below a folder, by path; hidden files and other endings are not looked at.
 
     Raises:
         RequestError: a folder cannot be listed.
     """
-    return [root / file.path for file in _pictures_in(root, ".")]
+    return [root / file.path for file in _images_in(root, ".")]
 
 
-def _pictures_in(root: Path, folder: str) -> list[PictureFile]:
-    """Return the pictures in and below ``root/folder``, sorted by path."""
+def _images_in(root: Path, folder: str) -> list[ImageFile]:
+    """Return the images in and below ``root/folder``, sorted by path."""
     endings = _endings()
-    found: list[PictureFile] = []
+    found: list[ImageFile] = []
     seen: set[str] = set()
 
     def walk(inner: str) -> None:
@@ -179,12 +177,12 @@ def _pictures_in(root: Path, folder: str) -> list[PictureFile]:
                     try:
                         if entry.is_file():  # not a pipe
                             info = entry.stat()
-                            found.append(PictureFile(path, info.st_size, info.st_mtime_ns))
+                            found.append(ImageFile(path, info.st_size, info.st_mtime_ns))
                             continue
                     except OSError:
                         pass
-                    if entry.is_symlink():  # to nowhere: a picture all the same, and it will not be readable
-                        found.append(PictureFile(path, -1, 0))
+                    if entry.is_symlink():  # to nowhere: an image all the same, and it will not be readable
+                        found.append(ImageFile(path, -1, 0))
 
     walk(folder)
     return sorted(found)
@@ -205,25 +203,25 @@ def decode_listing(
     size: int,
     options: LoadOptions,
 ) -> Dataset:
-    """Return a listing's pictures, from the cache where they are there.
+    """Return a listing's images, from the cache where they are there.
 
     Args:
         name: the data set's name in ``DATASETS``.
         root: where it lies.
-        listing: its pictures.
-        decode: path -> uint8 [3, size, size]; raises UnreadablePicture.
-        size: side of the decoded pictures in pixels.
+        listing: its images.
+        decode: path -> uint8 [3, size, size]; raises UnreadableImage.
+        size: side of the decoded images in pixels.
         options: what the loader was told.
 
     Raises:
-        RequestError: pictures that cannot be read, and no ``--skip-bad-images``, or none of a class left without them.
+        RequestError: images that cannot be read, and no ``--skip-bad-images``, or none of a class left without them.
         RunFailed: the disk filled up.
     """
 
     def attempt(path: str) -> npt.NDArray[np.uint8] | str:
         try:
             return decode(path)
-        except UnreadablePicture as error:
+        except UnreadableImage as error:
             return error.reason
 
     decoded = decode_all(
@@ -238,7 +236,7 @@ def decode_listing(
     bad = list(decoded.bad)
     if bad and not options.skip_bad_images:
         raise RequestError(
-            f"{len(bad)} of {len(listing.files)} pictures cannot be read, the first being "
+            f"{len(bad)} of {len(listing.files)} images cannot be read, the first being "
             f"{root / listing.files[bad[0]].path} ({decoded.bad[bad[0]]}); repair or remove them, or leave them out with "
             f"--skip-bad-images"
         )
@@ -247,7 +245,7 @@ def decode_listing(
     part_of = np.delete(np.repeat(range(len(SPLITS)), [listing.counts[part] for part in SPLITS]), bad)
     ends = np.searchsorted(part_of, range(len(SPLITS)), side="right")
     parts = {
-        part: Pictures(images[start:end], labels[start:end])
+        part: Examples(images[start:end], labels[start:end])
         for part, start, end in zip(SPLITS, (0, *ends[:-1]), ends, strict=True)
     }
     _check_left(root, listing, parts)
@@ -265,19 +263,19 @@ def decode_listing(
     )
 
 
-def _check_left(root: Path, listing: Listing, parts: dict[str, Pictures]) -> None:
-    """Raise RequestError where a class cannot be trained, or a part cannot be measured, without its bad pictures."""
+def _check_left(root: Path, listing: Listing, parts: dict[str, Examples]) -> None:
+    """Raise RequestError where a class cannot be trained, or a part cannot be measured, without its bad images."""
     left = np.bincount(parts["train"].labels.numpy(), minlength=len(listing.classes))
     empty = [root / "train" / name for name, count in zip(listing.classes, left, strict=True) if not count]
     empty += [root / part for part in SPLITS[1:] if listing.counts[part] and not len(parts[part])]
     if empty:
-        raise RequestError(f"no picture of {empty[0]} can be read; put some there that can, or remove the folder")
+        raise RequestError(f"no image of {empty[0]} can be read; put some there that can, or remove the folder")
 
 
-def decode_picture(source: str | os.PathLike[str] | BinaryIO, size: int | None) -> npt.NDArray[np.uint8]:
-    """Return a picture as the networks see it: uint8 [3, size, size], RGB; with ``size=None`` as big as it is.
+def decode_image(source: str | os.PathLike[str] | BinaryIO, size: int | None) -> npt.NDArray[np.uint8]:
+    """Return an image as the networks see it: uint8 [3, size, size], RGB; with ``size=None`` as big as it is.
 
-    It is set upright (EXIF); grey, palette, CMYK and 16-bit pictures become 8-bit RGB, what is transparent becomes
+    It is set upright (EXIF); grey, palette, CMYK and 16-bit images become 8-bit RGB, what is transparent becomes
     white, and of several frames the first is taken. Then its shorter side is resized to ``size``, bilinear with
     antialiasing, and the middle of the longer one is cut out: the arithmetic of torchvision's ``Resize(size)`` and
     ``CenterCrop(size)``.
@@ -287,7 +285,7 @@ def decode_picture(source: str | os.PathLike[str] | BinaryIO, size: int | None) 
         size: side in pixels.
 
     Raises:
-        UnreadablePicture: no picture, a broken one, or one of more pixels than Pillow deems safe.
+        UnreadableImage: no image, a broken one, or one of more pixels than Pillow deems safe.
     """
     try:
         with Image.open(source, formats=_formats()) as image:
@@ -296,13 +294,13 @@ def decode_picture(source: str | os.PathLike[str] | BinaryIO, size: int | None) 
         raise
     # Pillow's plug-ins let out whatever a broken file makes them stumble over: OSError, SyntaxError, struct.error, ...
     except Exception as error:
-        path = str(source) if isinstance(source, (str, os.PathLike)) else str(getattr(source, "name", "the picture"))
-        raise UnreadablePicture(path, _reason(error)) from error
+        path = str(source) if isinstance(source, (str, os.PathLike)) else str(getattr(source, "name", "the image"))
+        raise UnreadableImage(path, _reason(error)) from error
 
 
 def _reason(error: Exception) -> str:
     if isinstance(error, UnidentifiedImageError):
-        return "not a picture"  # Pillow's own sentence repeats the path
+        return "not an image"  # Pillow's own sentence repeats the path
     if isinstance(error, OSError) and error.strerror:
         return error.strerror
     return " ".join(str(error).split()).rstrip(".") or type(error).__name__
@@ -347,7 +345,7 @@ def _resize_and_crop(image: Image.Image, size: int) -> Image.Image:
     width, height = image.size
     short, long = min(width, height), max(width, height)
     if long > 16 * short:
-        # A thread-like picture, enlarged whole, could take gigabytes for a middle that is all that is kept.
+        # A thread-like image, enlarged whole, could take gigabytes for a middle that is all that is kept.
         keep = 8 * short + (long - 8 * short) % 2
         before = (long - keep) // 2
         image = image.crop((before, 0, before + keep, height) if width > height else (0, before, width, before + keep))
@@ -360,7 +358,7 @@ def _resize_and_crop(image: Image.Image, size: int) -> Image.Image:
 
 @functools.cache
 def _formats() -> tuple[str, ...]:
-    """Return the picture formats that are read, the common ones first."""
+    """Return the image formats that are read, the common ones first."""
     Image.init()
     rest = sorted(set(Image.OPEN) - {"JPEG", "PNG", *_REFUSED})
     return ("JPEG", "PNG", *rest)

@@ -1,11 +1,11 @@
-"""The operations of automatic augmentation, each over a whole batch with a parameter per picture.
+"""The operations of automatic augmentation, each over a whole batch with a parameter per image.
 
 They compute what Pillow computes, which torchvision's and the predecessor's augmentations call: nearest neighbour and
-black where a picture is moved out of its frame, results cut off to whole grey levels. Where Pillow works in whole
-numbers so does this, so that the pictures do not depend on the device; autocontrast works in whole numbers where Pillow
+black where an image is moved out of its frame, results cut off to whole grey levels. Where Pillow works in whole
+numbers so does this, so that the images do not depend on the device; autocontrast works in whole numbers where Pillow
 does not, and is a level brighter where Pillow's rounding errors fall short of one.
 
-Letters in shapes: b pictures, C channels (1 or 3), H and W their height and width, P = H * W.
+Letters in shapes: b images, C channels (1 or 3), H and W their height and width, P = H * W.
 """
 
 from __future__ import annotations
@@ -26,8 +26,8 @@ def affine_matrix(name: str, value: float, height: int, width: int) -> tuple[flo
         name: ``rotate`` (degrees, counter-clockwise, about the centre), ``shear_x``, ``shear_y`` (a factor, about the upper
             left corner), ``translate_x`` or ``translate_y`` (pixels to the right, or down).
         value: how far.
-        height: of the picture.
-        width: of the picture.
+        height: of the image.
+        width: of the image.
     """
     if name == "shear_x":
         return 1, value, 0, 0, 1, 0
@@ -53,8 +53,8 @@ def source_pixels(matrices: Tensor, height: int, width: int) -> tuple[Tensor, Te
 
     Args:
         matrices: int32 ``[b, 6]``, of :func:`fixed_point`.
-        height: of the pictures.
-        width: of the pictures.
+        height: of the images.
+        width: of the images.
 
     Returns:
         int64 ``[b, P]``, a place in the flat source; and uint8 ``[b, P]``, 1 where that lies in the frame.
@@ -83,7 +83,7 @@ def warp(images: Tensor, place: Tensor, inside: Tensor) -> Tensor:
 
 
 def apply_table(images: Tensor, table: Tensor) -> Tensor:
-    """Replace every grey level by what its picture's and channel's table, uint8 ``[b, C, 256]``, has for it."""
+    """Replace every grey level by what its image's and channel's table, uint8 ``[b, C, 256]``, has for it."""
     b, C, H, W = images.shape
     return table.gather(2, images.view(b, C, H * W).long()).view(b, C, H, W)
 
@@ -103,7 +103,7 @@ def blend(images: Tensor, other: Tensor, factor: Tensor) -> Tensor:
 
 
 def grey(images: Tensor) -> Tensor:
-    """Return the luma of pictures, int32 ``[b, 1, H, W]``."""
+    """Return the luma of images, int32 ``[b, 1, H, W]``."""
     if images.shape[1] == 1:
         return images.int()
     red, green, blue = images.int().unbind(1)
@@ -112,7 +112,7 @@ def grey(images: Tensor) -> Tensor:
 
 
 def smooth(images: Tensor) -> Tensor:
-    """Return pictures under a 3x3 mean whose centre counts five times, float32 ``[b, C, H, W]``; the rim stays as it is."""
+    """Return images under a 3x3 mean whose centre counts five times, float32 ``[b, C, H, W]``; the rim stays as it is."""
     x = images.float()
     across = x[..., :-2] + x[..., 1:-1] + x[..., 2:]
     total = across[..., :-2, :] + across[..., 1:-1, :] + across[..., 2:, :]
@@ -127,7 +127,7 @@ def levels(device: torch.device) -> Tensor:
 
 
 def contrast_tables(luma: Tensor, factor: Tensor) -> Tensor:
-    """Return tables that move grey levels away from a picture's mean, uint8 ``[b, 1, 256]``.
+    """Return tables that move grey levels away from an image's mean, uint8 ``[b, 1, 256]``.
 
     Args:
         luma: int32 ``[b, 1, H, W]``, of :func:`grey`.
@@ -160,7 +160,7 @@ def equalize_tables(images: Tensor) -> Tensor:
 
 
 def fixed_table(name: str, value: float) -> Tensor:
-    """Return what becomes of each grey level where that hangs on no picture, uint8 ``[256]``, on the CPU.
+    """Return what becomes of each grey level where that hangs on no image, uint8 ``[256]``, on the CPU.
 
     Args:
         name: ``brightness`` (a factor), ``posterize`` (bits kept), ``solarize`` (the level from which on levels are
@@ -184,8 +184,8 @@ def inside_boxes(boxes: Tensor, height: int, width: int) -> Tensor:
 
     Args:
         boxes: int ``[b, 4]``: first row, first column, and the row and column after the last.
-        height: of the pictures.
-        width: of the pictures.
+        height: of the images.
+        width: of the images.
     """
     top, left, bottom, right = boxes[:, :, None].unbind(1)  # each [b, 1]
     y = torch.arange(height, device=boxes.device)
@@ -195,7 +195,7 @@ def inside_boxes(boxes: Tensor, height: int, width: int) -> Tensor:
 
 
 def fill_boxes(images: Tensor, boxes: Tensor, colour: Tensor) -> Tensor:
-    """Paint a box of each picture.
+    """Paint a box of each image.
 
     Args:
         images: uint8 ``[b, C, H, W]``.

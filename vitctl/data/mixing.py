@@ -1,6 +1,6 @@
-"""Mixup, CutMix, random erasing and cutout, each picture by its own draws.
+"""Mixup, CutMix, random erasing and cutout, each image by its own draws.
 
-Letters in shapes: B pictures, C channels, H and W their height and width, K classes.
+Letters in shapes: B images, C channels, H and W their height and width, K classes.
 """
 
 from __future__ import annotations
@@ -26,18 +26,18 @@ PARTS = 128
 ERASE_AREA = (0.02, 0.33)
 ERASE_RATIO = (0.3, 3.3)
 ERASE_TRIES = 10
-"""Random erasing as torchvision has it: share of the picture, height by width, and tries to fit one in."""
+"""Random erasing as torchvision has it: share of the image, height by width, and tries to fit one in."""
 
 
 @dataclass(frozen=True)
 class MixDraws:
-    """With what each picture of a batch is mixed.
+    """With what each image of a batch is mixed.
 
     Attributes:
-        partner: int64 ``[B]``, a permutation; no picture is its own partner, unless it is alone.
-        weight: int16 ``[B]``, parts of :data:`PARTS` that a picture keeps of itself under mixup; all of them under CutMix.
+        partner: int64 ``[B]``, a permutation; no image is its own partner, unless it is alone.
+        weight: int16 ``[B]``, parts of :data:`PARTS` that an image keeps of itself under mixup; all of them under CutMix.
         boxes: int64 ``[B, 4]``, what CutMix takes from the partner; empty under mixup.
-        share: float32 ``[B]``, what the picture's own label counts for.
+        share: float32 ``[B]``, what the image's own label counts for.
     """
 
     partner: Tensor
@@ -53,15 +53,15 @@ class MixDraws:
 def draw_mix(count: int, height: int, width: int, *, mixup: float, cutmix: float, seed: int) -> MixDraws:
     """Draw partners and shares, on the CPU.
 
-    Mixup (Zhang et al. 2018, arXiv 1710.09412): a picture keeps a share of Beta(alpha, alpha). CutMix (Yun et al. 2019, arXiv
+    Mixup (Zhang et al. 2018, arXiv 1710.09412): an image keeps a share of Beta(alpha, alpha). CutMix (Yun et al. 2019, arXiv
     1905.04899): a box of the partner's is pasted in, whose area is 1 minus such a share where it lies in the frame whole,
-    but for rounding down; its centre is uniform, and the picture's share is then what was left of it. Where both are on,
-    each picture takes either with probability 1/2.
+    but for rounding down; its centre is uniform, and the image's share is then what was left of it. Where both are on,
+    each image takes either with probability 1/2.
 
     Args:
-        count: pictures of the batch, B.
-        height: of the pictures.
-        width: of the pictures.
+        count: images of the batch, B.
+        height: of the images.
+        width: of the images.
         mixup: alpha; 0 is off.
         cutmix: alpha; 0 is off.
         seed: of this batch.
@@ -95,11 +95,11 @@ def cutmix_boxes(kept: Numbers, y: Whole, x: Whole, height: int, width: int) -> 
     """Return the boxes of CutMix, which reach equally far, in whole pixels, to either side of their centres; int64 ``[B, 4]``.
 
     Args:
-        kept: float ``[B]``, what a box that is not cut off leaves of the picture, but for rounding down.
+        kept: float ``[B]``, what a box that is not cut off leaves of the image, but for rounding down.
         y: int ``[B]``, rows of the centres.
         x: int ``[B]``, columns.
-        height: of the pictures.
-        width: of the pictures.
+        height: of the images.
+        width: of the images.
     """
     half = 0.5 * np.sqrt(1 - kept)
     return boxes_around(y, x, 2 * np.floor(half * height), 2 * np.floor(half * width), height, width)
@@ -113,8 +113,8 @@ def boxes_around(y: Whole, x: Whole, tall: Numbers, wide: Numbers, height: int, 
         x: int ``[B]``, columns.
         tall: heights; rounded down.
         wide: widths; rounded down.
-        height: of the pictures.
-        width: of the pictures.
+        height: of the images.
+        width: of the images.
     """
     tall, wide = tall.astype(np.int64), wide.astype(np.int64)
     top, left = y - tall // 2, x - wide // 2
@@ -123,7 +123,7 @@ def boxes_around(y: Whole, x: Whole, tall: Numbers, wide: Numbers, height: int, 
 
 
 def mix(images: Tensor, draws: MixDraws, *, mixup: bool, cutmix: bool) -> Tensor:
-    """Mix pictures with their partners, rounded to grey levels.
+    """Mix images with their partners, rounded to grey levels.
 
     Args:
         images: uint8 ``[B, C, H, W]``.
@@ -147,7 +147,7 @@ def mix(images: Tensor, draws: MixDraws, *, mixup: bool, cutmix: bool) -> Tensor
 
 
 def mixed_labels(labels: Tensor, draws: MixDraws, classes: int) -> Tensor:
-    """Return the share of each class in each picture, float32 ``[B, K]``.
+    """Return the share of each class in each image, float32 ``[B, K]``.
 
     Args:
         labels: int64 ``[B]``.
@@ -162,14 +162,14 @@ def mixed_labels(labels: Tensor, draws: MixDraws, classes: int) -> Tensor:
 def erase_boxes(count: int, height: int, width: int, probability: float, seed: int) -> Tensor:
     """Draw the boxes of random erasing (Zhong et al. 2020, arXiv 1708.04896), int64 ``[B, 4]``, on the CPU.
 
-    A box covers 2-33 % of the picture, and is 0.3-3.3 times as tall as wide; it is empty where none is drawn, and, as in
+    A box covers 2-33 % of the image, and is 0.3-3.3 times as tall as wide; it is empty where none is drawn, and, as in
     torchvision, where none of ten fits.
 
     Args:
-        count: pictures of the batch, B.
-        height: of the pictures.
-        width: of the pictures.
-        probability: that a picture has a box.
+        count: images of the batch, B.
+        height: of the images.
+        width: of the images.
+        probability: that an image has a box.
         seed: of this batch.
     """
     generator = torch.Generator().manual_seed(seed)
@@ -192,13 +192,13 @@ def erase_boxes(count: int, height: int, width: int, probability: float, seed: i
 def cutout_boxes(count: int, height: int, width: int, share: float, seed: int) -> Tensor:
     """Draw the boxes of cutout (DeVries and Taylor 2017, arXiv 1708.04552), int64 ``[B, 4]``, on the CPU.
 
-    Every picture has one, about a pixel drawn uniformly and cut off at the frame.
+    Every image has one, about a pixel drawn uniformly and cut off at the frame.
 
     Args:
-        count: pictures of the batch, B.
-        height: of the pictures.
-        width: of the pictures.
-        share: its sides as a share of the picture's; at least a pixel.
+        count: images of the batch, B.
+        height: of the images.
+        width: of the images.
+        share: its sides as a share of the image's; at least a pixel.
         seed: of this batch.
     """
     random = np.random.default_rng(seed)

@@ -3,9 +3,9 @@
 An operation is a name and a value with a sign. A policy lists every operation that it may draw, and draws places in that
 list for a whole batch at once; :class:`vitctl.data.augment.Augment` applies them.
 
-Strengths are torchvision's, and every one of them fits a small picture, as what is measured in pixels is a share of the
+Strengths are torchvision's, and every one of them fits a small image, as what is measured in pixels is a share of the
 side: the translation reaches 150/331 of it, as in AutoAugment's paper. TrivialAugment alone differs from torchvision, which
-moves by up to 32 pixels whatever the picture, the whole of one of CIFAR's; here it is 150/331 as well. The ranges of
+moves by up to 32 pixels whatever the image, the whole of one of CIFAR's; here it is 150/331 as well. The ranges of
 :func:`seed_randaug` are another matter, see there.
 """
 
@@ -29,7 +29,7 @@ PLAIN = ("identity", "autocontrast", "equalize", "invert")
 
 
 class Operation(NamedTuple):
-    """One thing to do to a picture.
+    """One thing to do to an image.
 
     Attributes:
         name: of the operation.
@@ -48,7 +48,7 @@ class Policy(Protocol):
 
     Attributes:
         operations: all that may be drawn, each with each of its values.
-        length: how many are applied to each picture, in turn.
+        length: how many are applied to each image, in turn.
         first: they come before crop and flip.
     """
 
@@ -91,7 +91,7 @@ class Uniform:
 
     Args:
         ranges: the operations.
-        length: how many are applied to each picture.
+        length: how many are applied to each image.
         first: they come before crop and flip.
     """
 
@@ -119,7 +119,7 @@ class Uniform:
 
 
 class SubPolicies:
-    """A list of short sequences, of which each picture gets one; each of its operations is applied or left out.
+    """A list of short sequences, of which each image gets one; each of its operations is applied or left out.
 
     Args:
         sequences: per sequence the operations, each as (range, strength, probability).
@@ -157,7 +157,7 @@ def _ranges(
     """Return the operations of AutoAugment and its successors, at ``steps`` strengths from nothing to the greatest.
 
     Args:
-        shape: height and width of the pictures.
+        shape: height and width of the images.
         steps: how many strengths.
         shear: greatest factor.
         rotate: greatest angle, in degrees.
@@ -190,14 +190,14 @@ _COMMON = (
 
 
 def randaug(shape: tuple[int, int], *, n: int, m: int) -> Policy:
-    """RandAugment (Cubuk et al. 2020, arXiv 1909.13719) as torchvision has it: 14 operations, ``n`` a picture.
+    """RandAugment (Cubuk et al. 2020, arXiv 1909.13719) as torchvision has it: 14 operations, ``n`` an image.
 
     At strength 30: shear 0.3, translation 150/331 of the side, rotation 30 degrees, brightness, color, contrast and
     sharpness changed by 0.9, posterize to 4 bits, solarize from 0. Strength ``m`` is that share of the way.
 
     Args:
-        shape: height and width of the pictures.
-        n: operations per picture.
+        shape: height and width of the images.
+        n: operations per image.
         m: strength of all, 0-30.
     """
     ranges = _ranges(shape, STRENGTHS, shear=0.3, rotate=30, factor=0.9, bits_lost=4)
@@ -239,15 +239,15 @@ def autoaug(shape: tuple[int, int]) -> Policy:
 
 
 def seed_randaug(shape: tuple[int, int], *, n: int, m: int) -> Policy:
-    """RandAugment as in the predecessor's scripts, before crop and flip: 16 operations, ``n`` a picture.
+    """RandAugment as in the predecessor's scripts, before crop and flip: 16 operations, ``n`` an image.
 
     Each is as strong as ``m`` thirtieths of the way through its range; see ``_SEED_RANGES``. Translation reaches 100 pixels and
-    cutout 40, as the ranges were made for pictures of 224 pixels: at ``m`` = 14 a translation moves a 32-px picture by 46.7 px,
+    cutout 40, as the ranges were made for images of 224 pixels: at ``m`` = 14 a translation moves a 32-px image by 46.7 px,
     and leaves nothing of it but black.
 
     Args:
-        shape: height and width of the pictures; the ranges do not depend on it.
-        n: operations per picture.
+        shape: height and width of the images; the ranges do not depend on it.
+        n: operations per image.
         m: strength of all, 0-30.
     """
     ranges = []

@@ -60,7 +60,7 @@ EXPORTERS: dict[str, FormatEntry] = {
 QUANTIZERS: dict[str, Entry] = {
     "int8": Entry(
         target="vitctl.export.quantize:to_int8",
-        summary="whole numbers of 8 bits, calibrated on training pictures; sensitive layers stay in float",
+        summary="whole numbers of 8 bits, calibrated on training images; sensitive layers stay in float",
     ),
     "fp16": Entry(
         target="vitctl.export.quantize:to_fp16",

@@ -1,6 +1,6 @@
 """What a format is: the network with what surrounds it goes in, the bytes of a file come out, and those run again.
 
-Shapes: B batch, C channels, H and W sides of a picture, K classes.
+Shapes: B batch, C channels, H and W sides of an image, K classes.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ INPUT, LOGITS, PROBS = "images", "logits", "probs"
 """What input and outputs of an exported file are called."""
 
 EXAMPLE_BATCH = 2
-"""Pictures that a network is traced with; from a single one, the exporters would conclude that there is always one."""
+"""Images that a network is traced with; from a single one, the exporters would conclude that there is always one."""
 
 Files = Mapping[str, bytes]
 """What is written, by the ending of its name; the first one is the file that users name."""
@@ -34,13 +34,13 @@ _RESIZED_AT_ONCE = 64
 _COLOUR = re.compile(r"\x1b\[[0-9;]*m")
 
 Run = Callable[[Tensor], tuple[Tensor, ...]]
-"""Pictures in a file's own form to logits ``[B, K]``, and probabilities where it gives them."""
+"""Images in a file's own form to logits ``[B, K]``, and probabilities where it gives them."""
 
 
 class Format(Protocol):
     """A format of :data:`vitctl.export.EXPORTERS`.
 
-    ``open(export(network, record, ...))`` gives back the record, and what computes the network's function of pictures
+    ``open(export(network, record, ...))`` gives back the record, and what computes the network's function of images
     in the form that the record states, for any batch.
     """
 
@@ -72,12 +72,12 @@ class Format(Protocol):
 class Deployed(nn.Module):
     """A network with what surrounds it in an exported file: layout, normalisation, probabilities.
 
-    Maps pictures as ``form`` has them, ``[B, C, H, W]`` or ``[B, H, W, C]``, to logits, float ``[B, K]``, and with
+    Maps images as ``form`` has them, ``[B, C, H, W]`` or ``[B, H, W, C]``, to logits, float ``[B, K]``, and with
     ``form.softmax`` probabilities, float ``[B, K]``.
 
     Args:
-        model: maps normalised pictures, float ``[B, C, H, W]``, to logits.
-        mean: what its input is normalised with, per channel, of pictures scaled to 0-1.
+        model: maps normalised images, float ``[B, C, H, W]``, to logits.
+        mean: what its input is normalised with, per channel, of images scaled to 0-1.
         std: likewise.
         form: what goes in and comes out.
         size: H and W.
@@ -111,15 +111,15 @@ class Deployed(nn.Module):
         return [LOGITS, PROBS] if self.form.softmax else [LOGITS]
 
     def example(self) -> Tensor:
-        """Return pictures in the form that goes in."""
+        """Return images in the form that goes in."""
         shape = (EXAMPLE_BATCH, self.channels, self.size, self.size)
-        pictures = torch.randint(0, 256, shape, dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
-        x = pictures if self.form.dtype == "uint8" else pictures / 255
+        pixels = torch.randint(0, 256, shape, dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+        x = pixels if self.form.dtype == "uint8" else pixels / 255
         return x.permute(0, 2, 3, 1).contiguous() if self.form.layout == "nhwc" else x  # [B, H, W, C]
 
 
 def as_input(images: Tensor, record: Metadata) -> Tensor:
-    """Return pictures as a file wants them, by what it says of itself.
+    """Return images as a file wants them, by what it says of itself.
 
     Args:
         images: uint8 ``[B, C, H, W]``, of any size.

@@ -20,7 +20,7 @@ FORMAT = 1
 """The version of these records; a later vitctl reads this one for ever."""
 
 RESIZE = "shorter side to size, bilinear with antialiasing, then the middle of the longer one is cut out"
-"""How a picture of another size becomes one of ``size`` by ``size`` pixels."""
+"""How an image of another size becomes one of ``size`` by ``size`` pixels."""
 
 
 _NESTED = {"form", "provenance"}
@@ -36,9 +36,9 @@ class Metadata:
         net: the network's name.
         net_options: its options.
         classes: what the logits stand for, in order.
-        size: side of the pictures in pixels.
+        size: side of the images in pixels.
         channels: 1 for grey, 3 for red, green and blue.
-        mean: per channel, of pictures scaled to 0-1.
+        mean: per channel, of images scaled to 0-1.
         std: likewise.
         form: what goes in and comes out.
         provenance: the training data; stored in a file alongside the other fields, not nested.
@@ -114,7 +114,7 @@ class Metadata:
         """
         if "vitctl" not in texts or "format" not in texts:
             raise RequestError(
-                f"{path} was not written by vitctl export: it does not say what its pictures and classes are"
+                f"{path} was not written by vitctl export: it does not say what its images and classes are"
             )
         if texts["format"] != str(FORMAT):
             raise RequestError(

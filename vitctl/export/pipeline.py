@@ -132,12 +132,12 @@ def _data_at_hand(request: ExportRequest, classifier: Classifier, observer: Obse
             raise
         if request.quantize:
             raise RequestError(
-                f"--quantize {request.quantize[0]} takes pictures to calibrate and to measure on, and they are not at "
+                f"--quantize {request.quantize[0]} takes images to calibrate and to measure on, and they are not at "
                 f"hand: {error}"
             ) from error
         if request.verify_on is None:
-            raise RequestError(f"--verify-on all takes the test pictures, and they are not at hand: {error}") from error
-        observer.message(f"no pictures at hand, so generated ones are compared ({error})")
+            raise RequestError(f"--verify-on all takes the test images, and they are not at hand: {error}") from error
+        observer.message(f"no images at hand, so generated ones are compared ({error})")
         return None
 
 
@@ -208,15 +208,15 @@ def _export_as(name: str, request: ExportRequest, trained: Trained, record: Meta
 def _make_smaller(
     base: Product, request: ExportRequest, classifier: Classifier, data: Dataset, observer: Observer
 ) -> list[Product]:
-    """Return a smaller file for each ``--quantize``, held to its bound on held-out pictures."""
-    pictures: HeldBack = hold_back(classifier, data)
-    if pictures.trained_on:
+    """Return a smaller file for each ``--quantize``, held to its bound on held-out images."""
+    images: HeldBack = hold_back(classifier, data)
+    if images.trained_on:
         observer.message(
-            f"the run held nothing out (--val {classifier.provenance.val}), so the drop is measured on pictures that it trained on"
+            f"the run held nothing out (--val {classifier.provenance.val}), so the drop is measured on images that it trained on"
         )
     whole = base.parts[".onnx"]
     with _fails_as("the onnx file"):
-        top1 = measure(whole, base.record, pictures, "held-out pictures, float32", observer.evaluating)
+        top1 = measure(whole, base.record, images, "held-out images, float32", observer.evaluating)
     products: list[Product] = []
     for name in dict.fromkeys(request.quantize):
         observer.working(f"quantizing to {name}")
@@ -224,11 +224,11 @@ def _make_smaller(
         quantize = QUANTIZERS[name].load()
         with _fails_as(f"the file cannot be quantized to {name}"):
             made: Quantized = quantize(
-                whole, record, pictures, max_drop=request.max_drop, top1=top1, progress=observer.evaluating
+                whole, record, images, max_drop=request.max_drop, top1=top1, progress=observer.evaluating
             )
         if made.drop > request.max_drop and not request.allow_drop:
             raise RunFailed(
-                f"{name} loses {made.drop:.2f} points of accuracy on {len(pictures.labels):,} held-out pictures "
+                f"{name} loses {made.drop:.2f} points of accuracy on {len(images.labels):,} held-out images "
                 f"({top1:.2f} -> {made.top1:.2f} %), more than --max-drop {request.max_drop:g}; nothing was exported: "
                 f"raise it, or take --allow-drop"
             )

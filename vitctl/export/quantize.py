@@ -1,6 +1,6 @@
 """Smaller ONNX files: whole numbers of 8 bits, or half precision.
 
-Both are held to the accuracy of the float32 file on held-out pictures. The test set is not looked at here.
+Both are held to the accuracy of the float32 file on held-out images. The test set is not looked at here.
 """
 
 from __future__ import annotations
@@ -36,13 +36,13 @@ from vitctl.export.verify import accuracy, in_pieces
 from vitctl.inference.classifier import Classifier
 
 CALIBRATE_ON, CALIBRATION_BATCH = 256, 32
-"""Training pictures that the ranges of activations are taken from, evenly over the classes, and how many at once."""
+"""Training images that the ranges of activations are taken from, evenly over the classes, and how many at once."""
 
 MEASURE_ON = 2000
-"""Held-out pictures that the drop is measured on, at most."""
+"""Held-out images that the drop is measured on, at most."""
 
 RANK_ON = 64
-"""Of the calibration pictures, those that the sensitivity of layers is ranked by."""
+"""Of the calibration images, those that the sensitivity of layers is ranked by."""
 
 _QUANTIZED_OPS = ("MatMul", "Gemm", "Conv")
 
@@ -51,13 +51,13 @@ Progress = Callable[[str, int, int], None]
 
 @dataclass(frozen=True)
 class HeldBack:
-    """Training pictures for quantization.
+    """Training images for quantization.
 
     Attributes:
         calibration: uint8 ``[n, C, H, W]``, that were trained on.
         images: uint8 ``[m, C, H, W]``, held out.
         labels: int64 ``[m]``, theirs.
-        trained_on: the held-out ones are so only here: the run trained on every training picture.
+        trained_on: the held-out ones are so only here: the run trained on every training image.
     """
 
     calibration: Tensor
@@ -72,7 +72,7 @@ class Quantized:
 
     Attributes:
         data: the ONNX file.
-        top1: accuracy on held-out pictures, in percent.
+        top1: accuracy on held-out images, in percent.
         drop: how far that is below the float32 file's, in points.
         layers: layers with weights.
         in_float: the names of those that were left in float, the most sensitive first.
@@ -86,7 +86,7 @@ class Quantized:
 
 
 def hold_back(classifier: Classifier, data: Dataset) -> HeldBack:
-    """Choose the pictures to calibrate and to measure on; no test picture is among them.
+    """Choose the images to calibrate and to measure on; no test image is among them.
 
     Raises:
         RequestError: there are too few.
@@ -103,20 +103,20 @@ def hold_back(classifier: Classifier, data: Dataset) -> HeldBack:
         )
     except RequestError as error:
         raise RequestError(
-            f"--quantize measures on pictures that it holds out ({error}); take more by --dataset"
+            f"--quantize measures on images that it holds out ({error}); take more by --dataset"
         ) from error
     assert parts.val is not None
     return HeldBack(
-        calibration=parts.train.pictures.images[parts.train.index],
-        images=parts.val.pictures.images[parts.val.index],
-        labels=parts.val.pictures.labels[parts.val.index],
+        calibration=parts.train.examples.images[parts.train.index],
+        images=parts.val.examples.images[parts.val.index],
+        labels=parts.val.examples.labels[parts.val.index],
         trained_on=provenance.val != "holdout" and data.val is None,
     )
 
 
-def measure(data: bytes, record: Metadata, pictures: HeldBack, title: str, progress: Progress) -> float:
-    """Return the accuracy of an ONNX file on the held-out pictures, in percent."""
-    top1 = accuracy(_logits(data, record, pictures.images, lambda d, n: progress(title, d, n)), pictures.labels)
+def measure(data: bytes, record: Metadata, images: HeldBack, title: str, progress: Progress) -> float:
+    """Return the accuracy of an ONNX file on the held-out images, in percent."""
+    top1 = accuracy(_logits(data, record, images.images, lambda d, n: progress(title, d, n)), images.labels)
     assert top1 is not None
     return top1
 
@@ -135,27 +135,27 @@ def _logits(
 
 
 def to_fp16(
-    data: bytes, record: Metadata, pictures: HeldBack, *, max_drop: float, top1: float, progress: Progress
+    data: bytes, record: Metadata, images: HeldBack, *, max_drop: float, top1: float, progress: Progress
 ) -> Quantized:
     """Return the file in half precision; its input and outputs keep their types.
 
     Args:
         data: the float32 file.
         record: what the new file says of itself.
-        pictures: held-out ones.
+        images: held-out ones.
         max_drop: not used, as there is nothing that could be left out.
-        top1: of the float32 file on the held-out pictures.
+        top1: of the float32 file on the held-out images.
         progress: told how far it is.
     """
     with quiet():
         model = _sorted(convert_float_to_float16(onnx.load_from_string(data), keep_io_types=True))
     small = serialize(model, record)
-    measured = measure(small, record, pictures, "held-out pictures, fp16", progress)
+    measured = measure(small, record, images, "held-out images, fp16", progress)
     return Quantized(data=small, top1=measured, drop=_drop(top1, measured), layers=len(layers(model)))
 
 
 def to_int8(
-    data: bytes, record: Metadata, pictures: HeldBack, *, max_drop: float, top1: float, progress: Progress
+    data: bytes, record: Metadata, images: HeldBack, *, max_drop: float, top1: float, progress: Progress
 ) -> Quantized:
     """Return the file with layers in whole numbers of 8 bits, as QuantizeLinear and DequantizeLinear around them.
 
@@ -167,8 +167,8 @@ def to_int8(
     Args:
         data: the float32 file.
         record: what the new file says of itself.
-        pictures: training pictures to calibrate on, and held-out ones.
-        max_drop: points of accuracy on the held-out pictures that may be lost.
+        images: training images to calibrate on, and held-out ones.
+        max_drop: points of accuracy on the held-out images that may be lost.
         top1: of the float32 file on these.
         progress: told how far it is.
 
@@ -178,13 +178,13 @@ def to_int8(
     names = layers(onnx.load_from_string(data))
     if not names:
         raise RunFailed(f"{record.net} has no layer with weights that could be quantized")
-    ranges = _calibrate(data, as_input(pictures.calibration, record).numpy(), progress)
+    ranges = _calibrate(data, as_input(images.calibration, record).numpy(), progress)
 
     def attempt(in_float: Sequence[str]) -> Quantized:
         chosen = [name for name in names if name not in in_float]
         small = serialize(_quantize(data, ranges, chosen), record)
-        title = f"held-out pictures, {len(chosen)} of {len(names)} layers in int8"
-        measured = measure(small, record, pictures, title, progress)
+        title = f"held-out images, {len(chosen)} of {len(names)} layers in int8"
+        measured = measure(small, record, images, title, progress)
         return Quantized(
             data=small, top1=measured, drop=_drop(top1, measured), layers=len(names), in_float=tuple(in_float)
         )
@@ -192,7 +192,7 @@ def to_int8(
     whole = attempt(())
     if whole.drop <= max_drop:
         return whole
-    ranked = _rank(data, record, pictures.calibration[:RANK_ON], ranges, names, progress)
+    ranked = _rank(data, record, images.calibration[:RANK_ON], ranges, names, progress)
     tried = {0: whole}
 
     def within(count: int) -> bool:
@@ -228,7 +228,7 @@ def layers(model: ModelProto) -> list[str]:
 
 
 class _Reader(CalibrationDataReader):  # type: ignore[misc]
-    """Hands the calibration pictures to onnxruntime, a batch at a time."""
+    """Hands the calibration images to onnxruntime, a batch at a time."""
 
     def __init__(self, images: npt.NDArray[Any], progress: Progress) -> None:
         self.batches = self._batches(images, progress)
@@ -237,7 +237,7 @@ class _Reader(CalibrationDataReader):  # type: ignore[misc]
         for start in range(0, len(images), CALIBRATION_BATCH):
             batch = images[start : start + CALIBRATION_BATCH]
             yield {INPUT: batch}
-            progress("calibrating on training pictures", start + len(batch), len(images))
+            progress("calibrating on training images", start + len(batch), len(images))
 
     def get_next(self) -> dict[str, npt.NDArray[Any]] | None:
         """Return the next batch, or None after the last."""

@@ -19,7 +19,7 @@ MAX_DROP = 1.0
 """Points of held-out accuracy that quantization may cost."""
 
 VERIFY_ON = 1000
-"""Test pictures that a file is compared on."""
+"""Test images that a file is compared on."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,7 +28,7 @@ class Form:
 
     Attributes:
         normalize: ``baked``: mean and deviation are inside the file; ``none``: the caller normalises.
-        dtype: of the pictures: ``float32`` (0-1 where normalisation is baked in) or ``uint8`` (0-255).
+        dtype: of the images: ``float32`` (0-1 where normalisation is baked in) or ``uint8`` (0-255).
         layout: ``nchw`` or ``nhwc``.
         softmax: there is a second output, the probabilities.
     """
@@ -48,13 +48,13 @@ class Form:
                 raise RequestError(f"{flag} {value!r} is unknown{suggest(value, choices)}")
         if self.normalize == "none" and self.dtype == "uint8":
             raise RequestError(
-                "--input uint8 does not go with --normalize none, as normalised pictures are no whole numbers; take "
+                "--input uint8 does not go with --normalize none, as normalised images are no whole numbers; take "
                 "--normalize baked, or --input float32"
             )
 
     @property
     def values(self) -> str:
-        """What the pictures' values are: ``0-1``, ``0-255`` or ``normalised``."""
+        """What the images' values are: ``0-1``, ``0-255`` or ``normalised``."""
         if self.normalize == "none":
             return "normalised"
         return "0-255" if self.dtype == "uint8" else "0-1"
@@ -75,9 +75,9 @@ class ExportRequest:
         max_drop: points of held-out accuracy that quantization may cost.
         allow_drop: write a file that lost more all the same.
         verify: compare each file with the network.
-        verify_on: on that many test pictures; None on all.
+        verify_on: on that many test images; None on all.
         tolerance: how far a logit may be off, in absolute terms.
-        dataset: where pictures come from; None is what the network was trained on.
+        dataset: where images come from; None is what the network was trained on.
         data_dir: where they lie; None is as in training.
 
     Raises:
@@ -165,9 +165,7 @@ def refuse_idle_flags(
             f"{formats[0]} holds the bare weights, which have neither input nor output" if bare else None,
         ),
         **dict.fromkeys(("--verify-on", "--tolerance"), None if verify else "--no-verify compares nothing"),
-        **dict.fromkeys(
-            ("--dataset", "--data-dir"), None if verify or quantize else "--no-verify looks at no pictures"
-        ),
+        **dict.fromkeys(("--dataset", "--data-dir"), None if verify or quantize else "--no-verify looks at no images"),
         **dict.fromkeys(
             ("--max-drop", "--allow-drop"), None if quantize else "nothing is quantized without --quantize"
         ),
@@ -179,7 +177,7 @@ def refuse_idle_flags(
 
 
 def parse_verify_on(text: str) -> int | None:
-    """Return the number of pictures, None for ``all``.
+    """Return the number of images, None for ``all``.
 
     Raises:
         RequestError: neither a number above 0 nor ``all``.
@@ -188,4 +186,4 @@ def parse_verify_on(text: str) -> int | None:
         return None
     if text.strip().isascii() and text.strip().isdigit() and int(text) > 0:
         return int(text)
-    raise RequestError(f"--verify-on takes a number of pictures or all, not {text!r}")
+    raise RequestError(f"--verify-on takes a number of images or all, not {text!r}")

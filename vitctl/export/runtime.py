@@ -16,7 +16,7 @@ from vitctl.inference.classifier import Classifier
 ENGINE = f"onnxruntime {onnxruntime.__version__}"
 
 BATCH = 64
-"""Pictures run at once where no network says what fits."""
+"""Images run at once where no network says what fits."""
 
 _ERRORS_ONLY = 3
 
@@ -36,7 +36,7 @@ def open_session(model: bytes | str) -> onnxruntime.InferenceSession:
 
 
 def runner(session: onnxruntime.InferenceSession) -> Run:
-    """Return what runs a session: pictures in the file's form to its outputs."""
+    """Return what runs a session: images in the file's form to its outputs."""
     names = [output.name for output in session.get_outputs()]
 
     def run(images: Tensor) -> tuple[Tensor, ...]:
@@ -61,10 +61,10 @@ def open_onnx(path: Path) -> Classifier:
     record = Metadata.from_strings(texts, str(path))
     inputs, outputs = session.get_inputs(), [output.name for output in session.get_outputs()]
     sides = [record.size, record.size]
-    picture = [record.channels, *sides] if record.form.layout == "nchw" else [*sides, record.channels]
+    image = [record.channels, *sides] if record.form.layout == "nchw" else [*sides, record.channels]
     if (
         [entry.name for entry in inputs] != [INPUT]
-        or list(inputs[0].shape[1:]) != picture
+        or list(inputs[0].shape[1:]) != image
         or inputs[0].type != {"uint8": "tensor(uint8)", "float32": "tensor(float)"}[record.form.dtype]
         or outputs != [LOGITS, *([PROBS] if record.form.softmax else [])]
     ):
@@ -75,10 +75,10 @@ def open_onnx(path: Path) -> Classifier:
         try:
             values = run(as_input(images, record))[0].float()
         except Exception as error:
-            raise RunFailed(f"{path} failed on {len(images)} pictures: {_first_line(error)}") from error
+            raise RunFailed(f"{path} failed on {len(images)} images: {_first_line(error)}") from error
         if values.shape != (len(images), len(record.classes)):
             raise RequestError(
-                f"{path} is damaged: it gives {list(values.shape)} for {len(images)} pictures of {len(record.classes)} "
+                f"{path} is damaged: it gives {list(values.shape)} for {len(images)} images of {len(record.classes)} "
                 f"classes"
             )
         return values

@@ -60,7 +60,7 @@ class SafeTensors:
         return {".safetensors": safetensors.torch.save(tensors, record.to_strings()), ".json": document.encode()}
 
     def open(self, files: Files) -> tuple[Metadata, Run]:
-        """Return the record and the rebuilt network, which takes normalised pictures."""
+        """Return the record and the rebuilt network, which takes normalised images."""
         document = json.loads(files[".json"])
         record = Metadata.from_json(document[RECORD], "the exported file")
         tensors = safetensors.torch.load(files[".safetensors"])
@@ -161,7 +161,7 @@ def open_safetensors(path: Path, device: torch.device) -> Classifier:
         with torch.inference_mode():
             logits = model(torch.zeros(1, record.channels, record.size, record.size))
         if logits.shape != (1, len(record.classes)):
-            raise ValueError(f"it gives {list(logits.shape)} for a picture of {len(record.classes)} classes")
+            raise ValueError(f"it gives {list(logits.shape)} for an image of {len(record.classes)} classes")
     except RequestError:
         raise
     except Exception as error:  # whatever a foreign name or option makes a builder stumble over

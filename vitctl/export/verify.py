@@ -3,12 +3,12 @@
 A float32 file agrees when no logit is off by more than the tolerance, in absolute terms: a logit is a logarithm of odds, so
 that an absolute difference d changes any probability by at most d / 2, however large the logits are, while a bound
 relative to them would let a confident network's probabilities move. It must also predict the same classes, except of a
-picture whose two likeliest classes are as far apart as the tolerance allows both of them to move.
+image whose two likeliest classes are as far apart as the tolerance allows both of them to move.
 
-The network's side is PyTorch in float32 with the checkpoint's own mean and deviation; the file's side gets its pictures in the form
-that the file itself states. So a wrong number anywhere between picture and logit shows.
+The network's side is PyTorch in float32 with the checkpoint's own mean and deviation; the file's side gets its images in the form
+that the file itself states. So a wrong number anywhere between image and logit shows.
 
-Shapes: n pictures, B batch, C channels, H and W sides of a picture, K classes.
+Shapes: n images, B batch, C channels, H and W sides of an image, K classes.
 """
 
 from __future__ import annotations
@@ -33,27 +33,27 @@ BATCHES = (1, 3, 17)
 """Batches of several sizes that each file is run on besides the sample."""
 
 SPEED_BATCH = 256
-"""The batch that pictures/s are measured at, where one takes less than :data:`SPEED_SECONDS`."""
+"""The batch that images/s are measured at, where one takes less than :data:`SPEED_SECONDS`."""
 
 SPEED_SECONDS = 20.0
 
 LATENCY_RUNS, LATENCY_SECONDS = 100, 4.0
-"""How often a single picture is timed: that many times, or for that long."""
+"""How often a single image is timed: that many times, or for that long."""
 
 LATENCY_TURN, SETTLING_RUNS = 20, 10
-"""Single pictures timed in a turn, and those before them that are not."""
+"""Single images timed in a turn, and those before them that are not."""
 
 Progress = Callable[[str, int, int], None]
-"""Told what is compared, how many pictures are done, and of how many."""
+"""Told what is compared, how many images are done, and of how many."""
 
 
 @dataclass(frozen=True)
 class Sample:
-    """The pictures that network and files are compared on.
+    """The images that network and files are compared on.
 
     Attributes:
         images: uint8 ``[n, C, H, W]``.
-        labels: int64 ``[n]``, or None for generated pictures.
+        labels: int64 ``[n]``, or None for generated images.
         title: what they are.
     """
 
@@ -62,7 +62,7 @@ class Sample:
     title: str
 
     def first(self, count: int) -> Tensor:
-        """Return uint8 ``[count, C, H, W]``: the first pictures, over again where there are fewer."""
+        """Return uint8 ``[count, C, H, W]``: the first images, over again where there are fewer."""
         return self.images[torch.arange(count) % len(self.images)]
 
 
@@ -102,23 +102,23 @@ class Agreement:
 
 
 def make_sample(classifier: Classifier, data: Dataset | None, count: int | None, *, whole_numbers: bool) -> Sample:
-    """Return pictures to compare on: of the test set where there is one, else generated ones.
+    """Return images to compare on: of the test set where there is one, else generated ones.
 
     Args:
         classifier: the network.
         data: the data set, or None.
         count: how many; None is all.
-        whole_numbers: the files take uint8, so that a resized picture is rounded; both sides then see it so.
+        whole_numbers: the files take uint8, so that a resized image is rounded; both sides then see it so.
     """
     if data is not None:
         subset = part_for(classifier, data, "test", count)
-        images = subset.pictures.images[subset.index]
-        labels: Tensor | None = subset.pictures.labels[subset.index]
-        title = f"{len(images):,} {data.name} test pictures"
+        images = subset.examples.images[subset.index]
+        labels: Tensor | None = subset.examples.labels[subset.index]
+        title = f"{len(images):,} {data.name} test images"
     else:
         shape = (count or 1, classifier.channels, classifier.size, classifier.size)
         images = torch.randint(0, 256, shape, dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
-        labels, title = None, f"{len(images):,} generated pictures"
+        labels, title = None, f"{len(images):,} generated images"
     return Sample(resize(images, classifier.size) if whole_numbers else images, labels, title)
 
 
@@ -156,11 +156,11 @@ def compare(
     Args:
         record: what the file says of itself.
         run: runs the file.
-        sample: pictures.
+        sample: images.
         reference: what the network gave for them.
         tolerance: up to which two logits count as equal, for ties; no more than the default one, as a greater one is
             leave for the logits to move, and not for predictions to change.
-        batch: pictures run at once.
+        batch: images run at once.
         title: what the file is called in ``progress``.
         progress: told how far it is.
     """
@@ -192,7 +192,7 @@ def compare(
 def in_pieces(
     logits: Callable[[Tensor], Tensor], images: Tensor, batch: int, title: str, progress: Progress | None = None
 ) -> Tensor:
-    """Return float ``[n, K]``: the logits of pictures, uint8 ``[n, C, H, W]``, run ``batch`` at a time."""
+    """Return float ``[n, K]``: the logits of images, uint8 ``[n, C, H, W]``, run ``batch`` at a time."""
     outputs: list[Tensor] = []
     for piece in torch.split(images, batch):
         outputs.append(logits(piece))
@@ -213,22 +213,22 @@ def _worst(differences: list[float]) -> float:
 
 
 def accuracy(logits: Tensor, labels: Tensor | None) -> float | None:
-    """Return the share of pictures whose greatest logit is the label's, in percent."""
+    """Return the share of images whose greatest logit is the label's, in percent."""
     return None if labels is None else 100 * float((logits.argmax(1) == labels).double().mean())
 
 
 def measure_speed(runs: Mapping[str, tuple[Run, Metadata]], sample: Sample) -> dict[str, dict[str, Any]]:
     """Time each of ``runs`` in turn, so that a machine whose speed drifts slows all of them.
 
-    A turn at single pictures is several runs: the threads of an engine go on spinning for some milliseconds after its last
+    A turn at single images is several runs: the threads of an engine go on spinning for some milliseconds after its last
     run, and would slow the first ones of the next engine.
 
     Args:
-        runs: by name, what runs pictures and the form that it takes them in.
-        sample: pictures.
+        runs: by name, what runs images and the form that it takes them in.
+        sample: images.
 
     Returns:
-        By name: ``latency_p50`` and ``latency_p95`` of one picture in seconds, ``images_per_second`` in batches of
+        By name: ``latency_p50`` and ``latency_p95`` of one image in seconds, ``images_per_second`` in batches of
         ``speed_batch``.
     """
     single = {name: as_input(sample.first(1), record) for name, (_, record) in runs.items()}

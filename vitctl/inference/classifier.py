@@ -1,4 +1,4 @@
-"""Whatever gives logits for pictures, and says what it was trained on: a checkpoint's network, or an exported file."""
+"""Whatever gives logits for images, and says what it was trained on: a checkpoint's network, or an exported file."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from vitctl.training.setup import batch_pieces, make_normalize
 
 @dataclass(frozen=True, kw_only=True)
 class Classifier:
-    """A trained network that can be asked about pictures, however it is run.
+    """A trained network that can be asked about images, however it is run.
 
     Attributes:
         path: its file.
@@ -26,15 +26,15 @@ class Classifier:
         weights: ``ema`` when they are an average of weights, else ``model``.
         epoch: epochs trained.
         classes: what the K logits stand for, in order.
-        channels: C of its pictures.
-        size: side of its pictures in pixels.
+        channels: C of its images.
+        size: side of its images in pixels.
         provenance: the training data.
         data_dir: folder of the training data, if known and not a default location.
         skip_bad_images: whether training left out images that cannot be read.
         device: where it runs.
         engine: what runs it, and its version.
-        batch: pictures that it is best asked about at once.
-        logits: uint8 ``[B, C, H, W]`` on the CPU to float32 ``[B, K]`` on the CPU; pictures of another size are resized.
+        batch: images that it is best asked about at once.
+        logits: uint8 ``[B, C, H, W]`` on the CPU to float32 ``[B, K]`` on the CPU; images of another size are resized.
     """
 
     path: Path

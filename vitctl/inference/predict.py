@@ -1,4 +1,4 @@
-"""What a trained network, or an exported file, says of single pictures."""
+"""What a trained network, or an exported file, says of single images."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ import numpy.typing as npt
 import torch
 from PIL import Image
 
-from vitctl.data.folder import UnreadablePicture, decode_picture, find_pictures
+from vitctl.data.folder import UnreadableImage, decode_image, find_images
 from vitctl.errors import RequestError
 from vitctl.files import write_text
 from vitctl.inference.classifier import Classifier
@@ -26,59 +26,63 @@ from vitctl.training.evaluate import Progress
 
 @dataclass(frozen=True)
 class Prediction:
-    """What is said of a picture.
+    """What is said of an image.
 
     Attributes:
-        picture: its path.
+        image: its path.
         top: class names and probabilities, the likeliest first; empty where it cannot be read.
         error: why it cannot be read, or None.
     """
 
-    picture: str
+    image: str
     top: list[tuple[str, float]]
     error: str | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """Return it as JSON values."""
         if self.error is not None:
-            return {"picture": self.picture, "error": self.error}
-        return {"picture": self.picture, "top": [{"class": name, "probability": p} for name, p in self.top]}
+            return {"image": self.image, "picture": self.image, "error": self.error}
+        return {
+            "image": self.image,
+            "picture": self.image,
+            "top": [{"class": name, "probability": p} for name, p in self.top],
+        }
 
 
 def collect(places: Sequence[Path]) -> list[Path]:
-    """Return the pictures that are meant: files as they are named, and all in and below folders, by path.
+    """Return the images that are meant: files as they are named, and all in and below folders, by path.
 
     Raises:
-        RequestError: something is not there, or a folder has no pictures.
+        RequestError: something is not there, or a folder has no images.
     """
     found: list[Path] = []
     for place in places:
         if place.is_dir():
-            inside = find_pictures(place)
+            inside = find_images(place)
             if not inside:
-                raise RequestError(f"{place} has no pictures in it")
+                raise RequestError(f"{place} has no images in it")
             found += inside
         elif place.is_file():
             found.append(place)
         else:
-            raise RequestError(f"the picture {place} is {'no file' if place.exists() else 'not there'}")
+            raise RequestError(f"the image {place} is {'no file' if place.exists() else 'not there'}")
     return found
 
 
 def predict(
-    classifier: Classifier, pictures: Sequence[Path], *, top: int, progress: Progress | None = None
+    classifier: Classifier, images: Sequence[Path], *, top: int, progress: Progress | None = None
 ) -> Iterator[Prediction]:
-    """Yield what ``classifier`` says of each picture, in order; pictures are decoded on all cores.
+    """Yield what ``classifier`` says of each image, in order; images are decoded on all cores.
 
-    Each is set upright, its shorter side resized, and the middle cut out, as pictures of a folder are in training.
+    Each is set upright, its shorter side resized, and the middle cut out, as images of a folder are in training.
 
     Args:
         classifier: what is asked.
-        pictures: paths.
+        images: paths.
         top: how many classes to name.
-        progress: told how many pictures are done.
+        progress: told how many images are done.
     """
-    waiting = iter(pictures)
+    waiting = iter(images)
     done = 0
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         while batch := list(islice(waiting, classifier.batch)):
@@ -91,7 +95,7 @@ def predict(
                     yield Prediction(_name(path), next(likeliest))
             done += len(batch)
             if progress:
-                progress(done, len(pictures))
+                progress(done, len(images))
 
 
 def _name(path: Path) -> str:
@@ -101,19 +105,19 @@ def _name(path: Path) -> str:
 
 
 def _decode(path: Path, classifier: Classifier) -> npt.NDArray[np.uint8] | str:
-    """Return a picture, uint8 ``[C, size, size]``, or why it cannot be read."""
+    """Return an image, uint8 ``[C, size, size]``, or why it cannot be read."""
     try:
-        picture = decode_picture(path, classifier.size)  # [3, size, size]
-    except UnreadablePicture as error:
+        image = decode_image(path, classifier.size)  # [3, size, size]
+    except UnreadableImage as error:
         return error.reason
     if classifier.channels == 3:
-        return picture
-    grey = Image.fromarray(picture.transpose(1, 2, 0)).convert("L")
+        return image
+    grey = Image.fromarray(image.transpose(1, 2, 0)).convert("L")
     return np.asarray(grey)[None]  # [1, size, size]
 
 
 def _likeliest(classifier: Classifier, images: list[npt.NDArray[np.uint8]], top: int) -> list[list[tuple[str, float]]]:
-    """Return for each picture its likeliest classes with their probabilities."""
+    """Return for each image its likeliest classes with their probabilities."""
     if not images:
         return []
     probabilities = classifier.logits(torch.from_numpy(np.stack(images))).double().softmax(1)  # [B, K]
@@ -125,7 +129,8 @@ def _likeliest(classifier: Classifier, images: list[npt.NDArray[np.uint8]], top:
 
 
 def write_csv(predictions: Sequence[Prediction], top: int, path: Path) -> None:
-    """Write a line per picture: ``picture, class_1, probability_1, ..., error``.
+    """Write a line per image: ``image, class_1, probability_1, ..., error, picture``; the last repeats the path under its
+    name in earlier versions.
 
     Raises:
         RunFailed: the file cannot be written.
@@ -133,8 +138,10 @@ def write_csv(predictions: Sequence[Prediction], top: int, path: Path) -> None:
     text = io.StringIO(newline="")
     writer = csv.writer(text, lineterminator="\n")
     ranks = range(1, top + 1)
-    writer.writerow(["picture", *[f"{what}_{rank}" for rank in ranks for what in ("class", "probability")], "error"])
+    writer.writerow(
+        ["image", *[f"{what}_{rank}" for rank in ranks for what in ("class", "probability")], "error", "picture"]
+    )
     for each in predictions:
         cells = [cell for name, p in each.top for cell in (name, f"{p:.6f}")]
-        writer.writerow([each.picture, *cells, *[""] * (2 * top - len(cells)), each.error or ""])
+        writer.writerow([each.image, *cells, *[""] * (2 * top - len(cells)), each.error or "", each.image])
     write_text(path, text.getvalue())

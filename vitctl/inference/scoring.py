@@ -1,4 +1,4 @@
-"""How good a trained network is on a set of pictures, in detail: what ``vitctl eval`` shows."""
+"""How good a trained network is on a set of images, in detail: what ``vitctl eval`` shows."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from vitctl.training.evaluate import logits_of
 
 @dataclass(frozen=True)
 class Scores:
-    """Figures of a network on a set of pictures.
+    """Figures of a network on a set of images.
 
     Attributes:
         figures: ``loss`` (mean cross entropy), ``top1``, ``top5`` (percent; top5 is None below 6 classes), the same with
@@ -72,13 +72,13 @@ def score_classifier(
         observer: is notified of downloads and decoding.
 
     Raises:
-        RequestError: no such data or part, or data of other classes; or mirrored pictures are to be looked at, and they
+        RequestError: no such data or part, or data of other classes; or mirrored images are to be looked at, and they
             are not of their class.
     """
     other = dataset not in (None, classifier.provenance.dataset) and dataset in DATASETS and not DATASETS[dataset].flip
     if tta == "flip" and (other or not classifier.provenance.flips):
         name = dataset if other else classifier.provenance.dataset
-        raise RequestError(f"--tta flip: mirrored pictures of {name} are not of their class; leave --tta out")
+        raise RequestError(f"--tta flip: mirrored images of {name} are not of their class; leave --tta out")
     data = load_data_for(
         classifier, dataset=dataset, data_dir=data_dir, skip_bad_images=skip_bad_images, observer=observer
     )
@@ -97,7 +97,7 @@ def score_classifier(
         mirrored += [] if both is None else [both]
     seconds = time.perf_counter() - start
     logits = torch.cat(outputs)  # [n, K]
-    labels = subset.pictures.labels[subset.index]
+    labels = subset.examples.labels[subset.index]
     figures = {
         "checkpoint": str(classifier.path),
         "net": classifier.net,
@@ -155,7 +155,7 @@ def load_data_for(
     )
     if data.train.images.shape[1] != classifier.channels:
         raise RequestError(
-            f"{data.source} has pictures of {data.train.images.shape[1]} channels; the network was trained on "
+            f"{data.source} has images of {data.train.images.shape[1]} channels; the network was trained on "
             f"{classifier.channels}"
         )
     if data.classes != classifier.classes:
@@ -168,20 +168,20 @@ def load_data_for(
 
 
 def part_for(classifier: Classifier, data: Dataset, part: str, limit: int | None) -> Subset:
-    """Return the pictures of a part: ``test``, ``val`` (what training held out) or ``train`` (what it saw).
+    """Return the images of a part: ``test``, ``val`` (what training held out) or ``train`` (what it saw).
 
     Args:
         classifier: says what was held out.
         data: the data set.
         part: which.
-        limit: that many pictures only.
+        limit: that many images only.
 
     Raises:
         RequestError: nothing was held out.
     """
     if part == "val" and classifier.provenance.val != "holdout":
         raise RequestError(
-            f"the run trained on every training picture (--val {classifier.provenance.val}): it has no held-out part"
+            f"the run trained on every training image (--val {classifier.provenance.val}): it has no held-out part"
         )
     if part == "train":
         limit = min((each for each in (limit, classifier.provenance.limit_train) if each is not None), default=None)
@@ -189,7 +189,7 @@ def part_for(classifier: Classifier, data: Dataset, part: str, limit: int | None
         data,
         val="none"
         if part == "test"
-        else classifier.provenance.val,  # a data set with few pictures a class has test pictures too
+        else classifier.provenance.val,  # a data set with few images a class has test images too
         val_fraction=classifier.provenance.val_fraction,
         split_seed=classifier.provenance.split_seed,
         limit_train=limit if part == "train" else None,
@@ -208,7 +208,7 @@ def classification(
     Args:
         labels: int64 ``[n]``.
         predicted: int64 ``[n]``.
-        classes: names of the K classes. One that no picture has, or that is never predicted, scores 0.
+        classes: names of the K classes. One that no image has, or that is never predicted, scores 0.
     """
     from sklearn.metrics import confusion_matrix, precision_recall_fscore_support
 
@@ -239,7 +239,7 @@ def write_class_table(scores: Scores, path: Path) -> None:
 
 
 def write_predictions(scores: Scores, path: Path) -> None:
-    """Write a line per picture as CSV: its place in the part, its class, the predicted one, and the probability of that.
+    """Write a line per image as CSV: its place in the part, its class, the predicted one, and the probability of that.
 
     Raises:
         RunFailed: the file cannot be written.

@@ -66,7 +66,7 @@ def load_trained(path: Path, *, weights: str, device: torch.device, warn: Callab
             path = folder.checkpoints / BEST
             if not path.exists():
                 raise RequestError(
-                    f"{path} is not there: only runs with held-out pictures (--val holdout) have a best checkpoint; take "
+                    f"{path} is not there: only runs with held-out images (--val holdout) have a best checkpoint; take "
                     f"--weights last"
                 )
             checkpoint = load_checkpoint(path)

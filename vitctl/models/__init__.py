@@ -1,7 +1,7 @@
 """The networks: a table of names, each one file away from its code.
 
 A network is a function ``build(*, img_size, in_chans, num_classes, **options) -> nn.Module`` whose module maps
-normalised pictures, float ``[B, C, H, W]``, to logits ``[B, K]``. ``options`` are those of its row here, and what the
+normalised images, float ``[B, C, H, W]``, to logits ``[B, K]``. ``options`` are those of its row here, and what the
 row holds fixed.
 """
 
@@ -134,7 +134,7 @@ def _cait_options(num_heads: int, mlp_ratio: float) -> dict[str, Option]:
         "class_depth": Option(2, "number of blocks of the class token", low=1),
         **_dropout(),
         **_EMB_DROPOUT,
-        **_dropout(0.05, "of whole blocks, drawn for each picture", "layer_dropout"),
+        **_dropout(0.05, "of whole blocks, drawn for each image", "layer_dropout"),
         **_INIT,
     }
 
@@ -142,7 +142,7 @@ def _cait_options(num_heads: int, mlp_ratio: float) -> dict[str, Option]:
 def _resnet(layers: int, params: int, mflop: float, published_acc: float | None = None) -> ModelEntry:
     return ModelEntry(
         target="vitctl.models.resnet:resnet",
-        summary=f"ResNet-{layers} for small pictures",
+        summary=f"ResNet-{layers} for small images",
         options={**_WIDTH, **_HEAD_DROPOUT, **_DROP_PATH, **_CONV_INIT},
         fixed={"layers": layers},
         family="resnet",
@@ -256,7 +256,7 @@ MODELS: dict[str, ModelEntry] = {
         tokens=64,
         paper=_CAIT_PAPER,
         published_acc=80.0,
-        note="layer_dropout is drawn for each picture; the predecessor drew it for the whole batch",
+        note="layer_dropout is drawn for each image; the predecessor drew it for the whole batch",
     ),
     "cait_small": ModelEntry(
         target="vitctl.models.cait:cait",
@@ -267,11 +267,11 @@ MODELS: dict[str, ModelEntry] = {
         mflop=954.8,
         tokens=64,
         paper=_CAIT_PAPER,
-        note="layer_dropout is drawn for each picture; the predecessor drew it for the whole batch",
+        note="layer_dropout is drawn for each image; the predecessor drew it for the whole batch",
     ),
     "swin": ModelEntry(
         target="vitctl.models.swin:swin",
-        summary="Swin-T for small pictures",
+        summary="Swin-T for small images",
         options={
             "window_size": Option(4, "side of a window, in positions of a map", low=1),
             "embed_dim": Option(96, "width of the first stage; each of the others doubles it", low=8, high=4096),
@@ -332,11 +332,11 @@ MODELS: dict[str, ModelEntry] = {
     ),
     "mobilevit": ModelEntry(
         target="vitctl.models.mobilevit:mobilevit",
-        summary="MobileViT-XXS, small pictures",
+        summary="MobileViT-XXS, small images",
         options={
             "variant": Option("xxs", "widths of the paper", choices=("xxs", "xs", "s")),
             "reduction": Option(
-                8, "side of the picture over that of the last map; the paper's is 32", choices=(4, 8, 16, 32)
+                8, "side of the image over that of the last map; the paper's is 32", choices=(4, 8, 16, 32)
             ),
             **_dropout(0.0, "after each projection of the transformer blocks"),
         },
@@ -459,7 +459,7 @@ def build_model(net: str, options: Mapping[str, Value], *, img_size: int, in_cha
     Args:
         net: a name of :data:`MODELS`, or ``timm/NAME``.
         options: every option of its row, resolved.
-        img_size: side of the square pictures, in pixels.
+        img_size: side of the square images, in pixels.
         in_chans: 1 for grey, 3 for colour.
         num_classes: K, the width of the logits.
 

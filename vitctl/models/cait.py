@@ -3,7 +3,7 @@
 Touvron et al. 2021, arXiv 2103.17239. timm's CaiT cannot have heads of any width; the predecessor's has 6 heads of 64
 at width 512.
 
-Shapes: B batch, C channels, H and W sides of the picture, P side of a patch, N tokens, M tokens looked at, D width of
+Shapes: B batch, C channels, H and W sides of the image, P side of a patch, N tokens, M tokens looked at, D width of
 the tokens, h heads, d width of a head, K classes.
 """
 
@@ -66,7 +66,7 @@ class Layer(nn.Module):
         head_dim: d.
         mlp_ratio: hidden width of the MLP over D.
         dropout: after the attention's projection, and twice in the MLP.
-        layer_dropout: chance that a picture skips the layer in training. What is kept is not scaled up.
+        layer_dropout: chance that an image skips the layer in training. What is kept is not scaled up.
         scale: what both branches are multiplied by at first.
     """
 
@@ -99,7 +99,7 @@ class Layer(nn.Module):
         out: Tensor = x + self.gamma1 * self.attn(normed, context)
         out = out + self.gamma2 * self.mlp(self.norm2(out))
         if self.training and self.layer_dropout:
-            # Drawn for each picture, not for the whole batch: no layer is ever left without a gradient, and the pieces
+            # Drawn for each image, not for the whole batch: no layer is ever left without a gradient, and the pieces
             # of a batch are no different from the batch.
             kept = torch.rand(x.shape[0], 1, 1, device=x.device) >= self.layer_dropout
             return torch.where(kept, out, x)
@@ -139,7 +139,7 @@ class CaiT(nn.Module):
         self.head = nn.Linear(embed_dim, num_classes)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Return the logits ``[B, K]`` of the pictures ``[B, C, H, W]``."""
+        """Return the logits ``[B, K]`` of the images ``[B, C, H, W]``."""
         patches = self.blocks(self.pos_drop(self.patch_embed(x) + self.pos_embed))  # [B, N, D]
         token = self.cls_token.expand(patches.shape[0], -1, -1)  # [B, 1, D]
         for block in self.class_blocks:
@@ -191,7 +191,7 @@ def cait(
         mlp_ratio: hidden width of the MLP over D.
         dropout: after each projection of a layer, twice in its MLP.
         emb_dropout: on the patches' tokens before the first layer.
-        layer_dropout: chance that a picture skips a layer in training.
+        layer_dropout: chance that an image skips a layer in training.
         init: ``vit`` (linear layers and embeddings normal of std 0.02, heads mixed by the identity and a normal of std
             0.02) or ``predecessor`` (torch's own linear layers, embeddings and mixing matrices N(0, 1)).
     """

@@ -2,7 +2,7 @@
 
 Hassani et al. 2021, arXiv 2104.05704. ``cct`` and ``cvt`` replace the class token by sequence pooling.
 
-Shapes: B batch, C channels, H and W sides of the picture, h and w those of the last map, N = h * w tokens, D width,
+Shapes: B batch, C channels, H and W sides of the image, h and w those of the last map, N = h * w tokens, D width,
 K classes.
 """
 
@@ -38,7 +38,7 @@ class ConvTokenizer(nn.Module):
         )
 
     def grid(self, img_size: int) -> int:
-        """Return the side of the last map for a picture of side ``img_size``; it is at least 1."""
+        """Return the side of the last map for an image of side ``img_size``; it is at least 1."""
         side = img_size
         for conv in self.convs:
             assert isinstance(conv, nn.Conv2d)
@@ -47,7 +47,7 @@ class ConvTokenizer(nn.Module):
         return side
 
     def forward(self, x: Tensor) -> Tensor:
-        """Return the tokens ``[B, N, D]`` of the pictures ``[B, C, H, W]``."""
+        """Return the tokens ``[B, N, D]`` of the images ``[B, C, H, W]``."""
         for conv in self.convs:
             # A CPU convolves and pools faster with the channels innermost, and the tokens want them there anyway.
             x = conv(x.contiguous(memory_format=torch.channels_last))
@@ -62,7 +62,7 @@ class PatchTokenizer(nn.Module):
     Args:
         in_chans: C.
         embed_dim: D.
-        patch_size: side of a patch, which divides that of the picture.
+        patch_size: side of a patch, which divides that of the image.
     """
 
     def __init__(self, in_chans: int, embed_dim: int, patch_size: int) -> None:
@@ -70,7 +70,7 @@ class PatchTokenizer(nn.Module):
         self.convs = nn.ModuleList([nn.Conv2d(in_chans, embed_dim, patch_size, patch_size, bias=False)])
 
     def forward(self, x: Tensor) -> Tensor:
-        """Return the tokens ``[B, N, D]`` of the pictures ``[B, C, H, W]``."""
+        """Return the tokens ``[B, N, D]`` of the images ``[B, C, H, W]``."""
         tokens: Tensor = self.convs[0](x).flatten(2).transpose(1, 2)  # [B, N, D]
         return tokens
 
@@ -152,7 +152,7 @@ class CompactTransformer(nn.Module):
                     nn.init.zeros_(module.bias)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Return the logits ``[B, K]`` of the pictures ``[B, C, H, W]``."""
+        """Return the logits ``[B, K]`` of the images ``[B, C, H, W]``."""
         x = self.tokenizer(x)  # [B, N, D]
         if self.cls_token is not None:
             x = torch.cat((self.cls_token.expand(x.shape[0], -1, -1), x), dim=1)  # [B, 1 + N, D]

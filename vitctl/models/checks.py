@@ -20,7 +20,7 @@ def check_common(net: str, options: Mapping[str, Value], img_size: int) -> None:
     Args:
         net: what the network is called.
         options: every option of its row, resolved.
-        img_size: side of the square pictures, in pixels.
+        img_size: side of the square images, in pixels.
 
     Raises:
         RequestError: the patch does not divide the size, or the number of heads the width (the message lists those

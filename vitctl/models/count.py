@@ -1,6 +1,6 @@
 """What a network costs, found without running it: shapes pass through it on torch's ``meta`` device.
 
-Every figure is for one picture, forward, in evaluation mode. Nothing is allocated or computed, and torch's random
+Every figure is for one image, forward, in evaluation mode. Nothing is allocated or computed, and torch's random
 state is left as it was, so a count may be taken in the middle of anything.
 """
 
@@ -29,7 +29,7 @@ def count_parameters(model: nn.Module) -> int:
 
 @dataclass(frozen=True)
 class ForwardCost:
-    """What one picture costs.
+    """What one image costs.
 
     Attributes:
         mflop: of its way through the network, a multiply-add counted as two, attention products included: on ``meta``
@@ -44,12 +44,12 @@ class ForwardCost:
 
 
 def forward_cost(build: Build, in_chans: int, img_size: int) -> ForwardCost:
-    """Return what one picture's way through the network costs.
+    """Return what one image's way through the network costs.
 
     Args:
         build: makes the network.
-        in_chans: C of the picture.
-        img_size: H and W of the picture.
+        in_chans: C of the image.
+        img_size: H and W of the image.
     """
     counter = FlopCounterMode(display=False)
     lengths: list[int] = []
@@ -73,14 +73,14 @@ def forward_cost(build: Build, in_chans: int, img_size: int) -> ForwardCost:
 
 
 def activation_floats(build: Build, in_chans: int, img_size: int) -> int:
-    """Return the greatest number of floats that any module of the network puts out for one picture.
+    """Return the greatest number of floats that any module of the network puts out for one image.
 
-    It says how much of a fast memory one picture needs while a layer works on it.
+    It says how much of a fast memory one image needs while a layer works on it.
 
     Args:
         build: makes the network.
-        in_chans: C of the picture.
-        img_size: H and W of the picture.
+        in_chans: C of the image.
+        img_size: H and W of the image.
     """
     greatest = 0
 
@@ -100,7 +100,7 @@ class LayerRow:
     Attributes:
         name: within the network.
         kind: its class.
-        shape: of what it puts out for one picture; None where that is no tensor, or it is not reached.
+        shape: of what it puts out for one image; None where that is no tensor, or it is not reached.
         params: how many it holds.
     """
 
@@ -117,8 +117,8 @@ def layer_table(build: Build, in_chans: int, img_size: int) -> list[LayerRow]:
 
     Args:
         build: makes the network.
-        in_chans: C of the picture.
-        img_size: H and W of the picture.
+        in_chans: C of the image.
+        img_size: H and W of the image.
     """
     layers: list[tuple[str, nn.Module]] = []
     shapes: dict[str, tuple[int, ...]] = {}
@@ -156,12 +156,12 @@ def _trace(
     watch: Callable[[str, nn.Module], object] | None = None,
     running: AbstractContextManager[object] | None = None,
 ) -> None:
-    """Pass the shape of one picture through the network that ``build`` makes.
+    """Pass the shape of one image through the network that ``build`` makes.
 
     Args:
         build: makes the network.
-        in_chans: C of the picture.
-        img_size: H and W of the picture.
+        in_chans: C of the image.
+        img_size: H and W of the image.
         watch: called with each module and its name beforehand, to hang hooks on.
         running: held open while the network runs.
     """

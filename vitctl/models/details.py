@@ -18,7 +18,7 @@ def describe_network(spec: str, size: int | None) -> dict[str, Any]:
 
     Args:
         spec: ``NAME[:key=value,...]``.
-        size: side of the pictures; None is the network's own.
+        size: side of the images; None is the network's own.
 
     Returns:
         The row as :func:`vitctl.models.table_row` gives it, with ``params, mflop, tokens, img_size`` as with these

@@ -19,7 +19,7 @@ class Measured:
     Attributes:
         acc: test accuracy of the last weights, in percent.
         recipe: what it was trained with.
-        epochs: for how long, over all training pictures that the recipe does not hold out.
+        epochs: for how long, over all training images that the recipe does not hold out.
     """
 
     acc: float
@@ -35,11 +35,11 @@ class ModelEntry(Entry):
         fixed: arguments of the function that tell this row from others of the same function; no options.
         family: what it is kin to, for listings.
         params: parameters at 10 classes and :attr:`img_size`, in all.
-        mflop: one forward pass of one picture of that size; a multiply-add counts as two, attention products included.
+        mflop: one forward pass of one image of that size; a multiply-add counts as two, attention products included.
         tokens: length of the sequence at that size, 0 for networks without one.
-        img_size: the picture size to use when nobody asks for another.
+        img_size: the image size to use when nobody asks for another.
         batchnorm: a batch must not be cut into pieces, as the statistics would change.
-        channels_last: types of devices on which it is faster when pictures come with their channels innermost.
+        channels_last: types of devices on which it is faster when images come with their channels innermost.
         weights: timm's name of pretrained weights for it, or empty where there are none.
         pretrained: it starts from them unless ``--pretrained`` says otherwise.
         check: refuses sizes and options that it cannot take, beyond what holds for every network.
@@ -66,12 +66,12 @@ class ModelEntry(Entry):
     note: str = ""
 
     def check_size(self, name: str, options: Mapping[str, Value], img_size: int) -> None:
-        """Refuse a picture size that the network cannot take, and options that do not go together.
+        """Refuse an image size that the network cannot take, and options that do not go together.
 
         Args:
             name: what the network is called.
             options: every option of its row, resolved.
-            img_size: side of the square pictures, in pixels.
+            img_size: side of the square images, in pixels.
 
         Raises:
             RequestError: the message names what would do.

@@ -11,7 +11,7 @@ class Linear(nn.Linear):
     """A linear layer over tokens that trains as a 1x1 convolution on a CPU, and is torch's own elsewhere.
 
     torch hands fp32 matrix products on a CPU to MKL and convolutions to oneDNN, which is the faster of the two on
-    processors that are not Intel's: 13 % more pictures/s for ``vit_small``, 5 % for ``cct_4``, measured on Zen 4. The
+    processors that are not Intel's: 13 % more images/s for ``vit_small``, 5 % for ``cct_4``, measured on Zen 4. The
     products are the same. Evaluation and export keep the plain layer.
 
     Maps ``[..., D]`` to ``[..., E]``.
@@ -21,7 +21,7 @@ class Linear(nn.Linear):
         """Return ``input @ weight.T + bias``."""
         if not self.training or input.device.type != "cpu" or input.ndim < 3:
             return F.linear(input, self.weight, self.bias)
-        # Tokens [B, N, D] are, without a copy, a channels-last picture of one row: [B, D, 1, N].
+        # Tokens [B, N, D] are, without a copy, a channels-last image of one row: [B, D, 1, N].
         row = input.flatten(1, -2).transpose(1, 2).unsqueeze(2)
         out = F.conv2d(row, self.weight[:, :, None, None], self.bias).squeeze(2).transpose(1, 2)  # [B, N, E]
         return out if input.ndim == 3 else torch.unflatten(out, 1, input.shape[1:-1])  # [B, ..., E]

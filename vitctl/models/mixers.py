@@ -1,6 +1,6 @@
 """Networks that mix without attention, on timm's classes: ``mlpmixer`` and ``convmixer``.
 
-Shapes: B batch, C channels, H and W sides of the picture, P side of a patch, N tokens, D width of the tokens, K classes.
+Shapes: B batch, C channels, H and W sides of the image, P side of a patch, N tokens, D width of the tokens, K classes.
 """
 
 from __future__ import annotations

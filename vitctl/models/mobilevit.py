@@ -121,7 +121,7 @@ class MobileViT(nn.Module):
         self.head = nn.Linear(embed_dim, num_classes, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Return the logits ``[B, K]`` of the pictures ``[B, C, H, W]``."""
+        """Return the logits ``[B, K]`` of the images ``[B, C, H, W]``."""
         x = self.last(self.stages(self.stem(x)))
         logits: Tensor = self.head(x.mean(dim=(2, 3)))
         return logits
@@ -134,7 +134,7 @@ class MobileViT(nn.Module):
 def mobilevit(
     *, img_size: int, in_chans: int, num_classes: int, variant: str, reduction: int, dropout: float
 ) -> nn.Module:
-    """Build a MobileViT for pictures of any size.
+    """Build a MobileViT for images of any size.
 
     The module maps float ``[B, in_chans, H, W]`` to logits ``[B, num_classes]``.
 
@@ -143,8 +143,8 @@ def mobilevit(
         in_chans: C.
         num_classes: K.
         variant: ``xxs``, ``xs`` or ``s``.
-        reduction: side of the picture over that of the last map. The paper's 32 would leave one pixel of a 32-px
-            picture; what is less is taken from the strides of the first steps. The weights are the same for all.
+        reduction: side of the image over that of the last map. The paper's 32 would leave one pixel of a 32-px
+            image; what is less is taken from the strides of the first steps. The weights are the same for all.
         dropout: after each projection of the transformer blocks.
     """
     expansion, channels, dims, first_ratio = WIDTHS[variant]

@@ -1,7 +1,7 @@
 """Pretrained weights: finding them, fitting them to a network of other classes, sizes and channels, and freezing them.
 
-timm's own code fits the weights of its networks: it resamples positions and patches to the picture size, sums the
-colours of the first convolution for grey pictures, and renames what older versions called otherwise.
+timm's own code fits the weights of its networks: it resamples positions and patches to the image size, sums the
+colours of the first convolution for grey images, and renames what older versions called otherwise.
 """
 
 from __future__ import annotations
@@ -131,7 +131,7 @@ def load_pretrained(
         net: a name of the table, or ``timm/NAME``.
         options: the options that it was built with.
         path: as :func:`locate` gave it.
-        img_size: side of the pictures that it was built for.
+        img_size: side of the images that it was built for.
         in_chans: their channels.
 
     Returns:
@@ -163,7 +163,7 @@ def load_pretrained(
         found = [("it lacks", lacking), ("it has", unlike), ("the network has no", foreign)]
         theirs = lacking and foreign and net in PREDECESSORS
         raise RequestError(
-            f"--pretrained {path} does not fit --net {net} for {img_size}-px pictures of "
+            f"--pretrained {path} does not fit --net {net} for {img_size}-px images of "
             f"{in_chans} channel{'s' if in_chans > 1 else ''}: "
             + "; ".join(f"{verb} {_some(names)}" for verb, names in found if names)
             + ("; weights that the predecessor's scripts saved go through vitctl convert first" if theirs else "")

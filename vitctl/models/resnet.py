@@ -1,6 +1,6 @@
-"""ResNets for small pictures: timm's, with a 3x3 first convolution and no max-pooling.
+"""ResNets for small images: timm's, with a 3x3 first convolution and no max-pooling.
 
-Shapes: B batch, C channels, H and W sides of the picture, K classes.
+Shapes: B batch, C channels, H and W sides of the image, K classes.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ def resnet(
 ) -> nn.Module:
     """Build a CIFAR ResNet of He et al. 2016 (arXiv 1512.03385).
 
-    The module maps float ``[B, in_chans, H, W]`` to logits ``[B, num_classes]``. The map keeps the picture's size in
+    The module maps float ``[B, in_chans, H, W]`` to logits ``[B, num_classes]``. The map keeps the image's size in
     the first stage and is halved by each of the other three.
 
     Args:

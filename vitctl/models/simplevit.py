@@ -2,7 +2,7 @@
 
 Beyer et al. 2022, arXiv 2205.01580.
 
-Shapes: B batch, C channels, H and W sides of the picture, P side of a patch, N tokens, D width of the tokens, h heads,
+Shapes: B batch, C channels, H and W sides of the image, P side of a patch, N tokens, D width of the tokens, h heads,
 d width of a head, K classes.
 """
 
@@ -33,7 +33,7 @@ class PlacedPatchTokens(PatchTokens):
         self.register_buffer("positions", sincos_positions(self.grid_size[0], embed_dim), persistent=False)  # [N, D]
 
     def forward(self, x: Tensor) -> Tensor:
-        """Return the tokens ``[B, N, D]`` of the pictures ``[B, C, H, W]``."""
+        """Return the tokens ``[B, N, D]`` of the images ``[B, C, H, W]``."""
         tokens = super().forward(x)
         return tokens + self.positions.to(tokens.dtype)
 

@@ -1,6 +1,6 @@
-"""Swin Transformers for small pictures: attention within windows, shifted by half a window in every other block.
+"""Swin Transformers for small images: attention within windows, shifted by half a window in every other block.
 
-Liu et al. 2021, arXiv 2103.14030, with what the predecessor's differs in from timm's: the stages halve the picture
+Liu et al. 2021, arXiv 2103.14030, with what the predecessor's differs in from timm's: the stages halve the image
 2, 2, 2 and 1 times, all heads of a block share one table of relative positions, queries, keys and values have no bias,
 and patches are merged by a linear layer with a bias and no norm.
 
@@ -84,7 +84,7 @@ class WindowAttention(nn.Module):
             x = x.roll((-self.shift, -self.shift), (1, 2))
         bias = self.pos_embed.flatten()[self.index].to(x.dtype)  # [n, n]
         qkv = rearrange(self.qkv(x), "b (y p) (x q) (t h d) -> t b (y x h) (p q) d", p=w, q=w, t=3, h=h)
-        # Windows stand beside the heads, so that one mask serves every picture of the batch.
+        # Windows stand beside the heads, so that one mask serves every image of the batch.
         mask = (bias + self.mask.to(x.dtype)).repeat_interleave(h, dim=0)  # [m * h, n, n], or h for all windows
         mask = mask.expand(qkv.shape[2], -1, -1) if self.shift else mask[:1]
         q, k, v = qkv.unbind(0)  # [B, m * h, n, d] each
@@ -185,7 +185,7 @@ class Swin(nn.Module):
         self.head = nn.Linear(embed_dim, num_classes)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Return the logits ``[B, K]`` of the pictures ``[B, C, H, W]``."""
+        """Return the logits ``[B, K]`` of the images ``[B, C, H, W]``."""
         x = self.stages(x.permute(0, 2, 3, 1))  # [B, H, W, D]
         logits: Tensor = self.head(self.norm(x.mean(dim=(1, 2))))
         return logits
@@ -216,7 +216,7 @@ def swin(
     drop_path_rate: float,
     init: str,
 ) -> nn.Module:
-    """Build a Swin Transformer for small pictures.
+    """Build a Swin Transformer for small images.
 
     The module maps float ``[B, in_chans, img_size, img_size]`` to logits ``[B, num_classes]``. The head sees the mean
     of the last map, normalised.

@@ -209,7 +209,7 @@ def _native_size(name: str) -> int:
 
 
 def _unseen(model: nn.Module) -> str | None:
-    """Return which part of the pictures the network's patches leave out, or None; timm cuts it off without a word."""
+    """Return which part of the images the network's patches leave out, or None; timm cuts it off without a word."""
     for module in model.modules():
         if isinstance(module, PatchEmbed) and module.img_size is not None and not module.dynamic_img_pad:
             for side, patch in zip(module.img_size, module.patch_size, strict=True):

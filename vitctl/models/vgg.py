@@ -1,6 +1,6 @@
-"""VGG with BatchNorm for small pictures: torchvision's convolutions, one linear layer for a head.
+"""VGG with BatchNorm for small images: torchvision's convolutions, one linear layer for a head.
 
-Shapes: B batch, C channels, H and W sides of the picture, D channels of the last map, K classes.
+Shapes: B batch, C channels, H and W sides of the image, D channels of the last map, K classes.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ class VGG(nn.Module):
     """Float ``[B, C, H, W]`` to logits ``[B, K]``.
 
     Args:
-        features: from the picture to the last map.
+        features: from the image to the last map.
         embed_dim: D.
         num_classes: K.
         dropout: before the head.
@@ -35,7 +35,7 @@ class VGG(nn.Module):
         self.head = nn.Linear(embed_dim, num_classes)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Return the logits ``[B, K]`` of the pictures ``[B, C, H, W]``."""
+        """Return the logits ``[B, K]`` of the images ``[B, C, H, W]``."""
         logits: Tensor = self.head(self.head_drop(self.features(x).mean(dim=(2, 3))))  # of [B, D]
         return logits
 

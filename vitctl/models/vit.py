@@ -4,7 +4,7 @@ timm's ``VisionTransformer`` holds the tokens, the stack of blocks, the pooling 
 those that it does not have: blocks whose heads need not add up to the width of the tokens, patches as rows of pixels,
 shifted patch tokenization, locality self-attention and Dynamic Tanh.
 
-Shapes: B batch, C channels, H and W sides of the picture, P side of a patch, N tokens, D width of the tokens,
+Shapes: B batch, C channels, H and W sides of the image, P side of a patch, N tokens, D width of the tokens,
 h heads, d width of a head, K classes.
 """
 
@@ -29,7 +29,7 @@ SINCOS_SCALE = 0.3
 
 
 class PatchTokens(nn.Module):
-    """Cut a picture into patches and project each to a token.
+    """Cut an image into patches and project each to a token.
 
     Maps float ``[B, C, H, W]`` to ``[B, N, D]`` with ``N = (H / P) * (W / P)``, row by row; a patch's pixels are
     ordered row, column, channel.
@@ -56,7 +56,7 @@ class PatchTokens(nn.Module):
         return rearrange(x, "b c (h p) (w q) -> b (h w) (p q c)", p=p, q=p)  # [B, N, P * P * C]
 
     def forward(self, x: Tensor) -> Tensor:
-        """Return the tokens ``[B, N, D]`` of the pictures ``[B, C, H, W]``."""
+        """Return the tokens ``[B, N, D]`` of the images ``[B, C, H, W]``."""
         tokens: Tensor = self.proj(self.cut(x))
         return tokens
 
@@ -64,7 +64,7 @@ class PatchTokens(nn.Module):
 class ShiftedPatchTokens(PatchTokens):
     """Shifted patch tokenization: each token also sees its patch moved by one pixel in four directions.
 
-    The picture and its shifts, right, left, down and up, zeros coming in at the border, are stacked as channels, cut
+    The image and its shifts, right, left, down and up, zeros coming in at the border, are stacked as channels, cut
     into patches, normalised and projected: ``[B, C, H, W]`` to ``[B, N, D]``. Lee et al. 2021, arXiv 2112.13492, who
     shift by half a patch along the diagonals; the one pixel along the axes is that of vit-pytorch, whose weights fit.
 
@@ -74,14 +74,14 @@ class ShiftedPatchTokens(PatchTokens):
     """
 
     SHIFTS = ((0, 0), (0, 1), (0, -1), (1, 0), (-1, 0))
-    """How far the picture moves down and right, in the order of the stacked channels."""
+    """How far the image moves down and right, in the order of the stacked channels."""
 
     def __init__(self, *, in_chans: int, **more: Any) -> None:
         super().__init__(in_chans=len(self.SHIFTS) * in_chans, **more)
         self.norm = nn.LayerNorm(self.proj.in_features)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Return the tokens ``[B, N, D]`` of the pictures ``[B, C, H, W]``."""
+        """Return the tokens ``[B, N, D]`` of the images ``[B, C, H, W]``."""
         height, width = x.shape[-2:]
         # One padded copy, of which every shift is a window: only the stacking copies again.
         padded = F.pad(x, (1, 1, 1, 1))  # [B, C, H + 2, W + 2]

@@ -340,7 +340,7 @@ class _Reader:
             self.wrong(
                 ("metric", "name"),
                 f"{name} is measured once, after the last epoch, and selects nothing; take val{name[4:]}, of "
-                f"held-out pictures",
+                f"held-out images",
             )
         elif name not in METRICS:
             self.wrong(("metric", "name"), f"{name!r} is not recorded by train{suggest(name, METRICS)}")

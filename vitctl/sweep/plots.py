@@ -1,4 +1,4 @@
-"""Pictures of a sweep, drawn by Optuna: PNG through matplotlib, interactive pages through plotly."""
+"""Plots of a sweep, drawn by Optuna: PNG through matplotlib, interactive pages through plotly."""
 
 from __future__ import annotations
 
@@ -17,20 +17,20 @@ KINDS = {
     "importances": "plot_param_importances",
     "curves": "plot_intermediate_values",
 }
-"""Kinds of pictures, and Optuna's name for them."""
+"""Kinds of plots, and Optuna's name for them."""
 
 FORMATS = ("png", "html")
 
 
 def plot(sweep: Sweep, kinds: list[str], formats: list[str], folder: Path, warn: Callable[[str], None]) -> list[Path]:
-    """Draw pictures of ``sweep`` into ``folder`` and return their files.
+    """Draw plots of ``sweep`` into ``folder`` and return their files.
 
     Args:
         sweep: with at least one complete trial.
         kinds: of :data:`KINDS`.
         formats: of :data:`FORMATS`.
         folder: made if it is not there.
-        warn: told of each picture that the trials are too few for.
+        warn: told of each plot that the trials are too few for.
 
     Raises:
         RequestError: nothing to draw yet, a package that is missing, or a folder that cannot be written.
@@ -79,12 +79,12 @@ def _arguments(sweep: Sweep, name: str) -> dict[str, Any]:
 
 def _png(sweep: Sweep, name: str, path: Path) -> None:
     import matplotlib
-    from optuna.visualization import matplotlib as pictures
+    from optuna.visualization import matplotlib as drawing
 
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
-    axes = getattr(pictures, name)(sweep.reader, **_arguments(sweep, name))
+    axes = getattr(drawing, name)(sweep.reader, **_arguments(sweep, name))
     if name == "plot_intermediate_values":
         axes.set_xlabel("epoch")
         axes.set_ylabel(sweep.file.metric.name)

@@ -41,7 +41,7 @@ def convert(
         output: where to write the checkpoint; nothing is there yet.
         net: a network of the predecessor, ``NAME[:key=value,...]``.
         dataset: ``cifar10`` or ``cifar100``.
-        size: side of the pictures that it was trained on; None is the scripts' default.
+        size: side of the images that it was trained on; None is the scripts' default.
         patch: as ``--patch``; None is the scripts' default.
         convkernel: likewise.
 
@@ -125,10 +125,10 @@ def check_predecessor_size(net: str, size: int) -> None:
             f"ours pools all of them, which is the same at 32 px alone"
         )
     if net == "vgg" and not 32 <= size < 64:
-        raise RequestError(f"--size {size}: the predecessor's --net vgg ran on pictures of 32 to 63 px alone")
+        raise RequestError(f"--size {size}: the predecessor's --net vgg ran on images of 32 to 63 px alone")
     if net == "mlpmixer" and size != 32:
         raise RequestError(
-            f"--size {size}: the predecessor's --net mlpmixer took pictures of 32 px, whatever --size said"
+            f"--size {size}: the predecessor's --net mlpmixer took images of 32 px, whatever --size said"
         )
     if net == "mobilevit" and size % 64:
         raise RequestError(

@@ -16,7 +16,7 @@ from vitctl.files import replacing
 from vitctl.observer import Observer, Record
 from vitctl.optim import find_optimizer
 from vitctl.optim.schedule import RangeTest
-from vitctl.tools.pictures import check_picture
+from vitctl.tools.plots import check_plot
 from vitctl.training.loop import train_step
 from vitctl.training.preflight import check_config
 from vitctl.training.session import Session
@@ -40,12 +40,12 @@ WINDOW = 4
 FALL = 0.02
 """The loss must fall by this share for a suggestion to mean something."""
 
-PICTURES = (".png", ".svg", ".pdf")
-DEFAULT_PICTURE = "lr-finder.png"
+PLOT_FORMATS = (".png", ".svg", ".pdf")
+DEFAULT_PLOT = "lr-finder.png"
 EXTRA = "pip install 'vitctl[plots]' brings it"
 
 
-def find_lr(config: TrainConfig, observer: Observer, picture: Path | None = None, steps: int | None = None) -> Record:
+def find_lr(config: TrainConfig, observer: Observer, plot: Path | None = None, steps: int | None = None) -> Record:
     """Train a few steps with an exponentially rising rate, save nothing, and suggest a rate.
 
     After Smith 2017 (arXiv 1506.01186): the loss stands, falls and rises as the rate grows from a thousandth of the
@@ -56,30 +56,30 @@ def find_lr(config: TrainConfig, observer: Observer, picture: Path | None = None
     Args:
         config: the settings; ``lr`` is the middle of the range.
         observer: receives every event.
-        picture: where to draw the curve, in one of the formats :data:`PICTURES`.
+        plot: where to draw the curve, in one of the formats :data:`PLOT_FORMATS`.
         steps: how many to take, :data:`STEPS` when nobody says.
 
     Returns:
         ``lr``, ``loss`` and ``smoothed``: a list each, an item a step; ``suggestion``, ``lowest`` (the rate at the least
         smoothed loss) and ``lowest_tenth``, or None where the loss never fell; ``second_lr``: by its name, the
         optimizer's second rate at the suggestion, such as Muon's ``adamw_lr``; ``diverged``; ``steps``; ``seconds``;
-        ``picture``; device and versions; the settings under ``config``.
+        ``plot``; device and versions; the settings under ``config``.
 
     Raises:
-        RequestError: device, data or network cannot be had, or the picture cannot be drawn.
-        RunFailed: memory ran out, or the picture could not be written.
+        RequestError: device, data or network cannot be had, or the plot cannot be drawn.
+        RunFailed: memory ran out, or the plot could not be written.
     """
-    if picture is not None:
-        check_picture(picture, "--lr-finder-out", PICTURES)
+    if plot is not None:
+        check_plot(plot, "--lr-finder-out", PLOT_FORMATS)
         if not can_draw():
-            raise RequestError(f"--lr-finder-out {picture} needs matplotlib, which is not installed; {EXTRA}")
+            raise RequestError(f"--lr-finder-out {plot} needs matplotlib, which is not installed; {EXTRA}")
     if not config.lr:
         raise RequestError("--lr-finder looks around --lr, and --lr is 0; leave it out")
     start = time.monotonic()
     steps = steps or STEPS
     if steps <= 2 * SKIPPED:
         raise RequestError(f"--max-steps {steps} are too few for --lr-finder; take {2 * SKIPPED + 1} or more")
-    # Pictures are mixed to the end: where mixing stopped, the loss would fall whatever the rate.
+    # Images are mixed to the end: where mixing stopped, the loss would fall whatever the rate.
     found_with = dataclasses.replace(
         config, epochs=None, max_time=None, max_steps=steps, patience=None, mix_off=0.0, warmdown=0.0
     )
@@ -94,7 +94,8 @@ def find_lr(config: TrainConfig, observer: Observer, picture: Path | None = None
         "diverged": diverged,
         "steps": len(losses),
         "seconds": round(time.monotonic() - start, 3),
-        "picture": str(picture) if picture is not None else None,
+        "plot": str(plot) if plot is not None else None,
+        "picture": str(plot) if plot is not None else None,  # the name of earlier versions
         "net": config.net,
         "opt": config.opt,
         "second_lr": _second_lr(config, found["suggestion"]),
@@ -104,8 +105,8 @@ def find_lr(config: TrainConfig, observer: Observer, picture: Path | None = None
         "smoothed": smoothed,
         "config": config.to_dict(),
     }
-    if picture is not None:
-        draw(document, picture)
+    if plot is not None:
+        draw(document, plot)
     return document
 
 

@@ -1,4 +1,4 @@
-"""A look at what a network would be trained on: a contact sheet, and the share of pictures with nothing in them."""
+"""A look at what a network would be trained on: a contact sheet, and the share of images with nothing in them."""
 
 from __future__ import annotations
 
@@ -17,29 +17,29 @@ from vitctl.files import write_bytes
 from vitctl.models import find_model
 from vitctl.observer import SILENT, Observer, Record
 from vitctl.registry import format_spec
-from vitctl.tools.pictures import check_picture
+from vitctl.tools.plots import check_plot
 from vitctl.training.setup import batch_extras, make_normalize, open_data, train_batches
 
 FLAG = "--preview-batch"
 ENDINGS = (".png",)
 
 SHOWN = 64
-"""The most pictures on the sheet."""
+"""The most images on the sheet."""
 
 SHEET_PIXELS = 1 << 24
 """There are fewer where all of them together would have more pixels than this."""
 
 COUNTED = 2000
-"""Blank pictures are counted in at least so many, or in an epoch: then a share of 20 % is known to about a point."""
+"""Blank images are counted in at least so many, or in an epoch: then a share of 20 % is known to about a point."""
 
 CELL = 96
-"""Least side of a picture on the sheet, in pixels; small ones are enlarged by a whole number."""
+"""Least side of an image on the sheet, in pixels; small ones are enlarged by a whole number."""
 
 GAP, LINE, FONT = 8, 14, 12
 
 
 def preview_batch(config: TrainConfig, path: Path, observer: Observer = SILENT) -> Record:
-    """Draw the pictures of the first step as the network would see them, and train nothing.
+    """Draw the images of the first step as the network would see them, and train nothing.
 
     Args:
         config: the settings.
@@ -47,17 +47,17 @@ def preview_batch(config: TrainConfig, path: Path, observer: Observer = SILENT) 
         observer: is notified of downloads and decoding.
 
     Returns:
-        ``picture``; ``shown``, how many are on it; ``size``, their side as the network sees them; ``classes``, a mapping of
-        names to shares for each; ``images``, the pictures that blank ones were counted in, ``blank_images`` and
-        ``blank``, their share (0-1), before boxes are painted and pictures mixed; ``blank_stored``, the share among the same
-        pictures without augmentation; ``augmentation``, in words; device and versions; the settings under ``config``. Blank is a picture of
+        ``file``; ``shown``, how many are on it; ``size``, their side as the network sees them; ``classes``, a mapping of
+        names to shares for each; ``images``, the images that blank ones were counted in, ``blank_images`` and
+        ``blank``, their share (0-1), before boxes are painted and images mixed; ``blank_stored``, the share among the same
+        images without augmentation; ``augmentation``, in words; device and versions; the settings under ``config``. Blank is an image of
         one flat colour, whatever crop put at its rim.
 
     Raises:
         RequestError: device or data cannot be had as asked, or the file cannot be written.
         RunFailed: the disk is full.
     """
-    check_picture(path, FLAG, ENDINGS)
+    check_plot(path, FLAG, ENDINGS)
     device = devices.resolve_device(config.device)
     devices.prepare(device, config.threads)
     dataset, splits = open_data(config, observer)
@@ -71,7 +71,7 @@ def preview_batch(config: TrainConfig, path: Path, observer: Observer = SILENT) 
     shares = class_shares(labels.cpu(), dataset.classes)
     content = contact_sheet(seen, [caption(each) for each in shares], title(config))
 
-    # Whether a picture has content left is asked before others are mixed in or boxes painted, which hide what is blank.
+    # Whether an image has content left is asked before others are mixed in or boxes painted, which hide what is blank.
     batches.mixed_steps = 0
     batches.extras = dataclasses.replace(batches.extras, erase=0.0, cutout=0.0)
     counted, blank, stored = 0, 0, 0
@@ -80,12 +80,13 @@ def preview_batch(config: TrainConfig, path: Path, observer: Observer = SILENT) 
         chosen = batches.order(0)[counted : counted + len(images)]
         counted += len(images)
         blank += int(is_blank(images, batches.padding if batches.augment else 0).sum())
-        stored += int(is_blank(splits.train.pictures.images[chosen]).sum())
+        stored += int(is_blank(splits.train.examples.images[chosen]).sum())
         if counted >= COUNTED:
             break
     write_bytes(path, content)
     return {
-        "picture": str(path),
+        "file": str(path),
+        "picture": str(path),  # the name of earlier versions
         "shown": len(seen),
         "size": config.size,
         "classes": shares,
@@ -101,7 +102,7 @@ def preview_batch(config: TrainConfig, path: Path, observer: Observer = SILENT) 
 
 
 def is_blank(images: Tensor, rim: int = 0) -> Tensor:
-    """Return which pictures are of one flat colour, bool ``[B]``.
+    """Return which images are of one flat colour, bool ``[B]``.
 
     Args:
         images: uint8 ``[B, C, H, W]``.
@@ -113,12 +114,12 @@ def is_blank(images: Tensor, rim: int = 0) -> Tensor:
 
 
 def denormalise(x: Tensor, normalize: Normalize) -> Tensor:
-    """Return a network's input, float ``[B, C, S, S]``, as pictures, uint8 on the CPU."""
+    """Return a network's input, float ``[B, C, S, S]``, as images, uint8 on the CPU."""
     return ((x - normalize.offset) / normalize.scale).round().clamp(0, 255).to(torch.uint8).cpu()
 
 
 def class_shares(labels: Tensor, classes: tuple[str, ...]) -> list[dict[str, float]]:
-    """Return the share of each class that a picture has, the greatest first.
+    """Return the share of each class that an image has, the greatest first.
 
     Args:
         labels: int64 ``[B]``, or shares, float ``[B, K]``.
@@ -134,14 +135,14 @@ def class_shares(labels: Tensor, classes: tuple[str, ...]) -> list[dict[str, flo
 
 
 def caption(shares: dict[str, float]) -> list[str]:
-    """Return a line for each class of a picture."""
+    """Return a line for each class of an image."""
     if len(shares) == 1:
         return list(shares)
     return [f"{100 * share:.0f}% {name}" for name, share in shares.items()]
 
 
 def describe_augmentation(config: TrainConfig) -> str:
-    """Return what is done to the pictures, as one would type it."""
+    """Return what is done to the images, as one would type it."""
     words = [f"--aug {format_spec(config.aug, config.aug_options)}"]
     for name in ("erase", "cutout", "mixup", "cutmix", "mix_off"):
         if value := getattr(config, name):
@@ -150,12 +151,12 @@ def describe_augmentation(config: TrainConfig) -> str:
 
 
 def title(config: TrainConfig) -> str:
-    """Return the line above the pictures."""
+    """Return the line above the images."""
     return f"{config.dataset}, first step, seed {config.seed}: {describe_augmentation(config)}"
 
 
 def contact_sheet(images: Tensor, captions: list[list[str]], title: str) -> bytes:
-    """Return pictures in rows, each above its caption, as a PNG file.
+    """Return images in rows, each above its caption, as a PNG file.
 
     Args:
         images: uint8 ``[B, C, H, W]``.
@@ -176,8 +177,8 @@ def contact_sheet(images: Tensor, captions: list[list[str]], title: str) -> byte
     for i, (image, words) in enumerate(zip(images, captions, strict=True)):
         top, left = 2 * GAP + LINE + i // columns * down, GAP + i % columns * across
         pixels = image.permute(1, 2, 0).numpy()  # [H, W, C]
-        picture = Image.fromarray(pixels if pixels.shape[2] == 3 else pixels[:, :, 0])
-        sheet.paste(picture.resize((cell_width, cell_height), Image.Resampling.NEAREST).convert("RGB"), (left, top))
+        cell = Image.fromarray(pixels if pixels.shape[2] == 3 else pixels[:, :, 0])
+        sheet.paste(cell.resize((cell_width, cell_height), Image.Resampling.NEAREST).convert("RGB"), (left, top))
         for line, text in enumerate(words):
             place = left, top + cell_height + line * LINE
             draw.text(place, fitting(text, font, cell_width), fill="black", font=font)

@@ -45,13 +45,13 @@ class Speed:
 
     Attributes:
         step: one optimizer step.
-        picture: evaluating one picture.
+        image: evaluating one image.
         save: writing one checkpoint.
-        call: evaluating no picture at all.
+        call: evaluating no image at all.
     """
 
     step: float
-    picture: float
+    image: float
     save: float
     call: float = 0.0
 
@@ -113,12 +113,12 @@ class TimePlan:
         session = self._session
         session.set_length(steps)
         session.config = dataclasses.replace(session.config, max_steps=steps)
-        pictures = min(session.batches.batch_size, session.batches.count) / self._speed.step
+        images = min(session.batches.batch_size, session.batches.count) / self._speed.step
         epochs = steps / session.steps_per_epoch
         spare = self._budget * (1 - AIM) + left - self._seconds(steps)
         before = f", {format_duration(spare)} before --max-time {self._text} is over" if steps == self._limit else ""
         return (
-            f"{pictures:.0f} pictures/s: {plural(steps, 'step')}, {epochs:.2f} epochs, fit into --max-time "
+            f"{images:.0f} images/s: {plural(steps, 'step')}, {epochs:.2f} epochs, fit into --max-time "
             f"{self._text}{before}"
         )
 
@@ -141,12 +141,12 @@ def measure_speed(session: Session, budget: float, runs_dir: Path | None = None)
     step = (clock() - start) / steps
 
     index = session.splits.test.index[: 2 * session.eval_batch]
-    whole, single = (Subset(session.splits.test.pictures, part) for part in (index, index[:1]))
+    whole, single = (Subset(session.splits.test.examples, part) for part in (index, index[:1]))
     call = min(_evaluation_seconds(session, single) for _ in range(2))
-    picture = max(0.0, min(_evaluation_seconds(session, whole) for _ in range(2)) - call) / max(1, len(index) - 1)
+    image = max(0.0, min(_evaluation_seconds(session, whole) for _ in range(2)) - call) / max(1, len(index) - 1)
     save = _save_seconds(session, runs_dir)
     session.restore(before)
-    return Speed(step, picture, save, call)
+    return Speed(step, image, save, call)
 
 
 def fitting_steps(session: Session, speed: Speed, seconds: float, limit: int | None) -> int:
@@ -172,12 +172,12 @@ def run_seconds(session: Session, speed: Speed, steps: int) -> float:
     # Under --val test the last evaluation is the test, but for the plain figures that stand beside mirrored ones.
     test = len(splits.test.index) * (2 if mirrored else 0 if splits.val_split == "test" else 1)
     saves = SAVES if splits.val_split in ("holdout", "val") else 1
-    epoch = (speed.call + val * speed.picture if val else 0.0) + saves * speed.save
+    epoch = (speed.call + val * speed.image if val else 0.0) + saves * speed.save
     training = steps * speed.step
     if session.config.save_every:
         every, seconds = parse_save_every(session.config.save_every, "--save-every")
         training += speed.save * (steps // every if every else training / seconds if seconds else 0)
-    return training + epochs * epoch + (speed.call + test * speed.picture if test else 0.0)
+    return training + epochs * epoch + (speed.call + test * speed.image if test else 0.0)
 
 
 def _step(session: Session) -> None:

@@ -25,7 +25,7 @@ def compile_network(session: Session, message: Callable[[str], None]) -> None:
     model, device = session.model, session.device
     count = min(session.micro_batch, session.batches.count)
     shape = session.dataset.train.images.shape[1:]
-    pictures = torch.zeros((count, *shape), dtype=torch.uint8, device=device)
+    images = torch.zeros((count, *shape), dtype=torch.uint8, device=device)
     logger = logging.getLogger("torch")
     level = logger.level
     logger.setLevel(logging.CRITICAL)  # a failure is told below, in one sentence
@@ -36,7 +36,7 @@ def compile_network(session: Session, message: Callable[[str], None]) -> None:
         session.train_mode()
         with untouched(session):
             with session.autocast():
-                logits = compiled(session.normalize(pictures))
+                logits = compiled(session.normalize(images))
             logits.float().sum().backward()
             devices.synchronize(device)
     except Exception as error:  # noqa: BLE001  (a compiler, its backend and the compiled code raise almost anything)

@@ -1,4 +1,4 @@
-"""Evaluation: loss and accuracy over a set of pictures."""
+"""Evaluation: loss and accuracy over a set of images."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ from vitctl.data.batches import Normalize
 from vitctl.data.dataset import Subset
 
 Progress = Callable[[int, int], None]
-"""Told how many pictures are done, of how many."""
+"""Told how many images are done, of how many."""
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """Figures over a set of pictures.
+    """Figures over a set of images.
 
     Attributes:
-        losses: cross entropy of each picture, without label smoothing, float64 ``[n]``, in the order of the index.
+        losses: cross entropy of each image, without label smoothing, float64 ``[n]``, in the order of the index.
         acc: share whose greatest logit is the label's, in percent.
-        mirrored: the figures by the mean of the logits of each picture and its mirror image, where asked for.
+        mirrored: the figures by the mean of the logits of each image and its mirror image, where asked for.
     """
 
     losses: Tensor
@@ -33,16 +33,16 @@ class Evaluation:
 
     @property
     def loss(self) -> float:
-        """Mean over the pictures."""
+        """Mean over the images."""
         return self.losses.mean().item()
 
     def sum_of_means(self, batch: int) -> float:
-        """Return the sum, over batches of ``batch`` pictures in order, of each batch's mean loss; the last may be smaller."""
+        """Return the sum, over batches of ``batch`` images in order, of each batch's mean loss; the last may be smaller."""
         return sum(piece.mean().item() for piece in torch.split(self.losses, batch))
 
 
 class Stopped(Exception):
-    """The evaluation was asked to stop before it had seen every picture."""
+    """The evaluation was asked to stop before it had seen every image."""
 
 
 class Scorer:
@@ -84,13 +84,13 @@ def evaluate(
 
     Args:
         model: on ``device``.
-        subset: pictures, and which of them.
+        subset: images, and which of them.
         normalize: from uint8 to the network's input.
         device: where the model is.
-        batch_size: pictures at once; the result does not depend on it but for rounding.
-        mirror: measure also by the mean of the logits of each picture and its mirror image.
+        batch_size: images at once; the result does not depend on it but for rounding.
+        mirror: measure also by the mean of the logits of each image and its mirror image.
         stop: asked after every batch.
-        progress: told how many pictures are done.
+        progress: told how many images are done.
 
     Raises:
         Stopped: ``stop`` said so.
@@ -142,8 +142,8 @@ def logits_of(
     """
     done = 0
     for chosen in torch.split(subset.index, batch_size):
-        images = subset.pictures.images[chosen]
-        labels = subset.pictures.labels[chosen]
+        images = subset.examples.images[chosen]
+        labels = subset.examples.labels[chosen]
         if device is not None:
             images, labels = images.to(device), labels.to(device)
         logits = run(images)

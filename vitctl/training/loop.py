@@ -187,7 +187,7 @@ def train_step(session: Session) -> None:
             loss = F.cross_entropy(logits.float(), target, reduction="sum", label_smoothing=config.label_smoothing)
             torch.autograd.backward(scaler.scale(loss / count) if scaler else loss / count)
             loss_sum += loss.detach()
-            label = target if target.ndim == 1 else target.argmax(1)  # of a mixed picture: that of its greater part
+            label = target if target.ndim == 1 else target.argmax(1)  # of a mixed image: that of its greater part
             correct += (logits.detach().argmax(1) == label).sum()
 
         if scaler and config.clip_grad:

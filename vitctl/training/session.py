@@ -36,9 +36,9 @@ class Progress:
         epoch: epochs completed.
         step: optimizer steps taken.
         step_in_epoch: steps taken of the epoch under way.
-        loss_sum: of the epoch under way, over its pictures.
+        loss_sum: of the epoch under way, over its images.
         correct: of the epoch under way.
-        seen: pictures of the epoch under way that ``loss_sum`` and ``correct`` count.
+        seen: images of the epoch under way that ``loss_sum`` and ``correct`` count.
         train_seconds: time of the epoch under way spent training.
         data_seconds: of these, spent getting and augmenting batches.
         busy_seconds: of these, spent in forward, backward and optimizer.
@@ -79,7 +79,7 @@ class Tally:
         self.count = 0
 
     def add(self, loss_sum: torch.Tensor, correct: torch.Tensor, count: int) -> None:
-        """Add a step's sums, which stay on the device, over its ``count`` pictures."""
+        """Add a step's sums, which stay on the device, over its ``count`` images."""
         self.loss_sum += loss_sum
         self.correct += correct
         self.count += count
@@ -101,18 +101,18 @@ class Session:
     Attributes:
         config: the settings.
         device: where the work is done.
-        dataset: with its pictures.
-        splits: which pictures train, select and test.
+        dataset: with its images.
+        splits: which images train, select and test.
         batches: training batches.
         normalize: from uint8 to the network's input.
         model: the network.
         average: of its weights, or None.
         optimizer: over its parameters.
         schedule: of the learning rate.
-        micro_batch: pictures run at once in training.
-        eval_batch: pictures run at once in evaluation.
+        micro_batch: images run at once in training.
+        eval_batch: images run at once in evaluation.
         total_steps: length of the run.
-        cost: of one picture's way through the network.
+        cost: of one image's way through the network.
         precision: of the network's arithmetic: ``fp32``, ``bf16`` or ``fp16``.
         scaler: of the fp16 loss, or None.
         forward: the network as the training step calls it, compiled where that was asked for.
@@ -267,7 +267,7 @@ def describe(config: TrainConfig, classes: int) -> str:
     if config.net in MODELS:
         options = MODELS[config.net].options
         changed = {name: value for name, value in changed.items() if options[name].default != value}
-    return f"{format_spec(config.net, changed)} for {config.size}-px pictures of {classes} classes"
+    return f"{format_spec(config.net, changed)} for {config.size}-px images of {classes} classes"
 
 
 def check_same_run(config: TrainConfig, classes: list[str], checkpoint: Checkpoint) -> None:
@@ -291,7 +291,7 @@ def given_length(config: TrainConfig, steps_per_epoch: int) -> int | None:
 
 
 def mixed_steps(config: TrainConfig, total_steps: int) -> int:
-    """Return how many steps, the first of the run, have their pictures mixed where mixup or CutMix is on."""
+    """Return how many steps, the first of the run, have their images mixed where mixup or CutMix is on."""
     return total_steps - round(config.mix_off * total_steps)
 
 
@@ -301,13 +301,13 @@ def run_length(config: TrainConfig, steps_per_epoch: int) -> int:
 
 
 def piece_sizes(count: int, bs: int, micro_batch: int, *, joined: bool) -> list[int]:
-    """Return the sizes of the pieces that the ``count`` pictures of a step are run in.
+    """Return the sizes of the pieces that the ``count`` images of a step are run in.
 
     Args:
-        count: pictures of the step, up to ``bs`` times the accumulated batches.
+        count: images of the step, up to ``bs`` times the accumulated batches.
         bs: no piece spans two batches.
-        micro_batch: the most pictures in a piece.
-        joined: a last batch of one picture joins the batch before, as BatchNorm cannot normalise one.
+        micro_batch: the most images in a piece.
+        joined: a last batch of one image joins the batch before, as BatchNorm cannot normalise one.
     """
     wholes, rest = divmod(count, bs)
     chunks = [bs] * wholes + ([rest] if rest else [])

@@ -34,7 +34,7 @@ ones do not fill the cores. A fixed number, as the size of the pieces decides th
 """
 
 DEVICE_EVAL_BATCH = 1000
-"""The most pictures evaluated at once on an accelerator."""
+"""The most images evaluated at once on an accelerator."""
 
 DEVICE_FLOATS = 1 << 28
 """How many floats the widest activation of an evaluated batch may have there: 1 GiB of fp32."""
@@ -150,8 +150,8 @@ def train_batches(
 ) -> TrainBatches:
     """Return the batches of a run; see :class:`vitctl.data.batches.TrainBatches`."""
     return TrainBatches(
-        splits.train.pictures.images,
-        splits.train.pictures.labels,
+        splits.train.examples.images,
+        splits.train.examples.labels,
         splits.train.index,
         batch_size=config.bs * config.accumulate,
         device=device,
@@ -166,7 +166,7 @@ def train_batches(
 def make_normalize(
     config: TrainConfig, mean: tuple[float, ...], std: tuple[float, ...], device: torch.device
 ) -> Normalize:
-    """Return what turns uint8 pictures into the input of the network: its size, and its layout on ``device``."""
+    """Return what turns uint8 images into the input of the network: its size, and its layout on ``device``."""
     channels_last = device.type in find_model(config.net).channels_last
     return Normalize(mean, std, config.size, device, channels_last)
 
@@ -178,14 +178,14 @@ def batch_extras(config: TrainConfig, dataset: Dataset, splits: Splits, device: 
         RequestError: no such augmentation; or classes are to be mixed, and there is one.
     """
     augmentation: AugmentationEntry = lookup(AUGMENTATIONS, config.aug, "--aug")
-    labels = splits.train.pictures.labels[splits.train.index]
+    labels = splits.train.examples.labels[splits.train.index]
     for name, alpha in (("mixup", config.mixup), ("cutmix", config.cutmix)):
         if alpha and bool((labels == labels[0]).all()):
             raise RequestError(
-                f"--{name} {alpha:g} mixes classes, and every training picture ({len(labels)}) is of class "
+                f"--{name} {alpha:g} mixes classes, and every training image ({len(labels)}) is of class "
                 f"{dataset.classes[int(labels[0])]!r}; give --{name} 0, or train on more"
             )
-    channels, height, width = splits.train.pictures.images.shape[1:]
+    channels, height, width = splits.train.examples.images.shape[1:]
     policy = None
     if augmentation.target:
         policy = Augment(augmentation.load()((height, width), **config.aug_options), (channels, height, width), device)
@@ -203,7 +203,7 @@ def batch_extras(config: TrainConfig, dataset: Dataset, splits: Splits, device: 
 def batch_pieces(
     config: TrainConfig, device: torch.device, build: Callable[[], nn.Module], in_chans: int, batchnorm: bool
 ) -> tuple[int, int]:
-    """Return how many pictures are run at once in training and in evaluation.
+    """Return how many images are run at once in training and in evaluation.
 
     Under ``--micro-batch auto`` a CPU takes the largest power of two for which the widest activation of a piece has
     at most :data:`CACHE_FLOATS` floats, and at least 8; an accelerator takes the whole batch, and so does a network

@@ -9,11 +9,11 @@ from vitctl.errors import RequestError
 from vitctl.files import check_writable
 
 
-def check_picture(path: Path, flag: str, endings: Sequence[str]) -> None:
-    """Refuse a picture that could not be written.
+def check_plot(path: Path, flag: str, endings: Sequence[str]) -> None:
+    """Refuse a plot that could not be written.
 
     Args:
-        path: of the picture; one that is there will be replaced.
+        path: of the plot; one that is there will be replaced.
         flag: that named it.
         endings: of the file's name, each a format.
 
@@ -21,5 +21,5 @@ def check_picture(path: Path, flag: str, endings: Sequence[str]) -> None:
         RequestError: the name ends otherwise, or the folder is not there or not writable.
     """
     if path.suffix.lower() not in endings:
-        raise RequestError(f"{flag} {path}: the picture's name must end in {', '.join(endings)}")
+        raise RequestError(f"{flag} {path}: the plot's name must end in {', '.join(endings)}")
     check_writable(path, flag)
