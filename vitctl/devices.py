@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 from vitctl.errors import OutOfMemory, RequestError
-from vitctl.registry import suggest
+from vitctl.registry import or_list, unknown
 from vitctl.units import format_bytes
 
 
@@ -49,8 +49,8 @@ def resolve_device(name: str, what: str = "--device") -> torch.device:
     if name in there:
         return torch.device(name)
     if not re.fullmatch(r"cpu|mps|cuda(:\d+)?", name):
-        raise RequestError(f"{what} {name!r} is unknown{suggest(name, ['auto', 'cpu', 'mps', 'cuda'])}")
-    raise DeviceUnavailable(f"{what} {name} is not available here; available: {', '.join(there)}")
+        raise unknown(what, name, ["auto", "cpu", "mps", "cuda"])
+    raise DeviceUnavailable(f"{what} {name} is not available on this machine", hint=f"use {or_list(there)}")
 
 
 def device_label(device: torch.device) -> str:

@@ -1,7 +1,7 @@
 """Expected errors as data: a kind, an exit code, and the fields that other code needs.
 
-The message is for the user: what was asked for, why it is impossible, and what to do instead. No code parses it; only
-``vitctl.cli.main`` prints it.
+The message says what is wrong and the hint what to type instead. No code parses them; only ``vitctl.cli.main`` prints
+them.
 """
 
 from __future__ import annotations
@@ -19,7 +19,8 @@ class VitctlError(Exception):
     """Base of every expected error.
 
     Args:
-        message: text for the user.
+        message: what is wrong, without a full stop.
+        hint: what the user can do about it: a flag, a value or a command that works when followed.
         step: optimizer step in which it happened, counted from 1.
         device: device on which it happened, such as ``cuda:0``.
         batch: batch size.
@@ -37,16 +38,26 @@ class VitctlError(Exception):
         self,
         message: str = "",
         *,
+        hint: str | None = None,
         step: int | None = None,
         device: str | None = None,
         batch: int | None = None,
         run: Path | None = None,
     ) -> None:
         super().__init__(message)
+        self.message = message
+        self.hint = hint
         self.step = step
         self.device = device
         self.batch = batch
         self.run = run
+
+    def __str__(self) -> str:
+        return self.message if self.hint is None else f"{self.message}\nhint: {self.hint}"
+
+    def add_context(self, context: str) -> None:
+        """Begin the message with ``context`` and a colon."""
+        self.message = f"{context}: {self.message}"
 
 
 class RequestError(VitctlError):
@@ -71,8 +82,16 @@ class NotFinite(RunFailed):
 
     kind = "not_finite"
 
-    def __init__(self, message: str, *, step: int, device: str | None = None, batch: int | None = None) -> None:
-        super().__init__(message, step=step, device=device, batch=batch)
+    def __init__(
+        self,
+        message: str,
+        *,
+        step: int,
+        hint: str | None = None,
+        device: str | None = None,
+        batch: int | None = None,
+    ) -> None:
+        super().__init__(message, hint=hint, step=step, device=device, batch=batch)
         self.step: int = step
 
 
@@ -92,15 +111,16 @@ class Interrupted(VitctlError):
     """A signal asked the run to stop, and its state is saved.
 
     Args:
-        message: what was saved and how to resume.
+        message: what was saved.
         signum: the signal; the process ends with it after printing the message.
+        hint: how to resume.
         step: optimizer steps taken.
     """
 
     kind = "interrupted"
 
-    def __init__(self, message: str, signum: int, *, step: int | None = None) -> None:
-        super().__init__(message, step=step)
+    def __init__(self, message: str, signum: int, *, hint: str | None = None, step: int | None = None) -> None:
+        super().__init__(message, hint=hint, step=step)
         self.signum = signum
         self.exit_code = 128 + signum
 

@@ -43,7 +43,7 @@ def write_failed(
     *,
     size: int | None = None,
     outcome: str = "",
-    remedy: str = "what was there before is untouched: make room and try again",
+    remedy: str = "free some space and try again; the previous file is unchanged",
 ) -> RunFailed:
     """Return the error to raise for a file that could not be written.
 
@@ -52,15 +52,17 @@ def write_failed(
         path: the file.
         size: size of the file in bytes, if known.
         outcome: clause for the message: what was not done.
-        remedy: clause for the message when the disk is full: what to do.
+        remedy: hint when the disk is full.
     """
     if is_full(error):
-        takes = f": it takes {format_bytes(size)}" if size is not None else ""
+        needs = f" needs {format_bytes(size)}" if size is not None else ""
         try:
             free = f", {format_bytes(shutil.disk_usage(path.parent).free)} free"
         except OSError:
             free = ""
-        return NoSpace(f"no room to write {path}{takes} ({os.strerror(error.errno or 0)}{free}); {remedy}")
+        return NoSpace(
+            f"cannot write {path}:{needs and f'{needs},'} {os.strerror(error.errno or 0)}{free}", hint=remedy
+        )
     reason = os.strerror(error.errno) if error.errno else error
     return RunFailed(f"cannot write {path}: {reason}{f'; {outcome}' if outcome else ''}")
 
@@ -234,18 +236,22 @@ def check_writable(path: Path, flag: str) -> None:
         RequestError: the path is a folder, or its folder is missing or not writable.
     """
     if path.is_dir():
-        raise RequestError(f"{flag} {path} is a folder; name a file")
+        raise RequestError(f"{flag} {path} is a folder", hint=f"use {flag} with the path of a file")
     if is_stream(path):
         if not os.access(path, os.W_OK):
-            raise RequestError(f"{flag} {path} cannot be written; choose another place")
+            raise _unwritable(path, flag, "permission denied")
         return
     folder = Path(os.path.realpath(path)).parent
     if not folder.is_dir():
-        raise RequestError(f"{flag} {path}: the folder {folder} is not there; make it first, or choose another place")
+        raise RequestError(f"{flag} {path}: no such folder: {folder}", hint=f"create it: mkdir -p {folder}")
     if reason := folder_error(folder):
-        raise RequestError(f"{flag} {path} cannot be written: {reason}; choose another place")
+        raise _unwritable(path, flag, reason)
     if path.exists() and not os.access(path, os.W_OK):
-        raise RequestError(f"{flag} {path} cannot be written: it is read-only; choose another place")
+        raise _unwritable(path, flag, "the file is read-only")
+
+
+def _unwritable(path: Path, flag: str, reason: str) -> RequestError:
+    return RequestError(f"cannot write {flag} {path}: {reason}", hint=f"use {flag} with a path in another folder")
 
 
 def check_replaceable(path: Path, flag: str, suffixes: Sequence[str]) -> None:
@@ -265,11 +271,13 @@ def check_replaceable(path: Path, flag: str, suffixes: Sequence[str]) -> None:
     real = Path(os.path.realpath(path))
     if real.suffix.lower() not in suffixes:
         raise RequestError(
-            f"{flag} {path} exists and is not a {'/'.join(suffixes)} file, so it is not replaced; name a new file, or one that "
-            f"ends in {suffixes[0]}"
+            f"{flag} {path} exists and is not a {'/'.join(suffixes)} file; it was not replaced",
+            hint=f"use {flag} with a new path, or one that ends in {suffixes[0]}",
         )
     if (real.parent / "config.json").is_file() and real.name in RUN_FILES:
-        raise RequestError(f"{flag} {path} belongs to the run {real.parent} and is not replaced; name a new file")
+        raise RequestError(
+            f"{flag} {path} belongs to the run {real.parent}; it was not replaced", hint=f"use {flag} with a new path"
+        )
 
 
 def check_table(path: Path, flag: str) -> None:
@@ -280,7 +288,7 @@ def check_table(path: Path, flag: str) -> None:
     """
     check_replaceable(path, flag, TABLES)
     if path.is_file() and not is_stream(path) and _is_binary(path):
-        raise RequestError(f"{flag} {path} exists and is not text, so it is not replaced; name a new file")
+        raise RequestError(f"{flag} {path} is not a text file; it was not replaced", hint=f"use {flag} with a new path")
 
 
 def _is_binary(path: Path) -> bool:

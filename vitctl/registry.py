@@ -1,8 +1,7 @@
 """Tables of named things: networks, optimizers, data sets, recipes.
 
-A table maps a name to an :class:`Entry`; an entry says where the code is and which options it takes, without
-importing it, so that help, listings, completion and every usage error answer without torch. The one syntax for a
-name with options is ``NAME[:key=value,...]``.
+A table maps a name to an :class:`Entry`, which names the code and its options without importing it, so that help,
+listings, completion and usage errors need no torch. A name with options is written ``NAME[:key=value,...]``.
 """
 
 from __future__ import annotations
@@ -10,14 +9,14 @@ from __future__ import annotations
 import difflib
 import importlib
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from vitctl.errors import RequestError
 
 Value = bool | int | float | str
-"""What an option can be set to."""
+"""Values of options."""
 
 TRUE_WORDS = ("true", "yes", "on", "1")
 FALSE_WORDS = ("false", "no", "off", "0")
@@ -25,16 +24,16 @@ FALSE_WORDS = ("false", "no", "off", "0")
 
 @dataclass(frozen=True)
 class Option:
-    """An option of a table's entry; its type is that of the default.
+    """An option of a table's entry, of the type of its default.
 
     Attributes:
-        default: used where nothing else is asked for.
+        default: the default value.
         help: half a line for ``--help`` and listings.
-        choices: the only values allowed.
-        low: least value allowed.
-        high: greatest value allowed.
-        below: the value must be less than this.
-        above: the value must be greater than this.
+        choices: the only valid values, if any.
+        low: smallest valid value.
+        high: largest valid value.
+        below: exclusive upper bound.
+        above: exclusive lower bound.
     """
 
     default: Value
@@ -46,26 +45,39 @@ class Option:
     above: float | None = None
 
     def parse(self, value: object, what: str) -> Value:
-        """Return ``value`` as this option's type.
+        """Convert ``value`` to this option's type.
 
         Args:
             value: text from the command line, or a scalar from a file.
-            what: how to call it in an error, such as ``--net vit:depth``.
+            what: name of the option in error messages, such as ``--net vit:depth``.
 
         Raises:
             RequestError: wrong type, not among the choices, or out of range.
         """
         parsed: Value = convert(value, type(self.default), what)
         if self.choices and parsed not in self.choices:
-            raise RequestError(f"{what} is {parsed!r}{suggest(str(parsed), map(str, self.choices))}")
+            raise unknown(what, parsed, map(str, self.choices))
         check_range(parsed, what, low=self.low, high=self.high, below=self.below, above=self.above)
         return parsed
 
 
+_KINDS: dict[type, tuple[str, str]] = {
+    bool: ("true or false", "use true or false"),
+    int: ("a whole number", "use a whole number such as 8"),
+    float: ("a number", "use a number such as 0.1"),
+    str: ("text", "use a word or a number; put quotes around true and false in YAML"),
+}
+"""What a value of each type is called, and the hint for a value of another type."""
+
+
 def convert(value: object, kind: type, what: str) -> Any:
-    """Return ``value`` as ``kind`` (bool, int, float or str), or raise RequestError naming ``what``."""
-    words = {bool: "true or false", int: "a whole number", float: "a number", str: "text"}[kind]
-    wrong = RequestError(f"{what} takes {words}, not {value!r}")
+    """Convert ``value`` to ``kind``: bool, int, float or str.
+
+    Raises:
+        RequestError: ``value`` is not of that kind; ``what`` names the flag or key.
+    """
+    called, hint = _KINDS[kind]
+    wrong = RequestError(f"{what} takes {called}, not {value!r}", hint=hint)
     if kind is str:
         if isinstance(value, (str, int, float)) and not isinstance(value, bool):
             return str(value)
@@ -98,11 +110,6 @@ def convert(value: object, kind: type, what: str) -> Any:
     raise wrong
 
 
-def _number(value: float) -> str:
-    """Return a whole number in full, and another one as short as it can be."""
-    return str(value) if isinstance(value, int) else f"{value:g}"
-
-
 def check_range(
     value: object,
     what: str,
@@ -112,17 +119,30 @@ def check_range(
     below: float | None = None,
     above: float | None = None,
 ) -> None:
-    """Raise RequestError unless the number ``value`` is ``low <= value <= high`` and ``above < value < below``."""
+    """Check ``low <= value <= high`` and ``above < value < below`` for a number; other values pass.
+
+    Raises:
+        RequestError: ``value`` is out of range; ``what`` names the flag or key.
+    """
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         return
-    if low is not None and value < low:
-        raise RequestError(f"{what} is {_number(value)}; the least is {_number(low)}")
-    if high is not None and value > high:
-        raise RequestError(f"{what} is {_number(value)}; the greatest is {_number(high)}")
-    if below is not None and value >= below:
-        raise RequestError(f"{what} is {value:g}; it must be less than {below:g}")
-    if above is not None and value <= above:
-        raise RequestError(f"{what} is {value:g}; it must be greater than {above:g}")
+    small = (low is not None and value < low) or (above is not None and value <= above)
+    large = (high is not None and value > high) or (below is not None and value >= below)
+    if small or large:
+        bounds = [
+            *([f"at least {_number(low)}"] if low is not None else []),
+            *([f"more than {_number(above)}"] if above is not None else []),
+            *([f"at most {_number(high)}"] if high is not None else []),
+            *([f"less than {_number(below)}"] if below is not None else []),
+        ]
+        raise RequestError(
+            f"{what} {_number(value)} is too {'small' if small else 'large'}", hint=f"use {' and '.join(bounds)}"
+        )
+
+
+def _number(value: float) -> str:
+    """Return a whole number in full, and other numbers in six digits."""
+    return str(value) if isinstance(value, int) else f"{value:g}"
 
 
 @dataclass(frozen=True)
@@ -132,7 +152,7 @@ class Entry:
     Attributes:
         target: ``package.module:attribute`` of the code, imported only by :meth:`load`.
         summary: one line for listings.
-        options: the options that the code takes, with their defaults.
+        options: options of the code.
     """
 
     target: str
@@ -140,58 +160,65 @@ class Entry:
     options: Mapping[str, Option] = field(default_factory=dict)
 
     def load(self) -> Any:
-        """Import and return what :attr:`target` names."""
+        """Import and return :attr:`target`."""
         module, attribute = self.target.split(":")
         return getattr(importlib.import_module(module), attribute)
 
     def resolve_options(self, given: Mapping[str, object], what: str) -> dict[str, Value]:
-        """Return every option of the entry, ``given`` ones parsed and the others at their defaults.
+        """Return the values of all options: ``given`` ones parsed, others at their defaults.
 
         Args:
             given: option names and values.
-            what: how to call the entry in an error, such as ``--net vit``.
+            what: name of the entry in error messages, such as ``--net vit``.
 
         Raises:
-            RequestError: an option that the entry does not have, or a bad value.
+            RequestError: unknown option or bad value.
         """
         for name in given:
             if name not in self.options:
-                near = suggest(name, self.options).partition("; did you mean ")[2]
-                known = ", ".join(self.options) or "none"
-                raise RequestError(
-                    f"{what} has no option {name!r}{f'; did you mean {near}' if near else f' (options: {known})'}"
-                )
+                hint = suggest(name, self.options, f"use {what} without options")
+                raise RequestError(f"{what} has no option {name!r}", hint=hint)
         return {
             name: option.parse(given[name], f"{what}:{name}") if name in given else option.default
             for name, option in self.options.items()
         }
 
 
-def suggest(name: str, names: Iterable[str], lead: str = "did you mean") -> str:
-    """Return the tail of an error sentence: near matches of ``name`` when there are, else all ``names``."""
+def suggest(name: str, names: Iterable[str], otherwise: str | None = None) -> str | None:
+    """Return a hint for an unknown name: the most similar ``names``, else all of a few, else ``otherwise``."""
     names = list(names)
     folded = {candidate.lower(): candidate for candidate in names}
     near = [folded[match] for match in difflib.get_close_matches(name.lower(), folded, n=3, cutoff=0.6)]
     if near:
-        return f"; {lead} {' or '.join(near)}?"
-    if names and len(names) <= 20:
-        return f"; there are {', '.join(names)}"
-    return ""
+        return f"did you mean {or_list(near)}?"
+    return f"use {or_list(names)}" if 0 < len(names) <= 20 else otherwise
+
+
+def or_list(words: Sequence[str]) -> str:
+    """Return ``a``, ``a or b``, or ``a, b or c``."""
+    return " or ".join([", ".join(words[:-1]), words[-1]] if len(words) > 1 else words)
+
+
+def unknown(what: str, name: object, names: Iterable[str], otherwise: str | None = None) -> RequestError:
+    """Return the error for a name that is not among ``names``.
+
+    Args:
+        what: flag or key, such as ``--net``.
+        name: the unknown name.
+        names: valid names.
+        otherwise: hint if no name is similar and there are many.
+    """
+    return RequestError(f"unknown {what} {name!r}", hint=suggest(str(name), names, otherwise))
 
 
 def lookup(table: Mapping[str, Any], name: str, what: str) -> Any:
     """Return ``table[name]``.
 
-    Args:
-        table: the table.
-        name: what was asked for.
-        what: the flag, such as ``--net``.
-
     Raises:
-        RequestError: no such name; the message offers near matches.
+        RequestError: unknown name; ``what`` is the flag, such as ``--net``.
     """
     if name not in table:
-        raise RequestError(f"{what} {name!r} is unknown{suggest(name, table)}")
+        raise unknown(what, name, table)
     return table[name]
 
 
@@ -203,15 +230,16 @@ def split_spec(text: str, what: str) -> tuple[str, dict[str, str]]:
     """
     name, colon, tail = text.partition(":")
     options: dict[str, str] = {}
+    hint = f"use {what} NAME or {what} NAME:key=value,..."
     if not name or (colon and not tail):
-        raise RequestError(f"{what} {text!r} is not NAME or NAME:key=value,...")
+        raise RequestError(f"{what} {text!r} is incomplete", hint=hint)
     for part in tail.split(",") if tail else []:
         key, equals, value = part.partition("=")
         key = key.strip().replace("-", "_")
         if not equals or not key or not value.strip():
-            raise RequestError(f"{what} {text!r}: {part!r} is not key=value")
+            raise RequestError(f"{what} {text!r}: {part!r} is not of the form key=value", hint=hint)
         if key in options:
-            raise RequestError(f"{what} {text!r} gives {key} twice")
+            raise RequestError(f"{what} {text!r} sets {key} twice", hint=f"use {key}=... once")
         options[key] = value.strip()
     return name.strip(), options
 

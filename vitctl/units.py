@@ -1,4 +1,4 @@
-"""Durations and counts, as people type and read them."""
+"""Durations, sizes and counts as text."""
 
 from __future__ import annotations
 
@@ -22,7 +22,9 @@ def parse_duration(text: str | float, what: str) -> float:
     match = _DURATION.fullmatch(str(text).strip().lower())
     seconds = float(match[1]) * _SECONDS[match[2]] if match else 0.0
     if not match or seconds <= 0:
-        raise RequestError(f"{what} takes a duration such as 90, 90s, 10m or 1h, not {text!r}")
+        raise RequestError(
+            f"{what} takes a duration, not {text!r}", hint="use seconds, minutes or hours: 90s, 10m or 1h"
+        )
     return seconds
 
 
@@ -37,7 +39,7 @@ def parse_save_every(text: str | int, what: str) -> tuple[int | None, float | No
         return int(word), None
     if word[-1:] in ("s", "m", "h"):
         return None, parse_duration(word, what)
-    raise RequestError(f"{what} takes a number of steps such as 500, or a duration such as 10m, not {text!r}")
+    raise RequestError(f"{what} takes steps or a duration, not {text!r}", hint="use 500 for steps, or 30s, 10m or 1h")
 
 
 def format_duration(seconds: float) -> str:
@@ -65,7 +67,7 @@ def format_bytes(count: float) -> str:
 
 
 def json_text(document: Any) -> str:
-    """Return ``document`` as JSON; figures that are not finite, which JSON has no word for, as null."""
+    """Return ``document`` as JSON; infinite and NaN values become null."""
 
     def finite(value: Any) -> Any:
         if isinstance(value, dict):
@@ -83,6 +85,6 @@ def plural(count: int, noun: str) -> str:
 
 
 def mask_passwords(text: str) -> str:
-    """Return a URL, or another word of a command line, with its password replaced by ``***``."""
+    """Return a URL or a command-line argument with its password replaced by ``***``."""
     text = re.sub(r"(\w+:(?://)?[^/:@]*:).*@", r"\1***@", text, flags=re.DOTALL)
     return re.sub(r"(?i)(password=)[^&\s'\"]+", r"\1***", text)

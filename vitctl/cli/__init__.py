@@ -1,4 +1,4 @@
-"""The command line: parse, call, print. Nothing else in vitctl imports this package."""
+"""The command line: parses arguments, calls the library and prints results. No other package imports this one."""
 
 from __future__ import annotations
 
@@ -12,23 +12,23 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
-# The interpreter's last collection goes through all that torch has put into memory, a second or more, and frees nothing
-# that the process's end does not; what is frozen it leaves alone.
+# The interpreter's final garbage collection visits every object of torch, which takes a second or more. Frozen objects
+# are skipped.
 atexit.register(gc.freeze)
 
 TYPERS_INTERRUPT = 130
-"""What Typer makes of Ctrl-C; a shell's loop goes on after this code, and ends when its command died by the signal."""
+"""Typer's exit code for Ctrl-C. A shell loop would continue after it; it ends if the command died by the signal."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run ``vitctl`` and return its exit code; the one place that turns errors into sentences.
+    """Run ``vitctl``, print any error as ``error:`` and ``hint:`` lines, and return the exit code.
 
     Args:
-        argv: the arguments; None takes those of the process.
+        argv: arguments; None for those of the process.
 
     Returns:
-        0 done; 1 failed after work began; 2 the request cannot be met. A run that a signal stopped does not return:
-        the process dies by that signal.
+        0 for success, 1 for a failure after work began, 2 for an impossible request. If a signal interrupts a run, the
+        process ends with that signal instead of returning.
     """
     import typer
 
@@ -63,7 +63,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print("stopped", file=sys.stderr)
         _die_by(signal.SIGINT)
     except BrokenPipeError:
-        # The reader has gone (vitctl ... | head); a second complaint at exit helps nobody.
+        # The reader has exited (vitctl ... | head); prevent a second error when stdout is flushed at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     except Exception as error:
@@ -71,7 +71,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         if debug:
             raise
         print(
-            f"error: unexpected {type(error).__name__}: {error} (VITCTL_DEBUG=1 shows where; please report it)",
+            f"error: unexpected {type(error).__name__}: {error}\n"
+            f"hint: please report this bug, with the output under VITCTL_DEBUG=1",
             file=sys.stderr,
         )
         return 1
@@ -79,19 +80,19 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _usage_error(error: Any) -> int:
-    """Say in a sentence, as of any other error, what Typer's parser says in a box."""
+    """Print an error of Typer's parser like any other error."""
     message = error.format_message().strip().rstrip(".")
     if not message or "\n" in message:  # the whole help, where a group was called without a command
         error.show()
     else:
-        see = "" if error.ctx is None or message.endswith("?") else f"; see {error.ctx.command_path} --help"
+        see = "" if error.ctx is None else f"\nhint: see {error.ctx.command_path} --help"
         print(f"error: {message}{see}", file=sys.stderr)
     return int(error.exit_code)
 
 
 @contextmanager
 def _plain_warnings() -> Iterator[None]:
-    """Print each :class:`vitctl.errors.VitctlWarning` as a sentence, and leave those of others to Python."""
+    """Print each :class:`vitctl.errors.VitctlWarning` as a ``warning:`` line; other warnings are left to Python."""
     from vitctl.errors import VitctlWarning
 
     with warnings.catch_warnings():

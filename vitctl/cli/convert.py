@@ -26,13 +26,12 @@ def convert(
     """
     from vitctl.cli import printing
     from vitctl.data import DATASETS
-    from vitctl.errors import RequestError
     from vitctl.models import MODELS
-    from vitctl.registry import lookup, split_spec, suggest
+    from vitctl.registry import lookup, split_spec, unknown
 
     name = split_spec(net, "--net")[0]
     if name not in MODELS:  # the rules of those that can be converted come with torch
-        raise RequestError(f"--net {name!r} is none of the predecessor's networks{suggest(name, MODELS)}")
+        raise unknown("--net", name, MODELS)
     lookup(DATASETS, dataset, "--dataset")
     from vitctl.tools.convert import convert as turn  # torch loads here
     from vitctl.units import plural

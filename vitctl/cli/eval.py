@@ -9,7 +9,7 @@ import typer
 
 from vitctl.errors import RequestError
 from vitctl.files import check_table
-from vitctl.registry import suggest
+from vitctl.registry import unknown
 
 
 def evaluate(
@@ -55,7 +55,7 @@ def evaluate(
         ("--tta", tta, ("none", "flip")),
     ):
         if value not in choices:
-            raise RequestError(f"{flag} {value!r} is unknown{suggest(value, choices)}")
+            raise unknown(flag, value, choices)
     if csv is not None and predictions is not None and csv.absolute() == predictions.absolute():
         raise RequestError(f"--csv and --predictions both name {csv}; name two files")
     for flag, target in (("--csv", csv), ("--predictions", predictions)):

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from vitctl.errors import RequestError
-from vitctl.registry import suggest
+from vitctl.registry import unknown
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -93,7 +93,7 @@ def table_rows(pattern: str | None, sort: str | None) -> list[dict[str, Any]]:
     from vitctl.models import MODELS, table_row
 
     if sort is not None and sort not in SORTS:
-        raise RequestError(f"--sort {sort!r} is unknown{suggest(sort, SORTS)}")
+        raise unknown("--sort", sort, SORTS)
     rows = [
         table_row(name, entry)
         for name, entry in MODELS.items()
@@ -101,8 +101,8 @@ def table_rows(pattern: str | None, sort: str | None) -> list[dict[str, Any]]:
     ]
     if not rows:
         families = {entry.family for entry in MODELS.values()}
-        hint = suggest(str(pattern), [*MODELS, *sorted(families - set(MODELS))])
-        raise RequestError(f"no network is called {pattern!r}{hint or '; --timm PATTERN searches those of timm'}")
+        names = [*MODELS, *sorted(families - set(MODELS))]
+        raise unknown("network", pattern, names, "list all without a pattern; --timm PATTERN searches timm's")
     if sort is not None:
         best_first = sort.endswith("_acc")
         known = [row for row in rows if row[sort] is not None]

@@ -21,13 +21,13 @@ def list_optimizers(
     from vitctl.cli import printing
     from vitctl.errors import RequestError
     from vitctl.optim import OPTIMIZERS, TIMM
-    from vitctl.registry import format_value, suggest
+    from vitctl.registry import format_value, unknown
 
     entries, elsewhere = _timm_entries(pattern) if pattern.startswith(TIMM) else (_own_entries(pattern), [])
     if not entries and elsewhere:
         raise RequestError(elsewhere[0])
     if not entries:
-        raise RequestError(f"no optimizer is called {pattern!r}{suggest(pattern, [*OPTIMIZERS, 'timm/*'])}")
+        raise unknown("optimizer", pattern, [*OPTIMIZERS, "timm/*"])
     if as_json:
         printing.print_json(
             [

@@ -9,7 +9,7 @@ import typer
 
 from vitctl.errors import RequestError, RunFailed
 from vitctl.files import check_table
-from vitctl.registry import suggest
+from vitctl.registry import unknown
 from vitctl.units import plural
 
 
@@ -42,7 +42,7 @@ def predict(
     An image of another size is set upright, its shorter side resized, and its middle taken.
     """
     if weights not in ("last", "best"):
-        raise RequestError(f"--weights {weights!r} is unknown{suggest(weights, ('last', 'best'))}")
+        raise unknown("--weights", weights, ("last", "best"))
     if csv is not None:
         check_table(csv, "--csv")
     for place in images:

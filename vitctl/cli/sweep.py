@@ -11,7 +11,7 @@ import typer
 from vitctl.cli.options import Command
 from vitctl.errors import RequestError
 from vitctl.files import check_replaceable, check_table, write_text
-from vitctl.registry import lookup, suggest
+from vitctl.registry import lookup, unknown
 from vitctl.sweep import ENGINES, PRUNERS, SAMPLERS
 from vitctl.sweep.states import Control
 from vitctl.units import mask_passwords
@@ -436,7 +436,7 @@ def export(
 ) -> None:
     """Write all trials: trial, state, params, value, run."""
     if form not in ("csv", "json"):
-        raise RequestError(f"--format {form!r} is unknown{suggest(form, ('csv', 'json'))}")
+        raise unknown("--format", form, ("csv", "json"))
     if out is not None:
         check_table(out, "--out") if form == "csv" else check_replaceable(out, "--out", (".json",))
     sweep = find_local(target, runs_dir, storage)
@@ -470,7 +470,7 @@ def plot(
     ):
         for word in given or ():
             if word not in known:
-                raise RequestError(f"{flag} {word!r} is unknown{suggest(word, known)}")
+                raise unknown(flag, word, known)
     sweep = find_local(target, runs_dir, storage)
     from vitctl.sweep.plots import FORMATS, KINDS
     from vitctl.sweep.plots import plot as draw

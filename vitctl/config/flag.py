@@ -6,8 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from vitctl.errors import RequestError
-from vitctl.registry import FALSE_WORDS, TRUE_WORDS, check_range, convert, suggest
+from vitctl.registry import FALSE_WORDS, TRUE_WORDS, check_range, convert, unknown
 
 NETWORK, DATA, OPTIMIZATION, RUN = "Network", "Data", "Optimization", "Run"
 DEVICE, CHECKPOINTS, LOGGING = "Device", "Checkpoints", "Logging"
@@ -63,7 +62,7 @@ class Flag:
             return convert(value, bool, what) or 0.0
         parsed = convert(value, self.kind, what)
         if self.choices and parsed not in self.choices:
-            raise RequestError(f"{what} {parsed!r} is unknown{suggest(str(parsed), self.choices)}")
+            raise unknown(what, parsed, self.choices)
         check_range(parsed, what, low=self.low, high=self.high, below=self.below)
         return parsed
 

@@ -62,7 +62,7 @@ def normalise_keys(values: Mapping[str, Any], source: str) -> dict[str, Any]:
         word = key.strip().lstrip("-").replace("-", "_")
         name = ALIASES.get(word, word)
         if name not in FLAGS and name not in OPTION_TABLES:
-            raise RequestError(f"{source}: {key!r} is no setting of train{suggest(word, [*FLAGS, *ALIASES])}")
+            raise RequestError(f"{source}: unknown setting {key!r}", hint=suggest(word, [*FLAGS, *ALIASES]))
         if name in settings:
             raise RequestError(f"{source}: {key!r} sets {name} a second time")
         if name in OPTION_TABLES:

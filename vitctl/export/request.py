@@ -10,7 +10,7 @@ from pathlib import Path
 from vitctl.errors import RequestError
 from vitctl.export import EXPORTERS, OPSETS, QUANTIZERS
 from vitctl.files import folder_error
-from vitctl.registry import lookup, suggest
+from vitctl.registry import lookup, unknown
 
 TOLERANCE = 1e-4
 """The greatest absolute difference that a logit of a float32 file may have from the network's."""
@@ -45,7 +45,7 @@ class Form:
             ("--layout", self.layout, ("nchw", "nhwc")),
         ):
             if value not in choices:
-                raise RequestError(f"{flag} {value!r} is unknown{suggest(value, choices)}")
+                raise unknown(flag, value, choices)
         if self.normalize == "none" and self.dtype == "uint8":
             raise RequestError(
                 "--input uint8 does not go with --normalize none, as normalised images are no whole numbers; take "
@@ -101,7 +101,7 @@ class ExportRequest:
 
     def __post_init__(self) -> None:
         if self.weights not in ("last", "best"):
-            raise RequestError(f"--weights {self.weights!r} is unknown{suggest(self.weights, ('last', 'best'))}")
+            raise unknown("--weights", self.weights, ("last", "best"))
         for name in self.formats:
             lookup(EXPORTERS, name, "--format")
         for name in self.quantize:

@@ -16,7 +16,7 @@ from vitctl.models.entry import TIMM as TIMM
 from vitctl.models.entry import Measured as Measured
 from vitctl.models.entry import ModelEntry as ModelEntry
 from vitctl.recipes import RECIPES
-from vitctl.registry import Option, Value, format_spec, suggest
+from vitctl.registry import Option, Value, format_spec, unknown
 
 if TYPE_CHECKING:
     from torch import nn
@@ -407,10 +407,7 @@ def find_model(net: str) -> ModelEntry:
 
         return timm_entry(net)
     if net not in MODELS:
-        hint = (
-            suggest(net, MODELS) or f"; vitctl list-models shows those that there are, and timm's are called {TIMM}NAME"
-        )
-        raise RequestError(f"--net {net!r} is unknown{hint}")
+        raise unknown("--net", net, MODELS, f"list them with vitctl list-models; timm's are --net {TIMM}NAME")
     return MODELS[net]
 
 

@@ -126,7 +126,7 @@ def timm_entry(net: str) -> TimmModelEntry:
         raise RequestError(f"--net {net!r} is unknown; {hint}")
     tags = [other.partition(".")[2] for other in timm.list_pretrained(f"{architecture}.*")]
     if dot and tag not in tags:
-        raise RequestError(f"--net {net!r}: {architecture} has no weights tagged {tag!r}{suggest(tag, tags)}")
+        raise RequestError(f"--net {net!r}: {architecture} has no weights tagged {tag!r}", hint=suggest(tag, tags))
     config = timm.get_pretrained_cfg(name)
     assert config is not None  # there is one for every registered name
     img_size = _native_size(name)

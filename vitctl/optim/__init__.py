@@ -9,10 +9,9 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 
-from vitctl.errors import RequestError
 from vitctl.optim.entry import TIMM as TIMM
 from vitctl.optim.entry import OptimizerEntry as OptimizerEntry
-from vitctl.registry import Option, Value, suggest
+from vitctl.registry import Option, Value, unknown
 
 _ADAM_OPTIONS = {
     "beta1": Option(0.9, "decay of the mean of gradients", low=0, below=1),
@@ -134,7 +133,7 @@ def find_optimizer(opt: str) -> OptimizerEntry:
 
         return timm_entry(opt)
     if opt not in OPTIMIZERS:
-        raise RequestError(f"--opt {opt!r} is unknown{suggest(opt, OPTIMIZERS)} (timm's are --opt timm/NAME)")
+        raise unknown("--opt", opt, OPTIMIZERS)
     return OPTIMIZERS[opt]
 
 

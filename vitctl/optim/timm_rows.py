@@ -17,7 +17,7 @@ from torch.optim import Optimizer
 
 from vitctl.errors import RequestError
 from vitctl.optim.entry import TIMM, OptimizerEntry
-from vitctl.registry import Option, Value, check_range, convert, suggest
+from vitctl.registry import Option, Value, check_range, convert, unknown
 
 Groups = list[dict[str, Any]]
 
@@ -107,7 +107,7 @@ def timm_entry(opt: str) -> TimmOptimizerEntry:
     """
     name = opt.removeprefix(TIMM)
     if name not in list_optimizers():
-        raise RequestError(f"--opt {opt!r} is unknown{suggest(opt, timm_names())} (vitctl list-optimizers 'timm/*')")
+        raise unknown("--opt", opt, timm_names(), "list them with vitctl list-optimizers 'timm/*'")
     info = get_optimizer_info(name)
     if info.second_order:
         raise RequestError(f"--opt {opt} needs second derivatives, which training here does not compute; take another")

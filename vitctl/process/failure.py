@@ -23,7 +23,8 @@ class Failure:
 
     Attributes:
         kind: kind of the error; ``killed`` for a process killed by a signal, ``unexpected`` for a bug.
-        message: text for the user.
+        message: what is wrong.
+        hint: what the user can do about it.
         exit_code: exit code of the process; -N if killed by signal N.
         step: optimizer step in which it happened, counted from 1.
         device: device on which it happened, such as ``cuda:0``.
@@ -33,6 +34,7 @@ class Failure:
 
     kind: Kind
     message: str
+    hint: str | None = None
     exit_code: int = 1
     step: int | None = None
     device: str | None = None
@@ -46,7 +48,8 @@ class Failure:
             return cls(kind="unexpected", message=f"{type(error).__name__}: {error}")
         return cls(
             kind=error.kind,
-            message=str(error),
+            message=error.message,
+            hint=error.hint,
             exit_code=error.exit_code,
             step=error.step,
             device=error.device,

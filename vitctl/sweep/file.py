@@ -249,7 +249,7 @@ class _Reader:
             if key in _ELSEWHERE:
                 self.wrong((key,), f"{key!r} is not for vitctl: {_ELSEWHERE[key]}")
             elif key not in _TOP:
-                self.wrong((key,), f"{key!r} is no key of a sweep file{suggest(key, _TOP)}")
+                self.wrong((key,), f"{key!r} is no key of a sweep file{_tail(key, _TOP)}")
             elif key in ("name", "description", "project", "entity", "program", "apiVersion", "kind"):
                 if not isinstance(value, str) or not value:
                     self.wrong((key,), f"{key} takes text, not {_shown(value)}")
@@ -312,7 +312,7 @@ class _Reader:
                 ("method",), "method: custom is W&B's way to run a scheduler of one's own; say grid, random or bayes"
             )
         elif method not in METHODS:
-            self.wrong(("method",), f"method {_shown(method)} is unknown{suggest(str(method), METHODS)}")
+            self.wrong(("method",), f"method {_shown(method)} is unknown{_tail(str(method), METHODS)}")
         else:
             return str(method)
         return None
@@ -332,10 +332,10 @@ class _Reader:
             return default
         for key in metric:
             if key not in _METRIC_KEYS:
-                self.wrong(("metric", str(key)), f"metric has no key {str(key)!r}{suggest(str(key), _METRIC_KEYS)}")
+                self.wrong(("metric", str(key)), f"metric has no key {str(key)!r}{_tail(str(key), _METRIC_KEYS)}")
         name = metric.get("name")
         if not isinstance(name, str):
-            self.wrong(("metric",), f"metric needs a name{suggest('', METRICS)}")
+            self.wrong(("metric",), f"metric needs a name{_tail('', METRICS)}")
         elif name.startswith("test_"):
             self.wrong(
                 ("metric", "name"),
@@ -343,11 +343,11 @@ class _Reader:
                 f"held-out images",
             )
         elif name not in METRICS:
-            self.wrong(("metric", "name"), f"{name!r} is not recorded by train{suggest(name, METRICS)}")
+            self.wrong(("metric", "name"), f"{name!r} is not recorded by train{_tail(name, METRICS)}")
         goal = metric.get("goal", "minimize")
         if goal not in ("minimize", "maximize"):
             self.wrong(
-                ("metric", "goal"), f"goal {_shown(goal)} is unknown{suggest(str(goal), ('minimize', 'maximize'))}"
+                ("metric", "goal"), f"goal {_shown(goal)} is unknown{_tail(str(goal), ('minimize', 'maximize'))}"
             )
         elif "goal" not in metric:
             self.notes.append(f"metric has no goal, so W&B's default holds: {name} is minimized")
@@ -362,7 +362,7 @@ class _Reader:
             if key in metric:
                 word = "false" if metric[key] is False else metric[key]
                 if word not in words:
-                    self.wrong(("metric", key), f"{key} {_shown(word)} is unknown{suggest(str(word), words)}")
+                    self.wrong(("metric", key), f"{key} {_shown(word)} is unknown{_tail(str(word), words)}")
                 else:
                     self.local_notes.append(
                         f"{key} is ignored: it steers W&B's own search; here failed trials teach nothing"
@@ -380,7 +380,7 @@ class _Reader:
         before = len(self.mistakes)
         for key in settings:
             if key not in _HYPERBAND_KEYS:
-                near = suggest(str(key), _HYPERBAND_KEYS)
+                near = _tail(str(key), _HYPERBAND_KEYS)
                 self.wrong((*place, str(key)), f"early_terminate has no key {str(key)!r}{near}")
         if settings.get("type") != "hyperband":
             self.wrong((*place, "type"), f"early_terminate has type {_shown(settings.get('type'))}; there is hyperband")
@@ -450,7 +450,7 @@ class _Reader:
                 continue
             group = prefix.rstrip(".")
             if not prefix and setting_of(key) not in FLAGS and key not in OPTION_TABLES:
-                self.wrong(here, f"{key!r} is no setting of train{suggest(setting_of(key), [*FLAGS, *ALIASES])}")
+                self.wrong(here, f"{key!r} is no setting of train{_tail(setting_of(key), [*FLAGS, *ALIASES])}")
                 continue
             if not isinstance(settings, dict):
                 self.wrong(here, f"{name!r} takes value:, values:, or min: and max:, not {_shown(settings)}")
@@ -489,7 +489,7 @@ class _Reader:
             if key not in allowed and key != "distribution":
                 self.wrong(
                     (*place, str(key)),
-                    f"{name!r} is {distribution}, which has no {str(key)!r}{suggest(str(key), allowed)}",
+                    f"{name!r} is {distribution}, which has no {str(key)!r}{_tail(str(key), allowed)}",
                 )
         for key in _REQUIRED[distribution]:
             if key not in settings:
@@ -524,7 +524,7 @@ class _Reader:
         given = settings.get("distribution")
         if "distribution" in settings:
             if not isinstance(given, str) or given not in _REQUIRED:
-                near = suggest(str(given), DISTRIBUTIONS)
+                near = _tail(str(given), DISTRIBUTIONS)
                 self.wrong(
                     (*place, "distribution"), f"{name!r} has the distribution {_shown(given)}, which is unknown{near}"
                 )
@@ -551,7 +551,7 @@ class _Reader:
             return None
         known = ("value", "values", "probabilities", "min", "max", "q", "mu", "sigma", "a", "b", "distribution")
         odd = next((str(key) for key in settings if key not in known), None)
-        hint = f"; it has no key {odd!r}{suggest(odd, known)}" if odd else ""
+        hint = f"; it has no key {odd!r}{_tail(odd, known)}" if odd else ""
         self.wrong(place, f"{name!r} needs value, values, or min and max{hint}")
         return None
 
@@ -770,3 +770,8 @@ def _reads_as_number(value: object) -> bool:
 def _shown(value: object) -> str:
     text = json.dumps(value, default=str) if not isinstance(value, str) else repr(value)
     return text if len(text) <= 60 else f"{text[:57]}..."
+
+
+def _tail(name: str, names: Iterable[str]) -> str:
+    hint = suggest(name, names)
+    return f"; {hint}" if hint else ""

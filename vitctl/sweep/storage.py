@@ -65,7 +65,8 @@ def parse_url(text: str) -> URL:
         kind = "postgresql"
     if kind not in ("postgresql", "sqlite"):
         raise RequestError(
-            f"--storage {redacted(url)}: {kind!r} is not supported{suggest(kind, ('postgresql', 'sqlite'))}"
+            f"--storage {redacted(url)}: {kind!r} is not supported",
+            hint=suggest(kind, ("postgresql", "sqlite")),
         )
     if kind == "sqlite":
         if not url.database or url.database == ":memory:":

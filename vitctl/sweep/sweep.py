@@ -453,7 +453,7 @@ class Sweep:
         if name not in varying:
             constant = self.file.space.constants.get(name)
             hint = f", which is {show(constant)} in all trials" if name in self.file.space.constants else ""
-            raise RequestError(f"{self.file.name} does not vary {name!r}{hint}{suggest(name, varying)}")
+            raise RequestError(f"{self.file.name} does not vary {name!r}{hint}", hint=suggest(name, varying))
         parameter = varying[name]
         if parameter.distribution in ("categorical", "categorical_w_probabilities"):
             for choice in parameter.choices:
@@ -606,8 +606,8 @@ def find_sweep(target: str, runs_dir: Path, storage: str | None = None) -> Sweep
         if sweep.id == target:
             return sweep
     raise RequestError(
-        f"there is no sweep {target!r} in {_place(runs_dir, storage)}"
-        f"{suggest(target, [sweep.id for sweep in sweeps]) or '; vitctl sweep list shows them'}"
+        f"no sweep {target!r} in {_place(runs_dir, storage)}",
+        hint=suggest(target, [sweep.id for sweep in sweeps], "list sweeps with vitctl sweep list"),
     )
 
 

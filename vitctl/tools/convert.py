@@ -15,7 +15,7 @@ from vitctl.errors import RequestError
 from vitctl.models import build_model
 from vitctl.models.legacy import RULES, translate
 from vitctl.models.state_files import read_state
-from vitctl.registry import split_spec, suggest
+from vitctl.registry import split_spec, unknown
 from vitctl.training.checkpoint import FORMAT, save_checkpoint
 from vitctl.training.session import Progress
 
@@ -54,9 +54,9 @@ def convert(
     """
     name, _ = split_spec(net, "--net")
     if name not in RULES:
-        raise RequestError(f"--net {name!r} is none of the predecessor's networks{suggest(name, RULES)}")
+        raise unknown("--net", name, RULES)
     if dataset not in DATA:
-        raise RequestError(f"--dataset {dataset!r} is unknown{suggest(dataset, DATA)}")
+        raise unknown("--dataset", dataset, DATA)
     if not output.absolute().parent.is_dir():
         raise RequestError(f"--output {output}: the folder {output.absolute().parent} is not there")
     if output.exists():
