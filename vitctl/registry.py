@@ -187,11 +187,15 @@ class Entry:
 def suggest(name: str, names: Iterable[str], otherwise: str | None = None) -> str | None:
     """Return a hint for an unknown name: the most similar ``names``, else all of a few, else ``otherwise``."""
     names = list(names)
-    folded = {candidate.lower(): candidate for candidate in names}
-    near = [folded[match] for match in difflib.get_close_matches(name.lower(), folded, n=3, cutoff=0.6)]
-    if near:
+    if near := similar(name, names):
         return f"did you mean {or_list(near)}?"
     return f"use {or_list(names)}" if 0 < len(names) <= 20 else otherwise
+
+
+def similar(name: str, names: Iterable[str]) -> list[str]:
+    """Return up to three of ``names`` that resemble ``name``, most similar first."""
+    folded = {candidate.lower(): candidate for candidate in names}
+    return [folded[match] for match in difflib.get_close_matches(name.lower(), folded, n=3, cutoff=0.6)]
 
 
 def or_list(words: Sequence[str]) -> str:

@@ -10,7 +10,10 @@ import sys
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from vitctl.process.failure import ChildReport
 
 # The interpreter's final garbage collection visits every object of torch, which takes a second or more. Frozen objects
 # are skipped.
@@ -33,7 +36,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     import typer
 
     from vitctl.cli.app import app
-    from vitctl.errors import Interrupted, RequestError, VitctlError
+    from vitctl.errors import Interrupted, VitctlError
     from vitctl.process.failure import ChildReport
 
     report = ChildReport()
@@ -47,8 +50,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise KeyboardInterrupt
         return code if isinstance(code, int) else 0
     except mistyped as error:
-        report.write(RequestError(error.format_message()))  # type: ignore[attr-defined]
-        return _usage_error(error)
+        return _usage_error(error, report)
     except SystemExit as stop:
         return stop.code if isinstance(stop.code, int) else 1
     except VitctlError as error:
@@ -79,14 +81,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
-def _usage_error(error: Any) -> int:
+def _usage_error(error: Any, report: ChildReport) -> int:
     """Print an error of Typer's parser like any other error."""
-    message = error.format_message().strip().rstrip(".")
-    if not message or "\n" in message:  # the whole help, where a group was called without a command
+    from vitctl.cli.usage import usage_error
+
+    if type(error).__name__ == "NoArgsIsHelpError":  # its message is the help of a group
         error.show()
     else:
-        see = "" if error.ctx is None else f"\nhint: see {error.ctx.command_path} --help"
-        print(f"error: {message}{see}", file=sys.stderr)
+        request = usage_error(error)
+        report.write(request)
+        print(f"error: {request}", file=sys.stderr)
     return int(error.exit_code)
 
 

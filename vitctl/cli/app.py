@@ -1,4 +1,4 @@
-"""The wiring: which commands there are."""
+"""The ``vitctl`` command and its subcommands."""
 
 from __future__ import annotations
 
@@ -15,17 +15,19 @@ from vitctl.cli.export import export
 from vitctl.cli.list_models import list_models
 from vitctl.cli.list_optimizers import list_optimizers
 from vitctl.cli.list_recipes import list_recipes
-from vitctl.cli.options import Command
+from vitctl.cli.options import WIDTH, Command, Group
 from vitctl.cli.predict import predict
 from vitctl.cli.sweep import app as sweep
 from vitctl.cli.train import train
 
 app = typer.Typer(
     name="vitctl",
-    help="Train Vision Transformers and their relatives on small images.",
+    cls=Group,
+    help="Train Vision Transformers on small images.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
-    context_settings={"help_option_names": ["-h", "--help"]},
+    rich_markup_mode=None,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": WIDTH},
 )
 
 
@@ -38,10 +40,10 @@ def _version(asked: bool) -> None:
 @app.callback()
 def root(
     version: Annotated[
-        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and exit.")
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="print the version")
     ] = False,
 ) -> None:
-    """Train Vision Transformers and their relatives on small images."""
+    """Train Vision Transformers on small images."""
 
 
 app.command(cls=Command)(train)
@@ -54,4 +56,4 @@ app.command(cls=Command)(predict)
 app.command("list-models", cls=Command)(list_models)
 app.command("list-optimizers", cls=Command)(list_optimizers)
 app.command("list-recipes", cls=Command)(list_recipes)
-app.add_typer(sweep, name="sweep")
+app.add_typer(sweep, name="sweep", short_help="Search hyperparameters with W&B sweep files")

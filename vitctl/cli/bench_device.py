@@ -15,33 +15,31 @@ def bench_device(
     settings: dict[str, Any],
     names: Annotated[
         list[str] | None,
-        typer.Argument(metavar="[DEVICE]...", help="cpu, mps, cuda, cuda:INDEX", show_default="all that are here"),
+        typer.Argument(metavar="DEVICE...", help="cpu, mps, cuda or cuda:INDEX", show_default="all available"),
     ] = None,
     skip_unavailable: Annotated[
         bool,
-        typer.Option(
-            "--skip-unavailable", help="measure the others where a device is not here", rich_help_panel=COMPARISON
-        ),
+        typer.Option("--skip-unavailable", help="skip devices that are not available", rich_help_panel=COMPARISON),
     ] = False,
     tune: Annotated[
         bool,
         typer.Option(
             "--tune",
-            help="try batch, micro-batch, precision and threads, those not given, and write the fastest to tuned-DEVICE.yaml",
+            help="find the fastest settings, write them to tuned-DEVICE.yaml",
             rich_help_panel=COMPARISON,
         ),
     ] = False,
     out: Out = None,
-    runs_dir: Annotated[Path, typer.Option(help="runs of --epochs lie below it", rich_help_panel=COMPARISON)] = Path(
+    runs_dir: Annotated[Path, typer.Option(help="folder for the runs of --epochs", rich_help_panel=COMPARISON)] = Path(
         "runs"
     ),
     config_file: ConfigFile = None,
     as_json: AsJson = False,
 ) -> None:
-    """Measure what training costs on each device: the same weights and batches, the step that train takes, in turns.
+    """Compare training speed across devices.
 
-    Takes about a minute a device (--max-time) and needs no data set. With --epochs N each device then really trains, and
-    accuracies are shown.
+    All devices start from the same weights and train on the same batches, in turns. This takes about a minute per device
+    (see --max-time) and needs no data set. With --epochs N, each device also trains and is evaluated.
     """
     from vitctl.benchmark.device_plan import make_device_plan
     from vitctl.benchmark.output import check_out, write

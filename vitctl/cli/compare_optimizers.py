@@ -15,16 +15,19 @@ def compare_optimizers(
     settings: dict[str, Any],
     optimizers: Annotated[
         list[str],
-        typer.Argument(metavar="OPT...", help="two or more, NAME[:key=value,...], such as adan:lr=1e-3 adamw"),
+        typer.Argument(metavar="OPT...", help="two or more optimizers, such as adan:lr=1e-3 adamw"),
     ],
     seeds: Annotated[
-        int, typer.Option(metavar="N", help="runs of each, with seeds from --seed on", rich_help_panel=COMPARISON)
+        int,
+        typer.Option(
+            metavar="N", help="runs per optimizer, with consecutive seeds from --seed", rich_help_panel=COMPARISON
+        ),
     ] = 3,
     lr_search: Annotated[
         int | None,
         typer.Option(
             metavar="N",
-            help="first try N learning rates, a factor of 3 apart, for each that has none of its own",
+            help="first search N learning rates for optimizers without one",
             rich_help_panel=COMPARISON,
             show_default="none",
         ),
@@ -33,16 +36,17 @@ def compare_optimizers(
         str | None,
         typer.Option(
             metavar="ID|FILE",
-            help="start from the settings of a sweep's best trial; adan_* go to Adan alone",
+            help="start from the settings of a sweep's best trial",
             rich_help_panel=COMPARISON,
         ),
     ] = None,
     storage: Annotated[
         str | None,
-        typer.Option(metavar="URL", help="where the sweep of --from-sweep is stored", rich_help_panel=COMPARISON),
+        typer.Option(metavar="URL", help="database of the sweep of --from-sweep", rich_help_panel=COMPARISON),
     ] = None,
     jobs: Annotated[
-        int, typer.Option(metavar="N", min=1, help="runs at once; times are then shared", rich_help_panel=COMPARISON)
+        int,
+        typer.Option(metavar="N", min=1, help="concurrent runs; they slow each other down", rich_help_panel=COMPARISON),
     ] = 1,
     out: Out = None,
     name: Annotated[
@@ -50,22 +54,25 @@ def compare_optimizers(
         typer.Option(
             help="name of the comparison's folder",
             rich_help_panel=COMPARISON,
-            show_default="network, data, digest of the rest",
+            show_default="from network, data and settings",
         ),
     ] = None,
     new: Annotated[
         bool,
-        typer.Option("--new", help="begin another, though there is one of these arguments", rich_help_panel=COMPARISON),
+        typer.Option(
+            "--new", help="start anew even if a comparison with these settings exists", rich_help_panel=COMPARISON
+        ),
     ] = False,
     runs_dir: Annotated[
-        Path, typer.Option(help="runs lie in comparisons/NAME below it", rich_help_panel=COMPARISON)
+        Path, typer.Option(help="folder for runs, in comparisons/NAME", rich_help_panel=COMPARISON)
     ] = Path("runs"),
     config_file: ConfigFile = None,
     as_json: AsJson = False,
 ) -> None:
-    """Train with several optimizers, from the same weights on the same batches, and say which differences are more than noise.
+    """Compare optimizers fairly: same initial weights, data order and augmentation.
 
-    Each run is an ordinary run folder. A comparison that was stopped or killed goes on when the same command is given again.
+    Reports which differences are larger than the noise between seeds. To resume an interrupted comparison, run the same
+    command again.
     """
     from vitctl.benchmark.output import check_out, write
     from vitctl.benchmark.plan import make_plan
@@ -76,7 +83,7 @@ def compare_optimizers(
 
     watch_parent()
     if storage is not None and from_sweep is None:
-        raise RequestError("--storage is where the sweep of --from-sweep is stored; give that too")
+        raise RequestError("--storage does nothing without --from-sweep", hint="remove --storage")
     if out is not None:
         check_out(out)
     file = normalise_keys(read_yaml(config_file), str(config_file)) if config_file else {}

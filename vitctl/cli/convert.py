@@ -9,20 +9,24 @@ import typer
 
 
 def convert(
-    old: Annotated[Path, typer.Argument(metavar="OLD.t7", help="weights that the scripts saved", show_default=False)],
-    net: Annotated[str, typer.Option(help="the scripts' --net", show_default=False)],
-    output: Annotated[
-        Path, typer.Option("--output", "-o", metavar="FILE", help="the checkpoint to write", show_default=False)
+    old: Annotated[
+        Path, typer.Argument(metavar="OLD.t7", help="weights saved by the original scripts", show_default=False)
     ],
-    patch: Annotated[int | None, typer.Option(help="the scripts' --patch", min=1, show_default="4")] = None,
-    size: Annotated[int | None, typer.Option(help="the scripts' --size", min=4, show_default="32")] = None,
-    convkernel: Annotated[int | None, typer.Option(help="the scripts' --convkernel", min=1, show_default="8")] = None,
-    dataset: Annotated[str, typer.Option(help="the scripts' --dataset", metavar="cifar10|cifar100")] = "cifar10",
-    as_json: Annotated[bool, typer.Option("--json", help="print what was done as JSON on stdout")] = False,
+    net: Annotated[str, typer.Option(help="--net of the original run", show_default=False)],
+    output: Annotated[
+        Path, typer.Option("--output", "-o", metavar="FILE", help="checkpoint to write", show_default=False)
+    ],
+    patch: Annotated[int | None, typer.Option(help="--patch of the original run", min=1, show_default="4")] = None,
+    size: Annotated[int | None, typer.Option(help="--size of the original run", min=4, show_default="32")] = None,
+    convkernel: Annotated[
+        int | None, typer.Option(help="--convkernel of the original run", min=1, show_default="8")
+    ] = None,
+    dataset: Annotated[str, typer.Option(help="data set of the original run", metavar="cifar10|cifar100")] = "cifar10",
+    as_json: Annotated[bool, typer.Option("--json", help="print the result as JSON")] = False,
 ) -> None:
-    """Turn weights of the scripts that vitctl replaces into a checkpoint for eval, predict and export.
+    """Convert weights from the original scripts.
 
-    Every tensor of the file is accounted for; a file of another network, or of other options, is refused.
+    Writes a checkpoint for eval, predict and export. Every tensor must match the network and its options.
     """
     from vitctl.cli import printing
     from vitctl.data import DATASETS
@@ -30,7 +34,7 @@ def convert(
     from vitctl.registry import lookup, split_spec, unknown
 
     name = split_spec(net, "--net")[0]
-    if name not in MODELS:  # the rules of those that can be converted come with torch
+    if name not in MODELS:  # the conversion rules, which know fewer names, import torch
         raise unknown("--net", name, MODELS)
     lookup(DATASETS, dataset, "--dataset")
     from vitctl.tools.convert import convert as turn  # torch loads here
@@ -41,8 +45,8 @@ def convert(
         printing.print_json(done)
         return
     after = f", after {plural(done['epoch'], 'epoch')}" if done["epoch"] else ""
-    said = f", {done['acc']:.2f} % on the test set as the file says" if done["acc"] is not None else ""
+    accuracy = f", test accuracy {done['acc']:.2f} % according to the file" if done["acc"] is not None else ""
     print(
         f"{done['output']}: --net {done['net']} for {done['size']}-px images of {done['dataset']}, "
-        f"{done['params']:,} parameters from {done['tensors']} tensors{after}{said}"
+        f"{done['params']:,} parameters from {done['tensors']} tensors{after}{accuracy}"
     )

@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from vitctl.cli.options import DeviceName, Weights
 from vitctl.errors import RequestError
 from vitctl.files import check_table
 from vitctl.registry import unknown
@@ -17,36 +18,40 @@ def evaluate(
         Path,
         typer.Argument(
             metavar="CKPT|RUN|FILE",
-            help="a checkpoint, a run's folder, or an exported .onnx or .safetensors file",
+            help="checkpoint, run folder, or exported .onnx or .safetensors",
             show_default=False,
         ),
     ],
-    weights: Annotated[
-        str, typer.Option(help="of a run's folder: last, or best by held-out accuracy", metavar="last|best")
-    ] = "last",
+    weights: Weights = "last",
     dataset: Annotated[
-        str | None, typer.Option(help="data set, or a folder of images", show_default="that of the training")
+        str | None, typer.Option(help="data set or folder of images", metavar="NAME|DIR", show_default="as in training")
     ] = None,
-    data_dir: Annotated[str | None, typer.Option(help="where the data lie", show_default="as in training")] = None,
-    part: Annotated[str, typer.Option("--split", help="which part of the data set", metavar="test|val|train")] = "test",
-    limit: Annotated[int | None, typer.Option("--limit", help="evaluate on N images only", metavar="N", min=1)] = None,
+    data_dir: Annotated[
+        str | None, typer.Option(help="folder with the data", metavar="DIR", show_default="as in training")
+    ] = None,
+    part: Annotated[str, typer.Option("--split", help="part of the data set", metavar="test|val|train")] = "test",
+    limit: Annotated[int | None, typer.Option("--limit", help="evaluate on only N images", metavar="N", min=1)] = None,
     tta: Annotated[
         str,
         typer.Option(
-            help="test-time augmentation, reported beside the plain figures: flip averages the logits of each image and "
-            "its mirror image",
+            help="also report figures averaged over mirrored images",
             metavar="none|flip",
         ),
     ] = "none",
-    device: Annotated[str, typer.Option(help="auto, cpu, mps, cuda or cuda:INDEX")] = "auto",
-    skip_bad_images: Annotated[bool, typer.Option("--skip-bad-images", help="leave out unreadable images")] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="print everything as JSON on stdout")] = False,
-    csv: Annotated[Path | None, typer.Option("--csv", help="write the figures per class to this file")] = None,
+    device: DeviceName = "auto",
+    skip_bad_images: Annotated[bool, typer.Option("--skip-bad-images", help="skip unreadable images")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="print all figures as JSON")] = False,
+    csv: Annotated[
+        Path | None, typer.Option("--csv", metavar="FILE", help="write the figures per class to this file")
+    ] = None,
     predictions: Annotated[
-        Path | None, typer.Option("--predictions", help="write a line per image to this CSV file")
+        Path | None, typer.Option("--predictions", metavar="FILE", help="write one line per image to this CSV file")
     ] = None,
 ) -> None:
-    """Measure a trained network, or an exported file: loss, top-1, top-5, figures per class, confusion matrix."""
+    """Evaluate a trained model or an exported file.
+
+    Reports loss, top-1 and top-5 accuracy, figures per class and the confusion matrix.
+    """
     from vitctl.config import resolve_dataset
 
     for flag, value, choices in (
@@ -57,7 +62,7 @@ def evaluate(
         if value not in choices:
             raise unknown(flag, value, choices)
     if csv is not None and predictions is not None and csv.absolute() == predictions.absolute():
-        raise RequestError(f"--csv and --predictions both name {csv}; name two files")
+        raise RequestError(f"--csv and --predictions both name {csv}", hint="use two different files")
     for flag, target in (("--csv", csv), ("--predictions", predictions)):
         if target is not None:
             check_table(target, flag)

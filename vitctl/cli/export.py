@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from vitctl.cli.options import Weights
 from vitctl.export import EXPORTERS, QUANTIZERS
 
 SHAPE, CHECK, SMALLER = "Input and output", "Verification", "Quantization"
@@ -25,16 +26,14 @@ def _quantizers(incomplete: str) -> list[tuple[str, str]]:
 
 
 def export(
-    path: Annotated[
-        Path, typer.Argument(metavar="CKPT|RUN", help="a checkpoint, or a run's folder", show_default=False)
-    ],
+    path: Annotated[Path, typer.Argument(metavar="CKPT|RUN", help="checkpoint or run folder", show_default=False)],
     formats: Annotated[
         list[str] | None,
         typer.Option(
             "--format",
             "-f",
-            metavar="|".join(EXPORTERS),
-            help="format, may be given several times. " + "; ".join(f"{n}: {e.summary}" for n, e in EXPORTERS.items()),
+            metavar="NAME",
+            help=f"{', '.join(EXPORTERS)}; repeatable",
             show_default="onnx",
             autocompletion=_formats,
         ),
@@ -45,19 +44,17 @@ def export(
             "--output",
             "-o",
             metavar="PATH",
-            help="file, or folder, which several formats need",
+            help="file, or folder for several formats",
             show_default="beside the checkpoint",
         ),
     ] = None,
-    weights: Annotated[
-        str, typer.Option(help="of a run's folder: last, or best by held-out accuracy", metavar="last|best")
-    ] = "last",
-    opset: Annotated[int | None, typer.Option(metavar="N", help="ONNX operator set", show_default="18")] = None,
+    weights: Weights = "last",
+    opset: Annotated[int | None, typer.Option(metavar="N", help="ONNX opset", show_default="18")] = None,
     normalize: Annotated[
         str | None,
         typer.Option(
             metavar="baked|none",
-            help="put mean and deviation into the file, or leave normalising to the caller",
+            help="normalize images in the file, or leave it to the caller",
             rich_help_panel=SHAPE,
             show_default="baked",
         ),
@@ -67,24 +64,24 @@ def export(
         typer.Option(
             "--input",
             metavar="float32|uint8",
-            help="type of the images: 0-1 as float32 (normalised with --normalize none), 0-255 as uint8",
+            help="input type: float32 from 0 to 1, or uint8 from 0 to 255",
             rich_help_panel=SHAPE,
             show_default="float32",
         ),
     ] = None,
     layout: Annotated[
         str | None,
-        typer.Option(metavar="nchw|nhwc", help="order of the images' axes", rich_help_panel=SHAPE, show_default="nchw"),
+        typer.Option(metavar="nchw|nhwc", help="input layout", rich_help_panel=SHAPE, show_default="nchw"),
     ] = None,
     softmax: Annotated[
         bool | None,
-        typer.Option("--softmax", help="give probabilities too, as a second output", rich_help_panel=SHAPE),
+        typer.Option("--softmax", help="add probabilities as a second output", rich_help_panel=SHAPE),
     ] = None,
     verify: Annotated[
         bool,
         typer.Option(
             "--verify/--no-verify",
-            help="compare each file with the network, and write it only if it computes the same; the file says whether",
+            help="write a file only if its outputs match the model's",
             rich_help_panel=CHECK,
         ),
     ] = True,
@@ -92,7 +89,7 @@ def export(
         str | None,
         typer.Option(
             metavar="N|all",
-            help="test images to compare on; generated ones where the data are not at hand",
+            help="test images to verify on; generated ones without data",
             rich_help_panel=CHECK,
             show_default="1000",
         ),
@@ -101,7 +98,7 @@ def export(
         float | None,
         typer.Option(
             metavar="X",
-            help="how far a logit may be off, in absolute terms",
+            help="largest absolute difference of a logit",
             rich_help_panel=CHECK,
             show_default="0.0001",
         ),
@@ -109,18 +106,21 @@ def export(
     dataset: Annotated[
         str | None,
         typer.Option(
-            help="data set, or a folder of images", rich_help_panel=CHECK, show_default="that of the training"
+            help="data set or folder of images",
+            metavar="NAME|DIR",
+            rich_help_panel=CHECK,
+            show_default="as in training",
         ),
     ] = None,
     data_dir: Annotated[
-        str | None, typer.Option(help="where the data lie", rich_help_panel=CHECK, show_default="as in training")
+        str | None,
+        typer.Option(help="folder with the data", metavar="DIR", rich_help_panel=CHECK, show_default="as in training"),
     ] = None,
     quantize: Annotated[
         list[str] | None,
         typer.Option(
             metavar="|".join(QUANTIZERS),
-            help="write a smaller ONNX file too, NAME.int8.onnx or NAME.fp16.onnx; may be given twice. "
-            + "; ".join(f"{n}: {e.summary}" for n, e in QUANTIZERS.items()),
+            help="also write a smaller ONNX file; repeatable",
             rich_help_panel=SMALLER,
             show_default=False,
             autocompletion=_quantizers,
@@ -130,23 +130,22 @@ def export(
         float | None,
         typer.Option(
             metavar="X",
-            help="points of held-out accuracy that it may cost",
+            help="largest loss of held-out accuracy in percentage points",
             rich_help_panel=SMALLER,
             show_default="1",
         ),
     ] = None,
     allow_drop: Annotated[
-        bool, typer.Option("--allow-drop", help="write it all the same if it costs more", rich_help_panel=SMALLER)
+        bool, typer.Option("--allow-drop", help="write the file even if it loses more", rich_help_panel=SMALLER)
     ] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="print everything as JSON on stdout")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="print the report as JSON")] = False,
 ) -> None:
-    """Write a trained network into a file that other programs run, and show that it computes the same.
+    """Export a trained model and verify that it matches.
 
-    Its input is called images, for any number of them, its outputs logits and, with --softmax, probs.
+    The file's input "images" takes batches of any size; its outputs are "logits" and, with --softmax, "probs". Its
+    metadata describe images and classes.
 
-    It says of itself what its images and classes are, and appears only when it agrees with the network.
-
-    Loading a .pt2 runs the code in it: load none from a stranger. vitctl writes them and takes none.
+    A .pt2 file runs code when it is loaded, so load only files that you trust.
     """
     from vitctl.config import resolve_dataset
     from vitctl.export.request import ExportRequest, Form, parse_verify_on, refuse_idle_flags

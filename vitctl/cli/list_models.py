@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from vitctl.errors import RequestError
-from vitctl.registry import unknown
+from vitctl.registry import suggest, unknown
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -18,41 +18,40 @@ if TYPE_CHECKING:
 SORTS = ("name", "family", "params", "mflop", "tokens", "published_acc", "measured_acc")
 
 WIDE = 110
-"""Columns of a terminal that has room for tokens, papers and figures in full; --details and --json have them anyway."""
+"""Terminal width from which the table also shows tokens and papers."""
 
 PIPED = 140
-"""Columns of what goes to a file or another program, where nothing needs to wrap."""
+"""Width of tables that are not printed to a terminal."""
 
-CAPTION = "accuracies on CIFAR-10's test set, published by the scripts that vitctl replaces and measured by vitctl"
+CAPTION = """CIFAR-10 test accuracy: published by the original scripts, measured by vitctl (recipe x epochs).
+MFLOP: cost of a forward pass for one image."""
 
 
 def list_models(
     pattern: Annotated[
-        str | None, typer.Argument(help="which networks: a name, a family, or such as 'vit*'", show_default="all")
+        str | None, typer.Argument(help="name, family or pattern such as 'vit*'", show_default="all")
     ] = None,
     sort: Annotated[
         str | None,
-        typer.Option(help="order by this, accuracies best first", metavar="|".join(SORTS), show_default="the table's"),
+        typer.Option(help=", ".join(SORTS), metavar="COLUMN", show_default="by family"),
     ] = None,
     details: Annotated[
         str | None,
-        typer.Option(
-            "--details", metavar="NET", help="layers, shapes and options of NAME[:key=value,...], also timm/NAME"
-        ),
+        typer.Option("--details", metavar="NET", help="show layers and options of a model, also timm/NAME"),
     ] = None,
     size: Annotated[
         int | None,
-        typer.Option(help="with --details: side of the images", metavar="N", min=4, show_default="its own"),
+        typer.Option(help="image size of --details in pixels", metavar="N", min=4, show_default="the model's"),
     ] = None,
     timm: Annotated[
-        str | None, typer.Option("--timm", metavar="PATTERN", help="search the networks of timm, such as 'vit*tiny*'")
+        str | None, typer.Option("--timm", metavar="PATTERN", help="search timm's models, such as 'vit*tiny*'")
     ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="print as JSON on stdout")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="print as JSON")] = False,
 ) -> None:
-    """List the networks that --net takes: what they cost for an image, and what they reached on CIFAR-10.
+    """List models with their cost and accuracy.
 
-    Figures are at 10 classes and 32 px (384 px for those that are fine-tuned). Published accuracies are those of the
-    scripts that vitctl replaces; measured ones are ours on the test set, blank where nobody measured.
+    Costs are for 10 classes and images of 32 px (384 px for fine-tuned models). Published accuracies are those of the
+    original scripts; measured ones were trained with vitctl.
     """
     from vitctl.cli import printing
 
@@ -60,11 +59,11 @@ def list_models(
         flag for flag, value in (("PATTERN", pattern), ("--details", details), ("--timm", timm)) if value is not None
     ]
     if len(given) > 1:
-        raise RequestError(f"{' and '.join(given)} ask for different lists; give one of them")
+        raise RequestError(f"{' and '.join(given)} are mutually exclusive", hint=f"use {' or '.join(given)}")
     if size is not None and details is None:
-        raise RequestError(f"--size {size} belongs to --details NET")
+        raise RequestError(f"--size {size} does nothing without --details", hint="add --details NET, or remove --size")
     if sort is not None and (details or timm):
-        raise RequestError(f"--sort {sort} is for the table, not for {given[0]}")
+        raise RequestError(f"--sort {sort} does nothing with {given[0]}", hint="remove --sort")
     if details is not None:
         from vitctl.models import find_model
         from vitctl.registry import split_spec
@@ -85,10 +84,10 @@ def list_models(
 
 
 def table_rows(pattern: str | None, sort: str | None) -> list[dict[str, Any]]:
-    """Return the rows of the table that match, in order, as JSON values.
+    """Return the matching rows of the table, sorted, as JSON values.
 
     Raises:
-        RequestError: none matches, or there is no such order.
+        RequestError: no row matches, or an unknown column to sort by.
     """
     from vitctl.models import MODELS, table_row
 
@@ -112,10 +111,10 @@ def table_rows(pattern: str | None, sort: str | None) -> list[dict[str, Any]]:
 
 
 def timm_search(pattern: str) -> list[dict[str, Any]]:
-    """Return timm's networks that match, as JSON values.
+    """Return timm's matching models as JSON values.
 
     Raises:
-        RequestError: none does.
+        RequestError: no model matches.
     """
     from vitctl.models import details, timm_zoo  # torch loads here
 
@@ -124,13 +123,13 @@ def timm_search(pattern: str) -> list[dict[str, Any]]:
         stars = f"*{pattern.strip('*')}*"
         more = len(timm_zoo.search(stars))
         near = timm_zoo.near_names(pattern.strip("*"))
-        hint = f"; --timm '{stars}' matches {more}" if more else f"; did you mean {' or '.join(near)}?" if near else ""
-        raise RequestError(f"timm has no network that matches {pattern!r}{hint}")
+        hint = f"use --timm '{stars}', which matches {more}" if more else suggest(pattern, near, "use --timm '*vit*'")
+        raise RequestError(f"no model of timm matches {pattern!r}", hint=hint)
     return details.timm_rows(names)
 
 
 def print_rows(rows: list[dict[str, Any]]) -> None:
-    """Print the table; what was measured is followed by its recipe and epochs."""
+    """Print the table; a measured accuracy is followed by its recipe and epochs."""
     from rich import box
     from rich.table import Table
 
@@ -146,7 +145,7 @@ def print_rows(rows: list[dict[str, Any]]) -> None:
         "measured",
     ):
         table.add_column(heading, justify="right", no_wrap=True)
-    table.add_column("what it is")
+    table.add_column("description")
     if wide:
         table.add_column("arXiv", no_wrap=True)
     for row in rows:
@@ -168,7 +167,7 @@ def print_rows(rows: list[dict[str, Any]]) -> None:
 
 
 def make_console() -> Console:
-    """Return where tables go: as wide as the terminal, or as need be where there is none."""
+    """Return a console of the terminal's width, or of :data:`PIPED` without a terminal."""
     from rich.console import Console
 
     piped = not sys.stdout.isatty() and "COLUMNS" not in os.environ
@@ -176,7 +175,7 @@ def make_console() -> Console:
 
 
 def print_details(spec: str, document: dict[str, Any]) -> None:
-    """Print a network in detail."""
+    """Print the details of a model."""
     from rich.markup import escape
     from rich.table import Table
 
@@ -184,21 +183,21 @@ def print_details(spec: str, document: dict[str, Any]) -> None:
     from vitctl.registry import format_value
 
     console = make_console()
-    cost = f"{document['params']:,} parameters, {document['mflop']:,.1f} MFLOP an image"
+    cost = f"{document['params']:,} parameters, {document['mflop']:,.1f} MFLOP per image"
     tokens = f", {document['tokens']:,} tokens" if document["tokens"] else ""
     console.print(f"{spec}: {document['summary']}", style="bold", markup=False, soft_wrap=True)
     console.print(f"{cost}{tokens}, at {document['img_size']} px and 10 classes", markup=False, soft_wrap=True)
-    entry = MODELS.get(spec)  # its note is about its own options and size
+    entry = MODELS.get(spec)  # the note holds for the default options and size
     note = document["note"] if entry and document["img_size"] == entry.img_size else ""
     for line in (document["paper"], note):
         if line:
             console.print(line, markup=False, soft_wrap=True)
-    options = Table("option", "value", "allowed", "what it is", title="options", title_justify="left")
+    options = Table("option", "value", "allowed", "description", title="options", title_justify="left")
     for option in document["options"]:
         value = "" if option["value"] is None else format_value(option["value"])
         options.add_row(*(escape(text) for text in (option["name"], value, option["allowed"], option["help"])))
     console.print(options)
-    layers = Table("layer", "kind", title="layers, and what they put out for one image", title_justify="left")
+    layers = Table("layer", "kind", title="layers, with output shapes for one image", title_justify="left")
     layers.add_column("shape")
     layers.add_column("parameters", justify="right")
     for layer in document["layers"]:
@@ -208,11 +207,11 @@ def print_details(spec: str, document: dict[str, Any]) -> None:
 
 
 def print_timm(rows: list[dict[str, Any]]) -> None:
-    """Print networks of timm."""
+    """Print models of timm."""
     from rich.table import Table
 
-    table = Table("net", title=f"{len(rows)} networks of timm", title_justify="left")
-    table.add_column("made for", justify="right")
+    table = Table("net", title=f"{len(rows)} models of timm", title_justify="left")
+    table.add_column("image size", justify="right")
     table.add_column("pretrained weights")
     for row in rows:
         table.add_row(row["name"], f"{row['img_size']} px", "yes" if row["pretrained"] else "")

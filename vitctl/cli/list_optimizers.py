@@ -8,24 +8,24 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 if TYPE_CHECKING:
+    from vitctl.errors import RequestError
     from vitctl.optim import OptimizerEntry
 
 
 def list_optimizers(
     pattern: Annotated[
-        str, typer.Argument(help="which optimizers, such as 'ad*' or 'timm/*lamb*'", show_default="all but timm's")
+        str, typer.Argument(help="name or pattern, such as 'ad*' or 'timm/*lamb*'", show_default="all except timm's")
     ] = "*",
-    as_json: Annotated[bool, typer.Option("--json", help="print as JSON on stdout")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="print as JSON")] = False,
 ) -> None:
-    """List the optimizers that --opt takes, with their default learning rate, weight decay and options."""
+    """List optimizers with their default settings."""
     from vitctl.cli import printing
-    from vitctl.errors import RequestError
     from vitctl.optim import OPTIMIZERS, TIMM
     from vitctl.registry import format_value, unknown
 
     entries, elsewhere = _timm_entries(pattern) if pattern.startswith(TIMM) else (_own_entries(pattern), [])
     if not entries and elsewhere:
-        raise RequestError(elsewhere[0])
+        raise elsewhere[0]
     if not entries:
         raise unknown("optimizer", pattern, [*OPTIMIZERS, "timm/*"])
     if as_json:
@@ -52,7 +52,7 @@ def list_optimizers(
     for heading in ("lr", "decay"):
         table.add_column(heading, justify="right", no_wrap=True)
     table.add_column("options", overflow="fold", max_width=23)
-    table.add_column("what it is", overflow="fold")
+    table.add_column("description", overflow="fold")
     for name, entry in entries.items():
         options = "\n".join(
             f"{key}={'-' if option.default is None else format_value(option.default)}"
@@ -63,11 +63,9 @@ def list_optimizers(
     console = Console(highlight=False)
     console.print(table)
     if elsewhere:
-        console.print(f"{len(elsewhere)} more are not for this machine or loop, such as: {elsewhere[0]}", markup=False)
+        console.print(f"{len(elsewhere)} more are not usable here, such as: {elsewhere[0].message}", markup=False)
     elif not pattern.startswith(TIMM):
-        console.print(
-            "timm/NAME is any of timm's, such as --opt timm/lamb:eps=1e-6; vitctl list-optimizers 'timm/*' lists them."
-        )
+        console.print("timm's optimizers are --opt timm/NAME; list them with: vitctl list-optimizers 'timm/*'")
 
 
 def _own_entries(pattern: str) -> dict[str, OptimizerEntry]:
@@ -76,16 +74,16 @@ def _own_entries(pattern: str) -> dict[str, OptimizerEntry]:
     return {name: entry for name, entry in OPTIMIZERS.items() if fnmatch.fnmatchcase(name, pattern)}
 
 
-def _timm_entries(pattern: str) -> tuple[dict[str, OptimizerEntry], list[str]]:
-    """Return timm's optimizers of that pattern, and why those of them cannot be used that cannot."""
+def _timm_entries(pattern: str) -> tuple[dict[str, OptimizerEntry], list[RequestError]]:
+    """Return timm's matching optimizers that can be used, and the errors of the others."""
     from vitctl.errors import RequestError
     from vitctl.optim.timm_rows import timm_entry, timm_names
 
     entries: dict[str, OptimizerEntry] = {}
-    elsewhere: list[str] = []
+    elsewhere: list[RequestError] = []
     for name in fnmatch.filter(timm_names(), pattern):
         try:
             entries[name] = timm_entry(name)
         except RequestError as error:
-            elsewhere.append(str(error))
+            elsewhere.append(error)
     return entries, elsewhere

@@ -16,16 +16,16 @@ NOT_MEASURED = "not measured"
 
 
 def list_recipes(
-    name: Annotated[str | None, typer.Argument(help="show this recipe's card", show_default="all, briefly")] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="print as JSON on stdout")] = False,
+    name: Annotated[str | None, typer.Argument(help="recipe to show in detail", show_default="all, in brief")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="print as JSON")] = False,
 ) -> None:
-    """List the recipes that --recipe takes: what they are for, their settings, and what was measured with them."""
+    """List recipes with their settings and measured results."""
     from vitctl.cli import printing
     from vitctl.recipes import RECIPES
     from vitctl.registry import lookup
 
     if name is not None:
-        lookup(RECIPES, name, "the recipe")
+        lookup(RECIPES, name, "recipe")
     if as_json:
         printing.print_json([_document(each, RECIPES[each]) for each in RECIPES if name in (None, each)])
     elif name is not None:
@@ -58,7 +58,7 @@ def _print_all(recipes: Mapping[str, Recipe]) -> None:
 
     table = Table()
     table.add_column("recipe", style="bold", no_wrap=True)
-    for heading in ("what it is for, and measured on the test set", "what it trains"):
+    for heading in ("purpose and measured test accuracy", "trains"):
         table.add_column(heading, overflow="fold")
     for name, recipe in recipes.items():
         measured = [_brief(card, recipe) for card in recipe.cards] or [NOT_MEASURED]
@@ -68,7 +68,7 @@ def _print_all(recipes: Mapping[str, Recipe]) -> None:
         table.add_row(name, "\n".join([recipe.summary, *measured]), "\n".join(trains), end_section=True)
     console = Console(highlight=False)
     console.print(table)
-    console.print("vitctl list-recipes NAME shows a recipe's settings and card.")
+    console.print("Show the settings and results of a recipe with: vitctl list-recipes NAME")
 
 
 def _by_dataset(epochs: Mapping[str, int]) -> str:
@@ -85,7 +85,7 @@ def _brief(card: Card, recipe: Recipe) -> str:
 
 
 def _measured(card: Card, recipe: Recipe) -> str:
-    """Return network, optimizer where it is not the recipe's, and data set that a card is of."""
+    """Return the card's network, optimizer (unless it is the recipe's) and data set."""
     from vitctl.units import parse_duration
 
     spec = str(recipe.within(parse_duration(card.max_time, "max_time") if card.max_time else None)["net"])
@@ -117,7 +117,7 @@ def _print_card(name: str, recipe: Recipe) -> None:
     rows += [(f"with --max-time, {_bound(seconds)}", _mapping(values)) for seconds, values in recipe.by_time.items()]
     rows += [(f"with --epochs, up to {count}", _mapping(values)) for count, values in recipe.by_epochs.items()]
     if recipe.net_options:
-        rows.append(("options of networks", _mapping(recipe.net_options)))
+        rows.append(("network options", _mapping(recipe.net_options)))
     rows += [(f"options of --opt {opt}", _mapping(values)) for opt, values in recipe.opt_options.items()]
     rows += [("paper", recipe.paper)] if recipe.paper else []
     rows += [] if recipe.cards else [("measured", NOT_MEASURED)]
@@ -126,7 +126,7 @@ def _print_card(name: str, recipe: Recipe) -> None:
     for card in recipe.cards:
         console.print(
             f"\nmeasured: {_measured(card, recipe)}, {_length(card)}, {card.seeds_named}, "
-            f"{format_duration(card.seconds)} a run, {card.machine}, {card.versions}",
+            f"{format_duration(card.seconds)} per run, {card.machine}, {card.versions}",
             style="bold",
             markup=False,
         )
@@ -147,5 +147,5 @@ def _words(value: object) -> str:
 
 def _mapping(values: Mapping[str, object]) -> str:
     return ", ".join(
-        f"{key}={'the default of the optimizer' if value is None else _words(value)}" for key, value in values.items()
+        f"{key}={'default of the optimizer' if value is None else _words(value)}" for key, value in values.items()
     )

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from vitctl.config import FLAGS, flag_name
-from vitctl.config.flag import DATA, DEVICE, LOGGING, NETWORK, OPTIMIZATION, RUN
+from vitctl.config.flag import AUGMENTATION, DATA, DEVICE, LOGGING, NETWORK, OPTIMIZER, RUN, SCHEDULE
 from vitctl.errors import RequestError
 from vitctl.recipes import RECIPES
 
@@ -21,7 +21,7 @@ class Mode:
 
     Attributes:
         flag: the flag that selects the mode; empty for a new run.
-        does: what the mode does; error messages begin with it.
+        does: what the mode does, as a clause of error messages.
         uses: settings and flags that have an effect in this mode.
         by_length: also accept ``--epochs`` and ``--max-time`` if the recipe's settings depend on them.
     """
@@ -47,7 +47,10 @@ class Mode:
             uses |= {"max_time"} if RECIPES[recipe].by_time else set()
         for name, value in given.items():
             if not (value is None or value is False or value == "disabled" or name in uses):
-                raise RequestError(f"{self.flag} {self.does}; {flag_name(name)} does not go with it")
+                raise RequestError(
+                    f"{flag_name(name)} does nothing with {self.flag}, which {self.does}",
+                    hint=f"remove {flag_name(name)}",
+                )
 
 
 _ALL = frozenset(FLAGS)
@@ -55,16 +58,16 @@ _TRACKERS = _panels(LOGGING)
 MODES = {
     "preview_batch": Mode(
         "--preview-batch",
-        "draws one batch and makes no run",
-        _panels(RUN, NETWORK, DATA) - {"freeze_backbone", "loss_sum", "mix_off", "tta"}
+        "only plots a batch",
+        _panels(RUN, NETWORK, DATA, AUGMENTATION) - {"freeze_backbone", "loss_sum", "mix_off", "tta"}
         | {"bs", "accumulate", "device", "threads"}
         | {"preview_batch", "config", "json"},
         by_length=True,
     ),
     "lr_finder": Mode(
         "--lr-finder",
-        "takes a few steps and makes no run",
-        _panels(RUN, NETWORK, DATA, OPTIMIZATION, DEVICE)
+        "only takes a few steps",
+        _panels(RUN, NETWORK, DATA, AUGMENTATION, OPTIMIZER, SCHEDULE, DEVICE)
         - {
             "epochs",
             "max_time",
@@ -81,11 +84,11 @@ MODES = {
         | {"lr_finder", "lr_finder_out", "config", "json"},
         by_length=True,
     ),
-    "resume": Mode("--resume", "goes on with the stored settings", _ALL | {"resume", "json"}),
-    "print_config": Mode("--print-config", "prints the settings, and stops", _ALL | {"print_config", "config"}),
+    "resume": Mode("--resume", "uses the settings of the run", _ALL | {"resume", "json"}),
+    "print_config": Mode("--print-config", "only prints the settings", _ALL | {"print_config", "config"}),
     "dry_run": Mode(
         "--dry-run",
-        "takes a few steps and makes no run",
+        "only takes a few steps",
         _ALL - _TRACKERS - {"keep", "patience", "save_every"} | {"dry_run", "config", "json"},
     ),
 }
@@ -105,7 +108,7 @@ def choose_mode(given: Mapping[str, object], recipe: str) -> str:
         RequestError: a flag has no effect in the mode.
     """
     if given.get("lr_finder_out") is not None and not given.get("lr_finder"):
-        raise RequestError("--lr-finder-out is the plot of --lr-finder; give that too")
+        raise RequestError("--lr-finder-out does nothing without --lr-finder", hint="add --lr-finder")
     for name, mode in MODES.items():
         if given.get(name) not in (None, False):
             mode.refuse_others(given, recipe)

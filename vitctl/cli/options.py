@@ -1,4 +1,4 @@
-"""Flags made from the settings table, so that each is described once."""
+"""Flags generated from the table of settings, and the layout of ``--help``."""
 
 from __future__ import annotations
 
@@ -9,60 +9,93 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from typer.core import TyperArgument, TyperCommand, TyperOption
+from typer.core import TyperArgument, TyperCommand, TyperGroup, TyperOption
 
-from vitctl.config import FLAGS, Flag, flag_name
+from vitctl.config import ALIASES, FLAGS, MAIN_FLAGS, Flag, flag_name
 from vitctl.errors import RequestError
 from vitctl.registry import FALSE_WORDS, TRUE_WORDS, convert
 
 COMPARISON = "Comparison"
-"""Panel of the options that comparisons have besides those of ``train``."""
+"""Group of the options that comparisons add to those of ``train``."""
+
+MAIN = "Options"
+"""Group that ``--help`` lists first."""
+
+WIDTH = 100
+"""Widest help in columns."""
 
 Out = Annotated[
     Path | None,
     typer.Option(
-        metavar="PLACE",
-        help="a folder, for files of every kind and plots; or a file: .json .csv .md .png .svg .html",
+        metavar="FILE|FOLDER",
+        help=".json .csv .md .png .svg .html, or a folder for all",
         rich_help_panel=COMPARISON,
     ),
 ]
 ConfigFile = Annotated[
     Path | None,
-    typer.Option("--config", "-c", help="YAML file of settings; flags win over it", rich_help_panel=COMPARISON),
+    typer.Option("--config", "-c", metavar="FILE", help="YAML file of settings; flags override it"),
 ]
-AsJson = Annotated[
-    bool, typer.Option("--json", help="print everything as one JSON document", rich_help_panel=COMPARISON)
-]
+AsJson = Annotated[bool, typer.Option("--json", help="print everything as one JSON document")]
+Weights = Annotated[str, typer.Option(help="weights of a run: last, or best by held-out accuracy", metavar="last|best")]
+DeviceName = Annotated[str, typer.Option(help="auto, cpu, mps, cuda or cuda:INDEX", metavar="NAME")]
 
-
-LEGACY = ("noaug", "noamp", "nowandb")
-"""Flags of the predecessor's scripts that today's defaults or other flags answer; see :func:`legacy_settings`."""
-
-_REFUSED = {
-    "dp": "--dp: DataParallel is gone; a run uses one device (--device cuda:0)",
-    "dimhead": "--dimhead is an option of the network today: --net vit:head_dim=64",
-}
+LEGACY = {"noaug": ("aug", "basic"), "nowandb": ("wandb", "disabled"), "noamp": ("precision", "fp32")}
+"""Flags of the original scripts, with the setting and value that they stand for. ``--noaug`` kept crop and flip."""
 
 
 class Command(TyperCommand):
-    """A command whose flags may be typed with underscores, and whose switches take ``=true`` and ``=false``.
+    """A command with a plain, grouped ``--help`` that accepts flags in the spellings people bring.
 
-    W&B agents pass parameters so: ``--n_epochs=5 --decay_all=True``. A number that can be switched on may be typed without
-    a value: ``--mixup``.
+    Underscores stand for hyphens, switches take ``=true`` and ``=false`` as W&B agents pass them
+    (``--n_epochs=5 --decay_all=True``), a number that can be switched on needs no value (``--mixup``), and settings may
+    have the names of other tools (:data:`vitctl.config.names.SYNONYMS`).
     """
 
     def __init__(self, *args: Any, **more: Any) -> None:
-        """Make the command; see Typer for the arguments."""
+        """Build the command; see Typer for the arguments."""
         super().__init__(*args, **more)
+        self.short_help = self.short_help or short_help(self)
         for parameter in self.params:
-            # Typer prints a default that is told in words, and not taken from the function, in brackets within brackets.
+            # Typer would put brackets into brackets around a default that is a description.
             if isinstance(parameter, (TyperOption, TyperArgument)) and isinstance(parameter.show_default, str):
                 if parameter.show_default:
-                    parameter.help = rf"{parameter.help} \[default: {parameter.show_default}]"
+                    parameter.help = f"{parameter.help} [default: {parameter.show_default}]"
                 parameter.show_default = False
 
+    def get_help_option(self, ctx: Any) -> Any:
+        """Return the option ``--help``."""
+        return _described(super().get_help_option(ctx))
+
+    def format_options(self, ctx: Any, formatter: Any) -> None:
+        """Write the arguments, and the options in their groups."""
+        arguments: list[tuple[str, str]] = []
+        groups: dict[str, list[tuple[str, str]]] = {MAIN: []}
+        for parameter in self.get_params(ctx):
+            if (record := parameter.get_help_record(ctx)) is None:
+                continue
+            if isinstance(parameter, TyperArgument):
+                arguments.append((argument_name(parameter), record[1]))
+            else:
+                groups.setdefault(getattr(parameter, "rich_help_panel", None) or MAIN, []).append(record)
+        for title, records in [("Arguments", arguments), *groups.items()]:
+            if records:
+                with formatter.section(title):
+                    formatter.write_dl(records, col_max=28)
+
+    @property
+    def has_settings(self) -> bool:
+        """Whether the command has the flags of :func:`takes_settings`."""
+        return any(parameter.name == "weight_decay" for parameter in self.params)
+
+    def visible_options(self) -> list[str]:
+        """Return the long names of the options that ``--help`` lists."""
+        options = [each for each in self.params if isinstance(each, TyperOption) and not each.hidden]
+        return ["--help", *(name for each in options for name in each.opts if name.startswith("--"))]
+
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        """Bring ``args`` into the form that Typer knows, and parse them."""
+        """Convert ``args`` to the spellings that Typer knows, and parse them."""
+        own = {name for parameter in self.params for name in parameter.opts}
         switches = {
             name: (parameter.opts[0], parameter.secondary_opts[0])
             for parameter in self.params
@@ -86,6 +119,9 @@ class Command(TyperCommand):
                 continue
             name, equals, value = argument.partition("=")
             name = name.replace("_", "-")
+            if name not in own:
+                setting = ALIASES.get(name[2:].replace("-", "_"))
+                name = flag_name(setting) if setting and flag_name(setting) in own else name
             if equals and name in switches and value.lower() in (*TRUE_WORDS, *FALSE_WORDS):
                 plain.append(switches[name][0 if convert(value, bool, name) else 1])
             elif equals and name in alone and value.lower() in (*TRUE_WORDS, *FALSE_WORDS):
@@ -97,21 +133,48 @@ class Command(TyperCommand):
         return super().parse_args(ctx, plain)
 
 
+class Group(TyperGroup):
+    """A group of commands with a plain ``--help``."""
+
+    def get_help_option(self, ctx: Any) -> Any:
+        """Return the option ``--help``."""
+        return _described(super().get_help_option(ctx))
+
+
+def argument_name(argument: TyperArgument) -> str:
+    """Return how ``--help`` and errors call a positional argument."""
+    return argument.metavar or (argument.name or "").upper()
+
+
+def short_help(command: Any) -> str:
+    """Return the first line of a command's help, which Typer would cut off at the terminal's width."""
+    return (command.help or "").strip().split("\n")[0].rstrip(".")
+
+
+def _described(option: Any) -> Any:
+    if option is not None:
+        option.help = "show this help"
+    return option
+
+
 def _is_flag(word: str) -> bool:
     return word.startswith("-") and not word[1:2].isdigit() and word[1:2] != "."
 
 
 def takes_settings(command: Callable[..., None]) -> Callable[..., None]:
-    """Give ``command`` a flag for every setting; its parameter ``settings`` gets those that were given, parsed.
+    """Add a flag for every setting to ``command``; its parameter ``settings`` receives the given ones, parsed.
 
-    Values are parsed by :meth:`vitctl.config.Flag.parse`, as those of files and sweeps are, so that all are refused in
-    the same words.
+    :meth:`vitctl.config.Flag.parse` parses them, as it does those of files and sweeps, so that errors are the same.
     """
     signature = inspect.signature(command, eval_str=True)
-    own = [parameter for name, parameter in signature.parameters.items() if name != "settings"]
+    own = [
+        parameter.replace(kind=inspect.Parameter.KEYWORD_ONLY)
+        for name, parameter in signature.parameters.items()
+        if name != "settings"
+    ]
     flags = [
-        inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=_annotation(name, flag))
-        for name, flag in FLAGS.items()
+        inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=_annotation(name, FLAGS[name]))
+        for name in dict.fromkeys([*MAIN_FLAGS, *FLAGS])
     ]
     legacy = [
         inspect.Parameter(
@@ -121,23 +184,10 @@ def takes_settings(command: Callable[..., None]) -> Callable[..., None]:
             annotation=Annotated[bool | None, typer.Option(f"--{name}", hidden=True)],
         )
         for name in LEGACY
-    ] + [
-        inspect.Parameter(
-            name,
-            inspect.Parameter.KEYWORD_ONLY,
-            default=None,
-            annotation=Annotated[bool | None, typer.Option(f"--{name}", hidden=True)]
-            if name == "dp"
-            else Annotated[str | None, typer.Option(f"--{name}", hidden=True)],
-        )
-        for name in _REFUSED
     ]
 
     @functools.wraps(command)
     def wrapper(**given: Any) -> None:
-        for name, sentence in _REFUSED.items():
-            if given.pop(name) is not None:
-                raise RequestError(sentence)
         settings = legacy_settings({name: given.pop(name) for name in LEGACY}, given)
         for name, flag in FLAGS.items():
             value = given.pop(name)
@@ -145,7 +195,7 @@ def takes_settings(command: Callable[..., None]) -> Callable[..., None]:
                 settings[name] = flag.parse(name, value)
         command(settings=settings, **given)
 
-    parameters = [*own, *flags, *legacy]
+    parameters = [*flags[: len(MAIN_FLAGS)], *own, *flags[len(MAIN_FLAGS) :], *legacy]
     wrapper.__signature__ = signature.replace(parameters=parameters)  # type: ignore[attr-defined]
     wrapper.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
     del wrapper.__wrapped__
@@ -153,41 +203,38 @@ def takes_settings(command: Callable[..., None]) -> Callable[..., None]:
 
 
 def legacy_settings(given: Mapping[str, bool | None], flags: Mapping[str, Any]) -> dict[str, Any]:
-    """Return what the predecessor's flags mean today.
-
-    ``--noaug`` left crop and flip on, so it is ``--aug basic``; ``--nowandb`` is ``--wandb disabled``; ``--noamp`` is
-    ``--precision fp32``.
+    """Return the settings that the given flags of the original scripts stand for.
 
     Raises:
-        RequestError: one of them beside another value of its flag.
+        RequestError: one of them contradicts the flag of its setting.
     """
     settings = {}
-    for legacy, flag, value in (
-        ("noaug", "aug", "basic"),
-        ("nowandb", "wandb", "disabled"),
-        ("noamp", "precision", "fp32"),
-    ):
-        other = flags.get(flag)
+    for legacy, (setting, value) in LEGACY.items():
         if not given[legacy]:
             continue
+        other = flags.get(setting)
         if other not in (None, value):
-            raise RequestError(f"--{legacy} means --{flag} {value}, and --{flag} {other} is given too; leave one out")
-        settings[flag] = value
+            raise RequestError(
+                f"--{legacy} means --{setting} {value}, which contradicts --{setting} {other}",
+                hint=f"remove --{legacy}",
+            )
+        settings[setting] = value
     return settings
 
 
 def _annotation(name: str, flag: Flag) -> Any:
     long = flag_name(name)
+    panel = MAIN if name in MAIN_FLAGS else flag.panel
     shown = flag.shown or _shown_default(name)
     if flag.kind is bool:
         names = [f"{long}/--no-{long[2:]}"]
-        option = typer.Option(*names, help=flag.help, rich_help_panel=flag.panel, show_default=shown)
+        option = typer.Option(*names, help=flag.help, rich_help_panel=panel, show_default=shown)
         return Annotated[bool | None, option]
     option = typer.Option(
         long,
         *flag.names,
         help=flag.help,
-        rich_help_panel=flag.panel,
+        rich_help_panel=panel,
         metavar=flag.metavar or "|".join(flag.choices) or {int: "N", float: "X", str: "TEXT"}[flag.kind],
         show_default=shown,
         autocompletion=_completion(flag),

@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from vitctl.cli.options import DeviceName, Weights
 from vitctl.errors import RequestError, RunFailed
 from vitctl.files import check_table
 from vitctl.registry import unknown
@@ -18,28 +19,29 @@ def predict(
         Path,
         typer.Argument(
             metavar="CKPT|RUN|FILE",
-            help="a checkpoint, a run's folder, or an exported .onnx or .safetensors file",
+            help="checkpoint, run folder, or exported .onnx or .safetensors",
             show_default=False,
         ),
     ],
     images: Annotated[
         list[Path],
-        typer.Argument(metavar="IMAGE...|FOLDER", help="images, or folders of images", show_default=False),
+        typer.Argument(metavar="IMAGE...|FOLDER", help="images or folders of images", show_default=False),
     ],
-    top: Annotated[int, typer.Option("--top", "-k", help="how many classes to name", metavar="K", min=1)] = 5,
-    weights: Annotated[
-        str, typer.Option(help="of a run's folder: last, or best by held-out accuracy", metavar="last|best")
-    ] = "last",
-    device: Annotated[str, typer.Option(help="auto, cpu, mps, cuda or cuda:INDEX")] = "auto",
+    top: Annotated[int, typer.Option("--top", "-k", help="number of classes to show", metavar="K", min=1)] = 5,
+    weights: Weights = "last",
+    device: DeviceName = "auto",
     skip_bad_images: Annotated[
-        bool, typer.Option("--skip-bad-images", help="unreadable images are named and no failure")
+        bool, typer.Option("--skip-bad-images", help="do not fail on unreadable images")
     ] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="print everything as JSON on stdout")] = False,
-    csv: Annotated[Path | None, typer.Option("--csv", help="write a line per image to this file")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="print as JSON")] = False,
+    csv: Annotated[
+        Path | None, typer.Option("--csv", metavar="FILE", help="write one line per image to this file")
+    ] = None,
 ) -> None:
-    """Say what is in images: the likeliest classes and their probabilities.
+    """Classify images.
 
-    An image of another size is set upright, its shorter side resized, and its middle taken.
+    Shows the most likely classes of each image and their probabilities. Images of other sizes are rotated upright as
+    their EXIF data say, resized and center-cropped.
     """
     if weights not in ("last", "best"):
         raise unknown("--weights", weights, ("last", "best"))
@@ -47,7 +49,7 @@ def predict(
         check_table(csv, "--csv")
     for place in images:
         if not place.exists():
-            raise RequestError(f"the image {place} is not there")
+            raise RequestError(f"{place} not found", hint="check the path; folders are searched for images")
 
     from vitctl.cli import printing
     from vitctl.cli.progress import make_observer
@@ -73,7 +75,7 @@ def predict(
     bad = [each for each in predictions if each.error is not None]
     if bad and not skip_bad_images:
         raise RunFailed(
-            f"{len(bad)} of {plural(len(predictions), 'image')} cannot be read: "
-            f"{', '.join(f'{each.image} ({each.error})' for each in bad[:5])}{', ...' if len(bad) > 5 else ''}; "
-            f"with --skip-bad-images that is no failure"
+            f"cannot read {len(bad)} of {plural(len(predictions), 'image')}: "
+            f"{', '.join(f'{each.image} ({each.error})' for each in bad[:5])}{', ...' if len(bad) > 5 else ''}",
+            hint="add --skip-bad-images to skip them",
         )

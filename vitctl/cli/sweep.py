@@ -8,13 +8,13 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from vitctl.cli.options import Command
+from vitctl.cli.options import Command, Group
 from vitctl.errors import RequestError
 from vitctl.files import check_replaceable, check_table, write_text
 from vitctl.registry import lookup, unknown
 from vitctl.sweep import ENGINES, PRUNERS, SAMPLERS
 from vitctl.sweep.states import Control
-from vitctl.units import mask_passwords
+from vitctl.units import mask_passwords, plural
 
 if TYPE_CHECKING:
     from vitctl.sweep.engine import Engine, EngineEntry, SweepOptions
@@ -22,46 +22,48 @@ if TYPE_CHECKING:
 
 app = typer.Typer(
     name="sweep",
-    help="Search hyper-parameters with a W&B sweep file: here, on several machines, or on W&B.",
+    cls=Group,
+    help="Search hyperparameters with W&B sweep files.",
     no_args_is_help=True,
+    rich_markup_mode=None,
 )
 
-NEW = "A new sweep"
+NEW = "New sweeps"
 
 Target = Annotated[
-    str, typer.Argument(metavar="FILE|ID", help="the newest sweep from this file, or a sweep's id", show_default=False)
+    str, typer.Argument(metavar="FILE|ID", help="sweep file (its newest sweep) or sweep id", show_default=False)
 ]
-RunsDir = Annotated[Path, typer.Option(help="where run folders lie, and sweeps below sweeps/")]
+RunsDir = Annotated[Path, typer.Option(help="folder for runs and sweeps", metavar="DIR")]
 Storage = Annotated[
     str | None,
     typer.Option(
-        help="database of the trials: postgresql://USER@HOST/DATABASE for several machines",
+        help="database, such as postgresql://USER@HOST/DATABASE",
         metavar="URL",
-        show_default="a SQLite file in the sweep's folder",
+        show_default="SQLite in the sweep's folder",
     ),
 ]
-AsJson = Annotated[bool, typer.Option("--json", help="print as JSON on stdout")]
+AsJson = Annotated[bool, typer.Option("--json", help="print as JSON")]
 EngineName = Annotated[
     str | None,
-    typer.Option(help="who proposes and keeps the trials", metavar="|".join(ENGINES), show_default="local"),
+    typer.Option(help="what runs the sweep", metavar="|".join(ENGINES), show_default="local"),
 ]
 Fixed = Annotated[
     list[str] | None,
     typer.Option(
         "--fixed",
-        help="set an option of train that the file lacks, or fixes with value:; may be repeated",
+        help="setting for all trials; repeatable",
         metavar="KEY=VALUE",
         rich_help_panel=NEW,
     ),
 ]
 RunCap = Annotated[
     int | None,
-    typer.Option("--run-cap", help="the most trials, over the file's", metavar="N", min=1, rich_help_panel=NEW),
+    typer.Option("--run-cap", help="maximum number of trials", metavar="N", min=1, rich_help_panel=NEW),
 ]
 Sampler = Annotated[
     str | None,
     typer.Option(
-        help="what proposes parameters under method: bayes",
+        help="sampler for method: bayes",
         metavar="|".join(SAMPLERS),
         show_default="tpe",
         rich_help_panel=NEW,
@@ -70,7 +72,7 @@ Sampler = Annotated[
 Pruner = Annotated[
     str | None,
     typer.Option(
-        help="what stops trials early, NAME[:key=value,...]: " + ", ".join(PRUNERS),
+        help=", ".join(PRUNERS),
         metavar="NAME",
         show_default="the file's early_terminate",
         rich_help_panel=NEW,
@@ -78,7 +80,7 @@ Pruner = Annotated[
 ]
 Seed = Annotated[
     int | None,
-    typer.Option(help="seed of the draws", metavar="N", min=0, show_default="a new one", rich_help_panel=NEW),
+    typer.Option(help="seed for the sampler", metavar="N", min=0, show_default="random", rich_help_panel=NEW),
 ]
 
 RUNS = Path("runs")
@@ -93,18 +95,20 @@ def _options(
     pruner: str | None = None,
     seed: int | None = None,
 ) -> SweepOptions:
-    """Return the options of a sweep; names are looked up before anything heavy is loaded.
+    """Return the options of a sweep, checking names before heavy imports.
 
     Raises:
-        RequestError: an unknown name, or a --fixed that is not KEY=VALUE.
+        RequestError: an unknown name, or ``--fixed`` without KEY=VALUE.
     """
     settings: dict[str, str] = {}
     for word in fixed or []:
         key, equals, value = word.partition("=")
         if not equals or not key.strip() or not value.strip():
-            raise RequestError(f"--fixed {word!r} is not KEY=VALUE, such as --fixed net=cct_2")
+            raise RequestError(
+                f"--fixed {word!r} is not KEY=VALUE", hint="use --fixed KEY=VALUE, such as --fixed net=cct_2"
+            )
         if key in settings:
-            raise RequestError(f"--fixed {key} is given twice")
+            raise RequestError(f"--fixed sets {key} twice", hint=f"use --fixed {key}=VALUE once")
         settings[key.strip()] = value.strip()
     if sampler is not None:
         lookup(SAMPLERS, sampler, "--sampler")
@@ -124,23 +128,23 @@ def _options(
 
 
 def _engine(name: str | None, target: str) -> tuple[str, EngineEntry]:
-    """Return the engine that ``target`` is of.
+    """Return the name and entry of the engine that runs ``target``.
 
     Raises:
-        RequestError: no such engine, or an id of another one.
+        RequestError: unknown engine, or a sweep id of another engine.
     """
     if name is not None:
         lookup(ENGINES, name, "--engine")
     is_file = Path(target).exists() or target.endswith((".yaml", ".yml"))
     owner = next((each for each, entry in ENGINES.items() if not is_file and entry.owns(target)), None)
     if owner is not None and name not in (None, owner):
-        raise RequestError(f"{target} is the id of a sweep of --engine {owner}; leave --engine {name} out")
+        raise RequestError(f"{target} is a sweep of --engine {owner}, not {name}", hint=f"remove --engine {name}")
     name = owner or name or next(iter(ENGINES))
     return name, ENGINES[name]
 
 
 def _check_file(target: str) -> None:
-    """Refuse a sweep file with mistakes before anything heavy is loaded."""
+    """Report mistakes in a sweep file before heavy imports."""
     from vitctl.sweep.file import read_sweep_file
 
     if target.endswith((".yaml", ".yml")) or Path(target).is_file():
@@ -148,16 +152,16 @@ def _check_file(target: str) -> None:
 
 
 def find_local(target: str, runs_dir: Path, storage: str | None) -> Sweep:
-    """Return a sweep by id, or the newest from a file.
+    """Return a sweep by its id, or the newest of a file.
 
     Raises:
-        RequestError: there is none here, or W&B runs it.
+        RequestError: no such sweep, or W&B runs it.
     """
     name, entry = _engine(None, target)
     if entry.page:
         raise RequestError(
-            f"{target} is a sweep of --engine {name}, which shows and steers it: {entry.page.format(*target.split('/'))}; "
-            f"vitctl runs its agents: vitctl sweep agent {target}"
+            f"{target} is a sweep of --engine {name}; see {entry.page.format(*target.split('/'))}",
+            hint=f"run its trials with vitctl sweep agent {target}",
         )
     from vitctl.sweep.sweep import find_sweep  # optuna loads here
 
@@ -170,12 +174,12 @@ def _say(text: str) -> None:
 
 @app.command(cls=Command)
 def create(
-    file: Annotated[Path, typer.Argument(metavar="FILE", help="a sweep file in W&B's format", show_default=False)],
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="sweep file in W&B's format", show_default=False)],
     dry_run: Annotated[
         int | None,
         typer.Option(
             "--dry-run",
-            help="make nothing; show N parameter sets, the grid's size and hyperband's bands",
+            help="only show N parameter sets and the size of the sweep",
             metavar="N",
             min=1,
         ),
@@ -190,9 +194,9 @@ def create(
     storage: Storage = None,
     as_json: AsJson = False,
 ) -> None:
-    """Create a sweep from a file, and print its id alone.
+    """Create a sweep from a file and print its id.
 
-    Parameters and values that train would refuse are refused here. The sweep keeps the file's text, so the file may change.
+    Parameters and values are checked as "vitctl train" would. The sweep keeps a copy of the file.
     """
     name, entry = _engine(engine, str(file))
     _check_file(str(file))
@@ -225,21 +229,20 @@ def agent(
         str,
         typer.Argument(
             metavar="FILE|ID",
-            help="the newest sweep from this file, which is created when there is none; a sweep's id; or entity/project/id "
-            "on W&B",
+            help="sweep file (its newest sweep, created if needed) or sweep id",
             show_default=False,
         ),
     ],
-    count: Annotated[int | None, typer.Option(help="begin at most N trials", metavar="N", min=1)] = None,
-    jobs: Annotated[int | None, typer.Option(help="trials at once", metavar="N", min=1, show_default="1")] = None,
+    count: Annotated[int | None, typer.Option(help="start at most N trials", metavar="N", min=1)] = None,
+    jobs: Annotated[int | None, typer.Option(help="concurrent trials", metavar="N", min=1, show_default="1")] = None,
     gpus: Annotated[
-        str | None, typer.Option(help="one trial at once on each of these CUDA devices", metavar="all|0,1,...")
+        str | None, typer.Option(help="CUDA devices, one trial at a time on each", metavar="all|0,1,...")
     ] = None,
     max_time: Annotated[
         str | None,
-        typer.Option(help="stop after 90s, 10m or 2h; trials under way are saved and go on later", metavar="TIME"),
+        typer.Option(help="stop after 90s, 10m or 2h; running trials are saved", metavar="TIME"),
     ] = None,
-    new: Annotated[bool, typer.Option("--new", help="start another sweep from the file", rich_help_panel=NEW)] = False,
+    new: Annotated[bool, typer.Option("--new", help="create another sweep from the file", rich_help_panel=NEW)] = False,
     engine: EngineName = None,
     fixed: Fixed = None,
     run_cap: RunCap = None,
@@ -250,18 +253,18 @@ def agent(
     storage: Storage = None,
     as_json: AsJson = False,
 ) -> None:
-    """Run trials of a sweep until it is over; start as many agents as you like, here or on other machines.
+    """Run trials of a sweep until it is finished.
 
-    Each trial is a vitctl train with a run folder of its own. A trial whose agent died is gone on with by another. Ctrl-C
-    saves what is under way; the next agent goes on with it.
+    Several agents can work on one sweep, also on other machines. Each trial is a "vitctl train" with its own run folder.
+    Ctrl-C saves running trials, and the next agent resumes them, as it does those of a killed agent.
     """
     from vitctl.units import parse_duration
 
     seconds = parse_duration(max_time, "--max-time") if max_time is not None else None
     if jobs is not None and gpus is not None:
-        raise RequestError("--jobs and --gpus both say how many trials run at once; give one of them")
+        raise RequestError("--jobs and --gpus are mutually exclusive", hint="use --jobs N or --gpus all")
     if gpus is not None and not re.fullmatch(r"all|\d+(,\d+)*", gpus):
-        raise RequestError(f"--gpus takes all, or indices such as 0,2, not {gpus!r}")
+        raise RequestError(f"--gpus takes all or indices, not {gpus!r}", hint="use --gpus all or --gpus 0,1")
     name, entry = _engine(engine, target)
     _check_file(target)
     given = {"storage": storage, "sampler": sampler, "pruner": pruner, "seed": seed, "jobs": jobs, "gpus": gpus}
@@ -277,7 +280,10 @@ def agent(
 
 @app.command(cls=Command)
 def status(target: Target, runs_dir: RunsDir = RUNS, storage: Storage = None, as_json: AsJson = False) -> None:
-    """Say how a sweep stands: trials by state, what runs now, the best ones, how long it will take."""
+    """Show the progress of a sweep.
+
+    Shows trials by state, running trials, the best trials and the estimated time left.
+    """
     sweep = find_local(target, runs_dir, storage)
     from vitctl.cli import printing, sweep_view
     from vitctl.sweep.agent import take_snapshot
@@ -291,7 +297,7 @@ def status(target: Target, runs_dir: RunsDir = RUNS, storage: Storage = None, as
 
 @app.command("list", cls=Command)
 def list_sweeps(runs_dir: RunsDir = RUNS, storage: Storage = None, as_json: AsJson = False) -> None:
-    """List the sweeps below --runs-dir, and those in --storage."""
+    """List sweeps in --runs-dir or --storage."""
     from vitctl.cli import printing, sweep_view
     from vitctl.sweep.sweep import find_sweeps
 
@@ -300,7 +306,8 @@ def list_sweeps(runs_dir: RunsDir = RUNS, storage: Storage = None, as_json: AsJs
         printing.print_json(rows)
     elif not rows:
         _say(
-            f"there is no sweep in {mask_passwords(storage) if storage else runs_dir / 'sweeps'}; vitctl sweep create FILE makes one"
+            f"no sweeps in {mask_passwords(storage) if storage else runs_dir / 'sweeps'}; "
+            f"create one with vitctl sweep create FILE"
         )
     else:
         sweep_view.print_list(rows)
@@ -309,7 +316,7 @@ def list_sweeps(runs_dir: RunsDir = RUNS, storage: Storage = None, as_json: AsJs
 @app.command(cls=Command)
 def top(
     target: Target,
-    count: Annotated[int, typer.Option("-k", "--count", help="how many", metavar="N", min=1)] = 3,
+    count: Annotated[int, typer.Option("-k", "--count", help="number of trials", metavar="N", min=1)] = 3,
     runs_dir: RunsDir = RUNS,
     storage: Storage = None,
     as_json: AsJson = False,
@@ -327,14 +334,14 @@ def top(
 @app.command(cls=Command)
 def best(
     target: Target,
-    config: Annotated[bool, typer.Option("--config", help="print a file for train --config")] = False,
+    config: Annotated[bool, typer.Option("--config", help="print the settings as a file for train --config")] = False,
     runs_dir: RunsDir = RUNS,
     storage: Storage = None,
     as_json: AsJson = False,
 ) -> None:
-    """Show the best complete trial, or print its settings as a file for train --config."""
+    """Show the best complete trial or its settings."""
     if config and as_json:
-        raise RequestError("--config prints YAML and --json prints JSON; give one of them")
+        raise RequestError("--config and --json are mutually exclusive", hint="use --config or --json")
     sweep = find_local(target, runs_dir, storage)
     from vitctl.cli import printing, sweep_view
 
@@ -357,84 +364,92 @@ def _set_control(target: str, word: Control, runs_dir: Path, storage: str | None
     sweep = find_local(target, runs_dir, storage)
     before = sweep.control()
     if word == "paused" and before == "stopped":
-        raise RequestError(f"the sweep {sweep.id} is stopped already; vitctl sweep resume {sweep.id} goes on with it")
+        raise RequestError(f"the sweep {sweep.id} is stopped", hint=f"resume it first: vitctl sweep resume {sweep.id}")
     sweep.set_control(word)
     running = sweep.ledger().count("running")
-    rest = f"; {running} running trials finish" if running and word != "running" else ""
-    words = {"running": "goes on", "paused": "is paused: its agents wait", "stopped": "is stopped: its agents end"}
-    _say(f"the sweep {sweep.id} {words[word]}{rest}")
+    rest = f"; {plural(running, 'running trial')} will finish" if running and word != "running" else ""
+    words = {"running": "resumed", "paused": "paused; agents wait", "stopped": "stopped; agents exit"}
+    _say(f"sweep {sweep.id} {words[word]}{rest}")
 
 
 @app.command(cls=Command)
 def stop(target: Target, runs_dir: RunsDir = RUNS, storage: Storage = None) -> None:
-    """Begin no more trials; those that run finish, and agents end."""
+    """Stop a sweep: running trials finish, agents exit."""
     _set_control(target, "stopped", runs_dir, storage)
 
 
 @app.command(cls=Command)
 def pause(target: Target, runs_dir: RunsDir = RUNS, storage: Storage = None) -> None:
-    """Begin no more trials until resume; those that run finish, and agents wait."""
+    """Pause a sweep: running trials finish, agents wait."""
     _set_control(target, "paused", runs_dir, storage)
 
 
 @app.command(cls=Command)
 def resume(target: Target, runs_dir: RunsDir = RUNS, storage: Storage = None) -> None:
-    """Go on with a sweep that was paused or stopped."""
+    """Resume a paused or stopped sweep."""
     _set_control(target, "running", runs_dir, storage)
 
 
 @app.command(cls=Command)
 def retry(
     target: Target,
-    failed: Annotated[bool, typer.Option("--failed", help="all trials whose training failed")] = False,
-    trials: Annotated[
-        list[int] | None, typer.Option("--trial", help="this failed trial; may be repeated", metavar="N")
-    ] = None,
+    failed: Annotated[bool, typer.Option("--failed", help="all failed trials")] = False,
+    trials: Annotated[list[int] | None, typer.Option("--trial", help="a failed trial; repeatable", metavar="N")] = None,
     runs_dir: RunsDir = RUNS,
     storage: Storage = None,
 ) -> None:
-    """Have failed trials tried again, from their checkpoints where there are some."""
+    """Retry failed trials, from their checkpoints if any."""
     if failed == bool(trials):
-        raise RequestError("say which: --failed for all failed trials, or --trial N")
+        raise RequestError(
+            "no trials selected" if not failed else "--failed and --trial are mutually exclusive",
+            hint="use --failed for all failed trials, or --trial N",
+        )
     sweep = find_local(target, runs_dir, storage)
     again = sweep.retry_failed(trials)
     if not again:
-        _say(f"no trial of the sweep {sweep.id} has failed")
+        _say(f"sweep {sweep.id} has no failed trials")
     else:
         numbers = ", ".join(map(str, again))
-        _say(f"{len(again)} trials will be tried again ({numbers}): vitctl sweep agent {sweep.id}")
+        _say(f"queued for retry: {numbers}; run vitctl sweep agent {sweep.id}")
 
 
 @app.command(cls=Command)
 def enqueue(
     target: Target,
-    values: Annotated[list[str], typer.Argument(metavar="KEY=VALUE...", help="parameters", show_default=False)],
+    values: Annotated[
+        list[str], typer.Argument(metavar="KEY=VALUE...", help="values of parameters", show_default=False)
+    ],
     runs_dir: RunsDir = RUNS,
     storage: Storage = None,
 ) -> None:
-    """Have these parameters tried next; those that are not given are proposed as usual."""
+    """Queue a trial with the given parameters.
+
+    The sampler proposes the other parameters as usual.
+    """
     params: dict[str, str] = {}
     for word in values:
         key, equals, value = word.partition("=")
         if not equals or not key or not value:
-            raise RequestError(f"{word!r} is not KEY=VALUE, such as lr=0.001")
+            raise RequestError(f"{word!r} is not KEY=VALUE", hint="use KEY=VALUE, such as lr=0.001")
         if key in params:
-            raise RequestError(f"{key} is given twice")
+            raise RequestError(f"{key} is set twice", hint=f"use {key}=VALUE once")
         params[key] = value
     sweep = find_local(target, runs_dir, storage)
     number = sweep.enqueue(params)
-    _say(f"trial {number} is next: vitctl sweep agent {sweep.id}")
+    _say(f"trial {number} is queued; run vitctl sweep agent {sweep.id}")
 
 
 @app.command(cls=Command)
 def export(
     target: Target,
-    form: Annotated[str, typer.Option("--format", help="csv or json", metavar="csv|json")] = "csv",
-    out: Annotated[Path | None, typer.Option("--out", "-o", help="file", show_default="stdout")] = None,
+    form: Annotated[str, typer.Option("--format", help="output format", metavar="csv|json")] = "csv",
+    out: Annotated[
+        Path | None, typer.Option("--out", "-o", metavar="FILE", help="output file", show_default="stdout")
+    ] = None,
     runs_dir: RunsDir = RUNS,
     storage: Storage = None,
 ) -> None:
-    """Write all trials: trial, state, params, value, run."""
+    """Export all trials as CSV or JSON."""
     if form not in ("csv", "json"):
         raise unknown("--format", form, ("csv", "json"))
     if out is not None:
@@ -454,16 +469,25 @@ def plot(
     target: Target,
     kinds: Annotated[
         list[str] | None,
-        typer.Option("--kind", help="history, parallel, importances or curves; may be repeated", show_default="all"),
+        typer.Option(
+            "--kind", metavar="KIND", help="history, parallel, importances or curves; repeatable", show_default="all"
+        ),
     ] = None,
     forms: Annotated[
-        list[str] | None, typer.Option("--format", help="png or html; may be repeated", show_default="both")
+        list[str] | None,
+        typer.Option("--format", metavar="png|html", help="output format; repeatable", show_default="both"),
     ] = None,
-    out: Annotated[Path | None, typer.Option("--out", "-o", help="folder", show_default="the sweep's, plots/")] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option("--out", "-o", metavar="DIR", help="output folder", show_default="plots in the sweep's folder"),
+    ] = None,
     runs_dir: RunsDir = RUNS,
     storage: Storage = None,
 ) -> None:
-    """Draw the history, parallel coordinates, the parameters' importances and the trials' curves."""
+    """Plot a sweep.
+
+    Plots the history, parallel coordinates, parameter importances and learning curves.
+    """
     for flag, given, known in (
         ("--kind", kinds, ("history", "parallel", "importances", "curves")),
         ("--format", forms, ("png", "html")),

@@ -17,59 +17,63 @@ RUN = "Run"
 def train(
     settings: dict[str, Any],
     resume: Annotated[
-        Path | None, typer.Option("--resume", "-r", help="go on with the run in this folder", rich_help_panel=RUN)
+        Path | None, typer.Option("--resume", "-r", metavar="RUN", help="resume the run in this folder")
     ] = None,
     name: Annotated[
         str | None,
         typer.Option(
-            help="name of the run's folder", rich_help_panel=RUN, show_default="network, optimizer, data, time"
+            help="name of the run's folder", metavar="NAME", show_default="from network, optimizer, data and time"
         ),
     ] = None,
     runs_dir: Annotated[
-        Path | None, typer.Option(help="where run folders lie", rich_help_panel=RUN, show_default="runs")
+        Path | None,
+        typer.Option(help="folder for run folders", metavar="DIR", rich_help_panel=RUN, show_default="runs"),
     ] = None,
     config_file: Annotated[
         Path | None,
-        typer.Option("--config", "-c", help="YAML file of settings; flags win over it", rich_help_panel=RUN),
+        typer.Option("--config", "-c", metavar="FILE", help="YAML file of settings; flags override it"),
     ] = None,
     print_config: Annotated[
         bool,
-        typer.Option("--print-config", help="print the settings as a --config file, and stop", rich_help_panel=RUN),
+        typer.Option("--print-config", help="print the settings as a --config file and exit", rich_help_panel=RUN),
     ] = False,
     dry_run: Annotated[
         bool,
-        typer.Option(
-            "--dry-run", help="take a few steps, say what the run would cost, and save nothing", rich_help_panel=RUN
-        ),
+        typer.Option("--dry-run", help="estimate time and memory of the run, save nothing", rich_help_panel=RUN),
     ] = False,
     lr_finder: Annotated[
         bool,
         typer.Option(
             "--lr-finder",
-            help="take 200 steps (--max-steps) at rates around --lr, suggest one, and save only a plot",
+            help="suggest a learning rate after 200 steps, save only a plot",
             rich_help_panel=RUN,
         ),
     ] = False,
     lr_finder_out: Annotated[
         Path | None,
-        typer.Option(help="plot of --lr-finder: .png, .svg or .pdf", rich_help_panel=RUN, show_default="lr-finder.png"),
+        typer.Option(
+            metavar="FILE",
+            help="plot of --lr-finder: .png, .svg or .pdf",
+            rich_help_panel=RUN,
+            show_default="lr-finder.png",
+        ),
     ] = None,
     preview_batch: Annotated[
         Path | None,
         typer.Option(
-            help="draw the first batch as the network would see it, count blank images, and train nothing",
+            help="save the first augmented batch as an image, train nothing",
             metavar="FILE.png",
             rich_help_panel=RUN,
         ),
     ] = None,
     as_json: Annotated[
-        bool, typer.Option("--json", help="print the final figures as JSON on stdout", rich_help_panel=RUN)
+        bool, typer.Option("--json", help="print the final figures as JSON", rich_help_panel=RUN)
     ] = False,
 ) -> None:
-    """Train a network.
+    """Train a model.
 
-    Without any flag: cct_2, a small compact transformer, for ten epochs of CIFAR-10. The run's folder holds its settings, a
-    line of metrics per epoch, checkpoints and the final figures; a run that was stopped or killed goes on with --resume.
+    By default, trains cct_2, a small compact transformer, for ten epochs on CIFAR-10. Settings, metrics, checkpoints and
+    final figures are saved in the run's folder. Resume an interrupted run with --resume.
     """
     from vitctl.cli.modes import choose_mode
     from vitctl.config import normalise_keys, resolve_config, resolve_dataset
@@ -108,7 +112,7 @@ def train(
 
     with make_observer() as observer:
         if resume is not None:
-            from vitctl.training.start import resume_run  # torch loads here, as in each of these
+            from vitctl.training.start import resume_run  # torch loads here, as in the other branches
 
             summary = resume_run(resume, settings, observer, started=STARTED)
         elif mode == "lr_finder":
@@ -117,8 +121,8 @@ def train(
             if lr_finder_out is None and can_draw():
                 lr_finder_out = Path(DEFAULT_PLOT)
             elif lr_finder_out is None:
-                observer.message(f"no plot without matplotlib: {EXTRA}")
-            # The recipe's length is that of a training run.
+                observer.message(f"no plot, as matplotlib is not installed; install it: {EXTRA}")
+            # The recipe's length is meant for training runs.
             summary = find_lr(config, observer, lr_finder_out, settings.get("max_steps") or file.get("max_steps"))
         elif preview_batch is not None:
             from vitctl.tools.preview import preview_batch as draw_preview

@@ -1,10 +1,11 @@
-"""Settings of a training run, and how a few given settings are completed to a full set.
+"""Settings of a training run, and the rules that complete the given ones to a full set.
 
 - :mod:`~vitctl.config.flag`: type, range and help of one setting;
 - :mod:`~vitctl.config.settings`: every setting;
 - :mod:`~vitctl.config.checks`: combinations of settings that are refused;
 - :mod:`~vitctl.config.train_config`: a complete, checked set of settings;
 - :mod:`~vitctl.config.keys`: flags, aliases and option names under which settings can be given;
+- :mod:`~vitctl.config.names`: what other tools call our settings;
 - :mod:`~vitctl.config.paths`: data sets and weights given by path;
 - :mod:`~vitctl.config.resolution`: the rules of :func:`resolve_config`, which completes the given settings;
 - :mod:`~vitctl.config.cards`: the recipe card that a run can be compared with.
@@ -15,7 +16,8 @@ from __future__ import annotations
 from vitctl.config.cards import find_card
 from vitctl.config.checks import check_tracked, split_tags
 from vitctl.config.flag import Flag, flag_name
-from vitctl.config.keys import ADAN_BETAS, ADANS, ALIASES, FLAGS, LENGTHS, OPTION_TABLES, normalise_keys
+from vitctl.config.keys import ADAN_BETAS, ADANS, ALIASES, FLAGS, LENGTHS, MAIN_FLAGS, OPTION_TABLES, normalise_keys
+from vitctl.config.names import foreign_name
 from vitctl.config.paths import resolve_dataset
 from vitctl.config.resolution import resolve_config
 from vitctl.config.settings import PREDECESSOR_BATCH, VAL_PROTOCOLS, pretrained_word
@@ -27,6 +29,7 @@ __all__ = [
     "ALIASES",
     "FLAGS",
     "LENGTHS",
+    "MAIN_FLAGS",
     "OPTION_TABLES",
     "PREDECESSOR_BATCH",
     "VAL_PROTOCOLS",
@@ -35,6 +38,7 @@ __all__ = [
     "check_tracked",
     "find_card",
     "flag_name",
+    "foreign_name",
     "normalise_keys",
     "pretrained_word",
     "resolve_config",

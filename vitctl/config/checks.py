@@ -21,8 +21,8 @@ def check_micro_batch_spares_batchnorm(config: Settings) -> None:
     """Refuse micro-batches with BatchNorm, whose statistics need the whole batch."""
     if config.micro_batch != "auto" and int(config.micro_batch) < config.bs and has_batchnorm(config.net):
         raise RequestError(
-            f"--micro-batch {config.micro_batch} would change what --net {config.net} computes, as its BatchNorm needs the "
-            f"whole batch; leave it out, or lower --bs"
+            f"--micro-batch {config.micro_batch} does not work with --net {config.net}: BatchNorm needs the complete batch",
+            hint=f"remove --micro-batch, or use --bs {config.micro_batch}",
         )
 
 
@@ -30,8 +30,7 @@ def check_frozen_backbone_is_pretrained(config: Settings) -> None:
     """Refuse to freeze random layers: the head could not learn from their output."""
     if config.freeze_backbone and config.pretrained == "false":
         raise RequestError(
-            "--freeze-backbone trains a head on what the other layers see, and these would be random; add --pretrained "
-            "true, or --pretrained FILE"
+            "--freeze-backbone needs pretrained weights", hint="add --pretrained true or --pretrained FILE"
         )
 
 
@@ -39,15 +38,17 @@ def check_layer_decay_has_layers(config: Settings) -> None:
     """Refuse layer decay with a frozen backbone, which leaves one trained layer."""
     if config.freeze_backbone and config.layer_decay != 1:
         raise RequestError(
-            f"--layer-decay {config.layer_decay:g} does nothing with --freeze-backbone, which trains one layer; leave one "
-            f"of them out"
+            f"--layer-decay {config.layer_decay:g} does nothing with --freeze-backbone, which trains one layer",
+            hint="remove --layer-decay",
         )
 
 
 def check_batchnorm_has_a_batch(config: Settings) -> None:
     """Refuse batches of one with BatchNorm, which cannot normalise a single image."""
     if config.bs == 1 and has_batchnorm(config.net):
-        raise RequestError(f"--bs 1: the BatchNorm of --net {config.net} cannot normalise one image; take 2 or more")
+        raise RequestError(
+            f"--bs 1 does not work with --net {config.net}: BatchNorm needs several images", hint="use --bs 2 or more"
+        )
 
 
 def check_mixing_has_two_images(config: Settings) -> None:
@@ -55,34 +56,34 @@ def check_mixing_has_two_images(config: Settings) -> None:
     for name, alpha in (("mixup", config.mixup), ("cutmix", config.cutmix)):
         if alpha and config.bs * config.accumulate < 2:
             raise RequestError(
-                f"--{name} {alpha:g} mixes the images of a step, and --bs {config.bs} gives it one; take 2 or more, or "
-                f"--{name} 0"
+                f"--{name} {alpha:g} needs several images per step, and --bs is {config.bs}",
+                hint=f"use --bs 2 or more, or --{name} 0",
             )
 
 
 def check_flip_has_an_augmentation(config: Settings) -> None:
     """Refuse flips without an augmentation that crops: no other augmentation flips."""
     if config.flip == "on" and config.aug in AUGMENTATIONS and not AUGMENTATIONS[config.aug].crop:
-        raise RequestError(f"--flip on does nothing with --aug {config.aug}; take --aug basic")
+        raise RequestError(f"--flip on does nothing with --aug {config.aug}", hint="use --aug basic")
 
 
 def check_tta_keeps_classes(config: Settings) -> None:
     """Refuse averaging over mirrored images where mirroring changes the class."""
     if config.tta == "flip" and not config.flips:
-        why = "--flip off says so" if config.flip == "off" else f"those of --dataset {config.dataset}"
-        raise RequestError(f"--tta flip: mirrored images are not of their class ({why}); leave --tta out")
+        why = "--flip off" if config.flip == "off" else f"--dataset {config.dataset}, where mirroring changes the class"
+        raise RequestError(f"--tta flip conflicts with {why}", hint="remove --tta")
 
 
 def check_loss_sum_is_measured(config: Settings) -> None:
     """Refuse the summed validation loss if ``--val none`` skips validation."""
     if config.loss_sum and config.val == "none":
-        raise RequestError("--loss-sum records the validation loss, and --val none measures none; leave one out")
+        raise RequestError("--loss-sum does nothing with --val none", hint="remove --loss-sum")
 
 
 def check_run_ends(config: Settings) -> None:
     """Require a length."""
     if config.epochs is None and config.max_steps is None and config.max_time is None:
-        raise RequestError("--epochs, --max-steps or --max-time must say when to stop")
+        raise RequestError("the length of the run is missing", hint="add --epochs, --max-steps or --max-time")
 
 
 def check_durations(config: Settings) -> None:
@@ -98,9 +99,12 @@ def check_wandb_names(config: Settings) -> None:
     for name in ("wandb_project", "wandb_entity"):
         value = getattr(config, name) or ""
         if bad := sorted(set(value) & set("/\\#?%:")):
-            raise RequestError(f"{flag_name(name)} {value!r}: W&B allows no {' '.join(bad)} in it; leave it out")
+            raise RequestError(
+                f"{flag_name(name)} {value!r} contains characters that W&B does not allow: {' '.join(bad)}",
+                hint="use letters, digits, hyphens and underscores",
+            )
         if len(value) > 128:
-            raise RequestError(f"{flag_name(name)} is {len(value)} characters long; W&B takes 128")
+            raise RequestError(f"{flag_name(name)} has {len(value)} characters", hint="use at most 128")
 
 
 def check_wandb_tags(config: Settings) -> None:
@@ -108,7 +112,8 @@ def check_wandb_tags(config: Settings) -> None:
     for tag in split_tags(config.wandb_tags):
         if not 1 <= len(tag) <= 64:
             raise RequestError(
-                f"--wandb-tags {config.wandb_tags!r}: each tag has 1 to 64 characters, and {tag!r} has {len(tag)}"
+                f"--wandb-tags {config.wandb_tags!r}: the tag {tag!r} has {len(tag)} characters",
+                hint="use 1 to 64 characters for each tag",
             )
 
 
@@ -116,7 +121,8 @@ def check_warmdown_is_of_a_constant_rate(config: Settings) -> None:
     """Refuse a warm-down of any schedule but ``constant``; the others decay anyway."""
     if config.warmdown and config.schedule != "constant":
         raise RequestError(
-            f"--warmdown {config.warmdown:g} is for --schedule constant; {config.schedule} falls by itself: leave it out"
+            f"--warmdown {config.warmdown:g} does nothing with --schedule {config.schedule}",
+            hint="remove --warmdown, or use --schedule constant",
         )
 
 
@@ -124,7 +130,8 @@ def check_shares_fit_the_run(config: Settings) -> None:
     """Refuse a warm-up and a warm-down that overlap."""
     if config.warmup + config.warmdown > 1:
         raise RequestError(
-            f"--warmup {config.warmup:g} and --warmdown {config.warmdown:g} are more than the whole run together; lower one"
+            f"--warmup {config.warmup:g} and --warmdown {config.warmdown:g} add up to more than the complete run",
+            hint=f"use --warmdown {1 - config.warmup:g} or less",
         )
 
 
@@ -132,7 +139,7 @@ def check_patience_has_a_holdout(config: Settings) -> None:
     """Refuse early stopping without held-out images: the test set must not select the end."""
     if config.patience is not None and config.val != "holdout":
         raise RequestError(
-            f"--patience selects on held-out images, and --val {config.val} holds none out; use --val holdout"
+            f"--patience needs held-out images, and --val {config.val} holds out none", hint="use --val holdout"
         )
 
 
@@ -179,5 +186,6 @@ def check_tracked(wandb: str, flags: Mapping[str, Any]) -> None:
     for name in ("wandb_project", "wandb_entity", "wandb_group", "wandb_tags", "wandb_notes"):
         if wandb == "disabled" and name in flags:
             raise RequestError(
-                f"{flag_name(name)} {flags[name]!r} does nothing with --wandb disabled; add --wandb online or --wandb offline"
+                f"{flag_name(name)} {flags[name]!r} does nothing with --wandb disabled",
+                hint="add --wandb online or --wandb offline",
             )

@@ -8,7 +8,8 @@ from typing import Any
 
 from vitctl.registry import FALSE_WORDS, TRUE_WORDS, check_range, convert, unknown
 
-NETWORK, DATA, OPTIMIZATION, RUN = "Network", "Data", "Optimization", "Run"
+RUN, NETWORK, DATA, AUGMENTATION = "Run", "Network", "Data and evaluation", "Augmentation"
+OPTIMIZER, SCHEDULE = "Optimizer and loss", "Schedule and length"
 DEVICE, CHECKPOINTS, LOGGING = "Device", "Checkpoints", "Logging"
 
 _SWITCH_WORDS = {*TRUE_WORDS, *FALSE_WORDS} - {"0", "1"}
@@ -20,8 +21,8 @@ class Flag:
 
     Attributes:
         kind: bool, int, float or str.
-        help: help text, at most half a line.
-        panel: panel of ``--help`` that lists it.
+        help: help text of at most 60 characters.
+        panel: group of ``--help``, unless it is a main flag.
         names: further spellings of the flag.
         metavar: placeholder for the value in ``--help``; None shows the type.
         choices: the only values allowed.

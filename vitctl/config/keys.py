@@ -6,7 +6,8 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
-from vitctl.config.flag import NETWORK, OPTIMIZATION, Flag
+from vitctl.config.flag import NETWORK, OPTIMIZER, Flag
+from vitctl.config.names import SYNONYMS, foreign_name
 from vitctl.config.train_config import TrainConfig
 from vitctl.errors import RequestError
 from vitctl.registry import suggest
@@ -22,10 +23,10 @@ ADANS = ("adan", "adan_pytorch")
 """Optimizers that accept :data:`ADAN_BETAS`."""
 
 INPUT_ONLY: dict[str, Flag] = {
-    "patch": Flag(kind=int, help="side of a patch in pixels, for networks that have patches", panel=NETWORK, low=1),
-    "convkernel": Flag(kind=int, help="side of convmixer's kernels", panel=NETWORK, low=1),
+    "patch": Flag(kind=int, help="patch size in pixels, for networks with patches", panel=NETWORK, low=1),
+    "convkernel": Flag(kind=int, help="kernel size of convmixer", panel=NETWORK, low=1),
     **{
-        name: Flag(kind=float, help=f"{beta} of --opt adan, as in the paper: 1 - beta of Adam", panel=OPTIMIZATION)
+        name: Flag(kind=float, help=f"{beta} of Adan as in its paper: 1 - Adam's beta", panel=OPTIMIZER)
         for name, beta in OPT_FLAGS.items()
     },
 }
@@ -37,8 +38,16 @@ FLAGS: dict[str, Flag] = {
 }
 """Every setting that can be given by flag or file, by name."""
 
-ALIASES = {spelling.lstrip("-").replace("-", "_"): name for name, flag in FLAGS.items() for spelling in flag.names}
-"""Settings by their alternative spellings."""
+MAIN_FLAGS = (
+    "net", "dataset", "data_dir", "recipe", "epochs", "bs", "opt", "lr", "weight_decay", "aug", "mixup", "cutmix", "size",
+    "pretrained", "device", "seed", "wandb",
+)  # fmt: skip
+"""The settings that ``--help`` lists first, in its order."""
+
+ALIASES = SYNONYMS | {
+    spelling.lstrip("-").replace("-", "_"): name for name, flag in FLAGS.items() for spelling in flag.names
+}
+"""Settings by their other names."""
 
 OPTION_TABLES = ("net_options", "opt_options", "aug_options")
 """Settings of a file that hold options by name."""
@@ -51,23 +60,28 @@ def normalise_keys(values: Mapping[str, Any], source: str) -> dict[str, Any]:
     """Return parsed settings under their canonical names.
 
     Args:
-        values: settings of a file or a sweep; hyphens, underscores and aliases such as ``n_epochs`` are accepted.
+        values: settings of a file or a sweep; hyphens, underscores and other names such as ``n_epochs`` are accepted.
         source: name of the file or sweep, for error messages.
 
     Raises:
-        RequestError: an unknown key, with near matches; the same setting given twice; a bad value.
+        RequestError: an unknown key, a setting given twice, or a bad value.
     """
     settings: dict[str, Any] = {}
     for key, value in values.items():
         word = key.strip().lstrip("-").replace("-", "_")
         name = ALIASES.get(word, word)
         if name not in FLAGS and name not in OPTION_TABLES:
-            raise RequestError(f"{source}: unknown setting {key!r}", hint=suggest(word, [*FLAGS, *ALIASES]))
+            raise foreign_name(word, f"{source}: {key}") or RequestError(
+                f"{source}: unknown setting {key!r}",
+                hint=suggest(word, [*FLAGS, *ALIASES], "list all settings with vitctl train --help"),
+            )
         if name in settings:
-            raise RequestError(f"{source}: {key!r} sets {name} a second time")
+            raise RequestError(f"{source}: {key!r} sets {name} a second time", hint=f"remove {key!r}")
         if name in OPTION_TABLES:
             if not isinstance(value, dict):
-                raise RequestError(f"{source}: {key!r} must be a mapping of options")
+                raise RequestError(
+                    f"{source}: {key!r} must be a mapping of options", hint=f"use {key}: {{}} or {key}: {{name: value}}"
+                )
             settings[name] = value
         elif value is not None:
             settings[name] = FLAGS[name].parse(name, value)

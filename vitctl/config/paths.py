@@ -8,7 +8,7 @@ from vitctl.config.settings import pretrained_word
 from vitctl.data import DATASETS
 from vitctl.errors import RequestError
 from vitctl.models import MODELS, TIMM, ModelEntry
-from vitctl.registry import lookup
+from vitctl.registry import lookup, or_list
 
 
 def resolve_dataset(name: str, data_dir: str | None) -> tuple[str, str | None]:
@@ -18,15 +18,17 @@ def resolve_dataset(name: str, data_dir: str | None) -> tuple[str, str | None]:
         RequestError: no such data set or folder.
     """
     if data_dir is not None and not data_dir.strip():
-        raise RequestError("--data-dir takes a folder, and was given nothing; leave it out or name one")
+        raise RequestError("--data-dir is empty", hint="use --data-dir FOLDER, or remove --data-dir")
     if name in DATASETS:
         return name, data_dir and str(Path(data_dir).expanduser().absolute())
     if Path(name).expanduser().is_dir():
         if data_dir is not None:
-            raise RequestError(f"--dataset {name} is a folder already; leave --data-dir out")
+            raise RequestError(f"--data-dir does nothing with --dataset {name}, a folder", hint="remove --data-dir")
         return "folder", str(Path(name).expanduser().absolute())
     if "/" in name or name.startswith((".", "~")):
-        raise RequestError(f"--dataset {name}: no such folder; the named data sets are {', '.join(DATASETS)}")
+        raise RequestError(
+            f"--dataset {name}: no such folder", hint=f"use a folder of images, or {or_list(list(DATASETS))}"
+        )
     lookup(DATASETS, name, "--dataset")
     raise AssertionError("lookup raises for an unknown name")
 
@@ -35,23 +37,23 @@ def resolve_pretrained(net: str, entry: ModelEntry, value: str | None) -> str:
     """Return ``true``, ``false``, or the absolute path of the file that ``--pretrained`` names.
 
     Raises:
-        RequestError: there are no such weights.
+        RequestError: no such weights.
     """
     if value is None:
         return "true" if entry.pretrained else "false"
     word = pretrained_word(value)
     if word == "true" and not entry.weights:
-        ready = ", ".join(name for name, row in MODELS.items() if row.weights)
+        ready = ", --net ".join(name for name, row in MODELS.items() if row.weights)
         raise RequestError(
-            f"--pretrained true: there are no pretrained weights for --net {net}; there are for {ready} and most of {TIMM}*; "
-            f"--pretrained FILE takes weights of your own"
+            f"no pretrained weights for --net {net}",
+            hint=f"use --pretrained FILE, or --net {ready} or {TIMM}NAME",
         )
     if word in ("true", "false"):
         return word
     path = Path(word).expanduser().absolute()
     if not path.is_file():
         raise RequestError(
-            f"--pretrained {value}: {'that is a folder' if path.is_dir() else 'no such file'}; it takes true, false, or a "
-            f"file of weights"
+            f"--pretrained {value}: {'not a file but a folder' if path.is_dir() else 'no such file'}",
+            hint="use --pretrained true, --pretrained false, or a file of weights",
         )
     return str(path)

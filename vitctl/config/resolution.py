@@ -109,7 +109,10 @@ def take_apart_file_specs(draft: Draft) -> None:
         elsewhere |= {option: flag for flag, option in option_flags.items() if flag in draft.file}
         for option in inline:
             if option in elsewhere:
-                raise RequestError(f"{key} {name}:{option}=... and {elsewhere[option]} both set it; give one of them")
+                raise RequestError(
+                    f"{key} {name}:{option}=... and {elsewhere[option]} both set {option}",
+                    hint=f"remove {elsewhere[option]} from the file",
+                )
         draft.file[key] = name
         draft.file |= {option: FLAGS[option].parse(option, inline.pop(option)) for option in own if option in inline}
         if inline:
@@ -283,11 +286,10 @@ def apply_net_flags(draft: Draft) -> None:
         if flag not in given:
             continue
         if option not in draft.net_entry.options:
-            lacks = "no patches" if flag == "patch" else "no kernels to choose; --net convmixer has"
-            other = "; its window is --net swin:window_size=..." if net == "swin" and flag == "patch" else ""
-            raise RequestError(f"--{flag} {given[flag]}: --net {net} has {lacks}; leave --{flag} out{other}")
+            other = "use --net swin:window_size=4" if net == "swin" and flag == "patch" else f"remove --{flag}"
+            raise RequestError(f"--{flag} {given[flag]}: --net {net} has no option {option}", hint=other)
         if "net" in given and option in draft.net_inline:
-            raise RequestError(f"--{flag} and --net ...:{option}=... both set it; give one of them")
+            raise RequestError(f"--{flag} and --net {net}:{option}=... both set {option}", hint=f"remove --{flag}")
         draft.settings["net_options"][option] = given[flag]
 
 
@@ -334,10 +336,16 @@ def apply_adan_betas(draft: Draft) -> None:
         if name not in given:
             continue
         if opt not in ADANS:
-            like = f"; say --opt {opt}:{beta}=..." if beta in entry.options else " and would do nothing"
-            raise RequestError(f"{flag_name(name)} belongs to --opt {' and '.join(ADANS)}, not to {opt}{like}")
+            hint = (
+                f"use --opt {opt}:{beta}=..."
+                if beta in entry.options
+                else f"remove {flag_name(name)}, or use --opt adan"
+            )
+            raise RequestError(f"{flag_name(name)} does nothing with --opt {opt}", hint=hint)
         if beta in draft.opt_inline:
-            raise RequestError(f"{flag_name(name)} and --opt {opt}:{beta}=... both set it; give one of them")
+            raise RequestError(
+                f"{flag_name(name)} and --opt {opt}:{beta}=... both set {beta}", hint=f"remove {flag_name(name)}"
+            )
         draft.settings["opt_options"][beta] = entry.options[beta].parse(given[name], flag_name(name))
 
 
@@ -357,7 +365,7 @@ def settle_nesterov(draft: Draft) -> None:
         return
     if str(draft.options("opt", draft.opt_inline).get("nesterov", "")).lower() in TRUE_WORDS:
         raise RequestError(
-            "--opt sgd:nesterov=true needs momentum, which is 0; say --opt sgd:momentum=0.9,nesterov=true"
+            "--opt sgd:nesterov=true needs momentum, which is 0", hint="use --opt sgd:momentum=0.9,nesterov=true"
         )
     options["nesterov"] = False
 
@@ -376,7 +384,9 @@ def apply_rates_of_opt(draft: Draft) -> None:
     for name, rate in draft.opt_rates.items():
         if name in draft.flags:
             opt = draft.settings["opt"]
-            raise RequestError(f"--opt {opt}:{name}=... and {flag_name(name)} both set it; give one of them")
+            raise RequestError(
+                f"--opt {opt}:{name}=... and {flag_name(name)} both set {name}", hint=f"remove {flag_name(name)}"
+            )
         draft.settings[name] = rate
 
 
@@ -390,8 +400,8 @@ def refuse_zero_lr_with_a_second(draft: Draft) -> None:
     """Refuse ``--lr 0`` if there is a second learning rate, which the schedule scales in proportion to the first."""
     if draft.opt_entry.second_lr and draft.settings["lr"] == 0:
         raise RequestError(
-            f"--lr 0 stops --opt {draft.settings['opt']} and its {draft.opt_entry.second_lr}, which the schedule moves with "
-            f"it; take a small rate such as 1e-9"
+            f"--lr 0 would also set the {draft.opt_entry.second_lr} of --opt {draft.settings['opt']} to 0",
+            hint="use a small rate such as --lr 1e-9",
         )
 
 
@@ -460,7 +470,7 @@ def settle_mix_off(draft: Draft) -> None:
         return
     if given.get("mix_off") and ("mix_off" in draft.flags or not given.keys() & set(MIXING)):
         raise RequestError(
-            f"--mix-off {given['mix_off']:g} ends mixup and CutMix, and neither is on; give --mixup or --cutmix too"
+            f"--mix-off {given['mix_off']:g} does nothing without --mixup or --cutmix", hint="add --mixup or --cutmix"
         )
     draft.settings["mix_off"] = 0.0
 
@@ -487,10 +497,10 @@ def refuse_warmup_within_the_first_epoch(draft: Draft, config: TrainConfig) -> N
     """Refuse ``--warmup`` that ends in the first epoch if the rate changes once per epoch: it would do nothing."""
     rising = config.warmup * config.epochs if config.epochs and not config.max_steps else 0.0
     if "warmup" in draft.flags and config.schedule_per == "epoch" and 0 < rising <= 1:
-        more = f"take more than {1 / config.epochs:g}, or " if config.epochs and config.epochs > 1 else "take "
+        more = f", or --warmup above {1 / config.epochs:g}" if config.epochs and config.epochs > 1 else ""
         raise RequestError(
-            f"--warmup {config.warmup:g} ends within the first epoch, and with --schedule-per epoch that has one rate, so that "
-            f"nothing rises; {more}--schedule-per step"
+            f"--warmup {config.warmup:g} ends in the first epoch and does nothing with --schedule-per epoch",
+            hint=f"use --schedule-per step{more}",
         )
 
 

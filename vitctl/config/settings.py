@@ -1,4 +1,4 @@
-"""Every setting of a training run: flags of ``vitctl train``, keys of a ``--config`` file and parameters of a sweep."""
+"""All settings of a training run: flags of ``vitctl train``, keys of a ``--config`` file, parameters of a sweep."""
 
 from __future__ import annotations
 
@@ -6,7 +6,19 @@ import dataclasses
 from dataclasses import dataclass
 from typing import Any
 
-from vitctl.config.flag import CHECKPOINTS, DATA, DEVICE, LOGGING, NETWORK, OPTIMIZATION, RUN, Flag, flag_name
+from vitctl.config.flag import (
+    AUGMENTATION,
+    CHECKPOINTS,
+    DATA,
+    DEVICE,
+    LOGGING,
+    NETWORK,
+    OPTIMIZER,
+    RUN,
+    SCHEDULE,
+    Flag,
+    flag_name,
+)
 from vitctl.data import AUGMENTATIONS, DATASETS
 from vitctl.errors import RequestError
 from vitctl.models import MODELS
@@ -27,7 +39,7 @@ def _setting(default: Any, kind: type, help: str, panel: str, **more: Any) -> An
 
 @dataclass(frozen=True, kw_only=True)
 class Settings:
-    """Everything that determines what a training run computes and where, each value parsed by its flag.
+    """Everything that determines what a training run computes and where, with each value parsed by its flag.
 
     ``None`` means no limit or not used.
 
@@ -35,104 +47,112 @@ class Settings:
         RequestError: a value of the wrong type, unknown or out of range.
     """
 
-    recipe: str = _setting("default", str, "named preset; flags win over it", RUN, table=RECIPES, metavar="NAME")
-    seed: int = _setting(0, int, "seed of weights, order and augmentation", RUN, low=0, high=2**63 - 1)
+    recipe: str = _setting(
+        "default", str, "preset of settings; other flags override it", RUN, table=RECIPES, metavar="NAME"
+    )
+    seed: int = _setting(0, int, "seed for weights, data order and augmentation", RUN, low=0, high=2**63 - 1)
 
     net: str = _setting(
         "cct_2",
         str,
-        "network, NAME[:key=value,...]; timm/NAME for those of timm",
+        "network, such as cct_4, vit:depth=8 or timm/resnet18",
         NETWORK,
         table=MODELS,
-        shown="the recipe's",
+        shown="from the recipe",
         metavar="NAME",
     )
     net_options: dict[str, Value] = dataclasses.field(default_factory=dict)
     size: int = _setting(
         32,
         int,
-        "side of the images that the network sees, in pixels",
+        "size of the network's input images in pixels",
         NETWORK,
         low=4,
         high=4096,
-        shown="32; 384 for vit_timm and vit_small_timm; a timm network's own",
+        shown="32; for pretrained networks their own",
     )
     pretrained: str = _setting(
         "false",
         str,
-        "start from pretrained weights: true, false, or a file of them",
+        "pretrained weights: true, false or a file",
         NETWORK,
-        shown="true for vit_timm and vit_small_timm",
-        metavar="true|false|FILE",
+        shown="true for vit_timm and vit_small_timm, else false",
+        metavar="FILE|true",
     )
-    freeze_backbone: bool = _setting(False, bool, "train the head alone, on what pretrained weights see", NETWORK)
+    freeze_backbone: bool = _setting(False, bool, "train only the classification head", NETWORK)
 
-    dataset: str = _setting("cifar10", str, "data set, or a folder of images", DATA, table=DATASETS, metavar="NAME|DIR")
+    dataset: str = _setting(
+        "cifar10",
+        str,
+        f"{', '.join(name for name in DATASETS if name != 'folder')} or a folder of images",
+        DATA,
+        table=DATASETS,
+        metavar="NAME|DIR",
+    )
     data_dir: str | None = _setting(
         None,
         str,
-        "where the data lie",
+        "folder with the data; CIFAR is downloaded if missing",
         DATA,
-        shown="$VITCTL_DATA/<dataset>, else the user's data folder; CIFAR is downloaded",
+        shown="$VITCTL_DATA/DATASET, then the user's data folder",
         resumable=True,
         metavar="DIR",
     )
     val: str = _setting(
         "holdout",
         str,
-        "what per-epoch figures are measured on: a held-out part of the training set, the test set, nothing",
+        "images that every epoch is evaluated on",
         DATA,
         choices=VAL_PROTOCOLS,
-        shown="the recipe's",
+        shown="from the recipe",
     )
     val_fraction: float = _setting(
-        0.1, float, "share of the training set held out, per class", DATA, low=0.001, high=0.9
+        0.1, float, "fraction of the training set to hold out, per class", DATA, low=0.001, high=0.9
     )
-    split_seed: int = _setting(0, int, "seed of the held-out part, whatever --seed", DATA, low=0)
-    limit_train: int | None = _setting(None, int, "train on N images only, evenly over classes", DATA, low=1)
+    split_seed: int = _setting(0, int, "seed for the held-out split, independent of --seed", DATA, low=0)
+    limit_train: int | None = _setting(None, int, "train on only N images, balanced across classes", DATA, low=1)
     limit_test: int | None = _setting(None, int, "evaluate on at most N held-out and N test images", DATA, low=1)
-    skip_bad_images: bool = _setting(False, bool, "leave out images that cannot be read, and list them", DATA)
+    skip_bad_images: bool = _setting(False, bool, "skip and list unreadable images", DATA)
     aug: str = _setting(
         "basic",
         str,
-        f"augmentation, NAME[:key=value,...]: {', '.join(AUGMENTATIONS)}; all but none crop at random, and flip (see --flip)",
-        DATA,
+        ", ".join(AUGMENTATIONS),
+        AUGMENTATION,
         table=AUGMENTATIONS,
-        shown="the recipe's",
+        shown="from the recipe",
         metavar="NAME",
     )
     aug_options: dict[str, Value] = dataclasses.field(default_factory=dict)
     flip: str = _setting(
         "auto",
         str,
-        "mirror images at random in training, where --aug is not none; auto: yes, but not for digits. Say off where "
-        "mirrored images are of another class, such as letters",
-        DATA,
+        "random horizontal flips; auto: on, except for digits",
+        AUGMENTATION,
         choices=("auto", "on", "off"),
     )
     erase: float = _setting(
-        0.0, float, "random erasing: probability of a box painted over", DATA, low=0, high=1, shown="the recipe's"
+        0.0, float, "probability of random erasing", AUGMENTATION, low=0, high=1, shown="from the recipe"
     )
     cutout: float = _setting(
-        0.0, float, "cutout: side of a box painted over, as a share of the image's", DATA, low=0, high=1,
-        shown="the recipe's",
+        0.0, float, "side of the cutout box, as a fraction of the image", AUGMENTATION, low=0, high=1,
+        shown="from the recipe",
     )  # fmt: skip
     mixup: float = _setting(
-        0.0, float, "mixup's alpha; true: the recipe's, else 0.8; 0: off", DATA, low=0, high=1e6, shown="the recipe's",
-        when_true=0.8,
+        0.0, float, "mixup alpha; true: the recipe's or 0.8; 0: off", AUGMENTATION, low=0, high=1e6,
+        shown="from the recipe", when_true=0.8,
     )  # fmt: skip
     cutmix: float = _setting(
-        0.0, float, "CutMix's alpha; true: the recipe's, else 1; 0: off. With mixup, each image takes one of the two",
-        DATA, low=0, high=1e6, shown="the recipe's", when_true=1.0,
+        0.0, float, "CutMix alpha; true: the recipe's or 1; 0: off", AUGMENTATION, low=0, high=1e6,
+        shown="from the recipe", when_true=1.0,
     )  # fmt: skip
     mix_off: float = _setting(
-        0.0, float, "share of the run, at its end, without mixup and CutMix", DATA, low=0, below=1, shown="the recipe's"
-    )
+        0.0, float, "final fraction of training without mixup and CutMix", AUGMENTATION, low=0, below=1,
+        shown="from the recipe",
+    )  # fmt: skip
     tta: str = _setting(
         "none",
         str,
-        "test-time augmentation of the final test, reported beside the plain figures: flip averages the logits of each "
-        "image and its mirror image",
+        "also report test figures averaged over mirrored images",
         DATA,
         choices=("none", "flip"),
         resumable=True,
@@ -140,115 +160,89 @@ class Settings:
     loss_sum: bool = _setting(
         False,
         bool,
-        "record the validation loss also as a sum of means over batches of 100, as the predecessor printed it",
+        "also record the validation loss as the original scripts did",
         DATA,
-        shown="the recipe's",
+        shown="from the recipe",
     )
 
     opt: str = _setting(
         "adamw",
         str,
-        "optimizer, NAME[:key=value,...]",
-        OPTIMIZATION,
+        "optimizer, such as adan, sgd:momentum=0.9 or timm/lion",
+        OPTIMIZER,
         table=OPTIMIZERS,
-        shown="the recipe's",
+        shown="from the recipe",
         metavar="NAME",
     )
     opt_options: dict[str, Value] = dataclasses.field(default_factory=dict)
-    lr: float = _setting(
-        2e-3,
-        float,
-        "peak learning rate",
-        OPTIMIZATION,
-        low=0,
-        shown="the recipe's, else the optimizer's times the recipe's scale for the network",
-    )
-    weight_decay: float = _setting(
-        0.05, float, "weight decay", OPTIMIZATION, low=0, shown="the recipe's, else the optimizer's"
-    )
+    lr: float = _setting(2e-3, float, "peak learning rate", OPTIMIZER, low=0, shown="from the recipe or optimizer")
+    weight_decay: float = _setting(0.05, float, "weight decay", OPTIMIZER, low=0, shown="from the recipe or optimizer")
     decay_all: bool = _setting(
-        False, bool, "decay biases, norms and embeddings too", OPTIMIZATION, shown="the recipe's"
+        False, bool, "also decay biases, norms and embeddings", OPTIMIZER, shown="from the recipe"
     )
-    bs: int = _setting(128, int, "batch size", OPTIMIZATION, names=("--batch-size",), low=1, shown="the recipe's")
-    accumulate: int = _setting(1, int, "batches per optimizer step", OPTIMIZATION, low=1)
+    bs: int = _setting(128, int, "batch size", OPTIMIZER, names=("--batch-size",), low=1, shown="from the recipe")
+    accumulate: int = _setting(1, int, "gradient accumulation: batches per optimizer step", OPTIMIZER, low=1)
     epochs: int | None = _setting(
         None,
         int,
         "passes over the training set",
-        OPTIMIZATION,
+        SCHEDULE,
         names=("--n-epochs",),
         low=1,
-        shown="the recipe's",
+        shown="from the recipe",
         resumable=True,
     )
-    max_steps: int | None = _setting(None, int, "stop after N optimizer steps", OPTIMIZATION, low=1, resumable=True)
-    max_time: str | None = _setting(
-        None,
-        str,
-        "as many steps as fit into 60s, 10m or 1h from the start of the program to its end, measured at the start",
-        OPTIMIZATION,
-        metavar="TIME",
-    )
+    max_steps: int | None = _setting(None, int, "stop after N optimizer steps", SCHEDULE, low=1, resumable=True)
+    max_time: str | None = _setting(None, str, "fit the complete run into 60s, 10m or 1h", SCHEDULE, metavar="TIME")
     schedule: str = _setting(
         "linear",
         str,
-        "course of the learning rate after warm-up",
-        OPTIMIZATION,
+        "constant, linear, cosine or onecycle",
+        SCHEDULE,
         choices=("constant", "linear", "cosine", "onecycle"),
-        shown="the recipe's",
+        metavar="NAME",
+        shown="from the recipe",
     )
     schedule_per: str = _setting(
-        "step", str, "when the learning rate moves", OPTIMIZATION, choices=("step", "epoch"), shown="the recipe's"
+        "step", str, "when to update the learning rate", SCHEDULE, choices=("step", "epoch"), shown="from the recipe"
     )
     warmup: float = _setting(
-        0.05,
-        float,
-        "share of the run that the learning rate rises for",
-        OPTIMIZATION,
-        low=0,
-        below=1,
-        shown="the recipe's",
-    )
+        0.05, float, "initial fraction of the run with a rising learning rate", SCHEDULE, low=0, below=1,
+        shown="from the recipe",
+    )  # fmt: skip
     warmdown: float = _setting(
-        0.0,
-        float,
-        "share of the run, at its end, that --schedule constant falls to zero for",
-        OPTIMIZATION,
-        low=0,
-        high=1,
-        shown="the recipe's",
-    )
-    label_smoothing: float = _setting(0.1, float, "label smoothing", OPTIMIZATION, low=0, below=1, shown="the recipe's")
+        0.0, float, "final fraction of --schedule constant that decays to 0", SCHEDULE, low=0, high=1,
+        shown="from the recipe",
+    )  # fmt: skip
+    label_smoothing: float = _setting(0.1, float, "label smoothing", OPTIMIZER, low=0, below=1, shown="from the recipe")
     clip_grad: float = _setting(
-        1.0, float, "clip the gradient's norm to this; 0: never", OPTIMIZATION, low=0, shown="the recipe's"
+        1.0, float, "maximum gradient norm; 0: no clipping", OPTIMIZER, low=0, shown="from the recipe"
     )
     layer_decay: float = _setting(
         1.0,
         float,
-        "learning rate of each layer over that of the next",
-        OPTIMIZATION,
+        "layer-wise learning-rate decay",
+        OPTIMIZER,
         low=0.01,
         high=1,
-        shown="the recipe's",
+        shown="from the recipe",
     )
     ema: float = _setting(
         0.0,
         float,
-        "decay of an average of the weights, which is then evaluated; 0: none",
-        OPTIMIZATION,
+        "decay of the weight average that is evaluated; 0: off",
+        OPTIMIZER,
         low=0,
         below=1,
-        shown="the recipe's",
+        shown="from the recipe",
     )
-    patience: int | None = _setting(
-        None, int, "stop after N epochs without a better held-out accuracy", OPTIMIZATION, low=1
-    )
+    patience: int | None = _setting(None, int, "stop after N epochs without better held-out accuracy", SCHEDULE, low=1)
 
     device: str = _setting("auto", str, "auto, cpu, mps, cuda or cuda:INDEX", DEVICE, resumable=True, metavar="NAME")
     micro_batch: int | str = _setting(
         "auto",
         str,
-        "images run at once, with the same gradient but for other dropout masks; auto: what fits the cache, on CPU",
+        "images per forward pass; auto: what fits the CPU cache",
         DEVICE,
         resumable=True,
         metavar="N|auto",
@@ -256,30 +250,29 @@ class Settings:
     precision: str = _setting(
         "auto",
         str,
-        "arithmetic of the network; auto: bf16 or fp16 on CUDA, fp32 on CPU and MPS",
+        "auto: bf16 or fp16 on CUDA, otherwise fp32",
         DEVICE,
         choices=("auto", "fp32", "bf16", "fp16"),
         resumable=True,
     )
-    compile: bool = _setting(
-        False, bool, "compile the network's training step by torch.compile", DEVICE, resumable=True
-    )
+    compile: bool = _setting(False, bool, "compile the training step with torch.compile", DEVICE, resumable=True)
     threads: int | None = _setting(None, int, "CPU threads", DEVICE, low=1, shown="torch's", resumable=True)
 
     save_every: str | None = _setting(
-        None, str, "save within an epoch too, every N steps or every 10m", CHECKPOINTS, resumable=True, metavar="N|TIME"
+        None, str, "also save every N steps, or every 30s, 10m or 1h", CHECKPOINTS, resumable=True, metavar="N|TIME"
     )
     keep: int = _setting(
-        1, int, "older checkpoints to keep beside last.pt and best.pt", CHECKPOINTS, low=0, resumable=True
+        1, int, "older checkpoints to keep besides last.pt and best.pt", CHECKPOINTS, low=0, resumable=True
     )
 
     wandb: str = _setting(
         "disabled",
         str,
-        "track the run with W&B: online; offline, into the run's folder; not at all",
+        "track with W&B: online, offline or disabled",
         LOGGING,
         choices=("online", "offline", "disabled"),
-        shown="disabled; under a W&B sweep agent: online",
+        metavar="MODE",
+        shown="disabled; online under a W&B agent",
         resumable=True,
     )
     wandb_project: str | None = _setting(
@@ -288,15 +281,13 @@ class Settings:
     wandb_entity: str | None = _setting(
         None, str, "W&B user or team", LOGGING, shown="$WANDB_ENTITY, else your own", resumable=True, metavar="NAME"
     )
-    wandb_group: str | None = _setting(
-        None, str, "W&B group that the run belongs to", LOGGING, resumable=True, metavar="NAME"
-    )
+    wandb_group: str | None = _setting(None, str, "W&B group", LOGGING, resumable=True, metavar="NAME")
     wandb_tags: str | None = _setting(
         None, str, "W&B tags, separated by commas", LOGGING, resumable=True, metavar="A,B"
     )
-    wandb_notes: str | None = _setting(None, str, "W&B notes on the run", LOGGING, resumable=True, metavar="WORDS")
+    wandb_notes: str | None = _setting(None, str, "W&B notes", LOGGING, resumable=True, metavar="TEXT")
     tensorboard: bool = _setting(
-        False, bool, "write TensorBoard event files into the run's folder", LOGGING, resumable=True
+        False, bool, "write TensorBoard event files to the run's folder", LOGGING, resumable=True
     )
 
     def __post_init__(self) -> None:
@@ -312,7 +303,9 @@ class Settings:
         if value is None and field.default is None:
             return
         if flag.kind is str and not flag.choices and value == "" and field.name != "data_dir":
-            raise RequestError(f"{flag_name(field.name)} is empty")
+            raise RequestError(
+                f"{flag_name(field.name)} is empty", hint=f"remove {flag_name(field.name)}, or give it a value"
+            )
         parsed = flag.parse(field.name, value)
         object.__setattr__(self, field.name, flag.when_true if parsed is True and flag.when_true else parsed)
 
@@ -320,7 +313,10 @@ class Settings:
         if self.micro_batch == "auto":
             return
         if not str(self.micro_batch).isdigit() or int(self.micro_batch) < 1:
-            raise RequestError(f"--micro-batch takes auto or a number of images, not {self.micro_batch!r}")
+            raise RequestError(
+                f"--micro-batch takes auto or a number of images, not {self.micro_batch!r}",
+                hint="use --micro-batch auto or --micro-batch 64",
+            )
         object.__setattr__(self, "micro_batch", int(self.micro_batch))
 
     @property

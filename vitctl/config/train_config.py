@@ -41,6 +41,7 @@ class TrainConfig(Settings):
         unknown = sorted(set(values) - {field.name for field in dataclasses.fields(cls)})
         if unknown:
             raise RequestError(
-                f"the stored settings have {', '.join(unknown)}, which this version of vitctl does not know"
+                f"settings unknown to this version of vitctl: {', '.join(unknown)}",
+                hint="upgrade vitctl: pip install --upgrade vitctl",
             )
         return cls(**values)

@@ -1,0 +1,56 @@
+"""Errors of the command line itself: unknown flags and commands, missing and extra arguments."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+from typer.core import TyperArgument
+
+from vitctl.cli.options import Command, argument_name
+from vitctl.config import ALIASES, FLAGS, flag_name, foreign_name
+from vitctl.errors import RequestError
+from vitctl.registry import or_list, similar, suggest
+
+
+def usage_error(error: Any) -> RequestError:
+    """Convert an error of Typer's parser to one with a hint.
+
+    Args:
+        error: a ``UsageError``.
+    """
+    context = error.ctx
+    path = context.command_path if context else "vitctl"
+    see = f"see {path} --help"
+    message = error.format_message().strip().rstrip(".")
+    if option := getattr(error, "option_name", ""):
+        if hasattr(error, "possibilities"):
+            return _unknown_option(option, context.command if context else None, path)
+        if "requires an argument" in message:
+            return RequestError(f"{option} needs a value", hint=f"use {option} VALUE")
+        return RequestError(f"{option} takes no value", hint=f"use {option} without a value")
+    if match := re.match(r"No such command '([^']*)'", message):
+        return RequestError(f"unknown command {match[1]!r}", hint=suggest(match[1], context.command.commands, see))
+    if message.startswith("Missing argument"):
+        arguments = [argument_name(each) for each in context.command.params if isinstance(each, TyperArgument)]
+        return RequestError(f"missing argument {argument_name(error.param)}", hint=f"use {path} {' '.join(arguments)}")
+    if match := re.fullmatch(r"Got unexpected extra argument\(s\) \((.*)\)", message, re.DOTALL):
+        return RequestError(f"unexpected argument: {match[1]}", hint=f"remove it, or put quotes around it; {see}")
+    return RequestError(message[:1].lower() + message[1:], hint=see)
+
+
+def _unknown_option(option: str, command: Any, path: str) -> RequestError:
+    """Return the error for an unknown flag: what it is called here, else a similar flag that ``--help`` lists."""
+    word = option.lstrip("-").replace("-", "_")
+    see = f"list all flags with {path} --help"
+    if not isinstance(command, Command):
+        return RequestError(f"unknown flag {option}", hint=f"see {path} --help")
+    if command.has_settings and (known := foreign_name(word, option)):
+        return known
+    names = {name: name for name in command.visible_options()}
+    if command.has_settings:
+        names |= {flag_name(alias): flag_name(setting) for alias, setting in ALIASES.items()}
+    elif word in FLAGS or word in ALIASES or foreign_name(word, option):
+        return RequestError(f"{path} has no flag {option}", hint=see)
+    near = dict.fromkeys(names[name] for name in similar(option, names))
+    return RequestError(f"unknown flag {option}", hint=f"did you mean {or_list([*near])}?" if near else see)
