@@ -77,7 +77,7 @@ def test_epochs_and_max_steps() -> None:
         ({"net": "vit:dept=3"}, "did you mean depth"),
         ({"net": "vit:patch_size=4", "patch": 4}, "both set it"),
         ({"opt": "adm"}, "--opt 'adm' is unknown; did you mean adam"),
-        ({"opt": "lamb"}, "timm's are --opt timm/NAME"),
+        ({"opt": "lamb"}, "lion or timm/NAME"),
         ({"opt": "adan:lr=1e-3", "lr": 0.1}, "both set it"),
         ({"opt": "adan:beta1=3"}, "the greatest is 1"),
         ({"adan_beta1": 0.1}, "--adan-beta1 belongs to --opt adan and adan_pytorch, not to adamw"),

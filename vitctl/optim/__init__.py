@@ -133,7 +133,7 @@ def find_optimizer(opt: str) -> OptimizerEntry:
 
         return timm_entry(opt)
     if opt not in OPTIMIZERS:
-        raise unknown("--opt", opt, OPTIMIZERS)
+        raise unknown("--opt", opt, [*OPTIMIZERS, f"{TIMM}NAME"])
     return OPTIMIZERS[opt]
 
 
