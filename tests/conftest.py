@@ -36,7 +36,7 @@ TINY = [
     "--bs",
     "64",
 ]
-"""A run of a second or so: 4 steps an epoch."""
+"""Flags of a run that takes about a second, with 4 steps per epoch."""
 
 
 class Clock:
@@ -75,7 +75,7 @@ def shared_folder(config: pytest.Config) -> Path:
 
 
 def made_once(config: pytest.Config, name: str, make: Callable[[Path], None]) -> Path:
-    """Return a folder that all workers share, which the first that needs it fills."""
+    """Return a folder shared by all workers; the first worker that needs it fills it."""
     folder = shared_folder(config) / name
     with open(folder.with_suffix(".lock"), "a") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
@@ -88,10 +88,10 @@ def made_once(config: pytest.Config, name: str, make: Callable[[Path], None]) ->
 
 @pytest.fixture(autouse=True)
 def own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Keep tests out of the user's cache and data, and from one another's settings."""
+    """Isolate tests from the user's cache and settings, and from each other's."""
     monkeypatch.setenv("VITCTL_CACHE", str(tmp_path_factory.getbasetemp() / "cache"))
     monkeypatch.delenv("VITCTL_DEBUG", raising=False)
-    # No test downloads anything but from a server of its own.
+    # Tests download only from their own servers.
     monkeypatch.setenv("VITCTL_CIFAR_URL", "http://127.0.0.1:9/closed")
     monkeypatch.setenv("no_proxy", "127.0.0.1,localhost")
     monkeypatch.setenv("COLUMNS", "120")
@@ -137,19 +137,19 @@ built_command = functools.cache(typer.main.get_command)
 
 
 class Result:
-    """What a command gave."""
+    """Exit code and output of a command."""
 
     def __init__(self, code: int, out: str, err: str) -> None:
         self.code, self.out, self.err = code, out, err
 
     def json(self) -> Any:
-        """Return stdout's JSON document."""
+        """Parse stdout as JSON."""
         return json.loads(self.out)
 
 
 @pytest.fixture
 def cli(capfd: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Cli:
-    """Return a function that runs ``vitctl`` in this process, in a folder of the test's own."""
+    """Return a function that runs ``vitctl`` in this process, in the test's temporary folder."""
     import torch
 
     threads = torch.get_num_threads()
@@ -161,7 +161,7 @@ def cli(capfd: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.M
     def run(*argv: object) -> Result:
         capfd.readouterr()
         code = main([str(word) for word in argv])
-        if "--threads" in argv:  # a process of its own would end with it
+        if "--threads" in argv:  # it sets the threads of the whole process
             torch.set_num_threads(threads)
         captured = capfd.readouterr()
         return Result(code, captured.out, captured.err)
@@ -171,23 +171,24 @@ def cli(capfd: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.M
 
 @pytest.fixture
 def refused(cli: Cli) -> Callable[..., str]:
-    """Return a function that runs a command which must fail by one sentence, and returns that sentence."""
+    """Return a function that runs a command, requires an error with at most one hint, and returns both lines."""
 
     def run(*argv: object, code: int = 2) -> str:
         result = cli(*argv)
         assert result.code == code, result.err
         assert "Traceback" not in result.err
-        last = result.err.strip().splitlines()[-1]
-        assert last.startswith("error: ") and "unexpected" not in last, result.err
+        lines = result.err.strip().splitlines()
+        said = lines[-2:] if lines[-1].startswith("hint: ") else lines[-1:]
+        assert said[0].startswith("error: ") and "unexpected" not in said[0], result.err
         assert result.out == ""
-        return last
+        return "\n".join(said)
 
     return run
 
 
 @pytest.fixture(scope="session")
 def digits_runs(request: pytest.FixtureRequest) -> Path:
-    """Return a folder with two trained runs, not to be written to: see the two fixtures below."""
+    """Return a read-only folder with two trained runs, which the two fixtures below copy."""
 
     def train(runs: Path) -> None:
         from vitctl.cli import main
@@ -201,11 +202,11 @@ def digits_runs(request: pytest.FixtureRequest) -> Path:
 
 @pytest.fixture
 def digits_run(digits_runs: Path, tmp_path: Path) -> Path:
-    """Return the folder of a run of the test's own, whose network knows most digits, at their own 8 pixels."""
+    """Return a copy of a run whose network classifies most digits correctly, at their native 8 pixels."""
     return Path(shutil.copytree(digits_runs / "digits", tmp_path / "digits"))
 
 
 @pytest.fixture
 def resized_run(digits_runs: Path, tmp_path: Path) -> Path:
-    """Return the folder of a run of the test's own, whose network takes digits resized to 12 pixels."""
+    """Return a copy of a run whose network takes digits resized to 12 pixels."""
     return Path(shutil.copytree(digits_runs / "resized", tmp_path / "resized"))

@@ -1,10 +1,10 @@
-"""A substitute for ``python`` that starts in milliseconds by forking a server that has imported torch and others.
+"""A substitute for ``python`` that starts in milliseconds, by forking a server that has already imported torch.
 
     python -S -I forkserver.py SOCKET [-P] (-m MODULE | -c CODE | SCRIPT) ...
 
-runs a program as ``python`` would: with this process's arguments, environment, working folder and standard streams.
-This process forwards signals to the program, exits with its status, and takes it down when killed. The server does not
-import vitctl; each program does.
+runs a program like ``python``, with this process's arguments, environment, working folder and standard streams. This
+process forwards signals to the program and exits with its status; if this process is killed, so is the program. The
+server does not import vitctl; each program does.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ import sys
 import threading
 import traceback
 
-PASSED_ON = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-WATCHED = "VITCTL_WATCH_FD"  # holds the only other descriptor that a program may inherit
+FORWARDED = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+WATCHED = "VITCTL_WATCH_FD"  # environment variable with the only other file descriptor that a program may inherit
 
 
 def main() -> None:
@@ -31,7 +31,7 @@ def main() -> None:
     connection.connect(sys.argv[1])
     descriptors = [0, 1, 2, *([int(os.environ[WATCHED])] if WATCHED in os.environ else [])]
     request = json.dumps([sys.argv[2:], dict(os.environ), os.getcwd(), descriptors]).encode()
-    for signum in PASSED_ON:
+    for signum in FORWARDED:
         if signal.getsignal(signum) != signal.SIG_IGN:
             signal.signal(signum, lambda number, _: connection.send(bytes([number])))
     rights = (socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", descriptors))
@@ -48,11 +48,11 @@ def main() -> None:
 
 
 def serve(path: str, controller: int) -> None:
-    """Return from the calling process once a server runs, which forks for each program until a process ends.
+    """Start a server that forks a process for each program, and end the calling process when it listens.
 
     Args:
-        path: the socket to listen on.
-        controller: the id of the process with which the server ends.
+        path: path of the socket.
+        controller: process id; the server ends when this process does.
     """
     import gc
     import runpy
@@ -114,7 +114,7 @@ def serve(path: str, controller: int) -> None:
     except BaseException:  # noqa: BLE001 - like python itself
         traceback.print_exc()
         status = 1
-    # End like python, but without freeing all imported objects, which would copy their pages.
+    # Exit like python, but without freeing all imported objects, which would copy their pages.
     threading._shutdown()
     atexit._run_exitfuncs()
     sys.stdout.flush()

@@ -1,4 +1,4 @@
-"""Atomic writes, links and devices, paths that are refused, and locks."""
+"""Atomic writes, links and devices, refused paths, and locks."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ with locked(Path(sys.argv[1])):
 """
 
 
-def test_a_file_is_replaced_whole(tmp_path: Path) -> None:
+def test_a_file_is_replaced_completely(tmp_path: Path) -> None:
     path = tmp_path / "a.json"
     for text in ("one", "two, which is longer", ""):
         files.write_text(path, text)
@@ -98,8 +98,18 @@ def test_other_write_errors_raise_run_failed(tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", ["nowhere/a.csv", "folder", "/proc/a.csv"])
 def test_paths_that_cannot_be_written_are_refused(name: str, tmp_path: Path) -> None:
     (tmp_path / "folder").mkdir()
-    with pytest.raises(RequestError):
+    with pytest.raises(RequestError, match="\nhint: "):
         files.check_writable(tmp_path / name, "--csv")
+
+
+def test_the_hint_for_a_missing_folder_creates_it(tmp_path: Path) -> None:
+    path = tmp_path / "new" / "a.csv"
+    with pytest.raises(RequestError, match="no such folder") as refused:
+        files.check_writable(path, "--csv")
+    assert refused.value.hint is not None
+    command = refused.value.hint.removeprefix("create it: ")
+    subprocess.run(command, shell=True, check=True)
+    files.check_writable(path, "--csv")
 
 
 def test_a_check_leaves_nothing_behind(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""Help and usage errors must not load torch: modules are asserted, not milliseconds."""
+"""Help and usage errors must not load torch; these tests check the loaded modules, not the time."""
 
 import json
 import subprocess
@@ -39,7 +39,7 @@ for argv in requests:
     code = main(argv)
     print(json.dumps([code, [name for name in heavy if name in sys.modules and name not in before]]), file=answers)
 """
-"""Prints, for each list of arguments, the exit code of ``vitctl`` and the heavy modules that it newly imports."""
+"""Prints the exit code of ``vitctl`` and the heavy modules it newly imports, for each list of arguments."""
 
 
 def probe(python: list[str], *requests: list[str]) -> list[tuple[int, list[str]]]:
@@ -105,14 +105,14 @@ def probed() -> list[tuple[int, list[str]]]:
 @pytest.mark.parametrize(
     ("row", "code"), [(row, code) for row, (_, code) in enumerate(LIGHT)], ids=[" ".join(argv) for argv, _ in LIGHT]
 )
-def test_light_commands_load_no_heavy_module(probed: list[tuple[int, list[str]]], row: int, code: int) -> None:
+def test_light_commands_load_no_heavy_modules(probed: list[tuple[int, list[str]]], row: int, code: int) -> None:
     assert probed[row] == (code, [])
 
 
-def test_training_loads_wandb_and_tensorboard_only_when_asked(python: list[str], tmp_path: Path) -> None:
+def test_training_loads_wandb_and_tensorboard_only_on_request(python: list[str], tmp_path: Path) -> None:
     run = ["train", *TINY, "--epochs", "1", "--runs-dir", str(tmp_path)]
-    plain, drawn = probe(python, run, [*run, "--tensorboard"])
-    # wandb itself is imported by timm, wherever it is installed.
+    plain, tracked = probe(python, run, [*run, "--tensorboard"])
+    # The package wandb is not among them, as timm imports it if it is installed.
     trackers = {"tensorboard", "vitctl.tracking.tensorboard", "vitctl.tracking.wandb"}
     assert plain[0] == 0 and not trackers & set(plain[1])
-    assert drawn[0] == 0 and trackers & set(drawn[1]) == trackers - {"vitctl.tracking.wandb"}  # the probe detects them
+    assert tracked[0] == 0 and trackers & set(tracked[1]) == trackers - {"vitctl.tracking.wandb"}

@@ -10,7 +10,7 @@ from vitctl.units import format_bytes, format_duration, json_text, parse_duratio
 @pytest.mark.parametrize(
     ("text", "seconds"), [("90", 90), ("90s", 90), ("10m", 600), ("1h", 3600), ("1.5h", 5400), (7, 7), (" 2 M ", 120)]
 )
-def test_durations(text: str | int, seconds: float) -> None:
+def test_durations_are_parsed(text: str | int, seconds: float) -> None:
     assert parse_duration(text, "--max-time") == seconds
 
 
@@ -29,7 +29,7 @@ def test_save_every_takes_steps_or_a_duration() -> None:
             parse_save_every(bad, "x")
 
 
-def test_formats() -> None:
+def test_durations_and_sizes_are_formatted() -> None:
     assert [format_duration(s) for s in (0.42, 9.96, 48, 725, 12_000)] == [
         "0.4 s",
         "10.0 s",
@@ -40,11 +40,11 @@ def test_formats() -> None:
     assert [format_bytes(n) for n in (512, 3_565_158, 2 << 30)] == ["512 B", "3.4 MiB", "2.00 GiB"]
 
 
-def test_json_has_no_word_for_what_is_not_finite() -> None:
+def test_infinite_and_nan_values_become_null_in_json() -> None:
     document = {"a": [1.5, math.nan, (math.inf, "x", True, None)], "b": {"c": -math.inf}}
     assert json.loads(json_text(document)) == {"a": [1.5, None, [None, "x", True, None]], "b": {"c": None}}
 
 
 @pytest.mark.parametrize(("count", "text"), [(0, "0 steps"), (1, "1 step"), (2, "2 steps"), (22125, "22,125 steps")])
-def test_counts(count: int, text: str) -> None:
+def test_counts_have_a_plural_and_thousands_separators(count: int, text: str) -> None:
     assert plural(count, "step") == text

@@ -1,8 +1,22 @@
-"""Train Vision Transformers and their relatives on small images."""
+"""Train Vision Transformers and related networks on small images.
+
+Glossary:
+
+- net: name of a network, with options, as for ``--net``; a model is the ``torch.nn.Module`` built from it.
+- run: a folder with a training run: its settings, metrics and checkpoints.
+- session: the live objects of a run in one process; resuming a run starts a new session.
+- checkpoint: a file with the weights and all other state that resuming needs.
+- recipe: named settings for ``--recipe``.
+- card: results measured with a recipe, for one network, data set and length.
+- sweep: a search over settings; a trial is one run of it.
+- step: one update of the weights by the optimizer.
+- batch: the images of one step; a micro-batch is the part of it in one forward pass.
+- held-out images: training images set aside for validation.
+"""
 
 import time
 
 __version__ = "0.1.0"
 
 STARTED = time.monotonic()
-"""When the program began, by :func:`time.monotonic`: what ``--max-time`` counts from."""
+"""Start of the program on the clock :func:`time.monotonic`; ``--max-time`` counts from it."""

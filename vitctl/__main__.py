@@ -1,4 +1,4 @@
-"""``python -m vitctl``."""
+"""Entry point of ``python -m vitctl``."""
 
 import sys
 

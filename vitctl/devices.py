@@ -1,4 +1,4 @@
-"""Everything that differs between CPU, CUDA and MPS, in one place."""
+"""Everything that differs between CPU, CUDA and MPS."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from vitctl.units import format_bytes
 
 
 def available_devices() -> list[str]:
-    """Return the names that ``--device`` takes on this machine, best first."""
+    """Return the devices of this machine, as for ``--device``, the fastest first."""
     names = [f"cuda:{i}" for i in range(torch.cuda.device_count())] if torch.cuda.is_available() else []
     if torch.backends.mps.is_available():
         names.append("mps")
@@ -31,30 +31,30 @@ class DeviceUnavailable(RequestError):
 
 
 def resolve_device(name: str, what: str = "--device") -> torch.device:
-    """Return the device called ``auto``, ``cpu``, ``mps``, ``cuda`` or ``cuda:INDEX``.
+    """Return the device ``auto``, ``cpu``, ``mps``, ``cuda`` or ``cuda:INDEX``.
 
     Args:
-        name: of the device.
-        what: named it, for the message.
+        name: the name.
+        what: the flag, for error messages.
 
     Raises:
-        DeviceUnavailable: the device is not available; the message lists those that are.
-        RequestError: there is no such device.
+        DeviceUnavailable: the device is not available.
+        RequestError: unknown name.
     """
-    there = available_devices()
+    available = available_devices()
     if name == "auto":
-        return torch.device(there[0])
-    if name == "cuda" and "cuda:0" in there:
+        return torch.device(available[0])
+    if name == "cuda" and "cuda:0" in available:
         name = "cuda:0"
-    if name in there:
+    if name in available:
         return torch.device(name)
     if not re.fullmatch(r"cpu|mps|cuda(:\d+)?", name):
         raise unknown(what, name, ["auto", "cpu", "mps", "cuda"])
-    raise DeviceUnavailable(f"{what} {name} is not available on this machine", hint=f"use {or_list(there)}")
+    raise DeviceUnavailable(f"{what} {name} is not available on this machine", hint=f"use {or_list(available)}")
 
 
 def device_label(device: torch.device) -> str:
-    """Return the device as people call it, such as ``NVIDIA A100`` or the CPU's model."""
+    """Return the device's model, such as ``NVIDIA A100``."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
     return _cpu_label() if device.type == "cpu" else f"Apple {platform.processor() or 'GPU'} (MPS)"
@@ -80,10 +80,10 @@ def synchronize(device: torch.device) -> None:
 
 
 def to_device(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
-    """Return ``tensor`` on ``device`` without waiting for what the device is at, where that is safe.
+    """Copy ``tensor`` to ``device``, asynchronously where that is safe.
 
-    CUDA copies from pinned memory in the order of its stream; from other memory the CPU would wait for all that was given to
-    the device before. On MPS such copies are known to read memory that was reused since, so they wait there.
+    CUDA copies asynchronously only from pinned memory. On MPS, an asynchronous copy may read memory that has been reused
+    in the meantime, so the copy is synchronous.
     """
     if device.type == "cuda" and tensor.device.type == "cpu":
         return tensor.pin_memory().to(device, non_blocking=True)
@@ -91,7 +91,7 @@ def to_device(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
 
 
 def fits(device: torch.device, size: int) -> bool:
-    """Whether ``size`` bytes may live on ``device`` for good: at most half of what is free there."""
+    """Return whether ``size`` bytes take at most half of the free memory of ``device``."""
     if device.type == "cuda":
         return size <= torch.cuda.mem_get_info(device)[0] // 2
     if device.type == "mps":
@@ -100,22 +100,22 @@ def fits(device: torch.device, size: int) -> bool:
 
 
 def has_fused_optimizers(device: torch.device) -> bool:
-    """Whether torch has fused Adam, AdamW and SGD for ``device``: a kernel for all parameters instead of a loop."""
+    """Return whether torch has fused Adam, AdamW and SGD for ``device``."""
     return device.type in ("cpu", "cuda", "mps")
 
 
 def resolve_precision(asked: str, device: torch.device) -> str:
-    """Return ``fp32``, ``bf16`` or ``fp16``: what the products of the forward pass are computed in.
+    """Return the precision of the forward pass's matrix products: ``fp32``, ``bf16`` or ``fp16``.
 
-    ``auto`` is bf16 on CUDA devices with native bf16 and fp16 on older ones; fp32 on every CPU, and on MPS, whose chips
-    compute both at about the same rate (ask for a half precision there to try: it differs by chip and version).
+    ``auto`` is bf16 on CUDA devices with native bf16 and fp16 on older ones, and fp32 on CPUs and MPS. Whether half
+    precision is faster on MPS depends on the chip and the version.
 
     Args:
         asked: ``auto``, ``fp32``, ``bf16`` or ``fp16``.
-        device: where the network runs.
+        device: the device that runs the network.
 
     Raises:
-        RequestError: the device has no instructions for it. Emulated, it is tens of times slower than fp32
+        RequestError: the device has no instructions for it; emulation would be tens of times slower than fp32
             (https://github.com/pytorch/pytorch/issues/146508).
     """
     if asked == "auto":
@@ -124,15 +124,15 @@ def resolve_precision(asked: str, device: torch.device) -> str:
         return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp16"
     if asked == "fp32" or asked in half_precisions(device):
         return asked
-    there = ", ".join(["fp32", *half_precisions(device)])
     raise RequestError(
-        f"--precision {asked}: {device_label(device)} ({device}) has no {asked} instructions and would be tens of times slower "
-        f"than in fp32; available: {there}"
+        f"--precision {asked} would be tens of times slower than fp32: {device_label(device)} ({device}) has no "
+        f"instructions for it",
+        hint=f"use --precision {or_list(['fp32', *half_precisions(device)])}",
     )
 
 
 def nearest_precision(asked: str, device: torch.device) -> str:
-    """Return what :func:`resolve_precision` does, or fp32 where ``device`` cannot: for a network trained elsewhere."""
+    """Return the precision of a network trained elsewhere: ``asked``, or fp32 if ``device`` does not support it."""
     try:
         return resolve_precision(asked, device)
     except RequestError:
@@ -140,14 +140,14 @@ def nearest_precision(asked: str, device: torch.device) -> str:
 
 
 def half_precisions(device: torch.device) -> tuple[str, ...]:
-    """Return which of ``bf16`` and ``fp16`` the device has instructions for."""
+    """Return those of ``bf16`` and ``fp16`` for which the device has instructions."""
     if device.type == "cuda":
         return ("bf16", "fp16") if torch.cuda.is_bf16_supported(including_emulation=False) else ("fp16",)
     if device.type == "mps":
         return ("bf16", "fp16") if torch.backends.mps.is_macos_or_newer(14, 0) else ("fp16",)
-    there = _cpu_instructions()
-    bf16 = any(has for name, has in there.items() if name.endswith("bf16"))
-    fp16 = bool(there.get("avx512_fp16") or there.get("amx_fp16"))
+    supported = _cpu_instructions()
+    bf16 = any(value for name, value in supported.items() if name.endswith("bf16"))
+    fp16 = bool(supported.get("avx512_fp16") or supported.get("amx_fp16"))
     return (*(["bf16"] if bf16 else []), *(["fp16"] if fp16 else []))
 
 
@@ -165,7 +165,7 @@ _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 def autocast(device: torch.device, precision: str) -> torch.autocast:
-    """Return the context in which a forward pass runs in ``precision``, as :func:`resolve_precision` gave it.
+    """Return a context that runs the forward pass in ``precision``, a result of :func:`resolve_precision`.
 
     Weights and gradients stay fp32.
     """
@@ -174,15 +174,15 @@ def autocast(device: torch.device, precision: str) -> torch.autocast:
 
 
 def make_scaler(device: torch.device, precision: str) -> torch.amp.GradScaler | None:
-    """Return the scaler of the loss that keeps fp16 gradients from vanishing, or None where none is needed."""
+    """Return a loss scaler, which keeps fp16 gradients from vanishing, or None for other precisions."""
     return torch.amp.GradScaler(device.type) if precision == "fp16" else None
 
 
 def matmul_dtype(device: torch.device, dtype: torch.dtype) -> torch.dtype:
-    """Return what products whose last digits do not matter are computed in, for operands of ``dtype`` on ``device``.
+    """Return the dtype for matrix products of low accuracy, with operands of ``dtype`` on ``device``.
 
-    That is bf16 on CUDA devices that have it in hardware and fp32 elsewhere: emulated, and on CPUs without the
-    instructions for it, bf16 is slower by far.
+    It is bf16 on CUDA devices with native bf16, else fp32, or ``dtype`` if that is not a half precision: emulated bf16
+    is much slower than fp32.
     """
     if device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False):
         return torch.bfloat16
@@ -190,7 +190,7 @@ def matmul_dtype(device: torch.device, dtype: torch.dtype) -> torch.dtype:
 
 
 def peak_memory(device: torch.device) -> int:
-    """Return the most memory used so far, in bytes: of the device, or of this process on CPU and MPS."""
+    """Return the peak memory use so far in bytes: of the device, or of this process on CPU and MPS."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
     if device.type == "mps":
@@ -204,7 +204,7 @@ def peak_memory(device: torch.device) -> int:
 
 
 def rng_state(device: torch.device) -> dict[str, torch.Tensor]:
-    """Return the state of the random generators that training on ``device`` draws from."""
+    """Return the state of the random number generators used in training on ``device``."""
     state = {"cpu": torch.get_rng_state()}
     if device.type == "cuda":
         state["cuda"] = torch.cuda.get_rng_state(device)
@@ -214,7 +214,7 @@ def rng_state(device: torch.device) -> dict[str, torch.Tensor]:
 
 
 def set_rng_state(state: dict[str, torch.Tensor], device: torch.device) -> None:
-    """Restore what :func:`rng_state` gave; a device that was not in use then keeps its own state."""
+    """Restore a result of :func:`rng_state`; a device that was not in use then keeps its state."""
     torch.set_rng_state(state["cpu"])
     if device.type == "cuda" and "cuda" in state:
         torch.cuda.set_rng_state(state["cuda"], device)
@@ -222,16 +222,16 @@ def set_rng_state(state: dict[str, torch.Tensor], device: torch.device) -> None:
         torch.mps.set_rng_state(state["mps"])
 
 
-_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # of glibc's <malloc.h>
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # from glibc's <malloc.h>
 
 
 def prepare(device: torch.device, threads: int | None, precision: str = "auto") -> None:
-    """Set the process up for training on ``device``.
+    """Configure this process for training on ``device``.
 
     Args:
-        device: where training will run.
-        threads: CPU threads; None leaves torch's choice.
-        precision: as asked for. On CUDA, products that stay in fp32 use TF32 unless ``fp32`` is asked for by name.
+        device: the device.
+        threads: number of CPU threads; None for torch's default.
+        precision: the requested precision. On CUDA, products in fp32 use TF32 unless this is ``fp32``.
     """
     if threads is not None:
         torch.set_num_threads(threads)
@@ -239,8 +239,7 @@ def prepare(device: torch.device, threads: int | None, precision: str = "auto") 
         torch.set_float32_matmul_precision("highest" if precision == "fp32" else "high")
         torch.backends.cudnn.allow_tf32 = precision != "fp32"
     if device.type == "cpu" and sys.platform == "linux":
-        # glibc hands large blocks back to the kernel at each free and gets them zeroed, page fault by page fault, at
-        # the next allocation: thousands of faults a step. Keep them instead.
+        # By default, glibc returns large blocks to the kernel, so that each step causes thousands of page faults.
         libc = ctypes.CDLL(None)
         if hasattr(libc, "mallopt"):
             libc.mallopt(_M_MMAP_THRESHOLD, 1 << 30)
@@ -248,13 +247,13 @@ def prepare(device: torch.device, threads: int | None, precision: str = "auto") 
 
 
 class CpuWatch:
-    """Watches, where Linux counts it, how much of this machine's CPU time others take: processes, and other virtual machines."""
+    """Measures the CPU time that other processes and virtual machines take on this machine; Linux only."""
 
     def __init__(self) -> None:
         self._start = _cpu_seconds()
 
     def others(self) -> float | None:
-        """Return the share of all CPU time since this was made that others took, 0 to 1; None where nobody counts it."""
+        """Return the share, 0 to 1, of the CPU time since construction that others took; None if it is not known."""
         now = _cpu_seconds()
         if self._start is None or now is None:
             return None
@@ -263,7 +262,7 @@ class CpuWatch:
 
 
 def _cpu_seconds() -> tuple[float, float, float] | None:
-    """Return the seconds that all CPUs were busy, that there were, and that this process had; see proc(5)."""
+    """Return CPU seconds, summed over all CPUs: busy, total, and of this process; see proc(5)."""
     try:
         with open("/proc/stat", encoding="ascii") as file:
             words = file.readline().split()
@@ -276,7 +275,7 @@ def _cpu_seconds() -> tuple[float, float, float] | None:
 
 
 def environment(device: torch.device) -> dict[str, Any]:
-    """Return what the bits of a result depend on besides the settings, and whose figures these are."""
+    """Return the versions, device and threads on which a result depends besides the settings."""
     return {
         "vitctl": _vitctl_version(),
         "torch": torch.__version__,
@@ -299,7 +298,7 @@ _OUT_OF_MEMORY = re.compile(r"out of memory|can't allocate memory|not enough mem
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether ``error`` is torch's or Python's way to say that memory ran out, on any device."""
+    """Return whether ``error`` is an out-of-memory error of torch or Python, on any device."""
     if isinstance(error, (torch.OutOfMemoryError, MemoryError)):
         return True
     return isinstance(error, RuntimeError) and bool(_OUT_OF_MEMORY.search(str(error)))
@@ -307,7 +306,7 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 @contextlib.contextmanager
 def memory_watched(device: torch.device, batch_size: int, micro_batch: int) -> Iterator[None]:
-    """Turn running out of memory into a sentence.
+    """Convert an out-of-memory error to :class:`OutOfMemory`.
 
     Raises:
         OutOfMemory: the device is out of memory.
@@ -321,16 +320,13 @@ def memory_watched(device: torch.device, batch_size: int, micro_batch: int) -> I
 
 
 def out_of_memory(device: torch.device, batch_size: int, micro_batch: int) -> OutOfMemory:
-    """Return the error that names the batch that did not fit, and what to try."""
-    smaller = max(1, micro_batch // 2)
-    remedy = (
-        f"--micro-batch {smaller} computes the same in smaller pieces, or --bs {max(1, batch_size // 2)}"
-        if micro_batch > 1
-        else "choose a smaller network or --size"
-    )
+    """Return the error for a batch that does not fit into memory."""
     return OutOfMemory(
-        f"out of memory on {device} with --bs {batch_size} in pieces of {micro_batch} images "
-        f"(peak {format_bytes(peak_memory(device))}); try {remedy}",
+        f"out of memory on {device} with --bs {batch_size} and micro-batches of {micro_batch} "
+        f"(peak {format_bytes(peak_memory(device))})",
+        hint=f"use --micro-batch {micro_batch // 2} for the same result in less memory, or --bs {batch_size // 2}"
+        if micro_batch > 1
+        else "use a smaller --net or --size",
         device=str(device),
         batch=batch_size,
     )

@@ -1,4 +1,4 @@
-"""Recipes: named presets for ``--recipe``, and the cards that say what was measured with them."""
+"""Recipes: named settings for ``--recipe``, and cards with the results measured with them."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ ANY = "*"
 
 @dataclass(frozen=True)
 class Band:
-    """An accuracy over several seeds, in percent.
+    """An accuracy over one or more seeds, in percent.
 
     Attributes:
-        mean: over the seeds.
-        deviation: the sample's standard deviation; None for a single seed, which says nothing about it.
+        mean: mean over the seeds.
+        deviation: sample standard deviation over the seeds; None for a single seed.
     """
 
     mean: float
@@ -25,7 +25,7 @@ class Band:
 
     @property
     def floor(self) -> float:
-        """What a run is suspicious below: three deviations under the mean, and at least one point; three for one seed."""
+        """The lowest accuracy to expect: 3 deviations or 1 point below the mean, or 3 points for a single seed."""
         return self.mean - (3.0 if self.deviation is None else max(1.0, 3 * self.deviation))
 
     def __str__(self) -> str:
@@ -38,19 +38,18 @@ class Card:
     """Measured results of a recipe, as printed by ``python -m tests.measurements.cards``.
 
     Attributes:
-        net: the network, with the options that the recipe gives it.
-        dataset: the data set.
-        epochs: length of the runs; a last one may be cut short by ``max_steps``.
-        val_acc: accuracy after each epoch, on what the recipe's ``val`` measures on.
-        test_acc: accuracy of the last weights on the test set.
-        seeds: of the runs.
-        seconds: median wall time of a run, evaluations and final test included.
+        net: name of the network; its options are the recipe's.
+        dataset: name of the data set.
+        epochs: number of epochs; ``max_steps`` may end the last one early.
+        val_acc: validation accuracy after each epoch, under the recipe's ``val`` protocol.
+        test_acc: accuracy of the final weights on the test set.
+        seeds: seeds of the runs.
+        seconds: median wall time of a run, including evaluation and the final test.
         machine: device and threads.
-        versions: of what decides the bits.
-        max_steps: length of the runs in steps, where the recipe counts these; the median where it was ``max_time`` that
-            was given.
-        max_time: the ``--max-time`` of the runs; how many steps fit depends on the machine.
-        opt: the optimizer, as ``--opt`` takes it, where it is not the recipe's.
+        versions: versions of torch and vitctl.
+        max_steps: length of the runs in steps, if limited; with ``max_time``, the median number of steps.
+        max_time: the ``--max-time`` of the runs; the number of steps within it depends on the machine.
+        opt: the optimizer, as for ``--opt``; None for the recipe's.
     """
 
     net: str
@@ -68,31 +67,31 @@ class Card:
 
     @property
     def seeds_named(self) -> str:
-        """Return ``seeds 0, 1, 2``, or ``seed 0``."""
+        """The seeds as text: ``seeds 0, 1, 2`` or ``seed 0``."""
         return f"seed{'s' if len(self.seeds) > 1 else ''} {', '.join(map(str, self.seeds))}"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Recipe:
-    """A named set of overrides.
+    """A named set of values for the settings.
+
+    The attributes with values are in the order in which they apply; a later value replaces an earlier one.
 
     Attributes:
-        summary: what it is for, in a line.
+        summary: one line for listings.
         settings: values by flag name.
-        epochs: epochs by data set; ``*`` is for the others. Without effect where ``settings`` count steps.
-        by_net: further values for networks whose name matches the pattern; ``lr_factor`` multiplies the learning rate,
-            the recipe's own or else the optimizer's default.
-        pretrained: further values for networks that start from pretrained weights.
-        by_opt: further values for optimizers whose name matches the pattern; ``None`` undoes what stands before.
-        by_dataset: further values for a data set; its ``lr_factor`` multiplies that of the network.
-        by_time: further values, network and all, for runs whose ``--max-time`` allows at most so many seconds; the least
-            such bound counts.
-        by_epochs: further values for runs that are asked for with at most so many ``--epochs``; the least such bound
-            counts.
+        by_time: values by upper limit of ``--max-time`` in seconds; of the limits not exceeded, the smallest applies.
+        by_epochs: values by upper limit of ``--epochs``; of the limits not exceeded, the smallest applies.
+        by_net: values by pattern of the network's name. Their ``lr_factor`` multiplies the learning rate: the recipe's,
+            or else the optimizer's default.
+        pretrained: values for networks with pretrained weights.
+        by_opt: values by pattern of the optimizer's name; None restores the default.
+        by_dataset: values by data set; their ``lr_factor`` multiplies that of the network.
+        epochs: number of epochs by data set, ``*`` for the others; unused if the values above have ``max_steps``.
         net_options: options for every network that has them.
-        opt_options: options by optimizer; a second learning rate is multiplied by ``lr_factor`` too.
-        paper: where its settings come from.
-        cards: what was measured, a card for each network, data set and length; without one a recipe is "not measured".
+        opt_options: options by optimizer; ``lr_factor`` also multiplies a second learning rate.
+        paper: source of the settings.
+        cards: measured results, one card per network, data set and length; a recipe without cards is "not measured".
     """
 
     summary: str
@@ -110,12 +109,12 @@ class Recipe:
     cards: tuple[Card, ...] = ()
 
     def within(self, seconds: float | None) -> dict[str, object]:
-        """Return the recipe's values for runs of at most ``seconds``; None is no bound."""
-        return {**self.settings, **_of_the_least_bound(self.by_time, seconds)}
+        """Return :attr:`settings`, updated for runs of at most ``seconds``; None means no limit."""
+        return {**self.settings, **_for_length(self.by_time, seconds)}
 
     def by_length(self, seconds: float | None, epochs: int | None) -> Mapping[str, object]:
-        """Return the values that runs of this ``--max-time`` or so many ``--epochs`` have besides, or instead."""
-        return {**_of_the_least_bound(self.by_time, seconds), **_of_the_least_bound(self.by_epochs, epochs)}
+        """Return the values that apply to runs with this ``--max-time`` and ``--epochs``; None if not given."""
+        return {**_for_length(self.by_time, seconds), **_for_length(self.by_epochs, epochs)}
 
     def overrides(
         self,
@@ -127,7 +126,7 @@ class Recipe:
         *,
         pretrained: bool = False,
     ) -> dict[str, object]:
-        """Return the recipe's values for this network, optimizer, data set, time and length."""
+        """Return all values for this network, optimizer, data set, ``--max-time`` and ``--epochs``."""
         values = {**self.settings, **self.by_length(seconds, epochs)}
         for pattern, more in self.by_net.items():
             if fnmatch.fnmatchcase(net, pattern):
@@ -145,10 +144,10 @@ class Recipe:
         return {name: value for name, value in values.items() if value is not None}
 
 
-def _of_the_least_bound(table: Mapping[Any, Mapping[str, object]], length: float | None) -> Mapping[str, object]:
-    """Return the values of the least bound that ``length`` does not pass; none where nobody said a length."""
-    bounds = [bound for bound in table if length is not None and length <= bound]
-    return table[min(bounds)] if bounds else {}
+def _for_length(table: Mapping[Any, Mapping[str, object]], length: float | None) -> Mapping[str, object]:
+    """Return the values of the smallest limit that ``length`` does not exceed; none if ``length`` is None."""
+    limits = [limit for limit in table if length is not None and length <= limit]
+    return table[min(limits)] if limits else {}
 
 
 _FEW_EPOCHS = {
@@ -161,47 +160,47 @@ _FEW_EPOCHS = {
     "aug": "basic",
     "val": "holdout",
 }
-"""What a run of a few epochs wants: a rate that falls to zero within it, and no heavy augmentation."""
+"""Settings for a few epochs: a learning rate that falls to zero, and light augmentation."""
 
 _BY_NET: dict[str, Mapping[str, object]] = {
     **{net: {"lr_factor": 0.25} for net in ("vit*", "simplevit", "dyt", "cait*", "swin", "timm/vit*", "timm/deit*")},
     **{net: {"lr_factor": 0.5} for net in ("cct_[67]", "cvt", "vit_lite", "mlpmixer")},
 }
-"""Wide networks take a lower rate."""
+"""Lower learning rates for wide networks."""
 
 _PRETRAINED: Mapping[str, object] = {"lr_factor": 0.05, "layer_decay": 0.75}
-"""Fine-tuning takes a far lower one, the less the nearer to the image."""
+"""A much lower learning rate for fine-tuning, and the lower the closer a layer is to the input."""
 
 _UNLIKE_ADAM: dict[str, Mapping[str, object]] = {
     name: {"lr": None} for name in ("muon", "lion", "adan_official", "timm/*")
 }
-"""Optimizers that the predecessor did not have keep their own rate, as its rate is none for them."""
+"""Optimizers that the original scripts lack keep their default learning rates, as the scripts' does not suit them."""
 
 _SMALL_STEPS: Mapping[str, object] = {"bs": 32, "aug": "none"}
-"""What a run of about an epoch wants: many small steps, and each image as it is, as none is seen often."""
-_SPRINT_MUON: Mapping[str, Mapping[str, object]] = {
-    "muon": {"lr": 0.05, "clip_grad": 0.0}
-}  # updates have one length anyway
+"""Settings for about an epoch: many small steps, and no augmentation, as each image is seen only once or twice."""
+_SPRINT_MUON: Mapping[str, Mapping[str, object]] = {"muon": {"lr": 0.05, "clip_grad": 0.0}}
+"""Muon's settings for a few hundred steps; its updates do not depend on the length of the gradient."""
 _FAST_MUON: Mapping[str, Mapping[str, object]] = {"muon": {"lr": 0.02, "weight_decay": 0.1, "clip_grad": 0.0}}
-"""From 1,000 steps on the rate of a sprint is too high, and in the fourth epoch decay pays."""
+"""Muon's settings for more than 1,000 steps: the sprint's rate is too high, and weight decay helps by epoch 4."""
 _FAST_MUON_OPTIONS: Mapping[str, Mapping[str, object]] = {"muon": {"adamw_lr": 1e-2, "momentum": 0.9}}
 _FAST_PAPER = "Hassani et al. 2021, arXiv 2104.05704; Jordan 2024, https://kellerjordan.github.io/posts/muon"
 
 RECIPES: dict[str, Recipe] = {
     "default": Recipe(
-        summary="trains any network well in a few epochs: AdamW, warm-up, linear decay per step",
+        summary="any network, a few epochs: AdamW, warm-up, linear decay",
         settings={"net": "cct_2", "opt": "adamw", **_FEW_EPOCHS},
         epochs={"digits": 20, ANY: 10},
         by_net={
             **_BY_NET,
             "cct_[24]": {"lr_factor": 2.0},
-            "convmixer": {"bs": 32},  # its maps keep the image's size, and BatchNorm the whole batch: 128 take 19 GB
+            # Feature maps of the image's size, and BatchNorm rules out smaller micro-batches: 128 images take 19 GB.
+            "convmixer": {"bs": 32},
         },
         pretrained=_PRETRAINED,
-        by_dataset={"digits": {"bs": 32, "lr_factor": 0.5}},  # an epoch of 1,293 images has few steps as it is
+        by_dataset={"digits": {"bs": 32, "lr_factor": 0.5}},  # 1,293 images: few steps per epoch
     ),
     "sprint": Recipe(
-        summary="more than half of CIFAR-10's test images right, in seconds on a CPU: one block, a fifth of an epoch",
+        summary="CIFAR-10 accuracy above 50 % in seconds on a CPU",
         settings={
             "net": "cct_2:depth=1,conv_width=32,conv_layers=3",
             "opt": "muon",
@@ -231,8 +230,8 @@ RECIPES: dict[str, Recipe] = {
         ),
     ),
     "fast": Recipe(
-        summary="the best accuracy in minutes on a CPU, or within --max-time: a small compact transformer with Muon",
-        # A third pooling leaves 16 tokens: twice the images in the time.
+        summary="the best accuracy in minutes on a CPU, or within --max-time",
+        # A third pooling leaves 16 tokens, which doubles the images per second.
         settings={"net": "cct_2:conv_layers=3", "opt": "muon", **_FEW_EPOCHS, "bs": 64},
         epochs={"digits": 10, ANY: 4},
         by_net=_BY_NET,
@@ -271,23 +270,22 @@ RECIPES: dict[str, Recipe] = {
                 val_acc=(),
                 test_acc=Band(mean=74.49, deviation=0.50),
                 seeds=(0, 1, 2),
-                seconds=63.1,  # on a machine that slowed down on the way
+                seconds=63.1,  # the machine slowed down during the run
                 machine="cpu (AMD EPYC, 2 threads)",
                 versions="torch 2.14.1+cu130, vitctl 0.1.0",
             ),
         ),
     ),
     "vit_small": Recipe(
-        summary="the best for the architecture vit_small: Muon, no dropout, the mean of the tokens to the head, positions "
-        "that start from sines and cosines",
+        summary="the best results with the architecture vit_small, by Muon",
         settings={"net": "vit_small", "opt": "muon", **_FEW_EPOCHS},
         epochs={"digits": 10, ANY: 5},
         by_net=_BY_NET,
         pretrained=_PRETRAINED,
-        # A rate that is best in the first 100 steps, as 0.05 is, costs 13 points at the end of a whole epoch.
+        # 0.05, the best rate for the first 100 steps, costs 13 points at the end of an epoch.
         by_opt={"muon": {"lr": 0.01, "clip_grad": 0.0}},
         by_dataset={"digits": {"bs": 32}},
-        by_epochs={1: {"bs": 64, "aug": "none"}},  # as _SMALL_STEPS, but Muon's own work on wide matrices is per step
+        by_epochs={1: {"bs": 64, "aug": "none"}},  # not 32 as in _SMALL_STEPS: Muon's cost per step is high when wide
         net_options={"dropout": 0.0, "emb_dropout": 0.0, "pool": "avg", "pos_init": "sincos"},
         opt_options={"muon": {"adamw_lr": 8e-4, "momentum": 0.9}},
         paper="Lee et al. 2021, arXiv 2112.13492; Beyer et al. 2022, arXiv 2205.01580; Jordan 2024, "
@@ -307,7 +305,7 @@ RECIPES: dict[str, Recipe] = {
         ),
     ),
     "strong": Recipe(
-        summary="200 epochs for the last points of accuracy, on a GPU",
+        summary="the highest accuracy: 200 epochs on a GPU",
         settings={
             "net": "cct_7",
             "opt": "adamw",
@@ -331,7 +329,7 @@ RECIPES: dict[str, Recipe] = {
         paper="Hassani et al. 2021, arXiv 2104.05704; Cubuk et al. 2020, arXiv 1909.13719",
     ),
     "finetune": Recipe(
-        summary="a pretrained network on new images: small steps, few epochs",
+        summary="fine-tuning of a pretrained network on new images",
         settings={
             "net": "vit_timm",
             "opt": "adamw",
@@ -359,7 +357,7 @@ RECIPES: dict[str, Recipe] = {
         paper="Dosovitskiy et al. 2021, arXiv 2010.11929 (SGD 0.003); Steiner et al. 2022, arXiv 2106.10270",
     ),
     "seed": Recipe(
-        summary="the protocol of vision-transformers-cifar10: Adam at 1e-4, cosine per epoch, measured on the test set",
+        summary="the original scripts' protocol (vision-transformers-cifar10)",
         settings={
             "net": "vit",
             "opt": "adam",
@@ -402,4 +400,4 @@ RECIPES: dict[str, Recipe] = {
         ),
     ),
 }
-"""Every recipe that ``--recipe`` takes."""
+"""Recipes that ``--recipe`` accepts."""

@@ -77,7 +77,7 @@ def test_epochs_and_max_steps() -> None:
         ({"net": "vit:dept=3"}, "did you mean depth"),
         ({"net": "vit:patch_size=4", "patch": 4}, "both set it"),
         ({"opt": "adm"}, "--opt 'adm' is unknown; did you mean adam"),
-        ({"opt": "lamb"}, "timm's are --opt timm/NAME"),
+        ({"opt": "lamb"}, "lion or timm/NAME"),
         ({"opt": "adan:lr=1e-3", "lr": 0.1}, "both set it"),
         ({"opt": "adan:beta1=3"}, "the greatest is 1"),
         ({"adan_beta1": 0.1}, "--adan-beta1 belongs to --opt adan and adan_pytorch, not to adamw"),
@@ -180,9 +180,9 @@ def test_the_predecessor_s_rate_is_for_its_own_optimizers() -> None:
     ("opt", "said"),
     [
         ("adan:beta1=0.98,beta3=0.99", "beta1=0.98 (default 0.02), beta3=0.99 (default 0.01)"),
-        ("adan_official:beta2=0.08", "say beta2=0.92"),
-        ("adamw:beta1=0.1", "say beta1=0.9"),
-        ("timm/lamb:beta2=0.001", "say beta2=0.999"),
+        ("adan_official:beta2=0.08", "use beta2=0.92"),
+        ("adamw:beta1=0.1", "use beta1=0.9"),
+        ("timm/lamb:beta2=0.001", "use beta2=0.999"),
         ("adan:beta1=0.05,beta2=1", None),
         ("adam:beta1=0,beta2=0.95", None),
         ("sgd:momentum=0.1", None),
@@ -415,6 +415,6 @@ def test_a_warm_up_that_would_do_nothing_is_refused(epochs: int) -> None:
 
 
 def test_a_rate_that_an_optimizer_of_timm_s_refuses() -> None:
-    with pytest.raises(RequestError, match="timm/madgrad refuses --lr 0 or"):
+    with pytest.raises(RequestError, match="timm/madgrad rejects --lr 0 or"):
         resolve_config({"opt": "timm/madgrad", "lr": 0.0})
     assert resolve_config({"opt": "timm/lion", "lr": 0.0}).lr == 0

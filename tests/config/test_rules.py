@@ -489,7 +489,7 @@ def test_a_warmup_within_the_first_epoch_is_refused(
 def test_rates_that_the_optimizer_rejects_are_refused() -> None:
     config = resolve_config({"opt": "timm/madgrad"})
     rules.refuse_rates_of_optimizer(draft(opt="timm/madgrad"), config)
-    with pytest.raises(RequestError, match="timm/madgrad refuses --lr 0 or"):
+    with pytest.raises(RequestError, match="timm/madgrad rejects --lr 0 or"):
         rules.refuse_rates_of_optimizer(draft(opt="timm/madgrad"), dataclasses.replace(config, lr=0.0))
 
 

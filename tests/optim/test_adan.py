@@ -1,4 +1,4 @@
-"""Adan beside the adan-pytorch package."""
+"""Adan compared with the adan-pytorch package."""
 
 import copy
 from collections.abc import Iterator
@@ -23,7 +23,7 @@ def parameters(seed: int = 0) -> list[nn.Parameter]:
 
 
 def gradients(steps: int, seed: int = 1) -> Iterator[list[Tensor]]:
-    """Yield gradients that keep a direction and are noisy, as those of training are."""
+    """Yield noisy gradients with a constant direction, like those of training."""
     generator = torch.Generator().manual_seed(seed)
     drift = [torch.randn(shape, generator=generator) for shape in SHAPES]
     for _ in range(steps):
@@ -45,7 +45,7 @@ def step(optimizer: torch.optim.Optimizer, params: list[nn.Parameter], grads: li
 
 
 @pytest.mark.parametrize("decay", [0.0, 0.02, 0.5])
-def test_trajectories_match_the_adan_package(decay: float) -> None:
+def test_trajectories_match_adan_pytorch(decay: float) -> None:
     ours, theirs = parameters(), parameters()
     options: dict[str, Any] = {"lr": 1e-3, "weight_decay": decay}
     a, b = Adan(groups(ours), **options), Package(groups(theirs), **options)
@@ -61,7 +61,7 @@ def test_trajectories_match_the_adan_package(decay: float) -> None:
             torch.testing.assert_close(a.state[mine][key], b.state[package][key], rtol=1e-5, atol=1e-6)
 
 
-def test_the_first_step_only_remembers_and_decays() -> None:
+def test_the_first_step_only_stores_the_gradient_and_decays() -> None:
     (p,) = params = [nn.Parameter(torch.ones(3))]
     optimizer = Adan(params, lr=0.1, weight_decay=0.5)
     step(optimizer, params, [torch.full((3,), 2.0)])
@@ -69,7 +69,7 @@ def test_the_first_step_only_remembers_and_decays() -> None:
     assert torch.equal(optimizer.state[p]["prev_grad"], torch.full((3,), 2.0))
 
 
-def test_a_parameter_that_had_no_gradient_catches_up() -> None:
+def test_parameters_without_gradients_in_some_steps_match_adan_pytorch() -> None:
     ours, theirs = parameters(), parameters()
     a, b = Adan(ours, lr=1e-2), Package(theirs, lr=1e-2)
     for i, grads in enumerate(gradients(30)):
@@ -82,7 +82,7 @@ def test_a_parameter_that_had_no_gradient_catches_up() -> None:
 
 
 @pytest.mark.parametrize(("first", "second"), [(Adan, Package), (Package, Adan)])
-def test_state_dicts_go_both_ways(first: Any, second: Any) -> None:
+def test_state_dicts_can_be_exchanged_with_adan_pytorch(first: Any, second: Any) -> None:
     params = parameters()
     reference = [nn.Parameter(p.detach().clone()) for p in params]
     whole = Package(groups(reference), lr=1e-2)
@@ -112,7 +112,7 @@ class Counter(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
-def test_a_step_of_vit_small_dispatches_a_tenth_of_the_package_s_operations() -> None:
+def test_a_step_dispatches_at_most_a_tenth_of_adan_pytorch_s_operations() -> None:
     options = MODELS["vit_small"].resolve_options({}, "vit_small")
     model = build_model("vit_small", options, img_size=32, in_chans=3, num_classes=10)
     counts = []
@@ -120,7 +120,7 @@ def test_a_step_of_vit_small_dispatches_a_tenth_of_the_package_s_operations() ->
         optimizer = kind(param_groups(model, 0.02))
         for p in model.parameters():
             p.grad = torch.full_like(p, 1e-3)
-        optimizer.step()  # makes the state
+        optimizer.step()  # creates the state
         with Counter() as counter:
             optimizer.step()
         counts.append(counter.count)
@@ -130,7 +130,7 @@ def test_a_step_of_vit_small_dispatches_a_tenth_of_the_package_s_operations() ->
     assert ours <= 2 * 20  # two groups, whatever the number of parameters
 
 
-def test_closure_and_bad_arguments() -> None:
+def test_a_closure_is_evaluated_and_bad_arguments_are_refused() -> None:
     (p,) = params = [nn.Parameter(torch.ones(3))]
     optimizer = Adan(params)
 

@@ -17,27 +17,27 @@ def network(name: str = "vit_small") -> nn.Module:
     return build_model(name, options, img_size=8, in_chans=1, num_classes=3)
 
 
-def test_decay_spares_biases_norms_embeddings_and_temperatures() -> None:
+def test_biases_norms_embeddings_and_temperatures_are_not_decayed() -> None:
     model = network()
     names = {id(parameter): name for name, parameter in model.named_parameters()}
-    decayed, spared = param_groups(model, 0.05)
-    assert (decayed["weight_decay"], spared["weight_decay"]) == (0.05, 0.0)
-    spared_names = {names[id(p)] for p in spared["params"]}
+    decayed, undecayed = param_groups(model, 0.05)
+    assert (decayed["weight_decay"], undecayed["weight_decay"]) == (0.05, 0.0)
+    undecayed_names = {names[id(p)] for p in undecayed["params"]}
     for word in ("pos_embed", "cls_token", "temperature", "bias", "norm"):
-        assert any(word in name for name in spared_names), word
+        assert any(word in name for name in undecayed_names), word
         assert not any(word in names[id(p)] for p in decayed["params"]), word
     assert all(p.ndim >= 2 for p in decayed["params"])
-    assert len(decayed["params"]) + len(spared["params"]) == len(names)
+    assert len(decayed["params"]) + len(undecayed["params"]) == len(names)
 
 
-def test_decay_all_spares_nothing() -> None:
+def test_decay_all_decays_every_parameter() -> None:
     model = network()
     (group,) = param_groups(model, 0.05, decay_all=True)
     assert len(group["params"]) == len(list(model.parameters())) and group["weight_decay"] == 0.05
 
 
 @pytest.mark.parametrize("name", OPTIMIZERS)
-def test_every_optimizer_lowers_a_loss_and_its_state_is_plain(name: str) -> None:
+def test_every_optimizer_lowers_a_loss_and_has_plain_state(name: str) -> None:
     torch.manual_seed(0)
     model, entry = network(), OPTIMIZERS[name]
     options = {key: option.default for key, option in entry.options.items()}
@@ -124,18 +124,18 @@ def test_options_reach_the_optimizer(name: str, options: dict[str, Any], referen
 
 
 @pytest.mark.parametrize("name", ["adam", "adamw", "sgd"])
-def test_steps_are_fused_where_the_device_has_that(name: str) -> None:
+def test_torch_optimizers_are_fused_on_the_cpu(name: str) -> None:
     options = find_optimizer(name).resolve_options({}, name)
     assert build_optimizer(name, options, nn.Linear(2, 2), lr=0.1, weight_decay=0.0).defaults["fused"]
 
 
-def test_muon_without_anything_to_orthogonalise_is_refused() -> None:
+def test_muon_without_hidden_matrices_is_refused() -> None:
     options = find_optimizer("muon").resolve_options({}, "muon")
-    with pytest.raises(RequestError, match="no hidden matrix"):
+    with pytest.raises(RequestError, match="is a hidden matrix\nhint: use --opt adamw"):
         build_optimizer("muon", options, nn.LayerNorm(4), lr=0.1, weight_decay=0.0)
 
 
-def test_nesterov_without_momentum_is_plain_descent() -> None:
+def test_nesterov_without_momentum_is_plain_sgd() -> None:
     model = nn.Linear(2, 2)
     optimizer = build_optimizer("sgd", {"momentum": 0.0, "nesterov": True}, model, lr=0.1, weight_decay=0)
     before = model.weight.detach().clone()

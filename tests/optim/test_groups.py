@@ -1,4 +1,4 @@
-"""What weight decay spares and what Muon moves, for every network of the table and for networks of others."""
+"""Weight decay and Muon's matrices, for every network in the table and for some of timm's."""
 
 import pytest
 import timm
@@ -7,7 +7,7 @@ from timm.optim import param_groups_weight_decay
 from torch import nn
 
 from vitctl.models import MODELS, build_model
-from vitctl.optim.groups import SPARED_NAMES, hidden_matrices, param_groups, spared_names
+from vitctl.optim.groups import NO_DECAY, hidden_matrices, param_groups, undecayed_names
 
 TIMM = ["deit_tiny_distilled_patch16_224", "resnet18", "mobilevit_xxs", "xcit_nano_12_p16_224"]
 
@@ -32,7 +32,7 @@ def network(request: pytest.FixtureRequest) -> tuple[nn.Module, torch.Tensor]:
 
 
 def layers_in_order_of_use(model: nn.Module, x: torch.Tensor) -> list[nn.Module]:
-    """Return the linear and convolutional layers as an image passes them."""
+    """Return the linear and convolutional layers in the order in which an image passes them."""
     used: list[nn.Module] = []
     hooks = [
         module.register_forward_hook(lambda module, *_: used.append(module))
@@ -46,7 +46,7 @@ def layers_in_order_of_use(model: nn.Module, x: torch.Tensor) -> list[nn.Module]
     return used
 
 
-def test_muon_moves_all_inner_layers_and_nothing_else(network: tuple[nn.Module, torch.Tensor]) -> None:
+def test_muon_updates_exactly_the_inner_layers(network: tuple[nn.Module, torch.Tensor]) -> None:
     model, x = network
     hidden = hidden_matrices(model)
     names = {id(p): name for name, p in model.named_parameters()}
@@ -62,13 +62,13 @@ def test_muon_moves_all_inner_layers_and_nothing_else(network: tuple[nn.Module, 
     }
     assert set(hidden) == inner
     parameters = dict(model.named_parameters())
-    if not grouped and inner:  # two layers have nothing between them
+    if not grouped and inner:  # a network of two layers has no inner ones
         assert sum(parameters[name].numel() for name in hidden) > 0.7 * sum(p.numel() for p in parameters.values())
     fused = {name for name in hidden if name.endswith("qkv.weight")}
     assert {name for name, parts in hidden.items() if parts == 3} == fused
 
 
-def test_groups_hold_every_parameter_once(network: tuple[nn.Module, torch.Tensor]) -> None:
+def test_every_parameter_is_in_one_group(network: tuple[nn.Module, torch.Tensor]) -> None:
     model, _ = network
     hidden = hidden_matrices(model)
     names = {id(p): name for name, p in model.named_parameters()}
@@ -84,17 +84,17 @@ def test_groups_hold_every_parameter_once(network: tuple[nn.Module, torch.Tensor
     assert group["weight_decay"] == 0.05 and len(group["params"]) == len(names)
 
 
-def test_decay_spares_what_timm_spares(network: tuple[nn.Module, torch.Tensor]) -> None:
+def test_parameters_without_decay_in_timm_have_none_here(network: tuple[nn.Module, torch.Tensor]) -> None:
     model, _ = network
     names = {id(p): name for name, p in model.named_parameters()}
     listed = set(model.no_weight_decay()) if hasattr(model, "no_weight_decay") else set()
     groups = param_groups_weight_decay(model, 0.05, no_weight_decay_list=listed)
     theirs = {names[id(p)] for group in groups if not group["weight_decay"] for p in group["params"]}
-    spared = spared_names(model)
-    assert theirs <= spared
-    for name in spared - theirs:  # only embeddings, temperatures and scales shaped to broadcast
+    ours = undecayed_names(model)
+    assert theirs <= ours
+    for name in ours - theirs:  # only embeddings, temperatures and scales shaped to broadcast
         last = name.rpartition(".")[2]
-        assert last in SPARED_NAMES or max(model.get_parameter(name).shape) == model.get_parameter(name).numel(), name
+        assert last in NO_DECAY or max(model.get_parameter(name).shape) == model.get_parameter(name).numel(), name
 
 
 def test_frozen_parameters_are_in_no_group() -> None:
@@ -106,7 +106,7 @@ def test_frozen_parameters_are_in_no_group() -> None:
 
 
 class Others(nn.Module):
-    """Layers that timm's networks above do not have."""
+    """Layers that the networks above do not have."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -124,13 +124,13 @@ class Others(nn.Module):
         return {"free"}
 
 
-def test_other_layers() -> None:
+def test_attention_modules_and_layers_listed_by_the_network() -> None:
     model = Others()
     assert hidden_matrices(model) == {
         "attention.in_proj_weight": 3,
         "attention.out_proj.weight": 1,
         "to_kv.weight": 2,
     }
-    spared = spared_names(model)
-    assert {"tokens.weight", "grid_norm.weight", "grid_norm.bias", "scale", "free", "head.bias"} <= spared
-    assert not {"stem.weight", "pool.weight", "head.weight", "to_kv.weight", "attention.in_proj_weight"} & spared
+    undecayed = undecayed_names(model)
+    assert {"tokens.weight", "grid_norm.weight", "grid_norm.bias", "scale", "free", "head.bias"} <= undecayed
+    assert not {"stem.weight", "pool.weight", "head.weight", "to_kv.weight", "attention.in_proj_weight"} & undecayed

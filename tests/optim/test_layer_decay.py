@@ -1,4 +1,4 @@
-"""Layer-wise learning rates against timm's."""
+"""Layer-wise learning rates compared with timm's."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ def scales(model: nn.Module, layer_decay: float) -> dict[str, float]:
 
 
 @pytest.mark.parametrize("net", MODELS)
-def test_scales_are_timms(net: str) -> None:
+def test_scales_match_timm(net: str) -> None:
     model = build(net, small_size(net), **NARROW)
     if net not in KNOWN and not hasattr(model, "group_matcher"):
-        pytest.skip("a newcomer need not say which of its layers follow which; --layer-decay is refused")
+        pytest.skip("a network may leave the order of its layers undefined; --layer-decay is then refused")
     theirs: dict[nn.Parameter, float] = {}
     for group in timm.optim.param_groups_layer_decay(model, 0.1, layer_decay=0.7):
         theirs.update({parameter: group["lr_scale"] for parameter in group["params"]})
@@ -37,7 +37,7 @@ def test_scales_are_timms(net: str) -> None:
     assert ours[first] == min(ours.values()) < 1
 
 
-def test_layers_follow_one_another() -> None:
+def test_scales_increase_from_layer_to_layer() -> None:
     ours = scales(build("vit", 16, **NARROW), 0.5)
     assert [ours[name] for name in ("pos_embed", "blocks.0.norm1.weight", "blocks.1.norm1.weight", "norm.weight")] == [
         0.125,
@@ -54,21 +54,21 @@ def test_layers_follow_one_another() -> None:
     assert ours["features.3.weight"] == ours["features.4.weight"] == 0.5**15
 
 
-def test_decay_is_as_without_layers() -> None:
+def test_layer_decay_keeps_the_weight_decay_of_each_parameter() -> None:
     model = build("vit", 16, **NARROW)
     plain = {p: group["weight_decay"] for group in param_groups(model, 0.1) for p in group["params"]}
     split = split_by_layer(param_groups(model, 0.1), model, 0.5)
     assert {p: group["weight_decay"] for group in split for p in group["params"]} == plain
 
 
-def test_a_network_that_does_not_say_its_layers_is_refused() -> None:
+def test_a_network_without_a_defined_layer_order_is_refused() -> None:
     model = nn.Linear(2, 2)
-    with pytest.raises(RequestError, match=r"--layer-decay 0.5: the network does not say .* leave it out"):
+    with pytest.raises(RequestError, match=r"--layer-decay 0.5 needs the order .*\nhint: use --layer-decay 1"):
         split_by_layer(param_groups(model, 0.1), model, 0.5)
 
 
 @pytest.mark.parametrize("opt", ["adamw", "sgd", "adan"])
-def test_a_run_steps_by_the_scale_of_each_layer(cli: Cli, opt: str) -> None:
+def test_a_run_scales_the_learning_rate_of_each_layer(cli: Cli, opt: str) -> None:
     run = ["train", *TINY, "--opt", opt, "--lr", 0.01, "--weight-decay", 0, "--max-steps", 2, "--schedule", "constant"]
     assert cli(*run, "--layer-decay", 0.5, "--pretrained", save_start(cli), "--name", "l").code == 0
     groups = torch.load("runs/l/checkpoints/last.pt", weights_only=True)["optimizer"]["param_groups"]
@@ -78,6 +78,6 @@ def test_a_run_steps_by_the_scale_of_each_layer(cli: Cli, opt: str) -> None:
 
 
 def save_start(cli: Cli) -> str:
-    """Return the file of a network that has begun to learn."""
+    """Train for one step and return the checkpoint."""
     assert cli("train", *TINY, "--max-steps", 1, "--name", "start").code == 0
     return "runs/start/checkpoints/last.pt"

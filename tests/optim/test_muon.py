@@ -1,4 +1,4 @@
-"""Muon beside formulas in NumPy's float64, torch's own Muon and AdamW."""
+"""Muon compared with float64 formulas in NumPy, and with torch's Muon and AdamW."""
 
 import copy
 from typing import Any
@@ -18,7 +18,7 @@ OPTIONS: dict[str, Any] = {
 
 
 def by_singular_values(matrix: np.ndarray, steps: int = 5) -> np.ndarray:
-    """Return U p(p(...p(S))) V^T with Jordan's polynomial p: what the iteration is, without iterating on matrices."""
+    """Return U p(p(...p(S))) V^T with Jordan's polynomial p, the exact result of the iteration."""
     u, s, vt = np.linalg.svd(matrix.astype(np.float64), full_matrices=False)
     s = s / np.sqrt((s**2).sum())
     for _ in range(steps):
@@ -27,7 +27,7 @@ def by_singular_values(matrix: np.ndarray, steps: int = 5) -> np.ndarray:
 
 
 @pytest.mark.parametrize(("rows", "columns"), [(8, 8), (16, 40), (1, 5), (64, 64)])
-def test_newton_schulz_is_the_polynomial_of_the_singular_values(rows: int, columns: int) -> None:
+def test_newton_schulz_applies_the_polynomial_to_the_singular_values(rows: int, columns: int) -> None:
     x = torch.randn(3, rows, columns, generator=torch.Generator().manual_seed(0))
     result = newton_schulz(x)
     for matrix, ours in zip(x, result, strict=True):
@@ -41,7 +41,7 @@ def test_the_result_is_near_the_polar_factor() -> None:
     u, _, vt = torch.linalg.svd(x, full_matrices=False)
     polar = u @ vt
     assert torch.cosine_similarity(newton_schulz(x).flatten(1), polar.flatten(1)).min() > 0.97
-    more = newton_schulz(x, steps=30)  # the iteration does not settle, but it stays
+    more = newton_schulz(x, steps=30)  # the iteration does not converge, but stays bounded
     assert torch.linalg.svdvals(more).min() > 0.6 and torch.linalg.svdvals(more).max() < 1.25
 
 
@@ -66,7 +66,7 @@ def groups_of(params: dict[str, nn.Parameter], decay: float = 0.1) -> list[dict[
 
 
 @pytest.mark.parametrize("nesterov", [True, False])
-def test_trajectories_are_those_of_the_formula(nesterov: bool) -> None:
+def test_trajectories_match_the_formula(nesterov: bool) -> None:
     params, lr, decay, momentum = matrices(), 0.02, 0.1, 0.9
     optimizer = Muon(groups_of(params, decay), lr=lr, momentum=momentum, nesterov=nesterov)
     weights = {name: p.detach().double().numpy().copy() for name, p in params.items()}
@@ -87,7 +87,7 @@ def test_trajectories_are_those_of_the_formula(nesterov: bool) -> None:
         np.testing.assert_allclose(p.detach().numpy(), weights[name], rtol=0, atol=2e-4, err_msg=name)
 
 
-def test_it_is_torch_s_muon_but_for_the_precision() -> None:
+def test_trajectories_match_torch_s_muon_up_to_precision() -> None:
     names = ("square", "tall", "wide")
     ours, theirs = ({name: matrices()[name] for name in names} for _ in range(2))
     a = Muon([{"params": list(ours.values()), "parts": 1}], lr=0.02, weight_decay=0.1)
@@ -117,7 +117,7 @@ def gradients_of(model: nn.Module, seed: int) -> None:
         p.grad = torch.randn(p.shape, generator=generator)
 
 
-def test_the_rest_is_moved_by_torch_s_adamw() -> None:
+def test_other_parameters_match_torch_s_adamw() -> None:
     model = network()
     reference = copy.deepcopy(model)
     optimizer = build_optimizer("muon", OPTIONS, model, lr=0.02, weight_decay=0.1)
@@ -145,14 +145,14 @@ def test_the_rest_is_moved_by_torch_s_adamw() -> None:
             torch.testing.assert_close(p, theirs[names[id(p)]], rtol=1e-5, atol=1e-6)
 
 
-def test_rates_keep_their_ratio_under_a_schedule() -> None:
+def test_the_two_learning_rates_keep_their_ratio_under_a_schedule() -> None:
     optimizer = build_optimizer("muon", OPTIONS, network(), lr=0.02, weight_decay=0.1)
     for group in optimizer.param_groups:
         scheduled = 0.02 * group.get("lr_scale", 1.0) * 0.5
         assert scheduled == pytest.approx(0.01 if group["parts"] else 1.5e-3)
 
 
-def test_all_matrices_of_one_shape_are_one_stack(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_matrices_of_one_shape_are_orthogonalised_in_one_stack(monkeypatch: pytest.MonkeyPatch) -> None:
     stacks: list[tuple[int, ...]] = []
     import vitctl.optim.muon as module
 
@@ -167,10 +167,14 @@ def test_all_matrices_of_one_shape_are_one_stack(monkeypatch: pytest.MonkeyPatch
     for p in params.values():
         p.grad = torch.randn(p.shape)
     Muon(groups_of(params)).step()
-    assert sorted(stacks) == [(1, 6, 36), (2, 8, 24), (4, 12, 12)]  # tall beside wide, qkv's three beside the square
+    assert sorted(stacks) == [
+        (1, 6, 36),
+        (2, 8, 24),
+        (4, 12, 12),
+    ]  # tall with wide, and qkv's three with the square one
 
 
-def test_parameters_without_gradients_stay() -> None:
+def test_parameters_without_gradients_do_not_change() -> None:
     model = network()
     before = copy.deepcopy(model.state_dict())
     optimizer = build_optimizer("muon", OPTIONS, model, lr=0.02, weight_decay=0.1)
@@ -178,7 +182,7 @@ def test_parameters_without_gradients_stay() -> None:
     assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())
 
 
-def test_bad_arguments() -> None:
+def test_bad_arguments_are_refused() -> None:
     group = [{"params": [nn.Parameter(torch.ones(2, 2))]}]
     for wrong in ({"lr": -1}, {"momentum": 1.0}, {"betas": (0.9, 1.0)}, {"ns_steps": 0}, {"weight_decay": -0.1}):
         with pytest.raises(ValueError):

@@ -21,7 +21,7 @@ def torch_factors(kind: type, total: int, **options: object) -> list[float]:
 
 
 @pytest.mark.parametrize("total", [1, 2, 7, 100])
-def test_cosine_and_linear_are_torch_s(total: int) -> None:
+def test_cosine_and_linear_match_torch(total: int) -> None:
     cosine, linear = Schedule("cosine", total), Schedule("linear", total)
     assert [cosine.factor(i) for i in range(total)] == pytest.approx(
         torch_factors(CosineAnnealingLR, total, T_max=total)
@@ -30,13 +30,13 @@ def test_cosine_and_linear_are_torch_s(total: int) -> None:
     assert [linear.factor(i) for i in range(total)] == pytest.approx(expected)
 
 
-def test_epoch_wise_cosine_is_torch_s_stepped_once_an_epoch() -> None:
+def test_cosine_per_epoch_matches_torch() -> None:
     schedule = Schedule("cosine", total_steps=50, steps_per_epoch=10)
     per_epoch = torch_factors(CosineAnnealingLR, 5, T_max=5)
     assert [schedule.factor(i) for i in range(50)] == pytest.approx([per_epoch[i // 10] for i in range(50)])
 
 
-def test_warm_up_rises_to_one_and_the_end_is_near_zero() -> None:
+def test_warm_up_rises_to_one_and_decay_ends_near_zero() -> None:
     schedule = Schedule("linear", total_steps=100, warmup_steps=10)
     factors = [schedule.factor(i) for i in range(100)]
     assert factors[0] == pytest.approx(0.1) and factors[9] == 1 and factors[10] == 1
@@ -47,7 +47,7 @@ def test_warm_up_rises_to_one_and_the_end_is_near_zero() -> None:
 
 
 @pytest.mark.parametrize(("epochs", "warmup_epochs"), [(200, 10), (10, 3), (5, 1)])
-def test_a_warm_up_once_an_epoch_is_torch_s_stepped_once_an_epoch(epochs: int, warmup_epochs: int) -> None:
+def test_warm_up_per_epoch_matches_torch(epochs: int, warmup_epochs: int) -> None:
     steps = 98
     ours = Schedule("linear", epochs * steps, warmup_steps=warmup_epochs * steps, steps_per_epoch=steps)
     optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=1.0)
@@ -59,19 +59,19 @@ def test_a_warm_up_once_an_epoch_is_torch_s_stepped_once_an_epoch(epochs: int, w
         theirs.step()
 
 
-def test_a_short_warm_up_once_an_epoch_costs_no_epoch() -> None:
+def test_a_warm_up_shorter_than_an_epoch_has_no_effect_per_epoch() -> None:
     assert Schedule("linear", 3520, warmup_steps=176, steps_per_epoch=352).factor(0) == 1.0
 
 
 @pytest.mark.parametrize("epochs", [1, 2, 10])
-def test_onecycle_once_an_epoch_reaches_its_peak(epochs: int) -> None:
+def test_onecycle_per_epoch_nearly_reaches_its_peak(epochs: int) -> None:
     schedule = Schedule("onecycle", 98 * epochs, warmup_steps=math.ceil(0.3 * 98 * epochs), steps_per_epoch=98)
     factors = [schedule.factor(98 * epoch) for epoch in range(epochs)]
     assert max(factors) > 0.8 and all(schedule.factor(98 * i + 97) == factor for i, factor in enumerate(factors))
 
 
 @pytest.mark.parametrize(("total", "rise"), [(100, 30), (20, 5), (40, 20)])
-def test_onecycle_is_torch_s(total: int, rise: int) -> None:
+def test_onecycle_matches_torch(total: int, rise: int) -> None:
     schedule = Schedule("onecycle", total, warmup_steps=rise)
     optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=1.0, momentum=0.9)
     scheduler = OneCycleLR(optimizer, max_lr=1.0, total_steps=total, pct_start=rise / total, cycle_momentum=False)
@@ -103,7 +103,7 @@ def test_every_factor_is_between_zero_and_one(kind: str, total: int, per_epoch: 
         assert max(schedule.factor(i) for i in range(total)) <= 1
 
 
-def test_a_range_test_rises_by_one_ratio() -> None:
+def test_a_range_test_rises_exponentially() -> None:
     factors = [RangeTest("range", 11, low=1e-3, high=1e2).factor(i) for i in range(11)]
     assert factors[0] == pytest.approx(1e-3) and factors[-1] == pytest.approx(1e2)
     assert [b / a for a, b in itertools.pairwise(factors)] == pytest.approx([10**0.5] * 10)

@@ -274,8 +274,8 @@ def test_out_of_memory_names_the_batch_and_a_smaller_one(
         raise error
 
     monkeypatch.setattr(torch.autograd, "backward", full)
-    sentence = refused("train", *TINY, "--epochs", 1, code=1)
-    assert "out of memory on cpu with --bs 64 in pieces of 64" in sentence and "--micro-batch 32" in sentence
+    said = refused("train", *TINY, "--epochs", 1, code=1)
+    assert "out of memory on cpu with --bs 64 and micro-batches of 64" in said and "use --micro-batch 32" in said
 
 
 def test_other_errors_are_not_taken_for_memory(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:

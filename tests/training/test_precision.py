@@ -52,7 +52,7 @@ def test_what_would_be_emulated_is_refused(
 ) -> None:
     monkeypatch.setattr(devices, "_cpu_instructions", lambda: NONE)
     sentence = refused("train", *TINY, "--precision", precision)
-    assert f"--precision {precision}" in sentence and "available: fp32" in sentence
+    assert f"--precision {precision}" in sentence and "hint: use --precision fp32" in sentence
     assert not (tmp_path / "runs").exists()
     with pytest.raises(RequestError):
         devices.resolve_precision(precision, CPU)

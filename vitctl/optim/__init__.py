@@ -1,7 +1,7 @@
-"""The optimizers: a table of names.
+"""The table of optimizers.
 
-An optimizer is a function ``build(param_groups, *, lr, **options) -> torch.optim.Optimizer``, where ``param_groups``
-carry their own ``weight_decay`` (see :mod:`vitctl.optim.groups`).
+Each target is a function ``build(param_groups, *, lr, **options) -> torch.optim.Optimizer``, where every group has its
+own ``weight_decay`` (see :mod:`vitctl.optim.groups`).
 """
 
 from __future__ import annotations
@@ -14,22 +14,22 @@ from vitctl.optim.entry import OptimizerEntry as OptimizerEntry
 from vitctl.registry import Option, Value, unknown
 
 _ADAM_OPTIONS = {
-    "beta1": Option(0.9, "decay of the mean of gradients", low=0, below=1),
-    "beta2": Option(0.999, "decay of the mean of squared gradients", low=0, below=1),
-    "eps": Option(1e-8, "added to the denominator", low=0),
+    "beta1": Option(0.9, "decay rate of the mean of gradients", low=0, below=1),
+    "beta2": Option(0.999, "decay rate of the mean of squared gradients", low=0, below=1),
+    "eps": Option(1e-8, "term added to the denominator", low=0),
 }
 _ADAN_OPTIONS = {
-    "beta1": Option(0.02, "weight of a new gradient in its mean", above=0, high=1),
-    "beta2": Option(0.08, "weight of a new gradient difference in its mean", above=0, high=1),
-    "beta3": Option(0.01, "weight of a new square in its mean", above=0, high=1),
-    "eps": Option(1e-8, "added to the denominator", above=0),
+    "beta1": Option(0.02, "weight of the new gradient in the running mean", above=0, high=1),
+    "beta2": Option(0.08, "weight of the new gradient difference in its mean", above=0, high=1),
+    "beta3": Option(0.01, "weight of the new squared gradient in its mean", above=0, high=1),
+    "eps": Option(1e-8, "term added to the denominator", above=0),
 }
 _ADAN_PAPER = "Xie et al. 2022, arXiv 2208.06677"
 
 OPTIMIZERS: dict[str, OptimizerEntry] = {
     "adam": OptimizerEntry(
         target="vitctl.optim.build:adam",
-        summary="Adam; weight decay is L2 regularisation",
+        summary="Adam with weight decay as L2 regularisation",
         options=_ADAM_OPTIONS,
         lr=1e-3,
         weight_decay=0.0,
@@ -47,8 +47,8 @@ OPTIMIZERS: dict[str, OptimizerEntry] = {
         target="vitctl.optim.build:sgd",
         summary="stochastic gradient descent with momentum",
         options={
-            "momentum": Option(0.9, "share of the last update kept", low=0, below=1),
-            "nesterov": Option(True, "look ahead along the momentum"),
+            "momentum": Option(0.9, "momentum coefficient", low=0, below=1),
+            "nesterov": Option(True, "Nesterov momentum"),
         },
         lr=0.05,
         weight_decay=5e-4,
@@ -56,7 +56,7 @@ OPTIMIZERS: dict[str, OptimizerEntry] = {
     ),
     "adan": OptimizerEntry(
         target="vitctl.optim.build:adan",
-        summary="adaptive Nesterov momentum as adan-pytorch computes it, all parameters at once; betas as in the paper",
+        summary="Adan as in adan-pytorch, but multi-tensor; the paper's betas",
         options=_ADAN_OPTIONS,
         lr=1e-3,
         weight_decay=0.02,
@@ -65,7 +65,7 @@ OPTIMIZERS: dict[str, OptimizerEntry] = {
     ),
     "adan_pytorch": OptimizerEntry(
         target="vitctl.optim.build:adan_pytorch",
-        summary="the adan-pytorch package itself, parameter by parameter",
+        summary="the adan-pytorch package's Adan; the paper's betas",
         options=_ADAN_OPTIONS,
         lr=1e-3,
         weight_decay=0.02,
@@ -74,13 +74,13 @@ OPTIMIZERS: dict[str, OptimizerEntry] = {
     ),
     "adan_official": OptimizerEntry(
         target="vitctl.optim.build:adan_official",
-        summary="Adan as its authors (sail-sg) compute it; betas are 1 - beta of the paper, as Adam's",
+        summary="the authors' Adan (sail-sg); betas are 1 - the paper's",
         options={
-            "beta1": Option(0.98, "decay of the mean of gradients", low=0, below=1),
-            "beta2": Option(0.92, "decay of the mean of gradient differences", low=0, below=1),
-            "beta3": Option(0.99, "decay of the mean of squares", low=0, below=1),
-            "eps": Option(1e-8, "added to the denominator", above=0),
-            "no_prox": Option(False, "decay before the update, as AdamW, instead of dividing after it"),
+            "beta1": Option(0.98, "decay rate of the mean of gradients", low=0, below=1),
+            "beta2": Option(0.92, "decay rate of the mean of gradient differences", low=0, below=1),
+            "beta3": Option(0.99, "decay rate of the mean of squared gradients", low=0, below=1),
+            "eps": Option(1e-8, "term added to the denominator", above=0),
+            "no_prox": Option(False, "AdamW's weight decay instead of the proximal one"),
         },
         lr=2e-3,
         weight_decay=0.02,
@@ -89,15 +89,15 @@ OPTIMIZERS: dict[str, OptimizerEntry] = {
     ),
     "muon": OptimizerEntry(
         target="vitctl.optim.build:muon",
-        summary="orthogonalised momentum for hidden matrices and inner convolutions, AdamW for the rest",
+        summary="orthogonalised momentum for hidden matrices, AdamW elsewhere",
         options={
-            "adamw_lr": Option(3e-3, "peak learning rate of what AdamW moves", low=0),
-            "momentum": Option(0.95, "share of the momentum kept at each step", low=0, below=1),
-            "nesterov": Option(True, "look ahead along the momentum"),
-            "ns_steps": Option(5, "steps of the Newton-Schulz iteration", low=1, high=50),
-            "beta1": Option(0.9, "AdamW's decay of the mean of gradients", low=0, below=1),
-            "beta2": Option(0.99, "AdamW's decay of the mean of squared gradients", low=0, below=1),
-            "eps": Option(1e-8, "AdamW's addition to the denominator", low=0),
+            "adamw_lr": Option(3e-3, "peak learning rate of the AdamW part", low=0),
+            "momentum": Option(0.95, "momentum coefficient", low=0, below=1),
+            "nesterov": Option(True, "Nesterov momentum"),
+            "ns_steps": Option(5, "number of Newton-Schulz iterations", low=1, high=50),
+            "beta1": Option(0.9, "AdamW's decay rate of the mean of gradients", low=0, below=1),
+            "beta2": Option(0.99, "AdamW's decay rate of the mean of squared gradients", low=0, below=1),
+            "eps": Option(1e-8, "term added to AdamW's denominator", low=0),
         },
         lr=0.02,
         weight_decay=0.01,
@@ -108,10 +108,10 @@ OPTIMIZERS: dict[str, OptimizerEntry] = {
     ),
     "lion": OptimizerEntry(
         target="vitctl.optim.build:lion",
-        summary="the sign of a mean of gradients; takes a tenth of AdamW's rate and several times its decay",
+        summary="sign of the momentum; lower rate, higher decay than AdamW",
         options={
-            "beta1": Option(0.9, "share of the mean in the update", low=0, below=1),
-            "beta2": Option(0.99, "decay of the mean of gradients", low=0, below=1),
+            "beta1": Option(0.9, "weight of the mean of gradients in the update", low=0, below=1),
+            "beta2": Option(0.99, "decay rate of the mean of gradients", low=0, below=1),
         },
         lr=3e-4,
         weight_decay=0.3,
@@ -119,40 +119,42 @@ OPTIMIZERS: dict[str, OptimizerEntry] = {
         paper="Chen et al. 2023, arXiv 2302.06675",
     ),
 }
-"""Every optimizer that ``--opt`` takes, besides ``timm/NAME``."""
+"""Optimizers that ``--opt`` accepts, besides ``timm/NAME``."""
 
 
 def find_optimizer(opt: str) -> OptimizerEntry:
-    """Return the row of an optimizer; asking for one of timm's imports timm.
+    """Return the entry of an optimizer; ``timm/NAME`` imports timm.
 
     Raises:
-        RequestError: no such optimizer; the message offers near matches.
+        RequestError: unknown optimizer.
     """
     if opt.startswith(TIMM):
         from vitctl.optim.timm_rows import timm_entry
 
         return timm_entry(opt)
     if opt not in OPTIMIZERS:
-        raise unknown("--opt", opt, OPTIMIZERS)
+        raise unknown("--opt", opt, [*OPTIMIZERS, f"{TIMM}NAME"])
     return OPTIMIZERS[opt]
 
 
 def doubtful_betas(opt: str, options: Mapping[str, Value]) -> str | None:
-    """Return a warning where a beta looks like that of the other convention, else None.
+    """Return a warning if a beta seems to follow the other convention, else None.
 
-    Half of the world writes what an old mean keeps (0.98), the other half what a new gradient adds (0.02): a beta is
-    doubtful when it lies across 0.5 from its default.
+    A beta is either the decay rate of a running mean (0.98) or the weight of a new gradient in it (0.02). It is
+    doubtful if 0.5 is between it and its default.
     """
     table = find_optimizer(opt).options
     betas = [
         name
         for name in options
-        if name in table and re.fullmatch(r"beta\d", name) and table[name].default is not None  # timm's own: unknown
+        if name in table
+        and re.fullmatch(r"beta\d", name)
+        and table[name].default is not None  # None: known to timm only
     ]
     pairs = {name: (float(options[name]), float(table[name].default)) for name in betas}
     doubtful = {name: pair for name, pair in pairs.items() if 0 < pair[0] < 1 and (pair[0] - 0.5) * (pair[1] - 0.5) < 0}
     if not doubtful:
         return None
-    said = ", ".join(f"{name}={value:g} (default {default:g})" for name, (value, default) in doubtful.items())
-    other = ", ".join(f"{name}={1 - value:g}" for name, (value, _) in doubtful.items())
-    return f"--opt {opt}: {said} looks like 1 minus what this optimizer takes; if so, say {other}"
+    given = ", ".join(f"{name}={value:g} (default {default:g})" for name, (value, default) in doubtful.items())
+    other = ",".join(f"{name}={1 - value:g}" for name, (value, _) in doubtful.items())
+    return f"--opt {opt}: {given} looks like 1 - beta; if so, use {other}"

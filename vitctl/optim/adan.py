@@ -1,4 +1,4 @@
-"""Adan as the adan-pytorch package computes it, over all parameters at once."""
+"""A multi-tensor Adan with the updates and state of the adan-pytorch package."""
 
 from __future__ import annotations
 
@@ -11,22 +11,24 @@ from torch.optim import Optimizer
 
 
 class Adan(Optimizer):
-    """Adaptive Nesterov momentum (Xie et al. 2022, arXiv 2208.06677), multi-tensor.
+    """Multi-tensor adaptive Nesterov momentum (Xie et al. 2022, arXiv 2208.06677).
 
-    The updates, the state and its keys are those of the adan-pytorch package, so that state dicts go from one to the
-    other: betas are weights of what is new, as in the paper (1 - beta of Adam and of the authors' code); the first step of a parameter only remembers the
-    gradient and decays the weights; the bias correction counts that step too, although the means have not seen it; the
-    decay divides by ``1 + lr * weight_decay`` after the update.
+    State dicts can be exchanged with the adan-pytorch package, whose updates are reproduced:
+
+    - Betas are the weights of new values, as in the paper: 1 - beta of Adam and of the authors' code.
+    - The first step of a parameter only stores its gradient and decays its weights. The bias correction counts that
+      step too, although the running means do not include it.
+    - Weight decay divides by ``1 + lr * weight_decay`` after the update.
 
     Args:
-        params: parameters, or groups of them.
+        params: parameters or parameter groups.
         lr: learning rate.
-        betas: weights of a new gradient, gradient difference and square in their running means, each in ``(0, 1]``.
-        eps: added to the denominator; greater than 0, as the first step divides by it.
-        weight_decay: decoupled from the gradient.
+        betas: weights, in ``(0, 1]``, of a new gradient, gradient difference and squared gradient in their running means.
+        eps: term added to the denominator; must be positive, as the first step divides by it.
+        weight_decay: decoupled weight decay.
 
     Raises:
-        ValueError: an argument out of range.
+        ValueError: an argument is out of range.
     """
 
     def __init__(
@@ -38,15 +40,15 @@ class Adan(Optimizer):
         weight_decay: float = 0.0,
     ) -> None:
         if lr < 0 or eps <= 0 or weight_decay < 0:
-            raise ValueError(f"lr {lr} and weight_decay {weight_decay} must be at least 0, eps {eps} greater")
+            raise ValueError(f"lr {lr} and weight_decay {weight_decay} must be at least 0, and eps {eps} positive")
         if len(betas) != 3 or not all(0 < beta <= 1 for beta in betas):
-            raise ValueError(f"betas {betas} must be three numbers greater than 0 and at most 1")
+            raise ValueError(f"betas {betas} must be three numbers above 0 and at most 1")
         defaults = {
             "lr": lr,
             "betas": betas,
             "eps": eps,
             "weight_decay": weight_decay,
-            "restart_cond": None,  # the adan package expects this key in state dicts
+            "restart_cond": None,  # adan-pytorch expects this key in state dicts
         }
         super().__init__(params, defaults)
 
@@ -59,17 +61,17 @@ class Adan(Optimizer):
         """Update every parameter that has a gradient.
 
         Args:
-            closure: evaluates the loss anew.
+            closure: reevaluates and returns the loss.
 
         Returns:
-            What ``closure`` returned.
+            The loss of ``closure``, if given.
         """
         loss = None
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
         for group in self.param_groups:
-            by_step: dict[int, list[Tensor]] = {}  # a parameter that was without a gradient for a while lags behind
+            by_step: dict[int, list[Tensor]] = {}  # a parameter without a gradient in some steps has taken fewer
             for p in group["params"]:
                 if p.grad is not None:
                     by_step.setdefault(self._state_of(p)["step"], []).append(p)
@@ -86,7 +88,7 @@ class Adan(Optimizer):
         return state
 
     def _update(self, group: dict[str, Any], params: list[Tensor], done: int) -> None:
-        """Take the step that follows ``done`` steps over ``params``."""
+        """Take a step for ``params``, which have taken ``done`` steps."""
         beta1, beta2, beta3 = group["betas"]
         states = [self.state[p] for p in params]
         grads = [p.grad for p in params if p.grad is not None]
@@ -99,17 +101,17 @@ class Adan(Optimizer):
             torch._foreach_add_(change, grads)
             torch._foreach_mul_(n, 1 - beta3)
             torch._foreach_addcmul_(n, change, change, value=beta3)
-        self._move(group, params, m, v, n, done + 1)
+        self._apply(group, params, m, v, n, done + 1)
 
         torch._foreach_copy_(previous, grads)
         for state in states:
             state["step"] = done + 1
 
     @staticmethod
-    def _move(
+    def _apply(
         group: dict[str, Any], params: list[Tensor], m: list[Tensor], v: list[Tensor], n: list[Tensor], step: int
     ) -> None:
-        """Move ``params`` along the bias-corrected means, then decay them."""
+        """Update ``params`` by the bias-corrected means, then decay them."""
         beta1, beta2, beta3 = group["betas"]
         correct_m, correct_v, correct_n = (1 / (1 - (1 - beta) ** step) for beta in (beta1, beta2, beta3))
         direction = torch._foreach_mul(m, correct_m)

@@ -1,4 +1,4 @@
-"""The builders that the table of optimizers names, and :func:`build_optimizer` over them."""
+"""Builders of the optimizers in the table."""
 
 from __future__ import annotations
 
@@ -28,19 +28,21 @@ def build_optimizer(
     decay_all: bool = False,
     layer_decay: float = 1.0,
 ) -> Optimizer:
-    """Build the optimizer ``opt`` over the parameters of ``model``.
+    """Build the optimizer ``opt`` for the parameters of ``model``.
+
+    The learning rate of a group must be multiplied by its key ``lr_scale``, if any.
 
     Args:
-        opt: a name of :data:`vitctl.optim.OPTIMIZERS`, or ``timm/NAME``.
-        options: every option of its row, resolved.
-        model: already on its device.
-        lr: peak learning rate. A group with a key ``lr_scale`` is to be trained with that many times the rate.
-        weight_decay: as the optimizer understands it; see :func:`param_groups` for what is spared.
+        opt: a name in :data:`vitctl.optim.OPTIMIZERS`, or ``timm/NAME``.
+        options: resolved values of all options of its entry.
+        model: the network, already on its device.
+        lr: peak learning rate.
+        weight_decay: weight decay; see :func:`param_groups` for parameters without it.
         decay_all: decay every parameter.
-        layer_decay: learning rate of each layer over that of the next; see :func:`split_by_layer`.
+        layer_decay: ratio of each layer's learning rate to the next layer's; see :func:`split_by_layer`.
 
     Raises:
-        RequestError: no such optimizer, or a network whose layers are not known.
+        RequestError: unknown optimizer, or a network that does not define the order of its layers.
     """
     entry = find_optimizer(opt)
     groups = param_groups(model, weight_decay, decay_all, split_matrices=entry.split_matrices)
@@ -51,34 +53,34 @@ def build_optimizer(
 
 
 def _fused(groups: Groups) -> bool:
-    """Whether torch has fused kernels for these parameters; they are an order faster than a loop over them."""
+    """Return whether torch has fused kernels for these parameters; they are ten times as fast as a loop."""
     return all(devices.has_fused_optimizers(p.device) and torch.is_floating_point(p) for p in groups[0]["params"])
 
 
 def adam(groups: Groups, *, lr: float, beta1: float, beta2: float, eps: float) -> Optimizer:
-    """Adam (Kingma and Ba 2015); weight decay is added to the gradient."""
+    """Build Adam (Kingma and Ba 2015); weight decay is added to the gradient."""
     return Adam(groups, lr=lr, betas=(beta1, beta2), eps=eps, fused=_fused(groups))
 
 
 def adamw(groups: Groups, *, lr: float, beta1: float, beta2: float, eps: float) -> Optimizer:
-    """AdamW (Loshchilov and Hutter 2019)."""
+    """Build AdamW (Loshchilov and Hutter 2019)."""
     return AdamW(groups, lr=lr, betas=(beta1, beta2), eps=eps, fused=_fused(groups))
 
 
 def sgd(groups: Groups, *, lr: float, momentum: float, nesterov: bool) -> Optimizer:
-    """Stochastic gradient descent; ``nesterov`` needs momentum."""
+    """Build stochastic gradient descent; ``nesterov`` is ignored without momentum."""
     return SGD(groups, lr=lr, momentum=momentum, nesterov=nesterov and momentum > 0, fused=_fused(groups))
 
 
 def adan(groups: Groups, *, lr: float, beta1: float, beta2: float, beta3: float, eps: float) -> Optimizer:
-    """Adan as the adan-pytorch package computes it, over all parameters at once."""
+    """Build the multi-tensor version of adan-pytorch's Adan."""
     from vitctl.optim.adan import Adan
 
     return Adan(groups, lr=lr, betas=(beta1, beta2, beta3), eps=eps)
 
 
 def adan_pytorch(groups: Groups, *, lr: float, beta1: float, beta2: float, beta3: float, eps: float) -> Optimizer:
-    """The adan-pytorch package's Adan."""
+    """Build the adan-pytorch package's Adan."""
     from adan_pytorch import Adan
 
     optimizer: Optimizer = Adan(groups, lr=lr, betas=(beta1, beta2, beta3), eps=eps)
@@ -88,7 +90,7 @@ def adan_pytorch(groups: Groups, *, lr: float, beta1: float, beta2: float, beta3
 def adan_official(
     groups: Groups, *, lr: float, beta1: float, beta2: float, beta3: float, eps: float, no_prox: bool
 ) -> Optimizer:
-    """Adan as its authors compute it (https://github.com/sail-sg/Adan), in timm's version."""
+    """Build timm's version of the authors' Adan (https://github.com/sail-sg/Adan)."""
     from timm.optim import Adan
 
     optimizer: Optimizer = Adan(groups, lr=lr, betas=(beta1, beta2, beta3), eps=eps, no_prox=no_prox, foreach=True)
@@ -96,7 +98,7 @@ def adan_official(
 
 
 def lion(groups: Groups, *, lr: float, beta1: float, beta2: float) -> Optimizer:
-    """Lion (Chen et al. 2023), in timm's version."""
+    """Build timm's version of Lion (Chen et al. 2023)."""
     from timm.optim import Lion
 
     optimizer: Optimizer = Lion(groups, lr=lr, betas=(beta1, beta2), foreach=True)
@@ -115,17 +117,20 @@ def muon(
     beta2: float,
     eps: float,
 ) -> Optimizer:
-    """Muon over the groups of hidden matrices, AdamW with a rate of its own over the rest."""
+    """Build Muon for the groups of hidden matrices, with AdamW and its own learning rate for the rest.
+
+    Raises:
+        RequestError: no group has hidden matrices.
+    """
     from vitctl.optim.muon import Muon
 
     if not any(group["parts"] for group in groups):
         raise RequestError(
-            "--opt muon finds no hidden matrix or inner convolution among what is trained, so that --lr would do nothing; take "
-            "--opt adamw"
+            "--opt muon has no effect here: none of the trained parameters is a hidden matrix", hint="use --opt adamw"
         )
     for group in groups:
         if not group["parts"]:
-            # Relative to lr, which the schedule moves for all groups.
+            # The schedule sets the rate of every group relative to lr.
             group["lr_scale"] = group.get("lr_scale", 1.0) * (adamw_lr / lr if lr else 1.0)
             group["lr"] = adamw_lr
     return Muon(groups, lr=lr, momentum=momentum, nesterov=nesterov, ns_steps=ns_steps, betas=(beta1, beta2), eps=eps)

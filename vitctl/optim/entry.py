@@ -1,4 +1,4 @@
-"""Rows of the table of optimizers."""
+"""Entries of the table of optimizers."""
 
 from __future__ import annotations
 
@@ -13,15 +13,16 @@ TIMM = "timm/"
 
 @dataclass(frozen=True, kw_only=True)
 class OptimizerEntry(Entry):
-    """An optimizer of the table.
+    """An optimizer.
 
     Attributes:
-        lr: default learning rate, unless a flag or recipe gives one.
-        weight_decay: likewise.
-        source: whose implementation runs.
-        paper: where it was described.
-        split_matrices: it wants hidden matrices in groups of their own (:func:`vitctl.optim.groups.hidden_matrices`).
-        second_lr: the option that is the learning rate of what ``lr`` is not for; it scales with the network instead.
+        lr: default learning rate.
+        weight_decay: default weight decay.
+        source: package with the implementation.
+        paper: reference.
+        split_matrices: whether hidden matrices get separate groups (:func:`vitctl.optim.groups.hidden_matrices`).
+        second_lr: option with the learning rate of parameters that ``lr`` does not apply to; of the two, only it is
+            scaled to the network's width.
     """
 
     lr: float
@@ -32,4 +33,8 @@ class OptimizerEntry(Entry):
     second_lr: str | None = None
 
     def check_rate(self, lr: float, weight_decay: float, options: Mapping[str, Value]) -> None:
-        """Raise RequestError where the optimizer refuses a rate or a decay that the flags allow; those of the table take all."""
+        """Check a learning rate and weight decay for limits of the optimizer; those in the table have none.
+
+        Raises:
+            RequestError: the optimizer rejects one of them.
+        """

@@ -1,4 +1,4 @@
-"""Which parameters weight decay applies to, which learn more slowly, and which are hidden matrices."""
+"""Parameter groups: weight decay, layer-wise learning rates, and hidden matrices for Muon."""
 
 from __future__ import annotations
 
@@ -10,60 +10,61 @@ from torch import Tensor, nn
 
 from vitctl.errors import RequestError
 
-SPARED_NAMES = ("pos_embed", "cls_token", "dist_token", "reg_token", "temperature", "relative_position_bias_table")
-"""Last parts of the names of parameters that are spared whatever their shape."""
+NO_DECAY = ("pos_embed", "cls_token", "dist_token", "reg_token", "temperature", "relative_position_bias_table")
+"""Last name components of parameters that are never decayed, whatever their shape."""
 
 STACKED = {"qkv": 3, "to_qkv": 3, "kv": 2, "to_kv": 2}
-"""Linear layers whose weight is taken for that many matrices stacked row-wise, by the last part of their name.
+"""Number of matrices stacked row-wise in the weight of a linear layer, by the last component of its name.
 
-A few of timm's networks lay them out head by head instead; there the pieces are groups of heads.
+A few of timm's networks order the rows by head instead; their weights are split into groups of heads.
 """
 
 
 def param_groups(
     model: nn.Module, weight_decay: float, decay_all: bool = False, *, split_matrices: bool = False
 ) -> list[dict[str, Any]]:
-    """Return the parameters of ``model`` in groups, with and without weight decay.
+    """Return the trained parameters of ``model`` in groups with and without weight decay.
 
-    Biases, the parameters of norms, embeddings and learned temperatures are spared: pulling those towards zero does
-    not regularise (Loshchilov and Hutter's decay is meant for the matrices).
+    Biases, embeddings, learned temperatures and the parameters of norms are not decayed, as shrinking them does not
+    regularise.
 
     Args:
-        model: with its parameters on their device.
-        weight_decay: of the groups that are not spared.
+        model: the network.
+        weight_decay: weight decay of the groups that have it.
         decay_all: decay every parameter.
-        split_matrices: put hidden matrices into groups of their own and say by the key ``parts`` what a group holds:
-            see :func:`hidden_matrices`; 0 is for the rest.
+        split_matrices: put hidden matrices into separate groups. The key ``parts`` of a group is then the number of
+            matrices stacked in each of its parameters (see :func:`hidden_matrices`), 0 for other parameters.
     """
-    spared = set() if decay_all else spared_names(model)
+    undecayed = set() if decay_all else undecayed_names(model)
     parts = hidden_matrices(model) if split_matrices else {}
     groups: dict[tuple[bool, int], list[nn.Parameter]] = {}
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
-            groups.setdefault((name in spared, parts.get(name, 0)), []).append(parameter)
+            groups.setdefault((name in undecayed, parts.get(name, 0)), []).append(parameter)
     return [
-        {"params": groups[spare, count], "weight_decay": 0.0 if spare else weight_decay}
+        {"params": groups[without, count], "weight_decay": 0.0 if without else weight_decay}
         | ({"parts": count} if split_matrices else {})
-        for spare, count in sorted(groups)
+        for without, count in sorted(groups)
     ]
 
 
 def split_by_layer(groups: list[dict[str, Any]], model: nn.Module, layer_decay: float) -> list[dict[str, Any]]:
-    """Split ``groups`` by layer, each with a ``lr_scale`` that the learning rate of its parameters is multiplied by.
+    """Split ``groups`` by layer and give each a key ``lr_scale``, the factor of its learning rate.
 
-    The head has 1, the layer before it ``layer_decay``, the one before that its square, and so on (Clark et al. 2020,
-    arXiv 2003.10555; Bao et al. 2022). Which parameters follow which is what the network's ``group_matcher`` says, in
-    timm's words.
+    The factor is 1 for the head, ``layer_decay`` for the layer before it, ``layer_decay ** 2`` for the one before that,
+    and so on (Clark et al. 2020, arXiv 2003.10555; Bao et al. 2022). The network's ``group_matcher()``, as in timm,
+    defines the order of its layers.
 
     Raises:
-        RequestError: the network has none.
+        RequestError: the network has no ``group_matcher()``.
     """
     from timm.models import group_parameters
 
     matcher = getattr(model, "group_matcher", None)
     if matcher is None:
         raise RequestError(
-            f"--layer-decay {layer_decay:g}: the network does not say which of its layers follow which; leave it out"
+            f"--layer-decay {layer_decay:g} needs the order of the layers, which this network does not define",
+            hint="use --layer-decay 1",
         )
     layers: dict[str, int] = group_parameters(model, matcher(coarse=False), reverse=True)
     scales = {
@@ -80,56 +81,60 @@ def split_by_layer(groups: list[dict[str, Any]], model: nn.Module, layer_decay: 
     return split
 
 
-def spared_names(model: nn.Module) -> set[str]:
-    """Return the names of the parameters that weight decay spares.
+def undecayed_names(model: nn.Module) -> set[str]:
+    """Return the names of the parameters without weight decay.
 
-    They are biases and those of fewer than two dimensions; the parameters of norms and ``nn.Embedding``; those called as
-    :data:`SPARED_NAMES`, or that timm's ``no_weight_decay()`` and ``no_weight_decay_keywords()`` name; and vectors that
-    are shaped to broadcast, such as ``[1, 1, D]`` of a learned scale.
+    They are
+
+    - biases and other parameters of fewer than two dimensions;
+    - the parameters of norms and ``nn.Embedding``;
+    - parameters whose last name component is in :data:`NO_DECAY`;
+    - parameters that the network's ``no_weight_decay()`` or ``no_weight_decay_keywords()``, as in timm, lists;
+    - vectors with further dimensions for broadcasting, such as a learned scale ``[1, 1, D]``.
     """
-    named = _called(model, "no_weight_decay")
-    keywords = _called(model, "no_weight_decay_keywords")
-    sparing = (nn.Embedding, nn.LayerNorm, nn.RMSNorm, nn.GroupNorm, nn.modules.batchnorm._NormBase)
-    norms = {
+    listed = _names_from(model, "no_weight_decay")
+    keywords = _names_from(model, "no_weight_decay_keywords")
+    undecayed_layers = (nn.Embedding, nn.LayerNorm, nn.RMSNorm, nn.GroupNorm, nn.modules.batchnorm._NormBase)
+    in_layers = {
         f"{prefix}.{name}" if prefix else name
         for prefix, module in model.named_modules()
-        if isinstance(module, sparing)
+        if isinstance(module, undecayed_layers)
         for name, _ in module.named_parameters(recurse=False)
     }
-    spared = set()
+    names = set()
     for name, parameter in model.named_parameters():
         last = name.rpartition(".")[2]
         vector = sum(side > 1 for side in parameter.shape) < 2 and last != "weight"
         if (
             parameter.ndim < 2
             or vector
-            or last in SPARED_NAMES
-            or name in norms
+            or last in NO_DECAY
+            or name in in_layers
             or last == "bias"
-            or any(fnmatch.fnmatchcase(name, pattern) for pattern in named)
+            or any(fnmatch.fnmatchcase(name, pattern) for pattern in listed)
             or any(keyword in name for keyword in keywords)
         ):
-            spared.add(name)
-    return spared
+            names.add(name)
+    return names
 
 
-def _called(model: nn.Module, method: str) -> set[str]:
+def _names_from(model: nn.Module, method: str) -> set[str]:
     function = getattr(model, method, None)
     return {str(name) for name in function()} if callable(function) else set()
 
 
 def hidden_matrices(model: nn.Module) -> dict[str, int]:
-    """Return the names of the parameters that Muon moves, each with the number of matrices stacked in it.
+    """Return the names of the parameters that Muon updates, each with the number of matrices stacked in it.
 
-    They are the weights of linear layers and of convolutions without groups, but for
+    They are the weights of linear layers and ungrouped convolutions, except
 
-    - the first such layer, which sees pixels (the patch embedding, the first convolution);
-    - the classifier, by timm's ``get_classifier()``, else the last such layer;
-    - weights of a single row or column.
+    - the first layer, which sees pixels (the patch embedding or the first convolution);
+    - the classifier: timm's ``get_classifier()``, else the last layer;
+    - weights with a single row or column.
 
-    Layers count in the order in which the model registers them. Embeddings are no layers of this kind. A fused projection
-    (:data:`STACKED`) is as many matrices as it is projections: Jordan 2024 advises to orthogonalise queries, keys and
-    values apart. Grouped convolutions are left out, as their weight is no map between all channels.
+    The order of the layers is that in which the model registers them. A fused projection counts as several matrices
+    (:data:`STACKED`), as Jordan (2024) advises to orthogonalise queries, keys and values separately. The weight of a
+    grouped convolution does not map between all channels, so it is excluded.
     """
     layers = list(_weights(model))
     if not layers:
@@ -138,19 +143,22 @@ def hidden_matrices(model: nn.Module) -> dict[str, int]:
     heads = get_classifier() if callable(get_classifier) else None
     heads = heads if isinstance(heads, (tuple, list)) else [heads]
     classifier = {id(p) for head in heads if isinstance(head, nn.Module) for p in head.parameters()}
-    outside = {id(layers[0][1])} | (classifier or {id(layers[-1][1])})
+    excluded = {id(layers[0][1])} | (classifier or {id(layers[-1][1])})
     return {
         name: stacked
         for name, weight, stacked in layers
         if stacked
-        and id(weight) not in outside
+        and id(weight) not in excluded
         and weight.shape[0] % stacked == 0
         and min(weight.shape[0] // stacked, weight[0].numel()) > 1
     }
 
 
 def _weights(model: nn.Module) -> Iterator[tuple[str, Tensor, int]]:
-    """Yield name, weight and number of stacked matrices of every linear and convolutional layer; 0 where grouped."""
+    """Yield the weight name, weight and number of stacked matrices of each linear or convolutional layer.
+
+    The number is 0 for a grouped convolution.
+    """
     for prefix, module in model.named_modules():
         dot = f"{prefix}." if prefix else ""
         if isinstance(module, nn.MultiheadAttention) and module.in_proj_weight is not None:

@@ -1,6 +1,6 @@
-"""Muon for the hidden matrices, AdamW for the rest, in one optimizer.
+"""Muon for hidden matrices and AdamW for the other parameters, in one optimizer.
 
-Shapes: n matrices of one shape, r rows and c columns with r <= c.
+Shapes: n matrices of r rows and c columns, with r <= c.
 """
 
 from __future__ import annotations
@@ -17,24 +17,24 @@ from torch.optim.adamw import adamw
 from vitctl import devices
 
 COEFFICIENTS = (3.4445, -4.7750, 2.0315)
-"""Of the quintic ``a x + b x^3 + c x^5``: the steepest at 0 whose iterates stay near 1 (Jordan 2024)."""
+"""Coefficients of ``a x + b x^3 + c x^5``: the steepest at 0 whose iterates stay near 1 (Jordan 2024)."""
 
 TINY_NORM = 1e-7
 
 
 def newton_schulz(x: Tensor, steps: int = 5) -> Tensor:
-    """Bring the singular values of a stack of matrices near 1 and leave their singular vectors.
+    """Move the singular values of a stack of matrices close to 1, keeping their singular vectors.
 
-    Each step applies ``a X + (b A + c A^2) X`` with ``A = X X^T`` (Keller Jordan, "Muon: An optimizer for hidden layers
-    in neural networks", 2024, https://kellerjordan.github.io/posts/muon). After 5 steps singular values from about 0.005 of
-    the Frobenius norm up lie between 0.68 and 1.13.
+    Each iteration applies ``a X + (b A + c A^2) X`` with ``A = X X^T`` (Keller Jordan, "Muon: An optimizer for hidden
+    layers in neural networks", 2024, https://kellerjordan.github.io/posts/muon). After 5 iterations, singular values that
+    were above about 0.005 of the Frobenius norm are between 0.68 and 1.13.
 
     Args:
-        x: float ``[n, r, c]`` with ``r <= c``, in the precision that the products are to be computed in.
-        steps: how often to iterate.
+        x: float ``[n, r, c]`` with ``r <= c``; its dtype is that of the matrix products.
+        steps: number of iterations.
 
     Returns:
-        ``[n, r, c]`` in the precision of ``x``.
+        ``[n, r, c]`` in the dtype of ``x``.
     """
     a, b, c = COEFFICIENTS
     x = x / torch.linalg.matrix_norm(x, keepdim=True).clamp(min=TINY_NORM)
@@ -45,27 +45,29 @@ def newton_schulz(x: Tensor, steps: int = 5) -> Tensor:
 
 
 class Muon(Optimizer):
-    """Momentum whose update is orthogonalised, for hidden matrices; AdamW for every other parameter.
+    """Orthogonalised momentum for hidden matrices, and AdamW for all other parameters.
 
-    A group of matrices moves by ``-lr * sqrt(max(1, rows / columns)) * NS(u)``, where ``u`` is the gradient's momentum,
-    with Nesterov's look-ahead on request, and ``NS`` is :func:`newton_schulz` (Jordan 2024). A convolution's weight is
-    flattened to output channels by the rest. Matrices of one shape, lying or standing, are iterated on in one stack over
-    all groups; the products are in fp32, on CUDA devices with native bf16 in bf16. Weights decay by ``1 - lr * decay``.
+    The update of a matrix is ``-lr * sqrt(max(1, rows / columns)) * NS(u)``, where ``u`` is the momentum, optionally
+    Nesterov's, and ``NS`` is :func:`newton_schulz` (Jordan 2024). A convolution's weight is flattened to a matrix with
+    one row per output channel. Weights are multiplied by ``1 - lr * weight_decay``.
+
+    Matrices of all groups with the same shape, up to transposition, are orthogonalised in one stack. The matrix products
+    are in bf16 on CUDA devices with native bf16, else in fp32.
 
     Args:
-        groups: of parameters. ``parts`` says what a group holds: 0 the rest, which AdamW moves; 1 matrices; more than
-            1 matrices that are that many stacked row-wise, such as a projection to queries, keys and values, each
-            orthogonalised on its own.
-        lr: learning rate of groups that do not say their own.
-        weight_decay: likewise.
-        momentum: share of the momentum kept at each step.
-        nesterov: look ahead along the momentum.
-        ns_steps: steps of the iteration.
-        betas: of AdamW.
-        eps: of AdamW.
+        groups: parameter groups. The key ``parts`` is the number of matrices stacked row-wise in each parameter, such
+            as 3 for a fused projection to queries, keys and values, which are orthogonalised separately. It is 0 for
+            groups that AdamW updates.
+        lr: default learning rate of the groups.
+        weight_decay: default weight decay of the groups.
+        momentum: momentum coefficient.
+        nesterov: use Nesterov momentum.
+        ns_steps: number of Newton-Schulz iterations.
+        betas: AdamW's betas.
+        eps: AdamW's epsilon.
 
     Raises:
-        ValueError: an argument out of range.
+        ValueError: an argument is out of range.
     """
 
     def __init__(
@@ -81,7 +83,7 @@ class Muon(Optimizer):
     ) -> None:
         if lr < 0 or weight_decay < 0 or eps < 0 or ns_steps < 1:
             raise ValueError(
-                f"lr {lr}, weight_decay {weight_decay} and eps {eps} must be at least 0, ns_steps {ns_steps} at least 1"
+                f"lr {lr}, weight_decay {weight_decay} and eps {eps} must be at least 0, and ns_steps {ns_steps} at least 1"
             )
         if not all(0 <= share < 1 for share in (momentum, *betas)):
             raise ValueError(f"momentum {momentum} and betas {betas} must be at least 0 and less than 1")
@@ -90,7 +92,7 @@ class Muon(Optimizer):
             if group.setdefault("parts", 1):
                 group |= {"momentum": momentum, "nesterov": nesterov, "ns_steps": ns_steps}
             else:
-                # torch's own key: load_state_dict then keeps the counters of steps where the fused kernel wants them
+                # a key of torch's: it makes load_state_dict keep step counters on the device, as fused kernels require
                 group |= {"betas": betas, "eps": eps, "fused": True}
         super().__init__(groups, {"lr": lr, "weight_decay": weight_decay})
 
@@ -103,23 +105,23 @@ class Muon(Optimizer):
         """Update every parameter that has a gradient.
 
         Args:
-            closure: evaluates the loss anew.
+            closure: reevaluates and returns the loss.
 
         Returns:
-            What ``closure`` returned.
+            The loss of ``closure``, if given.
         """
         loss = None
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
-        self._move_matrices([group for group in self.param_groups if group["parts"]])
+        self._step_matrices([group for group in self.param_groups if group["parts"]])
         for group in self.param_groups:
             if not group["parts"]:
-                self._move_rest(group)
+                self._step_adamw(group)
         return loss
 
-    def _move_matrices(self, groups: list[dict[str, Any]]) -> None:
-        """Move the matrices of all groups, those of one shape in one stack."""
+    def _step_matrices(self, groups: list[dict[str, Any]]) -> None:
+        """Update the matrices of all groups, those of the same shape in one stack."""
         stacks: dict[tuple[Any, ...], list[tuple[Tensor, Tensor, float]]] = {}
         for group in groups:
             params = [p for p in group["params"] if p.grad is not None]
@@ -127,7 +129,7 @@ class Muon(Optimizer):
                 continue
             grads = [p.grad for p in params if p.grad is not None]
             averages = [self._momentum_of(p) for p in params]
-            # A running mean instead of the usual sum: the same direction, and the length is taken out anyway.
+            # A running mean instead of the usual sum: it has the same direction, and NS normalises the length.
             torch._foreach_lerp_(averages, grads, 1 - group["momentum"])
             updates = torch._foreach_lerp(grads, averages, group["momentum"]) if group["nesterov"] else averages
             if group["weight_decay"]:
@@ -139,13 +141,14 @@ class Muon(Optimizer):
                 key = min(rows, columns), max(rows, columns), p.dtype, p.device, group["ns_steps"]
                 stacks.setdefault(key, []).append((p, matrix, group["lr"] * math.sqrt(max(1, rows / columns))))
         for (*_, dtype, device, steps), members in stacks.items():
-            lying = [matrix.mT if matrix.shape[-2] > matrix.shape[-1] else matrix for _, matrix, _ in members]
-            stack = newton_schulz(torch.cat(lying).to(devices.matmul_dtype(device, dtype)), steps)  # [n, r, c]
-            targets, moves = [], []
-            for (p, matrix, _), move in zip(members, torch.split(stack, [len(m) for m in lying]), strict=True):
+            wide = [matrix.mT if matrix.shape[-2] > matrix.shape[-1] else matrix for _, matrix, _ in members]
+            stack = newton_schulz(torch.cat(wide).to(devices.matmul_dtype(device, dtype)), steps)  # [n, r, c]
+            targets, updates = [], []
+            for (p, matrix, _), update in zip(members, torch.split(stack, [len(m) for m in wide]), strict=True):
                 targets.append(p)
-                moves.append((move.mT if matrix.shape[-2] > matrix.shape[-1] else move).reshape(p.shape).to(dtype))
-            torch._foreach_add_(targets, torch._foreach_mul(moves, [-rate for _, _, rate in members]))
+                update = update.mT if matrix.shape[-2] > matrix.shape[-1] else update
+                updates.append(update.reshape(p.shape).to(dtype))
+            torch._foreach_add_(targets, torch._foreach_mul(updates, [-rate for _, _, rate in members]))
 
     def _momentum_of(self, p: Tensor) -> Tensor:
         state: dict[str, Tensor] = self.state[p]
@@ -153,8 +156,8 @@ class Muon(Optimizer):
             state["momentum_buffer"] = torch.zeros_like(p)
         return state["momentum_buffer"]
 
-    def _move_rest(self, group: dict[str, Any]) -> None:
-        """Take torch's AdamW step over a group."""
+    def _step_adamw(self, group: dict[str, Any]) -> None:
+        """Update the parameters of ``group`` with torch's AdamW."""
         params = [p for p in group["params"] if p.grad is not None]
         if not params:
             return

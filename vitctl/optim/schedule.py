@@ -1,6 +1,6 @@
-"""The course of the learning rate, as a function of the step alone.
+"""Learning-rate schedules, as functions of the step only.
 
-Having no state of its own, it needs nothing but the step to resume, and can be drawn before a run.
+A schedule has no state, so it can resume at any step and be plotted before a run.
 """
 
 from __future__ import annotations
@@ -9,19 +9,19 @@ import math
 from dataclasses import dataclass
 
 ONECYCLE_START, ONECYCLE_END = 25, 1e4
-"""A one-cycle schedule starts at the peak over the first, and ends at that over the second."""
+"""A one-cycle schedule starts at 1/25 of the peak and ends at 1/10,000 of the start."""
 
 
 @dataclass(frozen=True)
 class Schedule:
-    """Warm-up, then a way down to zero, or none.
+    """A warm-up, then a constant learning rate or a decay to zero.
 
     Attributes:
         kind: ``constant``, ``linear``, ``cosine`` or ``onecycle``.
         total_steps: length of the run in optimizer steps.
-        warmup_steps: the factor rises over these, reaching 1 at the last.
-        steps_per_epoch: when positive, the factor changes only at the start of an epoch of this many steps.
-        warmdown_steps: a constant factor falls linearly to zero over these, the last of the run.
+        warmup_steps: number of steps over which the factor rises to 1.
+        steps_per_epoch: steps per epoch if the factor may change only at the start of an epoch; 0 if at any step.
+        warmdown_steps: number of steps, at the end of the run, over which a constant factor falls linearly to zero.
     """
 
     kind: str
@@ -31,23 +31,27 @@ class Schedule:
     warmdown_steps: int = 0
 
     def factor(self, step: int) -> float:
-        """Return what the peak learning rate is multiplied by at ``step``, which counts from 0.
+        """Return the factor of the peak learning rate at ``step``, counted from 0.
 
-        The warm-up is linear. The last step is still taken with a rate above zero: the way down is
-        ``(1 + cos(pi t)) / 2`` (Loshchilov and Hutter 2017) or ``1 - t``, where ``t`` is the share of the steps after
-        warm-up already taken. A constant rate goes down by ``1 - t`` over its warm-down, ``t`` being the share of that
-        (the trapezoid of Zhai et al. 2022, arXiv 2106.04560). ``onecycle`` rises from 1/25 to 1 by half a cosine and falls to
-        1/250,000 by another (Smith and Topin 2019, arXiv 1708.07120, as torch has it); the momentum does not cycle.
+        The warm-up is linear. After it, where ``t`` is the fraction of the remaining steps that are done, the factor is
+
+        - ``cosine``: ``(1 + cos(pi t)) / 2`` (Loshchilov and Hutter 2017);
+        - ``linear``: ``1 - t``;
+        - ``constant``: 1, then ``1 - t`` with ``t`` over the warm-down (the trapezoid of Zhai et al. 2022, arXiv
+          2106.04560).
+
+        The last step thus still has a positive rate. ``onecycle`` rises from 1/25 to 1 and falls to 1/250,000, each
+        along half a cosine (Smith and Topin 2019, arXiv 1708.07120, as in torch); the momentum is not cycled.
         """
         if self.steps_per_epoch:
             step -= step % self.steps_per_epoch
         if self.kind == "onecycle":
             top = max(0, self.warmup_steps - 1)
-            if step < top:  # as in a warm-up: an epoch has the rate that its last step would have
+            if step < top:  # as in a warm-up: use the rate of the epoch's last step
                 step = min(top, step + max(0, self.steps_per_epoch - 1))
             return self._onecycle(step)
         if step < self.warmup_steps:
-            # Once an epoch: the epoch is trained with the rate that its last step would have.
+            # If the factor changes per epoch, use that of the epoch's last step.
             return min(1.0, (step + (self.steps_per_epoch or 1)) / self.warmup_steps)
         if self.kind == "constant":
             left = self.total_steps - step
@@ -65,18 +69,18 @@ class Schedule:
 
 @dataclass(frozen=True)
 class RangeTest(Schedule):
-    """A factor that rises exponentially from ``low`` to ``high`` over the run (Smith 2017, arXiv 1506.01186).
+    """A factor that rises exponentially over the run (Smith 2017, arXiv 1506.01186).
 
     Attributes:
-        low: the factor at the first step.
-        high: the factor at the last.
+        low: factor at the first step.
+        high: factor at the last step.
     """
 
     low: float = 1.0
     high: float = 1.0
 
     def factor(self, step: int) -> float:
-        """Return the factor at ``step``."""
+        """Return the factor at ``step``, counted from 0."""
         return self.low * math.pow(self.high / self.low, min(1.0, step / max(1, self.total_steps - 1)))
 
 
