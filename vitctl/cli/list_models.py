@@ -3,28 +3,21 @@
 from __future__ import annotations
 
 import fnmatch
-import os
-import sys
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 
 from vitctl.errors import RequestError
 from vitctl.registry import suggest, unknown
 
-if TYPE_CHECKING:
-    from rich.console import Console
-
 SORTS = ("name", "family", "params", "mflop", "tokens", "published_acc", "measured_acc")
 
 WIDE = 110
 """Terminal width from which the table also shows tokens and papers."""
 
-PIPED = 140
-"""Width of tables that are not printed to a terminal."""
-
-CAPTION = """CIFAR-10 test accuracy: published by the original scripts, measured by vitctl (recipe x epochs).
-MFLOP: cost of a forward pass for one image."""
+CAPTION = """published: CIFAR-10 test accuracy of the original scripts
+measured: CIFAR-10 test accuracy with vitctl, {of}
+MFLOP: cost of a forward pass for one image"""
 
 
 def list_models(
@@ -130,59 +123,51 @@ def timm_search(pattern: str) -> list[dict[str, Any]]:
 
 def print_rows(rows: list[dict[str, Any]]) -> None:
     """Print the table; a measured accuracy is followed by its recipe and epochs."""
-    from rich import box
-    from rich.table import Table
+    from vitctl.cli.grid import Column, grids, stdout_console
 
-    console = make_console()
+    console = stdout_console()
     wide = console.width >= WIDE
-    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False, caption=CAPTION, caption_justify="left")
-    table.add_column("net", style="bold", no_wrap=True)
-    for heading in (
-        "parameters" if wide else "params",
-        "MFLOP",
-        *(["tokens"] if wide else []),
-        "published",
-        "measured",
-    ):
-        table.add_column(heading, justify="right", no_wrap=True)
-    table.add_column("description")
-    if wide:
-        table.add_column("arXiv", no_wrap=True)
+    columns = [
+        Column("net"),
+        Column("parameters" if wide else "params"),
+        Column("MFLOP"),
+        *([Column("tokens")] if wide else []),
+        Column("published"),
+        Column("measured"),
+        Column("description", text=True),
+        *([Column("arXiv")] if wide else []),
+    ]
+    cells = []
     for row in rows:
         measured = ""
         if row["measured_acc"] is not None:
-            run = f"{row['measured_recipe']} x{row['measured_epochs']}"
-            measured = f"{row['measured_acc']:.1f} %{' ' if wide else chr(10)}{run}"
-        table.add_row(
-            row["name"],
-            f"{row['params']:,}" if wide else f"{row['params'] / 1e6:.1f} M",
-            f"{row['mflop']:,.1f}" if row["mflop"] < 1000 else f"{row['mflop']:,.0f}",
-            *([str(row["tokens"] or "-")] if wide else []),
-            f"{row['published_acc']:.1f} %" if row["published_acc"] is not None else "",
-            measured,
-            row["summary"],
-            *([row["paper"].rpartition("arXiv ")[2]] if wide else []),
+            recipe = f"{row['measured_recipe']} " if wide else ""
+            measured = f"{row['measured_acc']:.1f} % {recipe}x{row['measured_epochs']}"
+        cells.append(
+            [
+                row["name"],
+                f"{row['params']:,}" if wide else f"{row['params'] / 1e6:.1f} M",
+                f"{row['mflop']:,.1f}" if row["mflop"] < 1000 else f"{row['mflop']:,.0f}",
+                *([str(row["tokens"] or "-")] if wide else []),
+                f"{row['published_acc']:.1f} %" if row["published_acc"] is not None else "",
+                measured,
+                row["summary"],
+                *([row["paper"].rpartition("arXiv ")[2]] if wide else []),
+            ]
         )
-    console.print(table)
-
-
-def make_console() -> Console:
-    """Return a console of the terminal's width, or of :data:`PIPED` without a terminal."""
-    from rich.console import Console
-
-    piped = not sys.stdout.isatty() and "COLUMNS" not in os.environ
-    return Console(highlight=False, width=PIPED if piped else None)
+    for grid in grids(columns, cells, console.width):
+        console.print(grid)
+    of = "recipe x epochs" if wide else "x epochs"
+    console.print(CAPTION.format(of=of), markup=False)
 
 
 def print_details(spec: str, document: dict[str, Any]) -> None:
     """Print the details of a model."""
-    from rich.markup import escape
-    from rich.table import Table
-
+    from vitctl.cli.grid import Column, grids, stdout_console
     from vitctl.models import MODELS
     from vitctl.registry import format_value
 
-    console = make_console()
+    console = stdout_console()
     cost = f"{document['params']:,} parameters, {document['mflop']:,.1f} MFLOP per image"
     tokens = f", {document['tokens']:,} tokens" if document["tokens"] else ""
     console.print(f"{spec}: {document['summary']}", style="bold", markup=False, soft_wrap=True)
@@ -192,27 +177,43 @@ def print_details(spec: str, document: dict[str, Any]) -> None:
     for line in (document["paper"], note):
         if line:
             console.print(line, markup=False, soft_wrap=True)
-    options = Table("option", "value", "allowed", "description", title="options", title_justify="left")
-    for option in document["options"]:
-        value = "" if option["value"] is None else format_value(option["value"])
-        options.add_row(*(escape(text) for text in (option["name"], value, option["allowed"], option["help"])))
-    console.print(options)
-    layers = Table("layer", "kind", title="layers, with output shapes for one image", title_justify="left")
-    layers.add_column("shape")
-    layers.add_column("parameters", justify="right")
-    for layer in document["layers"]:
-        shape = " x ".join(map(str, layer["shape"])) if layer["shape"] else "-"
-        layers.add_row(layer["name"], layer["kind"], shape, f"{layer['params']:,}")
-    console.print(layers)
+    options = [
+        [
+            option["name"],
+            "" if option["value"] is None else format_value(option["value"]),
+            option["allowed"],
+            option["help"],
+        ]
+        for option in document["options"]
+    ]
+    layers = [
+        [
+            layer["name"],
+            layer["kind"],
+            " x ".join(map(str, layer["shape"])) if layer["shape"] else "-",
+            f"{layer['params']:,}",
+        ]
+        for layer in document["layers"]
+    ]
+    for title, columns, rows in (
+        ("options", [Column(name, text=True) for name in ("option", "value", "allowed", "description")], options),
+        (
+            "layers, with output shapes for one image",
+            [Column("layer", text=True), Column("kind", text=True), Column("shape"), Column("parameters")],
+            layers,
+        ),
+    ):
+        console.print(title, style="bold")
+        for grid in grids(columns, rows, console.width):
+            console.print(grid)
 
 
 def print_timm(rows: list[dict[str, Any]]) -> None:
     """Print models of timm."""
-    from rich.table import Table
+    from vitctl.cli.grid import Column, print_grid
 
-    table = Table("net", title=f"{len(rows)} models of timm", title_justify="left")
-    table.add_column("image size", justify="right")
-    table.add_column("pretrained weights")
-    for row in rows:
-        table.add_row(row["name"], f"{row['img_size']} px", "yes" if row["pretrained"] else "")
-    make_console().print(table)
+    print(f"{len(rows)} models of timm")
+    print_grid(
+        [Column("net", text=True), Column("image size (px)"), Column("pretrained weights", text=True)],
+        [[row["name"], str(row["img_size"]), "yes" if row["pretrained"] else ""] for row in rows],
+    )

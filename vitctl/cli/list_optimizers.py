@@ -44,26 +44,35 @@ def list_optimizers(
             ]
         )
         return
-    from rich.console import Console
-    from rich.table import Table
+    from vitctl.cli.grid import Column, print_grid, stdout_console
 
-    table = Table()
-    table.add_column("optimizer", style="bold", no_wrap=True)
-    for heading in ("lr", "decay"):
-        table.add_column(heading, justify="right", no_wrap=True)
-    table.add_column("options", overflow="fold", max_width=23)
-    table.add_column("description", overflow="fold")
-    for name, entry in entries.items():
-        options = "\n".join(
-            f"{key}={'-' if option.default is None else format_value(option.default)}"
-            for key, option in entry.options.items()
-        )
-        what = "\n".join(filter(None, (entry.summary, entry.paper, f"code: {entry.source}")))
-        table.add_row(name, f"{entry.lr:g}", f"{entry.weight_decay:g}", options, what, end_section=True)
-    console = Console(highlight=False)
-    console.print(table)
+    print_grid(
+        [
+            Column("optimizer"),
+            Column("lr"),
+            Column("weight decay"),
+            Column("options", text=True),
+            Column("description", text=True),
+        ],
+        [
+            [
+                name,
+                f"{entry.lr:g}",
+                f"{entry.weight_decay:g}",
+                " ".join(
+                    f"{key}={'-' if option.default is None else format_value(option.default)}"
+                    for key, option in entry.options.items()
+                ),
+                "\n".join(filter(None, (entry.summary, entry.paper, f"code: {entry.source}"))),
+            ]
+            for name, entry in entries.items()
+        ],
+    )
+    console = stdout_console()
     if elsewhere:
-        console.print(f"{len(elsewhere)} more are not usable here, such as: {elsewhere[0].message}", markup=False)
+        console.print(
+            f"{len(elsewhere)} more are not usable here, such as: {elsewhere[0].message}", markup=False, soft_wrap=True
+        )
     elif not pattern.startswith(TIMM):
         console.print("timm's optimizers are --opt timm/NAME; list them with: vitctl list-optimizers 'timm/*'")
 

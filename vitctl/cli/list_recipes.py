@@ -53,22 +53,36 @@ def _bound(seconds: float) -> str:
 
 
 def _print_all(recipes: Mapping[str, Recipe]) -> None:
-    from rich.console import Console
-    from rich.table import Table
+    from vitctl.cli.grid import Column, print_grid, stdout_console
 
-    table = Table()
-    table.add_column("recipe", style="bold", no_wrap=True)
-    for heading in ("purpose and measured test accuracy", "trains"):
-        table.add_column(heading, overflow="fold")
-    for name, recipe in recipes.items():
-        measured = [_brief(card, recipe) for card in recipe.cards] or [NOT_MEASURED]
-        steps = recipe.settings.get("max_steps")
-        length = f"{steps} steps" if steps else f"epochs: {_by_dataset(recipe.epochs)}"
-        trains = [str(recipe.settings["net"]), str(recipe.settings["opt"]), length]
-        table.add_row(name, "\n".join([recipe.summary, *measured]), "\n".join(trains), end_section=True)
-    console = Console(highlight=False)
-    console.print(table)
-    console.print("Show the settings and results of a recipe with: vitctl list-recipes NAME")
+    columns = [
+        Column("recipe"),
+        Column("purpose", text=True),
+        Column("net, optimizer, epochs", text=True),
+        Column("test accuracy"),
+        Column("time"),
+        Column("after", text=True),
+    ]
+    print_grid(columns, [_row(name, recipe) for name, recipe in recipes.items()])
+    stdout_console().print(
+        "Accuracy and time were measured on CIFAR-10. Show a recipe's settings with: vitctl list-recipes NAME",
+        soft_wrap=True,
+    )
+
+
+def _row(name: str, recipe: Recipe) -> list[str]:
+    from vitctl.units import format_duration
+
+    steps = recipe.settings.get("max_steps")
+    length = f"{steps} steps" if steps else _by_dataset(recipe.epochs)
+    return [
+        name,
+        recipe.summary,
+        f"{recipe.settings['net']}\n{recipe.settings['opt']}, {length}",
+        "\n".join(str(card.test_acc) for card in recipe.cards) or NOT_MEASURED,
+        "\n".join(format_duration(card.seconds) for card in recipe.cards),
+        "\n".join(_length(card) for card in recipe.cards),
+    ]
 
 
 def _by_dataset(epochs: Mapping[str, int]) -> str:
@@ -76,12 +90,6 @@ def _by_dataset(epochs: Mapping[str, int]) -> str:
 
     special = [f"{dataset} {count}" for dataset, count in epochs.items() if dataset != ANY]
     return ", ".join([str(epochs[ANY]), *special])
-
-
-def _brief(card: Card, recipe: Recipe) -> str:
-    from vitctl.units import format_duration
-
-    return f"{card.test_acc} in {format_duration(card.seconds)}: {_measured(card, recipe)}, {_length(card)}"
 
 
 def _measured(card: Card, recipe: Recipe) -> str:
@@ -97,15 +105,13 @@ def _length(card: Card) -> str:
     from vitctl.units import plural
 
     if card.max_time:
-        return f"--max-time {card.max_time} ({plural(card.max_steps or 0, 'step')})"
+        return f"--max-time {card.max_time}"
     return plural(card.max_steps, "step") if card.max_steps else plural(card.epochs, "epoch")
 
 
 def _print_card(name: str, recipe: Recipe) -> None:
-    from rich.console import Console
-    from rich.table import Table
-
     from vitctl.cli import printing
+    from vitctl.cli.grid import Column, grids, stdout_console
     from vitctl.config import flag_name
     from vitctl.units import format_duration
 
@@ -122,7 +128,7 @@ def _print_card(name: str, recipe: Recipe) -> None:
     rows += [("paper", recipe.paper)] if recipe.paper else []
     rows += [] if recipe.cards else [("measured", NOT_MEASURED)]
     printing.print_table(f"{name}: {recipe.summary}", rows)
-    console = Console(highlight=False)
+    console = stdout_console()
     for card in recipe.cards:
         console.print(
             f"\nmeasured: {_measured(card, recipe)}, {_length(card)}, {card.seeds_named}, "
@@ -130,13 +136,9 @@ def _print_card(name: str, recipe: Recipe) -> None:
             style="bold",
             markup=False,
         )
-        table = Table()
-        table.add_column("epoch", justify="right")
-        table.add_column("accuracy", justify="right")
-        for epoch, band in enumerate(card.val_acc, start=1):
-            table.add_row(str(epoch), str(band))
-        table.add_row("test", str(card.test_acc))
-        console.print(table)
+        rows = [[str(epoch), str(band)] for epoch, band in enumerate(card.val_acc, start=1)]
+        for grid in grids([Column("epoch"), Column("accuracy")], [*rows, ["test", str(card.test_acc)]], console.width):
+            console.print(grid)
 
 
 def _words(value: object) -> str:

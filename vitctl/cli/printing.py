@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from vitctl.inference.scoring import Scores
 
 MAX_CONFUSION = 20
-"""The most classes whose confusion matrix a terminal has room for."""
+"""Largest number of classes whose confusion matrix is printed."""
 
 Record = dict[str, Any]
 
@@ -23,68 +23,61 @@ def print_json(document: Any) -> None:
     print(json_text(document))
 
 
+def print_bold(text: str) -> None:
+    """Print a heading."""
+    from vitctl.cli.grid import stdout_console
+
+    stdout_console().print(text, style="bold", markup=False, soft_wrap=True)
+
+
 def print_table(title: str, rows: list[tuple[str, str]]) -> None:
     """Print rows of name and value."""
-    from rich.console import Console
     from rich.markup import escape
     from rich.table import Table
 
-    table = Table(show_header=False)
+    from vitctl.cli.grid import stdout_console
+
+    table = Table(box=None, show_header=False, padding=(0, 2, 0, 0), pad_edge=False)
     table.add_column(style="bold")
-    table.add_column(justify="right", overflow="fold")
+    table.add_column(overflow="fold")
     for name, value in rows:
         table.add_row(escape(name), escape(value))
-    console = Console(highlight=False)
-    console.print(title, style="bold", markup=False, soft_wrap=True)  # a table's own title wraps at its width
-    console.print(table)
+    print_bold(title)  # a table's own title wraps at the table's width
+    stdout_console().print(table)
 
 
 FIGURE = 16
-"""Characters of a column that figures such as ``53.01 ± 0.47 % *`` have room in; only words are broken to less."""
-LABEL = 18
-"""Characters of the column of labels, where there is little room."""
+"""Width of figures such as ``53.01 ± 0.47 % *``; longer cells are text."""
 
 
 def print_comparison(comparison: Table) -> None:
-    """Print figures side by side, with a star at the best of each row; in several tables where the terminal is narrow."""
-    from rich.console import Console
-    from rich.markup import escape
-    from rich.table import Table as Grid
+    """Print figures side by side, with a star at the best of each row."""
+    from rich.text import Text
 
     from vitctl.benchmark.tables import best
+    from vitctl.cli.grid import Column, grids, stdout_console
 
-    console = Console(highlight=False)
+    console = stdout_console()
     console.print(comparison.title, style="bold", markup=False, soft_wrap=True)
     marks = [best(row) for row in comparison.rows]
-    for columns in columns_that_fit(comparison, console.width):
-        grid = Grid()
-        grid.add_column(escape(comparison.corner), style="bold", overflow="fold")
-        for i in columns:
-            grid.add_column(escape(comparison.columns[i]), justify="right", overflow="fold")
-        for row, marked in zip(comparison.rows, marks, strict=True):
-            texts = [escape(row.cells[i].text) for i in columns]
-            grid.add_row(
-                escape(row.label),
-                *(f"[bold green]{text} *[/]" if i in marked else text for i, text in zip(columns, texts, strict=True)),
-            )
-        console.print(grid)
-    for note in [*(["* the best of its row"] if any(marks) else []), *comparison.notes]:
-        console.print(note, markup=False)
-
-
-def columns_that_fit(comparison: Table, width: int) -> list[list[int]]:
-    """Return the columns of each of the tables that a comparison is shown as, in ``width`` characters."""
-    parts: list[list[int]] = []
-    room = 0
+    columns = [Column(comparison.corner, text=True)]
     for i, name in enumerate(comparison.columns):
-        texts = [name, *(f"{row.cells[i].text} *" for row in comparison.rows)]
-        needed = min(FIGURE, max(map(len, texts))) + 3  # borders
-        if not parts or room < needed:
-            parts.append([])
-            room = width - LABEL - 4
-        parts[-1].append(i)
-        room -= needed
-    return parts
+        cells = [name, *(row.cells[i].text for row in comparison.rows)]
+        columns.append(Column(name, text=max(map(len, cells)) + 2 > FIGURE))
+    rows: list[list[str | Text]] = [
+        [
+            row.label,
+            *(
+                Text(f"{cell.text} *", style="bold green") if i in marked else cell.text
+                for i, cell in enumerate(row.cells)
+            ),
+        ]
+        for row, marked in zip(comparison.rows, marks, strict=True)
+    ]
+    for grid in grids(columns, rows, console.width):
+        console.print(grid)
+    for note in [*(["* best of the row"] if any(marks) else []), *comparison.notes]:
+        console.print(note, markup=False)
 
 
 def print_summary(summary: Record) -> None:
@@ -95,7 +88,7 @@ def print_summary(summary: Record) -> None:
         ("test loss", f"{summary['test_loss']:.4f}"),
     ]
     if "test_acc_tta" in summary:
-        rows += [("test accuracy, TTA flip", f"{summary['test_acc_tta']:.2f} %")]
+        rows += [("test accuracy with --tta flip", f"{summary['test_acc_tta']:.2f} %")]
     if "best_epoch" in summary:
         rows += [
             ("held-out accuracy", f"{summary['val_acc']:.2f} %"),
@@ -114,7 +107,7 @@ def print_summary(summary: Record) -> None:
         ),
         ("epoch duration", format_duration(summary["epoch_time"])),
         ("training speed", f"{summary['images_per_second']:,.0f} images/s"),
-        ("data wait", f"{100 * summary['data_wait']:.1f} %"),
+        ("time waiting for data", f"{100 * summary['data_wait']:.1f} %"),
         ("total time", format_duration(summary["seconds"])),
         ("peak memory", format_bytes(summary["peak_memory"])),
         ("parameters", f"{summary['params']:,}"),
@@ -128,22 +121,22 @@ def print_summary(summary: Record) -> None:
 
 
 def print_dry_run(cost: Record) -> None:
-    """Print what a run would cost."""
+    """Print the estimated cost of a run."""
     print_table(
         f"dry run: {cost['net']}",
         [
             ("parameters", f"{cost['params']:,}"),
-            ("forward pass", f"{cost['mflop']:,} MFLOP an image"),
+            ("forward pass", f"{cost['mflop']:,} MFLOP per image"),
             ("tokens", str(cost["tokens"]) if cost["tokens"] else "-"),
             ("training images", f"{cost['train_images']:,}"),
-            ("steps", f"{cost['total_steps']:,} ({cost['steps_per_epoch']:,} an epoch)"),
-            ("pieces", f"{cost['micro_batch']} images"),
+            ("steps", f"{cost['total_steps']:,} ({cost['steps_per_epoch']:,} per epoch)"),
+            ("micro-batch", f"{cost['micro_batch']} images"),
             (
                 "step time",
                 format_duration(cost["step_time"]) if cost["step_time"] >= 1 else f"{1000 * cost['step_time']:.0f} ms",
             ),
             ("training speed", f"{cost['images_per_second']:,.0f} images/s"),
-            ("whole run", f"about {format_duration(cost['eta'])}"),
+            ("complete run (estimate)", format_duration(cost["eta"])),
             ("peak memory", format_bytes(cost["peak_memory"])),
             ("device", f"{cost['device']} ({cost['device_name']}, {plural(cost['threads'], 'thread')})"),
             ("precision", cost["precision"]),
@@ -153,44 +146,44 @@ def print_dry_run(cost: Record) -> None:
 
 
 BLANK = 0.02
-"""Share of blank images, beyond that of the stored ones, from which on the preview says that something is wrong."""
+"""Fraction of images blanked by the augmentation above which the preview warns."""
 
 
 def print_preview(preview: Record) -> None:
-    """Print what a contact sheet shows."""
+    """Print what the image of ``--preview-batch`` shows."""
     from rich.console import Console
 
     console = Console(highlight=False, soft_wrap=True)
     console.print(
-        f"{preview['file']}: {preview['shown']} images of {preview['dataset']} as the network sees them, at "
-        f"{preview['size']} px\naugmentation: {preview['augmentation']}\n"
-        f"blank: {100 * preview['blank']:.1f} % of {preview['images']:,} images are of one flat colour, but for the rim that crop "
-        f"pads ({100 * preview['blank_stored']:.1f} % before augmentation)",
+        f"{preview['file']}: {preview['shown']} augmented images of {preview['dataset']} at {preview['size']} px\n"
+        f"augmentation: {preview['augmentation']}\n"
+        f"blank (one color, apart from padding): {100 * preview['blank']:.1f} % of {preview['images']:,} images, "
+        f"{100 * preview['blank_stored']:.1f} % before augmentation",
         markup=False,
     )
     if preview["blank"] - preview["blank_stored"] > BLANK:
         console.print(
-            "Nothing can be learned from blank images: this augmentation is too strong for images of this size.",
+            "The augmentation is too strong for images of this size: nothing can be learned from blank ones.",
             markup=False,
         )
 
 
 def print_lr_finder(found: Record) -> None:
-    """Print what a learning-rate range test suggests."""
+    """Print the result of a learning-rate range test."""
     from rich.console import Console
 
     def rate(value: float | None) -> str:
         return f"{value:.2g}" if value is not None else "-"
 
-    end = "the loss ran away" if found["diverged"] else "the loss did not run away"
+    end = "diverged" if found["diverged"] else "did not diverge"
     print_table(
         f"learning-rate range test: {found['net']}, {found['opt']}",
         [
-            ("suggested --lr: the loss falls steepest", rate(found["suggestion"])),
-            *((f"{name} with it", rate(value)) for name, value in found["second_lr"].items()),
-            ("a tenth of the lowest", rate(found["lowest_tenth"])),
-            ("rate at the lowest loss", rate(found["lowest"])),
-            ("--lr of these settings", rate(found["config"]["lr"])),
+            ("suggested --lr (steepest descent)", rate(found["suggestion"])),
+            *((f"suggested {name}", rate(value)) for name, value in found["second_lr"].items()),
+            ("lr at the lowest loss / 10", rate(found["lowest_tenth"])),
+            ("lr at the lowest loss", rate(found["lowest"])),
+            ("--lr of the settings", rate(found["config"]["lr"])),
             ("steps", f"{found['steps']} ({end})"),
             ("total time", format_duration(found["seconds"])),
             ("device", f"{found['device']} ({found['device_name']}, {plural(found['threads'], 'thread')})"),
@@ -199,20 +192,20 @@ def print_lr_finder(found: Record) -> None:
     console = Console(highlight=False, soft_wrap=True)
     if found["suggestion"] is None:
         hint = (
-            f"it ran away first; look lower: --lr {found['config']['lr'] / 100:g}"
+            f"it diverged first; use --lr {found['config']['lr'] / 100:g}"
             if found["diverged"] and found["lr"][-1] < found["config"]["lr"]
-            else f"more steps may help: --max-steps {2 * found['steps']}"
+            else f"use more steps: --max-steps {2 * found['steps']}"
         )
-        console.print(f"The loss did not fall by more than its noise, so nothing is suggested; {hint}.", markup=False)
+        console.print(f"no suggestion: the loss did not fall by more than its noise\nhint: {hint}", markup=False)
     if found["plot"]:
         console.print(f"plot: {found['plot']}", markup=False)
 
 
 def print_scores(scores: Scores) -> None:
-    """Print what ``vitctl eval`` found."""
-    from rich.console import Console
-    from rich.markup import escape
-    from rich.table import Table
+    """Print the figures of ``vitctl eval``."""
+    from rich.text import Text
+
+    from vitctl.cli.grid import Column, print_grid, short_labels
 
     figures = scores.figures
     print_table(
@@ -221,55 +214,54 @@ def print_scores(scores: Scores) -> None:
             ("top-1 accuracy", f"{figures['top1']:.2f} %"),
             ("top-5 accuracy", f"{figures['top5']:.2f} %" if figures["top5"] is not None else "-"),
             ("loss", f"{figures['loss']:.4f}"),
-            *([("top-1, TTA flip", f"{figures['top1_tta']:.2f} %")] if "top1_tta" in figures else []),
+            *([("top-1 accuracy with --tta flip", f"{figures['top1_tta']:.2f} %")] if "top1_tta" in figures else []),
             ("images", f"{figures['images']:,}"),
             ("weights", f"{figures['net']}, {figures['weights']}, epoch {figures['epoch']}"),
             ("speed", f"{figures['images_per_second']:,.0f} images/s"),
-            ("runs on", figures["engine"]),
+            ("engine", figures["engine"]),
             ("device", f"{figures['device']} ({figures['device_name']}, {plural(figures['threads'], 'thread')})"),
         ],
     )
-    console = Console(highlight=False)
-    table = Table()
-    table.add_column("class", style="bold")
-    for heading in ("precision", "recall", "F1", "images"):
-        table.add_column(heading, justify="right")
-    for row in scores.classes:
-        table.add_row(
-            escape(row["class"]), *(f"{row[key]:.2f} %" for key in ("precision", "recall", "f1")), f"{row['support']:,}"
-        )
-    console.print(table)
-    if len(scores.classes) > MAX_CONFUSION:
-        console.print(f"(the confusion matrix of {len(scores.classes)} classes is in --json)")
+    print_grid(
+        [Column("class", text=True), *map(Column, ("precision", "recall", "F1", "images"))],
+        [
+            [
+                row["class"],
+                *(f"{row[key]:.2f} %" for key in ("precision", "recall", "f1")),
+                f"{row['support']:,}",
+            ]
+            for row in scores.classes
+        ],
+    )
+    names = [row["class"] for row in scores.classes]
+    if len(names) > MAX_CONFUSION:
+        print(f"(the confusion matrix of {len(names)} classes is in --json)")
         return
-    console.print("confusion matrix: rows are true classes, columns predicted ones", style="bold")
-    matrix = Table()
-    matrix.add_column("", style="bold")
-    for row in scores.classes:
-        matrix.add_column(escape(row["class"][:5]), justify="right")
-    for i, row in enumerate(scores.classes):
-        matrix.add_row(
-            escape(row["class"]),
-            *(f"[bold]{count}[/]" if i == j else str(count) for j, count in enumerate(scores.confusion[i])),
-        )
-    console.print(matrix)
+    print_bold("confusion matrix: true classes in rows, predicted classes in columns")
+    labels = short_labels(names)
+    if labels is None:
+        labels = [str(number) for number in range(1, len(names) + 1)]
+        names = [f"{number} {name}" for number, name in zip(labels, names, strict=True)]
+    print_grid(
+        [Column("", text=True), *map(Column, labels)],
+        [
+            [name, *(Text(str(count), style="bold" if i == j else "") for j, count in enumerate(counts))]
+            for i, (name, counts) in enumerate(zip(names, scores.confusion, strict=True))
+        ],
+    )
 
 
 def print_export(report: Record) -> None:
-    """Print what ``vitctl export`` wrote, a column for the network and one for each file."""
-    from rich.console import Console
-    from rich.table import Table
+    """Print the report of ``vitctl export``: a column for the model and one for each file."""
+    from vitctl.cli.grid import Column, grids, stdout_console
 
     network, files = report["network"], report["files"]
-    table = Table()
-    table.add_column("", style="bold", no_wrap=True)
-    for heading in ("network", *(file["label"] for file in files)):
-        table.add_column(heading, justify="right")
+    rows: list[list[str]] = []
 
     def row(name: str, cell: Callable[[Record], str | None]) -> None:
         cells = [cell(each) for each in (network, *files)]
         if any(text is not None for text in cells):
-            table.add_row(name, *(text or "" for text in cells))
+            rows.append([name, *(text or "" for text in cells)])
 
     def figure(key: str, show: Callable[[Any], str]) -> Callable[[Record], str | None]:
         return lambda each: None if each.get(key) is None else show(each[key])
@@ -279,29 +271,31 @@ def print_export(report: Record) -> None:
             return None
         return f"{each['changed']:,}" + (f" ({plural(each['ties'], 'tie')})" if each["ties"] else "")
 
-    row("runs on", lambda each: each.get("engine", f"torch {report['torch']}").partition("+")[0])
+    row("engine", lambda each: each.get("engine", f"torch {report['torch']}").partition("+")[0])
     row("size", figure("bytes", format_bytes))
     for count in ("1", "3", "17"):
         row(f"difference, batch {count}", lambda each, count=count: _difference(each, count))  # type: ignore[misc]
-    row("greatest difference", figure("max_difference", "{:.1e}".format))
-    row("in probabilities", figure("max_difference_probs", "{:.1e}".format))
+    row("largest difference", figure("max_difference", "{:.1e}".format))
+    row("largest difference, probs", figure("max_difference_probs", "{:.1e}".format))
     row("changed predictions", changed)
     row("top-1 accuracy", figure("top1", "{:.2f} %".format))
     row("held-out accuracy", figure("held_out_top1", "{:.2f} %".format))
-    row("points lost", figure("drop", "{:.2f}".format))
+    row("accuracy lost", figure("drop", "{:.2f} points".format))
     row(
-        "layers left in float",
+        "layers in float",
         lambda each: f"{len(each['layers_in_float'])} of {each['layers']}" if each.get("quantized") == "int8" else None,
     )
     row("latency p50, batch 1", figure("latency_p50", lambda seconds: f"{1000 * seconds:.2f} ms"))
     row("latency p95, batch 1", figure("latency_p95", lambda seconds: f"{1000 * seconds:.2f} ms"))
     batch = network.get("speed_batch")
     row(f"images/s, batch {batch}", figure("images_per_second", "{:,.0f}".format))
-    console = Console(highlight=False)
+    console = stdout_console()
     compared = f"compared on {report['compared_on']}" if report["verified"] else "not verified (--no-verify)"
     title = f"{report['checkpoint']}: {report['net']}, epoch {report['epoch']}, {compared}"
     console.print(title, style="bold", markup=False, soft_wrap=True)
-    console.print(table)
+    columns = [Column("", text=True), *map(Column, ("model", *(file["label"] for file in files)))]
+    for grid in grids(columns, rows, console.width):
+        console.print(grid)
     for file in files:
         console.print(", ".join([file["path"], *file["beside"]]), markup=False, soft_wrap=True)
 
@@ -312,16 +306,11 @@ def _difference(each: Record, count: str) -> str | None:
 
 
 def print_predictions(predictions: Sequence[Prediction], top: int) -> None:
-    """Print the likeliest classes of each image."""
-    from rich.console import Console
-    from rich.markup import escape
-    from rich.table import Table
+    """Print the most likely classes of each image."""
+    from vitctl.cli.grid import Column, print_grid
 
-    table = Table()
-    table.add_column("image", style="bold", overflow="fold")
-    for rank in range(1, top + 1):
-        table.add_column(f"{rank}.", overflow="fold")
+    rows = []
     for each in predictions:
-        cells = [escape(f"{name} ({100 * p:.1f} %)") for name, p in each.top]
-        table.add_row(escape(each.image), *(cells or [escape(f"cannot be read: {each.error}")]))
-    Console(highlight=False).print(table)
+        cells = [f"{name} ({100 * p:.1f} %)" for name, p in each.top] or [f"cannot be read: {each.error}"]
+        rows.append([each.image, *cells, *[""] * (top - len(cells))])
+    print_grid([Column("image", text=True), *(Column(f"{rank}.", text=True) for rank in range(1, top + 1))], rows)

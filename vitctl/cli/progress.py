@@ -1,4 +1,4 @@
-"""What a run shows while it works: bars on a terminal, plain lines elsewhere. All of it goes to stderr."""
+"""Progress of runs on stderr: bars on a terminal, lines elsewhere."""
 
 from __future__ import annotations
 
@@ -13,17 +13,20 @@ from vitctl.units import format_bytes, format_duration, plural
 if TYPE_CHECKING:
     from rich.progress import Progress, TaskID
 
+BAR = 24
+"""Width of a bar on a terminal of at least 100 columns."""
+
 LINE_EVERY = 30.0
-"""Seconds between two plain lines within an epoch."""
+"""Seconds between two lines within an epoch."""
 
 
 def make_observer() -> ProgressLines:
-    """Return the observer for this stderr: bars on a terminal, lines elsewhere."""
+    """Return an observer that prints to stderr: bars on a terminal, lines elsewhere."""
     return ProgressBars() if sys.stderr.isatty() else ProgressLines()
 
 
 def epoch_line(record: Record, epochs: int) -> str:
-    """Return the record of an epoch in one line."""
+    """Format the record of an epoch as one line."""
     parts = [
         f"epoch {record['epoch']}/{epochs}",
         f"loss {record['train_loss']:.4f}",
@@ -38,11 +41,11 @@ def epoch_line(record: Record, epochs: int) -> str:
 
 
 def _speed(record: Record) -> list[str]:
-    return [f"{record['images_per_second']:,.0f} images/s", f"data wait {100 * record['data_wait']:.1f} %"]
+    return [f"{record['images_per_second']:,.0f} images/s", f"waiting for data {100 * record['data_wait']:.1f} %"]
 
 
 class ProgressLines(Observer):
-    """Prints a line an epoch, and one every :data:`LINE_EVERY` seconds."""
+    """Prints one line per epoch, and one every :data:`LINE_EVERY` seconds."""
 
     def __init__(self) -> None:
         self.epochs = 0
@@ -60,7 +63,7 @@ class ProgressLines(Observer):
         return True
 
     def loading(self, done: int, total: int, *, download: str = "") -> None:
-        """Print decoding progress in images, or download progress in bytes where ``download`` describes one."""
+        """Print the progress of decoding or downloading."""
         if download:
             if self._new(download, done, total) or self._due() or done == total:
                 self.print(f"{format_bytes(done)} of {format_bytes(total)}{self._rest(done, total)}")
@@ -68,7 +71,7 @@ class ProgressLines(Observer):
             self.print(f"decoding images: {done:,} of {total:,}")
 
     def _new(self, download: str, done: int, count: int) -> bool:
-        """Print what is being downloaded where that is new, and begin to measure its speed."""
+        """Announce a new download and start to measure its speed; return whether it is new."""
         if download == self._download:
             return False
         self._download, self._from, self._since = download, done, time.monotonic()
@@ -77,7 +80,7 @@ class ProgressLines(Observer):
         return True
 
     def _rest(self, done: int, count: int) -> str:
-        """Return how fast a download is and how long it will take, once that can be told."""
+        """Return speed and remaining time of a download, once it can be estimated."""
         seconds = time.monotonic() - self._since
         if done == self._from or seconds < 0.5:
             return ""
@@ -86,7 +89,7 @@ class ProgressLines(Observer):
         return f", {format_bytes(speed)}/s{left}"
 
     def started(self, run: RunStart) -> None:
-        """Say what will be done, on what, and where it goes."""
+        """Print the settings, device and folder of the run."""
         settings = run.settings
         self.epochs = run.epochs
         self.last_line = time.monotonic()
@@ -94,30 +97,31 @@ class ProgressLines(Observer):
         if run.val_split == "test":
             images = f"{test}, after each epoch"
         elif run.val_split is not None:
-            images = f", {run.val_images:,} {'held out' if run.val_split == 'holdout' else 'in val/'}{test}"
+            images = f", {run.val_images:,} {'held-out' if run.val_split == 'holdout' else 'validation'}{test}"
         else:
             images = test
         tokens = f"{run.tokens:,} tokens, " if run.tokens else ""
-        cost = f"{tokens}{run.mflop:,.1f} MFLOP an image"
-        frozen = f" of which {run.trainable:,} learn" if settings["freeze_backbone"] else ""
+        cost = f"{tokens}{run.mflop:,.1f} MFLOP per image"
+        frozen = f" ({run.trainable:,} trained)" if settings["freeze_backbone"] else ""
+        micro = f", micro-batch {run.micro_batch}" if run.micro_batch != settings["bs"] else ""
         accumulated = f" x {settings['accumulate']}" if settings["accumulate"] > 1 else ""
         self.print(
             f"{run.network}, {run.params:,} parameters{frozen}, {cost} | {settings['opt']} lr {settings['lr']:g} | "
             f"{settings['dataset']}: {run.train_images:,} train{images}\n"
             f"{run.device} ({run.device_name}), {run.precision}, "
-            f"batch {settings['bs']}{accumulated} in pieces of {run.micro_batch} | "
+            f"batch {settings['bs']}{accumulated}{micro} | "
             f"{plural(run.total_steps, 'step')}, {plural(run.epochs, 'epoch')} | {run.folder}"
         )
         if run.skipped:
             self.print(
-                f"{len(run.skipped)} unreadable images left out: {', '.join(run.skipped[:5])}"
+                f"skipped {plural(len(run.skipped), 'unreadable image')}: {', '.join(run.skipped[:5])}"
                 f"{', ...' if len(run.skipped) > 5 else ''}"
             )
         if run.step:
-            self.print(f"going on at step {run.step:,} of {run.total_steps:,}")
+            self.print(f"resuming at step {run.step:,} of {run.total_steps:,}")
 
     def stepped(self, record: Record) -> None:
-        """Print how the epoch goes, now and then."""
+        """Print the figures of the current epoch, every :data:`LINE_EVERY` seconds."""
         if record["train_loss"] is not None and self._due():
             self.print(
                 f"epoch {record['epoch']}/{record['epochs']} step {record['step_in_epoch']}/{record['steps']} | "
@@ -126,32 +130,32 @@ class ProgressLines(Observer):
             )
 
     def working(self, text: str) -> None:
-        """Print what begins now."""
+        """Print the description of the work."""
         self.print(text)
 
     def running(self, what: str, done: int, total: int, seconds_left: float | None) -> None:
-        """Print how many of several runs are done, and which begins now."""
+        """Print the number of finished runs and the next run."""
         if what:
             left = "" if seconds_left is None else f", {format_duration(seconds_left)} left"
-            self.print(f"{done} of {total} runs done{left}; now {what}")
+            self.print(f"{done} of {total} runs finished{left}; next: {what}")
 
     def evaluating(self, what: str, done: int, total: int) -> None:
-        """Print how a long evaluation goes."""
+        """Print the progress of a long evaluation."""
         if done < total and self._due():
             self.print(f"evaluating on {what}: {done:,} of {total:,} images")
 
     def epoch_done(self, record: Record) -> None:
-        """Print the epoch's line."""
+        """Print the line of the epoch."""
         self.last_line = time.monotonic()
         self.print(epoch_line(record, self.epochs))
 
     def message(self, text: str) -> None:
-        """Print something that the user should know."""
+        """Print a message."""
         self.print(text)
 
 
 class ProgressBars(ProgressLines):
-    """Shows a bar of epochs and one of steps, with the figures so far; epochs stay as lines above them."""
+    """Shows bars for epochs and steps with current figures, below one line per finished epoch."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -162,13 +166,15 @@ class ProgressBars(ProgressLines):
     def __enter__(self) -> Self:
         from rich.console import Console
         from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+        from rich.table import Column as RichColumn
 
+        console = Console(stderr=True, highlight=False)
         self._progress = Progress(
-            TextColumn("{task.description:<9}"),
-            BarColumn(bar_width=24),
-            MofNCompleteColumn(),
-            TextColumn("{task.fields[figures]}"),
-            console=Console(stderr=True, highlight=False),
+            TextColumn("{task.description:<9}", table_column=RichColumn(no_wrap=True)),
+            BarColumn(bar_width=BAR if console.width >= 100 else BAR // 2),
+            MofNCompleteColumn(table_column=RichColumn(no_wrap=True)),
+            TextColumn("{task.fields[figures]}", table_column=RichColumn(no_wrap=True)),
+            console=console,
             transient=True,
             refresh_per_second=4,
         )
@@ -188,19 +194,28 @@ class ProgressBars(ProgressLines):
         else:
             super().print(text)
 
-    def _show(self, name: str, done: int, count: int | None, figures: str = "") -> None:
+    def _show(self, name: str, done: int, count: int | None, *figures: str) -> None:
+        """Update a bar; ``figures`` are shown in order of importance, as many as fit."""
         if self._progress is None:
             return
+        width = self._progress.console.width
+        bar = BAR if width >= 100 else BAR // 2
+        room = width - max(9, len(name)) - bar - (2 * len(str(count)) + 1 if count is not None else 3) - 3
+        text = ""
+        for figure in figures:
+            if len(text) + len(figure) + bool(text) > room:
+                break
+            text = f"{text} {figure}".strip()
         if name not in self._tasks:
             self._tasks[name] = self._progress.add_task(name, total=count, figures="")
-        self._progress.update(self._tasks[name], completed=done, total=count, figures=figures)
+        self._progress.update(self._tasks[name], completed=done, total=count, figures=text)
 
     def _hide(self, name: str) -> None:
         if self._progress is not None and name in self._tasks:
             self._progress.remove_task(self._tasks.pop(name))
 
     def loading(self, done: int, total: int, *, download: str = "") -> None:
-        """Move the bar of downloaded bytes, in MiB, or of decoded images."""
+        """Update the bar of downloaded MiB or decoded images."""
         name = "download" if download else "decoding"
         if download:
             self._new(download, done, total)
@@ -211,22 +226,22 @@ class ProgressBars(ProgressLines):
             self._hide(name)
 
     def stepped(self, record: Record) -> None:
-        """Move the bars."""
-        figures = " ".join(_speed(record)) + f" lr {record['lr']:.2e}"
+        """Update the bars of epochs and steps."""
+        figures = [*_speed(record), f"lr {record['lr']:.2e}"]
         if record["train_loss"] is not None:
-            figures = f"loss {record['train_loss']:.4f} acc {record['train_acc']:.2f} % {figures}"
+            figures = [f"loss {record['train_loss']:.4f}", f"acc {record['train_acc']:.2f} %", *figures]
         self._show("epoch", record["epoch"] - 1, record["epochs"], f"{format_duration(record['eta'])} left")
-        self._show("step", record["step_in_epoch"], record["steps"], figures)
+        self._show("step", record["step_in_epoch"], record["steps"], *figures)
 
     def working(self, text: str) -> None:
-        """Show what is being done, until the next thing is."""
+        """Show a bar for the work until other work starts."""
         if self._working:
             self._hide(self._working)
         self._working = text
         self._show(text, 0, None)
 
     def running(self, what: str, done: int, total: int, seconds_left: float | None) -> None:
-        """Move the bar of runs."""
+        """Update the bar of runs."""
         super().running(what, done, total, seconds_left)
         for name in ("step", "epoch"):
             self._hide(name)
@@ -234,13 +249,13 @@ class ProgressBars(ProgressLines):
         self._show("runs", done, total, left)
 
     def evaluating(self, what: str, done: int, total: int) -> None:
-        """Move the bar of evaluated images."""
+        """Update the bar of evaluated images."""
         self._show(what, done, total)
         if done == total:
             self._hide(what)
 
     def epoch_done(self, record: Record) -> None:
-        """Leave the epoch's line above the bars."""
+        """Print the line of the epoch above the bars."""
         self._show("epoch", record["epoch"], self.epochs)
         self._hide("step")
         self.print(epoch_line(record, self.epochs))

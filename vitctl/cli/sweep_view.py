@@ -1,4 +1,4 @@
-"""How sweeps are shown: tables on stdout, and what an agent says while it works on stderr."""
+"""Display of sweeps: tables on stdout, progress of an agent on stderr."""
 
 from __future__ import annotations
 
@@ -12,7 +12,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
-from vitctl.cli.printing import print_json, print_table
+from vitctl.cli.grid import Column, grids, print_grid, stdout_console
+from vitctl.cli.printing import print_bold, print_json, print_table
 from vitctl.observer import Observer
 from vitctl.sweep.space import show, show_params
 from vitctl.sweep.states import TrialState
@@ -20,7 +21,7 @@ from vitctl.sweep.sweep import Sweep, TrialRow
 from vitctl.units import format_duration
 
 if TYPE_CHECKING:
-    from rich.console import Console, Group
+    from rich.console import Group
     from rich.live import Live
     from rich.table import Table
 
@@ -33,7 +34,7 @@ Record = dict[str, Any]
 
 
 def format_value(sweep: Sweep, value: float | None) -> str:
-    """Return a value of the sweep's metric: ``53.01 %`` for accuracies, which are in percent."""
+    """Format a value of the sweep's metric; accuracies are in percent."""
     if value is None:
         return "-"
     return f"{value:.2f} %" if sweep.file.metric.name.endswith("_acc") else show(float(value))
@@ -41,21 +42,21 @@ def format_value(sweep: Sweep, value: float | None) -> str:
 
 def describe_counts(counts: Mapping[TrialState, int]) -> str:
     """Return ``14 complete, 5 pruned, 1 running``."""
-    return ", ".join(f"{count} {state}" for state, count in counts.items() if count) or "no trial yet"
+    return ", ".join(f"{count} {state}" for state, count in counts.items() if count) or "no trials yet"
 
 
 def describe(sweep: Sweep, snapshot: Snapshot) -> str:
-    """Return what a sweep searches, and how far it is, in a line."""
+    """Describe search space, metric and progress of a sweep in one line."""
     file, total = sweep.file, snapshot.total
     how = {"bayes": sweep.plan.sampler}.get(file.method, file.method)
     return (
-        f"{how} over {', '.join(file.order)} for {file.metric.name} ({file.metric.goal}); "
+        f"{how} search over {', '.join(file.order)}, {file.metric.goal} {file.metric.name}; "
         f"{describe_counts(snapshot.counts)}{f' of {total}' if total is not None else ''}"
     )
 
 
 def row_document(row: TrialRow) -> Record:
-    """Return a trial as JSON."""
+    """Return a trial as JSON values."""
     return {
         "trial": row.trial,
         "state": row.state,
@@ -72,7 +73,7 @@ def row_document(row: TrialRow) -> Record:
 
 
 def status_document(sweep: Sweep, snapshot: Snapshot) -> Record:
-    """Return how a sweep stands, as JSON."""
+    """Return the progress of a sweep as JSON values."""
     plan = sweep.plan
     return {
         "id": sweep.id,
@@ -115,17 +116,8 @@ def export(sweep: Sweep, form: str) -> str:
 # -- tables -----------------------------------------------------------------------------------------------------------
 
 
-def _console() -> Console:
-    from rich.console import Console
-
-    return Console(highlight=False)
-
-
 def top_tables(sweep: Sweep, rows: list[TrialRow], width: int) -> list[Table]:
-    """Return trials as a table with a line for each; where ``width`` has no room for that, with a column for each.
-
-    No figure is cut off: what does not fit beside the others goes into a further table.
-    """
+    """Return trials as a table with one row each or, if ``width`` has no room for that, one column each."""
     heads = ["Rank", sweep.file.metric.name, *sweep.file.order, "trial", "state"]
     lines = [
         [
@@ -137,55 +129,27 @@ def top_tables(sweep: Sweep, rows: list[TrialRow], width: int) -> list[Table]:
         ]
         for rank, row in enumerate(rows, 1)
     ]
-    sizes = [max(map(len, column)) + 3 for column in zip(heads, *lines, strict=True)]
-    if sum(sizes) + 1 <= width:
-        return [_top_table(heads, lines)]
-    parts: list[list[list[str]]] = []
-    room = 0
-    for line in lines:
-        needed = max(map(len, line)) + 3
-        if not parts or needed > room:
-            parts.append([])
-            room = width - max(map(len, heads)) - 4
-        parts[-1].append(line)
-        room -= needed
-    return [
-        _top_table(["Rank", *(line[0] for line in part)], [list(row) for row in zip(heads, *part, strict=True)][1:])
-        for part in parts
-    ]
-
-
-def _top_table(heads: list[str], lines: list[list[str]]) -> Table:
-    from rich.markup import escape
-    from rich.table import Table
-
-    table = Table()
-    for i, head in enumerate(heads):
-        table.add_column(
-            escape(head),
-            style="bold" if i == 0 else "",
-            justify="right" if i and head != "state" else "left",
-            no_wrap=True,
-        )
-    for line in lines:
-        table.add_row(*map(escape, line))
-    return table
+    tables = grids([Column(head) for head in heads], lines, width)
+    if len(tables) == 1:
+        return tables
+    turned = [list(row) for row in zip(heads, *lines, strict=True)]
+    return grids([Column(head) for head in turned[0]], turned[1:], width)
 
 
 def print_top(sweep: Sweep, count: int) -> None:
     """Print the best trials."""
     rows = sweep.top(count)
     if not rows:
-        print(f"no trial of the sweep {sweep.id} has a {sweep.file.metric.name} yet", file=sys.stderr)
+        print(f"sweep {sweep.id} has no trial with a {sweep.file.metric.name} yet", file=sys.stderr)
         return
-    console = _console()
+    console = stdout_console()
     console.print(*top_tables(sweep, rows, console.width), sep="\n")
 
 
 def print_best(sweep: Sweep, row: TrialRow) -> None:
     """Print one trial."""
     print_table(
-        f"trial {row.trial} of the sweep {sweep.id} ({sweep.file.name})",
+        f"trial {row.trial} of sweep {sweep.id} ({sweep.file.name})",
         [
             (sweep.file.metric.name, format_value(sweep, row.value)),
             *((name, show(value)) for name, value in row.params.items()),
@@ -196,54 +160,55 @@ def print_best(sweep: Sweep, row: TrialRow) -> None:
 
 
 def print_status(sweep: Sweep, snapshot: Snapshot) -> None:
-    """Print how a sweep stands."""
+    """Print the progress of a sweep."""
     plan, file = sweep.plan, sweep.file
     counts = snapshot.counts
     rows = [
         ("state", snapshot.state),
         ("trials", describe_counts(counts) + (f" of {snapshot.total}" if snapshot.total is not None else "")),
-        ("searches", f"{file.metric.name}, {file.metric.goal}d"),
+        ("metric", f"{file.metric.name} ({file.metric.goal})"),
         ("method", file.method + (f" ({plan.sampler})" if file.method == "bayes" else "")),
-        ("stops early", plan.pruner if plan.pruner != "file" else "hyperband" if file.hyperband else "no"),
+        ("pruner", plan.pruner if plan.pruner != "file" else "hyperband" if file.hyperband else "none"),
         ("storage", plan.storage),
     ]
     if plan.fixed:
         rows.append(("fixed", show_params(plan.fixed)))
     if snapshot.eta is not None:
-        rows.append(("left", f"about {format_duration(snapshot.eta)}"))
+        rows.append(("time left (estimate)", format_duration(snapshot.eta)))
     print_table(f"sweep {sweep.id}: {file.title}, created {plan.created[:16].replace('T', ' ')} UTC", rows)
-    console = _console()
+    console = stdout_console()
     if snapshot.running:
-        console.print(running_table(sweep, snapshot))
+        console.print(*running_tables(sweep, snapshot, console.width), sep="\n")
     if snapshot.best:
         console.print(*top_tables(sweep, list(snapshot.best), console.width), sep="\n")
 
 
-def running_table(sweep: Sweep, snapshot: Snapshot) -> Table:
-    """Return the trials that run now, on any agent."""
-    from rich.table import Table
-
-    table = Table()
-    table.add_column("running", style="bold", justify="right")
-    table.add_column("epoch", justify="right")
-    table.add_column(f"best {sweep.file.metric.name}", justify="right", no_wrap=True)
-    table.add_column("time", justify="right", no_wrap=True)
-    table.add_column("parameters")
-    table.add_column("agent")
-    for row in snapshot.running:
-        table.add_row(
+def running_tables(sweep: Sweep, snapshot: Snapshot, width: int) -> list[Table]:
+    """Return the running trials of all agents as tables."""
+    columns = [
+        Column("running"),
+        Column("epoch"),
+        Column(f"best {sweep.file.metric.name}"),
+        Column("time"),
+        Column("parameters", text=True),
+        Column("agent", text=True),
+    ]
+    rows = [
+        [
             str(row.trial),
             str(row.epochs),
             format_value(sweep, row.value),
             format_duration(row.seconds) if row.seconds is not None else "-",
             show_params(row.params),
             row.agent or "-",
-        )
-    return table
+        ]
+        for row in snapshot.running
+    ]
+    return grids(columns, rows, width)
 
 
 def list_row(sweep: Sweep) -> Record:
-    """Return a sweep for the list; one whose storage cannot be had says so."""
+    """Return a sweep as a row of the list; ``error`` if its storage cannot be read."""
     from vitctl.errors import VitctlError
 
     row: Record = {
@@ -260,7 +225,7 @@ def list_row(sweep: Sweep) -> Record:
 
         snapshot = take_snapshot(sweep, count=1)
     except VitctlError as error:
-        return row | {"error": str(error)}
+        return row | {"error": error.message}
     best = snapshot.best[0].value if snapshot.best else None
     return row | {
         "state": snapshot.state,
@@ -272,78 +237,70 @@ def list_row(sweep: Sweep) -> Record:
 
 
 def print_list(rows: list[Record]) -> None:
-    """Print the sweeps."""
-    from rich.table import Table
-
-    table = Table()
-    for heading in ("id", "file", "state"):
-        table.add_column(heading, no_wrap=True)
-    table.add_column("trials", justify="right")
-    table.add_column("best", justify="right")
-    table.add_column("created (UTC)", no_wrap=True)
-    for row in rows:
-        best = f"{row['metric']} {row['shown_best']}" if row["best"] is not None else "-"
-        table.add_row(
-            row["id"],
-            row["file"],
-            row["state"],
-            str(row["trials"] if row["trials"] is not None else "-"),
-            best,
-            row["created"][:16].replace("T", " "),
-        )
-    _console().print(table)
+    """Print the list of sweeps."""
+    print_grid(
+        [Column("id"), Column("file", text=True), *map(Column, ("state", "trials", "best", "created (UTC)"))],
+        [
+            [
+                row["id"],
+                row["file"],
+                row["state"],
+                str(row["trials"] if row["trials"] is not None else "-"),
+                f"{row['metric']} {row['shown_best']}" if row["best"] is not None else "-",
+                row["created"][:16].replace("T", " "),
+            ]
+            for row in rows
+        ],
+    )
     for row in rows:
         if "error" in row:
             print(f"{row['id']}: {row['error']}", file=sys.stderr)
 
 
 def print_plan(plan: Record, *, as_json: bool) -> None:
-    """Print what a sweep would do."""
+    """Print the plan of a sweep."""
     if as_json:
         print_json(plan)
         return
-    from rich.table import Table
-
     for note in plan["notes"]:
         print(note, file=sys.stderr)
     size = plan["size"]
-    sets = "more than can be counted" if size is None else f"{size:,}"
+    sets = "unlimited" if size is None else f"{size:,}"
     bands = ", ".join(map(str, plan["bands"])) or "none"
     rows = [
         ("method", plan["method"] + (f" ({plan['sampler']})" if plan["method"] == "bayes" else "")),
         ("metric", f"{plan['metric']}, {plan['goal']}d" + (f", until {plan['target']:g}" if plan["target"] else "")),
-        ("points of the grid" if plan["method"] == "grid" else "different parameter sets", sets),
+        ("grid points" if plan["method"] == "grid" else "distinct parameter sets", sets),
         ("trials", str(plan["run_cap"] or ("all" if plan["method"] == "grid" else "until stopped"))),
         (
-            "hyperband looks after epoch" if plan["pruner"] == "file" else "pruner",
+            "hyperband rungs (epochs)" if plan["pruner"] == "file" else "pruner",
             bands if plan["pruner"] == "file" else plan["pruner"],
         ),
         *((name, text) for name, text in plan["parameters"].items()),
         *((name, f"{value} (fixed)") for name, value in plan["constants"].items()),
     ]
     print_table(f"dry run: {plan['file']}", rows)
-    table = Table()
-    for name in plan["parameters"]:
-        table.add_column(name, justify="right")
-    for sample in plan["samples"]:
-        table.add_row(*(show(sample[name]) for name in plan["parameters"]))
-    console = _console()
-    words = {"grid": "the first points", "bayes": "parameter sets drawn as the first trials are"}
-    console.print(words.get(plan["method"], "parameter sets drawn as trials are"), style="bold")
-    console.print(table)
+    print_bold("first grid points" if plan["method"] == "grid" else "example parameter sets")
+    print_grid(
+        [Column("#"), *map(Column, plan["parameters"])],
+        [
+            [str(number), *(show(sample[name]) for name in plan["parameters"])]
+            for number, sample in enumerate(plan["samples"], start=1)
+        ],
+    )
 
 
 # -- an agent at work -------------------------------------------------------------------------------------------------
 
 
 def make_observer(*, count: int | None = None, as_json: bool = False) -> SweepLines:
-    """Return the observer for this stderr: a table that changes on a terminal, lines elsewhere."""
+    """Return an observer that prints to stderr: a live table on a terminal, lines elsewhere."""
     kind = SweepTable if sys.stderr.isatty() else SweepLines
     return kind(count=count, as_json=as_json)
 
 
 class SweepLines(Observer):
-    """Prints a line when a trial starts, reports or ends, and the result of an agent on stdout.
+    """Prints a line when a trial starts, reports or ends, and the agent's result on stdout.
 
     Args:
         count: number of trials that the agent was asked to start.
@@ -374,10 +331,14 @@ class SweepLines(Observer):
         self._sweep = sweep
         self._best = snapshot.best[0].value if snapshot.best else None
         if snapshot.state in ("finished", "stopped"):
-            more = "another: --new" if snapshot.state == "finished" else f"go on: vitctl sweep resume {sweep.id}"
+            more = (
+                "add --new for another"
+                if snapshot.state == "finished"
+                else f"resume it: vitctl sweep resume {sweep.id}"
+            )
             self.print(f"{self._name} is {snapshot.state}: {describe_counts(snapshot.counts)}; {more}")
         else:
-            self.print(f"{self._name} {'is created' if created else 'goes on'}: {describe(sweep, snapshot)}")
+            self.print(f"{self._name} {'created' if created else 'continues'}: {describe(sweep, snapshot)}")
 
     def sweep_closed(self, why: str | None) -> None:
         """Print why the agent ended, and the best trials."""
@@ -385,9 +346,9 @@ class SweepLines(Observer):
             self.print(
                 {
                     "finished": f"{self._name} is finished",
-                    "stopped": f"{self._name} was stopped; go on: vitctl sweep resume {self.sweep.id}",
-                    "count": f"this agent has begun its {self._count} trials",
-                    "time": f"this agent's time is up; go on: vitctl sweep agent {self.sweep.id}",
+                    "stopped": f"{self._name} was stopped; resume it: vitctl sweep resume {self.sweep.id}",
+                    "count": f"this agent has started its {self._count} trials",
+                    "time": f"time is up; continue with vitctl sweep agent {self.sweep.id}",
                 }[why]
             )
         if self._as_json:
@@ -399,18 +360,18 @@ class SweepLines(Observer):
 
     @property
     def _name(self) -> str:
-        return f"the sweep {self.sweep.id} ({self.sweep.file.name})"
+        return f"sweep {self.sweep.id} ({self.sweep.file.name})"
 
     def trial_started(self, trial: int, params: Mapping[str, Any], run: Path, resumed: bool) -> None:
-        """Say what is tried."""
-        self.print(f"trial {trial} {'goes on' if resumed else 'begins'}: {show_params(params)} | {run}")
+        """Print the parameters of a trial."""
+        self.print(f"trial {trial} {'resumes' if resumed else 'starts'}: {show_params(params)} | {run}")
 
     def trial_reported(self, trial: int, epoch: int, value: float) -> None:
-        """Say what a trial reported."""
+        """Print a reported value."""
         self.print(f"trial {trial} epoch {epoch}: {self.sweep.file.metric.name} {format_value(self.sweep, value)}")
 
     def trial_ended(self, trial: int, state: str, value: float | None, why: str) -> None:
-        """Say how a trial ended."""
+        """Print the result of a trial."""
         parts = [f"trial {trial} {state}"]
         if value is not None:
             parts.append(f"{self.sweep.file.metric.name} {format_value(self.sweep, value)}")
@@ -420,12 +381,12 @@ class SweepLines(Observer):
             metric = self.sweep.file.metric
             if self._best is None or metric.sign * value < metric.sign * self._best:
                 self._best = value
-                parts.append("the best so far")
+                parts.append("best so far")
         self.print(" | ".join(parts))
 
 
 class SweepTable(SweepLines):
-    """Shows running and best trials in a table that changes; what ended stays as lines above it."""
+    """Shows running and best trials in a live table, below one line per finished trial."""
 
     wants_snapshots = True
 
@@ -457,17 +418,17 @@ class SweepTable(SweepLines):
             super().print(text)
 
     def trial_started(self, trial: int, params: Mapping[str, Any], run: Path, resumed: bool) -> None:
-        """Nothing: the table shows it."""
+        """Do nothing; the table shows it."""
 
     def trial_reported(self, trial: int, epoch: int, value: float) -> None:
-        """Nothing: the table shows it."""
+        """Do nothing; the table shows it."""
 
     def sweep_changed(self, snapshot: Snapshot) -> None:
-        """Draw the table anew."""
+        """Update the table."""
         if self._live is not None:
-            self._live.update(self._image(snapshot))
+            self._live.update(self._view(snapshot))
 
-    def _image(self, snapshot: Snapshot) -> Group:
+    def _view(self, snapshot: Snapshot) -> Group:
         from rich.console import Group
         from rich.text import Text
 
@@ -475,11 +436,11 @@ class SweepTable(SweepLines):
         line = f"{self.sweep.id} {snapshot.state} | {describe_counts(snapshot.counts)}{total}"
         line += f" | {format_duration(time.monotonic() - self._start)}"
         if snapshot.eta is not None:
-            line += f" | about {format_duration(snapshot.eta)} left"
+            line += f" | {format_duration(snapshot.eta)} left"
         parts: list[Any] = [Text(line, style="bold")]
+        assert self._live is not None
         if snapshot.running:
-            parts.append(running_table(self.sweep, snapshot))
+            parts += running_tables(self.sweep, snapshot, self._live.console.width)
         if snapshot.best:
-            assert self._live is not None
             parts += top_tables(self.sweep, list(snapshot.best), self._live.console.width)
         return Group(*parts)
