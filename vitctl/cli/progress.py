@@ -25,8 +25,8 @@ def make_observer() -> ProgressLines:
     return ProgressBars() if sys.stderr.isatty() else ProgressLines()
 
 
-def epoch_line(record: Record, epochs: int) -> str:
-    """Format the record of an epoch as one line."""
+def epoch_parts(record: Record, epochs: int) -> list[str]:
+    """Format the figures of an epoch's record."""
     parts = [
         f"epoch {record['epoch']}/{epochs}",
         f"loss {record['train_loss']:.4f}",
@@ -36,8 +36,7 @@ def epoch_line(record: Record, epochs: int) -> str:
         label = "test (every epoch)" if record["val_split"] == "test" else "val"
         total = f" (sum {record['val_loss_sum']:.2f})" if "val_loss_sum" in record else ""
         parts += [f"{label} loss {record['val_loss']:.4f}{total}", f"{label} acc {record['val_acc']:.2f} %"]
-    parts += [f"lr {record['lr']:.2e}", format_duration(record["epoch_time"]), *_speed(record)]
-    return " | ".join(parts)
+    return [*parts, f"lr {record['lr']:.2e}", format_duration(record["epoch_time"]), *_speed(record)]
 
 
 def _speed(record: Record) -> list[str]:
@@ -55,6 +54,10 @@ class ProgressLines(Observer):
     def print(self, text: str) -> None:
         """Print a line to stderr."""
         print(text, file=sys.stderr, flush=True)
+
+    def print_parts(self, parts: list[str]) -> None:
+        """Print figures as one line."""
+        self.print(" | ".join(parts))
 
     def _due(self) -> bool:
         if time.monotonic() - self.last_line < LINE_EVERY:
@@ -95,7 +98,7 @@ class ProgressLines(Observer):
         self.last_line = time.monotonic()
         test = f", {run.test_images:,} test"
         if run.val_split == "test":
-            images = f"{test}, after each epoch"
+            images = f"{test} (evaluated after each epoch)"
         elif run.val_split is not None:
             images = f", {run.val_images:,} {'held-out' if run.val_split == 'holdout' else 'validation'}{test}"
         else:
@@ -103,14 +106,16 @@ class ProgressLines(Observer):
         tokens = f"{run.tokens:,} tokens, " if run.tokens else ""
         cost = f"{tokens}{run.mflop:,.1f} MFLOP per image"
         frozen = f" ({run.trainable:,} trained)" if settings["freeze_backbone"] else ""
-        micro = f", micro-batch {run.micro_batch}" if run.micro_batch != settings["bs"] else ""
+        micro = f" (micro-batch {run.micro_batch})" if run.micro_batch != settings["bs"] else ""
         accumulated = f" x {settings['accumulate']}" if settings["accumulate"] > 1 else ""
         self.print(
-            f"{run.network}, {run.params:,} parameters{frozen}, {cost} | {settings['opt']} lr {settings['lr']:g} | "
-            f"{settings['dataset']}: {run.train_images:,} train{images}\n"
-            f"{run.device} ({run.device_name}), {run.precision}, "
-            f"batch {settings['bs']}{accumulated}{micro} | "
-            f"{plural(run.total_steps, 'step')}, {plural(run.epochs, 'epoch')} | {run.folder}"
+            f"{run.network}\n"
+            f"{run.params:,} parameters{frozen}, {cost}\n"
+            f"{settings['dataset']}: {run.train_images:,} train{images} images\n"
+            f"{settings['opt']}, lr {settings['lr']:g}, batch {settings['bs']}{accumulated}{micro}, "
+            f"{plural(run.total_steps, 'step')}, {plural(run.epochs, 'epoch')}\n"
+            f"{run.device} ({run.device_name}), {run.precision}\n"
+            f"{run.folder}"
         )
         if run.skipped:
             self.print(
@@ -123,10 +128,15 @@ class ProgressLines(Observer):
     def stepped(self, record: Record) -> None:
         """Print the figures of the current epoch, every :data:`LINE_EVERY` seconds."""
         if record["train_loss"] is not None and self._due():
-            self.print(
-                f"epoch {record['epoch']}/{record['epochs']} step {record['step_in_epoch']}/{record['steps']} | "
-                f"loss {record['train_loss']:.4f} | acc {record['train_acc']:.2f} % | lr {record['lr']:.2e} | "
-                f"{' | '.join(_speed(record))} | {format_duration(record['eta'])} left"
+            self.print_parts(
+                [
+                    f"epoch {record['epoch']}/{record['epochs']} step {record['step_in_epoch']}/{record['steps']}",
+                    f"loss {record['train_loss']:.4f}",
+                    f"acc {record['train_acc']:.2f} %",
+                    f"lr {record['lr']:.2e}",
+                    *_speed(record),
+                    f"{format_duration(record['eta'])} left",
+                ]
             )
 
     def working(self, text: str) -> None:
@@ -147,7 +157,7 @@ class ProgressLines(Observer):
     def epoch_done(self, record: Record) -> None:
         """Print the line of the epoch."""
         self.last_line = time.monotonic()
-        self.print(epoch_line(record, self.epochs))
+        self.print_parts(epoch_parts(record, self.epochs))
 
     def message(self, text: str) -> None:
         """Print a message."""
@@ -193,6 +203,17 @@ class ProgressBars(ProgressLines):
             self._progress.console.print(text, markup=False, soft_wrap=True)
         else:
             super().print(text)
+
+    def print_parts(self, parts: list[str]) -> None:
+        """Print figures, broken only between them where the terminal is narrow."""
+        width = self._progress.console.width if self._progress else 0
+        lines = [parts[0]]
+        for part in parts[1:]:
+            if width and len(lines[-1]) + 3 + len(part) > width:
+                lines.append(f"  {part}")
+            else:
+                lines[-1] += f" | {part}"
+        self.print("\n".join(lines))
 
     def _show(self, name: str, done: int, count: int | None, *figures: str) -> None:
         """Update a bar; ``figures`` are shown in order of importance, as many as fit."""
@@ -258,4 +279,4 @@ class ProgressBars(ProgressLines):
         """Print the line of the epoch above the bars."""
         self._show("epoch", record["epoch"], self.epochs)
         self._hide("step")
-        self.print(epoch_line(record, self.epochs))
+        self.print_parts(epoch_parts(record, self.epochs))
