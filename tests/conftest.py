@@ -6,6 +6,7 @@ import fcntl
 import functools
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -171,16 +172,16 @@ def cli(capfd: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.M
 
 @pytest.fixture
 def refused(cli: Cli) -> Callable[..., str]:
-    """Return a function that runs a command which must fail by one sentence, and returns that sentence."""
+    """Return a function that runs a command which must fail, and returns its error and hint."""
 
     def run(*argv: object, code: int = 2) -> str:
         result = cli(*argv)
         assert result.code == code, result.err
         assert "Traceback" not in result.err
-        last = result.err.strip().splitlines()[-1]
-        assert last.startswith("error: ") and "unexpected" not in last, result.err
+        error = re.search(r"^error: .*(\nhint: .*)?\Z", result.err.strip(), re.MULTILINE)
+        assert error is not None and "unexpected" not in error[0], result.err
         assert result.out == ""
-        return last
+        return error[0]
 
     return run
 

@@ -30,7 +30,7 @@ class Quartiles:
 
     @property
     def spread(self) -> float:
-        """The interquartile range, as a share of the median."""
+        """Interquartile range divided by the median."""
         return (self.high - self.low) / self.median if self.median else 0.0
 
 
@@ -49,7 +49,7 @@ class Parity:
     tolerance: float
 
     @property
-    def off(self) -> bool:
+    def exceeded(self) -> bool:
         """Whether a difference exceeds the tolerance or is NaN."""
         return not (self.logits <= self.tolerance and self.gradients <= self.tolerance)
 
@@ -68,9 +68,9 @@ class Figures:
         micro_batch: images per forward pass.
         precision: precision of the arithmetic, such as ``fp32``.
         threads: CPU threads.
-        initial: seconds of the first step, plus the extra time that the very first piece took over the second.
+        initial: seconds of the first step, plus the extra time that the very first micro-batch took.
         steps: seconds of each step after the warm-up.
-        pieces: seconds of each micro-batch if steps are long; their spread stands for that of the steps.
+        pieces: seconds of each micro-batch if steps are long; the quartiles of ``step`` are derived from theirs.
         step: seconds per step, once the median is stable.
         validation: seconds to evaluate 100 images.
         split: median seconds per step spent on each of :data:`PARTS`.
