@@ -1,13 +1,12 @@
-"""Whether every network of the table learns: short runs of the command on CIFAR-10, the cheapest first.
+"""Check that every network learns: short ``vitctl train`` runs on CIFAR-10, cheapest network first.
 
     python -m tests.measurements.zoo [--nets NET ...] [--epochs 3] [--limit-train 2000] [--limit-test 1000]
                                    [--threads N] [--out zoo.json]
 
-Each network is trained by ``vitctl train --json`` in a process of its own, with the default recipe. The networks that
-make 384-px images of CIFAR-10's are left out unless ``--nets`` names them. What stands in ``--out`` already is not
-repeated, so that a measurement that was stopped goes on. Prints a Markdown table; its CPU seconds, of all threads, say
-more than images/s where other programs run beside it. The exit status is 1 where a run failed or did no better than
-guessing.
+Each network is trained with ``vitctl train --json`` in a process of its own, with the default recipe. Networks for 384-px
+images are left out unless ``--nets`` names them. Networks that are already in ``--out`` are not trained again, so the same
+command resumes an interrupted measurement. Prints a Markdown table; if other programs run at the same time, its CPU seconds
+(of all threads) are more reliable than images/s. The exit status is 1 if a run failed or did no better than guessing.
 """
 
 from __future__ import annotations
@@ -25,19 +24,19 @@ from typing import Any
 from vitctl.models import MODELS
 
 CHANCE = 0.1
-"""The share of ten equally frequent classes that guessing gets right."""
+"""Accuracy of guessing among ten equally frequent classes, as a share."""
 
 LUCK = 1e-4
-"""An accuracy beats chance when guessing would reach it less often than this."""
+"""An accuracy beats chance if guessing reaches it with a lower probability than this."""
 
 
 def beats_chance(acc: float, images: int, chance: float = CHANCE) -> bool:
-    """Return whether so many hits among ``images`` are too many for luck, by the tail of the binomial distribution.
+    """Return whether guessing is unlikely to reach an accuracy, by the tail of the binomial distribution.
 
     Args:
         acc: accuracy in percent.
-        images: how many were classified.
-        chance: the probability of a hit by guessing.
+        images: number of classified images.
+        chance: probability that a guess is correct.
     """
     hits = round(acc / 100 * images)
     tail = sum(
@@ -47,14 +46,14 @@ def beats_chance(acc: float, images: int, chance: float = CHANCE) -> bool:
 
 
 def train(net: str, asked: argparse.Namespace) -> dict[str, Any]:
-    """Train ``net`` in a process of its own and return its row; a run that fails has an ``error`` instead of figures."""
+    """Train ``net`` in a child process and return its row; the row of a failed run has an ``error`` and no figures."""
     command = [sys.executable, "-m", "vitctl", "train", "--net", net, "--epochs", str(asked.epochs), "--json"]
     command += ["--limit-train", str(asked.limit_train), "--limit-test", str(asked.limit_test)]
     command += ["--threads", str(asked.threads)] if asked.threads else []
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
     with tempfile.TemporaryDirectory() as runs:
         command += ["--runs-dir", runs, "--name", "run"]
-        done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=False)  # one that fails is a row too
+        done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=False)  # a failed run has a row too
     after = resource.getrusage(resource.RUSAGE_CHILDREN)
     busy = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
     entry = MODELS[net]
@@ -70,7 +69,7 @@ def train(net: str, asked: argparse.Namespace) -> dict[str, Any]:
 def table(rows: list[dict[str, Any]]) -> str:
     """Return the rows as a Markdown table."""
     lines = [
-        "| net | parameters | MFLOP | train images/s | test acc | seconds | CPU seconds | beats chance |",
+        "| net | parameters | forward (MFLOP/image) | training (images/s) | test accuracy | seconds | CPU seconds | beats chance |",
         "|---|---:|---:|---:|---:|---:|---:|---|",
     ]
     for row in rows:
@@ -85,15 +84,15 @@ def table(rows: list[dict[str, Any]]) -> str:
 
 
 def main() -> int:
-    """Train what is missing, print the table, and return the exit status."""
+    """Train the networks without a row, print the table, and return the exit status."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     cheapest_first = sorted(MODELS, key=lambda net: MODELS[net].mflop)
-    parser.add_argument("--nets", nargs="+", metavar="NET", choices=list(MODELS), help="those alone")
+    parser.add_argument("--nets", nargs="+", metavar="NET", choices=list(MODELS), help="only these networks")
     parser.add_argument("--epochs", type=int, default=3)
     parser.add_argument("--limit-train", type=int, default=2000)
     parser.add_argument("--limit-test", type=int, default=1000)
-    parser.add_argument("--threads", type=int, help="of torch, in each run")
-    parser.add_argument("--out", type=Path, default=Path("zoo.json"), help="where the rows are kept")
+    parser.add_argument("--threads", type=int, help="CPU threads of each run")
+    parser.add_argument("--out", type=Path, default=Path("zoo.json"), help="file of the rows")
     asked = parser.parse_args()
     wanted = asked.nets or [net for net in cheapest_first if MODELS[net].img_size < 384]
     rows: dict[str, dict[str, Any]] = {}
