@@ -184,13 +184,13 @@ def test_an_interrupted_comparison_resumes(tmp_path: Path, jobs: int, signum: si
 @pytest.mark.usefixtures("forked_runs")
 def test_concurrent_runs_give_the_same_results_with_times_marked_as_shared(cli: Cli) -> None:
     words = [*COMPARE, "adam", "sgd:lr=1e30", "--seeds", 1, "--threads", 1]
-    alone, beside = (cli(*words, "--jobs", jobs, "--name", f"j{jobs}", "--json") for jobs in (1, 2))
-    assert (alone.code, beside.code) == (0, 0), beside.err
-    one, two = by_label(alone.json()), by_label(beside.json())
+    single, concurrent = (cli(*words, "--jobs", jobs, "--name", f"j{jobs}", "--json") for jobs in (1, 2))
+    assert (single.code, concurrent.code) == (0, 0), concurrent.err
+    one, two = by_label(single.json()), by_label(concurrent.json())
     assert losses(one["adam"]) == losses(two["adam"])
     steps = [each["sgd:lr=1e30"]["runs"][0]["diverged_step"] for each in (one, two)]
     assert steps[0] == steps[1] is not None
-    assert (alone.json()["shared_times"], beside.json()["shared_times"]) == (False, True)
+    assert (single.json()["shared_times"], concurrent.json()["shared_times"]) == (False, True)
     table = cli(*words, "--jobs", 2, "--name", "j2").out
     assert "Epoch duration (shared machine)" in table
 
@@ -210,9 +210,9 @@ def test_cost_is_measured(opt: str) -> None:
 def test_state_shared_by_views_counts_once() -> None:
     model = torch.nn.Linear(3, 2)
     optimizer = build_optimizer("adam", resolve_config({"opt": "adam"}).opt_options, model, lr=1.0, weight_decay=0.0)
-    whole = torch.zeros(100)
-    for parameter, piece in zip(model.parameters(), whole.split([60, 40]), strict=True):
-        optimizer.state[parameter] = {"piece": piece}
+    storage = torch.zeros(100)
+    for parameter, view in zip(model.parameters(), storage.split([60, 40]), strict=True):
+        optimizer.state[parameter] = {"view": view}
     assert state_bytes(optimizer) == 400
 
 

@@ -179,21 +179,21 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--threads", type=int, default=2, help="vitctl's threads, and worker processes of PIL")
     parser.add_argument("--net", default="cct_2", help="network of the training step")
-    asked = parser.parse_args()
-    torch.set_num_threads(asked.threads)
+    args = parser.parse_args()
+    torch.set_num_threads(args.threads)
 
-    name, given = split_spec(asked.aug, "--aug")
+    name, given = split_spec(args.aug, "--aug")
     if name != "randaug":
-        parser.error(f"--aug must be randaug:..., as PIL is measured with torchvision's RandAugment, not {asked.aug}")
+        parser.error(f"--aug must be randaug:..., as PIL is measured with torchvision's RandAugment, not {args.aug}")
     options = AUGMENTATIONS[name].resolve_options(given, "--aug randaug")
     policy = AUGMENTATIONS[name].load()((SIDE, SIDE), **options)
-    count = asked.bs * asked.batches
+    count = args.bs * args.batches
     images = torch.randint(0, 256, (count, 3, SIDE, SIDE), dtype=torch.uint8, generator=torch.manual_seed(0))
-    batches = images.split(asked.bs)
+    batches = images.split(args.bs)
     loader = DataLoader(
         PilImages(images, transforms.RandAugment(int(options["n"]), int(options["m"]))),
-        batch_size=asked.bs,
-        num_workers=asked.threads,
+        batch_size=args.bs,
+        num_workers=args.threads,
         persistent_workers=True,
         worker_init_fn=one_thread,
     )
@@ -220,13 +220,13 @@ def main() -> None:
             crop_and_flip(batch, draw(len(batch), 4, True, 0, turn, i), 4)
 
     methods = {"pil": pil_workers, "grouped": by_group, "vitctl": batched, "crop_flip": crop_flip}
-    speeds = compare(methods, count, asked.rounds, time.perf_counter)
-    wall = report(speeds, *training_step(asked.net, asked.aug, asked.bs, asked.threads, time.perf_counter), asked.bs)
+    speeds = compare(methods, count, args.rounds, time.perf_counter)
+    wall = report(speeds, *training_step(args.net, args.aug, args.bs, args.threads, time.perf_counter), args.bs)
     torch.set_num_threads(1)
-    speeds = compare({**methods, "pil": pil_in_process}, count, asked.rounds, time.process_time)
-    cpu = report(speeds, *training_step(asked.net, asked.aug, asked.bs, 1, time.process_time), asked.bs)
-    torch.set_num_threads(asked.threads)
-    about = {"aug": asked.aug, "net": asked.net, "batch": asked.bs, **devices.environment(CPU)}
+    speeds = compare({**methods, "pil": pil_in_process}, count, args.rounds, time.process_time)
+    cpu = report(speeds, *training_step(args.net, args.aug, args.bs, 1, time.process_time), args.bs)
+    torch.set_num_threads(args.threads)
+    about = {"aug": args.aug, "net": args.net, "batch": args.bs, **devices.environment(CPU)}
     print(json.dumps({**wall, "cpu": cpu, **about}, indent=2))
 
 

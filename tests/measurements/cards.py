@@ -53,22 +53,22 @@ def main() -> None:
     parser.add_argument("--max-time", help="such as 60s; the number of steps depends on the machine")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--runs-dir", type=Path, default=Path("runs/cards"))
-    asked = parser.parse_args()
-    flags = {name: getattr(asked, name) for name in ("recipe", "net", "opt", "dataset", "epochs", "max_time")}
+    args = parser.parse_args()
+    flags = {name: getattr(args, name) for name in ("recipe", "net", "opt", "dataset", "epochs", "max_time")}
     config = resolve_config({name: value for name, value in flags.items() if value is not None})
-    asked.runs_dir.mkdir(parents=True, exist_ok=True)
+    args.runs_dir.mkdir(parents=True, exist_ok=True)
     runs = []
-    for seed in asked.seeds:
+    for seed in args.seeds:
         length = "-".join(str(each) for each in (config.epochs, config.max_steps, config.max_time) if each is not None)
-        opt = f"-{asked.opt.replace('/', '-').replace(':', '-')}" if asked.opt else ""
-        name = f"{asked.recipe}-{config.net.replace('/', '-')}{opt}-{config.dataset}-{length}-{seed}"
-        command = ["train", "--recipe", asked.recipe, "--dataset", config.dataset, "--seed", str(seed)]
-        command += ["--net", asked.net] if asked.net else []
-        command += ["--opt", asked.opt] if asked.opt else []
-        command += ["--epochs", str(asked.epochs)] if asked.epochs else []
-        command += ["--max-time", asked.max_time] if asked.max_time else []
-        command += ["--runs-dir", str(asked.runs_dir), "--name", name]
-        runs.append(measure(command, asked.runs_dir / name))
+        opt = f"-{args.opt.replace('/', '-').replace(':', '-')}" if args.opt else ""
+        name = f"{args.recipe}-{config.net.replace('/', '-')}{opt}-{config.dataset}-{length}-{seed}"
+        command = ["train", "--recipe", args.recipe, "--dataset", config.dataset, "--seed", str(seed)]
+        command += ["--net", args.net] if args.net else []
+        command += ["--opt", args.opt] if args.opt else []
+        command += ["--epochs", str(args.epochs)] if args.epochs else []
+        command += ["--max-time", args.max_time] if args.max_time else []
+        command += ["--runs-dir", str(args.runs_dir), "--name", name]
+        runs.append(measure(command, args.runs_dir / name))
         last = runs[-1]
         print(f"seed {seed}: {last['summary']['test_acc']:.2f} % in {last['seconds']:.1f} s", file=sys.stderr)
     summary, rows = runs[0]["summary"], [run["rows"] for run in runs]
@@ -78,17 +78,17 @@ def main() -> None:
             dataset=config.dataset,
             epochs=summary["epoch"],
             val_acc=tuple(band([each["val_acc"] for each in epoch]) for epoch in zip(*rows, strict=True))
-            if "val_acc" in rows[0][0] and not asked.max_time
+            if "val_acc" in rows[0][0] and not args.max_time
             else (),
             test_acc=band([run["summary"]["test_acc"] for run in runs]),
-            seeds=tuple(asked.seeds),
+            seeds=tuple(args.seeds),
             seconds=round(statistics.median(run["seconds"] for run in runs), 1),
             machine=f"{summary['device']} ({summary['device_name']}, {summary['threads']} threads)",
             max_steps=round(statistics.median(run["summary"]["step"] for run in runs))
-            if asked.max_time
+            if args.max_time
             else config.max_steps,
-            max_time=asked.max_time,
-            opt=asked.opt,
+            max_time=args.max_time,
+            opt=args.opt,
             versions=f"torch {summary['torch']}, vitctl {summary['vitctl']}",
         )
     )

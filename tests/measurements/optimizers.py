@@ -80,17 +80,17 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     parser.add_argument("--limit-train", type=int)
     parser.add_argument("--json", help="also write the rows to this file")
-    asked = parser.parse_args()
-    flags: dict[str, Any] = {"net": asked.net, "dataset": asked.dataset, "recipe": asked.recipe, "epochs": asked.epochs}
-    if asked.limit_train:
-        flags["limit_train"] = asked.limit_train
+    args = parser.parse_args()
+    flags: dict[str, Any] = {"net": args.net, "dataset": args.dataset, "recipe": args.recipe, "epochs": args.epochs}
+    if args.limit_train:
+        flags["limit_train"] = args.limit_train
     configs = {
-        spec: resolve_config({**flags, "opt": with_defaults(spec)}) for spec in asked.specs or GRID
+        spec: resolve_config({**flags, "opt": with_defaults(spec)}) for spec in args.specs or GRID
     }  # errors in SPECs appear before any training
     rows = []
     for spec, config in configs.items():
         runs = []
-        for seed in asked.seeds:
+        for seed in args.seeds:
             try:
                 runs.append(held_out(dataclasses.replace(config, seed=seed)))
             except VitctlError as error:  # the run diverged
@@ -107,15 +107,15 @@ def main() -> None:
             "lr": config.lr,
             "weight_decay": config.weight_decay,
             "options": config.opt_options,
-            "seeds": asked.seeds,
+            "seeds": args.seeds,
         }
         rows.append(row)
         print(f"{row['val_acc']:6.2f} ± {row['deviation']:4.2f} %  {row['seconds']:7.1f} s  {spec}", flush=True)
     print("\nbest last:")
     for row in sorted(rows, key=lambda row: row["val_acc"]):
         print(f"{row['val_acc']:6.2f} ± {row['deviation']:4.2f} %  {row['seconds']:7.1f} s  {row['opt']}")
-    if asked.json:
-        with open(asked.json, "w", encoding="utf-8") as file:
+    if args.json:
+        with open(args.json, "w", encoding="utf-8") as file:
             json.dump(rows, file, indent=2)
 
 

@@ -82,23 +82,23 @@ def main() -> None:
     parser.add_argument("--trials", type=int, default=1000, help="trials in the storage beforehand")
     parser.add_argument("--count", type=int, default=20, help="timed trials")
     parser.add_argument("--storage")
-    asked = parser.parse_args()
-    figures: dict[str, Any] = {"trials": asked.trials}
+    args = parser.parse_args()
+    figures: dict[str, Any] = {"trials": args.trials}
     with tempfile.TemporaryDirectory() as place:
         early = {"type": "hyperband", "min_iter": 1}
         sweep = make_sweep(
-            sweep_text(SPACE, method="bayes", run_cap=asked.trials + asked.count, early_terminate=early),
+            sweep_text(SPACE, method="bayes", run_cap=args.trials + args.count, early_terminate=early),
             Path(place),
-            asked.storage,
+            args.storage,
         )
         with sweep.changing() as study:
-            fill(study, {name: each.optuna() for name, each in sweep.file.space.varying.items()}, asked.trials)
+            fill(study, {name: each.optuna() for name, each in sweep.file.space.varying.items()}, args.trials)
         times = TrialTimes()
-        Agent(sweep, times, trainer=fake_trainer(seconds=0), count=asked.count).run()
+        Agent(sweep, times, trainer=fake_trainer(seconds=0), count=args.count).run()
         gaps = times.gaps("ended", "started")
         figures["engine_seconds"] = {"median": round(statistics.median(gaps), 4), "worst": round(max(gaps), 4)}
 
-        real = make_sweep(sweep_text(STEP, method="random", run_cap=5), Path(place) / "real", asked.storage)
+        real = make_sweep(sweep_text(STEP, method="random", run_cap=5), Path(place) / "real", args.storage)
         times = TrialTimes()
         Agent(real, times, trainer=train_command, count=5).run()
         ends = [at for what, at in times.times if what == "ended"]

@@ -125,17 +125,17 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=3, help="timed steps of each loop")
     parser.add_argument("--bs", type=int, default=512)
     parser.add_argument("--device", default="auto")
-    asked = parser.parse_args()
-    device = devices.resolve_device(asked.device)
+    args = parser.parse_args()
+    device = devices.resolve_device(args.device)
     generator = np.random.default_rng(0)
-    count = asked.bs * 40
+    count = args.bs * 40
     images = generator.integers(0, 256, (count, 32, 32, 3), dtype=np.uint8)
     labels = generator.integers(0, 10, count)
 
-    plain = plain_step(images, labels, asked.bs, device)
-    ours, session = vitctl_step(images, labels, asked.bs, asked.device)
+    plain = plain_step(images, labels, args.bs, device)
+    ours, session = vitctl_step(images, labels, args.bs, args.device)
     times: dict[str, list[float]] = {"plain": [], "vitctl": []}
-    for i in range(asked.steps + 1):
+    for i in range(args.steps + 1):
         for name, step in (("plain", plain), ("vitctl", ours)):
             time.sleep(2)  # lets the loader's workers fill their queue, so that they do not slow vitctl's step
             start = time.perf_counter()
@@ -143,14 +143,14 @@ def main() -> None:
             devices.synchronize(device)
             if i:  # the first step of each is the warm-up
                 times[name].append(time.perf_counter() - start)
-    speeds = {name: asked.bs / statistics.median(seconds) for name, seconds in times.items()}
+    speeds = {name: args.bs / statistics.median(seconds) for name, seconds in times.items()}
     print(
         json.dumps(
             {
                 "images_per_second": {name: round(speed, 2) for name, speed in speeds.items()},
                 "ratio": round(speeds["vitctl"] / speeds["plain"], 3),
                 "step_seconds": {name: [round(second, 3) for second in seconds] for name, seconds in times.items()},
-                "batch": asked.bs,
+                "batch": args.bs,
                 "micro_batch": session.micro_batch,
                 **devices.environment(device),
             },

@@ -45,11 +45,11 @@ def beats_chance(acc: float, images: int, chance: float = CHANCE) -> bool:
     return tail < LUCK
 
 
-def train(net: str, asked: argparse.Namespace) -> dict[str, Any]:
+def train(net: str, args: argparse.Namespace) -> dict[str, Any]:
     """Train ``net`` in a child process and return its row; the row of a failed run has an ``error`` and no figures."""
-    command = [sys.executable, "-m", "vitctl", "train", "--net", net, "--epochs", str(asked.epochs), "--json"]
-    command += ["--limit-train", str(asked.limit_train), "--limit-test", str(asked.limit_test)]
-    command += ["--threads", str(asked.threads)] if asked.threads else []
+    command = [sys.executable, "-m", "vitctl", "train", "--net", net, "--epochs", str(args.epochs), "--json"]
+    command += ["--limit-train", str(args.limit_train), "--limit-test", str(args.limit_test)]
+    command += ["--threads", str(args.threads)] if args.threads else []
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
     with tempfile.TemporaryDirectory() as runs:
         command += ["--runs-dir", runs, "--name", "run"]
@@ -93,20 +93,20 @@ def main() -> int:
     parser.add_argument("--limit-test", type=int, default=1000)
     parser.add_argument("--threads", type=int, help="CPU threads of each run")
     parser.add_argument("--out", type=Path, default=Path("zoo.json"), help="file of the rows")
-    asked = parser.parse_args()
-    wanted = asked.nets or [net for net in cheapest_first if MODELS[net].img_size < 384]
+    args = parser.parse_args()
+    wanted = args.nets or [net for net in cheapest_first if MODELS[net].img_size < 384]
     rows: dict[str, dict[str, Any]] = {}
-    if asked.out.exists():
-        rows = {row["net"]: row for row in json.loads(asked.out.read_text(encoding="utf-8"))}
+    if args.out.exists():
+        rows = {row["net"]: row for row in json.loads(args.out.read_text(encoding="utf-8"))}
     for net in wanted:
         if net in rows and "error" not in rows[net]:
             continue
-        rows[net] = train(net, asked)
+        rows[net] = train(net, args)
         print(json.dumps(rows[net]), file=sys.stderr, flush=True)
         ordered = [rows[name] for name in cheapest_first if name in rows]
-        scratch = asked.out.with_suffix(".tmp")
+        scratch = args.out.with_suffix(".tmp")
         scratch.write_text(json.dumps(ordered, indent=2) + "\n", encoding="utf-8")
-        scratch.replace(asked.out)
+        scratch.replace(args.out)
     shown = [rows[net] for net in wanted]
     print(table(shown))
     return int(not all("error" not in row and beats_chance(row["test_acc"], row["test_images"]) for row in shown))

@@ -1,4 +1,4 @@
-"""Cost of a training step on several devices, which take turns; the step is the one that ``train`` takes."""
+"""Measure the cost of a training step, the one that ``train`` takes, on several devices in turn."""
 
 from __future__ import annotations
 
@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from vitctl import devices
 from vitctl.benchmark.device_plan import GENERATED, DevicePlan
 from vitctl.benchmark.figures import PARTS, Figures, Parity, Quartiles
+from vitctl.benchmark.report import format_seconds
 from vitctl.config import PREDECESSOR_BATCH, TrainConfig
 from vitctl.data.dataset import Dataset, Examples, Splits, Subset
 from vitctl.errors import RequestError, RunFailed
@@ -36,19 +37,19 @@ EPOCH, TESTED = 50_000, 1_000
 """Number of generated training images, the same as CIFAR's, and of generated test images."""
 
 LEAST_STEPS, LONG_STEP = 3, 5.0
-"""Least number of measured steps; and seconds from which a step is long, so that one micro-batch is its warm-up."""
+"""Minimum number of measured steps; and seconds from which a step is long, so that one micro-batch is its warm-up."""
 
 WARM_UP = 2
 """Steps that are not counted if steps are short."""
 
 LEAST_SECONDS = 10.0
-"""Seconds to measure before a median counts as stable, as a machine's speed changes from second to second."""
+"""Minimum seconds before a median counts as stable, as a machine's speed changes from second to second."""
 
 STABLE = 0.005
-"""Relative error below which a median is stable; the error is about the interquartile range over the root of the count."""
+"""Relative error below which a median is stable, estimated as the interquartile range over the root of the count."""
 
 GEMM_SECONDS = 0.3
-"""Seconds of matrix products that are timed for each shape."""
+"""Seconds for which matrix products of each shape are timed."""
 
 clock = time.perf_counter
 """Clock for measuring, in seconds; tests replace it."""
@@ -192,7 +193,7 @@ class Lane:
             self._record_parts(stopwatch, seconds)
 
     def _take(self, *, timed_parts: bool) -> tuple[float, _Stopwatch | None]:
-        """Take a step over a full batch, and return its seconds and, if asked, the times of its parts."""
+        """Take a step over a full batch, and return its seconds and, with ``timed_parts``, the times of its parts."""
         session, progress = self.session, self.session.progress
         if progress.step_in_epoch >= max(1, session.batches.count // session.batches.batch_size):
             progress.epoch += 1  # skips the last step of an epoch, which may have fewer images
@@ -395,7 +396,7 @@ def gemm_peak(session: Session, seconds: float, shapes: int = 4) -> float:
     unfolded input and its kernels (im2col), one for each group.
 
     Args:
-        session: determines the network, the micro-batch, the precision and the device.
+        session: provides the network, the micro-batch, the precision and the device.
         seconds: how long each shape is timed.
         shapes: number of shapes to time.
     """
@@ -463,7 +464,7 @@ def choose_devices(names: Sequence[str], skip_unavailable: bool) -> tuple[dict[s
                 raise RequestError(error.message, hint=f"{error.hint}{skip}") from None
             device, missing[name] = name, "not available"
         if name in chosen or device in chosen.values():
-            raise RequestError(f"device {device} is given twice", hint=f"remove {name}, so that it is given once")
+            raise RequestError(f"device {device} is given twice", hint=f"use {device} only once")
         chosen[name] = device
     if len(missing) == len(chosen):
         raise RequestError(
@@ -503,7 +504,7 @@ def measure_lanes(lanes: Sequence[Lane], budget: float, message: Callable[[str],
         with lane.memory():
             lane.warm_up()
         parts = f"{lane.micro_batches} x " if lane.micro_batches > 1 else ""
-        message(f"{lane.label}: warmed up; a step takes about {parts}{lane.micro_batch_time:.2f} s")
+        message(f"{lane.label}: warmed up; a step takes about {parts}{format_seconds(lane.micro_batch_time)}")
     with first.memory():
         reference = reference_of(first, first.session.config, (first.session.dataset, first.session.splits))
     parities, gemms = [], []
@@ -519,8 +520,8 @@ def measure_lanes(lanes: Sequence[Lane], budget: float, message: Callable[[str],
                 if len(lane.validation) < 5:
                     lane.validate()
             if len(lane.steps) in (1, 3, 10, 30, 100):
-                median = statistics.median(lane.steps)
-                message(f"{lane.label}: {plural(len(lane.steps), 'step')} measured, median {median:.3f} s")
+                median = format_seconds(statistics.median(lane.steps))
+                message(f"{lane.label}: {plural(len(lane.steps), 'step')} measured, median {median}")
         left = [lane for lane in left if not lane.done(budget)]
         turn += 1
     others = watch.others()

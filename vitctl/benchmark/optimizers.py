@@ -40,7 +40,6 @@ class Task:
     Attributes:
         label: label of the contestant.
         name: name of the run's folder.
-        config: settings of the run.
         searching: whether the run belongs to the learning-rate search.
     """
 
@@ -61,7 +60,6 @@ class Outcome:
     """The result of a run.
 
     Attributes:
-        task: the run.
         summary: final figures; None if the run diverged.
         history: record of each epoch.
         diverged_step: step in which the loss became infinite or NaN, or None.
@@ -80,7 +78,6 @@ class Comparison:
     """A finished comparison; mappings are by the contestants' labels.
 
     Attributes:
-        plan: what was compared.
         folder: folder of the runs.
         costs: cost of each optimizer.
         runs: outcome for each seed; empty if every learning rate of the search diverged.
@@ -100,12 +97,7 @@ class Comparison:
 
 @dataclass
 class ComparisonFolder:
-    """The folder of a comparison and its record, ``comparison.json``.
-
-    Attributes:
-        path: the folder.
-        document: content of ``comparison.json``.
-    """
+    """The folder of a comparison and the content of its record, ``comparison.json``."""
 
     path: Path
     document: Record = field(default_factory=dict)
@@ -115,7 +107,7 @@ class ComparisonFolder:
         """Open the folder of the comparison ``plan``, or create it.
 
         Args:
-            plan: what to compare.
+            plan: settings, which must match those of an existing comparison.
             runs_dir: folder that contains the folder ``comparisons``.
             name: name of the folder; None derives it from the plan, so that the same arguments find it again.
             new: create another folder even if one exists.
@@ -174,9 +166,9 @@ class ComparisonFolder:
             raise RequestError(f"cannot read {path / RECORD}: {error.strerror}", hint=hint) from error
         except (ValueError, KeyError, TypeError) as error:
             raise RequestError(f"{path / RECORD} is damaged: {error}", hint=hint) from error
-        asked = plan.identity()
-        if stored != asked:
-            lines = differences(stored, asked)
+        requested = plan.identity()
+        if stored != requested:
+            lines = differences(stored, requested)
             more = f" and {len(lines) - 5} more" if len(lines) > 5 else ""
             raise RequestError(
                 f"{path} has other settings: {'; '.join(lines[:5])}{more}",
@@ -228,7 +220,7 @@ def compare_optimizers(
     Initial weights, data order and augmentation depend only on the seed, and so are the same for all optimizers.
 
     Args:
-        plan: what to compare.
+        plan: contestants, settings and seeds.
         runs_dir: the runs are in its folder ``comparisons/<name>``.
         name: name of the comparison; None derives it from the plan.
         observer: receives every event.

@@ -240,7 +240,7 @@ def slug(text: str) -> str:
     return re.sub(r"[^\w.=+-]+", "-", text).strip("-.") or "x"
 
 
-def differences(stored: Mapping[str, Any], asked: Mapping[str, Any]) -> list[str]:
+def differences(stored: Mapping[str, Any], requested: Mapping[str, Any]) -> list[str]:
     """Return the differences between two identities, such as ``epochs 2 (stored: 1)``."""
 
     def leaves(value: Any, path: str = "") -> dict[str, Any]:
@@ -248,14 +248,14 @@ def differences(stored: Mapping[str, Any], asked: Mapping[str, Any]) -> list[str
             return {k: v for key, each in value.items() for k, v in leaves(each, f"{path} {key}".strip()).items()}
         return {path: value}
 
-    if set(stored.get("optimizers", {})) != set(asked["optimizers"]):
-        return [f"optimizers {' '.join(asked['optimizers'])} (stored: {' '.join(stored.get('optimizers', {}))})"]
-    ours, theirs = leaves(asked), leaves(stored)
+    if set(stored.get("optimizers", {})) != set(requested["optimizers"]):
+        return [f"optimizers {' '.join(requested['optimizers'])} (stored: {' '.join(stored.get('optimizers', {}))})"]
+    ours, theirs = leaves(requested), leaves(stored)
     found: dict[str, list[str]] = {}
     for key in dict.fromkeys([*ours, *theirs]):
         if ours.get(key) != theirs.get(key):
             word = key
-            for label in asked["optimizers"]:
+            for label in requested["optimizers"]:
                 word = word.removeprefix(f"optimizers {label} ")
             found.setdefault(f"{word} {ours.get(key)} (stored: {theirs.get(key)})", []).append(key)
     return list(found)

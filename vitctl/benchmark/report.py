@@ -199,14 +199,14 @@ class Report:
                 tuple(Cell(format_bytes(cost.state_bytes), cost.state_bytes) for cost in costs),
                 "low",
             ),
-            self._row("Test accuracy (last weights, once)", "test_acc", percent, "high"),
+            self._row("Test accuracy (last weights)", "test_acc", percent, "high"),
             Row("Learning rate", tuple(self._rate(label) for label in self.labels)),
             Row(
                 "Weight decay",
                 tuple(Cell(f"{each.config.weight_decay:g}", each.config.weight_decay) for each in plan.contestants),
             ),
             *self._against_best(),
-            Row("Runs", tuple(self._runs(label) for label in self.labels)),
+            Row("Finished runs", tuple(self._runs(label) for label in self.labels)),
         ]
         return Table(
             title=f"{result.folder.name}: {format_spec(plan.config.net, {})} on {plan.config.dataset}, "
@@ -269,8 +269,8 @@ class Report:
             rows.append(Row(label, tuple(cells), "high"))
         columns = tuple(f"lr x {FACTOR ** (i - middle):.3g}" for i in range(count))
         notes = [
-            f"Cells: learning rate and held-out accuracy of one run with seed {self.plan.seeds[0]}, of the same length for all.",
-            "Columns: multiples of the learning rate that the optimizer has without a search.",
+            f"Cells: learning rate and held-out accuracy of a run with seed {self.plan.seeds[0]}; all runs have the same length.",
+            "Columns: multiples of the optimizer's learning rate without a search.",
         ]
         for label, outcomes in result.search.items():
             rates = [run.task.config.lr for run in outcomes]
@@ -304,7 +304,7 @@ class Report:
             )
         lost = [label for label in self.labels if self.diverged(label)]
         if lost:
-            notes.append(f"Runs of {', '.join(lost)} diverged; their figures are those of the other runs.")
+            notes.append(f"Diverged runs of {', '.join(lost)} are not included in the figures.")
         if self.extrapolated:
             notes.append("The runs are shorter than an epoch: its duration is extrapolated from their steps.")
         if self.shared:

@@ -30,8 +30,6 @@ class Row:
     """One kind of figure for all columns.
 
     Attributes:
-        label: name of the figure.
-        cells: one cell per column.
         better: whether low or high values are better; None marks no best value.
     """
 
@@ -45,10 +43,8 @@ class Table:
     """A table of figures.
 
     Attributes:
-        title: the title above the table.
         corner: heading of the column of row labels.
         columns: headings of the other columns.
-        rows: the rows.
         notes: legend and remarks below the table.
     """
 

@@ -29,7 +29,7 @@ from vitctl.units import plural
 Message = Callable[[str], None]
 
 SECONDS = 2.0
-"""Least seconds to measure a candidate."""
+"""Minimum seconds to measure a candidate."""
 
 BATCHES = (0.25, 0.5, 2.0)
 """Batch sizes to try, as multiples of the requested one."""
@@ -192,7 +192,7 @@ class TuneReport:
 
     Args:
         config: settings that the search started from.
-        candidates: candidates by device.
+        candidates: result of :func:`tune_devices`.
         environment: versions and machine, from :func:`vitctl.devices.environment`.
     """
 
