@@ -196,6 +196,20 @@ def test_the_table_has_the_rows_of_the_original_scripts(cli: Cli) -> None:
     assert "extrapolated to 50,000 images" in result.out
 
 
+def test_extrapolated_epoch_durations_are_marked() -> None:
+    (lane,) = bench.open_lanes(config(), [("cpu", "cpu")], lambda _: None)
+    (measured,) = bench.measure_lanes([lane], 0.01, lambda _: None)
+    summary = {"epoch_time": 9.0, "step": 4, "train_images": 100}  # 4 steps of at most 32 images
+    complete = dataclasses.replace(measured, trained=summary)
+    partial = dataclasses.replace(measured, trained={**summary, "step": 2})
+    for figures in (measured, partial):
+        table = DeviceReport(config(), [figures]).tables()[0]
+        assert not cells(table, "Epoch duration (extrapolated)")[0].endswith("(extrapolated)")
+        assert any(note.startswith("extrapolated to 100 images") for note in table.notes)
+    first, second = cells(DeviceReport(config(), [complete, measured]).tables()[0], "Epoch duration")
+    assert first == "9.0 s" and second.endswith(" s (extrapolated)")
+
+
 def test_epochs_trains_a_run(cli: Cli, tmp_path: Path) -> None:
     result = cli("bench-device", "cpu", *TINY, "--epochs", 1, "--max-time", "0.3s", "--json", "--out", "out")
     assert result.code == 0, result.err
