@@ -1,4 +1,4 @@
-"""Comparisons that really train, on digits."""
+"""Optimizer comparisons with real training runs on digits."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def weights(run: Path) -> dict[str, torch.Tensor]:
     return dict(load_checkpoint(run / "checkpoints" / "last.pt")["model"])
 
 
-def test_a_seed_gives_all_the_same_weights_and_batches() -> None:
+def test_a_seed_gives_all_optimizers_the_same_weights_and_batches() -> None:
     plan = make_plan(list(OPTIMIZERS), {**SETTINGS, "mixup": 0.5}, seeds=2)
     digests = []
     for seed in plan.seeds:
@@ -55,7 +55,7 @@ def test_a_seed_gives_all_the_same_weights_and_batches() -> None:
         state = first.model.state_dict()
         assert all(torch.equal(value, state[name]) for o in others for name, value in o.model.state_dict().items())
         digests.append(next(iter(first.model.parameters())).double().sum().item())
-    assert len(set(digests)) == len(digests)  # and each seed others
+    assert len(set(digests)) == len(digests)  # different for each seed
 
 
 def test_a_comparison(cli: Cli, tmp_path: Path) -> None:
@@ -66,7 +66,7 @@ def test_a_comparison(cli: Cli, tmp_path: Path) -> None:
     found = by_label(document)
     assert list(found) == ["adam", "adam (2)", "muon", "adamw:lr=1e30"]
 
-    # the same optimizer twice: to the last bit
+    # the same optimizer twice gives bit-identical results
     assert losses(found["adam"]) == losses(found["adam (2)"])
     folder = tmp_path / "runs" / "comparisons" / "x"
     for seed in (0, 1):
@@ -75,7 +75,7 @@ def test_a_comparison(cli: Cli, tmp_path: Path) -> None:
     (same,) = [pair for pair in document["pairs"] if (pair["first"], pair["second"]) == ("adam", "adam (2)")]
     assert (same["difference"], same["low"], same["high"], same["verdict"]) == (0, 0, 0, "within seed noise")
 
-    # figures are those of the run folders, which are ordinary ones
+    # figures match the run folders, which work like any other
     summary = json.loads((folder / "muon-seed1" / "summary.json").read_text())
     assert found["muon"]["runs"][1]["summary"] == summary
     assert found["muon"]["figures"]["val_acc"]["mean"] == pytest.approx(
@@ -85,10 +85,10 @@ def test_a_comparison(cli: Cli, tmp_path: Path) -> None:
     direct = cli("train", *TINY, "--epochs", 1, "--opt", "muon", "--seed", 1, "--name", "direct", "--json").json()
     assert [direct[key] for key in ("train_loss", "val_loss", "test_loss")] == losses(found["muon"])[1]
 
-    # a rate that diverges: said, and the others finished
+    # a contestant diverges, and the others finish
     runs = found["adamw:lr=1e30"]["runs"]
     assert [run["state"] for run in runs] == ["diverged"] * 2 and runs[0]["diverged_step"] >= 1
-    assert f"diverged at step {runs[0]['diverged_step']}; the others go on" in result.err
+    assert f"diverged at step {runs[0]['diverged_step']}; the other runs continue" in result.err
     assert found["adamw:lr=1e30"]["figures"] == {}
 
     names = {path.name for path in (tmp_path / "out").iterdir()}
@@ -96,7 +96,7 @@ def test_a_comparison(cli: Cli, tmp_path: Path) -> None:
     assert {"compare-optimizers-curves.png", "compare-optimizers-curves.svg"} <= names
     assert json.loads((tmp_path / "out" / "compare-optimizers.json").read_text()) == document
 
-    # given again, nothing is run
+    # the same command again runs nothing
     before = {path: path.stat().st_mtime_ns for path in folder.rglob("*") if path.name != ".lock"}
     again = cli(*words[:-3])
     assert again.code == 0, again.err
@@ -107,13 +107,15 @@ def test_a_comparison(cli: Cli, tmp_path: Path) -> None:
     shown = {row[0].removeprefix("| "): row[1:] for row in rows if len(row) == 5}
     labels = ["Epoch duration", "Final training accuracy", "Validation step time (batch 100)"]
     labels += ["Final validation accuracy (held out)", "Validation loss", "Optimizer source"]
-    assert [label for label in shown if label in labels] == labels  # table (B)'s, in its order
+    assert [
+        label for label in shown if label in labels
+    ] == labels  # the rows of the original scripts' table (B), in order
     assert shown["Optimizer source"][0].startswith("torch.optim.Adam")
     assert shown["Final validation accuracy (held out)"][3].startswith("diverged at step")
     assert "±" in shown["Validation loss"][2]
 
 
-def test_adam_and_adamw_coincide_without_decay(cli: Cli) -> None:
+def test_adam_and_adamw_are_identical_without_weight_decay(cli: Cli) -> None:
     result = cli(*COMPARE, "adam", "adamw", "--weight-decay", 0, "--lr", 0.01, "--seeds", 1, "--json")
     assert result.code == 0, result.err
     found = by_label(result.json())
@@ -122,7 +124,13 @@ def test_adam_and_adamw_coincide_without_decay(cli: Cli) -> None:
     assert pair["verdict"] == "one seed: no interval" and pair["difference"] == 0
 
 
-def test_the_search_gives_each_the_same_budget_and_its_best_rate(cli: Cli, tmp_path: Path) -> None:
+def test_durations_of_partial_epochs_are_marked_as_extrapolated(cli: Cli) -> None:
+    for steps, row in ((2, "Epoch duration (extrapolated)"), (4, "Epoch duration  ")):
+        result = cli("compare-optimizers", *TINY, "adam", "sgd", "--seeds", 1, "--max-steps", steps, "--name", steps)
+        assert result.code == 0 and f"│ {row}" in result.out
+
+
+def test_the_search_tries_equally_many_rates_and_keeps_the_best(cli: Cli, tmp_path: Path) -> None:
     words = [*COMPARE, "adam", "muon", "sgd:lr=0.1", "--seeds", 2, "--lr-search", 3, "--name", "s"]
     result = cli(*words, "--json")
     assert result.code == 0, result.err
@@ -132,12 +140,12 @@ def test_the_search_gives_each_the_same_budget_and_its_best_rate(cli: Cli, tmp_p
         tried = {run["lr"]: run["summary"]["val_acc"] for run in found[label]["search"]}
         assert tried[found[label]["lr"]] == max(tried.values())
         assert {run["lr"] for run in found[label]["runs"]} == {found[label]["lr"]}
-        # the search's run is the first seed's: not done again
+        # the run of the search is reused for the first seed
         assert found[label]["runs"][0]["summary"] in [run["summary"] for run in found[label]["search"]]
     runs = [path for path in (tmp_path / "runs" / "comparisons" / "s").iterdir() if path.is_dir()]
     assert len(runs) == 2 * 3 + 2 * 1 + 2
     table = cli(*words).out
-    assert "Learning rates tried" in table and "(found)" in table
+    assert "Learning rates tried" in table and "(from search)" in table
 
 
 def start(tmp_path: Path, *words: object) -> subprocess.Popen[str]:
@@ -151,7 +159,7 @@ def start(tmp_path: Path, *words: object) -> subprocess.Popen[str]:
 @pytest.mark.slow
 @pytest.mark.parametrize("jobs", [1, 2])
 @pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGKILL])
-def test_a_killed_comparison_goes_on(tmp_path: Path, jobs: int, signum: signal.Signals) -> None:
+def test_an_interrupted_comparison_resumes(tmp_path: Path, jobs: int, signum: signal.Signals) -> None:
     words = ["adam", "muon", "adamw:lr=1e30", "--seeds", 2, "--jobs", jobs, "--json", "--save-every", 5]
     uncut, place = tmp_path / "uncut", tmp_path / "cut"
     uncut.mkdir()
@@ -180,21 +188,21 @@ def test_a_killed_comparison_goes_on(tmp_path: Path, jobs: int, signum: signal.S
 
 
 @pytest.mark.usefixtures("forked_runs")
-def test_concurrent_runs_give_the_same_results_and_their_times_are_marked(cli: Cli) -> None:
+def test_concurrent_runs_give_the_same_results_with_times_marked_as_shared(cli: Cli) -> None:
     words = [*COMPARE, "adam", "sgd:lr=1e30", "--seeds", 1, "--threads", 1]
-    alone, beside = (cli(*words, "--jobs", jobs, "--name", f"j{jobs}", "--json") for jobs in (1, 2))
-    assert (alone.code, beside.code) == (0, 0), beside.err
-    one, two = by_label(alone.json()), by_label(beside.json())
+    single, concurrent = (cli(*words, "--jobs", jobs, "--name", f"j{jobs}", "--json") for jobs in (1, 2))
+    assert (single.code, concurrent.code) == (0, 0), concurrent.err
+    one, two = by_label(single.json()), by_label(concurrent.json())
     assert losses(one["adam"]) == losses(two["adam"])
     steps = [each["sgd:lr=1e30"]["runs"][0]["diverged_step"] for each in (one, two)]
     assert steps[0] == steps[1] is not None
-    assert (alone.json()["shared_times"], beside.json()["shared_times"]) == (False, True)
+    assert (single.json()["shared_times"], concurrent.json()["shared_times"]) == (False, True)
     table = cli(*words, "--jobs", 2, "--name", "j2").out
-    assert "Epoch duration, shared" in table
+    assert "Epoch duration (shared machine)" in table
 
 
 @pytest.mark.parametrize("opt", OPTIMIZERS)
-def test_state_is_measured(opt: str) -> None:
+def test_cost_is_measured(opt: str) -> None:
     config = resolve_config({**SETTINGS, "opt": opt})
     cost = measure_costs({opt: config})[opt]
     assert 0 < cost.low <= cost.step_time <= cost.high < 5
@@ -208,13 +216,13 @@ def test_state_is_measured(opt: str) -> None:
 def test_state_shared_by_views_counts_once() -> None:
     model = torch.nn.Linear(3, 2)
     optimizer = build_optimizer("adam", resolve_config({"opt": "adam"}).opt_options, model, lr=1.0, weight_decay=0.0)
-    whole = torch.zeros(100)
-    for parameter, piece in zip(model.parameters(), whole.split([60, 40]), strict=True):
-        optimizer.state[parameter] = {"piece": piece}
+    storage = torch.zeros(100)
+    for parameter, view in zip(model.parameters(), storage.split([60, 40]), strict=True):
+        optimizer.state[parameter] = {"view": view}
     assert state_bytes(optimizer) == 400
 
 
-def test_labels_reach_the_wandb_group() -> None:
+def test_runs_share_a_wandb_group() -> None:
     plan = make_plan(["adam", "sgd"], {**SETTINGS, "wandb": "offline"})
     assert {each.config.wandb_group for each in plan.grouped("name").contestants} == {"name"}
     mine = make_plan(["adam", "sgd"], {**SETTINGS, "wandb": "offline", "wandb_group": "mine"}).grouped("name")
@@ -223,7 +231,7 @@ def test_labels_reach_the_wandb_group() -> None:
     assert without.grouped("name") == without
 
 
-def test_images_of_one_epoch_and_of_several(cli: Cli, tmp_path: Path) -> None:
+def test_plots_of_one_epoch_and_of_several(cli: Cli, tmp_path: Path) -> None:
     for epochs, kind in itertools.product((1, 2), ("png", "svg", "html")):
         out = tmp_path / f"{epochs}.{kind}"
         words = [*COMPARE, "--epochs", epochs, "adam", "sgd:lr=1e30", "--seeds", 2, "--name", f"{epochs}", "--out", out]
@@ -234,7 +242,7 @@ def test_images_of_one_epoch_and_of_several(cli: Cli, tmp_path: Path) -> None:
 
 
 @pytest.mark.usefixtures("forked_runs")
-def test_from_a_sweep(cli: Cli, refused: Any, tmp_path: Path) -> None:
+def test_from_sweep_uses_the_settings_of_the_best_trial(cli: Cli, refused: Any, tmp_path: Path) -> None:
     settings = {key: {"value": value} for key, value in SETTINGS.items()}
     parameters = {"lr": {"values": [0.01, 1e-7]}, "adan_beta1": {"value": 0.03}, "opt": {"value": "adan"}}
     sweep = {
@@ -248,7 +256,7 @@ def test_from_a_sweep(cli: Cli, refused: Any, tmp_path: Path) -> None:
     refused(*words, "--from-sweep", id)  # the sweep has no complete trial
     assert cli("sweep", "agent", "s.yaml").code == 0
     best = cli("sweep", "best", id, "--json").json()["settings"]["lr"]
-    for target in (id, "s.yaml"):  # the second time, nothing is left to run
+    for target in (id, "s.yaml"):  # the second command has nothing left to run
         result = cli(*words, "--from-sweep", target, "--json")
         assert result.code == 0, result.err
         found = by_label(result.json())

@@ -1,4 +1,4 @@
-"""Tables in every form, and the files that ``--out`` asks for."""
+"""Tests of tables in every format and of the files of ``--out``."""
 
 from __future__ import annotations
 
@@ -54,7 +54,9 @@ def draw() -> Figure:
         ((2.0, 1.0), None, set()),
     ],
 )
-def test_best(values: tuple[float | str | None, ...], better: str | None, expected: set[int]) -> None:
+def test_best_marks_the_best_values(
+    values: tuple[float | str | None, ...], better: str | None, expected: set[int]
+) -> None:
     row = Row("x", tuple(Cell(str(value), value) for value in values), better)  # type: ignore[arg-type]
     assert best(row) == expected
 
@@ -80,7 +82,7 @@ def test_csv_reads_back() -> None:
     ]
 
 
-def test_the_terminal_stars_the_best(capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_terminal_marks_the_best_with_a_star(capsys: pytest.CaptureFixture[str]) -> None:
     print_comparison(TABLE)
     out = capsys.readouterr().out
     assert "1.0 s *" in out and "2.0 s *" not in out and "mps [x]" in out and "a note" in out
@@ -89,7 +91,7 @@ def test_the_terminal_stars_the_best(capsys: pytest.CaptureFixture[str]) -> None
 @pytest.mark.parametrize(
     ("width", "tables"), [(80, [[0, 1, 2], [3, 4]]), (120, [[0, 1, 2, 3, 4]]), (20, [[0], [1], [2], [3], [4]])]
 )
-def test_a_narrow_terminal_gets_several_tables(
+def test_a_wide_table_is_split_for_a_narrow_terminal(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, width: int, tables: list[list[int]]
 ) -> None:
     names = tuple(f"adan:lr=1e-{i}" for i in range(5))
@@ -105,7 +107,7 @@ def test_a_narrow_terminal_gets_several_tables(
         assert all(name in out for name in names) and out.count("% *") == 1 and "53.04 ± 0.47 % *" in out
 
 
-def test_a_folder_gets_every_form(tmp_path: Path) -> None:
+def test_a_folder_gets_every_format(tmp_path: Path) -> None:
     out = tmp_path / "bench"
     output.check_out(out)
     files = output.write(out, "bench-device", {"x": 1}, [TABLE], {"speed": draw})
@@ -117,14 +119,14 @@ def test_a_folder_gets_every_form(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("kind", output.KINDS)
-def test_a_file_gets_its_form(tmp_path: Path, kind: str) -> None:
+def test_a_file_gets_the_format_of_its_suffix(tmp_path: Path, kind: str) -> None:
     out = tmp_path / f"x.{kind.upper()}"
     output.check_out(out)
     assert output.write(out, "bench-device", {}, [TABLE], {"speed": draw}) == [out]
     assert [file.name for file in tmp_path.iterdir()] == [out.name] and out.stat().st_size
 
 
-def test_the_page_needs_no_network_and_escapes(tmp_path: Path) -> None:
+def test_the_html_page_is_self_contained_and_escaped(tmp_path: Path) -> None:
     output.write(tmp_path / "x.html", "bench", {}, [TABLE], {"speed": draw})
     sources: list[str] = []
 
@@ -140,23 +142,23 @@ def test_the_page_needs_no_network_and_escapes(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("name", "words"),
-    [("x.pdf", ".json"), ("nowhere/x.json", "is not there"), ("plain", "without an ending")],
+    [("x.pdf", ".json"), ("nowhere/x.json", "no such folder"), ("plain", "without a suffix")],
 )
-def test_places_are_refused_before_work(tmp_path: Path, name: str, words: str) -> None:
+def test_paths_that_cannot_be_written_are_refused(tmp_path: Path, name: str, words: str) -> None:
     (tmp_path / "plain").write_text("mine")
     with pytest.raises(RequestError, match=words):
         output.check_out(tmp_path / name)
     assert (tmp_path / "plain").read_text() == "mine"
 
 
-def test_images_without_matplotlib_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_plots_without_matplotlib_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(output.importlib.util, "find_spec", lambda name: None)
     with pytest.raises(RequestError, match=r"vitctl\[plots\]"):
         output.check_out(tmp_path / "x.svg")
     output.check_out(tmp_path / "x.md")
 
 
-def test_a_failed_write_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_failed_write_keeps_the_old_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     out = tmp_path / "x.json"
     out.write_text("old")
 
@@ -173,5 +175,5 @@ def test_a_failed_write_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.
     ("seconds", "text"),
     [(8.5e-4, "850 µs"), (0.0123, "12.3 ms"), (3.21, "3.2 s"), (11.47, "11.5 s"), (125, "2 min 5 s")],
 )
-def test_seconds_of_a_step_keep_three_digits(seconds: float, text: str) -> None:
+def test_format_seconds(seconds: float, text: str) -> None:
     assert format_seconds(seconds) == text

@@ -1,4 +1,4 @@
-"""The statistics of comparisons against scipy's, and Holm's procedure against its definition."""
+"""Comparisons match scipy's paired t-test, and Holm's procedure matches its definition."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def draws(seed: int, count: int, shift: float = 0.0) -> dict[int, float]:
 
 
 @pytest.mark.parametrize("count", [2, 3, 5, 12])
-def test_spread_is_numpys(count: int) -> None:
+def test_spread_matches_numpy(count: int) -> None:
     values = list(draws(count, count).values())
     spread = Spread.of(values)
     assert spread.mean == pytest.approx(np.mean(values))
@@ -27,7 +27,7 @@ def test_spread_is_numpys(count: int) -> None:
 
 @pytest.mark.parametrize("count", [2, 3, 5, 12])
 @pytest.mark.parametrize("shift", [0.0, 0.5, 4.0])
-def test_one_pair_is_scipys_paired_test(count: int, shift: float) -> None:
+def test_one_pair_matches_scipys_paired_t_test(count: int, shift: float) -> None:
     a, b = draws(1, count, shift), draws(2, count)
     (pair,) = compare({"a": a, "b": b})
     theirs = stats.ttest_rel(list(a.values()), list(b.values()))
@@ -39,7 +39,7 @@ def test_one_pair_is_scipys_paired_test(count: int, shift: float) -> None:
 
 
 def holm_rejections(ps: list[float], alpha: float) -> list[bool]:
-    """Holm's adjusted p values (the running maximum of (m - rank) p), held against alpha."""
+    """Reject hypotheses whose adjusted p-values (the running maximum of (m - rank) p) are below alpha."""
     order = sorted(range(len(ps)), key=lambda i: ps[i])
     rejected, highest = [False] * len(ps), 0.0
     for rank, i in enumerate(order):
@@ -48,7 +48,7 @@ def holm_rejections(ps: list[float], alpha: float) -> list[bool]:
     return rejected
 
 
-def test_holm_rejects_what_its_adjusted_values_reject() -> None:
+def test_holm_levels_match_adjusted_p_values() -> None:
     rng = random.Random(0)
     some = 0
     for _ in range(500):
@@ -59,7 +59,7 @@ def test_holm_rejects_what_its_adjusted_values_reject() -> None:
     assert some > 50
 
 
-def test_an_interval_excludes_zero_just_when_the_difference_is_more_than_noise() -> None:
+def test_an_interval_excludes_zero_if_and_only_if_the_difference_is_more_than_noise() -> None:
     verdicts = set()
     for trial in range(60):
         groups = {str(i): draws(100 * trial + i, 4, shift=1.5 * i) for i in range(4)}
@@ -71,7 +71,7 @@ def test_an_interval_excludes_zero_just_when_the_difference_is_more_than_noise()
     assert verdicts == {"within seed noise", "more than seed noise"}
 
 
-def test_identical_ones_differ_by_zero() -> None:
+def test_identical_figures_differ_by_zero() -> None:
     (pair,) = compare({"a": draws(3, 3), "b": draws(3, 3)})
     assert (pair.difference, pair.low, pair.high, pair.noise) == (0.0, 0.0, 0.0, True)
 
@@ -81,23 +81,23 @@ def test_identical_ones_differ_by_zero() -> None:
     [
         ({0: 1.0}, {0: 2.0}, "one seed: no interval"),
         ({0: 1.0}, {1: 2.0}, "no seed in common"),
-        ({0: 1.0, 1: 2.0}, {0: 2.0, 1: 3.0}, "the same at every seed: no interval"),
+        ({0: 1.0, 1: 2.0}, {0: 2.0, 1: 3.0}, "same difference for every seed: no interval"),
     ],
 )
-def test_what_seeds_cannot_tell(a: dict[int, float], b: dict[int, float], words: str) -> None:
+def test_seeds_that_give_no_interval(a: dict[int, float], b: dict[int, float], words: str) -> None:
     (pair,) = compare({"a": a, "b": b})
     assert pair.verdict == words and pair.low is None and pair.p is None
 
 
 @pytest.mark.parametrize("hits", [((2683, 2701), (2681, 2699)), ((90, 71, 80), (83, 64, 73)), ((3, 4, 5), (1, 2, 3))])
-def test_equal_differences_of_accuracies_are_the_same_ones(hits: tuple[tuple[int, ...], tuple[int, ...]]) -> None:
+def test_equal_differences_of_accuracies_count_as_equal(hits: tuple[tuple[int, ...], tuple[int, ...]]) -> None:
     for images in (97, 145, 359, 5000, 10_000):
         a, b = ({seed: 100 * k / images for seed, k in enumerate(each)} for each in hits)
         (pair,) = compare({"a": a, "b": b})
-        assert pair.verdict == "the same at every seed: no interval" and pair.p is None
+        assert pair.verdict == "same difference for every seed: no interval" and pair.p is None
 
 
-def test_pairs_are_of_the_seeds_that_both_have() -> None:
+def test_pairs_use_common_seeds() -> None:
     a, b = draws(1, 5), draws(2, 5)
     del a[1], b[3]
     (pair,) = compare({"a": a, "b": b})
@@ -105,7 +105,7 @@ def test_pairs_are_of_the_seeds_that_both_have() -> None:
     assert pair.p == pytest.approx(stats.ttest_rel([a[k] for k in pair.seeds], [b[k] for k in pair.seeds]).pvalue)
 
 
-def test_a_pair_turned_round_is_that_of_the_others() -> None:
+def test_a_reversed_pair_matches_the_reversed_comparison() -> None:
     groups = {"a": draws(1, 3, 2.0), "b": draws(2, 3)}
     (one,) = compare(groups)
     (other,) = compare(dict(reversed(groups.items())))

@@ -1,21 +1,21 @@
-"""Speed of augmentation: vitctl's batched operations beside a chain of PIL operations in worker processes.
+"""Measure the speed of augmentation: vitctl's batched operations, and PIL operations in worker processes.
 
     python -m tests.measurements.augment [--aug randaug:n=2,m=9] [--bs 128] [--batches 40] [--rounds 7] [--threads 2]
 
-Four ways to do the same to generated 32-px images, each in turn, so that a machine whose speed drifts slows all; medians
-are compared:
+Four methods take turns on generated 32-px images, so that changes in the machine's speed affect all; medians are compared:
 
-- ``pil``: ``torchvision.transforms``' RandAugment on PIL images in a DataLoader with as many worker processes as there
-  are threads, one thread each: image in, uint8 tensor out, nothing else.
-- ``grouped``: torchvision's v2 kernels on uint8 tensors, images grouped by operation and its value, a call a group.
+- ``pil``: RandAugment of ``torchvision.transforms`` on PIL images, in a DataLoader with one single-threaded worker process
+  per thread. It returns uint8 tensors and does nothing else.
+- ``grouped``: torchvision's v2 kernels on uint8 tensors, with one call for each group of images with the same operation
+  and value.
 - ``vitctl``: :class:`vitctl.data.augment.Augment`.
-- ``crop_flip``: vitctl's random crop and flip alone.
+- ``crop_flip``: only vitctl's random crop and flip.
 
-Then the share of a training step of ``--net`` that the policy takes (``augmentation_share``), and that getting the batch
-takes in all, crop, flip and normalisation included (``data_wait``).
+``augmentation_share`` is the policy's share of a training step of ``--net``. ``data_wait`` is the share of preparing the
+batch, including crop, flip and normalisation.
 
-Under ``cpu`` the same by the processor time of a single thread, PIL's in this process too, which other work on the machine
-sways less: ``vitctl_over_pil`` is then how many PIL processes, with a core each, make as many images as one thread.
+``cpu`` contains the same figures in processor time of a single thread, which other work on the machine affects less. PIL
+then runs in this process too, and ``vitctl_over_pil`` is the number of single-core PIL processes that match one thread.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ CPU = torch.device("cpu")
 
 
 class PilImages(Dataset[Tensor]):
-    """Images behind a PIL operation, one at a time."""
+    """Images that a PIL operation transforms one at a time."""
 
     def __init__(self, images: Tensor, transform: Callable[[Image.Image], Image.Image]) -> None:
         self.images = images.permute(0, 2, 3, 1).contiguous().numpy()
@@ -66,24 +66,24 @@ class PilImages(Dataset[Tensor]):
 
 
 def one_thread(worker: int) -> None:
-    """Let a worker process use one core."""
+    """Limit a worker process to one core."""
     torch.set_num_threads(1)
 
 
 def torchvision_kernel(images: Tensor, operation: Operation) -> Tensor:
-    """Apply one operation to all images by torchvision's v2 kernels."""
+    """Apply one operation to all images with torchvision's v2 kernels."""
     name, value = operation
-    still = {"angle": 0.0, "translate": [0, 0], "scale": 1.0, "shear": [0.0, 0.0]}
+    identity = {"angle": 0.0, "translate": [0, 0], "scale": 1.0, "shear": [0.0, 0.0]}
     slant = math.degrees(math.atan(value))
     match name:
         case "shear_x":
-            return tv.affine(images, **{**still, "shear": [slant, 0.0]}, center=[0, 0])
+            return tv.affine(images, **{**identity, "shear": [slant, 0.0]}, center=[0, 0])
         case "shear_y":
-            return tv.affine(images, **{**still, "shear": [0.0, slant]}, center=[0, 0])
+            return tv.affine(images, **{**identity, "shear": [0.0, slant]}, center=[0, 0])
         case "translate_x":
-            return tv.affine(images, **{**still, "translate": [int(value), 0]})
+            return tv.affine(images, **{**identity, "translate": [int(value), 0]})
         case "translate_y":
-            return tv.affine(images, **{**still, "translate": [0, int(value)]})
+            return tv.affine(images, **{**identity, "translate": [0, int(value)]})
         case "rotate":
             return tv.rotate(images, value)
         case "brightness":
@@ -108,7 +108,7 @@ def torchvision_kernel(images: Tensor, operation: Operation) -> Tensor:
 
 
 def grouped(policy: Policy, images: Tensor, seed: int) -> Tensor:
-    """Apply ``policy`` by a call of torchvision's kernels for each operation with its value that was drawn."""
+    """Apply ``policy`` with one call of torchvision's kernels for each drawn operation and value."""
     for drawn in policy.draw(len(images), torch.Generator().manual_seed(seed)):
         order = drawn.argsort()
         counts = drawn.bincount(minlength=len(policy.operations)).tolist()
@@ -118,11 +118,11 @@ def grouped(policy: Policy, images: Tensor, seed: int) -> Tensor:
     return images
 
 
-Clock = Callable[[], float]
+Timer = Callable[[], float]
 
 
-def training_step(net: str, aug: str, bs: int, threads: int, clock: Clock) -> tuple[float, float]:
-    """Return the median seconds of a training step of ``net`` on generated images, and the share of getting its batch."""
+def training_step(net: str, aug: str, bs: int, threads: int, clock: Timer) -> tuple[float, float]:
+    """Return the median seconds of a training step of ``net``, and the share of preparing its batch."""
     generator = np.random.default_rng(0)
     images = generator.integers(0, 256, (bs * STEPS, SIDE, SIDE, 3), dtype=np.uint8)
     session = open_on(
@@ -141,28 +141,28 @@ def training_step(net: str, aug: str, bs: int, threads: int, clock: Clock) -> tu
     return statistics.median(steps[2:]), statistics.median(shares[2:])
 
 
-def compare(ways: dict[str, Callable[[int], None]], count: int, rounds: int, clock: Clock) -> dict[str, list[float]]:
-    """Return the images per second of each way in each round of ``count`` images; the ways take turns."""
-    speeds: dict[str, list[float]] = {way: [] for way in ways}
+def compare(methods: dict[str, Callable[[int], None]], count: int, rounds: int, clock: Timer) -> dict[str, list[float]]:
+    """Return the images per second of each method in each round of ``count`` images; the methods take turns."""
+    speeds: dict[str, list[float]] = {method: [] for method in methods}
     for turn in range(rounds + 1):
-        for way, run in ways.items():
+        for method, run in methods.items():
             start = clock()
             run(turn)
-            if turn:  # the first of each warms up
-                speeds[way].append(count / (clock() - start))
+            if turn:  # the first round is the warm-up
+                speeds[method].append(count / (clock() - start))
     return speeds
 
 
 def report(speeds: dict[str, list[float]], step: float, data_wait: float, bs: int) -> dict[str, Any]:
-    """Return medians, ranges, ratios within a round, and the shares of a training step of ``step`` seconds."""
+    """Return medians and ranges, median ratios within rounds, and shares of a training step of ``step`` seconds."""
     return {
-        "images_per_second": {way: round(statistics.median(each)) for way, each in speeds.items()},
-        "ranges": {way: [round(min(each)), round(max(each))] for way, each in speeds.items()},
+        "images_per_second": {method: round(statistics.median(each)) for method, each in speeds.items()},
+        "ranges": {method: [round(min(each)), round(max(each))] for method, each in speeds.items()},
         **{
-            f"vitctl_over_{way}": round(
-                statistics.median(a / b for a, b in zip(speeds["vitctl"], speeds[way], strict=True)), 2
+            f"vitctl_over_{method}": round(
+                statistics.median(a / b for a, b in zip(speeds["vitctl"], speeds[method], strict=True)), 2
             )
-            for way in ("pil", "grouped")
+            for method in ("pil", "grouped")
         },
         "step_seconds": round(step, 4),
         "augmentation_share": round(bs / statistics.median(speeds["vitctl"]) / step, 4),
@@ -173,45 +173,45 @@ def report(speeds: dict[str, list[float]], step: float, data_wait: float, bs: in
 def main() -> None:
     """Run the comparison and print it as JSON."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--aug", default="randaug:n=2,m=9", help="randaug, with its options")
+    parser.add_argument("--aug", default="randaug:n=2,m=9", help="RandAugment and its options")
     parser.add_argument("--bs", type=int, default=128)
-    parser.add_argument("--batches", type=int, default=40, help="batches of a round")
+    parser.add_argument("--batches", type=int, default=40, help="batches per round")
     parser.add_argument("--rounds", type=int, default=7)
-    parser.add_argument("--threads", type=int, default=2, help="of vitctl, and worker processes of the PIL chain")
-    parser.add_argument("--net", default="cct_2", help="whose training step augmentation is a share of")
-    asked = parser.parse_args()
-    torch.set_num_threads(asked.threads)
+    parser.add_argument("--threads", type=int, default=2, help="vitctl's threads, and worker processes of PIL")
+    parser.add_argument("--net", default="cct_2", help="network of the training step")
+    args = parser.parse_args()
+    torch.set_num_threads(args.threads)
 
-    name, given = split_spec(asked.aug, "--aug")
+    name, given = split_spec(args.aug, "--aug")
     if name != "randaug":
-        parser.error(f"the PIL chain is torchvision's RandAugment: --aug randaug:..., not {asked.aug}")
+        parser.error(f"--aug must be randaug:..., as PIL is measured with torchvision's RandAugment, not {args.aug}")
     options = AUGMENTATIONS[name].resolve_options(given, "--aug randaug")
     policy = AUGMENTATIONS[name].load()((SIDE, SIDE), **options)
-    count = asked.bs * asked.batches
+    count = args.bs * args.batches
     images = torch.randint(0, 256, (count, 3, SIDE, SIDE), dtype=torch.uint8, generator=torch.manual_seed(0))
-    batches = images.split(asked.bs)
+    batches = images.split(args.bs)
     loader = DataLoader(
         PilImages(images, transforms.RandAugment(int(options["n"]), int(options["m"]))),
-        batch_size=asked.bs,
-        num_workers=asked.threads,
+        batch_size=args.bs,
+        num_workers=args.threads,
         persistent_workers=True,
         worker_init_fn=one_thread,
     )
     augment = Augment(policy, (3, SIDE, SIDE), CPU)
 
-    def by_pil(turn: int) -> None:
+    def pil_workers(turn: int) -> None:
         for _ in loader:
             pass
 
-    def by_pil_here(turn: int) -> None:
+    def pil_in_process(turn: int) -> None:
         for i in range(count):
             loader.dataset[i]
 
-    def by_groups(turn: int) -> None:
+    def by_group(turn: int) -> None:
         for i, batch in enumerate(batches):
             grouped(policy, batch, turn * len(batches) + i)
 
-    def by_vitctl(turn: int) -> None:
+    def batched(turn: int) -> None:
         for i, batch in enumerate(batches):
             augment(batch, turn * len(batches) + i)
 
@@ -219,14 +219,14 @@ def main() -> None:
         for i, batch in enumerate(batches):
             crop_and_flip(batch, draw(len(batch), 4, True, 0, turn, i), 4)
 
-    ways = {"pil": by_pil, "grouped": by_groups, "vitctl": by_vitctl, "crop_flip": crop_flip}
-    speeds = compare(ways, count, asked.rounds, time.perf_counter)
-    wall = report(speeds, *training_step(asked.net, asked.aug, asked.bs, asked.threads, time.perf_counter), asked.bs)
+    methods = {"pil": pil_workers, "grouped": by_group, "vitctl": batched, "crop_flip": crop_flip}
+    speeds = compare(methods, count, args.rounds, time.perf_counter)
+    wall = report(speeds, *training_step(args.net, args.aug, args.bs, args.threads, time.perf_counter), args.bs)
     torch.set_num_threads(1)
-    speeds = compare({**ways, "pil": by_pil_here}, count, asked.rounds, time.process_time)
-    cpu = report(speeds, *training_step(asked.net, asked.aug, asked.bs, 1, time.process_time), asked.bs)
-    torch.set_num_threads(asked.threads)
-    about = {"aug": asked.aug, "net": asked.net, "batch": asked.bs, **devices.environment(CPU)}
+    speeds = compare({**methods, "pil": pil_in_process}, count, args.rounds, time.process_time)
+    cpu = report(speeds, *training_step(args.net, args.aug, args.bs, 1, time.process_time), args.bs)
+    torch.set_num_threads(args.threads)
+    about = {"aug": args.aug, "net": args.net, "batch": args.bs, **devices.environment(CPU)}
     print(json.dumps({**wall, "cpu": cpu, **about}, indent=2))
 
 

@@ -1,13 +1,13 @@
-"""Measure a recipe as its card says it: whole runs of the command, one after the other, a seed each.
+"""Measure the card of a recipe: complete ``vitctl train`` runs, one after the other, with a seed each.
 
     python -m tests.measurements.cards RECIPE [--net NET] [--opt SPEC] [--dataset cifar10] [--epochs N | --max-time 60s] [--seeds 0 1 2]
         [--runs-dir DIR]
 
-Without ``--net`` and ``--epochs`` the recipe's own are measured.
+The network and the number of epochs are the recipe's unless given.
 
-Each run is ``vitctl train --recipe RECIPE --seed S`` in a process of its own, and the seconds are those of the whole command.
-Prints the ``Card(...)`` for ``vitctl/recipes.py``. Runs that are there already are not repeated, only read, so that a measurement
-that was stopped goes on.
+Each run is ``vitctl train --recipe RECIPE --seed S`` in a process of its own; the seconds are those of the complete command.
+Prints the ``Card(...)`` for ``vitctl/recipes.py``. Finished runs are not repeated, so the same command resumes an interrupted
+measurement.
 """
 
 from __future__ import annotations
@@ -26,12 +26,12 @@ from vitctl.recipes import Band, Card
 
 
 def band(values: list[float]) -> Band:
-    """Return mean and sample deviation of accuracies, to the hundredth; there is no deviation of a single one."""
+    """Return the mean and the sample standard deviation of accuracies, rounded to 0.01; None for one accuracy."""
     return Band(round(statistics.mean(values), 2), round(statistics.stdev(values), 2) if len(values) > 1 else None)
 
 
 def measure(command: list[str], run: Path) -> dict[str, Any]:
-    """Return summary, rows and seconds of the run in the folder ``run``, which is trained unless it is done."""
+    """Return the summary, the metrics and the seconds of the run in the folder ``run``; train it unless finished."""
     timing = run.with_suffix(".seconds.json")
     if not (run / "summary.json").exists() or not timing.exists():
         start = time.perf_counter()
@@ -43,32 +43,32 @@ def measure(command: list[str], run: Path) -> dict[str, Any]:
 
 
 def main() -> None:
-    """Run, and print the card."""
+    """Train the runs and print the card."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("recipe")
     parser.add_argument("--net")
     parser.add_argument("--dataset", default="cifar10")
-    parser.add_argument("--opt", help="where it is not the recipe's, such as adan:lr=1e-3")
+    parser.add_argument("--opt", help="optimizer if not the recipe's, such as adan:lr=1e-3")
     parser.add_argument("--epochs", type=int)
-    parser.add_argument("--max-time", help="such as 60s; how many steps fit depends on the machine")
+    parser.add_argument("--max-time", help="such as 60s; the number of steps depends on the machine")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--runs-dir", type=Path, default=Path("runs/cards"))
-    asked = parser.parse_args()
-    flags = {name: getattr(asked, name) for name in ("recipe", "net", "opt", "dataset", "epochs", "max_time")}
+    args = parser.parse_args()
+    flags = {name: getattr(args, name) for name in ("recipe", "net", "opt", "dataset", "epochs", "max_time")}
     config = resolve_config({name: value for name, value in flags.items() if value is not None})
-    asked.runs_dir.mkdir(parents=True, exist_ok=True)
+    args.runs_dir.mkdir(parents=True, exist_ok=True)
     runs = []
-    for seed in asked.seeds:
+    for seed in args.seeds:
         length = "-".join(str(each) for each in (config.epochs, config.max_steps, config.max_time) if each is not None)
-        opt = f"-{asked.opt.replace('/', '-').replace(':', '-')}" if asked.opt else ""
-        name = f"{asked.recipe}-{config.net.replace('/', '-')}{opt}-{config.dataset}-{length}-{seed}"
-        command = ["train", "--recipe", asked.recipe, "--dataset", config.dataset, "--seed", str(seed)]
-        command += ["--net", asked.net] if asked.net else []
-        command += ["--opt", asked.opt] if asked.opt else []
-        command += ["--epochs", str(asked.epochs)] if asked.epochs else []
-        command += ["--max-time", asked.max_time] if asked.max_time else []
-        command += ["--runs-dir", str(asked.runs_dir), "--name", name]
-        runs.append(measure(command, asked.runs_dir / name))
+        opt = f"-{args.opt.replace('/', '-').replace(':', '-')}" if args.opt else ""
+        name = f"{args.recipe}-{config.net.replace('/', '-')}{opt}-{config.dataset}-{length}-{seed}"
+        command = ["train", "--recipe", args.recipe, "--dataset", config.dataset, "--seed", str(seed)]
+        command += ["--net", args.net] if args.net else []
+        command += ["--opt", args.opt] if args.opt else []
+        command += ["--epochs", str(args.epochs)] if args.epochs else []
+        command += ["--max-time", args.max_time] if args.max_time else []
+        command += ["--runs-dir", str(args.runs_dir), "--name", name]
+        runs.append(measure(command, args.runs_dir / name))
         last = runs[-1]
         print(f"seed {seed}: {last['summary']['test_acc']:.2f} % in {last['seconds']:.1f} s", file=sys.stderr)
     summary, rows = runs[0]["summary"], [run["rows"] for run in runs]
@@ -78,17 +78,17 @@ def main() -> None:
             dataset=config.dataset,
             epochs=summary["epoch"],
             val_acc=tuple(band([each["val_acc"] for each in epoch]) for epoch in zip(*rows, strict=True))
-            if "val_acc" in rows[0][0] and not asked.max_time
+            if "val_acc" in rows[0][0] and not args.max_time
             else (),
             test_acc=band([run["summary"]["test_acc"] for run in runs]),
-            seeds=tuple(asked.seeds),
+            seeds=tuple(args.seeds),
             seconds=round(statistics.median(run["seconds"] for run in runs), 1),
             machine=f"{summary['device']} ({summary['device_name']}, {summary['threads']} threads)",
             max_steps=round(statistics.median(run["summary"]["step"] for run in runs))
-            if asked.max_time
+            if args.max_time
             else config.max_steps,
-            max_time=asked.max_time,
-            opt=asked.opt,
+            max_time=args.max_time,
+            opt=args.opt,
             versions=f"torch {summary['torch']}, vitctl {summary['vitctl']}",
         )
     )

@@ -1,9 +1,9 @@
-"""What an optimizer's step costs beside forward and backward pass: time, share, and operations dispatched.
+"""Measure the cost of optimizer steps compared with forward and backward: time, share, and dispatched operations.
 
     python -m tests.measurements.optimizer_step [--net cct_2] [--bs 128] [--steps 7] [OPT ...]
 
-Forward and backward run once a round on random images, then every optimizer steps on its own copy of the network with the same
-gradients; medians over the rounds are printed, so that a machine whose speed drifts slows all alike.
+Each round runs forward and backward once on random images; then every optimizer takes a step on its own copy of the network
+with the same gradients, so that changes in the machine's speed affect all alike. Prints medians over the rounds.
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ from vitctl.optim import OPTIMIZERS
 from vitctl.optim.build import build_optimizer
 
 
-class Counter(TorchDispatchMode):
-    """Counts the operations that reach the dispatcher."""
+class OperationCounter(TorchDispatchMode):
+    """Counts dispatched operations."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -45,23 +45,23 @@ def main() -> None:
     parser.add_argument("--bs", type=int, default=128)
     parser.add_argument("--steps", type=int, default=7)
     parser.add_argument("--device", default="auto")
-    asked = parser.parse_args()
-    device = devices.resolve_device(asked.device)
+    args = parser.parse_args()
+    device = devices.resolve_device(args.device)
     devices.prepare(device, None)
-    config = resolve_config({"net": asked.net})
+    config = resolve_config({"net": args.net})
     torch.manual_seed(0)
     model = build_model(config.net, config.net_options, img_size=32, in_chans=3, num_classes=10).to(device).train()
-    x, y = torch.randn(asked.bs, 3, 32, 32, device=device), torch.randint(0, 10, (asked.bs,), device=device)
+    x, y = torch.randn(args.bs, 3, 32, 32, device=device), torch.randint(0, 10, (args.bs,), device=device)
     copies = {}
-    for spec in asked.opts:
-        each = resolve_config({"net": asked.net, "opt": spec})
+    for spec in args.opts:
+        each = resolve_config({"net": args.net, "opt": spec})
         own = copy.deepcopy(model)
         built = build_optimizer(each.opt, each.opt_options, own, lr=1e-6, weight_decay=each.weight_decay)
         copies[spec] = (own, built, each.opt)
 
     times: dict[str, list[float]] = {name: [] for name in ["forward and backward", *copies]}
     counts: dict[str, int] = {}
-    for i in range(asked.steps + 2):
+    for i in range(args.steps + 2):
         model.zero_grad()
         devices.synchronize(device)
         start = time.perf_counter()
@@ -77,17 +77,15 @@ def main() -> None:
             devices.synchronize(device)
             times[spec].append(time.perf_counter() - start)
             if i == 1:
-                with Counter() as counter:
+                with OperationCounter() as counter:
                     optimizer.step()
                 counts[spec] = counter.count
     medians = {name: statistics.median(values[2:]) for name, values in times.items()}
-    whole = medians.pop("forward and backward")
-    print(
-        f"{asked.net}, batch {asked.bs}, {device} ({devices.device_label(device)}, {torch.get_num_threads()} threads)"
-    )
-    print(f"{'forward and backward':24} {1000 * whole:9.1f} ms")
+    passes = medians.pop("forward and backward")
+    print(f"{args.net}, batch {args.bs}, {device} ({devices.device_label(device)}, {torch.get_num_threads()} threads)")
+    print(f"{'forward and backward':24} {1000 * passes:9.1f} ms")
     for name, seconds in medians.items():
-        print(f"{name:24} {1000 * seconds:9.1f} ms {100 * seconds / whole:6.1f} % {counts[name]:6} operations")
+        print(f"{name:24} {1000 * seconds:9.1f} ms {100 * seconds / passes:6.1f} % {counts[name]:6} operations")
 
 
 if __name__ == "__main__":

@@ -1,10 +1,10 @@
-"""Which learning rate and decay suit each optimizer: held-out accuracy of short runs, a row for each.
+"""Find the learning rate and weight decay of each optimizer by the held-out accuracy of short runs.
 
     python -m tests.measurements.optimizers [SPEC ...] [--net cct_2] [--epochs 1] [--seeds 0] [--json FILE]
 
-Without SPECs it tries :data:`GRID`. A SPEC is what ``--opt`` takes; what it leaves out is the table's own, and not the
-recipe's. All runs have the settings of the recipe ``fast`` but for the optimizer, and the
-held-out tenth of the training images decides: the test set is not looked at. Rows are printed as they come, best last.
+Without SPECs it tries :data:`GRID`. A SPEC is a value of ``--opt``; options that it omits are the optimizer's defaults, not
+the recipe's. Other settings are those of the recipe ``fast``. Runs are compared by the accuracy on the held-out tenth of the
+training images, without the test set. Each row is printed when its runs end, and all rows at the end, best last.
 """
 
 from __future__ import annotations
@@ -39,11 +39,11 @@ GRID = [
     *(f"lion:lr={lr}" for lr in (1e-4, 3e-4, 6e-4)),
     *(f"lion:weight_decay={decay}" for decay in (0.05, 1.0)),
 ]
-"""What is tried by default: one value at a time away from the table's."""
+"""Default SPECs: each changes one or two values of the optimizer's defaults."""
 
 
-def in_full(spec: str) -> str:
-    """Return a SPEC with every value that it leaves out, as the table has it."""
+def with_defaults(spec: str) -> str:
+    """Return a SPEC with all options, using the optimizer's defaults for those that it omits."""
     name, given = split_spec(spec, "SPEC")
     entry = find_optimizer(name)
     values: dict[str, object] = {"lr": entry.lr, "weight_decay": entry.weight_decay}
@@ -52,7 +52,7 @@ def in_full(spec: str) -> str:
 
 
 def held_out(config: TrainConfig) -> dict[str, Any]:
-    """Train and return held-out loss and accuracy, and the seconds of the training part; nothing is saved."""
+    """Train without saving, and return held-out accuracy and loss, and the seconds of training."""
     session = open_session(config)
     session.model.train()
     start = time.perf_counter()
@@ -79,22 +79,22 @@ def main() -> None:
     parser.add_argument("--epochs", type=int, default=1)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     parser.add_argument("--limit-train", type=int)
-    parser.add_argument("--json", help="write the rows to this file too")
-    asked = parser.parse_args()
-    flags: dict[str, Any] = {"net": asked.net, "dataset": asked.dataset, "recipe": asked.recipe, "epochs": asked.epochs}
-    if asked.limit_train:
-        flags["limit_train"] = asked.limit_train
+    parser.add_argument("--json", help="also write the rows to this file")
+    args = parser.parse_args()
+    flags: dict[str, Any] = {"net": args.net, "dataset": args.dataset, "recipe": args.recipe, "epochs": args.epochs}
+    if args.limit_train:
+        flags["limit_train"] = args.limit_train
     configs = {
-        spec: resolve_config({**flags, "opt": in_full(spec)}) for spec in asked.specs or GRID
-    }  # mistakes show at once
+        spec: resolve_config({**flags, "opt": with_defaults(spec)}) for spec in args.specs or GRID
+    }  # errors in SPECs appear before any training
     rows = []
     for spec, config in configs.items():
         runs = []
-        for seed in asked.seeds:
+        for seed in args.seeds:
             try:
                 runs.append(held_out(dataclasses.replace(config, seed=seed)))
-            except VitctlError as error:  # it diverged
-                print(f"{spec} seed {seed}: {error}", file=sys.stderr, flush=True)
+            except VitctlError as error:  # the run diverged
+                print(f"{spec} seed {seed}: {error.message}", file=sys.stderr, flush=True)
         if not runs:
             continue
         accuracies = [run["val_acc"] for run in runs]
@@ -107,15 +107,15 @@ def main() -> None:
             "lr": config.lr,
             "weight_decay": config.weight_decay,
             "options": config.opt_options,
-            "seeds": asked.seeds,
+            "seeds": args.seeds,
         }
         rows.append(row)
         print(f"{row['val_acc']:6.2f} ± {row['deviation']:4.2f} %  {row['seconds']:7.1f} s  {spec}", flush=True)
     print("\nbest last:")
     for row in sorted(rows, key=lambda row: row["val_acc"]):
         print(f"{row['val_acc']:6.2f} ± {row['deviation']:4.2f} %  {row['seconds']:7.1f} s  {row['opt']}")
-    if asked.json:
-        with open(asked.json, "w", encoding="utf-8") as file:
+    if args.json:
+        with open(args.json, "w", encoding="utf-8") as file:
             json.dump(rows, file, indent=2)
 
 

@@ -1,10 +1,10 @@
-"""What a sweep's engine costs: time per trial with many trials in the storage, and from a trial's end to the next one's steps.
+"""Measure the overhead of a sweep: the engine's time per trial with a full storage, and the time per real trial.
 
     python -m tests.measurements.sweep [--trials 1000] [--count 20] [--storage URL]
 
-The engine's time is that from a trial's end to the start of the next one's training: bookkeeping, sampling (bayes), early
-termination, storage. The other figure is of real ``vitctl train`` trials on digits of one step each, from the end of one to the end
-of the next: imports, data, network, the step, checkpoint and final test, so more than the time until the first step.
+``engine_seconds`` is the time from a trial's end to the start of the next one's training: bookkeeping, sampling (bayes), early
+termination and storage. ``end_to_end_of_a_trial_of_one_step`` is the time from the end of one ``vitctl train`` on digits to the
+end of the next, in seconds: imports, data, network, one step, checkpoint and final test.
 """
 
 from __future__ import annotations
@@ -40,8 +40,8 @@ STEP = {
 }
 
 
-class Clock(Recorder):
-    """Notes when trials start and end."""
+class TrialTimes(Recorder):
+    """Records when trials start and end."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -54,14 +54,14 @@ class Clock(Recorder):
         self.times.append(("ended", time.perf_counter()))
 
     def gaps(self, first: str, then: str) -> list[float]:
-        """Return the seconds from each ``first`` to the ``then`` that follows it."""
+        """Return the seconds from each event ``first`` to an event ``then`` that follows immediately."""
         marks = [(what, at) for what, at in self.times if what in (first, then)]
         pairs = itertools.pairwise(marks)
         return [after - before for (what, before), (other, after) in pairs if (what, other) == (first, then)]
 
 
 def fill(study: optuna.Study, distributions: dict[str, Any], count: int) -> None:
-    """Put ``count`` trials that are complete into ``study``."""
+    """Add ``count`` complete trials to ``study``."""
     rng = random.Random(0)
     for number in range(count):
         params = {"lr": 10 ** rng.uniform(-5, -1), "weight_decay": rng.uniform(0, 0.05)}
@@ -77,31 +77,31 @@ def fill(study: optuna.Study, distributions: dict[str, Any], count: int) -> None
 
 
 def main() -> None:
-    """Measure and print as JSON."""
+    """Measure, and print the figures as JSON."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--trials", type=int, default=1000, help="in the storage beforehand")
-    parser.add_argument("--count", type=int, default=20, help="trials that are timed")
+    parser.add_argument("--trials", type=int, default=1000, help="trials in the storage beforehand")
+    parser.add_argument("--count", type=int, default=20, help="timed trials")
     parser.add_argument("--storage")
-    asked = parser.parse_args()
-    figures: dict[str, Any] = {"trials": asked.trials}
+    args = parser.parse_args()
+    figures: dict[str, Any] = {"trials": args.trials}
     with tempfile.TemporaryDirectory() as place:
         early = {"type": "hyperband", "min_iter": 1}
         sweep = make_sweep(
-            sweep_text(SPACE, method="bayes", run_cap=asked.trials + asked.count, early_terminate=early),
+            sweep_text(SPACE, method="bayes", run_cap=args.trials + args.count, early_terminate=early),
             Path(place),
-            asked.storage,
+            args.storage,
         )
         with sweep.changing() as study:
-            fill(study, {name: each.optuna() for name, each in sweep.file.space.varying.items()}, asked.trials)
-        clock = Clock()
-        Agent(sweep, clock, trainer=fake_trainer(seconds=0), count=asked.count).run()
-        gaps = clock.gaps("ended", "started")
+            fill(study, {name: each.optuna() for name, each in sweep.file.space.varying.items()}, args.trials)
+        times = TrialTimes()
+        Agent(sweep, times, trainer=fake_trainer(seconds=0), count=args.count).run()
+        gaps = times.gaps("ended", "started")
         figures["engine_seconds"] = {"median": round(statistics.median(gaps), 4), "worst": round(max(gaps), 4)}
 
-        real = make_sweep(sweep_text(STEP, method="random", run_cap=5), Path(place) / "real", asked.storage)
-        clock = Clock()
-        Agent(real, clock, trainer=train_command, count=5).run()
-        ends = [at for what, at in clock.times if what == "ended"]
+        real = make_sweep(sweep_text(STEP, method="random", run_cap=5), Path(place) / "real", args.storage)
+        times = TrialTimes()
+        Agent(real, times, trainer=train_command, count=5).run()
+        ends = [at for what, at in times.times if what == "ended"]
         turns = [after - before for before, after in itertools.pairwise(ends)]
         figures["end_to_end_of_a_trial_of_one_step"] = round(statistics.median(turns), 2)
     print(json.dumps(figures, indent=2))

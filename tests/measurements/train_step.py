@@ -1,10 +1,10 @@
-"""Training speed of ``vit_small``: vitctl's step beside a plain PyTorch loop, a few steps of each in turn.
+"""Measure the training speed of ``vit_small`` with vitctl and with a plain PyTorch loop.
 
     python -m tests.measurements.train_step [--steps 3] [--bs 512] [--device auto]
 
-The plain loop is what one would write: vit-pytorch's ``vit_for_small_dataset.ViT``, a DataLoader of 8 worker processes
-with PIL transforms (random crop, flip, normalise), Adam. Both see the same generated images at the same batch size, in
-fp32. The two alternate, so that a machine whose speed drifts slows both; medians are compared.
+The plain loop is a typical one: vit-pytorch's ``vit_for_small_dataset.ViT``, a DataLoader with 8 worker processes and PIL
+transforms (random crop, flip, normalisation), and Adam. Both train on the same generated images at the same batch size, in
+fp32. They take turns, so that changes in the machine's speed affect both; medians are compared.
 """
 
 from __future__ import annotations
@@ -35,8 +35,8 @@ WORKERS = 8
 MEAN, STD = (0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010)
 
 
-class PilImages(Dataset[tuple[Tensor, int]]):
-    """Images behind PIL transforms, one at a time."""
+class LabelledPilImages(Dataset[tuple[Tensor, int]]):
+    """Labelled images that PIL transforms change one at a time."""
 
     def __init__(self, images: np.ndarray, labels: np.ndarray) -> None:
         self.images, self.labels = images, labels
@@ -74,7 +74,9 @@ def plain_step(images: np.ndarray, labels: np.ndarray, bs: int, device: torch.de
     ).to(device)
     optimizer = torch.optim.Adam(model.parameters(), lr=1e-4)
     criterion = nn.CrossEntropyLoss()
-    loader = DataLoader(PilImages(images, labels), batch_size=bs, shuffle=True, num_workers=WORKERS, drop_last=True)
+    loader = DataLoader(
+        LabelledPilImages(images, labels), batch_size=bs, shuffle=True, num_workers=WORKERS, drop_last=True
+    )
 
     def endless() -> Iterator[list[Tensor]]:
         while True:
@@ -95,14 +97,14 @@ def plain_step(images: np.ndarray, labels: np.ndarray, bs: int, device: torch.de
 
 
 def open_on(images: np.ndarray, labels: np.ndarray, settings: dict[str, Any]) -> Session:
-    """Return the session of a run with ``settings`` on these images, uint8 ``[n, 32, 32, 3]``, in CIFAR-10's place."""
+    """Open a session with ``settings`` in which ``images``, uint8 ``[n, 32, 32, 3]``, replace CIFAR-10."""
     examples = data.Examples(torch.from_numpy(images).permute(0, 3, 1, 2).contiguous(), torch.from_numpy(labels))
-    made = dataset_of("cifar10", 10, examples, examples)
-    return open_session(resolve_config({"val": "none", **settings}), data=made)
+    generated = dataset_of("cifar10", 10, examples, examples)
+    return open_session(resolve_config({"val": "none", **settings}), data=generated)
 
 
 def vitctl_step(images: np.ndarray, labels: np.ndarray, bs: int, device: str) -> tuple[Callable[[], None], Session]:
-    """Return a function that takes one step as ``vitctl train --net vit_small`` does, and its session."""
+    """Return a function that takes one step of ``vitctl train --net vit_small``, and its session."""
     session = open_on(
         images, labels, {"net": "vit_small", "opt": "adam", "lr": 1e-4, "bs": bs, "epochs": 1000, "device": device}
     )
@@ -120,35 +122,35 @@ def vitctl_step(images: np.ndarray, labels: np.ndarray, bs: int, device: str) ->
 def main() -> None:
     """Run the comparison and print it as JSON."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--steps", type=int, default=3, help="timed steps of each")
+    parser.add_argument("--steps", type=int, default=3, help="timed steps of each loop")
     parser.add_argument("--bs", type=int, default=512)
     parser.add_argument("--device", default="auto")
-    asked = parser.parse_args()
-    device = devices.resolve_device(asked.device)
+    args = parser.parse_args()
+    device = devices.resolve_device(args.device)
     generator = np.random.default_rng(0)
-    count = asked.bs * 40
+    count = args.bs * 40
     images = generator.integers(0, 256, (count, 32, 32, 3), dtype=np.uint8)
     labels = generator.integers(0, 10, count)
 
-    plain = plain_step(images, labels, asked.bs, device)
-    ours, session = vitctl_step(images, labels, asked.bs, asked.device)
+    plain = plain_step(images, labels, args.bs, device)
+    ours, session = vitctl_step(images, labels, args.bs, args.device)
     times: dict[str, list[float]] = {"plain": [], "vitctl": []}
-    for i in range(asked.steps + 1):
+    for i in range(args.steps + 1):
         for name, step in (("plain", plain), ("vitctl", ours)):
-            time.sleep(2)  # the loader's workers fill their queue, so that they do not run beside vitctl's step
+            time.sleep(2)  # lets the loader's workers fill their queue, so that they do not slow vitctl's step
             start = time.perf_counter()
             step()
             devices.synchronize(device)
-            if i:  # the first of each warms up
+            if i:  # the first step of each is the warm-up
                 times[name].append(time.perf_counter() - start)
-    speeds = {name: asked.bs / statistics.median(seconds) for name, seconds in times.items()}
+    speeds = {name: args.bs / statistics.median(seconds) for name, seconds in times.items()}
     print(
         json.dumps(
             {
                 "images_per_second": {name: round(speed, 2) for name, speed in speeds.items()},
                 "ratio": round(speeds["vitctl"] / speeds["plain"], 3),
                 "step_seconds": {name: [round(second, 3) for second in seconds] for name, seconds in times.items()},
-                "batch": asked.bs,
+                "batch": args.bs,
                 "micro_batch": session.micro_batch,
                 **devices.environment(device),
             },

@@ -1,13 +1,12 @@
-"""Whether every network of the table learns: short runs of the command on CIFAR-10, the cheapest first.
+"""Check that every network learns: short ``vitctl train`` runs on CIFAR-10, cheapest network first.
 
     python -m tests.measurements.zoo [--nets NET ...] [--epochs 3] [--limit-train 2000] [--limit-test 1000]
                                    [--threads N] [--out zoo.json]
 
-Each network is trained by ``vitctl train --json`` in a process of its own, with the default recipe. The networks that
-make 384-px images of CIFAR-10's are left out unless ``--nets`` names them. What stands in ``--out`` already is not
-repeated, so that a measurement that was stopped goes on. Prints a Markdown table; its CPU seconds, of all threads, say
-more than images/s where other programs run beside it. The exit status is 1 where a run failed or did no better than
-guessing.
+Each network is trained with ``vitctl train --json`` in a process of its own, with the default recipe. Networks for 384-px
+images are left out unless ``--nets`` names them. Networks that are already in ``--out`` are not trained again, so the same
+command resumes an interrupted measurement. Prints a Markdown table; if other programs run at the same time, its CPU seconds
+(of all threads) are more reliable than images/s. The exit status is 1 if a run failed or did no better than guessing.
 """
 
 from __future__ import annotations
@@ -25,19 +24,19 @@ from typing import Any
 from vitctl.models import MODELS
 
 CHANCE = 0.1
-"""The share of ten equally frequent classes that guessing gets right."""
+"""Accuracy of guessing among ten equally frequent classes, as a share."""
 
 LUCK = 1e-4
-"""An accuracy beats chance when guessing would reach it less often than this."""
+"""An accuracy beats chance if guessing reaches it with a lower probability than this."""
 
 
 def beats_chance(acc: float, images: int, chance: float = CHANCE) -> bool:
-    """Return whether so many hits among ``images`` are too many for luck, by the tail of the binomial distribution.
+    """Return whether guessing is unlikely to reach an accuracy, by the tail of the binomial distribution.
 
     Args:
         acc: accuracy in percent.
-        images: how many were classified.
-        chance: the probability of a hit by guessing.
+        images: number of classified images.
+        chance: probability that a guess is correct.
     """
     hits = round(acc / 100 * images)
     tail = sum(
@@ -46,15 +45,15 @@ def beats_chance(acc: float, images: int, chance: float = CHANCE) -> bool:
     return tail < LUCK
 
 
-def train(net: str, asked: argparse.Namespace) -> dict[str, Any]:
-    """Train ``net`` in a process of its own and return its row; a run that fails has an ``error`` instead of figures."""
-    command = [sys.executable, "-m", "vitctl", "train", "--net", net, "--epochs", str(asked.epochs), "--json"]
-    command += ["--limit-train", str(asked.limit_train), "--limit-test", str(asked.limit_test)]
-    command += ["--threads", str(asked.threads)] if asked.threads else []
+def train(net: str, args: argparse.Namespace) -> dict[str, Any]:
+    """Train ``net`` in a child process and return its row; the row of a failed run has an ``error`` and no figures."""
+    command = [sys.executable, "-m", "vitctl", "train", "--net", net, "--epochs", str(args.epochs), "--json"]
+    command += ["--limit-train", str(args.limit_train), "--limit-test", str(args.limit_test)]
+    command += ["--threads", str(args.threads)] if args.threads else []
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
     with tempfile.TemporaryDirectory() as runs:
         command += ["--runs-dir", runs, "--name", "run"]
-        done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=False)  # one that fails is a row too
+        done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=False)  # a failed run has a row too
     after = resource.getrusage(resource.RUSAGE_CHILDREN)
     busy = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
     entry = MODELS[net]
@@ -70,7 +69,7 @@ def train(net: str, asked: argparse.Namespace) -> dict[str, Any]:
 def table(rows: list[dict[str, Any]]) -> str:
     """Return the rows as a Markdown table."""
     lines = [
-        "| net | parameters | MFLOP | train images/s | test acc | seconds | CPU seconds | beats chance |",
+        "| net | parameters | forward (MFLOP/image) | training (images/s) | test accuracy | seconds | CPU seconds | beats chance |",
         "|---|---:|---:|---:|---:|---:|---:|---|",
     ]
     for row in rows:
@@ -85,29 +84,29 @@ def table(rows: list[dict[str, Any]]) -> str:
 
 
 def main() -> int:
-    """Train what is missing, print the table, and return the exit status."""
+    """Train the networks without a row, print the table, and return the exit status."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     cheapest_first = sorted(MODELS, key=lambda net: MODELS[net].mflop)
-    parser.add_argument("--nets", nargs="+", metavar="NET", choices=list(MODELS), help="those alone")
+    parser.add_argument("--nets", nargs="+", metavar="NET", choices=list(MODELS), help="only these networks")
     parser.add_argument("--epochs", type=int, default=3)
     parser.add_argument("--limit-train", type=int, default=2000)
     parser.add_argument("--limit-test", type=int, default=1000)
-    parser.add_argument("--threads", type=int, help="of torch, in each run")
-    parser.add_argument("--out", type=Path, default=Path("zoo.json"), help="where the rows are kept")
-    asked = parser.parse_args()
-    wanted = asked.nets or [net for net in cheapest_first if MODELS[net].img_size < 384]
+    parser.add_argument("--threads", type=int, help="CPU threads of each run")
+    parser.add_argument("--out", type=Path, default=Path("zoo.json"), help="file of the rows")
+    args = parser.parse_args()
+    wanted = args.nets or [net for net in cheapest_first if MODELS[net].img_size < 384]
     rows: dict[str, dict[str, Any]] = {}
-    if asked.out.exists():
-        rows = {row["net"]: row for row in json.loads(asked.out.read_text(encoding="utf-8"))}
+    if args.out.exists():
+        rows = {row["net"]: row for row in json.loads(args.out.read_text(encoding="utf-8"))}
     for net in wanted:
         if net in rows and "error" not in rows[net]:
             continue
-        rows[net] = train(net, asked)
+        rows[net] = train(net, args)
         print(json.dumps(rows[net]), file=sys.stderr, flush=True)
         ordered = [rows[name] for name in cheapest_first if name in rows]
-        scratch = asked.out.with_suffix(".tmp")
+        scratch = args.out.with_suffix(".tmp")
         scratch.write_text(json.dumps(ordered, indent=2) + "\n", encoding="utf-8")
-        scratch.replace(asked.out)
+        scratch.replace(args.out)
     shown = [rows[net] for net in wanted]
     print(table(shown))
     return int(not all("error" not in row and beats_chance(row["test_acc"], row["test_images"]) for row in shown))

@@ -1,1 +1,1 @@
-"""Comparisons of devices and of optimizers."""
+"""Comparisons of devices (``bench-device``) and of optimizers (``compare-optimizers``)."""

@@ -1,4 +1,4 @@
-"""What an optimizer costs beside the network: the time of its step, its state, and whose implementation runs."""
+"""Cost of an optimizer: the time of a step, the size of its state, and the implementation that runs."""
 
 from __future__ import annotations
 
@@ -23,22 +23,22 @@ from vitctl.optim.build import build_optimizer
 from vitctl.training.setup import open_session
 
 ROUNDS, WARM_UP = 15, 3
-"""Steps that are timed, and those before them: state is made in the first."""
+"""Timed steps, and untimed steps before them; the first step allocates the optimizer's state."""
 
 SMALL_LR = 1e-6
-"""The rate of the steps that are timed: the time does not depend on it, and the weights stay sane."""
+"""Learning rate of the timed steps, small so that the weights stay finite; it does not affect the time."""
 
 
 @dataclass(frozen=True)
 class OptimizerCost:
-    """What an optimizer costs.
+    """Cost of an optimizer.
 
     Attributes:
-        source: whose implementation runs, such as ``torch.optim.AdamW (fused)``.
-        step_time: seconds of a step, median.
-        low: its lower quartile.
-        high: its upper quartile.
-        state_bytes: of what it keeps between steps.
+        source: the implementation, such as ``torch.optim.AdamW (fused)``.
+        step_time: median seconds per step.
+        low: lower quartile of the seconds per step.
+        high: upper quartile of the seconds per step.
+        state_bytes: size of the state that is kept between steps.
     """
 
     source: str
@@ -49,14 +49,16 @@ class OptimizerCost:
 
 
 def measure_costs(configs: Mapping[str, TrainConfig], observer: Observer = SILENT) -> dict[str, OptimizerCost]:
-    """Measure each optimizer on the same network and gradients, in turn, so that a machine that slows down slows all alike.
+    """Measure optimizers on the same network and gradients.
+
+    The optimizers take turns, so that a machine that slows down affects all alike.
 
     Args:
-        configs: by a name for each; network, data and device are the first one's.
-        observer: is notified of downloads and decoding.
+        configs: settings by label; network, data and device are those of the first.
+        observer: receives download and decoding progress.
 
     Raises:
-        RequestError: device, data or network cannot be had as asked.
+        RequestError: the device, the data or the network is not available.
     """
     config = dataclasses.replace(next(iter(configs.values())), compile=False)
     session = open_session(config, observer, pretrained=False)
@@ -100,7 +102,7 @@ def measure_costs(configs: Mapping[str, TrainConfig], observer: Observer = SILEN
 
 
 def state_bytes(optimizer: Optimizer) -> int:
-    """Return the size of the tensors that ``optimizer`` keeps between steps; views of one storage count once."""
+    """Return the size in bytes of the tensors in the optimizer's state; a storage shared by views counts once."""
     storages: dict[int, int] = {}
 
     def visit(value: object) -> None:
@@ -118,7 +120,7 @@ def state_bytes(optimizer: Optimizer) -> int:
 
 
 def source(opt: str, optimizer: Optimizer) -> str:
-    """Return whose implementation of ``opt`` runs, with its version where it is no part of torch."""
+    """Return the name of the implementation of ``opt``, with the version of its package if that is not torch."""
     kind = type(optimizer)
     if kind.__module__.startswith("torch.optim"):
         fused = any(group.get("fused") for group in optimizer.param_groups)

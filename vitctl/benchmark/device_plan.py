@@ -1,4 +1,4 @@
-"""What ``bench-device`` is to measure: settings, time, and whether it really trains."""
+"""Plan of a ``bench-device`` measurement, from its arguments."""
 
 from __future__ import annotations
 
@@ -13,30 +13,30 @@ from vitctl.errors import RequestError
 from vitctl.units import parse_duration
 
 GENERATED = {"cifar10": 10, "cifar100": 100}
-"""Data sets whose images need not be there, as generated ones of their size cost the same, and their classes."""
+"""Number of classes of the data sets that generated images replace: images of the same size cost the same."""
 
 SECONDS = "60s"
-"""For which a device is measured unless ``--max-time`` says otherwise."""
+"""Default of ``--max-time``: how long each device is measured."""
 
-_OF_RUNS = (
+_RUN_ONLY = (
     *("wandb", "wandb_project", "wandb_entity", "wandb_group", "wandb_tags", "wandb_notes", "tensorboard"),
     *("save_every", "keep", "patience", "tta", "max_steps", "val", "val_fraction", "pretrained", "loss_sum"),
 )
-"""Settings that mean something to runs alone."""
+"""Settings that only affect training runs."""
 
-_OF_DATA = ("data_dir", "split_seed", "skip_bad_images", "limit_test")
-"""Settings that mean nothing to generated images."""
+_DATA_ONLY = ("data_dir", "split_seed", "skip_bad_images", "limit_test")
+"""Settings of real data, which do not affect generated images."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class DevicePlan:
-    """What is measured on each device.
+    """What to measure on each device.
 
     Attributes:
-        config: the settings.
-        given: names of the settings that somebody gave.
+        config: settings of the measured steps.
+        given: names of the settings given by flag or in a file.
         seconds: how long steps are measured on a device.
-        trains: whether each device then really trains.
+        trains: whether to train a run on each device after the measurement.
     """
 
     config: TrainConfig
@@ -48,49 +48,54 @@ class DevicePlan:
 def make_device_plan(
     settings: Mapping[str, Any], file: Mapping[str, Any] | None = None, *, tune: bool = False, out: Path | None = None
 ) -> DevicePlan:
-    """Return what the arguments ask for.
+    """Make the plan for the arguments of ``bench-device``.
 
     Args:
-        settings: given by flag; one that would have no effect is refused.
-        file: of ``--config``; what it says of runs is left out where none is made.
-        tune: settings are to be tried instead.
-        out: where to write.
+        settings: settings given by flag; those without effect are refused.
+        file: settings of ``--config``; those without effect are ignored.
+        tune: the arguments include ``--tune``.
+        out: path of ``--out``.
 
     Raises:
-        RequestError: settings that cannot be, or would do nothing.
+        RequestError: an invalid setting, or a flag without effect.
     """
     flags, base = dict(settings), dict(file or {})
     given = frozenset({*flags, *base})
     if "device" in flags:
-        raise RequestError(f"--device {flags['device']}: name devices as arguments: vitctl bench-device cpu mps")
+        raise RequestError(
+            f"bench-device takes devices as arguments, not --device {flags['device']}",
+            hint=f"run vitctl bench-device {flags['device']}",
+        )
     base.pop("device", None)
     if tune:
         for name in ("epochs", "max_time", "compile"):
             if name in flags:
-                raise RequestError(
-                    f"--tune times single pieces of many settings, uncompiled; {flag_name(name)} does not go with it"
-                )
+                raise RequestError(f"{flag_name(name)} does nothing with --tune", hint=f"remove {flag_name(name)}")
         if out is not None and out.suffix.lower() in (".png", ".svg"):
-            raise RequestError(f"--out {out}: --tune has no image; name a folder or a .json, .csv, .md or .html file")
-    asked, of_file = flags.pop("max_time", None), base.pop("max_time", None)
-    seconds = parse_duration(asked or of_file or SECONDS, "--max-time")
+            raise RequestError(
+                f"--out {out}: --tune draws no plots",
+                hint="use --out with a folder, or with a name that ends in .json, .csv, .md or .html",
+            )
+    from_flag, from_file = flags.pop("max_time", None), base.pop("max_time", None)
+    seconds = parse_duration(from_flag or from_file or SECONDS, "--max-time")
     if trains := flags.get("epochs") is not None:
         return DevicePlan(config=_resolved(flags, base), given=given, seconds=seconds, trains=trains)
-    without = [*_OF_RUNS]
+    unused = [*_RUN_ONLY]
     if flags.get("dataset", base.get("dataset", "cifar10")) in GENERATED:
-        without += _OF_DATA
-    for name in without:
+        unused += _DATA_ONLY
+    for name in unused:
         if name in flags:
+            alternative = "" if tune else ", or add --epochs 1 to train a run on each device"
             raise RequestError(
-                f"{flag_name(name)} is for runs, and without --epochs none is made: generated images are measured; leave it out"
+                f"{flag_name(name)} does nothing without --epochs", hint=f"remove {flag_name(name)}{alternative}"
             )
         base.pop(name, None)
-    # Resolved with the file's own length, as some recipes take another batch in short runs; then it does not matter.
+    # Resolved with the length from the file, as some recipes use another batch size in short runs.
     config = _resolved({**flags, "val": "none"}, base)
     config = dataclasses.replace(config, epochs=1, max_steps=None, max_time=None)
     return DevicePlan(config=config, given=given, seconds=seconds, trains=trains)
 
 
 def _resolved(flags: Mapping[str, Any], base: Mapping[str, Any]) -> TrainConfig:
-    usual = {} if "recipe" in flags or "recipe" in base else {"net": "vit_small", "bs": 512}
-    return resolve_config(flags, {**usual, **base})
+    defaults = {} if "recipe" in flags or "recipe" in base else {"net": "vit_small", "bs": 512}
+    return resolve_config(flags, {**defaults, **base})

@@ -1,4 +1,4 @@
-"""What a comparison of devices found: the table of the scripts that vitctl replaces, where the time goes, and bars."""
+"""Report of a device comparison: the table of the original scripts, a breakdown of the step time, and a bar chart."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
 from vitctl.benchmark.figures import PARTS, Figures, Quartiles
-from vitctl.benchmark.report import format_seconds
+from vitctl.benchmark.report import format_seconds, is_partial_epoch
 from vitctl.benchmark.tables import NOTHING, Cell, Row, Table
 from vitctl.config import PREDECESSOR_BATCH
-from vitctl.units import format_bytes, format_duration
+from vitctl.units import format_bytes, format_duration, plural
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -21,18 +21,17 @@ if TYPE_CHECKING:
 
 _PART_COLOURS = ("#56B4E9", "#0072B2", "#D55E00", "#009E73")
 
-
 DISTURBED = 0.1
-"""Share of the CPU time that others may take before the figures are marked."""
+"""Share of the CPU time used by other processes above which the figures are marked."""
 
 
 class DeviceReport:
-    """Figures of several devices, ready to be shown.
+    """Tables, JSON document and plot of a device comparison.
 
     Args:
-        config: the settings that they share.
-        figures: of each device, in the order in which they were named; those not there among them.
-        environment: versions and machine, as :func:`vitctl.devices.environment` has them.
+        config: settings that the devices share.
+        figures: figures of each device, in the order of the command line, including missing devices.
+        environment: versions and machine, from :func:`vitctl.devices.environment`.
     """
 
     def __init__(
@@ -41,10 +40,10 @@ class DeviceReport:
         self.config = config
         self.environment = dict(environment or {})
         self.columns = figures
-        self.there = [each for each in figures if not each.missing]
+        self.available = [each for each in figures if not each.missing]
 
     def tables(self) -> list[Table]:
-        """Return the scripts' table, and where the time goes."""
+        """Return the table of the original scripts and the breakdown of the step time."""
         return [self._main(), self._details()]
 
     def _row(
@@ -57,12 +56,11 @@ class DeviceReport:
 
     def _main(self) -> Table:
         config = self.config
+        all_extrapolated = all(self._extrapolated(each) for each in self.available)
 
         def epoch(each: Figures) -> Cell:
-            if each.trained:
-                return Cell(format_duration(each.trained["epoch_time"]), each.trained["epoch_time"])
-            assert each.epoch_time is not None
-            return Cell(f"{format_duration(each.epoch_time)} est.", each.epoch_time)
+            mark = " (extrapolated)" if self._extrapolated(each) and not all_extrapolated else ""
+            return Cell(f"{format_duration(seconds(each))}{mark}", seconds(each))
 
         def stable(each: Figures) -> Cell:
             assert each.step is not None
@@ -73,7 +71,7 @@ class DeviceReport:
             return Cell(_quartiles(each.validation), each.validation.median)
 
         def speedup(each: Figures) -> Cell:
-            ratio = seconds(self.there[0]) / seconds(each)
+            ratio = seconds(self.available[0]) / seconds(each)
             return Cell(f"{ratio:.2f}x", ratio)
 
         def seconds(each: Figures) -> float:
@@ -82,7 +80,7 @@ class DeviceReport:
             return float(value)
 
         rows = (
-            self._row("Epoch duration", epoch, "low"),
+            self._row(f"Epoch duration{' (extrapolated)' if all_extrapolated else ''}", epoch, "low"),
             self._row("Step time (initial)", lambda each: Cell(format_seconds(each.initial), each.initial), "low"),
             self._row("Step time (stabilized)", stable, "low"),
             self._row("Final training accuracy", lambda each: _accuracy(each, "train_acc"), "high"),
@@ -110,15 +108,15 @@ class DeviceReport:
     def _details(self) -> Table:
         def part(name: str) -> Callable[[Figures], Cell]:
             def cell(each: Figures) -> Cell:
-                seconds, whole = each.split[name], sum(each.split.values())
-                return Cell(f"{format_seconds(seconds)} ({100 * seconds / whole:.1f} %)", seconds)
+                seconds, total = each.split[name], sum(each.split.values())
+                return Cell(f"{format_seconds(seconds)} ({100 * seconds / total:.1f} %)", seconds)
 
             return cell
 
         def parity(each: Figures) -> Cell:
             assert each.parity is not None
             worst = max(each.parity.logits, each.parity.gradients, key=lambda value: (math.isnan(value), value))
-            return Cell(f"{'OFF' if each.parity.off else 'ok'} ({worst:.1e})", worst)
+            return Cell(f"{worst:.1e} ({'TOO LARGE' if each.parity.exceeded else 'ok'})", worst)
 
         def compiling(each: Figures) -> Cell:
             return NOTHING if each.compile_time is None else Cell(format_duration(each.compile_time), each.compile_time)
@@ -130,68 +128,76 @@ class DeviceReport:
             self._row(
                 "Share of measured GEMM peak",
                 lambda each: Cell(
-                    f"{100 * each.gflops / each.gemm_gflops:.0f} % of {each.gemm_gflops:.0f}"
+                    f"{100 * each.gflops / each.gemm_gflops:.0f} % of {each.gemm_gflops:.0f} GFLOP/s"
                     if each.gemm_gflops
                     else "–",
                     each.gflops / each.gemm_gflops if each.gemm_gflops else None,
                 ),
             ),
             self._row("Peak memory", lambda each: Cell(format_bytes(each.peak_memory), each.peak_memory)),
-            self._row("Arithmetic against CPU fp32", parity),
+            self._row("Relative difference from CPU fp32", parity),
             self._row(
-                "Precision, micro-batch", lambda each: Cell(f"{each.precision}, {each.micro_batch}", each.precision)
+                "Precision, micro-batch",
+                lambda each: Cell(f"{each.precision}, {plural(each.micro_batch, 'image')}", each.precision),
             ),
         ]
         if self.config.compile:
             rows.append(self._row("Compile time", compiling))
         return Table(
-            title="Where the time of a step goes",
-            corner="Part",
+            title="Breakdown of the step time",
+            corner="Metric",
             columns=tuple(each.label for each in self.columns),
             rows=tuple(rows),
             notes=(
-                "backward includes the loss and the clipping of gradients; GFLOP/s count it as twice the forward pass",
-                "peak memory: of the device on CUDA, else of this process",
+                "percentages of data, forward, backward and optimizer: shares of the step time",
+                "backward includes the loss and gradient clipping; GFLOP/s count it as twice the forward pass",
+                "GEMM peak: fastest matrix product with the shapes of the network's layers",
+                "peak memory: of the device on CUDA, otherwise of this process",
+                "relative difference: the larger one of logits and gradients, in Euclidean norm",
             ),
         )
 
+    def _extrapolated(self, each: Figures) -> bool:
+        return not each.trained or is_partial_epoch(each.trained, self.config)
+
     def _notes(self) -> list[str]:
         notes = []
-        for each in self.there:
-            counted = (
-                f"{len(each.pieces)} pieces of {len(each.steps)} steps" if each.pieces else f"{len(each.steps)} steps"
-            )
-            threads = f", {each.threads} threads" if each.device == "cpu" else ""
-            notes.append(f"{each.label}: {each.device_name}{threads}; median and quartiles over {counted}")
+        for each in self.available:
+            counted = plural(len(each.steps), "step")
+            if each.pieces:
+                counted = f"{len(each.pieces)} micro-batches of {counted}"
+            threads = f", {plural(each.threads, 'thread')}" if each.device == "cpu" else ""
+            notes.append(f"{each.label}: {each.device_name}{threads}; step time: median (quartiles) over {counted}")
         if self.environment:
             notes.append(
                 f"torch {self.environment['torch']}, vitctl {self.environment['vitctl']}, seed {self.config.seed}"
             )
-        first = self.there[0] if self.there else None
-        if first and first.trained:
-            notes.append(f"an epoch is {first.trained['train_images']:,} images; the others are held out to validate")
-        elif first:
-            notes.append(
-                f"est.: extrapolated to {first.epoch_images:,} images from steps that were measured; --epochs 1 trains really"
-            )
-        others = max((each.others or 0.0 for each in self.there), default=0.0)
+        images = [each.trained["train_images"] for each in self.available if each.trained]
+        if images:
+            notes.append(f"an epoch has {images[0]:,} images, without those held out for validation")
+        extrapolated = [each for each in self.available if self._extrapolated(each)]
+        if extrapolated:
+            remedy = "" if images else "; add --epochs 1 to train an epoch and measure accuracy"
+            notes.append(f"extrapolated to {extrapolated[0].epoch_images:,} images from the measured steps{remedy}")
+        if len(self.available) > 1:
+            notes.append(f"speedup: relative to {self.available[0].label}")
+        others = max((each.others or 0.0 for each in self.available), default=0.0)
         if others > DISTURBED:
             notes.append(
-                f"DISTURBED: other processes took {100 * others:.0f} % of this machine's CPU time meanwhile; the figures are not those "
-                f"of a quiet machine"
+                f"DISTURBED: other processes used {100 * others:.0f} % of the CPU time; repeat the measurement on an idle machine"
             )
-        notes += [f"{each.label}: not trained: {each.failed}" for each in self.there if each.failed]
+        notes += [f"{each.label}: training failed: {each.failed}" for each in self.available if each.failed]
         notes += [
-            f"{each.label}: arithmetic is compared without --compile"
-            for each in self.there
+            f"{each.label}: the difference from CPU fp32 is measured without --compile"
+            for each in self.available
             if each.compile_time is not None
         ]
         notes += [f"{each.label}: {each.missing}" for each in self.columns if each.missing]
-        for each in self.there:
-            if each.parity is not None and each.parity.off:
+        for each in self.available:
+            if each.parity is not None and each.parity.exceeded:
                 notes.append(
-                    f"{each.label}: its arithmetic is OFF: logits differ from the CPU's by {each.parity.logits:.1e}, gradients by "
-                    f"{each.parity.gradients:.1e} of their size, and {each.parity.tolerance:g} is allowed; do not trust its results"
+                    f"{each.label}: WRONG RESULTS: logits differ from CPU fp32 by {each.parity.logits:.1e} and gradients by "
+                    f"{each.parity.gradients:.1e}, more than the tolerance of {each.parity.tolerance:g}"
                 )
         return notes
 
@@ -201,29 +207,29 @@ class DeviceReport:
         for each in self.columns:
             values = dataclasses.asdict(each)
             if each.parity is not None:
-                values["parity"]["off"] = each.parity.off
+                values["parity"]["off"] = each.parity.exceeded
             devices.append({key: value for key, value in values.items() if value not in (None, "", [], {})})
         return {"devices": devices, "config": self.config.to_dict(), "environment": self.environment}
 
     def figures(self) -> dict[str, Callable[[], Figure]]:
-        """Return what draws each image."""
+        """Return a function that draws each plot, by name."""
         return {"bars": self.bars}
 
     def bars(self) -> Figure:
-        """Draw images a second, and the parts of a step, a bar for each device."""
+        """Draw training speed and the parts of a step, one bar for each device."""
         from matplotlib.figure import Figure
 
-        figure = Figure(figsize=(11, 1.6 + 0.7 * len(self.there)), layout="constrained")
+        figure = Figure(figsize=(11, 1.6 + 0.7 * len(self.available)), layout="constrained")
         speed, split = figure.subplots(1, 2, sharey=True)
-        labels = [each.label for each in self.there]
-        bars = speed.barh(labels, [each.images_per_second for each in self.there], color="#0072B2", height=0.6)
+        labels = [each.label for each in self.available]
+        bars = speed.barh(labels, [each.images_per_second for each in self.available], color="#0072B2", height=0.6)
         speed.bar_label(bars, fmt="%.1f", padding=3)
         speed.margins(x=0.15)
-        speed.set_xlabel("images a second")
+        speed.set_xlabel("training speed (images/s)")
         self._draw_split(split, labels)
         for axes in (speed, split):
             axes.spines[["top", "right"]].set_visible(False)
-            axes.set_ylim(len(labels) - 0.4, -0.6)  # the first on top
+            axes.set_ylim(len(labels) - 0.4, -0.6)  # the first device on top
         figure.suptitle(self.tables()[0].title, fontsize=11)
         figure.legend(*split.get_legend_handles_labels(), loc="outside lower center", ncols=len(PARTS), frameon=False)
         return figure
@@ -231,10 +237,10 @@ class DeviceReport:
     def _draw_split(self, axes: Axes, labels: list[str]) -> None:
         left = [0.0] * len(labels)
         for part, colour in zip(PARTS, _PART_COLOURS, strict=True):
-            widths = [1000 * each.split[part] / each.batch for each in self.there]
+            widths = [1000 * each.split[part] / each.batch for each in self.available]
             axes.barh(labels, widths, left=left, color=colour, label=part, height=0.6)
             left = [before + width for before, width in zip(left, widths, strict=True)]
-        axes.set_xlabel("milliseconds an image")
+        axes.set_xlabel("step time (ms/image)")
 
 
 def _accuracy(each: Figures, name: str) -> Cell:

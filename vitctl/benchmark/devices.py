@@ -1,4 +1,4 @@
-"""What a training step costs on each of several devices, measured in turns with the very step that ``train`` takes."""
+"""Measure the cost of a training step, the one that ``train`` takes, on several devices in turn."""
 
 from __future__ import annotations
 
@@ -19,31 +19,34 @@ from torch import Tensor, nn
 from vitctl import devices
 from vitctl.benchmark.device_plan import GENERATED, DevicePlan
 from vitctl.benchmark.figures import PARTS, Figures, Parity, Quartiles
+from vitctl.benchmark.report import format_seconds
 from vitctl.config import PREDECESSOR_BATCH, TrainConfig
 from vitctl.data.dataset import Dataset, Examples, Splits, Subset
 from vitctl.errors import RequestError, RunFailed
 from vitctl.observer import SILENT, Observer
+from vitctl.registry import or_list
 from vitctl.training.evaluate import evaluate
 from vitctl.training.loop import train_step
 from vitctl.training.preflight import check_config
 from vitctl.training.session import Session, untouched
 from vitctl.training.setup import open_data, open_session
 from vitctl.training.start import start_run
+from vitctl.units import plural
 
 EPOCH, TESTED = 50_000, 1_000
-"""Generated images of an epoch, as many as CIFAR's, and to validate on."""
+"""Number of generated training images, the same as CIFAR's, and of generated test images."""
 
 LEAST_STEPS, LONG_STEP = 3, 5.0
-"""Steps measured on any device, whatever they take; and seconds from which a step is warmed up by one piece of it."""
+"""Minimum number of measured steps; and seconds from which a step is long, so that one micro-batch is its warm-up."""
 
 WARM_UP = 2
-"""Steps that do not count, where a step is short."""
+"""Steps that are not counted if steps are short."""
 
 LEAST_SECONDS = 10.0
-"""Measured before a median counts as stable, as machines change their speed from second to second."""
+"""Minimum seconds before a median counts as stable, as a machine's speed changes from second to second."""
 
 STABLE = 0.005
-"""The median is taken to stand when its error, about the interquartile range over the root of the count, is this share of it."""
+"""Relative error below which a median is stable, estimated as the interquartile range over the root of the count."""
 
 GEMM_SECONDS = 0.3
 """Seconds for which matrix products of each shape are timed."""
@@ -52,14 +55,17 @@ clock = time.perf_counter
 """Clock for measuring, in seconds; tests replace it."""
 
 PARITY_IMAGES = 16
+"""Images on which the devices' arithmetic is compared."""
+
 TOLERANCES = {"fp32": 1e-3, "tf32": 2e-2, "bf16": 1e-1, "fp16": 2e-2}
-"""Greatest difference of logits and of gradients to those of fp32 on a CPU, relative to their size (Euclidean norm)."""
+"""Largest relative difference (in Euclidean norm) of logits and of gradients from those of fp32 on a CPU."""
 
 
 def generated_data(config: TrainConfig) -> tuple[Dataset, Splits]:
-    """Return random images in the place of CIFAR's: :data:`EPOCH` to train on, or ``--limit-train``, and :data:`TESTED` to test.
+    """Generate random images that replace CIFAR's, the same for every device.
 
-    uint8 ``[n, 3, 32, 32]``, labels int64; the same for every device.
+    Images are uint8 ``[n, 3, 32, 32]`` and labels int64. There are ``--limit-train`` training images, at most
+    :data:`EPOCH`, and :data:`TESTED` test images.
     """
     classes = GENERATED[config.dataset]
     generator = torch.Generator().manual_seed(config.seed)
@@ -73,7 +79,7 @@ def generated_data(config: TrainConfig) -> tuple[Dataset, Splits]:
 
 
 def dataset_of(name: str, classes: int, train: Examples, test: Examples) -> tuple[Dataset, Splits]:
-    """Return images uint8 ``[n, 3, 32, 32]`` as the data set called ``name``: nothing is held out."""
+    """Make a data set called ``name``, without held-out images, from uint8 images ``[n, 3, 32, 32]``."""
     dataset = Dataset(
         name=name,
         classes=tuple(map(str, range(classes))),
@@ -89,22 +95,33 @@ def dataset_of(name: str, classes: int, train: Examples, test: Examples) -> tupl
 
 
 def bench_data(config: TrainConfig, observer: Observer = SILENT) -> tuple[Dataset, Splits]:
-    """Return generated images in the place of CIFAR's, and other data sets as they are.
+    """Return the data to measure on: generated images instead of CIFAR, and other data sets themselves.
 
     Raises:
-        RequestError: the data cannot be had as asked.
+        RequestError: the data is not available.
     """
     return generated_data(config) if config.dataset in GENERATED else open_data(config, observer)
 
 
 class Lane:
-    """A device under measurement, with a run of its own that is never saved.
+    """A device under measurement, with a training session of its own that is never saved.
 
     Args:
-        label: what it is called.
-        config: the settings, its device among them.
-        data: what it trains on.
-        observer: is notified of compilation.
+        label: name of the device in the report.
+        config: settings, including the device.
+        data: the data to train on.
+        observer: receives messages about compilation.
+
+    Attributes:
+        cold_start: extra seconds that the first micro-batch took.
+        micro_batch_time: seconds of a warm micro-batch, forward and backward.
+        taken: steps taken, including those that are not counted.
+        first: seconds of the first step, including :attr:`cold_start`.
+        steps: seconds of each counted step.
+        pieces: seconds of each micro-batch of the counted steps.
+        splits: seconds of each of :data:`PARTS`, for each step whose parts were timed.
+        validation: seconds of each evaluation of 100 images.
+        spent: seconds measured in total.
     """
 
     def __init__(self, label: str, config: TrainConfig, data: tuple[Dataset, Splits], observer: Observer) -> None:
@@ -115,8 +132,8 @@ class Lane:
             name: value.detach().cpu().clone() for name, value in self.session.model.state_dict().items()
         }
         self.session.set_length(max(self.session.total_steps, 10_000))
-        self.cold = 0.0
-        self.piece = 0.0
+        self.cold_start = 0.0
+        self.micro_batch_time = 0.0
         self.taken = 0
         self.first = 0.0
         self.steps: list[float] = []
@@ -130,86 +147,86 @@ class Lane:
 
     @property
     def asynchronous(self) -> bool:
-        """Whether the device runs on its own, so that looking at the clock in the middle of a step holds it up."""
+        """Whether the device runs asynchronously, so that reading the clock in the middle of a step slows it."""
         return self.device.type != "cpu"
 
     @property
-    def count(self) -> int:
-        """Pieces of a step."""
+    def micro_batches(self) -> int:
+        """Number of micro-batches of a step."""
         return -(-self.session.batches.batch_size // self.session.micro_batch)
 
     @property
     def long(self) -> bool:
-        """Whether a step takes so long that whole ones are too much to warm up with."""
-        return self.piece * self.count > LONG_STEP
+        """Whether steps are too long for complete ones to serve as warm-up."""
+        return self.micro_batch_time * self.micro_batches > LONG_STEP
 
     def memory(self) -> AbstractContextManager[None]:
-        """Return what turns running out of memory into a sentence."""
+        """Return a context that turns running out of memory into :class:`vitctl.errors.OutOfMemory`."""
         session = self.session
         return devices.memory_watched(self.device, session.batches.batch_size, session.micro_batch)
 
     def warm_up(self) -> None:
-        """Run one micro-batch forward and backward, twice; what training computes from is left as it was."""
+        """Run one micro-batch forward and backward, twice, without changing the state of training."""
         images, labels = self.session.batches.batch(0, 0)
         with untouched(self.session):
-            first, self.piece = (run_piece(self.session, images, labels) for _ in range(2))
-        self.cold = max(0.0, first - self.piece)
-        self.spent += first + self.piece
+            first, self.micro_batch_time = (run_micro_batch(self.session, images, labels) for _ in range(2))
+        self.cold_start = max(0.0, first - self.micro_batch_time)
+        self.spent += first + self.micro_batch_time
 
     def step(self) -> None:
-        """Take one step of the run; the first :data:`WARM_UP` count only where a step is long."""
-        seconds, watch = self._take(watched=not self.asynchronous)
+        """Take one step and record its time; the first :data:`WARM_UP` are recorded only if steps are long."""
+        seconds, stopwatch = self._take(timed_parts=not self.asynchronous)
         self.spent += seconds
         self.taken += 1
         if self.taken == 1:
-            self.first = seconds + self.cold
+            self.first = seconds + self.cold_start
         if self.long or self.taken > WARM_UP:
             self.steps.append(seconds)
-            if watch:
-                self._note(watch, seconds)
+            if stopwatch:
+                self._record_parts(stopwatch, seconds)
 
-    def split(self) -> None:
-        """Take further steps apart where those that are timed whole could not be."""
+    def time_parts(self) -> None:
+        """Time the parts of further steps on an asynchronous device, where :meth:`step` cannot."""
         for _ in range(LEAST_STEPS if self.asynchronous else 0):
-            seconds, watch = self._take(watched=True)
-            assert watch is not None
-            self._note(watch, seconds)
+            seconds, stopwatch = self._take(timed_parts=True)
+            assert stopwatch is not None
+            self._record_parts(stopwatch, seconds)
 
-    def _take(self, *, watched: bool) -> tuple[float, _Watch | None]:
-        """Take a step over a whole batch, and return its seconds and, where it is watched, its parts."""
+    def _take(self, *, timed_parts: bool) -> tuple[float, _Stopwatch | None]:
+        """Take a step over a full batch, and return its seconds and, with ``timed_parts``, the times of its parts."""
         session, progress = self.session, self.session.progress
         if progress.step_in_epoch >= max(1, session.batches.count // session.batches.batch_size):
-            progress.epoch += 1  # an epoch's last step may be over fewer images: left out
+            progress.epoch += 1  # skips the last step of an epoch, which may have fewer images
             progress.begin_epoch()
         devices.synchronize(self.device)
         start = clock()
-        with self._watched() if watched else contextlib.nullcontext() as watch:
+        with self._timed_calls() if timed_parts else contextlib.nullcontext() as stopwatch:
             train_step(session)
             devices.synchronize(self.device)
-        return clock() - start, watch
+        return clock() - start, stopwatch
 
-    def _note(self, watch: _Watch, seconds: float) -> None:
-        parts = {name: sum(watch.times[name]) for name in ("data", "forward", "optimizer")}
+    def _record_parts(self, stopwatch: _Stopwatch, seconds: float) -> None:
+        parts = {name: sum(stopwatch.times[name]) for name in ("data", "forward", "optimizer")}
         parts["backward"] = seconds - sum(parts.values())
         self.splits.append(parts)
-        self.pieces += [after - before for before, after in pairwise(watch.starts)]
+        self.pieces += [after - before for before, after in pairwise(stopwatch.starts)]
 
     @contextlib.contextmanager
-    def _watched(self) -> Iterator[_Watch]:
-        """Time the parts of a step: its calls of batches, normalization, network and optimizer."""
-        session, watch = self.session, _Watch(self.device)
+    def _timed_calls(self) -> Iterator[_Stopwatch]:
+        """Time the session's calls of batches, normalization, network and optimizer."""
+        session, stopwatch = self.session, _Stopwatch(self.device)
         batch, normalize, forward, step = (
             session.batches.batch,
             session.normalize,
             session.forward,
             session.optimizer.step,
         )
-        session.batches.batch = watch.timed("data", batch)  # type: ignore[method-assign]
-        session.normalize = watch.timed("data", normalize)
-        session.forward = watch.timed("forward", forward)
-        session.optimizer.step = watch.timed("optimizer", step)  # type: ignore[method-assign]
+        session.batches.batch = stopwatch.timed("data", batch)  # type: ignore[method-assign]
+        session.normalize = stopwatch.timed("data", normalize)
+        session.forward = stopwatch.timed("forward", forward)
+        session.optimizer.step = stopwatch.timed("optimizer", step)  # type: ignore[method-assign]
         try:
-            yield watch
+            yield stopwatch
         finally:
             session.batches.batch = batch  # type: ignore[method-assign]
             session.normalize = normalize
@@ -217,7 +234,7 @@ class Lane:
             session.optimizer.step = step  # type: ignore[method-assign]
 
     def validate(self) -> None:
-        """Evaluate 100 images, timed."""
+        """Time the evaluation of 100 images."""
         session, index = self.session, self.session.splits.test.index[:PREDECESSOR_BATCH]
         subset = Subset(session.splits.test.examples, index)
         devices.synchronize(self.device)
@@ -228,7 +245,7 @@ class Lane:
         session.train_mode()
 
     def done(self, budget: float) -> bool:
-        """Whether enough steps are measured for a stable median, or as many as ``budget`` seconds allow."""
+        """Return whether the median is stable, or another step would exceed ``budget`` seconds."""
         if len(self.steps) < LEAST_STEPS:
             return False
         quartiles = Quartiles.of(self.steps)
@@ -239,7 +256,7 @@ class Lane:
     # -- results -----------------------------------------------------------------------------------------------------
 
     def parity(self, reference: tuple[Tensor, Tensor]) -> Parity:
-        """Return how far logits and gradients are from ``reference``, which :func:`logits_and_gradients` gave on a CPU."""
+        """Compare logits and gradients with ``reference``, from :func:`logits_and_gradients` on a CPU."""
         session = self.session
         images, labels = parity_batch(session)
         ours = logits_and_gradients(session.model, session, images, labels, session.precision)
@@ -253,11 +270,16 @@ class Lane:
         return Parity(logits, gradients, TOLERANCES[kind])
 
     def figures(self, gemm: float, parity: Parity) -> Figures:
-        """Return what was measured."""
+        """Return the measurements.
+
+        Args:
+            gemm: result of :func:`gemm_peak`.
+            parity: result of :meth:`parity`.
+        """
         session = self.session
         step = Quartiles.of(self.steps)
         if self.long and len(self.pieces) > 1:
-            # Few steps say little about how far they scatter; their many pieces do.
+            # A few steps give no useful quartiles; their many micro-batches do.
             share = Quartiles.of(self.pieces)
             step = dataclasses.replace(
                 step,
@@ -291,8 +313,8 @@ class Lane:
         )
 
 
-def run_piece(session: Session, images: Tensor, labels: Tensor) -> float:
-    """Run the first micro-batch of a batch forward and backward, and return the seconds; gradients are added up."""
+def run_micro_batch(session: Session, images: Tensor, labels: Tensor) -> float:
+    """Run the first micro-batch of a batch forward and backward, and return the seconds; gradients accumulate."""
     images, labels = images[: session.micro_batch], labels[: session.micro_batch]
     devices.synchronize(session.device)
     start = clock()
@@ -303,8 +325,13 @@ def run_piece(session: Session, images: Tensor, labels: Tensor) -> float:
     return clock() - start
 
 
-class _Watch:
-    """Times of the calls of some functions."""
+class _Stopwatch:
+    """Times calls of functions by name.
+
+    Attributes:
+        times: seconds of each call.
+        starts: when each call of ``forward`` started.
+    """
 
     def __init__(self, device: torch.device) -> None:
         self._device = device
@@ -312,7 +339,7 @@ class _Watch:
         self.starts: list[float] = []
 
     def timed(self, name: str, function: Callable[..., Any]) -> Any:
-        """Return ``function``, timed under ``name``."""
+        """Return a wrapper of ``function`` that adds the time of each call to ``times[name]``."""
 
         def call(*args: Any, **kwargs: Any) -> Any:
             devices.synchronize(self._device)
@@ -328,7 +355,7 @@ class _Watch:
 
 
 def parity_batch(session: Session) -> tuple[Tensor, Tensor]:
-    """Return uint8 ``[n, C, H, W]`` images and int64 ``[n]`` labels on the CPU, the same for every device."""
+    """Return the images, uint8 ``[n, C, H, W]``, and labels, int64 ``[n]``, on which all devices are compared."""
     examples, index = session.splits.test.examples, session.splits.test.index[:PARITY_IMAGES]
     return examples.images[index], examples.labels[index]
 
@@ -336,9 +363,10 @@ def parity_batch(session: Session) -> tuple[Tensor, Tensor]:
 def logits_and_gradients(
     model: nn.Module, session: Session, images: Tensor, labels: Tensor, precision: str
 ) -> tuple[Tensor, Tensor]:
-    """Return logits, and the gradients of all parameters in a row, both float64 and flat on the CPU.
+    """Return the logits and the gradients of all parameters, each as one flat float64 tensor on the CPU.
 
-    Dropout is off and BatchNorm uses its averages, so that nothing but arithmetic tells devices apart.
+    The model is in evaluation mode: without dropout and with BatchNorm's running averages, devices differ only in their
+    arithmetic.
     """
     device = next(model.parameters()).device
     model.eval()
@@ -353,7 +381,7 @@ def logits_and_gradients(
 
 
 def reference_of(lane: Lane, config: TrainConfig, data: tuple[Dataset, Splits]) -> tuple[Tensor, Tensor]:
-    """Return logits and gradients of the initial weights of ``lane`` in fp32 on the CPU."""
+    """Return the logits and gradients of a lane's initial weights, in fp32 on the CPU."""
     on_cpu = dataclasses.replace(config, device="cpu", precision="fp32", compile=False)
     session = open_session(on_cpu, pretrained=False, data=data)
     session.model.load_state_dict(lane.initial_weights)
@@ -362,15 +390,15 @@ def reference_of(lane: Lane, config: TrainConfig, data: tuple[Dataset, Splits]) 
 
 
 def gemm_peak(session: Session, seconds: float, shapes: int = 4) -> float:
-    """Return the GFLOP/s that matrix products reach at most on the device, of the shapes that cost the network most.
+    """Return the highest GFLOP/s of matrix products with the shapes that cost the network most.
 
-    A linear layer on tokens ``[B, N, K]`` is a product of ``[B N, K]`` and ``[K, M]``; a convolution that of its unfolded input
-    with its kernels (im2col), a group at a time.
+    A linear layer on tokens ``[B, N, K]`` is a product of ``[B N, K]`` and ``[K, M]``. A convolution is a product of its
+    unfolded input and its kernels (im2col), one for each group.
 
     Args:
-        session: whose network, micro-batch and precision.
+        session: provides the network, the micro-batch, the precision and the device.
         seconds: how long each shape is timed.
-        shapes: how many different ones are tried.
+        shapes: number of shapes to time.
     """
     found: dict[tuple[int, int, int], float] = {}
 
@@ -413,14 +441,17 @@ def gemm_peak(session: Session, seconds: float, shapes: int = 4) -> float:
 
 
 def choose_devices(names: Sequence[str], skip_unavailable: bool) -> tuple[dict[str, str], dict[str, str]]:
-    """Return torch's name of each device that is here, and why the others are not, both by the name asked for.
+    """Look up the devices to measure.
 
     Args:
-        names: of devices; none means all that are here.
-        skip_unavailable: do not refuse those that are not here.
+        names: names from the command line; empty for all available devices.
+        skip_unavailable: skip unavailable devices instead of refusing them.
+
+    Returns:
+        torch's name of each available device, and why each other device is missing, both by the name in ``names``.
 
     Raises:
-        RequestError: an unknown name, one given twice, one that is not here unless those are skipped, or none that is.
+        RequestError: a name is unknown or given twice, or a device is not available and not skipped, or all are skipped.
     """
     chosen: dict[str, str] = {}
     missing: dict[str, str] = {}
@@ -429,14 +460,17 @@ def choose_devices(names: Sequence[str], skip_unavailable: bool) -> tuple[dict[s
             device = str(devices.resolve_device(name, "device"))
         except devices.DeviceUnavailable as error:
             if not skip_unavailable:
-                raise RequestError(f"{error}; --skip-unavailable leaves it out") from None
-            device, missing[name] = name, "not available here"
+                skip = ", or add --skip-unavailable to measure only the available devices" if len(names) > 1 else ""
+                raise RequestError(error.message, hint=f"{error.hint}{skip}") from None
+            device, missing[name] = name, "not available"
         if name in chosen or device in chosen.values():
-            raise RequestError(f"device {device} is named twice; each is measured once")
+            raise RequestError(f"device {device} is given twice", hint=f"use {device} only once")
         chosen[name] = device
     if len(missing) == len(chosen):
-        there = ", ".join(devices.available_devices())
-        raise RequestError(f"none of {', '.join(names)} is available here; available: {there}")
+        raise RequestError(
+            f"none of {', '.join(names)} is available on this machine",
+            hint=f"use {or_list(devices.available_devices())}",
+        )
     return {name: device for name, device in chosen.items() if name not in missing}, missing
 
 
@@ -445,31 +479,32 @@ def open_lanes(
     names: Sequence[tuple[str, str]],
     observer: Observer = SILENT,
 ) -> list[Lane]:
-    """Return a lane for each ``(label, device)`` of ``names``; all have the same weights and see the same batches.
+    """Open a lane for each ``(label, device)`` of ``names``, all with the same weights and batches.
 
     Raises:
-        RequestError: data, network or precision cannot be had as asked.
+        RequestError: the data, the network or the precision is not available.
     """
     data = bench_data(config, observer)
     return [Lane(label, dataclasses.replace(config, device=device), data, observer) for label, device in names]
 
 
 def measure_lanes(lanes: Sequence[Lane], budget: float, message: Callable[[str], None]) -> list[Figures]:
-    """Measure all lanes in turns, a step of each at a time, so that a machine that slows down slows all alike.
+    """Measure all lanes, one step of each in turn, so that a machine that slows down affects all alike.
 
     Args:
-        lanes: from :func:`open_lanes`.
-        budget: seconds for each.
-        message: told how it goes.
+        lanes: result of :func:`open_lanes`.
+        budget: seconds for each lane.
+        message: receives progress messages.
 
     Raises:
-        RunFailed: memory ran out.
+        OutOfMemory: a device is out of memory.
     """
     first = lanes[0]
-    for lane in lanes:  # before anything else runs on the device: the first piece is to be a cold one
+    for lane in lanes:  # before anything else runs on the device, so that the first micro-batch is a cold start
         with lane.memory():
             lane.warm_up()
-        message(f"{lane.label}: warm; a step is {lane.count} pieces of about {lane.piece:.2f} s")
+        parts = f"{lane.micro_batches} x " if lane.micro_batches > 1 else ""
+        message(f"{lane.label}: warmed up; a step takes about {parts}{format_seconds(lane.micro_batch_time)}")
     with first.memory():
         reference = reference_of(first, first.session.config, (first.session.dataset, first.session.splits))
     parities, gemms = [], []
@@ -485,13 +520,14 @@ def measure_lanes(lanes: Sequence[Lane], budget: float, message: Callable[[str],
                 if len(lane.validation) < 5:
                     lane.validate()
             if len(lane.steps) in (1, 3, 10, 30, 100):
-                message(f"{lane.label}: {len(lane.steps)} steps, {statistics.median(lane.steps):.3f} s each")
+                median = format_seconds(statistics.median(lane.steps))
+                message(f"{lane.label}: {plural(len(lane.steps), 'step')} measured, median {median}")
         left = [lane for lane in left if not lane.done(budget)]
         turn += 1
     others = watch.others()
     for lane in lanes:
         with lane.memory():
-            lane.split()
+            lane.time_parts()
     figures = [lane.figures(gemm, parity) for lane, gemm, parity in zip(lanes, gemms, parities, strict=True)]
     return [dataclasses.replace(each, others=others) for each in figures]
 
@@ -502,22 +538,22 @@ def bench_devices(
     runs_dir: Path,
     observer: Observer,
 ) -> dict[str, Figures]:
-    """Measure devices, train on each of them where ``plan`` says so, and return the figures by name.
+    """Measure devices, then train a run on each if the plan includes that, and return the figures by name.
 
     Args:
-        plan: what is measured.
+        plan: what to measure.
         chosen: devices by name, from :func:`choose_devices`.
-        runs_dir: of the training runs.
+        runs_dir: folder for the training runs.
         observer: receives every event.
 
     Raises:
-        RequestError: data, network or precision cannot be had as asked.
-        RunFailed: memory ran out while measuring. A training that fails is told in the figures.
+        RequestError: the data, the network or the precision is not available.
+        OutOfMemory: a device ran out of memory during the measurement. If a run fails, its figures give the reason.
         Interrupted: see :func:`vitctl.training.start.start_run`.
     """
-    if plan.trains:  # what training would be refused for, before the measuring
+    if plan.trains:  # refuse what a run would refuse before the measurement starts
         for device in chosen.values():
-            check_config(dataclasses.replace(plan.config, device=device), SILENT)  # each run reports its doubts
+            check_config(dataclasses.replace(plan.config, device=device), SILENT)  # each run prints its own warnings
         open_data(plan.config, observer)
     lanes = open_lanes(plan.config, list(chosen.items()), observer)
     measured = {each.label: each for each in measure_lanes(lanes, plan.seconds, observer.message)}
@@ -526,7 +562,7 @@ def bench_devices(
         config = dataclasses.replace(plan.config, device=device)
         try:
             measured[name].trained = start_run(config, runs_dir, None, observer)
-        except RunFailed as error:  # the others' figures are of use without it
-            observer.message(f"warning: {name}: {error}")
-            measured[name].failed = str(error)
+        except RunFailed as error:  # the other figures are still useful
+            observer.message(f"warning: {name}: {error.message}")
+            measured[name].failed = error.message
     return measured

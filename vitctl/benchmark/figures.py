@@ -30,7 +30,7 @@ class Quartiles:
 
     @property
     def spread(self) -> float:
-        """The interquartile range, as a share of the median."""
+        """Interquartile range divided by the median."""
         return (self.high - self.low) / self.median if self.median else 0.0
 
 
@@ -49,7 +49,7 @@ class Parity:
     tolerance: float
 
     @property
-    def off(self) -> bool:
+    def exceeded(self) -> bool:
         """Whether a difference exceeds the tolerance or is NaN."""
         return not (self.logits <= self.tolerance and self.gradients <= self.tolerance)
 
@@ -68,9 +68,9 @@ class Figures:
         micro_batch: images per forward pass.
         precision: precision of the arithmetic, such as ``fp32``.
         threads: CPU threads.
-        initial: seconds of the first step, plus the extra time that the very first piece took over the second.
+        initial: seconds of the first step, including the extra time of the very first micro-batch.
         steps: seconds of each step after the warm-up.
-        pieces: seconds of each micro-batch if steps are long; their spread stands for that of the steps.
+        pieces: seconds of each micro-batch if steps are long; the quartiles of ``step`` are derived from theirs.
         step: seconds per step, once the median is stable.
         validation: seconds to evaluate 100 images.
         split: median seconds per step spent on each of :data:`PARTS`.
@@ -80,9 +80,9 @@ class Figures:
         peak_memory: bytes; on CPU and MPS that of the process, and so of all devices measured until then.
         compile_time: seconds, or None.
         parity: numerical difference from the CPU.
-        epoch_time: seconds per epoch; extrapolated unless ``trained`` is set.
-        trained: the summary of a real run, or None.
-        failed: why the real run failed, or empty.
+        epoch_time: seconds per epoch, extrapolated from ``step``.
+        trained: summary of the training run, or None.
+        failed: why the training run failed, or empty.
         others: share of the machine's CPU time that other processes took during the measurement, or None if unknown.
     """
 

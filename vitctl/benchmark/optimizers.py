@@ -1,4 +1,4 @@
-"""Runs a comparison of optimizers: ordinary run folders side by side, over seeds, that go on where they were."""
+"""Optimizer comparisons: ordinary training runs of each optimizer with each seed, which resume when interrupted."""
 
 from __future__ import annotations
 
@@ -35,13 +35,12 @@ Record = dict[str, Any]
 
 @dataclass(frozen=True)
 class Task:
-    """A run of a comparison.
+    """A run of a comparison, finished or not.
 
     Attributes:
-        label: of its contestant.
-        name: of its folder.
-        config: its settings.
-        searching: it is one of the learning-rate search.
+        label: label of the contestant.
+        name: name of the run's folder.
+        searching: whether the run belongs to the learning-rate search.
     """
 
     label: str
@@ -51,21 +50,20 @@ class Task:
 
     @property
     def title(self) -> str:
-        """What it is called while it runs."""
+        """Name of the run in messages."""
         rate = f", lr {self.config.lr:g}" if self.searching else ""
         return f"{self.label}{rate}, seed {self.config.seed}"
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """What became of a run.
+    """The result of a run.
 
     Attributes:
-        task: what it was.
-        summary: its final figures; None where it diverged.
-        history: a record per epoch.
-        diverged_step: when its loss was no longer finite; None where it always was.
-        shared: the machine was shared with other runs of the comparison, so its times say little.
+        summary: final figures; None if the run diverged.
+        history: record of each epoch.
+        diverged_step: step in which the loss became infinite or NaN, or None.
+        shared: whether the machine was shared with other runs of the comparison, so that times are not comparable.
     """
 
     task: Task
@@ -76,17 +74,16 @@ class Outcome:
 
 
 @dataclass
-class Result:
-    """A comparison that is over.
+class Comparison:
+    """A finished comparison; mappings are by the contestants' labels.
 
     Attributes:
-        plan: what it was.
-        folder: where its runs are.
-        costs: of each contestant's optimizer.
-        runs: of each contestant, one a seed; empty where no rate of the search was any good.
-        search: of each contestant that took part in it, one a learning rate.
-        rates: the learning rate that each contestant ran with.
-        environment: device and versions.
+        folder: folder of the runs.
+        costs: cost of each optimizer.
+        runs: outcome for each seed; empty if every learning rate of the search diverged.
+        search: outcome for each learning rate of the search.
+        rates: learning rate of the runs.
+        environment: versions, device and threads.
     """
 
     plan: ComparisonPlan
@@ -99,44 +96,42 @@ class Result:
 
 
 @dataclass
-class Folder:
-    """The folder of a comparison, and what it remembers in ``comparison.json``.
-
-    Attributes:
-        path: the folder.
-        document: what is in the file.
-    """
+class ComparisonFolder:
+    """The folder of a comparison and the content of its record, ``comparison.json``."""
 
     path: Path
     document: Record = field(default_factory=dict)
 
     @classmethod
-    def find_or_create(cls, plan: ComparisonPlan, runs_dir: Path, name: str | None, new: bool) -> Folder:
-        """Return the folder of the comparison ``plan``, which may have been begun.
+    def find_or_create(cls, plan: ComparisonPlan, runs_dir: Path, name: str | None, new: bool) -> ComparisonFolder:
+        """Open the folder of the comparison ``plan``, or create it.
 
         Args:
-            plan: what is to be compared.
-            runs_dir: the folder lies below it.
-            name: of the folder; None makes one up from the plan, so that the same arguments find it again.
-            new: make one, whatever there is.
+            plan: settings, which must match those of an existing comparison.
+            runs_dir: folder that contains the folder ``comparisons``.
+            name: name of the folder; None derives it from the plan, so that the same arguments find it again.
+            new: create another folder even if one exists.
 
         Raises:
-            RequestError: the name is of another comparison, or no folder can be made.
+            RequestError: the name belongs to another comparison, or the folder cannot be created.
         """
         if name is not None and ("/" in name or "\\" in name or name in ("", ".", "..")):
-            raise RequestError(f"--name {name!r} is no name for a folder")
-        place, base = runs_dir / FOLDER, name or plan.name
-        number, path, newest = 1, place / base, None
+            raise RequestError(
+                f"--name {name!r} is not a valid folder name", hint="use --name with a name without slashes"
+            )
+        parent, base = runs_dir / FOLDER, name or plan.name
+        number, path, newest = 1, parent / base, None
         while path.exists():
             newest, number = path, number + 1
-            path = place / f"{base}-{number}"
+            path = parent / f"{base}-{number}"
             if name is not None:
                 break
         if newest is not None and not new:
             return cls._open(newest, plan)
         if newest is not None and name is not None:
             raise RequestError(
-                f"--new --name {name}: {newest} is there and is never overwritten; choose another --name"
+                f"--new --name {name}: {newest} exists and is not overwritten",
+                hint="use another --name, or remove --name to get a new one",
             )
         folder = cls(
             path,
@@ -149,29 +144,36 @@ class Folder:
                 "shared": [],
             },
         )
-        try:  # the folder appears with its record in it, or not at all
+        try:  # the folder appears together with its record
             with new_folder(path) as staging:
-                Folder(staging, folder.document).write()
+                ComparisonFolder(staging, folder.document).write()
         except OSError as error:
-            raise RequestError(f"cannot make the folder {path}: {error.strerror}; choose another --runs-dir") from error
+            raise RequestError(
+                f"cannot create {path}: {error.strerror}", hint="use --runs-dir with a folder that you can write to"
+            ) from error
         return folder
 
     @classmethod
-    def _open(cls, path: Path, plan: ComparisonPlan) -> Folder:
-        remedy = "choose another --name"
+    def _open(cls, path: Path, plan: ComparisonPlan) -> ComparisonFolder:
+        hint = "use another --name"
         try:
             document = json.loads((path / RECORD).read_text(encoding="utf-8"))
             stored = document["plan"]
             document["costs"], document["diverged"], document["shared"]
         except FileNotFoundError:
-            raise RequestError(f"{path} is there and is no comparison of optimizers; {remedy}") from None
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            raise RequestError(f"{path / RECORD} is damaged ({error}); {remedy}") from error
-        asked = plan.identity()
-        if stored != asked:
-            lines = differences(stored, asked)
+            raise RequestError(f"{path} exists and is not a comparison of optimizers", hint=hint) from None
+        except OSError as error:
+            raise RequestError(f"cannot read {path / RECORD}: {error.strerror}", hint=hint) from error
+        except (ValueError, KeyError, TypeError) as error:
+            raise RequestError(f"{path / RECORD} is damaged: {error}", hint=hint) from error
+        requested = plan.identity()
+        if stored != requested:
+            lines = differences(stored, requested)
             more = f" and {len(lines) - 5} more" if len(lines) > 5 else ""
-            raise RequestError(f"{path} is another comparison: {'; '.join(lines[:5])}{more}; {remedy}")
+            raise RequestError(
+                f"{path} has other settings: {'; '.join(lines[:5])}{more}",
+                hint="use another --name, or the stored settings to resume that comparison",
+            )
         return cls(path, document)
 
     def write(self) -> None:
@@ -179,27 +181,27 @@ class Folder:
         write_text(self.path / RECORD, json.dumps(self.document, indent=2) + "\n")
 
     def outcome(self, task: Task) -> Outcome | None:
-        """Return what became of a run, or None when it is not over."""
-        place = self.path / task.name
+        """Return the outcome of a run, or None if it is not finished."""
+        run = RunFolder(self.path / task.name)
         diverged = self.document["diverged"].get(task.name)
-        failure = RunFolder(place).read_failure() if diverged is None else None
-        if failure is not None and failure.kind == "not_finite":  # the comparison ended before it recorded this
+        failure = run.read_failure() if diverged is None else None
+        if failure is not None and failure.kind == "not_finite":  # the comparison ended before recording this
             diverged = failure.step
-            self.diverged(task, failure.step or 0)
-        summary = RunFolder(place).read_summary() if diverged is None else None
+            self.record_divergence(task, failure.step or 0)
+        summary = run.read_summary() if diverged is None else None
         if diverged is None and summary is None:
             return None
         shared = task.name in self.document["shared"]
-        return Outcome(task, summary, Metrics(place / "metrics.jsonl").new(), diverged, shared)
+        return Outcome(task, summary, Metrics(run.path / "metrics.jsonl").new(), diverged, shared)
 
-    def begun(self, task: Task, shared: bool) -> None:
-        """Remember that a run begins or goes on, beside others or by itself."""
-        if shared and task.name not in self.document["shared"]:
+    def record_shared(self, task: Task) -> None:
+        """Record that a run shares the machine with others."""
+        if task.name not in self.document["shared"]:
             self.document["shared"].append(task.name)
             self.write()
 
-    def diverged(self, task: Task, step: int) -> None:
-        """Remember that a run's loss was no longer finite."""
+    def record_divergence(self, task: Task, step: int) -> None:
+        """Record that a run's loss became infinite or NaN in ``step``."""
         self.document["diverged"][task.name] = step
         self.write()
 
@@ -212,45 +214,45 @@ def compare_optimizers(
     *,
     jobs: int = 1,
     new: bool = False,
-) -> Result:
-    """Run a comparison, or go on with it, and return what was found.
+) -> Comparison:
+    """Run or resume a comparison.
 
-    The seed alone decides initial weights, order of the data and draws of the augmentation: they are the same for all.
+    Initial weights, data order and augmentation depend only on the seed, and so are the same for all optimizers.
 
     Args:
-        plan: what is to be compared.
-        runs_dir: the runs lie in ``comparisons/<name>`` below it.
-        name: of the comparison; None makes one up from the plan.
+        plan: contestants, settings and seeds.
+        runs_dir: the runs are in its folder ``comparisons/<name>``.
+        name: name of the comparison; None derives it from the plan.
         observer: receives every event.
-        jobs: runs at once, each in a process of its own where there are several.
-        new: begin another comparison, though there is one of these arguments.
+        jobs: number of runs at a time; if there are several, each has a process of its own.
+        new: start a new comparison even if one with the same arguments exists.
 
     Raises:
-        RequestError: device, data, network or folder cannot be had, or the name is of another comparison.
-        RunFailed: no run gave finite figures, or memory or disk is used up.
-        Interrupted: a signal came; everything is saved, and the same arguments go on.
+        RequestError: device, data, network or folder is not available, or the name belongs to another comparison.
+        RunFailed: all runs diverged, or memory or disk space ran out.
+        Interrupted: a signal arrived; everything is saved, and the same arguments resume the comparison.
     """
     for each in plan.contestants:
         check_config(each.config, observer, weights=False)
     device = devices.resolve_device(plan.config.device)
     labels = {each.label: each.config for each in plan.contestants}
     costs = measure_costs(labels, observer) if new or not _has_costs(runs_dir, name, plan) else None
-    folder = Folder.find_or_create(plan, runs_dir, name, new)
+    folder = ComparisonFolder.find_or_create(plan, runs_dir, name, new)
     with RunFolder(folder.path).locked():
         if costs is not None:
             folder.document["costs"] = {label: dataclasses.asdict(cost) for label, cost in costs.items()}
             folder.document["environment"] = devices.environment(device)
             folder.write()
         measured = {label: OptimizerCost(**cost) for label, cost in folder.document["costs"].items()}
-        runs_of = Runs(folder, observer, jobs, plan.config.threads is not None)
+        queue = RunQueue(folder, observer, jobs, plan.config.threads is not None)
         grouped = plan.grouped(folder.path.name)
 
         searched = [each for each in grouped.contestants if each.searched]
         tries = {each.label: [_search_task(each, lr, plan) for lr in plan.rates(each)] for each in searched}
         planned = len(plan.contestants) * len(plan.seeds) + sum(map(len, tries.values())) - len(searched)
-        runs_of.planned = planned
-        runs_of.run([task for column in zip(*tries.values(), strict=True) for task in column])
-        search = {label: [runs_of.outcomes[task.name] for task in tasks] for label, tasks in tries.items()}
+        queue.planned = planned
+        queue.run([task for column in zip(*tries.values(), strict=True) for task in column])
+        search = {label: [queue.outcomes[task.name] for task in tasks] for label, tasks in tries.items()}
         rates = {each.label: each.config.lr for each in grouped.contestants if not each.searched}
         rates.update({label: rate for label, outcomes in search.items() if (rate := best_rate(outcomes)) is not None})
 
@@ -259,30 +261,30 @@ def compare_optimizers(
             for each in grouped.contestants
             if each.label in rates
         }
-        runs_of.planned = planned - len(plan.seeds) * (len(plan.contestants) - len(tasks))
-        runs_of.run([task for row in zip(*tasks.values(), strict=True) for task in row])  # seed by seed
+        queue.planned = planned - len(plan.seeds) * (len(plan.contestants) - len(tasks))
+        queue.run([task for row in zip(*tasks.values(), strict=True) for task in row])  # seed by seed
         runs = {
-            each.label: [runs_of.outcomes[task.name] for task in tasks.get(each.label, [])]
+            each.label: [queue.outcomes[task.name] for task in tasks.get(each.label, [])]
             for each in grouped.contestants
         }
     if not any(outcome.summary for outcomes in runs.values() for outcome in outcomes):
         first, step = next(iter(folder.document["diverged"].items()))
         raise RunFailed(
-            f"every run diverged, so there is nothing to compare ({first} at step {step}); give lower learning rates, such as "
-            f"{plan.config.opt}:lr=..., or more --warmup"
+            f"all runs diverged ({first} at step {step})",
+            hint=f"use lower learning rates, such as {plan.config.opt}:lr={plan.config.lr / 10:g}, or a longer --warmup",
         )
-    return Result(plan, folder.path, measured, runs, search, rates, folder.document["environment"])
+    return Comparison(plan, folder.path, measured, runs, search, rates, folder.document["environment"])
 
 
 def _has_costs(runs_dir: Path, name: str | None, plan: ComparisonPlan) -> bool:
-    """Whether the comparison was begun, and its costs are known; a damaged or foreign one is refused here.
+    """Return whether the comparison exists and holds the optimizers' costs.
 
     Raises:
-        RequestError: see :meth:`Folder.find_or_create`.
+        RequestError: see :meth:`ComparisonFolder.find_or_create`.
     """
     if not (runs_dir / FOLDER / (name or plan.name)).exists():
         return False
-    return bool(Folder.find_or_create(plan, runs_dir, name, new=False).document["costs"])
+    return bool(ComparisonFolder.find_or_create(plan, runs_dir, name, new=False).document["costs"])
 
 
 def _final_task(contestant: Contestant, lr: float, seed: int) -> Task:
@@ -291,28 +293,28 @@ def _final_task(contestant: Contestant, lr: float, seed: int) -> Task:
 
 
 def _search_task(contestant: Contestant, lr: float, plan: ComparisonPlan) -> Task:
-    # The same folder as the final run's: what the search did with the first seed is not done again.
+    # The folder is that of the final run, so that the run with the first seed is not repeated.
     return dataclasses.replace(_final_task(contestant, lr, plan.seeds[0]), searching=True)
 
 
 def best_rate(outcomes: Sequence[Outcome]) -> float | None:
-    """Return the learning rate with the best held-out accuracy at the end, the lower one of two; None: all diverged."""
+    """Return the learning rate with the best final held-out accuracy, the lowest of equals; None if all diverged."""
     scored = [(each.summary["val_acc"], each.task.config.lr) for each in outcomes if each.summary]
     return max(scored, key=lambda pair: (pair[0], -pair[1]))[1] if scored else None
 
 
-class Runs:
-    """Runs tasks, one after another in this process, or several at once in processes of their own."""
+class RunQueue:
+    """Runs tasks, one after the other in this process, or several at a time in child processes."""
 
-    def __init__(self, folder: Folder, observer: Observer, jobs: int, threads_set: bool) -> None:
+    def __init__(self, folder: ComparisonFolder, observer: Observer, jobs: int, threads_set: bool) -> None:
         self.folder, self.observer, self.jobs = folder, observer, jobs
         self.environments = job_environments(jobs, threads_set)
         self.outcomes: dict[str, Outcome] = {}
         self.planned = 0
-        self.took: list[float] = []
+        self.durations: list[float] = []
 
     def run(self, tasks: Sequence[Task]) -> None:
-        """Run what is not over yet."""
+        """Run the tasks that are not finished."""
         waiting = []
         for task in {task.name: task for task in tasks}.values():
             outcome = self.folder.outcome(task)
@@ -326,55 +328,59 @@ class Runs:
         elif waiting:
             self._run_children(waiting)
 
-    def _tell(self, what: str) -> None:
+    def _report_progress(self, what: str) -> None:
         left = None
-        if self.took:
-            left = sum(self.took) / len(self.took) * (self.planned - len(self.outcomes)) / self.jobs
+        if self.durations:
+            left = sum(self.durations) / len(self.durations) * (self.planned - len(self.outcomes)) / self.jobs
         self.observer.running(what, len(self.outcomes), self.planned, left)
 
-    def _over(self, task: Task, started: float, diverged_step: int | None = None) -> None:
+    def _ended(self, task: Task, started: float, diverged_step: int | None = None) -> None:
         if diverged_step is not None:
-            self.folder.diverged(task, diverged_step)
-            self.observer.message(f"{task.title}: diverged at step {diverged_step}; the others go on")
+            self.folder.record_divergence(task, diverged_step)
+            self.observer.message(f"{task.title}: diverged at step {diverged_step}; the other runs continue")
         outcome = self.folder.outcome(task)
         if outcome is None:
-            raise RunFailed(f"the run {self.folder.path / task.name} ended and left no figures")
+            run = self.folder.path / task.name
+            raise RunFailed(
+                f"the run {run} ended without a summary", hint="run the same command without --new to resume it"
+            )
         self.outcomes[task.name] = outcome
-        self.took.append(time.monotonic() - started)
-        self._tell("")
+        self.durations.append(time.monotonic() - started)
+        self._report_progress("")
 
     def _run_here(self, task: Task) -> None:
-        self._tell(task.title)
-        self.folder.begun(task, shared=False)
-        started, place = time.monotonic(), self.folder.path / task.name
+        self._report_progress(task.title)
+        started, run = time.monotonic(), self.folder.path / task.name
         try:
-            if (place / "config.json").is_file():
-                start.resume_run(place, {}, self.observer)
+            if (run / "config.json").is_file():
+                start.resume_run(run, {}, self.observer)
             else:
                 start.start_run(task.config, self.folder.path, task.name, self.observer, started=time.monotonic())
         except NotFinite as error:
-            self._over(task, started, error.step)
+            self._ended(task, started, error.step)
         except Interrupted as stop:
             raise self._interrupted(stop.signum) from None
         else:
-            self._over(task, started)
+            self._ended(task, started)
 
     def _interrupted(self, signum: int) -> Interrupted:
         return Interrupted(
-            f"stopped, and saved in {self.folder.path}; the same command, without --new, goes on where it was", signum
+            f"stopped; the comparison is saved in {self.folder.path}",
+            signum,
+            hint="run the same command without --new to resume it",
         )
 
     def _run_children(self, tasks: Sequence[Task]) -> None:
         free, line = list(range(self.jobs)), LifeLine()
         waiting = list(tasks)
         active: dict[int, tuple[Task, Child, float]] = {}
-        stopping = "stopping: the runs under way are saving; once more quits at once"
-        with StopRequest(lambda _: self.observer.message(stopping)) as stop, _ended_with(active):
+        stopping = "stopping: waiting for the current runs to save; press Ctrl-C again to quit immediately"
+        with StopRequest(lambda _: self.observer.message(stopping)) as stop, _stopped_on_error(active):
             while waiting or active:
                 while waiting and free and not stop:
                     slot, task = free.pop(0), waiting.pop(0)
-                    self._tell(task.title)
-                    self.folder.begun(task, shared=True)
+                    self._report_progress(task.title)
+                    self.folder.record_shared(task)
                     active[slot] = (task, self._start(task, slot, line), time.monotonic())
                 if stop:
                     for _, child, _ in active.values():
@@ -392,29 +398,31 @@ class Runs:
                         self._child_ended(task, child, code, started)
 
     def _start(self, task: Task, slot: int, line: LifeLine) -> Child:
-        place = self.folder.path / task.name
-        settings = place.with_name(f"{task.name}.yaml")
+        run = self.folder.path / task.name
+        settings = run.with_name(f"{task.name}.yaml")
         write_text(settings, yaml.safe_dump(task.config.to_dict(), sort_keys=False))
-        wait_until_free(place)
-        command = train_command(TrialRun(settings, place))
-        return Child(command, place.with_name(f"{task.name}.log"), self.environments[slot], line)
+        wait_until_free(run)
+        command = train_command(TrialRun(settings, run))
+        return Child(command, run.with_name(f"{task.name}.log"), self.environments[slot], line)
 
     def _child_ended(self, task: Task, child: Child, code: int, started: float) -> None:
         failure = child.failure()
         if code == 0:
-            self._over(task, started)
+            self._ended(task, started)
         elif failure.kind == "not_finite" and failure.step is not None:
-            self._over(task, started, failure.step)
+            self._ended(task, started, failure.step)
         elif failure.kind == "killed":
-            raise RunFailed(f"the run {task.title} was {failure.message}; the same command goes on where it was")
+            raise RunFailed(
+                f"the run {task.title} was {failure.message}", hint="run the same command without --new to resume"
+            )
         else:
             kind = RequestError if code == RequestError.exit_code else RunFailed
-            raise kind(f"{task.title}: {failure.message} (log: {child.log})")
+            raise kind(f"{task.title}: {failure.message}", hint=failure.hint or f"see the log {child.log}")
 
 
 @contextlib.contextmanager
-def _ended_with(active: Mapping[int, tuple[Task, Child, float]]) -> Iterator[None]:
-    """End the children that still run when an error ends their comparison: they save first."""
+def _stopped_on_error(active: Mapping[int, tuple[Task, Child, float]]) -> Iterator[None]:
+    """On an error, let the running children save and wait until they end."""
     try:
         yield
     except BaseException:

@@ -1,4 +1,4 @@
-"""``--out``: a comparison as JSON, CSV, Markdown, plots and a page that needs no network."""
+"""Output of comparisons to files (``--out``): JSON, CSV, Markdown, plots, and a self-contained HTML page."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from vitctl.benchmark.tables import Table, best, csv_text, markdown
 from vitctl.errors import RequestError, RunFailed
 from vitctl.files import check_replaceable, folder_error, write_bytes
+from vitctl.registry import or_list
 from vitctl.units import json_text
 
 if TYPE_CHECKING:
@@ -20,62 +21,62 @@ if TYPE_CHECKING:
 
 KINDS = ("json", "csv", "md", "png", "svg", "html")
 DRAWN = ("png", "svg", "html")
-"""Those that need matplotlib."""
+"""Suffixes of files with plots, which need matplotlib."""
 
-EXTRA = "pip install 'vitctl[plots]'"
-
-Figures = Mapping[str, "Callable[[], Figure]"]
+Plots = Mapping[str, "Callable[[], Figure]"]
+"""Functions that draw a plot, by the word that is added to the file's name."""
 
 
 def check_out(out: Path) -> None:
-    """Refuse a place that could not be written, before any work.
+    """Check that ``out`` can be written, before any work.
 
     Args:
-        out: a file, whose ending says what it is; or a folder, which is made if its parent is there.
+        out: a file, whose suffix selects the format; or a folder, which may be missing if its parent exists.
 
     Raises:
-        RequestError: an unknown ending, a place that cannot be written, or plots without matplotlib.
+        RequestError: the suffix is unknown, the path is not writable, or plots need matplotlib.
     """
     kind = out.suffix.lower().removeprefix(".")
     single = bool(kind) and not out.is_dir()
     if single and kind not in KINDS:
         raise RequestError(
-            f"--out {out}: a file's name must end in {', '.join(f'.{kind}' for kind in KINDS)}; a folder gets them all"
+            f"--out {out}: unknown file type .{kind}",
+            hint=f"use --out with a name that ends in {or_list([f'.{kind}' for kind in KINDS])}, or with a folder for all",
         )
     if (not single or kind in DRAWN) and importlib.util.find_spec("matplotlib") is None:
         raise RequestError(
-            f"--out {out} draws plots with matplotlib, which is not installed: {EXTRA}, or name a file that ends in "
-            f".json, .csv or .md"
+            f"--out {out} needs matplotlib, which is not installed",
+            hint="install it: pip install 'vitctl[plots]', or use --out with a .json, .csv or .md file",
         )
     folder = out.absolute() if out.is_dir() else out.absolute().parent
     if out.exists() and not single and not out.is_dir():
-        raise RequestError(f"--out {out} is a file without an ending; name a folder, or a file such as {out}.json")
+        raise RequestError(
+            f"--out {out} is a file without a suffix",
+            hint=f"use --out with a folder, or with a file such as {out}.json",
+        )
     if not folder.is_dir():
-        raise RequestError(f"--out {out}: the folder {folder} is not there; make it first, or name another place")
+        raise RequestError(f"--out {out}: no such folder: {folder}", hint=f"create it: mkdir -p {folder}")
     if single:
         check_replaceable(out, "--out", (out.suffix.lower(),))
     if reason := folder_error(folder):
-        raise RequestError(f"--out {out} cannot be written: {reason}; name another place")
+        raise RequestError(f"cannot write --out {out}: {reason}", hint="use --out with a path in another folder")
 
 
-def write(out: Path, name: str, document: Mapping[str, Any], tables: Sequence[Table], figures: Figures) -> list[Path]:
-    """Write what ``out`` asks for and return the files, each there whole or not at all.
+def write(out: Path, name: str, document: Mapping[str, Any], tables: Sequence[Table], plots: Plots) -> list[Path]:
+    """Write the results to ``out``, each file atomically, and return the files.
 
     Args:
-        out: as :func:`check_out` accepts it.
-        name: of the files in a folder.
-        document: the JSON document.
-        tables: of the other forms.
-        figures: what draws each plot, by the word that is added to the file's name; the first one is the plot of
-            a single file.
+        out: a path that :func:`check_out` accepts.
+        name: name of the files in a folder, without suffix.
+        document: content of the JSON file.
+        tables: content of the CSV, Markdown and HTML files.
+        plots: plots of a folder or an HTML file; an image file gets the first one.
 
     Raises:
-        RunFailed: the disk is full or the place has gone.
+        RunFailed: the disk is full, or the folder is missing or not writable.
     """
     kind = out.suffix.lower().removeprefix(".")
-    drawn = (
-        {word: draw() for word, draw in figures.items()} if out.is_dir() or kind not in KINDS or kind in DRAWN else {}
-    )
+    drawn = {word: draw() for word, draw in plots.items()} if out.is_dir() or kind not in KINDS or kind in DRAWN else {}
 
     def content(kind: str) -> bytes:
         if kind == "json":
@@ -94,7 +95,9 @@ def write(out: Path, name: str, document: Mapping[str, Any], tables: Sequence[Ta
     try:
         out.mkdir(exist_ok=True)
     except OSError as error:
-        raise RunFailed(f"cannot make {out}: {error.strerror}") from error
+        raise RunFailed(
+            f"cannot create {out}: {error.strerror}", hint="use --out with a path in another folder"
+        ) from error
     files = {out / f"{name}.{kind}": content(kind) for kind in ("json", "csv", "md", "html")}
     for word, figure in drawn.items():
         files |= {out / f"{name}-{word}.{kind}": render(figure, kind) for kind in ("png", "svg")}
@@ -104,7 +107,7 @@ def write(out: Path, name: str, document: Mapping[str, Any], tables: Sequence[Ta
 
 
 def render(figure: Figure, kind: str) -> bytes:
-    """Return ``figure`` as ``png`` or ``svg``."""
+    """Return ``figure`` as a file of kind ``png`` or ``svg``."""
     data = io.BytesIO()
     more: dict[str, Any] = {"metadata": {"Date": None}} if kind == "svg" else {"dpi": 150}
     figure.savefig(data, format=kind, bbox_inches="tight", facecolor="white", **more)
@@ -125,7 +128,7 @@ ul { color: GrayText; }
 
 
 def page(title: str, tables: Sequence[Table], figures: Mapping[str, Figure]) -> str:
-    """Return a page that needs nothing but itself."""
+    """Return a self-contained HTML page."""
     parts = [
         "<!doctype html><html lang='en'><head><meta charset='utf-8'>",
         "<meta name='viewport' content='width=device-width'>",

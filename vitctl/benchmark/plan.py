@@ -1,4 +1,4 @@
-"""What a comparison of optimizers is: who takes part, with which settings, over which seeds; and its folder's name."""
+"""Plan of an optimizer comparison: the contestants, their settings, the seeds, and the name of the folder."""
 
 from __future__ import annotations
 
@@ -13,21 +13,21 @@ from typing import Any
 from vitctl.config import ADAN_BETAS, ADANS, LENGTHS, TrainConfig, flag_name, resolve_config
 from vitctl.errors import RequestError
 from vitctl.optim import find_optimizer
-from vitctl.registry import Value, format_spec, split_spec
+from vitctl.registry import Value, format_spec, or_list, split_spec
 
 FACTOR = 3.0
-"""Of neighbouring learning rates of a search: the loss hardly moves within less."""
+"""Ratio of neighbouring learning rates in a search; the loss hardly changes within a smaller factor."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Contestant:
-    """One that takes part.
+    """An optimizer of a comparison.
 
     Attributes:
-        label: what it is called: as it was typed; given twice, the second is ``adam (2)``.
-        slug: the label as part of a folder's name.
-        config: its settings, with the first seed.
-        searched: its learning rate is to be found by the search.
+        label: the optimizer as it was typed; the second of two equal ones is ``adam (2)``.
+        slug: the label in names of folders.
+        config: settings with the first seed.
+        searched: whether the learning-rate search applies.
     """
 
     label: str
@@ -36,7 +36,7 @@ class Contestant:
     searched: bool = False
 
     def at(self, seed: int, lr: float | None = None) -> TrainConfig:
-        """Return the settings of a run."""
+        """Return the settings of the run with ``seed``."""
         return dataclasses.replace(self.config, seed=seed, lr=self.config.lr if lr is None else lr)
 
 
@@ -45,9 +45,9 @@ class ComparisonPlan:
     """A comparison of optimizers.
 
     Attributes:
-        contestants: at least two.
-        seeds: each contestant runs once with each.
-        lr_search: how many learning rates are tried for those without one of their own; 0 tries none.
+        contestants: two or more optimizers.
+        seeds: seeds of each contestant's runs.
+        lr_search: number of learning rates to try for contestants without one of their own; 0 for no search.
     """
 
     contestants: tuple[Contestant, ...]
@@ -56,16 +56,16 @@ class ComparisonPlan:
 
     @property
     def config(self) -> TrainConfig:
-        """The settings of the first, most of which are those of all."""
+        """Settings of the first contestant; most settings are the same for all."""
         return self.contestants[0].config
 
     def rates(self, contestant: Contestant) -> list[float]:
-        """Return the learning rates to try, rising by :data:`FACTOR`, those of the settings in their middle."""
+        """Return the learning rates to try, :data:`FACTOR` apart, centred on that of the settings."""
         middle = (self.lr_search - 1) / 2
         return [float(f"{contestant.config.lr * FACTOR ** (i - middle):.4g}") for i in range(self.lr_search)]
 
     def identity(self) -> dict[str, Any]:
-        """Return what makes two comparisons the same, as plain JSON values."""
+        """Return the settings that identify a comparison, as JSON values."""
         optimizers = {
             each.label: {key: value for key, value in each.config.to_dict().items() if key != "seed"}
             for each in self.contestants
@@ -74,13 +74,13 @@ class ComparisonPlan:
 
     @property
     def name(self) -> str:
-        """What the comparison is called when nobody named it; the same for the same arguments."""
+        """Default name of the comparison, derived from the settings."""
         digest = hashlib.sha256(json.dumps(self.identity(), sort_keys=True).encode()).hexdigest()
         config = self.config
         return slug(f"{config.net}-{config.dataset}-{digest[:8]}")
 
     def grouped(self, group: str) -> ComparisonPlan:
-        """Return the plan with all its runs in one W&B group, unless they have one or W&B is not told of them."""
+        """Return the plan with all runs in the W&B group ``group``, unless they have a group or W&B is disabled."""
         if self.config.wandb == "disabled" or self.config.wandb_group:
             return self
         members = tuple(
@@ -90,17 +90,17 @@ class ComparisonPlan:
         return dataclasses.replace(self, contestants=members)
 
     def unequal(self) -> list[str]:
-        """Return sentences about settings, besides the optimizer's own, that are not the same for all: recipes' are so."""
+        """Return a sentence about each setting that differs between contestants because of the recipe."""
         found = []
         own = {"opt", "opt_options", "lr", "weight_decay"}
         configs = {each.label: each.config.to_dict() for each in self.contestants}
         for name in self.config.to_dict():
             values = {label: config[name] for label, config in configs.items()}
             if name not in own and len({json.dumps(value) for value in values.values()}) > 1:
-                said = ", ".join(f"{value} for {label}" for label, value in values.items())
+                listed = ", ".join(f"{value} for {label}" for label, value in values.items())
                 found.append(
-                    f"The recipe {self.config.recipe} sets {flag_name(name)} by optimizer: {said}; give {flag_name(name)} to make "
-                    f"it the same for all."
+                    f"The recipe {self.config.recipe} sets {flag_name(name)} per optimizer ({listed}); add {flag_name(name)} to use "
+                    f"one value for all."
                 )
         return found
 
@@ -114,39 +114,48 @@ def make_plan(
     seeds: int = 3,
     lr_search: int | None = None,
 ) -> ComparisonPlan:
-    """Return the comparison that the arguments ask for.
+    """Make the plan for the arguments of ``compare-optimizers``.
 
-    Flags win over the file, and that over the sweep. A contestant's own ``lr`` and ``weight_decay`` win over them all. What
-    belongs to one optimizer, such as ``adan_beta1`` or the options of a file's ``opt``, goes to that one alone.
+    Flags override the file, and the file overrides the sweep. A contestant's own ``lr`` and ``weight_decay`` override all
+    of them. Options of one optimizer, such as ``adan_beta1`` or those of ``opt`` in a file, apply only to that optimizer.
 
     Args:
-        specs: ``NAME[:key=value,...]`` each.
-        settings: given by flag.
-        file: of ``--config``.
+        specs: optimizers as ``NAME[:key=value,...]``.
+        settings: settings given by flag.
+        file: settings of ``--config``.
         sweep: settings of a sweep's best trial.
-        seeds: how many; they count up from the settings' ``seed``.
-        lr_search: how many learning rates to try for those without one of their own; None: no search.
+        seeds: number of seeds, which count up from the setting ``seed``.
+        lr_search: number of learning rates to try for contestants without one of their own; None for no search.
 
     Raises:
-        RequestError: an unknown name or option, too few of something, or a combination that cannot be.
+        RequestError: an unknown name or option, an invalid number, or a combination without effect.
     """
     if len(specs) < 2:
-        raise RequestError("compare-optimizers takes two optimizers or more; vitctl train --opt trains with one")
+        raise RequestError(
+            "compare-optimizers needs two or more optimizers",
+            hint="add another one, such as adamw, or use vitctl train --opt for a single one",
+        )
     if seeds < 1:
-        raise RequestError(f"--seeds {seeds}: take 1 or more; a confidence interval needs 2")
+        raise RequestError(
+            f"--seeds {seeds} is too small", hint="use --seeds 1 or more; a confidence interval needs --seeds 2 or more"
+        )
     if "opt" in settings:
-        raise RequestError(f"--opt {settings['opt']}: compare-optimizers takes the names of optimizers without a flag")
+        raise RequestError(
+            f"compare-optimizers takes optimizers as arguments, not --opt {settings['opt']}",
+            hint=f"remove --opt, and add {settings['opt']} to the arguments",
+        )
     given_betas = [name for name in ADAN_BETAS if name in settings]
     if given_betas and not any(spec.partition(":")[0] in ADANS for spec in specs):
         raise RequestError(
-            f"{flag_name(given_betas[0])} belongs to {' and '.join(ADANS)}, and none of {', '.join(specs)} is one; leave it out"
+            f"{flag_name(given_betas[0])} does nothing without {or_list(ADANS)}",
+            hint=f"remove {flag_name(given_betas[0])}, or add {ADANS[0]} to the arguments",
         )
     base = _merged(dict(sweep or {}), dict(file or {}))
     members: list[Contestant] = []
     for spec in specs:
         config, own_rate = _resolve(spec, settings, base)
-        label = _unused(spec, "{} ({})", {each.label for each in members})
-        short = _unused(slug(label), "{}-{}", {each.slug for each in members})
+        label = _unused_name(spec, "{} ({})", {each.label for each in members})
+        short = _unused_name(slug(label), "{}-{}", {each.slug for each in members})
         members.append(
             Contestant(label=label, slug=short, config=config, searched=lr_search is not None and not own_rate)
         )
@@ -161,19 +170,24 @@ def make_plan(
 
 def _check_search(plan: ComparisonPlan, settings: Mapping[str, Any]) -> None:
     if plan.lr_search < 2:
-        raise RequestError(f"--lr-search {plan.lr_search}: take 2 learning rates or more, such as --lr-search 5")
+        raise RequestError(
+            f"--lr-search {plan.lr_search} is too small", hint="use --lr-search 2 or more, such as --lr-search 5"
+        )
     if plan.config.val != "holdout":
         raise RequestError(
-            f"--lr-search chooses by held-out accuracy, and --val {plan.config.val} holds no images out; use --val holdout"
+            f"--lr-search needs held-out images, and --val {plan.config.val} holds out none", hint="use --val holdout"
         )
     if "lr" in settings:
-        raise RequestError(f"--lr {settings['lr']:g} sets what --lr-search looks for; leave one of them out")
+        raise RequestError("--lr and --lr-search both set the learning rate", hint="use one of them")
     if not any(each.searched for each in plan.contestants):
-        raise RequestError("--lr-search has nothing to look for: every optimizer was given its lr; leave it out")
+        raise RequestError(
+            "--lr-search does nothing: every optimizer has an lr of its own",
+            hint="remove --lr-search, or the lr of an optimizer",
+        )
 
 
 def _merged(sweep: dict[str, Any], file: dict[str, Any]) -> dict[str, Any]:
-    """Return the settings of a sweep under those of a file."""
+    """Return the settings of a sweep, overridden by those of a file."""
     if "opt" in file:
         sweep = {key: value for key, value in sweep.items() if key not in ("opt", "opt_options", *ADAN_BETAS)}
     if file.keys() & set(LENGTHS):
@@ -182,7 +196,7 @@ def _merged(sweep: dict[str, Any], file: dict[str, Any]) -> dict[str, Any]:
 
 
 def _resolve(spec: str, settings: Mapping[str, Any], base: Mapping[str, Any]) -> tuple[TrainConfig, bool]:
-    """Return the settings of one contestant, and whether its own learning rate was given."""
+    """Return the settings of a contestant, and whether its spec sets the learning rate."""
     opt, inline = split_spec(spec, "compare-optimizers")
     find_optimizer(opt)
     base = dict(base)
@@ -191,14 +205,14 @@ def _resolve(spec: str, settings: Mapping[str, Any], base: Mapping[str, Any]) ->
         if name in inline:
             flags.pop(name, None)
 
-    base_opt, of_base = split_spec(str(base.pop("opt", opt)), "--opt")
+    base_opt, base_options = split_spec(str(base.pop("opt", opt)), "--opt")
     for name in ("lr", "weight_decay"):
-        if name in of_base:
-            base[name] = of_base.pop(name)
+        if name in base_options:
+            base[name] = base_options.pop(name)
     options: dict[str, Any] = {}
     if base_opt == opt or {base_opt, opt} <= set(ADANS):
         options.update(base.get("opt_options", {}))
-        options.update(of_base)
+        options.update(base_options)
     base.pop("opt_options", None)
     for name in ADAN_BETAS:
         value = flags.pop(name, base.pop(name, None))
@@ -213,7 +227,7 @@ def _typed(value: Any) -> Value:
     return value if isinstance(value, (bool, int, float)) else str(value)
 
 
-def _unused(word: str, pattern: str, taken: set[str]) -> str:
+def _unused_name(word: str, pattern: str, taken: set[str]) -> str:
     number, chosen = 1, word
     while chosen in taken:
         number += 1
@@ -222,26 +236,26 @@ def _unused(word: str, pattern: str, taken: set[str]) -> str:
 
 
 def slug(text: str) -> str:
-    """Return ``text`` with what a folder's name had better not have replaced by hyphens."""
+    """Return ``text`` as part of a folder's name, with unsuitable characters replaced by hyphens."""
     return re.sub(r"[^\w.=+-]+", "-", text).strip("-.") or "x"
 
 
-def differences(stored: Mapping[str, Any], asked: Mapping[str, Any]) -> list[str]:
-    """Return in what two identities differ, as ``name: asked (it has stored)``."""
+def differences(stored: Mapping[str, Any], requested: Mapping[str, Any]) -> list[str]:
+    """Return the differences between two identities, such as ``epochs 2 (stored: 1)``."""
 
     def leaves(value: Any, path: str = "") -> dict[str, Any]:
         if isinstance(value, dict):
             return {k: v for key, each in value.items() for k, v in leaves(each, f"{path} {key}".strip()).items()}
         return {path: value}
 
-    if set(stored.get("optimizers", {})) != set(asked["optimizers"]):
-        return [f"optimizers {' '.join(asked['optimizers'])} (it has {' '.join(stored.get('optimizers', {}))})"]
-    ours, theirs = leaves(asked), leaves(stored)
+    if set(stored.get("optimizers", {})) != set(requested["optimizers"]):
+        return [f"optimizers {' '.join(requested['optimizers'])} (stored: {' '.join(stored.get('optimizers', {}))})"]
+    ours, theirs = leaves(requested), leaves(stored)
     found: dict[str, list[str]] = {}
     for key in dict.fromkeys([*ours, *theirs]):
         if ours.get(key) != theirs.get(key):
             word = key
-            for label in asked["optimizers"]:
+            for label in requested["optimizers"]:
                 word = word.removeprefix(f"optimizers {label} ")
-            found.setdefault(f"{word} {ours.get(key)} (it has {theirs.get(key)})", []).append(key)
+            found.setdefault(f"{word} {ours.get(key)} (stored: {theirs.get(key)})", []).append(key)
     return list(found)

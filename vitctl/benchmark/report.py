@@ -1,4 +1,4 @@
-"""What a comparison of optimizers found: tables, one JSON document, and curves."""
+"""Report of an optimizer comparison: tables, a JSON document and plots."""
 
 from __future__ import annotations
 
@@ -19,9 +19,11 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-    from vitctl.benchmark.optimizers import Outcome, Result
+    from vitctl.benchmark.optimizers import Comparison, Outcome
+    from vitctl.config import TrainConfig
 
-_HELD = {"holdout": "held out", "val": "in val/", "test": "test set, at each epoch"}
+_VALIDATED_ON = {"holdout": "held out", "val": "val/ folder", "test": "test set, each epoch"}
+"""What each validation split is called in tables and plots."""
 
 Record = dict[str, Any]
 
@@ -46,25 +48,27 @@ def plain(spread: Spread) -> str:
 
 
 def duration(spread: Spread) -> str:
-    """Return ``12.3 ± 0.4 s``, or without a deviation in minutes."""
+    """Return ``12.3 ± 0.4 s`` or ``850.0 ± 3.1 ms``."""
     scale, unit, digits = (1e3, "ms", 1) if spread.mean < 1 else (1.0, "s", 2 if spread.mean < 10 else 1)
     scaled = Spread(spread.mean * scale, None if spread.deviation is None else spread.deviation * scale, spread.count)
     return f"{_plus_minus(scaled, digits)} {unit}"
 
 
 def _plus_minus(spread: Spread, digits: int) -> str:
-    behind = "" if spread.deviation is None else f" ± {spread.deviation:.{digits}f}"
-    return f"{spread.mean:.{digits}f}{behind}"
+    deviation = "" if spread.deviation is None else f" ± {spread.deviation:.{digits}f}"
+    return f"{spread.mean:.{digits}f}{deviation}"
+
+
+def is_partial_epoch(summary: Record, config: TrainConfig) -> bool:
+    """Return whether a run ended within its first epoch, so that its epoch duration is extrapolated."""
+    images = summary["step"] * config.bs * config.accumulate
+    return bool(images + 1 < summary["train_images"])  # a single image that is left over may be dropped
 
 
 class Report:
-    """Figures of a comparison, ready to be shown.
+    """Tables, JSON document and plot of an optimizer comparison."""
 
-    Args:
-        result: the comparison.
-    """
-
-    def __init__(self, result: Result) -> None:
+    def __init__(self, result: Comparison) -> None:
         self.result = result
         self.plan = result.plan
         self.labels = [each.label for each in result.plan.contestants]
@@ -76,16 +80,23 @@ class Report:
 
     @cached_property
     def key(self) -> str:
-        """The figure that decides: validation accuracy, or that of the test where nothing validates."""
+        """Figure by which optimizers are compared: validation accuracy, or test accuracy if nothing is validated."""
         return "val_acc" if self.val_split is not None else "test_acc"
 
     @property
     def measured_on(self) -> str:
-        """What :attr:`key` is measured on, in words."""
-        return f"validation accuracy ({_HELD[self.val_split]})" if self.val_split else "test accuracy (last weights)"
+        """Description of :attr:`key`."""
+        if self.val_split:
+            return f"validation accuracy ({_VALIDATED_ON[self.val_split]})"
+        return "test accuracy (last weights)"
 
     def values(self, label: str, figure: str | Callable[[Outcome], float | None]) -> dict[int, float]:
-        """Return a figure of a contestant's finished runs, by seed."""
+        """Return a figure of a contestant's finished runs, by seed.
+
+        Args:
+            label: the contestant.
+            figure: key of a run's summary, or a function of a run.
+        """
         found = {}
         for run in self.result.runs[label]:
             value = figure(run) if callable(figure) else (run.summary or {}).get(figure)
@@ -95,12 +106,12 @@ class Report:
 
     @cached_property
     def pairs(self) -> list[Pair]:
-        """Every two contestants, compared by :attr:`key` over their seeds."""
+        """Comparisons of every two contestants by :attr:`key` over their common seeds."""
         return compare({label: self.values(label, self.key) for label in self.labels})
 
     @cached_property
     def best(self) -> str:
-        """The contestant with the best mean of :attr:`key`: of those with the most finished runs, the first of equals."""
+        """The contestant with the best mean of :attr:`key`, among those with the most finished runs."""
         means = {label: list(self.values(label, self.key).values()) for label in self.labels}
         return max(means, key=lambda label: (len(means[label]), sum(means[label]) / max(1, len(means[label]))))
 
@@ -111,27 +122,33 @@ class Report:
                 return pair
             if (pair.second, pair.first) == (label, self.best):
                 return pair.reversed()
-        raise AssertionError("every two are compared")
+        raise AssertionError(f"{label} is not compared with {self.best}")
 
     def diverged(self, label: str) -> list[str]:
-        """Return what became of a contestant's runs that are without figures."""
+        """Describe a contestant's diverged runs."""
         lost = [run for run in self.result.runs[label] if run.diverged_step is not None]
         if not self.result.runs[label]:
             steps = [run.diverged_step for run in self.result.search[label]]
-            return [f"diverged at every rate of the search (steps {', '.join(map(str, steps))})"]
+            return [f"diverged at every learning rate of the search (steps {', '.join(map(str, steps))})"]
         if len(self.result.runs[label]) == 1:
             return [f"diverged at step {run.diverged_step}" for run in lost]
         return [f"diverged at step {run.diverged_step} (seed {run.task.config.seed})" for run in lost]
 
     @cached_property
     def shared(self) -> bool:
-        """Whether runs shared the machine, so that their times say little."""
+        """Whether runs shared the machine, so that their times are not comparable."""
         return any(run.shared for runs in self.result.runs.values() for run in runs)
+
+    @cached_property
+    def extrapolated(self) -> bool:
+        """Whether runs are shorter than an epoch, so that its duration is extrapolated."""
+        finished = (run for runs in self.result.runs.values() for run in runs if run.summary)
+        return any(is_partial_epoch(run.summary or {}, run.task.config) for run in finished)
 
     # -- tables ------------------------------------------------------------------------------------------------------
 
     def tables(self) -> list[Table]:
-        """Return the comparison, and what the search of learning rates found where there was one."""
+        """Return the table of the comparison, and that of the learning-rate search if there was one."""
         return [self._main(), *([self._search()] if self.result.search else [])]
 
     def _row(
@@ -155,11 +172,12 @@ class Report:
     def _main(self) -> Table:
         result, plan = self.result, self.plan
         times: Literal["low"] | None = None if self.shared else "low"
-        mark = ", shared" if self.shared else ""
-        on = f" ({_HELD[self.val_split]})" if self.val_split else ""
+        mark = " (shared machine)" if self.shared else ""
+        on = f" ({_VALIDATED_ON[self.val_split]})" if self.val_split else ""
+        part = " (extrapolated)" if self.extrapolated else ""
         costs = [result.costs[label] for label in self.labels]
         rows = [
-            self._row(f"Epoch duration{mark}", "epoch_time", duration, times),
+            self._row(f"Epoch duration{part}{mark}", "epoch_time", duration, times),
             self._row("Final training accuracy", "train_acc", percent, "high"),
             self._row(f"Validation step time (batch {PREDECESSOR_BATCH}){mark}", step_time, duration, times),
             self._row(f"Final validation accuracy{on}", "val_acc", percent, "high"),
@@ -181,14 +199,14 @@ class Report:
                 tuple(Cell(format_bytes(cost.state_bytes), cost.state_bytes) for cost in costs),
                 "low",
             ),
-            self._row("Test accuracy (last weights, once)", "test_acc", percent, "high"),
+            self._row("Test accuracy (last weights)", "test_acc", percent, "high"),
             Row("Learning rate", tuple(self._rate(label) for label in self.labels)),
             Row(
                 "Weight decay",
                 tuple(Cell(f"{each.config.weight_decay:g}", each.config.weight_decay) for each in plan.contestants),
             ),
             *self._against_best(),
-            Row("Runs", tuple(self._runs(label) for label in self.labels)),
+            Row("Finished runs", tuple(self._runs(label) for label in self.labels)),
         ]
         return Table(
             title=f"{result.folder.name}: {format_spec(plan.config.net, {})} on {plan.config.dataset}, "
@@ -203,8 +221,8 @@ class Report:
         rate = self.result.rates.get(label)
         if rate is None:
             return NOTHING
-        found = " (found)" if label in self.result.search else ""
-        return Cell(f"{rate:g}{found}", rate)
+        origin = " (from search)" if label in self.result.search else ""
+        return Cell(f"{rate:g}{origin}", rate)
 
     def _runs(self, label: str) -> Cell:
         runs = self.result.runs[label]
@@ -217,22 +235,22 @@ class Report:
         differences, intervals, verdicts = [], [], []
         for label in self.labels:
             if label == best:
-                differences.append(Cell("the best"))
+                differences.append(Cell("best"))
                 intervals.append(NOTHING)
                 verdicts.append(NOTHING)
                 continue
             pair = self.behind(label)
             known = pair.difference is not None
-            differences.append(Cell(f"{pair.difference:+.2f} points", pair.difference) if known else NOTHING)
+            differences.append(Cell(f"{pair.difference:+.2f}", pair.difference) if known else NOTHING)
             bounded = pair.low is not None and pair.high is not None
             intervals.append(
                 Cell(f"[{pair.low:+.2f}, {pair.high:+.2f}]", f"{pair.low} {pair.high}") if bounded else NOTHING
             )
             verdicts.append(Cell(pair.verdict, pair.verdict) if pair.seeds else NOTHING)
         return [
-            Row("Difference to the best", tuple(differences)),
-            Row("Its confidence interval", tuple(intervals)),
-            Row("Which is", tuple(verdicts)),
+            Row("Difference from the best (points)", tuple(differences)),
+            Row("Confidence interval (points)", tuple(intervals)),
+            Row("Verdict", tuple(verdicts)),
         ]
 
     def _search(self) -> Table:
@@ -250,46 +268,47 @@ class Report:
                     cells.append(Cell(f"{rate}{run.summary['val_acc']:.2f} %", run.summary["val_acc"]))
             rows.append(Row(label, tuple(cells), "high"))
         columns = tuple(f"lr x {FACTOR ** (i - middle):.3g}" for i in range(count))
-        notes = [f"Held-out accuracy of one run each, seed {self.plan.seeds[0]}; the same budget for all."]
+        notes = [
+            f"Cells: learning rate and held-out accuracy of a run with seed {self.plan.seeds[0]}; all runs have the same length.",
+            "Columns: multiples of the optimizer's learning rate without a search.",
+        ]
         for label, outcomes in result.search.items():
             rates = [run.task.config.lr for run in outcomes]
             if result.rates.get(label) in (rates[0], rates[-1]):
-                notes.append(f"{label} is best at the edge of what was tried: a rate beyond it may be better.")
+                notes.append(f"{label} is best at the edge of the search: a learning rate beyond it may be better.")
         return Table(
             title="Learning rates tried", corner="Optimizer", columns=columns, rows=tuple(rows), notes=tuple(notes)
         )
 
     def notes(self) -> list[str]:
-        """Return what a reader of the figures should know."""
+        """Return the notes below the table: methods, units and caveats."""
         result, plan, environment = self.result, self.plan, self.result.environment
-        notes = []
-        notes.append(
-            f"{plural(len(plan.seeds), 'seed')}: mean ± sample deviation. A seed gives all the same initial weights, order of "
-            f"the data and augmentation; the optimizers alone differ."
-        )
+        notes = [
+            f"{plural(len(plan.seeds), 'seed')}: mean ± sample standard deviation.",
+            "With the same seed, all optimizers have the same initial weights, data order and augmentation.",
+            f"Points: percentage points of {self.measured_on}.",
+        ]
         tested = sum(pair.p is not None for pair in self.pairs)
         if len(plan.seeds) == 1:
-            notes.append("One seed says nothing about the noise between seeds; --seeds 3 or more does.")
+            notes.append("One seed cannot show the noise between seeds; use --seeds 3 or more.")
         elif tested:
             notes.append(
-                f"Compared by {self.measured_on}, seed by seed (paired t-test), with the best on average; the verdicts hold "
-                f"together at {100 * LEVEL:.0f} %, corrected for {plural(tested, 'pair')} (Holm), and each interval is at the level "
-                f"that its pair was tested at."
+                f"Verdicts: paired t-tests over seeds, at a joint confidence of {100 * LEVEL:.0f} % for {plural(tested, 'pair')} "
+                f"(Holm's correction). Each interval has the confidence level of its test."
             )
         if self.val_split == "test":
-            notes.append(
-                "Under --val test the validation figures are those of the test set: nothing should be chosen by them."
-            )
+            notes.append("With --val test, validation uses the test set: do not choose an optimizer by these figures.")
         if result.search:
             notes.append(
-                f"The learning rates were chosen by the held-out accuracy of seed {plan.seeds[0]}; the test accuracy is free of "
-                f"that choice."
+                f"The learning rates were chosen by held-out accuracy with seed {plan.seeds[0]}; test images had no part in it."
             )
         lost = [label for label in self.labels if self.diverged(label)]
         if lost:
-            notes.append(f"Runs of {', '.join(lost)} diverged; figures are those of the runs that did not.")
+            notes.append(f"Diverged runs of {', '.join(lost)} are not included in the figures.")
+        if self.extrapolated:
+            notes.append("The runs are shorter than an epoch: its duration is extrapolated from their steps.")
         if self.shared:
-            notes.append("Runs shared the machine (--jobs): their times are no measure of the optimizers.")
+            notes.append("The runs shared the machine (--jobs): do not compare their times.")
         notes += plan.unequal()
         notes.append(
             f"{environment['device']} ({environment['device_name']}, {plural(environment['threads'], 'thread')}), torch "
@@ -300,7 +319,7 @@ class Report:
     # -- for machines ------------------------------------------------------------------------------------------------
 
     def document(self) -> Record:
-        """Return everything as one JSON document."""
+        """Return the JSON document."""
         result, plan = self.result, self.plan
         contestants = []
         for each in plan.contestants:
@@ -341,23 +360,26 @@ class Report:
             "notes": self.notes(),
         }
 
-    # -- images ----------------------------------------------------------------------------------------------------
+    # -- plots -------------------------------------------------------------------------------------------------------
 
     def figures(self) -> dict[str, Callable[[], Figure]]:
-        """Return what draws each image."""
+        """Return a function that draws each plot, by name."""
         return {"curves": self.curves}
 
     def curves(self) -> Figure:
-        """Draw accuracy and training loss over epochs, a line for the mean and a band for the seeds' deviation.
+        """Draw accuracy and training loss.
 
-        Where there is one epoch, a point for each seed and a bar for their mean.
+        Over several epochs, lines are means over the seeds and bands their standard deviation. For a single epoch, points
+        are seeds and bars their mean.
         """
         from matplotlib.figure import Figure
 
         figure = Figure(figsize=(11, 4.4), layout="constrained")
         accuracy, loss = figure.subplots(1, 2)
         epochs = max((len(run.history) for runs in self.result.runs.values() for run in runs if run.summary), default=0)
-        key, label = ("val_acc", "validation accuracy, %") if self.val_split else ("train_acc", "training accuracy, %")
+        key, label = (
+            ("val_acc", "validation accuracy (%)") if self.val_split else ("train_acc", "training accuracy (%)")
+        )
         for axes, name, word in ((accuracy, key, label), (loss, "train_loss", "training loss")):
             if epochs > 1:
                 self._draw_curves(axes, name)
@@ -365,11 +387,12 @@ class Report:
                 axes.xaxis.get_major_locator().set_params(integer=True)
             else:
                 self._draw_points(axes, name)
-            axes.set_ylabel(f"{word} ({_HELD[self.val_split]})" if name == "val_acc" and self.val_split else word)
+            on = f", {_VALIDATED_ON[self.val_split]}" if name == "val_acc" and self.val_split else ""
+            axes.set_ylabel(f"{word}{on}")
             axes.grid(alpha=0.25)
             axes.spines[["top", "right"]].set_visible(False)
         seeds = len(self.plan.seeds)
-        spread = f"mean of {seeds} seeds and their deviation" if seeds > 1 else f"seed {self.plan.seeds[0]}"
+        spread = f"mean ± standard deviation of {seeds} seeds" if seeds > 1 else f"seed {self.plan.seeds[0]}"
         figure.suptitle(f"{self.plan.config.net} on {self.plan.config.dataset}: {spread}", fontsize=11)
         if epochs > 1:
             handles, names = accuracy.get_legend_handles_labels()
@@ -417,13 +440,13 @@ class Report:
 
 
 _COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
-"""Okabe and Ito's, which the colour-blind tell apart."""
+"""Palette of Okabe and Ito, for colour-blind readers."""
 _MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 _STYLES = ("-", "--", ":")
 
 
 def step_time(run: Outcome) -> float | None:
-    """Return the seconds that validating 100 images took, a run's epochs taken together."""
+    """Return the seconds to validate 100 images, the mean over a run's epochs."""
     rows = [row["eval_time"] for row in run.history if "eval_time" in row]
     images = (run.summary or {}).get(
         "test_images" if (run.summary or {}).get("val_split") == "test" else "val_images", 0

@@ -1,4 +1,4 @@
-"""What seeds say about a difference: means, deviations, and paired comparisons that mind how many are made."""
+"""Statistics over seeds: means, standard deviations, and paired comparisons corrected for their number."""
 
 from __future__ import annotations
 
@@ -9,11 +9,10 @@ from dataclasses import dataclass
 from itertools import combinations
 
 LEVEL = 0.95
-"""Confidence that all statements of one table hold together."""
-
+"""Joint confidence of all comparisons in one table."""
 
 ROUNDING = 1e-9
-"""Of the size of figures: differences that scatter by less are the same ones."""
+"""Standard deviation of differences, relative to the figures, up to which the differences count as equal."""
 
 
 @dataclass(frozen=True)
@@ -21,9 +20,9 @@ class Spread:
     """A figure over several seeds.
 
     Attributes:
-        mean: over the seeds.
-        deviation: the sample's standard deviation (divided by ``n - 1``); None for one seed.
-        count: how many seeds.
+        mean: mean over the seeds.
+        deviation: sample standard deviation (with ``n - 1``); None for one seed.
+        count: number of seeds.
     """
 
     mean: float
@@ -32,25 +31,25 @@ class Spread:
 
     @classmethod
     def of(cls, values: Sequence[float]) -> Spread:
-        """Sum up at least one value."""
+        """Compute the mean and deviation of ``values``, which must not be empty."""
         deviation = statistics.stdev(values) if len(values) > 1 else None
         return cls(statistics.fmean(values), deviation, len(values))
 
 
 @dataclass(frozen=True)
 class Pair:
-    """A paired comparison of two things over the seeds that both have.
+    """A paired comparison of two contestants over their common seeds.
 
     Attributes:
-        first: minus
-        second: is the difference.
-        seeds: that both have.
-        difference: mean over the seeds; None where they have none in common.
-        low: lower end of the interval of the difference; None where the seeds give none.
-        high: its upper end.
-        confidence: of the interval.
-        p: of the paired t-test, two-sided, by itself; None where the seeds give none.
-        noise: whether a difference like this is within seed noise; None where the seeds cannot tell.
+        first: label of the first contestant.
+        second: label of the second contestant.
+        seeds: the common seeds.
+        difference: mean of the first minus the second; None without common seeds.
+        low: lower end of the confidence interval of the difference; None if it cannot be computed.
+        high: upper end of the confidence interval.
+        confidence: confidence level of the interval.
+        p: uncorrected p-value of the two-sided paired t-test; None if it cannot be computed.
+        noise: whether the difference is within seed noise; None if it cannot be tested.
     """
 
     first: str
@@ -65,15 +64,15 @@ class Pair:
 
     @property
     def verdict(self) -> str:
-        """What is to be thought of the difference, in words."""
+        """The conclusion, in words."""
         if self.noise is not None:
             return "within seed noise" if self.noise else "more than seed noise"
         if not self.seeds:
             return "no seed in common"
-        return "one seed: no interval" if len(self.seeds) == 1 else "the same at every seed: no interval"
+        return "one seed: no interval" if len(self.seeds) == 1 else "same difference for every seed: no interval"
 
     def reversed(self) -> Pair:
-        """Return the comparison of the second with the first."""
+        """Return the comparison with the contestants exchanged."""
 
         def minus(value: float | None) -> float | None:
             return None if value is None else 0.0 - value
@@ -92,14 +91,14 @@ class Pair:
 
 
 def compare(values: Mapping[str, Mapping[int, float]], level: float = LEVEL) -> list[Pair]:
-    """Compare every two of ``values`` by paired t-tests, with Holm's correction for the number of pairs.
+    """Compare every two contestants with paired t-tests and Holm's correction for the number of pairs.
 
-    Each interval is at the level at which Holm's step-down procedure tests its pair: it excludes zero if and only if the
-    difference is more than seed noise, and all such statements hold together at ``level``.
+    Each interval has the level at which Holm's step-down procedure tests its pair: it excludes zero if and only if the
+    difference is more than seed noise.
 
     Args:
-        values: the figure of each thing compared, by seed.
-        level: confidence of all statements together.
+        values: a figure of each contestant, by seed.
+        level: joint confidence of all tests.
 
     Returns:
         All pairs, in the order of ``values``.
@@ -121,13 +120,13 @@ def compare(values: Mapping[str, Mapping[int, float]], level: float = LEVEL) -> 
         if len(seeds) == 1:
             continue
         spread = statistics.stdev(deltas)
-        # Accuracies are 100 k / n in binary: equal differences differ in their last bits.
+        # Accuracies are 100 k / n, rounded to binary: equal differences differ in their last bits.
         if spread <= ROUNDING * max(1.0, *map(abs, (*one.values(), *two.values()))):
             spread = 0.0
         if spread:
             t = mean / spread * math.sqrt(len(deltas))
             tests[pair] = float(2 * stats.t.sf(abs(t), len(deltas) - 1))
-        elif mean == 0:  # the same figures throughout
+        elif mean == 0:  # identical figures
             tests[pair] = 1.0
 
     alphas = holm_levels(list(tests.values()), 1 - level)
@@ -146,18 +145,18 @@ def compare(values: Mapping[str, Mapping[int, float]], level: float = LEVEL) -> 
 
 
 def holm_levels(ps: Sequence[float], alpha: float) -> list[float]:
-    """Return the level at which Holm's step-down procedure (1979) tests each hypothesis.
+    """Return the level at which Holm's step-down procedure (Holm, 1979) tests each hypothesis.
 
-    The k-th smallest of m values of p is held against ``alpha / (m - k + 1)``; from the first that is not below it on, all
-    are held against that same level, which none of them is below: a hypothesis is rejected if and only if its p is less
-    than its level.
+    The k-th smallest of m p-values is compared with ``alpha / (m - k + 1)``. The first that is not below its level ends
+    the procedure: all larger ones get the same level. A hypothesis is rejected if and only if its p-value is below its
+    level.
     """
     levels = [0.0] * len(ps)
     stopped = before = None
     for rank, i in enumerate(sorted(range(len(ps)), key=lambda i: ps[i])):
         if stopped is not None:
             levels[i] = stopped
-        elif before is not None and ps[before] == ps[i]:  # equals are treated as such
+        elif before is not None and ps[before] == ps[i]:  # equal p-values get the same level
             levels[i] = levels[before]
         else:
             levels[i] = alpha / (len(ps) - rank)

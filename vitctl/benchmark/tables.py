@@ -1,4 +1,4 @@
-"""Tables of figures: what is shown, what a program reads, and which cell of a row is the best."""
+"""Tables of figures, as text, Markdown and CSV."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ class Cell:
     """One figure.
 
     Attributes:
-        text: what is shown.
-        value: what a program reads; None where there is none.
+        text: the figure as shown, with its unit.
+        value: the figure for programs, or None.
     """
 
     text: str
@@ -27,12 +27,10 @@ NOTHING = Cell("–")
 
 @dataclass(frozen=True)
 class Row:
-    """One kind of figure, of every column.
+    """One kind of figure for all columns.
 
     Attributes:
-        label: what it is.
-        cells: one per column.
-        better: which values are, so that the best can be marked; None marks none.
+        better: whether low or high values are better; None marks no best value.
     """
 
     label: str
@@ -42,14 +40,12 @@ class Row:
 
 @dataclass(frozen=True)
 class Table:
-    """Figures side by side.
+    """A table of figures.
 
     Attributes:
-        title: above it.
-        corner: heads the column of labels.
-        columns: what is compared.
-        rows: each with a cell per column.
-        notes: sentences below it.
+        corner: heading of the column of row labels.
+        columns: headings of the other columns.
+        notes: legend and remarks below the table.
     """
 
     title: str
@@ -60,7 +56,7 @@ class Table:
 
 
 def best(row: Row) -> set[int]:
-    """Return the columns that hold the best value of ``row``: none where fewer than two have one, or all are equal."""
+    """Return the columns with the best value of ``row``; none if fewer than two have a value, or all are equal."""
     values = {
         i: float(cell.value)
         for i, cell in enumerate(row.cells)
@@ -68,12 +64,12 @@ def best(row: Row) -> set[int]:
     }
     if row.better is None or len(values) < 2 or len(set(values.values())) == 1:
         return set()
-    wanted = (min if row.better == "low" else max)(values.values())
-    return {i for i, value in values.items() if value == wanted}
+    target = (min if row.better == "low" else max)(values.values())
+    return {i for i, value in values.items() if value == target}
 
 
 def markdown(table: Table) -> str:
-    """Return ``table`` in GitHub's Markdown, its best values bold."""
+    """Return ``table`` in GitHub's Markdown, with the best values in bold."""
 
     def line(words: Iterable[str]) -> str:
         return "| " + " | ".join(word.replace("|", "\\|") for word in words) + " |"
@@ -90,7 +86,7 @@ def markdown(table: Table) -> str:
 
 
 def csv_text(tables: Iterable[Table]) -> str:
-    """Return a line per cell: table, row, column, value and text."""
+    """Return the tables as one CSV table with a line per cell: table, row, column, value and text."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(["table", "row", "column", "value", "text"])

@@ -1,4 +1,4 @@
-"""``bench-device --tune``: which batch, micro-batch, precision and threads a device is fastest with."""
+"""Search for the fastest threads, precision, micro-batch and batch size of a device (``bench-device --tune``)."""
 
 from __future__ import annotations
 
@@ -15,32 +15,41 @@ import yaml
 
 from vitctl import devices
 from vitctl.benchmark.device_plan import DevicePlan
-from vitctl.benchmark.devices import bench_data, run_piece
+from vitctl.benchmark.devices import bench_data, run_micro_batch
 from vitctl.benchmark.tables import Cell, Row, Table
-from vitctl.config import TrainConfig
+from vitctl.config import TrainConfig, flag_name
 from vitctl.data.dataset import Dataset, Splits
 from vitctl.errors import RunFailed
 from vitctl.files import write_text
 from vitctl.observer import SILENT, Observer
 from vitctl.training.session import Session
 from vitctl.training.setup import open_session
+from vitctl.units import plural
 
 Message = Callable[[str], None]
 
 SECONDS = 2.0
-"""How long a candidate is measured, at least; and at least three pieces."""
+"""Minimum seconds to measure a candidate."""
 
 BATCHES = (0.25, 0.5, 2.0)
-"""Batches tried, as shares of the one asked for."""
+"""Batch sizes to try, as multiples of the requested one."""
+
+HEADINGS = {
+    "threads": "CPU threads",
+    "precision": "precision",
+    "micro_batch": "micro-batch (images)",
+    "bs": "batch (images)",
+}
+"""Column headings of the tuned settings."""
 
 
 @dataclasses.dataclass(frozen=True)
-class Trial:
-    """Settings that were tried.
+class Candidate:
+    """A measured combination of settings.
 
     Attributes:
-        settings: by flag name.
-        images_per_second: that they reach; None when memory ran out.
+        settings: values by setting, such as ``micro_batch``.
+        images_per_second: training speed, or None if memory ran out.
     """
 
     settings: dict[str, Any]
@@ -48,24 +57,24 @@ class Trial:
 
 
 def measure_settings(config: TrainConfig, data: tuple[Dataset, Splits]) -> float | None:
-    """Return the images a second that training with ``config`` reaches, or None when memory runs out.
+    """Return the images per second of training with ``config``, or None if memory runs out.
 
-    Pieces forward and backward are timed, and the optimizer's step apart, so that a long step need not be taken whole.
+    Micro-batches and the optimizer's step are timed separately, so that no complete step is needed.
     """
     try:
         session = open_session(dataclasses.replace(config, compile=False), pretrained=False, data=data)
         session.train_mode()
         for group in session.optimizer.param_groups:
-            group["lr"] = 0.0  # its step takes the same time
+            group["lr"] = 0.0  # the time of a step does not depend on it
         start = time.perf_counter()
         images, labels = session.batches.batch(0, 0)
         devices.synchronize(session.device)
-        drawn = time.perf_counter() - start
-        pieces: list[float] = []
+        data_time = time.perf_counter() - start
+        passes: list[float] = []
         updates: list[float] = []
         end = time.perf_counter() + SECONDS
-        while len(pieces) < 4 or time.perf_counter() < end:
-            pieces.append(run_piece(session, images, labels))
+        while len(passes) < 4 or time.perf_counter() < end:
+            passes.append(run_micro_batch(session, images, labels))
             if len(updates) < 4:
                 start = time.perf_counter()
                 session.optimizer.step()
@@ -76,89 +85,99 @@ def measure_settings(config: TrainConfig, data: tuple[Dataset, Splits]) -> float
         if not devices.is_out_of_memory(error):
             raise
         return None
-    piece, update = (statistics.median(times[1:]) for times in (pieces, updates))  # the first ones allocate
-    return len(images) / (piece * len(images) / min(session.micro_batch, len(images)) + update + drawn)
+    one, update = (statistics.median(times[1:]) for times in (passes, updates))  # the first ones allocate memory
+    return len(images) / (one * len(images) / min(session.micro_batch, len(images)) + update + data_time)
 
 
-def candidates(session: Session) -> dict[str, list[Any]]:
-    """Return the settings to try one after the other, and the values of each: first what ``session`` has."""
+def values_to_try(session: Session) -> dict[str, list[Any]]:
+    """Return the settings to tune, in order, and the values to try, beginning with the session's own."""
     config, device = session.config, session.device
     found: dict[str, list[Any]] = {}
     if device.type == "cpu":
         cores = os.cpu_count() or 1
         found["threads"] = [torch.get_num_threads(), 1, max(1, cores // 2), cores]
     found["precision"] = [session.precision, "fp32", *devices.half_precisions(device)]
-    if not session.batches.drop_single:  # BatchNorm takes batches whole
+    if not session.batches.drop_single:  # BatchNorm needs complete batches
         sizes = [8, 16, 32, 64, 128, 256] if device.type == "cpu" else [config.bs // 4, config.bs // 2, config.bs]
         found["micro_batch"] = [session.micro_batch, *[size for size in sizes if 0 < size <= config.bs]]
     found["bs"] = [config.bs, *[int(config.bs * share) for share in BATCHES if int(config.bs * share) > 1]]
     return {name: list(dict.fromkeys(values)) for name, values in found.items()}
 
 
-def tune(config: TrainConfig, data: tuple[Dataset, Splits], given: Collection[str], message: Message) -> list[Trial]:
-    """Try settings on the device of ``config``, one after the other, each with the best of those before.
+def tune(
+    config: TrainConfig, data: tuple[Dataset, Splits], given: Collection[str], message: Message
+) -> list[Candidate]:
+    """Tune one setting after the other on the device of ``config``, keeping the fastest values so far.
 
     Args:
-        config: where to start from.
-        data: to measure on.
-        given: names of settings that stay as they are.
-        message: told each result.
+        config: settings to start from.
+        data: data to measure on.
+        given: names of settings that are not tuned.
+        message: receives each result.
 
     Returns:
-        everything that was tried; the first is ``config`` itself.
+        All candidates; the first one is ``config`` itself.
 
     Raises:
-        RunFailed: not even ``config`` fits into memory.
+        RunFailed: ``config`` does not fit into memory.
     """
-    to_try = candidates(open_session(dataclasses.replace(config, compile=False), pretrained=False, data=data))
+    to_try = values_to_try(open_session(dataclasses.replace(config, compile=False), pretrained=False, data=data))
 
-    def attempt(settings: dict[str, Any]) -> Trial:
+    def attempt(settings: dict[str, Any]) -> Candidate:
         speed = measure_settings(dataclasses.replace(config, **settings), data)
-        words = ", ".join(f"{name} {value}" for name, value in settings.items())
-        message(f"{words}: {f'{speed:.1f} images/s' if speed else 'out of memory'}")
-        return Trial(settings, speed)
+        flags = " ".join(f"{flag_name(name)} {value}" for name, value in settings.items())
+        message(f"{flags}: {f'{speed:.1f} images/s' if speed else 'out of memory'}")
+        return Candidate(settings, speed)
 
-    trials = [attempt({name: values[0] for name, values in to_try.items()})]
-    if trials[0].images_per_second is None:
-        raise RunFailed(f"out of memory on {config.device} with --bs {config.bs}; try a smaller one")
+    candidates = [attempt({name: values[0] for name, values in to_try.items()})]
+    if candidates[0].images_per_second is None:
+        raise RunFailed(
+            f"out of memory on {config.device} with --bs {config.bs}", hint=f"use --bs {max(1, config.bs // 2)} or less"
+        )
     for name, values in to_try.items():
         for value in values[1:] if name not in given else ():
-            settings = {**best_of(trials).settings, name: value}
+            settings = {**best_of(candidates).settings, name: value}
             if "micro_batch" in settings:
                 settings["micro_batch"] = min(settings["micro_batch"], settings["bs"])
-            if all(trial.settings != settings for trial in trials):
-                trials.append(attempt(settings))
-    return trials
+            if all(candidate.settings != settings for candidate in candidates):
+                candidates.append(attempt(settings))
+    return candidates
 
 
-def best_of(trials: Sequence[Trial]) -> Trial:
-    """Return the fastest, the first of equals."""
-    return max(trials, key=lambda trial: trial.images_per_second or 0.0)
+def best_of(candidates: Sequence[Candidate]) -> Candidate:
+    """Return the fastest candidate, the first one of equals."""
+    return max(candidates, key=lambda candidate: candidate.images_per_second or 0.0)
 
 
-def tune_devices(plan: DevicePlan, chosen: Mapping[str, str], observer: Observer = SILENT) -> dict[str, list[Trial]]:
-    """Tune each device, write its fastest settings to ``tuned-NAME.yaml``, which ``train --config`` takes, and return all trials.
+def tune_devices(
+    plan: DevicePlan, chosen: Mapping[str, str], observer: Observer = SILENT
+) -> dict[str, list[Candidate]]:
+    """Tune each device and return all candidates by device.
+
+    The fastest settings of each device are written to ``tuned-NAME.yaml``, a file for ``train --config``.
 
     Args:
-        plan: where to start from; what was given stays.
+        plan: settings to start from; given ones are not tuned.
         chosen: devices by name.
-        observer: is notified of downloads and decoding.
+        observer: receives download and decoding progress.
 
     Raises:
-        RequestError: the data cannot be had as asked.
+        RequestError: the data is not available.
         RunFailed: memory ran out, or a file cannot be written.
     """
     data = bench_data(plan.config, observer)
     found = {}
     for name, device in chosen.items():
-        trials = found[name] = tune(dataclasses.replace(plan.config, device=device), data, plan.given, observer.message)
-        best = best_of(trials)
+        candidates = found[name] = tune(
+            dataclasses.replace(plan.config, device=device), data, plan.given, observer.message
+        )
+        best = best_of(candidates)
         path = Path(f"tuned-{name.replace(':', '-')}.yaml")
         head = (
-            f"# the fastest of {len(trials)} settings tried on {name} ({devices.device_label(torch.device(device))}): "
+            f"# fastest of {plural(len(candidates), 'combination')} tried on {name} ({devices.device_label(torch.device(device))}): "
             f"{best.images_per_second:.1f} images/s\n"
         )
-        # With what they were found for: another network has other fastest settings.
+        # The file also holds the settings it was tuned for, as they determine which values are fastest.
         tuned_for = {
             key: getattr(plan.config, key) for key in ("recipe", "net", "net_options", "size", "opt", "opt_options")
         }
@@ -169,45 +188,47 @@ def tune_devices(plan: DevicePlan, chosen: Mapping[str, str], observer: Observer
 
 
 class TuneReport:
-    """All that was tried, ready to be shown.
+    """Tables and JSON document of a search for the fastest settings.
 
     Args:
-        config: the settings that were started from.
-        trials: by device.
-        environment: versions and machine, as :func:`vitctl.devices.environment` has them.
+        config: settings that the search started from.
+        candidates: result of :func:`tune_devices`.
+        environment: versions and machine, from :func:`vitctl.devices.environment`.
     """
 
     def __init__(
-        self, config: TrainConfig, trials: Mapping[str, Sequence[Trial]], environment: Mapping[str, Any]
+        self, config: TrainConfig, candidates: Mapping[str, Sequence[Candidate]], environment: Mapping[str, Any]
     ) -> None:
         self.config = config
-        self.trials = trials
+        self.candidates = candidates
         self.environment = dict(environment)
 
     def tables(self) -> list[Table]:
-        """Return a table for each device, its fastest settings named."""
-        return [self._table(name, trials) for name, trials in self.trials.items()]
+        """Return a table of the candidates on each device."""
+        return [self._table(name, candidates) for name, candidates in self.candidates.items()]
 
-    def _table(self, name: str, trials: Sequence[Trial]) -> Table:
-        fastest = best_of(trials)
+    def _table(self, name: str, candidates: Sequence[Candidate]) -> Table:
+        fastest = best_of(candidates)
         rows = []
-        for i, trial in enumerate(trials, 1):
-            speed = trial.images_per_second
-            cells = [Cell(str(value), str(value)) for value in trial.settings.values()]
+        for i, candidate in enumerate(candidates, 1):
+            speed = candidate.images_per_second
+            cells = [Cell(str(value), str(value)) for value in candidate.settings.values()]
             cells.append(Cell("out of memory") if speed is None else Cell(f"{speed:.1f}", speed))
-            rows.append(Row(f"{i} (fastest)" if trial is fastest else str(i), tuple(cells)))
-        return Table(f"Tuning {name}", "trial", (*trials[0].settings, "images/s"), tuple(rows))
+            rows.append(Row(f"{i} (fastest)" if candidate is fastest else str(i), tuple(cells)))
+        headings = (*(HEADINGS[setting] for setting in candidates[0].settings), "training speed (images/s)")
+        return Table(f"Settings tried on {name}", "Candidate", headings, tuple(rows))
 
     def document(self) -> dict[str, Any]:
         """Return everything as JSON values."""
         return {
             "devices": [
-                {"label": name, "trials": [vars(trial) for trial in trials]} for name, trials in self.trials.items()
+                {"label": name, "trials": [vars(candidate) for candidate in candidates]}
+                for name, candidates in self.candidates.items()
             ],
             "config": self.config.to_dict(),
             "environment": self.environment,
         }
 
     def figures(self) -> dict[str, Any]:
-        """Return no image: there is none."""
+        """Return no plots."""
         return {}
