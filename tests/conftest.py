@@ -171,16 +171,17 @@ def cli(capfd: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.M
 
 @pytest.fixture
 def refused(cli: Cli) -> Callable[..., str]:
-    """Return a function that runs a command which must fail by one sentence, and returns that sentence."""
+    """Return a function that runs a command that must be refused, and returns its ``error:`` and ``hint:`` lines."""
 
     def run(*argv: object, code: int = 2) -> str:
         result = cli(*argv)
         assert result.code == code, result.err
         assert "Traceback" not in result.err
-        last = result.err.strip().splitlines()[-1]
-        assert last.startswith("error: ") and "unexpected" not in last, result.err
+        lines = result.err.strip().splitlines()
+        shown = lines[-2:] if lines[-1].startswith("hint: ") else lines[-1:]
+        assert shown[0].startswith("error: ") and "unexpected" not in shown[0], result.err
         assert result.out == ""
-        return last
+        return "\n".join(shown)
 
     return run
 

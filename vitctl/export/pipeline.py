@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
+import math
 import signal
 import tempfile
 import threading
@@ -231,7 +232,7 @@ def _quantize(
             raise RunFailed(
                 f"{name} loses {result.drop:.2f} points ({top1:.2f} -> {result.top1:.2f} %), more than --max-drop "
                 f"{request.max_drop:g}; nothing was exported",
-                hint="raise --max-drop, or add --allow-drop",
+                hint=f"use --max-drop {math.ceil(result.drop)}, or add --allow-drop",
             )
         record = replace(record, accuracy={"held_out_acc": result.top1, "held_out_drop": result.drop})
         parts = {".onnx": serialize(onnx.load_from_string(result.data), record)}
@@ -325,7 +326,7 @@ def _open(product: Product) -> None:
     wrong = [name for name, text in wrote.items() if states.get(name) != text]
     if wrong:
         raise RunFailed(
-            f"the metadata in the {product.label} file was altered: {', '.join(wrong)}; nothing was exported",
+            f"the export to {product.label} changed the metadata: {', '.join(wrong)}; nothing was exported",
             hint="use another --format",
         )
     product.record = record
