@@ -50,7 +50,7 @@ def test_calibration_images_are_neither_held_out_nor_test_images(digits_runs: Pa
     images = select_data(classifier, data)
     assert len(images.calibration) == 256 and not images.trained_on
     held_out = part_for(classifier, data, "val", None)
-    assert torch.equal(images.images, held_out.images.images[held_out.index])
+    assert torch.equal(images.images, held_out.examples.images[held_out.index])
     ours = {image.numpy().tobytes() for image in images.calibration}
     assert not ours & {image.numpy().tobytes() for image in (*images.images, *data.test.images)}
 

@@ -119,7 +119,7 @@ def test_images_are_mixed_to_the_end(monkeypatch: pytest.MonkeyPatch) -> None:
         (["--lr-finder", "--lr-finder-out", "a.jpg"], "a.jpg does not end in .png, .svg or .pdf"),
         (["--lr-finder", "--lr-finder-out", "nowhere/a.png"], "no such folder"),
         (["--lr-finder", "--lr-finder-out", "/proc/a.png"], "--lr-finder-out /proc/a.png"),
-        (["--lr-finder-out", "a.png"], "is the image of --lr-finder"),
+        (["--lr-finder-out", "a.png"], "is the plot of --lr-finder"),
         (["--lr-finder", "--name", "x"], "--name does not go with it"),
         (["--lr-finder", "--dry-run"], "--dry-run does not go with it"),
         (["--lr-finder", "--epochs", "3"], "--epochs does not go with it"),

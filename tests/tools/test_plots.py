@@ -44,5 +44,5 @@ def test_a_file_of_another_kind_is_not_replaced(tmp_path: Path) -> None:
 
 
 def test_a_missing_folder_is_named(tmp_path: Path) -> None:
-    with pytest.raises(RequestError, match="no such folder: .*missing\nhint: create it: mkdir -p"):
+    with pytest.raises(RequestError, match=r"no such folder: .*missing\nhint: create it: mkdir -p"):
         check_plot(tmp_path / "missing" / "plot.png", "--out", SUFFIXES)
