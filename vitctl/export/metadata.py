@@ -144,7 +144,7 @@ class Metadata:
             reason = f"{error} is missing" if isinstance(error, KeyError) else str(error)
             if isinstance(error, RequestError):
                 reason = error.message
-            raise RequestError(f"{path} is damaged: bad metadata: {reason}", hint=EXPORT_AGAIN) from error
+            raise RequestError(f"{path} is damaged: invalid metadata ({reason})", hint=EXPORT_AGAIN) from error
         return record
 
     def _check(self) -> None:

@@ -109,7 +109,7 @@ class ExportRequest:
         check_range(self.opset, "--opset", low=OPSETS[0], high=OPSETS[-1])
         if not 0 <= self.max_drop <= 100:
             raise RequestError(
-                f"--max-drop {self.max_drop:g} is out of range", hint="use percentage points from 0 to 100"
+                f"--max-drop {self.max_drop:g} is out of range", hint="use --max-drop with a number from 0 to 100"
             )
         if not (math.isfinite(self.tolerance) and self.tolerance > 0):
             raise RequestError(

@@ -105,15 +105,13 @@ def rebuild(document: Mapping[str, Any], record: Metadata) -> nn.Module:
         import timm
 
         # The file is untrusted, and arguments of timm can name weights on a hub, at a URL or at a path.
-        architecture, given = str(document["architecture"]), dict(document.get("model_args", {}))
-        if not timm.is_model(architecture.partition(".")[0]) or not FORBIDDEN_ARGUMENTS.isdisjoint(given):
-            named = ", ".join(sorted(FORBIDDEN_ARGUMENTS & given.keys())) or repr(architecture)
-            raise RequestError(
-                f"a timm network or argument is not allowed here: {named}",
-                hint="use a file that vitctl export wrote",
-            )
+        architecture, arguments = str(document["architecture"]), dict(document.get("model_args", {}))
+        if not timm.is_model(architecture.partition(".")[0]):
+            raise RequestError(f"unknown timm network {architecture!r}", hint=EXPORT_AGAIN)
+        if forbidden := sorted(FORBIDDEN_ARGUMENTS & arguments.keys()):
+            raise RequestError(f"forbidden arguments of timm: {', '.join(forbidden)}", hint=EXPORT_AGAIN)
         model: nn.Module = timm.create_model(
-            architecture, pretrained=False, **{"num_classes": document["num_classes"], **given}
+            architecture, pretrained=False, **{"num_classes": document["num_classes"], **arguments}
         )
     else:
         entry = lookup(MODELS, record.net, "--net")
