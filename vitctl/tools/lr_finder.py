@@ -216,8 +216,8 @@ def draw(found: Record, path: Path) -> None:
     axes.plot(found["lr"], found["smoothed"], color="tab:blue", linewidth=2, label="smoothed")
     marks = [
         ("suggestion", found["suggestion"], "tab:green", "-"),
-        ("a tenth of the lowest", found["lowest_tenth"], "tab:olive", "--"),
-        ("--lr of these settings", found["config"]["lr"], "tab:red", ":"),
+        ("a tenth of the rate at the lowest loss", found["lowest_tenth"], "tab:olive", "--"),
+        ("configured --lr", found["config"]["lr"], "tab:red", ":"),
     ]
     for label, rate, colour, style in marks:
         if rate is not None:
