@@ -355,7 +355,7 @@ def test_refusals(cli: Cli, refused: Refused, digits_run: Path, tmp_path: Path) 
         (["text.pt"], "is not a vitctl checkpoint"),
         (["empty.pt"], "is empty"),
         (["short.pt"], "is not a vitctl checkpoint"),
-        (["gone.pt"], "'vit_gone' is unknown"),
+        (["gone.pt"], "unknown --net 'vit_gone'"),
         ([tmp_path], "is no run folder"),
         ([last, "--weights", "best"], "is a single checkpoint"),
         ([digits_run, "--weights", "bets"], "did you mean best"),

@@ -197,7 +197,7 @@ def test_refusals(refused: Refused, exported: Path, digits_runs: Path, images: P
         ([good, images, "--device", "mps"], "ONNX files run only on the CPU"),
         ([good, images, "--weights", "best"], "--weights best needs a run's folder"),
         ([good, images, "--weights", "bets"], "did you mean best"),
-        ([good, images, "--csv", "no/where.csv"], "is not there"),
+        ([good, images, "--csv", "no/where.csv"], "no such folder"),
         ([good, images, "--csv", "."], "--csv . is a folder"),
         ([digits_runs / "digits", images, "--device", "warp"], "is unknown"),
     ):

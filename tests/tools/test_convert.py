@@ -36,9 +36,7 @@ from vitctl.models.legacy import RULES
 Refused = Callable[..., str]
 State = dict[str, Tensor]
 
-SHAPES: dict[str, dict[str, list[int]]] = json.loads(
-    Path(__file__).with_name("predecessor_state_dicts.json").read_text()
-)
+SHAPES: dict[str, dict[str, list[int]]] = json.loads(Path(__file__).with_name("original_state_dicts.json").read_text())
 """Names and shapes of the tensors that the scripts saved, by network."""
 
 NETS = list(SHAPES)
@@ -90,8 +88,8 @@ def converted(cli: Cli, net: str, content: Any, *more: object) -> Trained:
 def renamed(state: State, names: list[tuple[str, str]]) -> State:
     out: State = {}
     for name, tensor in state.items():
-        for theirs, new in names:
-            name = re.sub(theirs, new, name)
+        for old, new in names:
+            name = re.sub(old, new, name)
         out[name] = tensor
     return out
 
@@ -528,7 +526,7 @@ def change(state: State, how: str) -> State:
 
 
 @pytest.mark.parametrize(
-    ("how", "sentence"),
+    ("how", "message"),
     [
         ("lacks", "nothing becomes blocks.2.attn.qkv.weight"),
         ("more", "it has transformer.layers.9.0.norm.weight"),
@@ -541,10 +539,10 @@ def change(state: State, how: str) -> State:
         ("whole", "to_qkv.weight is int64, which is no weight of --net vit"),
     ],
 )
-def test_every_tensor_is_accounted_for(refused: Refused, tmp_path: Path, how: str, sentence: str) -> None:
+def test_every_tensor_is_accounted_for(refused: Refused, tmp_path: Path, how: str, message: str) -> None:
     torch.save({"net": change(made("vit"), how)}, tmp_path / "old.t7")
-    said = refused("convert", "old.t7", "--net", "vit", "-o", "new.pt")
-    assert sentence in said and "old.t7" in said
+    error = refused("convert", "old.t7", "--net", "vit", "-o", "new.pt")
+    assert message in error and "old.t7" in error
     assert not (tmp_path / "new.pt").exists()
 
 
@@ -557,7 +555,7 @@ def test_masks_other_than_those_of_the_scripts_are_refused(refused: Refused, tmp
 
 
 @pytest.mark.parametrize(
-    ("argv", "sentence"),
+    ("argv", "message"),
     [
         (["nowhere.t7", "--net", "vit"], "it cannot be read (No such file or directory)"),
         (["old.t7", "--net", "vitt"], "did you mean vit"),
@@ -577,10 +575,10 @@ def test_masks_other_than_those_of_the_scripts_are_refused(refused: Refused, tmp
         (["code.t7", "--net", "vit"], "which vitctl never does"),
     ],
 )
-def test_bad_requests_are_refused(refused: Refused, tmp_path: Path, argv: list[object], sentence: str) -> None:
+def test_bad_requests_are_refused(refused: Refused, tmp_path: Path, argv: list[object], message: str) -> None:
     torch.save({"net": {"a": torch.ones(1)}}, tmp_path / "old.t7")
     (tmp_path / "text.t7").write_text("weights")
     torch.save(nn.Linear(1, 1), tmp_path / "code.t7")
     argv = argv if "-o" in argv else [*argv, "-o", "new.pt"]
-    assert sentence in refused("convert", *argv)
+    assert message in refused("convert", *argv)
     assert not (tmp_path / "new.pt").exists()

@@ -181,20 +181,20 @@ def compare(
             probs_differences.append(difference(outputs[0].softmax(1), outputs[1]))
         return outputs[0]
 
-    theirs = run_in_batches(logits, sample.images, batch, title, progress)
+    file_logits = run_in_batches(logits, sample.images, batch, title, progress)
     batches = {count: difference(logits(sample.first(count)), reference.batches[count]) for count in BATCHES}
-    best, guess = reference.logits.argmax(1), theirs.argmax(1)
-    changed = best != guess
-    rows = torch.arange(len(best))
-    gap = reference.logits[rows, best] - reference.logits[rows, guess]
+    expected, predicted = reference.logits.argmax(1), file_logits.argmax(1)
+    changed = expected != predicted
+    rows = torch.arange(len(expected))
+    gap = reference.logits[rows, expected] - reference.logits[rows, predicted]
     return Agreement(
         batches=batches,
-        max_difference=_worst([difference(theirs, reference.logits), *batches.values()]),
+        max_difference=_worst([difference(file_logits, reference.logits), *batches.values()]),
         max_logit=float(reference.logits.abs().max()),
         max_difference_probs=_worst(probs_differences) if probs_differences else None,
         changed=int(changed.sum()),
         ties=int((changed & (gap <= 2 * min(tolerance, TOLERANCE))).sum()),
-        top1=accuracy(theirs, sample.labels),
+        top1=accuracy(file_logits, sample.labels),
     )
 
 
@@ -210,11 +210,11 @@ def run_in_batches(
     return torch.cat(outputs)
 
 
-def difference(ours: Tensor, theirs: Tensor) -> float:
+def difference(a: Tensor, b: Tensor) -> float:
     """Return the largest absolute difference: infinite if the shapes differ, NaN or infinite if a value is not finite."""
-    if ours.shape != theirs.shape:
+    if a.shape != b.shape:
         return float("inf")
-    return float((ours.double() - theirs.double()).abs().max())
+    return float((a.double() - b.double()).abs().max())
 
 
 def _worst(differences: list[float]) -> float:

@@ -39,7 +39,7 @@ def convert(
     Args:
         old: the weights: ``{"model": ...}`` of the fork, ``{"net": ..., "acc": ..., "epoch": ...}`` of upstream, or a
             plain state dict, with or without a ``module.`` prefix.
-        output: path of the new checkpoint, which must not exist.
+        output: path of the checkpoint to create; it must not exist.
         net: a network of the original scripts, ``NAME[:key=value,...]``.
         dataset: ``cifar10`` or ``cifar100``.
         size: image size in training; None for the scripts' default.
