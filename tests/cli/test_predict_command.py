@@ -199,7 +199,7 @@ def test_refusals(refused: Refused, exported: Path, digits_runs: Path, images: P
         ([good, images, "--weights", "bets"], "did you mean best"),
         ([good, images, "--csv", "no/where.csv"], "no such folder"),
         ([good, images, "--csv", "."], "--csv . is a folder"),
-        ([digits_runs / "digits", images, "--device", "warp"], "is unknown"),
+        ([digits_runs / "digits", images, "--device", "warp"], "unknown --device"),
     ):
         assert sentence in refused("predict", *argv), argv
     for name in ("short.onnx", "bare.onnx", "x.pt2"):

@@ -47,7 +47,9 @@ def test_the_second_rate_scales_with_the_suggestion(cli: Cli) -> None:
     assert cli("train", *TINY, *FEW, "--lr-finder", "--json").json()["second_lr"] == {}
 
 
-def test_epochs_and_time_select_the_recipe_s_variant(cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_epochs_and_time_select_the_variant_of_the_recipe(
+    cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     mine = dataclasses.replace(RECIPES["default"], by_dataset={}, by_epochs={1: {"bs": 16}}, by_time={60: {"bs": 8}})
     monkeypatch.setitem(RECIPES, "mine", mine)
     argv = ["train", *TINY[: TINY.index("--bs")], "--recipe", "mine", *FEW, "--lr-finder", "--json"]
@@ -75,7 +77,7 @@ def test_the_configured_schedule_is_ignored(cli: Cli, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("name", "start"), [("a.svg", b"<?xml"), ("a.pdf", b"%PDF"), ("a.PNG", b"\x89PNG")])
-def test_the_suffix_selects_the_plot_s_format(cli: Cli, tmp_path: Path, name: str, start: bytes) -> None:
+def test_the_suffix_selects_the_format_of_the_plot(cli: Cli, tmp_path: Path, name: str, start: bytes) -> None:
     result = cli("train", *TINY, *FEW, "--lr-finder", "--lr-finder-out", name)
     assert result.code == 0 and (tmp_path / name).read_bytes().startswith(start)
     assert f"plot: {name}" in result.out
