@@ -209,12 +209,12 @@ def test_without_the_data_generated_images_are_compared(
     cli("train", "--dataset", "shades", "--net", TINY_NET, "--size", 8, "--bs", 8, "--epochs", 1, "--name", "s")
     (tmp_path / "shades").rename(tmp_path / "moved")
     result = cli("export", "runs/s", "-o", "s.onnx", "--verify-on", 40, "--json")
-    assert result.code == 0 and "so generated ones are compared" in result.err
+    assert result.code == 0 and "verifying on generated images" in result.err
     report = result.json()
     assert report["compared_on"] == "40 generated images" == props(tmp_path / "s.onnx")["verified_on"]
     assert report["network"]["top1"] is None and report["files"][0]["max_difference"] <= 1e-4
-    assert "--verify-on all takes the test images" in refused("export", "runs/s", "--verify-on", "all")
-    assert "not at hand" in refused("export", "runs/s", "--quantize", "int8")
+    assert "--verify-on all needs the test images" in refused("export", "runs/s", "--verify-on", "all")
+    assert "--quantize int8 needs images" in refused("export", "runs/s", "--quantize", "int8")
     assert "is not there" in refused("export", "runs/s", "--data-dir", "nowhere")
     assert cli("export", "runs/s", "--data-dir", "moved", "--json").json()["compared_on"].endswith("test images")
 
@@ -226,7 +226,7 @@ def test_no_verify_is_recorded(cli: Cli, digits_run: Path, tmp_path: Path) -> No
     assert props(tmp_path / "a.onnx")["verified"] == "false" and props(tmp_path / "a.onnx")["verified_on"] == ""
 
 
-OTHERWISE = "the onnx file does not compute what the network does on 359 digits test images"
+OTHERWISE = "the onnx file does not match the model on 359 digits test images"
 
 
 def disturb(name: str, by: float) -> Callable[[onnx.ModelProto], None]:
@@ -259,8 +259,8 @@ def fixed_batch(model: onnx.ModelProto) -> None:
         (disturb("model.head.weight", 0.01), [], OTHERWISE),
         (disturb("offset", 0.02), [], OTHERWISE),
         (disturb("scale", 0.01), ["--format", "onnx", "--format", "safetensors", "--format", "torchscript"], OTHERWISE),
-        (state("mean", [0.5]), ["--normalize", "none"], "the onnx file does not say of itself what was written (mean)"),
-        (state("classes", [str(9 - i) for i in range(10)]), [], "does not say of itself what was written (classes)"),
+        (state("mean", [0.5]), ["--normalize", "none"], "the export to onnx changed the metadata: mean"),
+        (state("classes", [str(9 - i) for i in range(10)]), [], "the export to onnx changed the metadata: classes"),
         (fixed_batch, [], "onnx: "),
     ],
 )
@@ -326,7 +326,8 @@ def test_a_drop_beyond_the_bound(cli: Cli, refused: Refused, digits_run: Path, m
     before = names(digits_run / "checkpoints")
     sabotage(monkeypatch, lambda model: None)
     sentence = refused("export", digits_run, "--quantize", "fp16", "--verify-on", 20, code=1)
-    assert re.search(r"fp16 loses 10\.\d\d points .* more than --max-drop 1; .*--allow-drop", sentence)
+    assert re.search(r"fp16 loses 10\.\d\d points .* more than --max-drop 1;", sentence)
+    assert re.search(r"hint: use --max-drop 1[01], or add --allow-drop", sentence)
     assert names(digits_run / "checkpoints") == before
     assert cli("export", digits_run, "--quantize", "fp16", "--allow-drop", "--verify-on", 20).code == 0
 
@@ -336,7 +337,7 @@ def test_a_run_that_held_nothing_out_is_told(cli: Cli) -> None:
     words = ["--dataset", "digits", "--net", "cct_2:embed_dim=16,depth=1,num_heads=2,conv_width=8", "--size", 8]
     cli("train", *words, "--epochs", 1, "--limit-train", 100, "--val", "none", "--name", "n")
     result = cli("export", "runs/n", "--quantize", "fp16", "--verify-on", 20)
-    assert result.code == 0 and "measured on images that it trained on" in result.err
+    assert result.code == 0 and "measuring accuracy on training images" in result.err
 
 
 def test_refusals(cli: Cli, refused: Refused, digits_run: Path, tmp_path: Path) -> None:
@@ -354,29 +355,29 @@ def test_refusals(cli: Cli, refused: Refused, digits_run: Path, tmp_path: Path) 
         (["text.pt"], "is not a vitctl checkpoint"),
         (["empty.pt"], "is empty"),
         (["short.pt"], "is not a vitctl checkpoint"),
-        (["gone.pt"], "'vit_gone' is unknown"),
+        (["gone.pt"], "unknown --net 'vit_gone'"),
         ([tmp_path], "is no run folder"),
         ([last, "--weights", "best"], "is a single checkpoint"),
         ([digits_run, "--weights", "bets"], "did you mean best"),
         ([digits_run, "--format", "onxx"], "did you mean onnx"),
         ([digits_run, "--quantize", "int4"], "did you mean int8"),
-        ([digits_run, "--opset", 5], "--opset 5 is not among those that torch's exporter writes, 18 to 23"),
-        ([digits_run, "-o", "no/where.onnx"], "the folder"),
-        ([digits_run, "-o", "nowhere"], "nowhere is not there"),
-        ([digits_run, "-o", last], "ends in .onnx"),
+        ([digits_run, "--opset", 5], "--opset 5 is too small\nhint: use at least 18 and at most 23"),
+        ([digits_run, "-o", "no/where.onnx"], "no such folder"),
+        ([digits_run, "-o", "nowhere"], "or create the folder: mkdir -p nowhere"),
+        ([digits_run, "-o", last], "must end in .onnx"),
         (
             [digits_run, "--format", "onnx", "--format", "torchscript", "-o", "a.onnx"],
-            "several formats go into a folder",
+            "several formats need a folder",
         ),
         ([digits_run, "--format", "safetensors", "-o", digits_run / "config.safetensors"], "was not written by vitctl"),
         ([digits_run, "-o", "dir.onnx/last.onnx", "--layout", "nhcw"], "did you mean nhwc"),
-        ([digits_run, "--normalize", "none", "--input", "uint8"], "does not go with"),
-        ([digits_run, "--format", "safetensors", "--softmax"], "--softmax would do nothing"),
-        ([digits_run, "--format", "torchscript", "--opset", 18], "--opset would do nothing"),
+        ([digits_run, "--normalize", "none", "--input", "uint8"], "--input uint8 conflicts with --normalize none"),
+        ([digits_run, "--format", "safetensors", "--softmax"], "--softmax does nothing with --format safetensors"),
+        ([digits_run, "--format", "torchscript", "--opset", 18], "--opset 18 does nothing without --format onnx"),
         ([digits_run, "--format", "torchscript", "--quantize", "int8"], "add --format onnx"),
-        ([digits_run, "--no-verify", "--verify-on", 5], "--verify-on would do nothing"),
-        ([digits_run, "--no-verify", "--data-dir", "."], "--data-dir would do nothing"),
-        ([digits_run, "--max-drop", 2], "--max-drop would do nothing"),
+        ([digits_run, "--no-verify", "--verify-on", 5], "--verify-on 5 does nothing with --no-verify"),
+        ([digits_run, "--no-verify", "--data-dir", "."], "--data-dir . does nothing with --no-verify"),
+        ([digits_run, "--max-drop", 2], "--max-drop 2.0 does nothing without --quantize\nhint: remove --max-drop"),
         ([digits_run, "--quantize", "int8", "--max-drop", 200], "--max-drop 200"),
         ([digits_run, "--verify-on", "some"], "takes a number of images or all"),
         ([digits_run, "--tolerance", 0], "--tolerance 0"),
@@ -411,7 +412,7 @@ def test_a_full_disk(refused: Refused, digits_run: Path, monkeypatch: pytest.Mon
         sentence = refused("export", digits_run, "--verify-on", 20, code=1)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
-    assert "no room to write" in sentence and "nothing was exported" in sentence
+    assert "cannot write" in sentence and "nothing was exported" in sentence
     assert names(digits_run / "checkpoints") == before
 
 
@@ -440,7 +441,7 @@ def hang_up_ends() -> Iterator[None]:
 @pytest.mark.usefixtures("hang_up_ends")
 @pytest.mark.parametrize(
     ("signum", "during"),
-    [(signal.SIGTERM, "writing onnx"), (signal.SIGINT, "quantizing to"), (signal.SIGHUP, "quantizing to")],
+    [(signal.SIGTERM, "exporting to onnx"), (signal.SIGINT, "quantizing to"), (signal.SIGHUP, "quantizing to")],
 )
 def test_a_signal_leaves_nothing(digits_run: Path, signum: signal.Signals, during: str) -> None:
     before = names(digits_run / "checkpoints")
@@ -503,7 +504,7 @@ def test_a_file_system_that_fills_up(refused: Refused, digits_run: Path, small_d
     (small_disk / "filler").write_bytes(bytes((2 << 20) - 60_000))
     flags = ["--format", "onnx", "--format", "torchscript", "--verify-on", 20]
     sentence = refused("export", digits_run, *flags, "-o", small_disk, code=1)
-    assert "no room to write" in sentence and "No space left" in sentence
+    assert "cannot write" in sentence and "No space left" in sentence
     assert names(small_disk) == {"filler"}
 
 

@@ -180,26 +180,26 @@ def test_refusals(refused: Refused, exported: Path, digits_runs: Path, images: P
         (tmp_path / f"x{suffix}").write_bytes(b"PK")
     os.mkfifo(tmp_path / "pipe.png")
     for argv, sentence in (
-        (["none.onnx", images], "is not there"),
+        (["none.onnx", images], "none.onnx not found"),
         (["none.pt2", images], "is not there"),
         (["bare.onnx", images], "was not written by vitctl export"),
-        (["size.onnx", images], "are not those that its record states"),
+        (["size.onnx", images], "its input and outputs do not match its metadata"),
         (["classes.onnx", images], "is damaged"),
-        (["short.onnx", images], "is damaged, or no ONNX file"),
-        (["text.onnx", images], "is damaged, or no ONNX file"),
-        (["empty.onnx", images], "is damaged, or no ONNX file"),
-        (["x.pt2", images], "loading one runs code in it"),
-        (["x.torchscript", images], "loading one runs code in it"),
+        (["short.onnx", images], "is damaged or not an ONNX file"),
+        (["text.onnx", images], "is damaged or not an ONNX file"),
+        (["empty.onnx", images], "is damaged or not an ONNX file"),
+        (["x.pt2", images], "loading a torch-export file would run code in it"),
+        (["x.torchscript", images], "loading a torchscript file would run code in it"),
         ([tmp_path, images], "is no run folder"),
         ([good, "void"], "has no images in it"),
         ([good, "nowhere.png"], "nowhere.png is not there"),
         ([good, "pipe.png"], "is no file"),
-        ([good, images, "--device", "mps"], "ONNX files run on the CPU"),
-        ([good, images, "--weights", "best"], "is a single file"),
+        ([good, images, "--device", "mps"], "ONNX files run only on the CPU"),
+        ([good, images, "--weights", "best"], "--weights best needs a run's folder"),
         ([good, images, "--weights", "bets"], "did you mean best"),
-        ([good, images, "--csv", "no/where.csv"], "is not there"),
+        ([good, images, "--csv", "no/where.csv"], "no such folder"),
         ([good, images, "--csv", "."], "--csv . is a folder"),
-        ([digits_runs / "digits", images, "--device", "warp"], "is unknown"),
+        ([digits_runs / "digits", images, "--device", "warp"], "unknown --device"),
     ):
         assert sentence in refused("predict", *argv), argv
     for name in ("short.onnx", "bare.onnx", "x.pt2"):
@@ -214,16 +214,16 @@ def test_refusals_of_safetensors(refused: Refused, exported: Path, images: Path,
         (tmp_path / "b.json").write_text(document if isinstance(document, str) else json.dumps(document))
         return refused("predict", "b.safetensors", images)
 
-    assert "is damaged, or no safetensors file" in attempt(weights[:-5], described)
-    assert "is damaged, or no safetensors file" in attempt(b"hello", described)
+    assert "is damaged or not a safetensors file" in attempt(weights[:-5], described)
+    assert "is damaged or not a safetensors file" in attempt(b"hello", described)
     for document in ("{", "[]", "3", {}, {"vitctl": 3}, {"other": {}}):
         assert "b.json" in attempt(weights, document)
     wrong = {"vitctl": described["vitctl"] | {"net": "vit_gone"}}
-    assert "'vit_gone' is unknown" in attempt(weights, wrong)
+    assert "unknown --net 'vit_gone'" in attempt(weights, wrong)
     for options, sentence in (
-        ({"embed_dim": 32}, "does not hold the weights"),
+        ({"embed_dim": 32}, "does not fit the network in b.json"),
         ({"nonsense": 1}, "has no option 'nonsense'"),
-        ({"depth": 1_000_000}, "depth is 1000000; the greatest is 1000"),
+        ({"depth": 1_000_000}, "depth 1000000 is too large\nhint: use at least 1 and at most 1000"),
         ({"depth": 200}, "..."),  # torch names each of the weights that are missing
         ({"depth": "many"}, "takes a whole number"),
     ):
@@ -231,15 +231,15 @@ def test_refusals_of_safetensors(refused: Refused, exported: Path, images: Path,
         assert sentence in attempt(weights, changed)
     timm = {"vitctl": described["vitctl"], "architecture": "resnet10t", "num_classes": 10}
     for architecture in ("no_such", "hf-hub:someone/resnet10t", "local-dir:/tmp"):
-        assert "asks timm for more than a network" in attempt(weights, timm | {"architecture": architecture})
+        assert f"unknown timm network '{architecture}'" in attempt(weights, timm | {"architecture": architecture})
     for foreign in ("pretrained", "pretrained_cfg", "checkpoint_path", "cache_dir"):
         sentence = attempt(weights, timm | {"model_args": {foreign: "x.pth"}})
-        assert f"asks timm for more than a network ({foreign})" in sentence
+        assert f"forbidden arguments of timm: {foreign}" in sentence
     tensors = {
         name: t.contiguous() for name, t in timm_model("test_vit", in_chans=1, num_classes=12).state_dict().items()
     }
     fewer = timm | {"architecture": "test_vit", "num_classes": 12, "model_args": {"in_chans": 1, "img_size": 160}}
     fewer["vitctl"] = described["vitctl"] | {"net": "timm/test_vit", "net_options": {}, "size": 160}
-    assert "it gives [1, 12] for an image of 10 classes" in attempt(safetensors.torch.save(tensors), fewer)
+    assert "the output has the shape [1, 12] for 10 classes" in attempt(safetensors.torch.save(tensors), fewer)
     (tmp_path / "b.json").unlink()
-    assert "b.json, which is not there" in refused("predict", "b.safetensors", images)
+    assert "needs b.json, which was not found" in refused("predict", "b.safetensors", images)

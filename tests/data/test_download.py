@@ -828,7 +828,7 @@ class TestCommandLine:
         with serving(official.read_bytes()) as server, monkeypatch.context() as patch:
             patch.setenv("VITCTL_CIFAR_URL", server.url)
             exported = cli("export", "runs/hundred", "--format", "safetensors", "--json")
-            assert exported.code == 0 and "so generated ones are compared" in exported.err
+            assert exported.code == 0 and "verifying on generated images" in exported.err
             assert server.ranges == []  # nobody asked for images
         again = cli("eval", "runs/hundred")
         assert again.code == 2 and "CIFAR-100 is not in" in again.err and "--data-dir" in again.err

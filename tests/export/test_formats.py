@@ -1,4 +1,4 @@
-"""Every network in every format computes what the network does, for any batch."""
+"""Exported files match the model: every network, in every format, at any batch size."""
 
 from __future__ import annotations
 
@@ -24,7 +24,9 @@ from vitctl.models import MODELS, build_model
 
 MEAN, STD = (0.49, 0.48, 0.45), (0.2, 0.21, 0.22)
 BATCHES = (1, 3, 17)
-SHAPED = [name for name, entry in EXPORTERS.items() if not entry.bare]
+WITH_INPUT = [name for name, entry in EXPORTERS.items() if not entry.weights_only]
+"""Formats that store a program, not only weights."""
+
 FAMILIES = list({entry.family: net for net, entry in reversed(MODELS.items())}.values())
 NARROW = {"embed_dim": 32, "depth": 2, "head_dim": 8, "conv_width": 8}
 
@@ -40,7 +42,7 @@ TIMM = {
     "resnet18": {},
     "efficientnet_b0": {},
 }
-"""Networks of timm's, and what makes them take 64 px."""
+"""Networks of timm, and the arguments for images of 64 px."""
 
 
 def record_of(net: str, model_size: int, form: Form, mean: tuple[float, ...] = MEAN, **more: Any) -> Metadata:
@@ -67,26 +69,26 @@ def record_of(net: str, model_size: int, form: Form, mean: tuple[float, ...] = M
     return Metadata(**settings | more)
 
 
-def stir(model: nn.Module, size: int, channels: int = 3) -> nn.Module:
-    """Move what an untrained network has at zero or one, so that nothing can be lost unseen.
+def randomise(model: nn.Module, size: int, channels: int = 3) -> nn.Module:
+    """Move all weights and statistics off 0 and 1, so that an export that drops one of them changes the output.
 
-    The head is scaled until the logits' deviation is 1, as a trained network's is within a factor of ten: rounding grows
-    with the logits, and those of untrained deep networks reach thousands.
+    The head is scaled so that the logits have a standard deviation of 1, within a factor of ten of a trained network:
+    untrained deep networks give logits in the thousands, and rounding errors grow with the logits.
     """
     generator = torch.Generator().manual_seed(1)
     with torch.no_grad():
         for parameter in model.parameters():
             parameter += 0.02 * torch.randn(parameter.shape, generator=generator)
         for module in model.modules():
-            if hasattr(module, "zero_init_last"):  # a residual block of timm's
-                # Whole untrained branches, 33 in a row, make a rounding error 2,000 times as large.
+            if hasattr(module, "zero_init_last"):  # a residual block of timm
+                # At full strength, 33 untrained branches in a row would amplify rounding errors 2,000 times.
                 (module.bn3 if hasattr(module, "bn3") else module.bn2).weight *= 0.2  # type: ignore[operator,union-attr]
             if isinstance(module, nn.modules.batchnorm._BatchNorm):
-                # Nearly the images' own statistics; the rest bounds what a channel that hardly varies is multiplied by,
-                # or in deep networks rounding exceeds the tolerance.
+                # Nearly the images' own statistics. The remaining 0.05 keeps variances away from 0, or the rounding
+                # errors of deep networks would exceed the tolerance.
                 module.momentum = 0.95
         model.train()(normalized(make_images(16, size, channels), MEAN[:channels]))
-        images = normalized(make_images(32, size, channels), MEAN[:channels])  # others, as in use
+        images = normalized(make_images(32, size, channels), MEAN[:channels])
         factor = 1 / model.eval()(images).std()
         for module in model.modules():
             if isinstance(module, nn.Linear) and module.out_features == 10:
@@ -100,7 +102,7 @@ def build(net: str, size: int, channels: int = 3, **changed: Any) -> nn.Module:
     options = {name: option.default for name, option in MODELS[net].options.items()}
     options |= {name: value for name, value in changed.items() if name in options}
     torch.manual_seed(0)
-    return stir(build_model(net, options, img_size=size, in_chans=channels, num_classes=10), size, channels)
+    return randomise(build_model(net, options, img_size=size, in_chans=channels, num_classes=10), size, channels)
 
 
 def size_of(net: str) -> int:
@@ -108,7 +110,7 @@ def size_of(net: str) -> int:
 
 
 def make_images(count: int, size: int, channels: int = 3) -> Tensor:
-    """Return soft blotches of colour with noise: images of noise alone look all the same to a deep network."""
+    """Return smooth random images with noise: a deep network cannot tell images of pure noise apart."""
     generator = torch.Generator().manual_seed(count)
     blotches = torch.rand(count, channels, 4, 4, generator=generator)
     images = F.interpolate(blotches, (size, size), mode="bilinear")
@@ -117,7 +119,7 @@ def make_images(count: int, size: int, channels: int = 3) -> Tensor:
 
 
 def normalized(images: Tensor, mean: tuple[float, ...] = MEAN) -> Tensor:
-    """Return images by the book: scaled to 0-1, minus mean, over deviation."""
+    """Scale images to 0-1, subtract the mean and divide by the standard deviation, in numpy."""
     shape = (-1, 1, 1)
     values = images.numpy() / 255.0
     normal = (values - np.reshape(mean, shape)) / np.reshape(STD[: len(mean)], shape)
@@ -158,8 +160,8 @@ def check(net: str, model: nn.Module, size: int, name: str, form: Form | None = 
             assert (outputs[1] - logits.softmax(1)).abs().max() <= TOLERANCE
 
 
-@pytest.mark.parametrize("name", SHAPED)
-def test_a_small_network_in_each_format(name: str) -> None:
+@pytest.mark.parametrize("name", WITH_INPUT)
+def test_a_small_network_matches_in_each_format(name: str) -> None:
     check("vit_small", build("vit_small", 16, **{**NARROW, "depth": 1}), 16, name, Form(softmax=True))
 
 
@@ -187,11 +189,12 @@ def test_safetensors_rebuilds_the_network() -> None:
         pytest.param("none", "float32", "nhwc", 3, marks=pytest.mark.slow),
     ],
 )
-def test_every_form_of_input(normalize: str, dtype: str, layout: str, channels: int) -> None:
+def test_every_form_of_input_matches_numpy(normalize: str, dtype: str, layout: str, channels: int) -> None:
     form = Form(normalize=normalize, dtype=dtype, layout=layout)
     mean = MEAN[:channels]
     torch.manual_seed(0)
-    model = stir(nn.Sequential(nn.Flatten(), nn.Linear(channels * 8 * 8, 10)), 8, channels)  # sees every pixel's place
+    # A linear layer depends on the position of every pixel.
+    model = randomise(nn.Sequential(nn.Flatten(), nn.Linear(channels * 8 * 8, 10)), 8, channels)
     record = record_of("linear", 8, form, mean)
     writer = EXPORTERS["onnx"].load()()
     files = writer.export(Deployed(model, mean, STD[:channels], form, 8), record, opset=18)
@@ -199,7 +202,6 @@ def test_every_form_of_input(normalize: str, dtype: str, layout: str, channels: 
     (given,) = session.get_inputs()
     assert given.name == "images" and given.type == {"uint8": "tensor(uint8)", "float32": "tensor(float)"}[dtype]
     assert given.shape == (["batch", channels, 8, 8] if layout == "nchw" else ["batch", 8, 8, channels])
-    # In plain numpy, as somebody else would do it.
     images = make_images(5, 8, channels).numpy()
     values = images if dtype == "uint8" else (images / 255).astype(np.float32)
     if normalize == "none":
@@ -212,7 +214,7 @@ def test_every_form_of_input(normalize: str, dtype: str, layout: str, channels: 
 
 
 def tiny(name: str, opset: int = OPSETS[0]) -> tuple[nn.Module, Metadata, dict[str, bytes]]:
-    """Export ``cct_2`` with one narrow block, and return it with its record and the files' bytes."""
+    """Export ``cct_2`` with one narrow block; return it, its metadata and the contents of the files."""
     model, record = build("cct_2", 8, **{**NARROW, "depth": 1}), record_of("cct_2", 8, Form())
     files = EXPORTERS[name].load()().export(Deployed(model, MEAN, STD, Form(), 8), record, opset=opset)
     return model, record, files
@@ -222,7 +224,7 @@ tiny_once = functools.cache(tiny)
 
 
 @pytest.mark.parametrize("opset", [OPSETS[0], OPSETS[-1]])
-def test_operator_sets(opset: int) -> None:
+def test_the_onnx_file_has_the_requested_opset(opset: int) -> None:
     model, record, files = tiny_once("onnx", opset)
     writer = EXPORTERS["onnx"].load()()
     written = onnx.load_from_string(files[".onnx"])
@@ -231,7 +233,7 @@ def test_operator_sets(opset: int) -> None:
     assert_same(writer.open(files)[1](as_input(images, record))[0], expected(model, images))
 
 
-def test_the_range_of_operator_sets_is_torch_s() -> None:
+def test_opsets_are_those_of_torch() -> None:
     from torch.onnx import _constants
     from torch.onnx._internal.exporter import _constants as exporter
 
@@ -239,21 +241,21 @@ def test_the_range_of_operator_sets_is_torch_s() -> None:
     assert OPSETS[-1] <= _constants.ONNX_MAX_OPSET
 
 
-def test_two_exports_are_the_same_bytes_and_tell_no_paths() -> None:
+def test_exports_are_reproducible_and_contain_no_paths() -> None:
     first = tiny_once("onnx", OPSETS[0])[2][".onnx"]
     assert first == tiny("onnx", OPSETS[0])[2][".onnx"]
     assert b".py" not in first
     assert not any(tensor.external_data for tensor in onnx.load_from_string(first).graph.initializer)
 
 
-def test_an_example_of_one_image_would_not_do() -> None:
-    """What :data:`EXAMPLE_BATCH` is for: torch.export takes a batch of one for a constant."""
+def test_tracing_needs_an_example_of_more_than_one_image() -> None:
+    """torch.export treats a batch size of 1 as a constant; see :data:`vitctl.export.formats.EXAMPLE_BATCH`."""
     model = Deployed(build("cct_2", 8, **{**NARROW, "depth": 1}), MEAN, STD, Form(), 8)
     with pytest.raises(Exception, match="batch"):
         torch.export.export(model, (model.example()[:1],), dynamic_shapes=({0: torch.export.Dim("batch")},))
 
 
-def test_resizing_is_pillow_s() -> None:
+def test_resizing_matches_pillow() -> None:
     from PIL import Image
 
     images = make_images(2, 40)
@@ -267,23 +269,23 @@ def test_resizing_is_pillow_s() -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("net", MODELS)
-def test_every_network_as_onnx(net: str) -> None:
+def test_every_network_matches_in_onnx(net: str) -> None:
     size = size_of(net)
     check(net, build(net, size), size, "onnx")
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("net", FAMILIES)
-@pytest.mark.parametrize("name", [name for name in SHAPED if name != "onnx"])
-def test_one_network_a_family_in_the_other_formats(net: str, name: str) -> None:
+@pytest.mark.parametrize("name", [name for name in WITH_INPUT if name != "onnx"])
+def test_one_network_per_family_matches_in_the_other_formats(net: str, name: str) -> None:
     size = size_of(net)
     check(net, build(net, size), size, name)
 
 
 @pytest.mark.long
 @pytest.mark.parametrize("net", MODELS)
-@pytest.mark.parametrize("name", SHAPED)
-def test_every_network_in_every_format(net: str, name: str) -> None:
+@pytest.mark.parametrize("name", WITH_INPUT)
+def test_every_network_matches_in_every_format(net: str, name: str) -> None:
     size = size_of(net)
     check(net, build(net, size), size, name, Form(softmax=True, dtype="uint8", layout="nhwc"))
 
@@ -291,25 +293,25 @@ def test_every_network_in_every_format(net: str, name: str) -> None:
 def timm_model(net: str) -> nn.Module:
     torch.manual_seed(0)
     settings = {key: value for key, value in TIMM[net].items() if value is not None}
-    return stir(timm.create_model(net, num_classes=10, **settings), 64)
+    return randomise(timm.create_model(net, num_classes=10, **settings), 64)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("net", [net for net in TIMM if net in ("vit_tiny_patch16_224", "resnet18")])
-@pytest.mark.parametrize("name", SHAPED)
-def test_timm_s_networks(net: str, name: str) -> None:
+@pytest.mark.parametrize("name", WITH_INPUT)
+def test_two_networks_of_timm_match_in_every_format(net: str, name: str) -> None:
     check(f"timm/{net}", timm_model(net), 64, name)
 
 
 @pytest.mark.long
 @pytest.mark.parametrize("net", TIMM)
-@pytest.mark.parametrize("name", SHAPED)
-def test_ten_of_timm_s_networks_in_every_format(net: str, name: str) -> None:
+@pytest.mark.parametrize("name", WITH_INPUT)
+def test_ten_networks_of_timm_match_in_every_format(net: str, name: str) -> None:
     check(f"timm/{net}", timm_model(net), 64, name)
 
 
 @pytest.mark.parametrize("net", ["resnet18", "vit_tiny_patch16_224"])
-def test_timm_rebuilds_its_networks_from_safetensors(net: str, tmp_path: Any) -> None:
+def test_timm_loads_its_networks_from_safetensors(net: str, tmp_path: Any) -> None:
     model = timm_model(net)
     writer = EXPORTERS["safetensors"].load()()
     record = record_of(f"timm/{net}", 64, Form(normalize="none"))
@@ -324,7 +326,7 @@ def test_timm_rebuilds_its_networks_from_safetensors(net: str, tmp_path: Any) ->
     assert_same(run(as_input(images, reread))[0], expected(model, images))
 
 
-def test_a_network_that_cannot_be_traced_is_named() -> None:
+def test_the_error_names_a_network_that_cannot_be_traced() -> None:
     from vitctl.errors import RunFailed
 
     class Fickle(nn.Module):
@@ -333,12 +335,12 @@ def test_a_network_that_cannot_be_traced_is_named() -> None:
 
     record = record_of("fickle", 8, Form())
     for name in ("onnx", "torch-export"):
-        with pytest.raises(RunFailed, match=r"fickle cannot be written as [a-zA-Z-]+: .*data-dependent") as caught:
+        with pytest.raises(RunFailed, match=r"cannot export fickle to [a-zA-Z-]+: .*data-dependent") as caught:
             EXPORTERS[name].load()().export(Deployed(Fickle(), MEAN, STD, Form(), 8), record, opset=18)
         assert "\x1b" not in str(caught.value) and "Next steps" not in str(caught.value)
 
 
-def test_torchscript_and_pt2_carry_the_record_where_others_can_read_it() -> None:
+def test_metadata_in_torchscript_and_pt2_can_be_read_without_torch() -> None:
     import json
     import zipfile
 

@@ -20,14 +20,14 @@ def record() -> Metadata:
     )
 
 
-def test_round_trips() -> None:
+def test_metadata_survives_conversion_to_strings_and_json() -> None:
     texts = record().to_strings()
     assert all(isinstance(key, str) and isinstance(text, str) for key, text in texts.items())
     assert Metadata.from_strings(texts, "x") == record()
     assert Metadata.from_json(json.loads(json.dumps(record().to_json())), "x") == record()
 
 
-def test_texts_are_what_a_reader_expects() -> None:
+def test_numbers_and_lists_are_json_and_strings_are_plain() -> None:
     texts = record().to_strings()
     assert json.loads(texts["classes"]) == ['a "b"', "7", "ü, c"]
     assert json.loads(texts["mean"]) == [0.49, 0.48, 0.45] and texts["size"] == "32" and texts["channels"] == "3"
@@ -66,17 +66,17 @@ def test_texts_are_what_a_reader_expects() -> None:
         ("normalize", "none"),
     ],
 )
-def test_a_damaged_record_is_one_sentence(key: str, text: str | None) -> None:
+def test_damaged_metadata_is_refused(key: str, text: str | None) -> None:
     texts = record().to_strings()
     del texts[key]
     if text is not None:
         texts[key] = text
     with pytest.raises(RequestError, match=r"^a\.onnx is damaged: ") as caught:
         Metadata.from_strings(texts, "a.onnx")
-    assert "\n" not in str(caught.value) and len(str(caught.value)) < 400
+    assert "\n" not in caught.value.message and len(caught.value.message) < 400
 
 
-def test_an_earlier_record_is_read() -> None:
+def test_metadata_of_earlier_versions_is_read() -> None:
     texts = record().to_strings()
     del texts["limit_train"], texts["flips"]
     assert Metadata.from_strings(texts, "a.onnx").provenance.limit_train is None
@@ -84,10 +84,10 @@ def test_an_earlier_record_is_read() -> None:
     assert Metadata.from_strings(texts | {"dataset": "digits"}, "a.onnx").provenance.flips is False
 
 
-def test_foreign_and_later_files() -> None:
+def test_files_of_other_programs_and_later_versions_are_refused() -> None:
     with pytest.raises(RequestError, match="was not written by vitctl export"):
         Metadata.from_strings({"names": "x"}, "a.onnx")
-    with pytest.raises(RequestError, match="format 2; this vitctl reads 1"):
+    with pytest.raises(RequestError, match="version 2; this vitctl reads version 1"):
         Metadata.from_strings(record().to_strings() | {"format": "2"}, "a.onnx")
     with pytest.raises(RequestError, match="was not written"):
         Metadata.from_json([1], "a.json")

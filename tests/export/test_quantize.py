@@ -11,13 +11,13 @@ from tests.export.test_formats import record_of
 from vitctl.export.formats import Deployed
 from vitctl.export.metadata import Metadata
 from vitctl.export.onnx import Onnx
-from vitctl.export.quantize import HeldBack, Quantized, hold_back, layers, measure, to_fp16, to_int8
+from vitctl.export.quantize import QuantizationData, Quantized, layers, measure, select_data, to_fp16, to_int8
 from vitctl.export.request import Form
 from vitctl.inference.classifier import classifier_of
 from vitctl.inference.scoring import load_data_for, part_for
 from vitctl.inference.trained import load_trained
 
-Case = tuple[bytes, Metadata, HeldBack]
+Case = tuple[bytes, Metadata, QuantizationData]
 
 
 def ignore(what: str, done: int, count: int) -> None:
@@ -26,36 +26,36 @@ def ignore(what: str, done: int, count: int) -> None:
 
 @pytest.fixture(scope="module")
 def case(digits_runs: Path) -> Case:
-    """Return a trained network's file, its record, and images."""
+    """Return the ONNX file of a trained network, its metadata, and images."""
     device = torch.device("cpu")
     network = load_trained(digits_runs / "digits", weights="last", device=device, warn=print)
     classifier = classifier_of(network, device)
     record = record_of("cct_2", 8, Form(), mean=network.mean, classes=network.classes)
     deployed = Deployed(network.model, network.mean, network.std, Form(), 8)
     data = Onnx().export(deployed, record, opset=18)[".onnx"]
-    return data, record, hold_back(classifier, load_data_for(classifier))
+    return data, record, select_data(classifier, load_data_for(classifier))
 
 
-def top1(data: bytes, record: Metadata, images: HeldBack) -> float:
-    """Return the accuracy on held-out images, in plain numpy."""
+def top1(data: bytes, record: Metadata, images: QuantizationData) -> float:
+    """Return the accuracy on held-out images, computed in numpy."""
     session = onnxruntime.InferenceSession(data, providers=["CPUExecutionProvider"])
     (logits,) = session.run(["logits"], {"images": (images.images / 255).numpy()})
     return 100 * float((logits.argmax(1) == images.labels.numpy()).mean())
 
 
-def test_what_is_held_back_was_not_trained_on_and_is_no_test_image(digits_runs: Path) -> None:
+def test_calibration_images_are_neither_held_out_nor_test_images(digits_runs: Path) -> None:
     device = torch.device("cpu")
     classifier = classifier_of(load_trained(digits_runs / "digits", weights="last", device=device, warn=print), device)
     data = load_data_for(classifier)
-    images = hold_back(classifier, data)
+    images = select_data(classifier, data)
     assert len(images.calibration) == 256 and not images.trained_on
     held_out = part_for(classifier, data, "val", None)
-    assert torch.equal(images.images, held_out.images.images[held_out.index])
+    assert torch.equal(images.images, held_out.examples.images[held_out.index])
     ours = {image.numpy().tobytes() for image in images.calibration}
     assert not ours & {image.numpy().tobytes() for image in (*images.images, *data.test.images)}
 
 
-def test_int8_is_small_and_nearly_as_good(case: Case) -> None:
+def test_int8_quantizes_every_weight_and_keeps_accuracy(case: Case) -> None:
     data, record, images = case
     exact = measure(data, record, images, "", ignore)
     assert exact == pytest.approx(top1(data, record, images)) and exact > 60
@@ -69,7 +69,7 @@ def test_int8_is_small_and_nearly_as_good(case: Case) -> None:
     assert all(-64 <= value <= 64 for t in weights for value in onnx.numpy_helper.to_array(t).flatten())
 
 
-def test_fp16_halves_the_weights_and_keeps_its_outside(case: Case) -> None:
+def test_fp16_halves_the_weights_and_keeps_input_and_output_types(case: Case) -> None:
     data, record, images = case
     made = to_fp16(data, record, images, max_drop=1.0, top1=top1(data, record, images), progress=ignore)
     session = onnxruntime.InferenceSession(made.data, providers=["CPUExecutionProvider"])
@@ -80,14 +80,14 @@ def test_fp16_halves_the_weights_and_keeps_its_outside(case: Case) -> None:
     assert abs(made.drop) < 1.0
 
 
-def test_the_same_file_is_quantized_to_the_same_bytes(case: Case) -> None:
+def test_quantization_is_reproducible(case: Case) -> None:
     data, record, images = case
     first, second = (to_int8(data, record, images, max_drop=100, top1=0.0, progress=ignore).data for _ in range(2))
     assert first == second
 
 
 class Fragile(nn.Module):
-    """Four layers of which the second cannot bear eight bits: one activation is thousands of times the others."""
+    """Four layers, of which the second loses its signal in 8 bits: one activation is thousands of times the others."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -98,8 +98,8 @@ class Fragile(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         x = self.layers[0](x.flatten(1))
-        loud = torch.cat([x, 5000 + x[:, :1]], 1)  # [B, 17]: the second layer's range is that of the last column
-        x = loud @ torch.cat([self.layers[1].weight, torch.zeros(1, 16)])
+        wide = torch.cat([x, 5000 + x[:, :1]], 1)  # [B, 17]: the last column sets the second layer's range
+        x = wide @ torch.cat([self.layers[1].weight, torch.zeros(1, 16)])
         return self.layers[3](self.layers[2](x))[:, :10]
 
 
@@ -111,7 +111,7 @@ def fragile_case() -> Case:
     model = Fragile().eval()
     labels = model((images / 255 - 0.5) / 0.2).argmax(1)
     data = Onnx().export(Deployed(model, (0.5,), (0.2,), Form(), 4), record, opset=18)[".onnx"]
-    return data, record, HeldBack(images[:100], images[100:], labels[100:], trained_on=False)
+    return data, record, QuantizationData(images[:100], images[100:], labels[100:], trained_on=False)
 
 
 def quantized(max_drop: float) -> Quantized:
@@ -121,15 +121,15 @@ def quantized(max_drop: float) -> Quantized:
     return to_int8(data, record, images, max_drop=max_drop, top1=exact, progress=ignore)
 
 
-def test_a_sensitive_layer_is_left_in_float_and_only_that() -> None:
-    whole = quantized(100)
-    assert whole.drop > 50 and whole.in_float == ()
+def test_only_the_sensitive_layer_stays_in_float() -> None:
+    all_int8 = quantized(100)
+    assert all_int8.drop > 50 and all_int8.in_float == ()
     kept = quantized(10)
     assert kept.drop <= 10 and len(kept.in_float) == 1
     names = layers(onnx.load_from_string(fragile_case()[0]))
     assert kept.in_float == (names[1],)
 
 
-def test_when_nothing_helps_the_best_that_was_tried_comes_back_with_its_drop() -> None:
+def test_the_best_attempt_is_returned_if_none_keeps_accuracy() -> None:
     made = quantized(-1.0)
     assert made.drop > -1.0 and len(made.in_float) <= 2

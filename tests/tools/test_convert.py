@@ -1,4 +1,8 @@
-"""The predecessor's weights: made ones of its names and shapes, converted, against networks that hold them as they were."""
+"""Conversion of weights from the original scripts.
+
+Random weights with the original names and shapes are converted, and the logits compared with independent
+implementations that load the weights without conversion.
+"""
 
 from __future__ import annotations
 
@@ -32,16 +36,14 @@ from vitctl.models.legacy import RULES
 Refused = Callable[..., str]
 State = dict[str, Tensor]
 
-SHAPES: dict[str, dict[str, list[int]]] = json.loads(
-    Path(__file__).with_name("predecessor_state_dicts.json").read_text()
-)
-"""Names and shapes in the weights that the scripts saved, by network."""
+SHAPES: dict[str, dict[str, list[int]]] = json.loads(Path(__file__).with_name("original_state_dicts.json").read_text())
+"""Names and shapes of the tensors that the scripts saved, by network."""
 
 NETS = list(SHAPES)
 
 
 def made(net: str) -> State:
-    """Return weights of the predecessor's network with random values of a healthy size."""
+    """Return random weights of an original network, scaled so that activations neither vanish nor explode."""
     generator = torch.Generator().manual_seed(len(net))
     state: State = {}
     for name, shape in SHAPES[net].items():
@@ -63,7 +65,7 @@ def made(net: str) -> State:
 
 
 def window_mask(window: int, *, upper: bool) -> Tensor:
-    """Return float ``[n, n]``: minus infinity between the first and the second half of a window's rows, or columns."""
+    """Return an attention mask, float ``[n, n]``: minus infinity between the two halves of a window's rows or columns."""
     places = [(y, x) for y in range(window) for x in range(window)]
     side = [(place[0] if upper else place[1]) >= window - window // 2 for place in places]
     return torch.tensor([[0.0 if a == b else float("-inf") for b in side] for a in side])
@@ -80,14 +82,14 @@ def converted(cli: Cli, net: str, content: Any, *more: object) -> Trained:
     return load_trained(Path("new.pt"), weights="last", device=torch.device("cpu"), warn=print)
 
 
-# -- networks under the predecessor's names ---------------------------------------------------------------------------
+# -- independent implementations ---------------------------------------------------------------------------------------
 
 
 def renamed(state: State, names: list[tuple[str, str]]) -> State:
     out: State = {}
     for name, tensor in state.items():
-        for theirs, new in names:
-            name = re.sub(theirs, new, name)
+        for old, new in names:
+            name = re.sub(old, new, name)
         out[name] = tensor
     return out
 
@@ -99,7 +101,7 @@ PRE_NORM = [
     (r"\.1\.fn\.net\.0\.", ".1.net.1."),
     (r"\.1\.fn\.net\.3\.", ".1.net.4."),
 ]
-"""Where vit-pytorch has since moved its norms: into the layers that they come before."""
+"""Renames for vit-pytorch, which has since moved its norms into the layers that follow them."""
 
 
 class Tanh(nn.Module):
@@ -291,7 +293,7 @@ def vgg(w: State, net: str) -> Callable[[Tensor], Tensor]:
 
 
 def swin(w: State, net: str) -> Callable[[Tensor], Tensor]:
-    """Windows cut out of the map, with the masks that the file holds for those of the last row and column."""
+    """Swin with explicit windows, and the masks in ``w`` for the windows of the last row and column."""
 
     def linear(x: Tensor, name: str) -> Tensor:
         return F.linear(x, w[f"{name}.weight"], w.get(f"{name}.bias"))
@@ -351,14 +353,14 @@ ORACLES: dict[str, Callable[[State, str], Callable[[Tensor], Tensor]]] = {
 # -- tests -------------------------------------------------------------------------------------------------------------
 
 
-def test_every_network_of_the_predecessor_is_here() -> None:
+def test_every_original_network_is_covered() -> None:
     assert set(SHAPES) == set(ORACLES) == set(RULES) - {"vit_timm"}
     assert set(RULES) <= set(MODELS)
 
 
 @pytest.mark.filterwarnings("ignore:Using padding='same'")
 @pytest.mark.parametrize("net", [pytest.param(net, marks=pytest.mark.slow) if net == "res101" else net for net in NETS])
-def test_logits_are_those_of_the_old_network(net: str, cli: Cli) -> None:
+def test_logits_match_the_original_network(net: str, cli: Cli) -> None:
     state = made(net)
     trained = converted(cli, net, {"net": state, "acc": 81.25, "epoch": 199})
     x = torch.randn(2, 3, size_of(net), size_of(net), generator=torch.Generator().manual_seed(1))
@@ -383,7 +385,7 @@ def test_logits_are_those_of_the_old_network(net: str, cli: Cli) -> None:
         ),
     ],
 )
-def test_both_formats_and_parallel_prefixes(cli: Cli, key: str | None, prefix: str) -> None:
+def test_every_layout_of_the_file_is_read(cli: Cli, key: str | None, prefix: str) -> None:
     state = {f"{prefix}{name}": tensor for name, tensor in made("vit_tiny").items()}
     content = state if key is None else {key: state, "optimizer": {"state": {}}, "scaler": {}}
     trained = converted(cli, "vit_tiny", content)
@@ -391,12 +393,12 @@ def test_both_formats_and_parallel_prefixes(cli: Cli, key: str | None, prefix: s
     assert trained.epoch == 0
 
 
-def test_what_older_versions_of_torch_wrote(cli: Cli) -> None:
+def test_files_of_early_torch_versions_are_read(cli: Cli) -> None:
     torch.save({"net": made("vit_tiny")}, "old.t7", _use_new_zipfile_serialization=False)
     assert cli("convert", "old.t7", "--net", "vit_tiny", "-o", "new.pt").code == 0
 
 
-def test_other_patches_sizes_and_kernels(cli: Cli) -> None:
+def test_other_patch_sizes_image_sizes_and_kernels_convert(cli: Cli) -> None:
     state = made("vit")
     state["pos_embedding"] = torch.randn(1, 37, 512)
     state["to_patch_embedding.1.weight"] = torch.randn(512, 192)
@@ -409,7 +411,7 @@ def test_other_patches_sizes_and_kernels(cli: Cli) -> None:
     assert cli("convert", "old.t7", "--net", "convmixer", "--convkernel", 5, "-o", "5.pt").code == 0
 
 
-def test_swins_window_was_its_patch(cli: Cli) -> None:
+def test_patch_sets_the_window_size_of_swin(cli: Cli) -> None:
     state = made("swin")
     for name in state:
         if name.endswith("pos_embedding"):
@@ -420,7 +422,7 @@ def test_swins_window_was_its_patch(cli: Cli) -> None:
     assert cli("convert", "old.t7", "--net", "swin", "--patch", 2, "-o", "new.pt").code == 0
 
 
-def test_a_hundred_classes(cli: Cli, refused: Refused) -> None:
+def test_cifar100_weights_convert_with_dataset_cifar100(cli: Cli, refused: Refused) -> None:
     state = made("vit_tiny")
     state["mlp_head.1.weight"], state["mlp_head.1.bias"] = torch.randn(100, 512), torch.randn(100)
     trained = converted(cli, "vit_tiny", {"net": state}, "--dataset", "cifar100")
@@ -429,7 +431,7 @@ def test_a_hundred_classes(cli: Cli, refused: Refused) -> None:
     assert "mlp_head.1.weight is [100, 512]" in refused("convert", "old.t7", "--net", "vit_tiny", "-o", "x.pt")
 
 
-def test_pretrained_vit_of_timm(cli: Cli) -> None:
+def test_a_vit_of_timm_converts(cli: Cli) -> None:
     import timm
 
     torch.manual_seed(0)
@@ -448,7 +450,7 @@ def shallow() -> State:
 
 @pytest.fixture
 def images(tmp_path: Path) -> Path:
-    """Return a data set of two images of every class, as large as CIFAR's, with its class names."""
+    """Return a data set with the image size and class names of CIFAR-10, and two images per class."""
     generator = np.random.default_rng(0)
     for part in ("train", "test"):
         for name in CIFAR10.classes:
@@ -459,7 +461,7 @@ def images(tmp_path: Path) -> Path:
     return tmp_path / "images"
 
 
-def test_the_checkpoint_evaluates_predicts_and_exports(cli: Cli, images: Path) -> None:
+def test_eval_predict_and_export_accept_the_checkpoint(cli: Cli, images: Path) -> None:
     trained = converted(cli, "vit_tiny:depth=1", {"model": shallow()})
     scores = cli("eval", "new.pt", "--dataset", images, "--predictions", "p.csv", "--json")
     assert scores.code == 0, scores.err
@@ -478,7 +480,7 @@ def test_the_checkpoint_evaluates_predicts_and_exports(cli: Cli, images: Path) -
     assert report["verified"] is True and Path(report["files"][0]["path"]).exists()
 
 
-def test_the_checkpoint_begins_a_run_but_no_run_goes_on_from_it(cli: Cli, refused: Refused, images: Path) -> None:
+def test_the_checkpoint_starts_a_run_but_cannot_be_resumed(cli: Cli, refused: Refused, images: Path) -> None:
     trained = converted(cli, "vit_tiny:depth=1", {"model": shallow()})
     assert "--pretrained new.pt starts a run" in refused("train", "--resume", "new.pt")
     run = ["train", "--dataset", images, "--val", "none", "--net", "vit_tiny:depth=1", "--bs", 10, "--max-steps", 1]
@@ -493,7 +495,7 @@ def test_the_checkpoint_begins_a_run_but_no_run_goes_on_from_it(cli: Cli, refuse
 
 
 @pytest.mark.slow
-def test_the_checkpoint_evaluates_on_cifar10(cli: Cli, real_cifar10: Path) -> None:
+def test_eval_runs_the_checkpoint_on_cifar10(cli: Cli, real_cifar10: Path) -> None:
     converted(cli, "vit_tiny", {"net": made("vit_tiny"), "acc": 10.0, "epoch": 0})
     scores = cli("eval", "new.pt", "--limit", 100, "--json")
     assert scores.code == 0, scores.err
@@ -524,7 +526,7 @@ def change(state: State, how: str) -> State:
 
 
 @pytest.mark.parametrize(
-    ("how", "sentence"),
+    ("how", "message"),
     [
         ("lacks", "nothing becomes blocks.2.attn.qkv.weight"),
         ("more", "it has transformer.layers.9.0.norm.weight"),
@@ -537,14 +539,14 @@ def change(state: State, how: str) -> State:
         ("whole", "to_qkv.weight is int64, which is no weight of --net vit"),
     ],
 )
-def test_every_tensor_is_accounted_for(refused: Refused, tmp_path: Path, how: str, sentence: str) -> None:
+def test_every_tensor_is_accounted_for(refused: Refused, tmp_path: Path, how: str, message: str) -> None:
     torch.save({"net": change(made("vit"), how)}, tmp_path / "old.t7")
-    said = refused("convert", "old.t7", "--net", "vit", "-o", "new.pt")
-    assert sentence in said and "old.t7" in said
+    error = refused("convert", "old.t7", "--net", "vit", "-o", "new.pt")
+    assert message in error and "old.t7" in error
     assert not (tmp_path / "new.pt").exists()
 
 
-def test_masks_that_are_not_those_of_the_scripts_are_refused(refused: Refused, tmp_path: Path) -> None:
+def test_masks_other_than_those_of_the_scripts_are_refused(refused: Refused, tmp_path: Path) -> None:
     state = made("swin")
     name = "stage1.layers.0.1.attention_block.fn.fn.left_right_mask"
     state[name] = state[name].T.roll(1, 0)
@@ -553,30 +555,30 @@ def test_masks_that_are_not_those_of_the_scripts_are_refused(refused: Refused, t
 
 
 @pytest.mark.parametrize(
-    ("argv", "sentence"),
+    ("argv", "message"),
     [
         (["nowhere.t7", "--net", "vit"], "it cannot be read (No such file or directory)"),
-        (["old.t7", "--net", "vitt"], "--net 'vitt' is none of the predecessor's networks; did you mean vit"),
-        (["old.t7", "--net", "cct_2"], "none of the predecessor's networks"),
+        (["old.t7", "--net", "vitt"], "did you mean vit"),
+        (["old.t7", "--net", "cct_2"], "--net cct_2 is not a network of the original scripts"),
         (["old.t7", "--net", "vit", "--dataset", "cifar1000"], "did you mean cifar100"),
         (["old.t7", "--net", "vit", "--patch", 5], "patches that do"),
-        (["old.t7", "--net", "mobilevit"], "ran on multiples of 64 px alone"),
-        (["old.t7", "--net", "res18", "--size", 48], "is the same at 32 px alone"),
-        (["old.t7", "--net", "mlpmixer", "--size", 64], "took images of 32 px"),
-        (["old.t7", "--net", "vgg", "--size", 64], "32 to 63 px alone"),
-        (["old.t7", "--net", "vit", "-o", "no/new.pt"], "is not there"),
-        (["old.t7", "--net", "vit", "-o", "old.t7"], "is the file to convert"),
-        (["old.t7", "--net", "vit", "-o", "text.t7"], "--output text.t7 is there already; name another"),
-        (["old.t7", "--net", "vit", "-o", "."], "--output . is a folder; name another"),
+        (["old.t7", "--net", "mobilevit"], "accepted only multiples of 64 px"),
+        (["old.t7", "--net", "res18", "--size", 48], "converts only at 32 px"),
+        (["old.t7", "--net", "mlpmixer", "--size", 64], "used 32 px"),
+        (["old.t7", "--net", "vgg", "--size", 64], "accepted only 32 to 63 px"),
+        (["old.t7", "--net", "vit", "-o", "no/new.pt"], "no such folder"),
+        (["old.t7", "--net", "vit", "-o", "old.t7"], "--output old.t7 is the file to convert"),
+        (["old.t7", "--net", "vit", "-o", "text.t7"], "--output text.t7 already exists"),
+        (["old.t7", "--net", "vit", "-o", "."], "--output . is a folder"),
         (["old.t7", "--net", "vit", "--convkernel", 3], "--net vit has no kernels to choose"),
         (["text.t7", "--net", "vit"], "it is damaged, or no file of weights"),
         (["code.t7", "--net", "vit"], "which vitctl never does"),
     ],
 )
-def test_mistakes_are_one_sentence(refused: Refused, tmp_path: Path, argv: list[object], sentence: str) -> None:
+def test_bad_requests_are_refused(refused: Refused, tmp_path: Path, argv: list[object], message: str) -> None:
     torch.save({"net": {"a": torch.ones(1)}}, tmp_path / "old.t7")
     (tmp_path / "text.t7").write_text("weights")
     torch.save(nn.Linear(1, 1), tmp_path / "code.t7")
     argv = argv if "-o" in argv else [*argv, "-o", "new.pt"]
-    assert sentence in refused("convert", *argv)
+    assert message in refused("convert", *argv)
     assert not (tmp_path / "new.pt").exists()

@@ -1,4 +1,4 @@
-"""The learning-rate range test."""
+"""Learning-rate range test."""
 
 import dataclasses
 import importlib.util
@@ -21,7 +21,7 @@ STEPS = ["--max-steps", "60"]
 FEW = ["--max-steps", "12"]
 
 
-def test_it_suggests_draws_and_leaves_no_run(cli: Cli, tmp_path: Path) -> None:
+def test_it_suggests_a_rate_and_writes_only_the_plot(cli: Cli, tmp_path: Path) -> None:
     found = cli("train", *TINY, *STEPS, "--lr-finder", "--json").json()
     assert found["lr"] == sorted(found["lr"]) and found["lr"][0] == pytest.approx(2e-6)
     assert len(found["lr"]) == len(found["loss"]) == len(found["smoothed"]) == found["steps"] <= 60
@@ -32,14 +32,14 @@ def test_it_suggests_draws_and_leaves_no_run(cli: Cli, tmp_path: Path) -> None:
     assert sorted(path.name for path in tmp_path.iterdir()) == ["lr-finder.png"]
 
 
-def test_its_steps_are_those_of_training(cli: Cli) -> None:
-    """The first step's loss is that of the untrained network on the first batch, as in a run."""
+def test_its_first_step_is_that_of_a_training_run(cli: Cli) -> None:
+    """The first loss is that of the untrained network on the first batch."""
     found = cli("train", *TINY, *FEW, "--lr-finder", "--json").json()
     run = cli("train", *TINY, "--max-steps", 1, "--json").json()
     assert found["loss"][0] == pytest.approx(run["train_loss"])
 
 
-def test_a_second_rate_goes_with_the_suggestion(cli: Cli) -> None:
+def test_the_second_rate_scales_with_the_suggestion(cli: Cli) -> None:
     argv = ["train", *TINY, *STEPS, "--opt", "muon:adamw_lr=0.004", "--lr", 0.02, "--lr-finder"]
     found = cli(*argv, "--json").json()
     assert found["second_lr"] == {"adamw_lr": pytest.approx(found["suggestion"] / 5)}
@@ -47,7 +47,9 @@ def test_a_second_rate_goes_with_the_suggestion(cli: Cli) -> None:
     assert cli("train", *TINY, *FEW, "--lr-finder", "--json").json()["second_lr"] == {}
 
 
-def test_a_length_chooses_what_is_looked_at(cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_epochs_and_time_select_the_variant_of_the_recipe(
+    cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     mine = dataclasses.replace(RECIPES["default"], by_dataset={}, by_epochs={1: {"bs": 16}}, by_time={60: {"bs": 8}})
     monkeypatch.setitem(RECIPES, "mine", mine)
     argv = ["train", *TINY[: TINY.index("--bs")], "--recipe", "mine", *FEW, "--lr-finder", "--json"]
@@ -58,7 +60,7 @@ def test_a_length_chooses_what_is_looked_at(cli: Cli, tmp_path: Path, monkeypatc
     assert cli(*of_file, "--config", "run.yaml", "--epochs", 1).json()["config"]["bs"] == 16
 
 
-def test_a_loss_that_runs_away_ends_it(cli: Cli) -> None:
+def test_it_stops_when_the_loss_diverges(cli: Cli) -> None:
     found = cli(
         "train", *TINY, *STEPS, "--opt", "sgd:momentum=0", "--lr", 100, "--clip-grad", 0, "--lr-finder", "--json"
     )
@@ -69,19 +71,21 @@ def test_a_loss_that_runs_away_ends_it(cli: Cli) -> None:
     assert "more steps may help: --max-steps 24" in short.out
 
 
-def test_a_schedule_that_it_replaces_does_not_stop_it(cli: Cli, tmp_path: Path) -> None:
+def test_the_configured_schedule_is_ignored(cli: Cli, tmp_path: Path) -> None:
     (tmp_path / "run.yaml").write_text("schedule: constant\nschedule_per: epoch\nwarmdown: 0.05\n")
     assert cli("train", *TINY, *FEW, "--config", "run.yaml", "--lr-finder").code == 0
 
 
 @pytest.mark.parametrize(("name", "start"), [("a.svg", b"<?xml"), ("a.pdf", b"%PDF"), ("a.PNG", b"\x89PNG")])
-def test_images(cli: Cli, tmp_path: Path, name: str, start: bytes) -> None:
+def test_the_suffix_selects_the_format_of_the_plot(cli: Cli, tmp_path: Path, name: str, start: bytes) -> None:
     result = cli("train", *TINY, *FEW, "--lr-finder", "--lr-finder-out", name)
     assert result.code == 0 and (tmp_path / name).read_bytes().startswith(start)
-    assert f"image: {name}" in result.out
+    assert f"plot: {name}" in result.out
 
 
-def test_without_matplotlib(cli: Cli, refused: Refused, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_only_the_plot_needs_matplotlib(
+    cli: Cli, refused: Refused, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     real = importlib.util.find_spec
     monkeypatch.setattr(importlib.util, "find_spec", lambda name, *a: None if name == "matplotlib" else real(name, *a))
     result = cli("train", *TINY, "--max-steps", 12, "--lr-finder")
@@ -90,51 +94,52 @@ def test_without_matplotlib(cli: Cli, refused: Refused, tmp_path: Path, monkeypa
     assert "vitctl[plots]" in refused("train", *TINY, "--lr-finder", "--lr-finder-out", "a.png")
 
 
-def test_mixing_goes_on_to_the_end(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Where mixing stops the loss falls, whatever the rate."""
-    seen: list[bool] = []
+def test_images_are_mixed_to_the_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The loss would fall at any rate when mixing stops."""
+    mixed: list[bool] = []
     step, train_mode = lr_finder.train_step, Session.train_mode
 
-    def looked(session: Session) -> None:
-        seen.append(session.batches.mixes(session.progress.epoch, session.progress.step_in_epoch))
+    def recorded(session: Session) -> None:
+        mixed.append(session.batches.mixes(session.progress.epoch, session.progress.step_in_epoch))
         step(session)
 
     modes: list[str] = []
-    monkeypatch.setattr(lr_finder, "train_step", looked)
+    monkeypatch.setattr(lr_finder, "train_step", recorded)
     monkeypatch.setattr(Session, "train_mode", lambda self: (modes.append("train"), train_mode(self))[1])
     settings = dict(
         zip([str(word).removeprefix("--").replace("-", "_") for word in TINY[::2]], TINY[1::2], strict=True)
     )
     config = resolve_config({**settings, "mixup": 0.8, "mix_off": 0.5})
     lr_finder.find_lr(config, ProgressLines(), None, 25)
-    assert len(seen) >= 20 and all(seen) and modes == ["train"]  # with frozen layers left in eval mode
+    assert len(mixed) >= 20 and all(mixed)
+    assert modes == ["train"]  # keeps frozen layers in eval mode
 
 
 @pytest.mark.parametrize(
-    ("argv", "sentence"),
+    ("argv", "message"),
     [
-        (["--lr-finder", "--lr-finder-out", "a.jpg"], "must end in .png, .svg, .pdf"),
-        (["--lr-finder", "--lr-finder-out", "nowhere/a.png"], "is not there; make it first"),
+        (["--lr-finder", "--lr-finder-out", "a.jpg"], "a.jpg does not end in .png, .svg or .pdf"),
+        (["--lr-finder", "--lr-finder-out", "nowhere/a.png"], "no such folder"),
         (["--lr-finder", "--lr-finder-out", "/proc/a.png"], "--lr-finder-out /proc/a.png"),
-        (["--lr-finder-out", "a.png"], "is the image of --lr-finder"),
+        (["--lr-finder-out", "a.png"], "is the plot of --lr-finder"),
         (["--lr-finder", "--name", "x"], "--name does not go with it"),
         (["--lr-finder", "--dry-run"], "--dry-run does not go with it"),
         (["--lr-finder", "--epochs", "3"], "--epochs does not go with it"),
         (["--lr-finder", "--resume", "x"], "--resume does not go with it"),
         (["--lr-finder", "--warmup", "0.1"], "--warmup does not go with it"),
         (["--lr-finder", "--schedule-per", "epoch"], "--schedule-per does not go with it"),
-        (["--lr-finder", "--lr", "0"], "--lr is 0"),
-        (["--lr-finder", "--max-steps", "5"], "too few"),
+        (["--lr-finder", "--lr", "0"], "--lr 0 does not work with --lr-finder"),
+        (["--lr-finder", "--max-steps", "5"], "use --max-steps 11 or more"),
     ],
 )
-def test_mistakes_are_one_sentence(refused: Refused, tmp_path: Path, argv: list[str], sentence: str) -> None:
-    assert sentence in refused("train", *TINY, *argv)
+def test_bad_requests_are_refused(refused: Refused, tmp_path: Path, argv: list[str], message: str) -> None:
+    assert message in refused("train", *TINY, *argv)
     assert not list(tmp_path.iterdir())
 
 
-def test_suggestions_on_a_known_curve() -> None:
+def test_suggestions_match_a_known_curve() -> None:
     rates = [10 ** (-6 + 0.05 * i) for i in range(121)]
-    # Flat at 2, falling by a sigmoid around 1e-3, least near 1e-2, then rising.
+    # Flat at 2, a sigmoid fall around 1e-3, a minimum near 1e-2, then rising.
     losses = [2 - 1 / (1 + math.exp(-4 * (math.log10(r) + 3))) + 5 * max(0.0, math.log10(r) + 2) ** 2 for r in rates]
     found = suggest(rates, smooth(losses))
     assert found["suggestion"] == pytest.approx(1e-3, rel=0.2)
@@ -144,7 +149,7 @@ def test_suggestions_on_a_known_curve() -> None:
     assert set(suggest([], []).values()) == {None}
 
 
-def test_smoothing_shifts_nothing() -> None:
+def test_smoothing_does_not_shift_the_curve() -> None:
     line = [float(i) for i in range(20)]
     assert smooth(line)[4:-4] == pytest.approx(line[4:-4])
     spike = smooth([0.0] * 10 + [1.0] + [0.0] * 10)

@@ -1,4 +1,4 @@
-"""The contact sheet: what it shows is what the network gets."""
+"""Preview of the training images: the contact sheet shows what the network sees."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ SHEET = ["--preview-batch", "out.png"]
 
 @pytest.fixture
 def colourful(tmp_path: Path) -> Path:
-    """Return a folder of 32-px images in two classes: soft ones without flat parts."""
+    """Return a folder of smooth 32-px images without uniform areas, in two classes."""
     generator = np.random.default_rng(0)
     root = tmp_path / "colourful"
     for part, count in (("train", 40), ("test", 2)):
@@ -36,11 +36,11 @@ def colourful(tmp_path: Path) -> Path:
 
 @pytest.mark.parametrize("aug", AUGMENTATIONS)
 @pytest.mark.parametrize("size", [8, 12])
-def test_the_sheet_shows_the_network_s_input(cli: Cli, tmp_path: Path, aug: str, size: int) -> None:
+def test_the_sheet_shows_the_input_of_the_network(cli: Cli, tmp_path: Path, aug: str, size: int) -> None:
     found = cli("train", *TINY, "--size", size, "--aug", aug, "--mixup", "--seed", 3, *SHEET, "--json")
     assert found.code == 0, found.err
     sheet = found.json()
-    assert (sheet["image"], sheet["shown"], sheet["size"]) == ("out.png", 64, size)
+    assert (sheet["file"], sheet["shown"], sheet["size"]) == ("out.png", 64, size)
     image = Image.open(tmp_path / "out.png")
     assert image.format == "PNG"
     pixels = np.asarray(image)
@@ -70,15 +70,15 @@ def test_blank_images_are_counted(cli: Cli, colourful: Path) -> None:
         return found.json()["blank"]
 
     seeds = [blank("--aug", "seed-randaug", "--seed", seed) for seed in range(5)]
-    # 22.7 % of 400 images, give or take three deviations
+    # 22.7 % of 400 images, within three standard deviations
     assert sum(seeds) / 5 == pytest.approx(0.227, abs=0.063)
     assert blank("--aug", "randaug") == blank("--aug", "basic") == blank("--aug", "none") == 0
-    # counted before mixing and painting boxes, which would hide them
+    # counted before mixing, erasing and cutout, which would hide them
     assert blank("--aug", "seed-randaug", "--mixup", "--seed", 0) == seeds[0]
     assert blank("--aug", "seed-randaug", "--cutout", 0.5, "--erase", 0.5, "--seed", 0) == seeds[0]
 
 
-def test_it_says_what_it_found(cli: Cli, colourful: Path) -> None:
+def test_the_output_names_the_augmentation_and_the_share_of_blank_images(cli: Cli, colourful: Path) -> None:
     argv = ["train", "--dataset", colourful, "--size", 32, "--bs", 16]
     bad = cli(*argv, "--aug", "seed-randaug", "--erase", 0.25, *SHEET).out
     assert "out.png: 16 images" in bad and "augmentation: --aug seed-randaug:n=2,m=14 --erase 0.25" in bad
@@ -87,7 +87,7 @@ def test_it_says_what_it_found(cli: Cli, colourful: Path) -> None:
     assert "--aug randaug:n=2,m=5" in good and "blank: 0.0 % of 72 images" in good and "Nothing" not in good
 
 
-def test_stored_blank_images_are_told_apart(cli: Cli, colourful: Path) -> None:
+def test_images_blank_before_augmentation_are_counted_separately(cli: Cli, colourful: Path) -> None:
     for path in list((colourful / "train" / "one").iterdir())[:20]:
         Image.new("RGB", (32, 32), (9, 99, 199)).save(path)
     found = cli("train", "--dataset", colourful, "--val", "none", "--size", 32, "--bs", 16, *SHEET)
@@ -97,7 +97,7 @@ def test_stored_blank_images_are_told_apart(cli: Cli, colourful: Path) -> None:
 
 @pytest.mark.parametrize("shape", [(3, 32, 32), (1, 8, 8), (3, 20, 50), (3, 300, 200)], ids=str)
 @pytest.mark.parametrize("count", [1, 7])
-def test_sheets_of_any_shape(shape: tuple[int, int, int], count: int) -> None:
+def test_a_sheet_shows_images_of_any_shape(shape: tuple[int, int, int], count: int) -> None:
     import io
 
     images = torch.full((count, *shape), 200, dtype=torch.uint8)
@@ -107,13 +107,13 @@ def test_sheets_of_any_shape(shape: tuple[int, int, int], count: int) -> None:
     assert (np.asarray(image) == 200).all(2).sum() == pytest.approx(count * zoom**2 * shape[1] * shape[2], abs=50)
 
 
-def test_large_images_are_fewer(cli: Cli, tmp_path: Path) -> None:
+def test_a_sheet_shows_fewer_large_images(cli: Cli, tmp_path: Path) -> None:
     found = cli("train", *TINY, "--net", "res18", "--size", 1024, *SHEET, "--json").json()
     assert (found["shown"], found["size"]) == (16, 1024)
     assert Image.open(tmp_path / "out.png").width == pytest.approx(4 * 1024, rel=0.02)
 
 
-def test_long_names_are_cut_off() -> None:
+def test_long_captions_are_truncated() -> None:
     font = ImageFont.load_default(preview.FONT)
     assert preview.fitting("cat", font, 96) == "cat"
     cut = preview.fitting("a very long name of a class", font, 96)
@@ -121,10 +121,10 @@ def test_long_names_are_cut_off() -> None:
 
 
 @pytest.mark.parametrize(
-    ("argv", "sentence"),
+    ("argv", "message"),
     [
-        (["--preview-batch", "a.jpg"], "--preview-batch a.jpg: the image's name must end in .png"),
-        (["--preview-batch", "nowhere/a.png"], "is not there; make it first"),
+        (["--preview-batch", "a.jpg"], "--preview-batch a.jpg does not end in .png"),
+        (["--preview-batch", "nowhere/a.png"], "no such folder"),
         (["--preview-batch", "/proc/a.png"], "--preview-batch /proc/a.png"),
         ([*SHEET, "--resume", "x"], "--resume does not go with it"),
         ([*SHEET, "--name", "x"], "--name does not go with it"),
@@ -138,12 +138,12 @@ def test_long_names_are_cut_off() -> None:
         ([*SHEET, "--device", "cuda:7"], "--device cuda:7"),
     ],
 )
-def test_mistakes_are_one_sentence(refused: Refused, tmp_path: Path, argv: list[str], sentence: str) -> None:
-    assert sentence in refused("train", *TINY, *argv)
+def test_bad_requests_are_refused(refused: Refused, tmp_path: Path, argv: list[str], message: str) -> None:
+    assert message in refused("train", *TINY, *argv)
     assert not list(tmp_path.iterdir())
 
 
-def test_a_file_that_is_there_is_replaced_only_by_a_whole_one(cli: Cli, refused: Refused, tmp_path: Path) -> None:
+def test_an_earlier_sheet_is_replaced_only_by_a_complete_one(cli: Cli, refused: Refused, tmp_path: Path) -> None:
     (tmp_path / "out.png").write_bytes(b"mine")
     refused("train", *TINY, "--mixup", "--limit-train", 1, *SHEET)
     assert (tmp_path / "out.png").read_bytes() == b"mine"

@@ -1,7 +1,7 @@
-"""Exporting a trained network: the tables of formats and of ways to make the file smaller.
+"""Export of trained models: the tables of formats and of quantizations.
 
-A format is a class that keeps to :class:`vitctl.export.formats.Format`: it turns a network into the bytes of a file, and
-the bytes back into something that runs, so that what was written can be compared with what was trained.
+A format is a class with the methods of :class:`vitctl.export.formats.Format`: it serialises a model, and opens the result
+again so that it can be compared with the model.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from vitctl.registry import Entry
 
 OPSETS = range(18, 24)
-"""The ONNX operator sets that torch's exporter writes; it is built for the first of them."""
+"""ONNX opsets that torch's exporter writes; it generates the first one and converts to the others."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -19,52 +19,51 @@ class FormatEntry(Entry):
     """A format of the table.
 
     Attributes:
-        suffixes: how the names of its files may end; the first is used where nobody says.
-        bare: it holds the weights alone, so that no flag about its input or output applies.
-        caution: what who writes one should know.
+        suffixes: valid suffixes of its files; the first is the default.
+        weights_only: the file stores only weights, so flags for input and output do not apply.
+        caution: message to show on export, or empty.
     """
 
     suffixes: tuple[str, ...]
-    bare: bool = False
+    weights_only: bool = False
     caution: str = ""
 
 
 EXPORTERS: dict[str, FormatEntry] = {
     "onnx": FormatEntry(
         target="vitctl.export.onnx:Onnx",
-        summary="one file that onnxruntime and others run, without PyTorch",
+        summary="runs in onnxruntime and other runtimes, without PyTorch",
         suffixes=(".onnx",),
     ),
     "torchscript": FormatEntry(
         target="vitctl.export.torchscript:TorchScript",
-        summary="for programs that still load TorchScript, which PyTorch has deprecated",
+        summary="deprecated by PyTorch; for programs that still load it",
         suffixes=(".torchscript", ".ts"),
-        caution="PyTorch has deprecated TorchScript and will stop loading it; onnx and torch-export will last longer",
+        caution="TorchScript is deprecated; prefer onnx or torch-export",
     ),
     "torch-export": FormatEntry(
         target="vitctl.export.torch_export:TorchExport",
-        summary="torch.export's program; loading a .pt2 runs the code in it: load none from a stranger",
+        summary="torch.export program; loading a .pt2 runs the code in it",
         suffixes=(".pt2",),
-        caution="loading a .pt2 runs the code in it, so load none from a stranger; other versions of PyTorch may not load it",
+        caution="loading a .pt2 runs the code in it; other PyTorch versions may fail to load it",
     ),
     "safetensors": FormatEntry(
         target="vitctl.export.safetensors:SafeTensors",
-        summary="the bare weights, and a .json beside them from which vitctl rebuilds the network, or timm its own, when the "
-        "file is called model.safetensors",
+        summary="weights only; a .json file describes the network",
         suffixes=(".safetensors",),
-        bare=True,
+        weights_only=True,
     ),
 }
-"""Every format that ``--format`` takes."""
+"""Values of ``--format``."""
 
 QUANTIZERS: dict[str, Entry] = {
     "int8": Entry(
         target="vitctl.export.quantize:to_int8",
-        summary="whole numbers of 8 bits, calibrated on training images; sensitive layers stay in float",
+        summary="8-bit integers; sensitive layers stay in float32",
     ),
     "fp16": Entry(
         target="vitctl.export.quantize:to_fp16",
-        summary="half precision inside, float32 at input and output",
+        summary="half precision, with float32 input and output",
     ),
 }
-"""Everything that ``--quantize`` takes."""
+"""Values of ``--quantize``."""

@@ -1,4 +1,4 @@
-"""Where exported files go, and writing them whole or not at all."""
+"""Paths of exported files, and writing them: all or none."""
 
 from __future__ import annotations
 
@@ -18,26 +18,31 @@ from vitctl.files import flush, folder_error, is_stream, remove_temporaries, syn
 
 
 def plan(request: ExportRequest, checkpoint: Path) -> dict[tuple[str, str], list[Path]]:
-    """Return where the files of each format, and of each way to make it smaller, will go.
+    """Return the paths of the files to write.
 
     Args:
-        request: says where to.
-        checkpoint: the checkpoint's file; without ``--output`` the files go beside it, and it lends them its name.
+        request: the formats, quantizations and output path.
+        checkpoint: the checkpoint; exported files get its stem, and its folder if there is no ``--output``.
 
     Returns:
-        Paths by (format, quantization), the first being the one that users name.
+        Paths by (format, quantization), the main file first.
 
     Raises:
-        RequestError: the folder cannot be written, or what is there must not be overwritten.
+        RequestError: a path cannot be written, or a file there must not be replaced.
     """
-    if request.output is None and folder_error(checkpoint.absolute().parent):
-        raise RequestError(f"the folder of {checkpoint} cannot be written; name another place with --output")
+    if request.output is None and (reason := folder_error(checkpoint.absolute().parent)):
+        raise RequestError(
+            f"cannot write to the folder of {checkpoint}: {reason}", hint="add --output with a path in another folder"
+        )
     kinds = [(name, "none") for name in dict.fromkeys(request.formats)]
     kinds += [("onnx", quantized) for quantized in dict.fromkeys(request.quantize)]
     planned = {kind: _paths(request, checkpoint, *kind) for kind in kinds}
     targets = [os.path.realpath(path) for paths in planned.values() for path in paths]
     if len(set(targets)) < len(targets):
-        raise RequestError(f"links in {Path(targets[0]).parent} lead several files to one; choose another --output")
+        raise RequestError(
+            f"symbolic links in {planned[kinds[0]][0].parent} point several exported files to the same target",
+            hint="use --output with another path",
+        )
     return planned
 
 
@@ -52,37 +57,39 @@ def _paths(request: ExportRequest, checkpoint: Path, format_name: str, quantized
         path = request.output
     if quantized != "none":
         path = path.with_name(f"{path.stem}.{quantized}{path.suffix}")
-    paths = [path, config_path(path)] if entry.bare else [path]
+    paths = [path, config_path(path)] if entry.weights_only else [path]
     for each in paths:
         if each.is_dir():
-            raise RequestError(f"{each} is a folder, so no file of that name can be written; choose another --output")
+            raise RequestError(f"{each} is a folder", hint="use --output with another path")
         if is_stream(each):
-            raise RequestError(f"--output {each} is not a regular file; choose another --output")
-    for beside in paths[1:]:
-        if beside.exists() and not _is_ours(beside):
-            raise RequestError(f"{beside} is there and was not written by vitctl export; choose another --output")
+            raise RequestError(f"--output {each} is not a regular file", hint="use --output with another path")
+    for extra in paths[1:]:
+        if extra.exists() and not _is_export(extra):
+            raise RequestError(
+                f"{extra} exists and was not written by vitctl export", hint="use --output with another path"
+            )
     return paths
 
 
-def _is_ours(path: Path) -> bool:
+def _is_export(path: Path) -> bool:
     try:
         document = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError):
         return False
-    # Reports and summaries say vitctl too, and mean its version.
+    # In reports and run summaries the key is vitctl's version, a string.
     record = document.get(RECORD) if isinstance(document, dict) else None
     return isinstance(record, dict) and "format" in record
 
 
 def write_all(files: Mapping[Path, bytes]) -> None:
-    """Write each file to a temporary name, and when all are on the disk and read back the same, rename them.
+    """Write all files or none: write temporary files, read them back, then rename them.
 
-    What an earlier attempt that was killed left half-written beside them is removed.
+    Temporary files of killed exports in the same folders are removed. Symbolic links are followed.
 
     Raises:
-        RunFailed: the disk is full, a folder cannot be written, or it does not give back what was written.
+        RunFailed: the disk is full, a folder is not writable, or a file reads back differently.
     """
-    files = {Path(os.path.realpath(path)): data for path, data in files.items()}  # replace the targets of links
+    files = {Path(os.path.realpath(path)): data for path, data in files.items()}
     remove_orphans({path.parent for path in files})
     temporary = {path: temporary_name(path) for path in files}
     path = next(iter(files))
@@ -92,8 +99,11 @@ def write_all(files: Mapping[Path, bytes]) -> None:
                 file.write(data)
                 flush(file)
             if temporary[path].read_bytes() != data:
-                raise RunFailed(f"{path.parent} does not give back what was written to it; nothing was exported")
-        with _uninterrupted():
+                raise RunFailed(
+                    f"cannot write {path}: reading it back returned other data; nothing was exported",
+                    hint="use --output with a path on another disk",
+                )
+        with _signals_deferred():
             _rename_all(temporary)
             for folder in {path.parent for path in files}:
                 sync_folder(folder)
@@ -103,7 +113,7 @@ def write_all(files: Mapping[Path, bytes]) -> None:
             path,
             size=len(files[path]),
             outcome="nothing was exported",
-            remedy="nothing was exported: make room, or name another place with --output",
+            remedy="free some space, or use --output with a path on another disk; nothing was exported",
         ) from error
     finally:
         for leftover in temporary.values():
@@ -112,17 +122,17 @@ def write_all(files: Mapping[Path, bytes]) -> None:
 
 
 def _rename_all(temporary: Mapping[Path, Path]) -> None:
-    """Rename each file to the key that it stands under; where one cannot be, none is.
+    """Rename the temporary files (values) to their final names (keys).
 
     Raises:
-        OSError: one cannot be renamed. What was there before is there again.
+        OSError: a file cannot be renamed; all previous files are restored.
     """
     kept = {path: temporary_name(path.with_stem(f"{path.stem}-old")) for path in temporary}
     renamed: list[Path] = []
     try:
         for path, name in temporary.items():
             if len(temporary) > 1:
-                with contextlib.suppress(OSError):  # it was not there, or the file system has no links
+                with contextlib.suppress(OSError):  # no previous file, or no hard links on this file system
                     os.link(path, kept[path])
             os.replace(name, path)
             renamed.append(path)
@@ -140,36 +150,36 @@ def _rename_all(temporary: Mapping[Path, Path]) -> None:
 
 
 @contextlib.contextmanager
-def _uninterrupted() -> Iterator[None]:
-    """Let signals wait, so that all of several files appear or none does.
+def _signals_deferred() -> Iterator[None]:
+    """Defer signals to the end of the block.
 
     Raises:
-        Interrupted: one came; the files are there.
+        Interrupted: a signal arrived.
     """
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    # A mask would be the main thread's alone; others would take the signal, and Python run its handler here nevertheless.
-    came: list[int] = []
-    before = {each: signal.signal(each, lambda signum, _: came.append(signum)) for each in stopping()}
+    # Masking would block signals only in this thread: another would take them, and Python would run the handler here.
+    received: list[int] = []
+    before = {each: signal.signal(each, lambda signum, _: received.append(signum)) for each in stop_signals()}
     try:
         yield
     finally:
         for each, handler in before.items():
             signal.signal(each, handler)
-    if came:
-        raise Interrupted("stopped; the files were written already", came[0])
+    if received:
+        raise Interrupted("stopped; all files were already written", received[0])
 
 
-def stopping() -> list[signal.Signals]:
-    """Return the signals that end an export in good order: those of the system that nobody, such as nohup, ignores."""
+def stop_signals() -> list[signal.Signals]:
+    """Return the signals that stop an export cleanly: SIGINT, and SIGTERM and SIGHUP unless ignored, as by nohup."""
     names = ("SIGINT", "SIGTERM", "SIGHUP")
-    there = [signal.Signals[name] for name in names if hasattr(signal, name)]
-    return [each for each in there if each == signal.SIGINT or signal.getsignal(each) is not signal.SIG_IGN]
+    available = [signal.Signals[name] for name in names if hasattr(signal, name)]
+    return [each for each in available if each == signal.SIGINT or signal.getsignal(each) is not signal.SIG_IGN]
 
 
 def remove_orphans(folders: set[Path]) -> None:
-    """Remove the temporary files of exports that were killed."""
+    """Remove temporary files of killed exports from ``folders``."""
     suffixes = {suffix for entry in EXPORTERS.values() for suffix in entry.suffixes} | {".json"}
     for folder in folders:
         remove_temporaries(folder, suffixes=suffixes)

@@ -1,6 +1,6 @@
-"""What a format is: the network with what surrounds it goes in, the bytes of a file come out, and those run again.
+"""The interface of export formats, and the model that they serialise.
 
-Shapes: B batch, C channels, H and W sides of an image, K classes.
+Shapes: B images in a batch, C channels, H and W height and width, K classes.
 """
 
 from __future__ import annotations
@@ -17,43 +17,44 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vitctl.data.batches import Normalize, normalized, scale_and_offset
+from vitctl.errors import RunFailed
 from vitctl.export.metadata import Metadata
 from vitctl.export.request import Form
 
 INPUT, LOGITS, PROBS = "images", "logits", "probs"
-"""What input and outputs of an exported file are called."""
+"""Names of the input and outputs of an exported file."""
 
 EXAMPLE_BATCH = 2
-"""Images that a network is traced with; from a single one, the exporters would conclude that there is always one."""
+"""Batch size for tracing; exporters treat a batch size of 1 as a constant."""
 
 Files = Mapping[str, bytes]
-"""What is written, by the ending of its name; the first one is the file that users name."""
+"""Contents of the files of an export by suffix, the main file first."""
 
-_RESIZED_AT_ONCE = 64
+_RESIZE_BATCH = 64
 
-_COLOUR = re.compile(r"\x1b\[[0-9;]*m")
+_ANSI_COLOUR = re.compile(r"\x1b\[[0-9;]*m")
 
 Run = Callable[[Tensor], tuple[Tensor, ...]]
-"""Images in a file's own form to logits ``[B, K]``, and probabilities where it gives them."""
+"""Runs a file: maps images, as :func:`as_input` returns them, to logits ``[B, K]`` and, if exported, probabilities."""
 
 
 class Format(Protocol):
     """A format of :data:`vitctl.export.EXPORTERS`.
 
-    ``open(export(network, record, ...))`` gives back the record, and what computes the network's function of images
-    in the form that the record states, for any batch.
+    ``open(export(network, record, ...))`` returns an equal record, and a function that computes what the network does,
+    for any batch size.
     """
 
     engine: str
-    """What runs it, and its version."""
+    """Name and version of the software that runs the file."""
 
     def export(self, network: Deployed, record: Metadata, *, opset: int) -> dict[str, bytes]:
-        """Return the files' bytes.
+        """Serialise a network; see :data:`Files`.
 
         Args:
-            network: in eval mode, on the CPU.
-            record: what the file says of itself.
-            opset: of ONNX.
+            network: the network, in eval mode and on the CPU.
+            record: metadata to store in the file.
+            opset: ONNX opset.
 
         Raises:
             RunFailed: the format cannot express the network.
@@ -61,26 +62,25 @@ class Format(Protocol):
         ...
 
     def open(self, files: Files) -> tuple[Metadata, Run]:
-        """Return what the bytes of an export say of themselves, and what runs them.
+        """Return the metadata of an export, and a function that runs it.
 
-        It is handed nothing but what :meth:`export` gave in the same process: to load some formats is to run the code
-        in them.
+        Pass only the result of :meth:`export` in this process: loading some formats runs code in the file.
         """
         ...
 
 
 class Deployed(nn.Module):
-    """A network with what surrounds it in an exported file: layout, normalisation, probabilities.
+    """A model with the layout conversion, normalisation and softmax of an exported file.
 
-    Maps images as ``form`` has them, ``[B, C, H, W]`` or ``[B, H, W, C]``, to logits, float ``[B, K]``, and with
-    ``form.softmax`` probabilities, float ``[B, K]``.
+    Maps images, ``[B, C, H, W]`` or ``[B, H, W, C]`` as in ``form``, to logits, float ``[B, K]``, and with
+    ``form.softmax`` also to probabilities, float ``[B, K]``.
 
     Args:
         model: maps normalised images, float ``[B, C, H, W]``, to logits.
-        mean: what its input is normalised with, per channel, of images scaled to 0-1.
-        std: likewise.
-        form: what goes in and comes out.
-        size: H and W.
+        mean: mean per channel of images scaled to 0-1.
+        std: standard deviation per channel.
+        form: input and output.
+        size: height and width of the images.
     """
 
     scale: Tensor
@@ -98,7 +98,7 @@ class Deployed(nn.Module):
         self.eval()
 
     def forward(self, images: Tensor) -> Tensor | tuple[Tensor, Tensor]:
-        """Return the logits ``[B, K]``, and with ``form.softmax`` the probabilities beside them."""
+        """Return the logits ``[B, K]``, or with ``form.softmax`` the logits and probabilities."""
         x = images.permute(0, 3, 1, 2) if self.form.layout == "nhwc" else images  # [B, C, H, W]
         if self.form.normalize == "baked":
             x = normalized(x, self.scale, self.offset)
@@ -107,11 +107,11 @@ class Deployed(nn.Module):
 
     @property
     def outputs(self) -> list[str]:
-        """What the outputs are called."""
+        """Names of the outputs."""
         return [LOGITS, PROBS] if self.form.softmax else [LOGITS]
 
     def example(self) -> Tensor:
-        """Return images in the form that goes in."""
+        """Return random images to trace the network with."""
         shape = (EXAMPLE_BATCH, self.channels, self.size, self.size)
         pixels = torch.randint(0, 256, shape, dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
         x = pixels if self.form.dtype == "uint8" else pixels / 255
@@ -119,14 +119,14 @@ class Deployed(nn.Module):
 
 
 def as_input(images: Tensor, record: Metadata) -> Tensor:
-    """Return images as a file wants them, by what it says of itself.
+    """Convert images to the input of an exported file.
 
     Args:
         images: uint8 ``[B, C, H, W]``, of any size.
-        record: of the file.
+        record: metadata of the file.
 
     Returns:
-        ``[B, C, size, size]`` or ``[B, size, size, C]``, of the record's type and range.
+        ``[B, C, size, size]`` or ``[B, size, size, C]``, of the type and range that ``record`` specifies.
     """
     form, size = record.form, record.size
     if form.dtype == "uint8":
@@ -141,12 +141,12 @@ def as_input(images: Tensor, record: Metadata) -> Tensor:
 
 
 def resize(images: Tensor, size: int) -> Tensor:
-    """Return uint8 ``[B, C, size, size]`` for uint8 ``[B, C, H, W]``: bilinear, antialiased, rounded."""
+    """Resize uint8 ``[B, C, H, W]`` to uint8 ``[B, C, size, size]``: bilinear, antialiased, rounded."""
     if images.shape[-2:] == (size, size):
         return images
     resized = torch.empty((*images.shape[:2], size, size), dtype=torch.uint8)
-    for start in range(0, len(images), _RESIZED_AT_ONCE):  # in float32 they take four times the room, and several of it
-        piece = images[start : start + _RESIZED_AT_ONCE]
+    for start in range(0, len(images), _RESIZE_BATCH):  # float32 needs four times the memory of uint8
+        piece = images[start : start + _RESIZE_BATCH]
         x = F.interpolate(piece.float(), (size, size), mode="bilinear", antialias=True)
         resized[start : start + len(piece)] = x.round_().clamp_(0, 255)
     return resized
@@ -154,7 +154,7 @@ def resize(images: Tensor, size: int) -> Tensor:
 
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
-    """Keep what torch, onnx and onnxruntime tell their own developers away from the user."""
+    """Suppress warnings and log messages of torch, onnx and onnxruntime."""
     before = logging.root.manager.disable
     logging.disable(logging.WARNING)
     try:
@@ -165,20 +165,23 @@ def quiet() -> Iterator[None]:
         logging.disable(before)
 
 
-def cannot_express(title: str, record: Metadata, error: Exception) -> str:
-    """Return the sentence for a network that an exporter gives up on."""
+def cannot_express(title: str, record: Metadata, error: Exception) -> RunFailed:
+    """Return the error for a network that an exporter does not support."""
     cause: BaseException = error
-    while cause.__cause__ is not None:  # torch's exporter says first how to report it, and last what it was
+    while cause.__cause__ is not None:  # torch's exporter wraps the cause in instructions for reporting it
         cause = cause.__cause__
-    return f"{record.net} cannot be written as {title}: {said_of(cause)}"
+    return RunFailed(
+        f"cannot export {record.net} to {title}: {first_line(cause)}",
+        hint="use another --format, such as safetensors",
+    )
 
 
-def said_of(error: BaseException) -> str:
-    """Return the first line of what an engine says, without the colours of terminals."""
-    lines = [line.strip() for line in _COLOUR.sub("", str(error)).splitlines() if line.strip()]
+def first_line(error: BaseException) -> str:
+    """Return the first line of an error's message, without terminal colours."""
+    lines = [line.strip() for line in _ANSI_COLOUR.sub("", str(error)).splitlines() if line.strip()]
     return lines[0] if lines else type(error).__name__
 
 
 def as_tuple(outputs: Tensor | tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-    """Return what a network gave, one tensor or several, as a tuple."""
+    """Return one or more output tensors as a tuple."""
     return (outputs,) if isinstance(outputs, Tensor) else tuple(outputs)

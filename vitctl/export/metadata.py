@@ -1,4 +1,4 @@
-"""What an exported file says of itself, so that it can be used without anything else."""
+"""Metadata of exported files: how to prepare their input and read their output."""
 
 from __future__ import annotations
 
@@ -17,11 +17,13 @@ from vitctl.inference.provenance import Provenance
 from vitctl.registry import Value
 
 FORMAT = 1
-"""The version of these records; a later vitctl reads this one for ever."""
+"""Version of the metadata; every later vitctl reads this version."""
 
-RESIZE = "shorter side to size, bilinear with antialiasing, then the middle of the longer one is cut out"
-"""How an image of another size becomes one of ``size`` by ``size`` pixels."""
+EXPORT_AGAIN = "export the checkpoint again with vitctl export"
+"""Hint for a damaged file."""
 
+RESIZE = "resize the shorter side to size, bilinear with antialiasing, then crop the centre"
+"""How to make an image of another size ``size`` by ``size`` pixels."""
 
 _NESTED = {"form", "provenance"}
 _FORM_TEXTS = {"normalize", "input", "layout", "values", "resize"}
@@ -29,28 +31,28 @@ _FORM_TEXTS = {"normalize", "input", "layout", "values", "resize"}
 
 @dataclass(frozen=True, kw_only=True)
 class Metadata:
-    """The record in every exported file: a text per field, numbers and lists as JSON.
+    """The metadata in every exported file: a string per field, with numbers and lists as JSON.
 
     Attributes:
-        vitctl: the version that wrote it.
-        net: the network's name.
-        net_options: its options.
-        classes: what the logits stand for, in order.
-        size: side of the images in pixels.
-        channels: 1 for grey, 3 for red, green and blue.
-        mean: per channel, of images scaled to 0-1.
-        std: likewise.
-        form: what goes in and comes out.
-        provenance: the training data; stored in a file alongside the other fields, not nested.
-        run: the name of its run's folder, or empty.
-        checkpoint: the name of the checkpoint's file.
-        checkpoint_sha256: of the checkpoint's file.
-        weights: ``ema`` when they are an average of weights, else ``model``.
-        epoch: epochs trained.
-        accuracy: what the run measured with these weights, in percent: ``val_acc``, ``test_acc``; of a quantized file,
-            its own ``held_out_acc``, and how far that is below the float32 file's, ``held_out_drop``.
-        quantized: ``none``, or a name of ``--quantize``.
-        verified_on: what it was compared with the network on, or empty.
+        vitctl: version of vitctl that wrote the file.
+        net: name of the network.
+        net_options: options of the network.
+        classes: class names, in the order of the logits.
+        size: height and width of the images in pixels.
+        channels: 1 for grey, 3 for RGB.
+        mean: mean per channel of images scaled to 0-1.
+        std: standard deviation per channel.
+        form: input and output.
+        provenance: the training data; its fields are stored alongside the others, not nested.
+        run: name of the run's folder, or empty.
+        checkpoint: file name of the checkpoint.
+        checkpoint_sha256: SHA-256 of the checkpoint file.
+        weights: ``ema`` for averaged weights, else ``model``.
+        epoch: number of epochs trained.
+        accuracy: accuracies of these weights in percent: ``val_acc`` and ``test_acc`` as the run measured them; for a
+            quantized file, its own ``held_out_acc``, and ``held_out_drop``, the loss from the float32 file.
+        quantized: ``none``, or a name of :data:`vitctl.export.QUANTIZERS`.
+        verified_on: images on which the file was compared with the model, or empty.
     """
 
     vitctl: str
@@ -73,7 +75,7 @@ class Metadata:
     verified_on: str = ""
 
     def to_strings(self) -> dict[str, str]:
-        """Return the record as texts, as ONNX and safetensors keep them."""
+        """Return the metadata as strings, the form in which ONNX and safetensors store it."""
         values = {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.name not in _NESTED}
         values |= dataclasses.asdict(self.provenance)
         texts = {name: value if isinstance(value, str) else json.dumps(value) for name, value in values.items()}
@@ -90,37 +92,39 @@ class Metadata:
         }
 
     def to_json(self) -> dict[str, Any]:
-        """Return the record as one JSON object."""
+        """Return the metadata as a JSON object."""
         fields = (*dataclasses.fields(self), *dataclasses.fields(Provenance))
         texts = {f.name for f in fields if f.type == "str"} | _FORM_TEXTS
         return {key: text if key in texts else json.loads(text) for key, text in self.to_strings().items()}
 
     @classmethod
     def from_json(cls, document: Any, path: str) -> Metadata:
-        """Rebuild what :meth:`to_json` gave; as :meth:`from_strings`."""
+        """Parse the result of :meth:`to_json`; see :meth:`from_strings`."""
         items = document.items() if isinstance(document, dict) else ()
         return cls.from_strings({k: v if isinstance(v, str) else json.dumps(v) for k, v in items}, path)
 
     @classmethod
     def from_strings(cls, texts: Mapping[str, str], path: str) -> Metadata:
-        """Rebuild the record, checking every field: the file may be anybody's.
+        """Parse metadata from an untrusted file, checking every field.
 
         Args:
-            texts: what the file carries.
-            path: how to call it in an error.
+            texts: the strings in the file.
+            path: name of the file in error messages.
 
         Raises:
-            RequestError: the file is not vitctl's, of a later version, or its record is damaged.
+            RequestError: the file has no metadata of vitctl, or of a later version, or the metadata is damaged.
         """
         if "vitctl" not in texts or "format" not in texts:
             raise RequestError(
-                f"{path} was not written by vitctl export: it does not say what its images and classes are"
+                f"{path} was not written by vitctl export: it has no metadata of vitctl",
+                hint="use a checkpoint, or a file that vitctl export wrote",
             )
         if texts["format"] != str(FORMAT):
             raise RequestError(
-                f"{path} carries records of format {texts['format']}; this vitctl reads {FORMAT}: upgrade it"
+                f"{path} has metadata of version {texts['format']}; this vitctl reads version {FORMAT}",
+                hint="upgrade vitctl: pip install --upgrade vitctl",
             )
-        # What earlier records of this format do not say.
+        # Early files of this version lack these two fields.
         dataset = DATASETS.get(texts.get("dataset", ""))
         texts = {"limit_train": "null", "flips": json.dumps(dataset is None or dataset.flip), **texts}
         try:
@@ -137,26 +141,28 @@ class Metadata:
             record = cls(**values, form=form, provenance=Provenance(**trained_on))
             record._check()
         except (KeyError, ValueError, TypeError, OverflowError, RecursionError, RequestError) as error:
-            reason = f"no {error}" if isinstance(error, KeyError) else str(error)
-            raise RequestError(f"{path} is damaged: its record of what it is cannot be read ({reason})") from error
+            reason = f"{error} is missing" if isinstance(error, KeyError) else str(error)
+            if isinstance(error, RequestError):
+                reason = error.message
+            raise RequestError(f"{path} is damaged: invalid metadata ({reason})", hint=EXPORT_AGAIN) from error
         return record
 
     def _check(self) -> None:
         if not (4 <= self.size <= 4096 and self.channels in (1, 3) and len(self.classes) >= 1):
-            raise ValueError("size, channels or classes")
+            raise ValueError("size, channels or classes out of range")
         data = self.provenance
         if data.val not in VAL_PROTOCOLS or not 0 < data.val_fraction < 1:
-            raise ValueError("val or val_fraction")
+            raise ValueError("val or val_fraction out of range")
         if data.limit_train is not None and data.limit_train < 1:
-            raise ValueError("limit_train")
+            raise ValueError("limit_train out of range")
         if not len(self.mean) == len(self.std) == self.channels:
-            raise ValueError("mean or std")
+            raise ValueError("mean or std of the wrong length")
         if not all(math.isfinite(number) for number in (*self.mean, *self.std)) or not all(std > 0 for std in self.std):
-            raise ValueError("mean or std")
+            raise ValueError("mean or std out of range")
 
 
 def _read(kind: str, text: str) -> Any:
-    """Return a field's value, of the type that its annotation names."""
+    """Parse the value of a field; ``kind`` is its annotation."""
     if kind == "str":
         return text
     value = json.loads(text)

@@ -1,4 +1,4 @@
-"""ONNX by torch's exporter: one file, any batch."""
+"""Export to a single ONNX file with a dynamic batch size, through torch's exporter."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from vitctl.export.metadata import Metadata
 from vitctl.export.runtime import ENGINE, open_session, runner
 
 _FOLD_BELOW = 1 << 26
-"""Bytes of a constant that is computed once, at export."""
+"""Largest constant to precompute at export, in bytes."""
 
 
 class Onnx:
@@ -22,7 +22,7 @@ class Onnx:
     engine = ENGINE
 
     def export(self, network: Deployed, record: Metadata, *, opset: int) -> dict[str, bytes]:
-        """Return the bytes of a single ONNX file that ``onnx.checker`` has passed."""
+        """Return the content of a single ONNX file, checked by ``onnx.checker``."""
         with quiet():
             try:
                 program = torch.onnx.export(
@@ -36,30 +36,32 @@ class Onnx:
                     verbose=False,
                 )
             except Exception as error:
-                raise RunFailed(cannot_express("ONNX", record, error)) from error
+                raise cannot_express("ONNX", record, error) from error
             assert program is not None
-            # Weights that the network cuts or turns before it uses them become constants of their own, which can be
-            # quantized, and need not be cut and turned again by every runtime.
+            # Weights that the network slices or transposes become constants, so that they can be quantized.
             onnxscript.optimizer.optimize(program.model, input_size_limit=_FOLD_BELOW, output_size_limit=_FOLD_BELOW)
             model = program.model_proto
         written = next(entry.version for entry in model.opset_import if entry.domain == "")
         if written != opset:
-            raise RunFailed(f"torch's exporter wrote operator set {written} instead of --opset {opset}; take {written}")
-        _forget_where(model)
+            raise RunFailed(
+                f"--opset {opset}: torch's exporter cannot convert {record.net} to this opset",
+                hint=f"use --opset {written}",
+            )
+        _remove_source_paths(model)
         return {".onnx": serialize(model, record)}
 
     def open(self, files: Files) -> tuple[Metadata, Run]:
-        """Return the record in the file and an onnxruntime session of it."""
+        """Return the metadata of the file, and a function that runs it in onnxruntime."""
         session = open_session(files[".onnx"])
         record = Metadata.from_strings(session.get_modelmeta().custom_metadata_map, "the exported file")
         return record, runner(session)
 
 
 def serialize(model: ModelProto, record: Metadata) -> bytes:
-    """Return the bytes of a checked model that carries ``record``; the same ones for the same model.
+    """Add ``record`` to a model, check it, and serialise it deterministically.
 
     Raises:
-        RunFailed: the checker rejects it.
+        RunFailed: ``onnx.checker`` rejects the model.
     """
     del model.metadata_props[:]
     onnx.helper.set_model_props(model, record.to_strings())
@@ -71,8 +73,8 @@ def serialize(model: ModelProto, record: Metadata) -> bytes:
     return data
 
 
-def _forget_where(model: ModelProto) -> None:
-    """Drop the notes of the exporter on each node, which hold the paths of the source files on this machine."""
+def _remove_source_paths(model: ModelProto) -> None:
+    """Remove the exporter's notes, which contain paths of source files on this machine."""
     graph = model.graph
     for node in graph.node:
         del node.metadata_props[:]

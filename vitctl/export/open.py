@@ -1,4 +1,4 @@
-"""Opening of classifiers: a checkpoint, a run's folder or an exported file."""
+"""Opening of checkpoints, run folders and exported files as classifiers."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from vitctl.inference.trained import load_trained
 EXPORTED = (".onnx", ".safetensors")
 """Suffixes of exported files that ``eval`` and ``predict`` open; all other files are read as checkpoints."""
 
-_NOT_RUN = {".pt2": "torch-export", ".torchscript": "torchscript", ".ts": "torchscript"}
+_UNSAFE = {".pt2": "torch-export", ".torchscript": "torchscript", ".ts": "torchscript"}
 
 
 def open_classifier(path: Path, *, weights: str, device_name: str, warn: Callable[[str], None]) -> Classifier:
@@ -27,20 +27,20 @@ def open_classifier(path: Path, *, weights: str, device_name: str, warn: Callabl
         warn: called with a message if a damaged checkpoint is skipped.
 
     Raises:
-        RequestError: the path cannot be opened, or not on this device.
+        RequestError: the path cannot be opened, or does not support this device.
     """
     ending = path.suffix.lower()
-    if ending in _NOT_RUN and path.is_file():
+    if ending in _UNSAFE and path.is_file():
         raise RequestError(
-            f"{path} is a file of --format {_NOT_RUN[ending]}, and loading one runs code in it, which vitctl never does; "
-            f"give the checkpoint, or an .onnx file"
+            f"cannot open {path}: loading a {_UNSAFE[ending]} file would run code in it",
+            hint="use the checkpoint, or a file written with --format onnx or safetensors",
         )
     if ending in EXPORTED and weights == "best":
-        raise RequestError(f"--weights best chooses within a run's folder, and {path} is a single file")
+        raise RequestError(f"--weights best needs a run's folder, and {path} is a file", hint="remove --weights best")
     if ending == ".onnx":
         if device_name not in ("auto", "cpu"):
-            raise RequestError(f"--device {device_name}: ONNX files run on the CPU here; leave --device out")
-        from vitctl.export.runtime import open_onnx  # onnxruntime loads here
+            raise RequestError(f"--device {device_name}: ONNX files run only on the CPU", hint="use --device cpu")
+        from vitctl.export.runtime import open_onnx  # onnxruntime is imported here
 
         return open_onnx(path)
     device = devices.resolve_device(device_name)

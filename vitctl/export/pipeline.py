@@ -1,10 +1,11 @@
-"""``vitctl export``: load, write in memory, compare with the network, and only then put files on the disk."""
+"""The export pipeline: load a checkpoint, export it in memory, verify the result, and only then write files."""
 
 from __future__ import annotations
 
 import contextlib
 import hashlib
 import json
+import math
 import signal
 import tempfile
 import threading
@@ -21,10 +22,10 @@ from vitctl import __version__, devices
 from vitctl.data.dataset import Dataset
 from vitctl.errors import Interrupted, RequestError, RunFailed
 from vitctl.export import EXPORTERS, QUANTIZERS, files
-from vitctl.export.formats import Deployed, Format, Run, as_tuple, quiet, said_of
+from vitctl.export.formats import Deployed, Format, Run, as_tuple, first_line, quiet
 from vitctl.export.metadata import Metadata
 from vitctl.export.onnx import serialize
-from vitctl.export.quantize import HeldBack, Quantized, hold_back, measure
+from vitctl.export.quantize import Quantized, measure, select_data
 from vitctl.export.request import ExportRequest, Form
 from vitctl.export.verify import Agreement, Sample, compare, make_reference, make_sample, measure_speed
 from vitctl.inference.classifier import Classifier, classifier_of
@@ -34,24 +35,24 @@ from vitctl.inference.trained import Trained, load_trained
 from vitctl.observer import Observer
 
 NETWORK = "network"
-"""What the network itself is called among the files."""
+"""Name of the model among the files, when measuring speed."""
 
 Record = dict[str, Any]
 
 
 @dataclass
 class Product:
-    """A file that is being made.
+    """A file to export, in one format and quantization.
 
     Attributes:
-        label: what it is called in tables: ``onnx``, ``onnx int8``.
-        format: its name in the table.
-        record: what it says of itself.
-        parts: its bytes, by suffix; the first is the file that users name.
-        paths: where they go.
-        run: runs it.
-        quantized: how it was made smaller, and at what cost.
-        agreement: with the network.
+        label: name in tables and messages: ``onnx``, ``onnx int8``.
+        format: name of the format.
+        record: metadata.
+        parts: contents by suffix, the main file first.
+        paths: paths of ``parts``, in the same order.
+        run: runs the file, once it has been opened.
+        quantized: result of the quantization, if any.
+        agreement: result of the comparison with the model, if any.
     """
 
     label: str
@@ -65,25 +66,25 @@ class Product:
 
 
 def export(request: ExportRequest, observer: Observer) -> Record:
-    """Export a checkpoint into every format asked for; either all files are written and checked, or none is.
+    """Export a checkpoint to every requested format, and write all files or none.
 
     Args:
-        request: what to do.
-        observer: is notified of progress.
+        request: the settings.
+        observer: receives progress events.
 
     Returns:
         ``checkpoint``, ``checkpoint_sha256``, ``net``, ``weights``, ``epoch``, ``run``, ``verified``, ``compared_on``
-        (or None), ``tolerance``; under ``network`` its ``bytes`` (of the weights), ``top1``, ``latency_p50``,
-        ``latency_p95`` (seconds), ``images_per_second``, ``speed_batch``; under ``files`` a record for each file with
-        the same, and ``path, format, quantized, sha256, engine, batches, max_difference, changed, ties``; and what
-        machine and versions these figures are of.
+        (or None) and ``tolerance``; under ``network`` the model's ``bytes`` (of the weights), ``top1``, ``latency_p50``,
+        ``latency_p95`` (seconds), ``images_per_second`` and ``speed_batch``; under ``files``, for each file, the same
+        figures and ``path, format, quantized, sha256, engine, batches, max_difference, changed, ties``; and the device
+        and versions.
 
     Raises:
-        RequestError: no such checkpoint, data or folder; nothing was written.
-        RunFailed: a file does not compute what the network does, or lost too much accuracy, or cannot be written.
-        Interrupted: a signal came; nothing was written.
+        RequestError: the checkpoint or data are missing, or a path cannot be written.
+        RunFailed: a file does not match the model, lost too much accuracy, or could not be written.
+        Interrupted: a signal stopped the export.
     """
-    with _stoppable():
+    with _interruptible():
         return _export(request, observer)
 
 
@@ -91,19 +92,18 @@ def _export(request: ExportRequest, observer: Observer) -> Record:
     device = torch.device("cpu")
     trained = load_trained(request.path, weights=request.weights, device=device, warn=observer.message)
     paths = files.plan(request, trained.path)
-    # A file computes in float32, whatever the training did, so the network that it is compared with does too.
+    # Files compute in float32, so the model must too, whatever the precision in training.
     classifier = classifier_of(replace(trained, config=replace(trained.config, precision="fp32")), device)
-    data = _data_at_hand(request, classifier, observer)
+    data = _load_data(request, classifier, observer)
     sample = None
     if request.verify:
-        whole_numbers = request.form.dtype == "uint8"
-        sample = make_sample(classifier, data, request.verify_on, whole_numbers=whole_numbers)
-    record = _record(request, trained, sample)
+        sample = make_sample(classifier, data, request.verify_on, uint8_input=request.form.dtype == "uint8")
+    record = _metadata(request, trained, sample)
     products = [_export_as(name, request, trained, record, observer) for name in dict.fromkeys(request.formats)]
     if request.quantize:
         assert data is not None
         base = next(product for product in products if product.format == "onnx")
-        products += _make_smaller(base, request, classifier, data, observer)
+        products += _quantize(base, request, classifier, data, observer)
     for product in products:
         product.paths = paths[product.format, product.record.quantized]
     report = _verify(products, request, trained, classifier, sample, observer)
@@ -113,8 +113,8 @@ def _export(request: ExportRequest, observer: Observer) -> Record:
     return report
 
 
-def _data_at_hand(request: ExportRequest, classifier: Classifier, observer: Observer) -> Dataset | None:
-    """Return the data set to check on, or None where it is not here and was not asked for by name."""
+def _load_data(request: ExportRequest, classifier: Classifier, observer: Observer) -> Dataset | None:
+    """Return the data set to verify and quantize on, or None if it is not needed, or missing and not required."""
     if not request.verify and not request.quantize:
         return None
     named = request.dataset is not None or request.data_dir is not None
@@ -131,17 +131,16 @@ def _data_at_hand(request: ExportRequest, classifier: Classifier, observer: Obse
         if named:
             raise
         if request.quantize:
-            raise RequestError(
-                f"--quantize {request.quantize[0]} takes images to calibrate and to measure on, and they are not at "
-                f"hand: {error}"
-            ) from error
+            error.add_context(f"--quantize {request.quantize[0]} needs images")
+            raise
         if request.verify_on is None:
-            raise RequestError(f"--verify-on all takes the test images, and they are not at hand: {error}") from error
-        observer.message(f"no images at hand, so generated ones are compared ({error})")
+            error.add_context("--verify-on all needs the test images")
+            raise
+        observer.message(f"verifying on generated images: {error.message}")
         return None
 
 
-def _record(request: ExportRequest, trained: Trained, sample: Sample | None) -> Metadata:
+def _metadata(request: ExportRequest, trained: Trained, sample: Sample | None) -> Metadata:
     config = trained.config
     return Metadata(
         vitctl=__version__,
@@ -159,7 +158,7 @@ def _record(request: ExportRequest, trained: Trained, sample: Sample | None) -> 
         checkpoint_sha256=trained.sha256,
         weights=trained.weights,
         epoch=trained.epoch,
-        accuracy=_measured(trained),
+        accuracy=_run_accuracies(trained),
         verified_on=sample.title if sample is not None else "",
     )
 
@@ -174,8 +173,8 @@ def _run_name(checkpoint: Path) -> str:
     return folder.name if folder else ""
 
 
-def _measured(trained: Trained) -> dict[str, float]:
-    """Return the accuracies that the run measured with exactly these weights, in percent."""
+def _run_accuracies(trained: Trained) -> dict[str, float]:
+    """Return the accuracies in percent that the run measured at this checkpoint's step."""
     figures: dict[str, float] = {}
     if trained.history and trained.history[-1]["step"] == trained.step and "val_acc" in trained.history[-1]:
         held_out = trained.history[-1].get("val_split") != "test"
@@ -191,51 +190,53 @@ def _measured(trained: Trained) -> dict[str, float]:
 
 
 def _export_as(name: str, request: ExportRequest, trained: Trained, record: Metadata, observer: Observer) -> Product:
-    """Write the network in one format, in memory."""
     entry = EXPORTERS[name]
-    observer.working(f"writing {name}" + (f", operator set {request.opset}" if name == "onnx" else ""))
+    observer.working(f"exporting to {name}" + (f", opset {request.opset}" if name == "onnx" else ""))
     if entry.caution:
         observer.message(f"{name}: {entry.caution}")
-    if entry.bare:
+    if entry.weights_only:
         record = replace(record, form=Form(normalize="none"))
     network = Deployed(trained.model, trained.mean, trained.std, record.form, trained.config.size)
     writer: Format = entry.load()()
-    with _fails_as(name):
+    with _converted_errors(name):
         parts = writer.export(network, record, opset=request.opset)
     return Product(label=name, format=name, record=record, parts=parts)
 
 
-def _make_smaller(
+def _quantize(
     base: Product, request: ExportRequest, classifier: Classifier, data: Dataset, observer: Observer
 ) -> list[Product]:
-    """Return a smaller file for each ``--quantize``, held to its bound on held-out images."""
-    images: HeldBack = hold_back(classifier, data)
+    """Return a quantized file for each ``--quantize``.
+
+    Raises:
+        RunFailed: a file loses more accuracy than ``--max-drop``.
+    """
+    images = select_data(classifier, data)
     if images.trained_on:
         observer.message(
-            f"the run held nothing out (--val {classifier.provenance.val}), so the drop is measured on images that it trained on"
+            f"the run held out no images (--val {classifier.provenance.val}): measuring accuracy on training images"
         )
-    whole = base.parts[".onnx"]
-    with _fails_as("the onnx file"):
-        top1 = measure(whole, base.record, images, "held-out images, float32", observer.evaluating)
+    float32 = base.parts[".onnx"]
+    with _converted_errors("onnx"):
+        top1 = measure(float32, base.record, images, "held-out images, float32", observer.evaluating)
     products: list[Product] = []
     for name in dict.fromkeys(request.quantize):
         observer.working(f"quantizing to {name}")
         record = replace(base.record, quantized=name)
         quantize = QUANTIZERS[name].load()
-        with _fails_as(f"the file cannot be quantized to {name}"):
-            made: Quantized = quantize(
-                whole, record, images, max_drop=request.max_drop, top1=top1, progress=observer.evaluating
+        with _converted_errors(f"cannot quantize to {name}"):
+            result: Quantized = quantize(
+                float32, record, images, max_drop=request.max_drop, top1=top1, progress=observer.evaluating
             )
-        if made.drop > request.max_drop and not request.allow_drop:
+        if result.drop > request.max_drop and not request.allow_drop:
             raise RunFailed(
-                f"{name} loses {made.drop:.2f} points of accuracy on {len(images.labels):,} held-out images "
-                f"({top1:.2f} -> {made.top1:.2f} %), more than --max-drop {request.max_drop:g}; nothing was exported: "
-                f"raise it, or take --allow-drop"
+                f"{name} loses {result.drop:.2f} points ({top1:.2f} -> {result.top1:.2f} %), more than --max-drop "
+                f"{request.max_drop:g}; nothing was exported",
+                hint=f"use --max-drop {math.ceil(result.drop)}, or add --allow-drop",
             )
-        own = {"held_out_acc": made.top1, "held_out_drop": made.drop}
-        record = replace(record, accuracy=own)
-        parts = {".onnx": serialize(onnx.load_from_string(made.data), record)}
-        products.append(Product(label=f"onnx {name}", format="onnx", record=record, parts=parts, quantized=made))
+        record = replace(record, accuracy={"held_out_acc": result.top1, "held_out_drop": result.drop})
+        parts = {".onnx": serialize(onnx.load_from_string(result.data), record)}
+        products.append(Product(label=f"onnx {name}", format="onnx", record=record, parts=parts, quantized=result))
     return products
 
 
@@ -247,10 +248,10 @@ def _verify(
     sample: Sample | None,
     observer: Observer,
 ) -> Record:
-    """Compare each file with the network, and return the report.
+    """Compare each file with the model, and return the report.
 
     Raises:
-        RunFailed: a file does not compute what the network does.
+        RunFailed: a file does not match the model.
     """
     network: Record = {"bytes": sum(4 * tensor.numel() for tensor in trained.model.state_dict().values())}
     report: Record = {
@@ -271,10 +272,13 @@ def _verify(
     if sample is not None:
         reference = make_reference(classifier, sample, observer.evaluating)
         if not reference.logits.isfinite().all():
-            raise RunFailed(f"the network of {trained.path} gives values that are not finite; nothing was exported")
+            raise RunFailed(
+                f"{trained.path} gives logits that are not finite; nothing was exported",
+                hint="use another checkpoint of the run, such as best.pt",
+            )
         network["top1"] = reference.top1(sample)
         for product in products:
-            with _fails_as(product.label):
+            with _converted_errors(product.label):
                 _open(product)
                 assert product.run is not None
                 product.agreement = compare(
@@ -287,11 +291,12 @@ def _verify(
                     title=product.label,
                     progress=observer.evaluating,
                 )
-            failure = None if product.quantized else product.agreement.failure(request.tolerance)
-            if failure:
+            mismatch = None if product.quantized else product.agreement.failure(request.tolerance)
+            if mismatch:
                 raise RunFailed(
-                    f"the {product.label} file does not compute what the network does on {sample.title}: {failure}; "
-                    f"nothing was exported"
+                    f"the {product.label} file does not match the model on {sample.title}: {mismatch.message}; "
+                    f"nothing was exported",
+                    hint=mismatch.hint,
                 )
         observer.working("measuring speed")
         eager = Deployed(trained.model, trained.mean, trained.std, request.form, trained.config.size)
@@ -309,10 +314,10 @@ def _verify(
 
 
 def _open(product: Product) -> None:
-    """Reload a file from its bytes, as a user would, and take its record from there.
+    """Open the content of a file as a user would, and take the metadata from it.
 
     Raises:
-        RunFailed: the record is not the one that was written.
+        RunFailed: the metadata differs from what was written.
     """
     reader: Format = EXPORTERS[product.format].load()()
     with quiet():
@@ -321,29 +326,27 @@ def _open(product: Product) -> None:
     wrong = [name for name, text in wrote.items() if states.get(name) != text]
     if wrong:
         raise RunFailed(
-            f"the {product.label} file does not say of itself what was written ({', '.join(wrong)}); nothing was exported"
+            f"the export to {product.label} changed the metadata: {', '.join(wrong)}; nothing was exported",
+            hint="use another --format",
         )
     product.record = record
 
 
 @contextlib.contextmanager
-def _fails_as(label: str) -> Iterator[None]:
-    """Turn whatever an engine raises of a file into one sentence.
-
-    Raises:
-        RunFailed: the file cannot be opened, run or made smaller.
-    """
+def _converted_errors(label: str) -> Iterator[None]:
+    """Convert unexpected errors of exporters and engines to RunFailed; ``label`` begins the message."""
     try:
         yield
     except (RequestError, RunFailed):
         raise
-    except OSError as error:  # of the folder for temporary files, as nothing else is written yet
+    except OSError as error:  # only temporary files have been written so far
         raise RunFailed(
-            f"{label}: cannot write to the folder for temporary files, {tempfile.gettempdir()}: "
-            f"{error.strerror or error}; nothing was exported: make room, or set TMPDIR"
+            f"{label}: cannot write temporary files in {tempfile.gettempdir()}: {error.strerror or error}; "
+            f"nothing was exported",
+            hint="free some space, or set TMPDIR to another folder",
         ) from error
-    except Exception as error:  # engines have classes of their own for each of their complaints
-        raise RunFailed(f"{label}: {said_of(error)}; nothing was exported") from error
+    except Exception as error:  # engines raise exceptions of many classes
+        raise RunFailed(f"{label}: {first_line(error)}; nothing was exported") from error
 
 
 def _eager(network: Deployed) -> Run:
@@ -370,31 +373,33 @@ def _file_report(product: Product) -> Record:
     if product.agreement is not None:
         row.update(asdict(product.agreement))
     if product.quantized is not None:
-        made = product.quantized
-        row.update(held_out_top1=made.top1, drop=made.drop, layers=made.layers, layers_in_float=list(made.in_float))
+        result = product.quantized
+        row.update(
+            held_out_top1=result.top1, drop=result.drop, layers=result.layers, layers_in_float=list(result.in_float)
+        )
     return row
 
 
 class _Stop(BaseException):
-    """A signal came. Not an Exception, as exporters try again after any of those."""
+    """A signal arrived. Not an Exception, because exporters catch those and try again."""
 
     def __init__(self, signum: int) -> None:
         self.signum = signum
 
 
 @contextlib.contextmanager
-def _stoppable() -> Iterator[None]:
-    """Turn SIGINT, SIGTERM and SIGHUP into an orderly end, so that temporary files are removed on the way out."""
+def _interruptible() -> Iterator[None]:
+    """Convert signals to Interrupted, so that temporary files are removed."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
 
     def stop(signum: int, frame: FrameType | None) -> None:
         for each in before:
-            signal.signal(each, signal.SIG_DFL)  # a second one ends the process at once
+            signal.signal(each, signal.SIG_DFL)  # a second signal ends the process immediately
         raise _Stop(signum)
 
-    before = {signum: signal.getsignal(signum) for signum in files.stopping()}
+    before = {signum: signal.getsignal(signum) for signum in files.stop_signals()}
     for signum in before:
         signal.signal(signum, stop)
     try:

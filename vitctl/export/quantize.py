@@ -1,6 +1,6 @@
-"""Smaller ONNX files: whole numbers of 8 bits, or half precision.
+"""Quantization of ONNX files to 8-bit integers or half precision.
 
-Both are held to the accuracy of the float32 file on held-out images. The test set is not looked at here.
+The accuracy of a quantized file is compared with that of the float32 file on held-out images, never on the test set.
 """
 
 from __future__ import annotations
@@ -32,17 +32,17 @@ from vitctl.export.formats import INPUT, as_input, quiet
 from vitctl.export.metadata import Metadata
 from vitctl.export.onnx import serialize
 from vitctl.export.runtime import BATCH, open_session, runner
-from vitctl.export.verify import accuracy, in_pieces
+from vitctl.export.verify import accuracy, run_in_batches
 from vitctl.inference.classifier import Classifier
 
 CALIBRATE_ON, CALIBRATION_BATCH = 256, 32
-"""Training images that the ranges of activations are taken from, evenly over the classes, and how many at once."""
+"""Number of training images, spread evenly over the classes, that give the ranges of activations; and batch size."""
 
 MEASURE_ON = 2000
-"""Held-out images that the drop is measured on, at most."""
+"""Largest number of held-out images on which to measure accuracy."""
 
 RANK_ON = 64
-"""Of the calibration images, those that the sensitivity of layers is ranked by."""
+"""Number of calibration images on which to rank the layers by sensitivity."""
 
 _QUANTIZED_OPS = ("MatMul", "Gemm", "Conv")
 
@@ -50,14 +50,14 @@ Progress = Callable[[str, int, int], None]
 
 
 @dataclass(frozen=True)
-class HeldBack:
-    """Training images for quantization.
+class QuantizationData:
+    """Images for quantization.
 
     Attributes:
-        calibration: uint8 ``[n, C, H, W]``, that were trained on.
-        images: uint8 ``[m, C, H, W]``, held out.
-        labels: int64 ``[m]``, theirs.
-        trained_on: the held-out ones are so only here: the run trained on every training image.
+        calibration: training images to calibrate on, uint8 ``[n, C, H, W]``.
+        images: held-out images to measure accuracy on, uint8 ``[m, C, H, W]``.
+        labels: classes of ``images``, int64 ``[m]``.
+        trained_on: whether the run trained on ``images``, because it held out none.
     """
 
     calibration: Tensor
@@ -68,14 +68,14 @@ class HeldBack:
 
 @dataclass(frozen=True, kw_only=True)
 class Quantized:
-    """A smaller file, and what it costs.
+    """A quantized file and its accuracy.
 
     Attributes:
         data: the ONNX file.
-        top1: accuracy on held-out images, in percent.
-        drop: how far that is below the float32 file's, in points.
-        layers: layers with weights.
-        in_float: the names of those that were left in float, the most sensitive first.
+        top1: accuracy on held-out images in percent.
+        drop: loss of accuracy from the float32 file, in percentage points.
+        layers: number of layers with weights.
+        in_float: names of the layers left in float32, most sensitive first.
     """
 
     data: bytes
@@ -85,11 +85,11 @@ class Quantized:
     in_float: tuple[str, ...] = ()
 
 
-def hold_back(classifier: Classifier, data: Dataset) -> HeldBack:
-    """Choose the images to calibrate and to measure on; no test image is among them.
+def select_data(classifier: Classifier, data: Dataset) -> QuantizationData:
+    """Select images for quantization from the training set, never from the test set.
 
     Raises:
-        RequestError: there are too few.
+        RequestError: the data set has too few images.
     """
     provenance = classifier.provenance
     try:
@@ -103,10 +103,11 @@ def hold_back(classifier: Classifier, data: Dataset) -> HeldBack:
         )
     except RequestError as error:
         raise RequestError(
-            f"--quantize measures on images that it holds out ({error}); take more by --dataset"
+            f"--quantize needs held-out images: {error.message}",
+            hint="use --dataset with a larger data set, or remove --quantize",
         ) from error
     assert parts.val is not None
-    return HeldBack(
+    return QuantizationData(
         calibration=parts.train.examples.images[parts.train.index],
         images=parts.val.examples.images[parts.val.index],
         labels=parts.val.examples.labels[parts.val.index],
@@ -114,8 +115,8 @@ def hold_back(classifier: Classifier, data: Dataset) -> HeldBack:
     )
 
 
-def measure(data: bytes, record: Metadata, images: HeldBack, title: str, progress: Progress) -> float:
-    """Return the accuracy of an ONNX file on the held-out images, in percent."""
+def measure(data: bytes, record: Metadata, images: QuantizationData, title: str, progress: Progress) -> float:
+    """Return the accuracy of an ONNX file on the held-out images in percent."""
     top1 = accuracy(_logits(data, record, images.images, lambda d, n: progress(title, d, n)), images.labels)
     assert top1 is not None
     return top1
@@ -125,7 +126,7 @@ def _logits(
     data: bytes, record: Metadata, images: Tensor, progress: Callable[[int, int], None] = lambda done, count: None
 ) -> Tensor:
     run = runner(open_session(data))
-    return in_pieces(
+    return run_in_batches(
         lambda piece: run(as_input(piece, record))[0].float(),
         images,
         BATCH,
@@ -135,17 +136,17 @@ def _logits(
 
 
 def to_fp16(
-    data: bytes, record: Metadata, images: HeldBack, *, max_drop: float, top1: float, progress: Progress
+    data: bytes, record: Metadata, images: QuantizationData, *, max_drop: float, top1: float, progress: Progress
 ) -> Quantized:
-    """Return the file in half precision; its input and outputs keep their types.
+    """Convert a file to half precision, except its input and outputs.
 
     Args:
         data: the float32 file.
-        record: what the new file says of itself.
-        images: held-out ones.
-        max_drop: not used, as there is nothing that could be left out.
-        top1: of the float32 file on the held-out images.
-        progress: told how far it is.
+        record: metadata for the new file.
+        images: images to measure accuracy on.
+        max_drop: ignored; see :func:`to_int8`.
+        top1: accuracy of the float32 file in percent.
+        progress: called as the measurement progresses.
     """
     with quiet():
         model = _sorted(convert_float_to_float16(onnx.load_from_string(data), keep_io_types=True))
@@ -155,29 +156,32 @@ def to_fp16(
 
 
 def to_int8(
-    data: bytes, record: Metadata, images: HeldBack, *, max_drop: float, top1: float, progress: Progress
+    data: bytes, record: Metadata, images: QuantizationData, *, max_drop: float, top1: float, progress: Progress
 ) -> Quantized:
-    """Return the file with layers in whole numbers of 8 bits, as QuantizeLinear and DequantizeLinear around them.
+    """Quantize linear and convolutional layers to 8-bit integers, with QuantizeLinear and DequantizeLinear nodes.
 
-    Quantized are the layers with weights: linear ones and convolutions, weights per output channel and activations per
-    tensor. The products within attention, norms and softmax hold no weights and stay in float. Where the accuracy drops
-    by more than ``max_drop``, the layers whose quantization alone moves the logits most stay in float too, as few as
-    will do, and at most all but one.
+    Weights are quantized per output channel, activations per tensor. Matrix products within attention, normalisation
+    and softmax have no weights and stay in float32. If the accuracy drops by more than ``max_drop``, the most sensitive
+    layers also stay in float32: as few as possible, and at most all but one. The sensitivity of a layer is the change
+    of the logits when only this layer is quantized.
 
     Args:
         data: the float32 file.
-        record: what the new file says of itself.
-        images: training images to calibrate on, and held-out ones.
-        max_drop: points of accuracy on the held-out images that may be lost.
-        top1: of the float32 file on these.
-        progress: told how far it is.
+        record: metadata for the new file.
+        images: images to calibrate and to measure accuracy on.
+        max_drop: largest loss of accuracy allowed, in percentage points.
+        top1: accuracy of the float32 file in percent.
+        progress: called as the work progresses.
 
     Raises:
-        RunFailed: the network has no layer that could be quantized.
+        RunFailed: the network has no layer to quantize.
     """
     names = layers(onnx.load_from_string(data))
     if not names:
-        raise RunFailed(f"{record.net} has no layer with weights that could be quantized")
+        raise RunFailed(
+            f"--quantize int8: {record.net} has no linear or convolutional layer with weights",
+            hint="use --quantize fp16, or remove --quantize",
+        )
     ranges = _calibrate(data, as_input(images.calibration, record).numpy(), progress)
 
     def attempt(in_float: Sequence[str]) -> Quantized:
@@ -189,11 +193,11 @@ def to_int8(
             data=small, top1=measured, drop=_drop(top1, measured), layers=len(names), in_float=tuple(in_float)
         )
 
-    whole = attempt(())
-    if whole.drop <= max_drop:
-        return whole
+    all_int8 = attempt(())
+    if all_int8.drop <= max_drop:
+        return all_int8
     ranked = _rank(data, record, images.calibration[:RANK_ON], ranges, names, progress)
-    tried = {0: whole}
+    tried = {0: all_int8}
 
     def within(count: int) -> bool:
         if count not in tried:
@@ -213,12 +217,11 @@ def to_int8(
 
 
 def _drop(before: float, after: float) -> float:
-    """Return how many points were lost; the same ones whatever the shares were, which a difference of floats is not."""
-    return round(before - after, 9)
+    return round(before - after, 9)  # without the rounding error of the difference, which depends on the operands
 
 
 def layers(model: ModelProto) -> list[str]:
-    """Return the names of the nodes that multiply by weights, in order."""
+    """Return the names of the nodes that multiply by constant weights, in order."""
     constants = {tensor.name for tensor in model.graph.initializer}
     return [
         node.name
@@ -228,7 +231,7 @@ def layers(model: ModelProto) -> list[str]:
 
 
 class _Reader(CalibrationDataReader):  # type: ignore[misc]
-    """Hands the calibration images to onnxruntime, a batch at a time."""
+    """Feeds the calibration images to onnxruntime in batches."""
 
     def __init__(self, images: npt.NDArray[Any], progress: Progress) -> None:
         self.batches = self._batches(images, progress)
@@ -245,7 +248,7 @@ class _Reader(CalibrationDataReader):  # type: ignore[misc]
 
 
 def _calibrate(data: bytes, images: npt.NDArray[Any], progress: Progress) -> Any:
-    """Return onnxruntime's record of the least and greatest value of each activation."""
+    """Return the range of each activation, in onnxruntime's format."""
     with tempfile.TemporaryDirectory(prefix="vitctl-") as folder, quiet():
         path = Path(folder, "model.onnx")
         path.write_bytes(data)
@@ -265,8 +268,7 @@ def _quantize(data: bytes, ranges: Any, names: list[str]) -> ModelProto:
         quantizer = QDQQuantizer(
             onnx.load_from_string(data),
             per_channel=True,
-            # 7 bits for the weights: x86 processors without VNNI add pairs of products in 16 bits, which 8 would
-            # overflow, and the accuracy measured here would not be that over there.
+            # 7-bit weights: with 8 bits, x86 processors without VNNI overflow their 16-bit sums of two products.
             reduce_range=True,
             weight_qType=QuantType.QInt8,
             activation_qType=QuantType.QUInt8,
@@ -281,7 +283,7 @@ def _quantize(data: bytes, ranges: Any, names: list[str]) -> ModelProto:
 
 
 def _sorted(model: ModelProto) -> ModelProto:
-    """Return the model with its nodes in the order of their work; onnxruntime's tools append theirs at the end."""
+    """Sort the nodes topologically: onnxruntime's tools append theirs at the end."""
     ONNXModel(model).topological_sort()
     return model
 
@@ -289,11 +291,11 @@ def _sorted(model: ModelProto) -> ModelProto:
 def _rank(
     data: bytes, record: Metadata, images: Tensor, ranges: Any, names: list[str], progress: Progress
 ) -> list[str]:
-    """Return the layers, those first whose quantization alone moves the logits most, in the mean of squares."""
+    """Return the layers by the mean squared change of the logits when only that layer is quantized, largest first."""
     exact = _logits(data, record, images)
-    moved: dict[str, float] = {}
+    changes: dict[str, float] = {}
     for name in names:
         logits = _logits(_quantize(data, ranges, [name]).SerializeToString(), record, images)
-        moved[name] = float(torch.mean((logits - exact).double() ** 2))
-        progress("ranking layers by sensitivity", len(moved), len(names))
-    return sorted(names, key=lambda name: -moved[name])
+        changes[name] = float(torch.mean((logits - exact).double() ** 2))
+        progress("ranking layers by sensitivity", len(changes), len(names))
+    return sorted(names, key=lambda name: -changes[name])

@@ -1,4 +1,4 @@
-"""What ``vitctl export`` is asked for, checked before torch is loaded."""
+"""Settings of ``vitctl export``, checked before torch is imported."""
 
 from __future__ import annotations
 
@@ -10,27 +10,27 @@ from pathlib import Path
 from vitctl.errors import RequestError
 from vitctl.export import EXPORTERS, OPSETS, QUANTIZERS
 from vitctl.files import folder_error
-from vitctl.registry import lookup, unknown
+from vitctl.registry import check_range, lookup, or_list, unknown
 
 TOLERANCE = 1e-4
-"""The greatest absolute difference that a logit of a float32 file may have from the network's."""
+"""Largest absolute difference allowed between a logit of a float32 file and the model's."""
 
 MAX_DROP = 1.0
-"""Points of held-out accuracy that quantization may cost."""
+"""Largest loss of held-out accuracy allowed in quantization, in percentage points."""
 
 VERIFY_ON = 1000
-"""Test images that a file is compared on."""
+"""Number of test images on which a file is compared with the model."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Form:
-    """What an exported file takes and gives; the defaults are what most programs expect.
+    """Input and output of an exported file.
 
     Attributes:
-        normalize: ``baked``: mean and deviation are inside the file; ``none``: the caller normalises.
-        dtype: of the images: ``float32`` (0-1 where normalisation is baked in) or ``uint8`` (0-255).
+        normalize: ``baked`` if the file normalises its input, ``none`` if the caller does.
+        dtype: input type: ``float32`` (0-1 if normalisation is baked in) or ``uint8`` (0-255).
         layout: ``nchw`` or ``nhwc``.
-        softmax: there is a second output, the probabilities.
+        softmax: whether probabilities are a second output.
     """
 
     normalize: str = "baked"
@@ -48,13 +48,13 @@ class Form:
                 raise unknown(flag, value, choices)
         if self.normalize == "none" and self.dtype == "uint8":
             raise RequestError(
-                "--input uint8 does not go with --normalize none, as normalised images are no whole numbers; take "
-                "--normalize baked, or --input float32"
+                "--input uint8 conflicts with --normalize none: normalised images are not integers",
+                hint="use --normalize baked or --input float32",
             )
 
     @property
     def values(self) -> str:
-        """What the images' values are: ``0-1``, ``0-255`` or ``normalised``."""
+        """Range of the input: ``0-1``, ``0-255`` or ``normalised``."""
         if self.normalize == "none":
             return "normalised"
         return "0-255" if self.dtype == "uint8" else "0-1"
@@ -62,26 +62,26 @@ class Form:
 
 @dataclass(frozen=True, kw_only=True)
 class ExportRequest:
-    """What to export, into which files, and how to check them.
+    """Settings of an export.
 
     Attributes:
-        path: a checkpoint, or a run's folder.
-        weights: of a run's folder, ``last`` or ``best``.
+        path: a checkpoint or a run's folder.
+        weights: which checkpoint of a run's folder: ``last`` or ``best``.
         formats: names of :data:`vitctl.export.EXPORTERS`.
-        output: a file, or a folder; None is beside the checkpoint.
-        form: of what all formats but the bare ones take and give.
-        opset: of the ONNX file.
+        output: file or folder to write to; None for the checkpoint's folder.
+        form: input and output, for all formats that store more than weights.
+        opset: ONNX opset.
         quantize: names of :data:`vitctl.export.QUANTIZERS`.
-        max_drop: points of held-out accuracy that quantization may cost.
-        allow_drop: write a file that lost more all the same.
-        verify: compare each file with the network.
-        verify_on: on that many test images; None on all.
-        tolerance: how far a logit may be off, in absolute terms.
-        dataset: where images come from; None is what the network was trained on.
-        data_dir: where they lie; None is as in training.
+        max_drop: largest loss of held-out accuracy allowed in quantization, in percentage points.
+        allow_drop: write quantized files that lose more, too.
+        verify: compare each file with the model.
+        verify_on: number of test images to compare on; None for all.
+        tolerance: largest absolute difference allowed between logits.
+        dataset: data set to verify and quantize on; None for that of training.
+        data_dir: folder of the data; None for that of training.
 
     Raises:
-        RequestError: an unknown name, or a combination in which something would do nothing.
+        RequestError: unknown name, value out of range, conflicting settings, or an output path that cannot be written.
     """
 
     path: Path
@@ -106,84 +106,95 @@ class ExportRequest:
             lookup(EXPORTERS, name, "--format")
         for name in self.quantize:
             lookup(QUANTIZERS, name, "--quantize")
-        if self.opset not in OPSETS:
-            raise RequestError(
-                f"--opset {self.opset} is not among those that torch's exporter writes, {OPSETS[0]} to {OPSETS[-1]}"
-            )
+        check_range(self.opset, "--opset", low=OPSETS[0], high=OPSETS[-1])
         if not 0 <= self.max_drop <= 100:
-            raise RequestError(f"--max-drop {self.max_drop:g} is no number of points from 0 to 100")
+            raise RequestError(
+                f"--max-drop {self.max_drop:g} is out of range", hint="use --max-drop with a number from 0 to 100"
+            )
         if not (math.isfinite(self.tolerance) and self.tolerance > 0):
-            raise RequestError(f"--tolerance {self.tolerance:g} is no number above 0")
+            raise RequestError(
+                f"--tolerance {self.tolerance:g} is not a positive number", hint=f"use --tolerance {TOLERANCE:g}"
+            )
         if self.quantize and "onnx" not in self.formats:
-            raise RequestError(f"--quantize {self.quantize[0]} applies to ONNX files; add --format onnx")
+            raise RequestError(
+                f"--quantize {self.quantize[0]} applies only to ONNX files",
+                hint="add --format onnx, or remove --quantize",
+            )
         if self.output is not None:
             check_output(self.output, self.formats)
 
 
 def check_output(output: Path, formats: tuple[str, ...]) -> None:
-    """Refuse an ``--output`` that the files of ``formats`` cannot be written to.
+    """Refuse an ``--output`` to which ``formats`` cannot be written.
 
     Raises:
-        RequestError: a folder is not there or cannot be written, or a file's name ends in what is another format's.
+        RequestError: a missing or read-only folder, a file for several formats, or the suffix of another format.
     """
     if len(set(formats)) > 1 and not output.is_dir():
-        what = "is a file" if output.exists() else "is not there"
-        raise RequestError(f"--output {output} {what}; several formats go into a folder that exists")
+        what = "is a file" if output.exists() else "does not exist"
+        hint = "use --output with a folder" if output.exists() or output.suffix else f"create it: mkdir -p {output}"
+        raise RequestError(f"several formats need a folder, and --output {output} {what}", hint=hint)
     if not output.is_dir():
         suffixes = EXPORTERS[formats[0]].suffixes
         if output.suffix.lower() not in suffixes:
+            hint = f"use --output {output.with_suffix(suffixes[0])}"
+            if not output.suffix and not output.exists():
+                hint += f", or create the folder: mkdir -p {output}"
             raise RequestError(
-                f"--output {output}: the name of a file of --format {formats[0]} ends in {' or '.join(suffixes)}"
-                f"{'' if output.suffix else f', or name a folder that exists; {output} is not there'}"
+                f"--output {output} must end in {or_list(suffixes)} for --format {formats[0]}", hint=hint
             )
     folder = output if output.is_dir() else output.absolute().parent
     if not folder.is_dir():
-        raise RequestError(f"--output {output}: the folder {folder} is not there; make it first")
+        raise RequestError(f"--output {output}: no such folder: {folder}", hint=f"create it: mkdir -p {folder}")
     if reason := folder_error(folder):
-        raise RequestError(f"--output {output}: the folder {folder} cannot be written: {reason}")
+        raise RequestError(
+            f"cannot write --output {output}: {reason}", hint="use --output with a path in another folder"
+        )
 
 
 def refuse_idle_flags(
     formats: tuple[str, ...], given: Mapping[str, object], *, verify: bool, quantize: tuple[str, ...]
 ) -> None:
-    """Refuse flags that would do nothing.
+    """Refuse flags that have no effect.
 
     Args:
-        formats: asked for.
-        given: values by flag, None where it was not given.
-        verify: files are compared with the network.
-        quantize: smaller files asked for.
+        formats: values of ``--format``.
+        given: values by flag; None for flags that were not given.
+        verify: False for ``--no-verify``.
+        quantize: values of ``--quantize``.
 
     Raises:
-        RequestError: one of them would do nothing.
+        RequestError: a flag has no effect.
     """
-    bare = all(name in EXPORTERS and EXPORTERS[name].bare for name in formats)
+    weights_only = all(name in EXPORTERS and EXPORTERS[name].weights_only for name in formats)
     idle = {
-        "--opset": None if "onnx" in formats else "only ONNX files have an operator set",
+        "--opset": None if "onnx" in formats else "without --format onnx",
         **dict.fromkeys(
             ("--normalize", "--input", "--layout", "--softmax"),
-            f"{formats[0]} holds the bare weights, which have neither input nor output" if bare else None,
+            f"with --format {formats[0]}, which stores only weights" if weights_only else None,
         ),
-        **dict.fromkeys(("--verify-on", "--tolerance"), None if verify else "--no-verify compares nothing"),
-        **dict.fromkeys(("--dataset", "--data-dir"), None if verify or quantize else "--no-verify looks at no images"),
-        **dict.fromkeys(
-            ("--max-drop", "--allow-drop"), None if quantize else "nothing is quantized without --quantize"
-        ),
+        **dict.fromkeys(("--verify-on", "--tolerance"), None if verify else "with --no-verify"),
+        **dict.fromkeys(("--dataset", "--data-dir"), None if verify or quantize else "with --no-verify"),
+        **dict.fromkeys(("--max-drop", "--allow-drop"), None if quantize else "without --quantize"),
     }
     for flag, value in given.items():
         reason = idle.get(flag)
         if value is not None and reason is not None:
-            raise RequestError(f"{flag} would do nothing, as {reason}; leave it out")
+            typed = flag if value is True else f"{flag} {value}"
+            raise RequestError(f"{typed} does nothing {reason}", hint=f"remove {flag}")
 
 
 def parse_verify_on(text: str) -> int | None:
-    """Return the number of images, None for ``all``.
+    """Return the number of images; None for ``all``.
 
     Raises:
-        RequestError: neither a number above 0 nor ``all``.
+        RequestError: not a positive integer or ``all``.
     """
     if text.strip().lower() == "all":
         return None
     if text.strip().isascii() and text.strip().isdigit() and int(text) > 0:
         return int(text)
-    raise RequestError(f"--verify-on takes a number of images or all, not {text!r}")
+    raise RequestError(
+        f"--verify-on takes a number of images or all, not {text!r}",
+        hint=f"use --verify-on {VERIFY_ON} or --verify-on all",
+    )

@@ -1,4 +1,4 @@
-"""Running ONNX files, with onnxruntime alone."""
+"""Inference with ONNX files in onnxruntime."""
 
 from __future__ import annotations
 
@@ -10,23 +10,19 @@ from torch import Tensor
 
 from vitctl.errors import RequestError, RunFailed
 from vitctl.export.formats import INPUT, LOGITS, PROBS, Run, as_input
-from vitctl.export.metadata import Metadata
+from vitctl.export.metadata import EXPORT_AGAIN, Metadata
 from vitctl.inference.classifier import Classifier
 
 ENGINE = f"onnxruntime {onnxruntime.__version__}"
 
 BATCH = 64
-"""Images run at once where no network says what fits."""
+"""Batch size."""
 
 _ERRORS_ONLY = 3
 
 
 def open_session(model: bytes | str) -> onnxruntime.InferenceSession:
-    """Return a session on the CPU, with as many threads as torch uses.
-
-    Args:
-        model: a serialised model, or the path of a file.
-    """
+    """Open a serialised model, or the file of that path, on the CPU with as many threads as torch uses."""
     onnxruntime.set_default_logger_severity(_ERRORS_ONLY)
     options = onnxruntime.SessionOptions()
     options.log_severity_level = _ERRORS_ONLY
@@ -36,7 +32,7 @@ def open_session(model: bytes | str) -> onnxruntime.InferenceSession:
 
 
 def runner(session: onnxruntime.InferenceSession) -> Run:
-    """Return what runs a session: images in the file's form to its outputs."""
+    """Return a function that runs a session."""
     names = [output.name for output in session.get_outputs()]
 
     def run(images: Tensor) -> tuple[Tensor, ...]:
@@ -46,18 +42,21 @@ def runner(session: onnxruntime.InferenceSession) -> Run:
 
 
 def open_onnx(path: Path) -> Classifier:
-    """Open a file that ``vitctl export`` wrote; all that is needed is in it.
+    """Open an ONNX file that ``vitctl export`` wrote.
 
     Raises:
-        RequestError: it is not there, damaged, no ONNX file, or not written by vitctl.
+        RequestError: the file is missing, damaged, not an ONNX file, or not written by vitctl.
     """
     if not path.is_file():
-        raise RequestError(f"{path} is {'a folder, not an ONNX file' if path.exists() else 'not there'}")
+        raise RequestError(
+            f"{path} {'is not a file' if path.exists() else 'not found'}",
+            hint="use the path of a file that vitctl export wrote",
+        )
     try:
         session = open_session(str(path))
         texts = session.get_modelmeta().custom_metadata_map
-    except Exception as error:  # onnxruntime has a class for each of a dozen complaints, without a common one
-        raise RequestError(f"{path} is damaged, or no ONNX file: {_first_line(error)}") from error
+    except Exception as error:  # onnxruntime's exception classes have no common base
+        raise RequestError(f"{path} is damaged or not an ONNX file: {_first_line(error)}", hint=EXPORT_AGAIN) from error
     record = Metadata.from_strings(texts, str(path))
     inputs, outputs = session.get_inputs(), [output.name for output in session.get_outputs()]
     sides = [record.size, record.size]
@@ -68,7 +67,7 @@ def open_onnx(path: Path) -> Classifier:
         or inputs[0].type != {"uint8": "tensor(uint8)", "float32": "tensor(float)"}[record.form.dtype]
         or outputs != [LOGITS, *([PROBS] if record.form.softmax else [])]
     ):
-        raise RequestError(f"{path} is damaged: its input and outputs are not those that its record states")
+        raise RequestError(f"{path} is damaged: its input and outputs do not match its metadata", hint=EXPORT_AGAIN)
     run = runner(session)
 
     def logits(images: Tensor) -> Tensor:
@@ -78,8 +77,9 @@ def open_onnx(path: Path) -> Classifier:
             raise RunFailed(f"{path} failed on {len(images)} images: {_first_line(error)}") from error
         if values.shape != (len(images), len(record.classes)):
             raise RequestError(
-                f"{path} is damaged: it gives {list(values.shape)} for {len(images)} images of {len(record.classes)} "
-                f"classes"
+                f"{path} is damaged: its output has the shape {list(values.shape)} instead of "
+                f"{[len(images), len(record.classes)]}",
+                hint=EXPORT_AGAIN,
             )
         return values
 

@@ -1,4 +1,4 @@
-"""The bare weights as safetensors, and a JSON file beside them from which vitctl or timm rebuilds the network."""
+"""Export of weights as safetensors, with a JSON file from which vitctl or timm rebuilds the network."""
 
 from __future__ import annotations
 
@@ -16,20 +16,20 @@ from torch import Tensor, nn
 from vitctl.config import TrainConfig
 from vitctl.errors import RequestError
 from vitctl.export.formats import Deployed, Files, Run, as_tuple
-from vitctl.export.metadata import Metadata
+from vitctl.export.metadata import EXPORT_AGAIN, Metadata
 from vitctl.inference.classifier import Classifier, classifier_of
 from vitctl.inference.trained import Trained
 from vitctl.models import MODELS, build_model
 from vitctl.registry import lookup
 
 RECORD = "vitctl"
-"""The key of the record in the JSON file."""
+"""Key of the metadata in the JSON file."""
 
 TIMM = "timm/"
-"""What the names of timm's own networks begin with."""
+"""Prefix of the names of timm's networks."""
 
 
-FOREIGN = {
+FORBIDDEN_ARGUMENTS = {
     "pretrained",
     "pretrained_cfg",
     "pretrained_cfg_overlay",
@@ -40,7 +40,7 @@ FOREIGN = {
     "exportable",
     "no_jit",
 }
-"""Arguments of ``timm.create_model`` that say where weights come from, or how code is made of the network."""
+"""Arguments of ``timm.create_model`` that load weights or change how the network is compiled."""
 
 
 class SafeTensors:
@@ -49,10 +49,9 @@ class SafeTensors:
     engine = f"torch {torch.__version__}"
 
     def export(self, network: Deployed, record: Metadata, *, opset: int) -> dict[str, bytes]:
-        """Return the bytes of the weights and of the JSON file.
+        """Return the content of the weights file and of the JSON file.
 
-        The latter has the record under ``vitctl``; for a network of timm's it is also the ``config.json`` that timm
-        writes beside weights.
+        The JSON file has the metadata under ``vitctl``; for a network of timm it is also a ``config.json`` of timm.
         """
         config = timm_config(network.model, record) if record.net.startswith(TIMM) else {}
         tensors = {name: tensor.clone().contiguous() for name, tensor in network.model.state_dict().items()}
@@ -60,7 +59,7 @@ class SafeTensors:
         return {".safetensors": safetensors.torch.save(tensors, record.to_strings()), ".json": document.encode()}
 
     def open(self, files: Files) -> tuple[Metadata, Run]:
-        """Return the record and the rebuilt network, which takes normalised images."""
+        """Return the metadata, and a function that runs the rebuilt network on normalised images."""
         document = json.loads(files[".json"])
         record = Metadata.from_json(document[RECORD], "the exported file")
         tensors = safetensors.torch.load(files[".safetensors"])
@@ -75,7 +74,7 @@ class SafeTensors:
 
 
 def timm_config(model: nn.Module, record: Metadata) -> dict[str, Any]:
-    """Return timm's ``config.json`` for a network that timm built."""
+    """Return the content of timm's ``config.json`` for a network that timm built."""
     from timm.models import save_for_hf
 
     settings = {
@@ -95,23 +94,24 @@ def timm_config(model: nn.Module, record: Metadata) -> dict[str, Any]:
 
 
 def rebuild(document: Mapping[str, Any], record: Metadata) -> nn.Module:
-    """Return the network that a JSON file describes, in eval mode, its weights not yet loaded.
+    """Build the network that a JSON file describes, in eval mode and with random weights.
 
-    A network of timm's is built by timm from what is timm's in the file, without vitctl's own table.
+    Networks of timm are built from timm's part of the file, not from vitctl's table of networks.
+
+    Raises:
+        RequestError: unknown network or option, or an argument of timm that could load other weights.
     """
     if "architecture" in document:
         import timm
 
-        # Only what says how the network is built: the file may be a stranger's, and timm's arguments can name weights to get
-        # from a hub, an address or a path.
-        architecture, given = str(document["architecture"]), dict(document.get("model_args", {}))
-        if not timm.is_model(architecture.partition(".")[0]) or not FOREIGN.isdisjoint(given):
-            named = ", ".join(sorted(FOREIGN & given.keys())) or repr(architecture)
-            raise RequestError(
-                f"the file beside the weights asks timm for more than a network ({named}); it was not opened"
-            )
+        # The file is untrusted, and arguments of timm can name weights on a hub, at a URL or at a path.
+        architecture, arguments = str(document["architecture"]), dict(document.get("model_args", {}))
+        if not timm.is_model(architecture.partition(".")[0]):
+            raise RequestError(f"unknown timm network {architecture!r}", hint=EXPORT_AGAIN)
+        if forbidden := sorted(FORBIDDEN_ARGUMENTS & arguments.keys()):
+            raise RequestError(f"forbidden arguments of timm: {', '.join(forbidden)}", hint=EXPORT_AGAIN)
         model: nn.Module = timm.create_model(
-            architecture, pretrained=False, **{"num_classes": document["num_classes"], **given}
+            architecture, pretrained=False, **{"num_classes": document["num_classes"], **arguments}
         )
     else:
         entry = lookup(MODELS, record.net, "--net")
@@ -126,47 +126,53 @@ def rebuild(document: Mapping[str, Any], record: Metadata) -> nn.Module:
 
 
 def config_path(weights: Path) -> Path:
-    """Return where the JSON file of a safetensors file lies.
+    """Return the path of the JSON file of a safetensors file.
 
-    It has the same name but for the ending; that of ``model.safetensors`` is ``config.json``, the pair of names that
-    timm's ``local-dir:`` and the Hugging Face hub look for.
+    It differs only in the suffix, but ``model.safetensors`` goes with ``config.json``: timm's ``local-dir:`` and the
+    Hugging Face hub look for these two names.
     """
     return weights.with_name("config.json") if weights.name == "model.safetensors" else weights.with_suffix(".json")
 
 
 def open_safetensors(path: Path, device: torch.device) -> Classifier:
-    """Open weights that ``vitctl export`` wrote, with the JSON file beside them.
+    """Open weights that ``vitctl export`` wrote, and their JSON file.
 
     Raises:
-        RequestError: one of the two is not there, damaged, or not written by vitctl.
+        RequestError: one of the two files is missing, damaged, or not written by vitctl.
     """
     if not path.is_file():
-        raise RequestError(f"{path} is {'a folder, not a file' if path.exists() else 'not there'}")
-    beside = config_path(path)
+        raise RequestError(
+            f"{path} {'is not a file' if path.exists() else 'not found'}",
+            hint="use the path of a file that vitctl export wrote",
+        )
+    config = config_path(path)
     try:
-        document = json.loads(beside.read_text(encoding="utf-8"))
+        document = json.loads(config.read_text(encoding="utf-8"))
         described = document[RECORD]
     except FileNotFoundError as error:
-        raise RequestError(f"{path} cannot be rebuilt without {beside}, which is not there") from error
+        raise RequestError(
+            f"{path} needs {config}, which was not found", hint=f"copy both files, or {EXPORT_AGAIN}"
+        ) from error
     except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
-        raise RequestError(f"{beside} is damaged, or was not written by vitctl export") from error
-    record = Metadata.from_json(described, str(beside))
+        raise RequestError(f"{config} is damaged or was not written by vitctl export", hint=EXPORT_AGAIN) from error
+    record = Metadata.from_json(described, str(config))
     try:
         tensors = safetensors.torch.load_file(path)
     except (OSError, safetensors.SafetensorError) as error:
-        raise RequestError(f"{path} is damaged, or no safetensors file: {error}") from error
+        raise RequestError(f"{path} is damaged or not a safetensors file: {error}", hint=EXPORT_AGAIN) from error
     try:
         model = rebuild(document, record)
         model.load_state_dict(tensors)
         with torch.inference_mode():
             logits = model(torch.zeros(1, record.channels, record.size, record.size))
         if logits.shape != (1, len(record.classes)):
-            raise ValueError(f"it gives {list(logits.shape)} for an image of {len(record.classes)} classes")
-    except RequestError:
+            raise ValueError(f"the output has the shape {list(logits.shape)} for {len(record.classes)} classes")
+    except RequestError as error:
+        error.add_context(str(config))
         raise
-    except Exception as error:  # whatever a foreign name or option makes a builder stumble over
+    except Exception as error:  # a builder may raise anything for a foreign name or option
         raise RequestError(
-            f"{path} does not hold the weights of what {beside} describes: {_last_line(error)}"
+            f"{path} does not fit the network in {config}: {_last_line(error)}", hint=EXPORT_AGAIN
         ) from error
     trained = Trained(
         model=model.to(device),
@@ -196,9 +202,8 @@ def open_safetensors(path: Path, device: torch.device) -> Classifier:
 
 def _last_line(error: Exception) -> str:
     lines = str(error).strip().splitlines()
-    return _shortened(lines[-1].strip()) if lines else type(error).__name__
+    return _truncate(lines[-1].strip()) if lines else type(error).__name__
 
 
-def _shortened(text: str, most: int = 200) -> str:
-    """Return a sentence cut off where torch lists every weight."""
-    return text if len(text) <= most else f"{text[:most]}..."
+def _truncate(text: str, length: int = 200) -> str:
+    return text if len(text) <= length else f"{text[:length]}..."  # torch lists every missing weight

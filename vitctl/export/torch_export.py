@@ -1,7 +1,7 @@
-"""torch.export's own file, ``.pt2``.
+"""Export to a program of torch.export, ``.pt2``.
 
-``torch.export.load`` runs code that the file brings. vitctl loads a ``.pt2`` only in order to check the bytes that it has
-just made itself, and no command of it takes one.
+``torch.export.load`` runs code in the file. vitctl therefore loads a ``.pt2`` only to verify what it has just exported,
+and no command accepts one.
 """
 
 from __future__ import annotations
@@ -12,12 +12,11 @@ import json
 import torch
 from torch import Tensor
 
-from vitctl.errors import RunFailed
 from vitctl.export.formats import Deployed, Files, Run, as_tuple, cannot_express, quiet
 from vitctl.export.metadata import Metadata
 
 RECORD = "vitctl.json"
-"""The extra file that carries the record."""
+"""File in the archive that contains the metadata."""
 
 
 class TorchExport:
@@ -26,7 +25,7 @@ class TorchExport:
     engine = f"torch.export {torch.__version__}"
 
     def export(self, network: Deployed, record: Metadata, *, opset: int) -> dict[str, bytes]:
-        """Return the bytes of the exported program, whose batch is free."""
+        """Return the content of an exported program with a dynamic batch size."""
         stream = io.BytesIO()
         with quiet(), torch.no_grad():
             try:
@@ -34,12 +33,12 @@ class TorchExport:
                     network, (network.example(),), dynamic_shapes=({0: torch.export.Dim("batch")},)
                 )
             except Exception as error:
-                raise RunFailed(cannot_express("torch-export", record, error)) from error
+                raise cannot_express("torch-export", record, error) from error
             torch.export.save(program, stream, extra_files={RECORD: json.dumps(record.to_strings())})
         return {".pt2": stream.getvalue()}
 
     def open(self, files: Files) -> tuple[Metadata, Run]:
-        """Return the record in the file and the loaded program."""
+        """Return the metadata of the file, and a function that runs its program."""
         extra = {RECORD: ""}
         with quiet():
             module = torch.export.load(io.BytesIO(files[".pt2"]), extra_files=extra).module()

@@ -1,4 +1,4 @@
-"""TorchScript, by tracing."""
+"""Export to TorchScript through tracing."""
 
 from __future__ import annotations
 
@@ -8,12 +8,11 @@ import json
 import torch
 from torch import Tensor
 
-from vitctl.errors import RunFailed
 from vitctl.export.formats import Deployed, Files, Run, as_tuple, cannot_express, quiet
 from vitctl.export.metadata import Metadata
 
 RECORD = "vitctl.json"
-"""The extra file that carries the record."""
+"""File in the archive that contains the metadata."""
 
 
 class TorchScript:
@@ -22,7 +21,7 @@ class TorchScript:
     engine = f"torch.jit {torch.__version__}"
 
     def export(self, network: Deployed, record: Metadata, *, opset: int) -> dict[str, bytes]:
-        """Return the bytes of the traced network."""
+        """Return the content of a TorchScript file of the traced network."""
         stream = io.BytesIO()
         with quiet(), torch.no_grad():
             try:
@@ -30,12 +29,12 @@ class TorchScript:
                     network, (network.example(),)
                 )
             except Exception as error:
-                raise RunFailed(cannot_express("TorchScript", record, error)) from error
+                raise cannot_express("TorchScript", record, error) from error
             torch.jit.save(traced, stream, _extra_files={RECORD: json.dumps(record.to_strings())})
         return {".torchscript": stream.getvalue()}
 
     def open(self, files: Files) -> tuple[Metadata, Run]:
-        """Return the record in the file and the loaded network."""
+        """Return the metadata of the file, and a function that runs its network."""
         extra = {RECORD: ""}
         with quiet():
             loaded = torch.jit.load(  # type: ignore[no-untyped-call]

@@ -1,14 +1,14 @@
-"""Whether an exported file computes what the network does, and how fast.
+"""Comparison of exported files with the model, in output and speed.
 
-A float32 file agrees when no logit is off by more than the tolerance, in absolute terms: a logit is a logarithm of odds, so
-that an absolute difference d changes any probability by at most d / 2, however large the logits are, while a bound
-relative to them would let a confident network's probabilities move. It must also predict the same classes, except of a
-image whose two likeliest classes are as far apart as the tolerance allows both of them to move.
+A float32 file matches if no logit differs from the model's by more than the tolerance, and the predicted classes are the
+same. The tolerance is absolute: if no logit changes by more than d, no probability changes by more than d / 2, however
+large the logits are. A relative tolerance would not bound the probabilities. Predictions may differ in a tie, that is,
+if the logits of the two classes are no further apart than two changes within the tolerance.
 
-The network's side is PyTorch in float32 with the checkpoint's own mean and deviation; the file's side gets its images in the form
-that the file itself states. So a wrong number anywhere between image and logit shows.
+The model runs in PyTorch in float32, with the checkpoint's mean and standard deviation. The file gets its images in the
+form that its own metadata specifies, so the comparison covers the metadata too.
 
-Shapes: n images, B batch, C channels, H and W sides of an image, K classes.
+Shapes: n images, B images in a batch, C channels, H and W height and width, K classes.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import statistics
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -28,33 +28,35 @@ from vitctl.export.metadata import Metadata
 from vitctl.export.request import TOLERANCE
 from vitctl.inference.classifier import Classifier
 from vitctl.inference.scoring import part_for
+from vitctl.units import plural
 
 BATCHES = (1, 3, 17)
-"""Batches of several sizes that each file is run on besides the sample."""
+"""Batch sizes to run each file at, in addition to the sample."""
 
 SPEED_BATCH = 256
-"""The batch that images/s are measured at, where one takes less than :data:`SPEED_SECONDS`."""
+"""Batch size for measuring throughput, unless a batch takes longer than :data:`SPEED_SECONDS`."""
 
 SPEED_SECONDS = 20.0
+"""Longest time to measure throughput for."""
 
 LATENCY_RUNS, LATENCY_SECONDS = 100, 4.0
-"""How often a single image is timed: that many times, or for that long."""
+"""Number of runs to measure latency, and the longest time to measure it for."""
 
 LATENCY_TURN, SETTLING_RUNS = 20, 10
-"""Single images timed in a turn, and those before them that are not."""
+"""Timed runs of a single image in one turn, and untimed runs before them."""
 
 Progress = Callable[[str, int, int], None]
-"""Told what is compared, how many images are done, and of how many."""
+"""Called with what is compared, the number of images done, and the total."""
 
 
 @dataclass(frozen=True)
 class Sample:
-    """The images that network and files are compared on.
+    """Images on which files are compared with the model.
 
     Attributes:
         images: uint8 ``[n, C, H, W]``.
         labels: int64 ``[n]``, or None for generated images.
-        title: what they are.
+        title: description, such as ``1,000 cifar10 test images``.
     """
 
     images: Tensor
@@ -62,22 +64,29 @@ class Sample:
     title: str
 
     def first(self, count: int) -> Tensor:
-        """Return uint8 ``[count, C, H, W]``: the first images, over again where there are fewer."""
+        """Return the first ``count`` images, uint8 ``[count, C, H, W]``, starting over if there are fewer."""
         return self.images[torch.arange(count) % len(self.images)]
+
+
+class Mismatch(NamedTuple):
+    """A reason why a file does not match the model, and a hint."""
+
+    message: str
+    hint: str
 
 
 @dataclass(frozen=True, kw_only=True)
 class Agreement:
-    """How a file's outputs compare with the network's.
+    """Differences between the outputs of a file and of the model.
 
     Attributes:
-        batches: greatest difference of a logit in batches of each of :data:`BATCHES`.
-        max_difference: over all that was run; NaN where one side is not finite.
-        max_logit: the network's greatest, by magnitude: float32 rounds in proportion to it.
-        max_difference_probs: of the probabilities, or None where the file gives none.
-        changed: predictions of the sample that differ.
-        ties: of these, those between two classes that are equally likely within the tolerance.
-        top1: accuracy of the file on the sample, in percent, or None without labels.
+        batches: largest difference of a logit by batch size, for each of :data:`BATCHES`.
+        max_difference: largest difference of a logit in all runs; NaN if a value is not finite.
+        max_logit: the model's largest logit in magnitude; float32 rounding errors grow with it.
+        max_difference_probs: largest difference of a probability, or None if the file has no probabilities.
+        changed: number of predictions that differ on the sample.
+        ties: number of these that are ties; see the module's docstring.
+        top1: accuracy of the file on the sample in percent, or None without labels.
     """
 
     batches: dict[int, float]
@@ -88,27 +97,27 @@ class Agreement:
     ties: int
     top1: float | None
 
-    def failure(self, tolerance: float) -> str | None:
-        """Return what is wrong for a float32 file, or None when it computes what the network does."""
+    def failure(self, tolerance: float) -> Mismatch | None:
+        """Return why a float32 file does not match the model, or None if it does."""
         worst = _worst([self.max_difference, self.max_difference_probs or 0.0])
-        if not worst <= tolerance:  # NaN is worse than any
-            return (
-                f"its outputs differ by up to {worst:.2g} (--tolerance {tolerance:g}), where logits reach "
-                f"{self.max_logit:.3g}"
+        if not worst <= tolerance:  # NaN fails
+            return Mismatch(
+                f"outputs differ by up to {worst:.2g} (--tolerance {tolerance:g})",
+                f"use another --format, or raise --tolerance if that is acceptable for logits up to {self.max_logit:.3g}",
             )
         if self.changed > self.ties:
-            return f"{self.changed - self.ties} predictions differ"
+            return Mismatch(f"{plural(self.changed - self.ties, 'prediction')} changed", "use another --format")
         return None
 
 
-def make_sample(classifier: Classifier, data: Dataset | None, count: int | None, *, whole_numbers: bool) -> Sample:
-    """Return images to compare on: of the test set where there is one, else generated ones.
+def make_sample(classifier: Classifier, data: Dataset | None, count: int | None, *, uint8_input: bool) -> Sample:
+    """Return test images to compare on, or generated images without a data set.
 
     Args:
-        classifier: the network.
+        classifier: the model.
         data: the data set, or None.
-        count: how many; None is all.
-        whole_numbers: the files take uint8, so that a resized image is rounded; both sides then see it so.
+        count: number of images; None for all.
+        uint8_input: round resized images to uint8, for files with uint8 input, so that the model sees the same values.
     """
     if data is not None:
         subset = part_for(classifier, data, "test", count)
@@ -119,24 +128,24 @@ def make_sample(classifier: Classifier, data: Dataset | None, count: int | None,
         shape = (count or 1, classifier.channels, classifier.size, classifier.size)
         images = torch.randint(0, 256, shape, dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
         labels, title = None, f"{len(images):,} generated images"
-    return Sample(resize(images, classifier.size) if whole_numbers else images, labels, title)
+    return Sample(resize(images, classifier.size) if uint8_input else images, labels, title)
 
 
 @dataclass(frozen=True)
 class Reference:
-    """What the network gives: logits ``[n, K]`` of the sample, and of each of :data:`BATCHES`."""
+    """The model's logits ``[n, K]`` for the sample, and by batch size for each of :data:`BATCHES`."""
 
     logits: Tensor
     batches: dict[int, Tensor]
 
     def top1(self, sample: Sample) -> float | None:
-        """Return the network's accuracy on the sample, in percent."""
+        """Return the model's accuracy on the sample in percent."""
         return accuracy(self.logits, sample.labels)
 
 
 def make_reference(classifier: Classifier, sample: Sample, progress: Progress | None = None) -> Reference:
-    """Run the network on the sample."""
-    logits = in_pieces(classifier.logits, sample.images, classifier.batch, "network", progress)
+    """Run the model on the sample."""
+    logits = run_in_batches(classifier.logits, sample.images, classifier.batch, "network", progress)
     return Reference(logits, {count: classifier.logits(sample.first(count)) for count in BATCHES})
 
 
@@ -151,18 +160,18 @@ def compare(
     title: str,
     progress: Progress | None = None,
 ) -> Agreement:
-    """Run a file on what the network was run on.
+    """Run a file on the sample and compare its outputs with the model's.
 
     Args:
-        record: what the file says of itself.
+        record: metadata of the file.
         run: runs the file.
-        sample: images.
-        reference: what the network gave for them.
-        tolerance: up to which two logits count as equal, for ties; no more than the default one, as a greater one is
-            leave for the logits to move, and not for predictions to change.
-        batch: images run at once.
-        title: what the file is called in ``progress``.
-        progress: told how far it is.
+        sample: the images.
+        reference: the model's outputs.
+        tolerance: tolerance for ties, capped at the default :data:`TOLERANCE`: a larger one permits larger differences
+            of the logits, but no more changed predictions.
+        batch: batch size.
+        title: name of the file for ``progress``.
+        progress: called after each batch.
     """
     probs_differences: list[float] = []
 
@@ -172,27 +181,27 @@ def compare(
             probs_differences.append(difference(outputs[0].softmax(1), outputs[1]))
         return outputs[0]
 
-    theirs = in_pieces(logits, sample.images, batch, title, progress)
+    file_logits = run_in_batches(logits, sample.images, batch, title, progress)
     batches = {count: difference(logits(sample.first(count)), reference.batches[count]) for count in BATCHES}
-    best, guess = reference.logits.argmax(1), theirs.argmax(1)
-    changed = best != guess
-    rows = torch.arange(len(best))
-    gap = reference.logits[rows, best] - reference.logits[rows, guess]
+    expected, predicted = reference.logits.argmax(1), file_logits.argmax(1)
+    changed = expected != predicted
+    rows = torch.arange(len(expected))
+    gap = reference.logits[rows, expected] - reference.logits[rows, predicted]
     return Agreement(
         batches=batches,
-        max_difference=_worst([difference(theirs, reference.logits), *batches.values()]),
+        max_difference=_worst([difference(file_logits, reference.logits), *batches.values()]),
         max_logit=float(reference.logits.abs().max()),
         max_difference_probs=_worst(probs_differences) if probs_differences else None,
         changed=int(changed.sum()),
         ties=int((changed & (gap <= 2 * min(tolerance, TOLERANCE))).sum()),
-        top1=accuracy(theirs, sample.labels),
+        top1=accuracy(file_logits, sample.labels),
     )
 
 
-def in_pieces(
+def run_in_batches(
     logits: Callable[[Tensor], Tensor], images: Tensor, batch: int, title: str, progress: Progress | None = None
 ) -> Tensor:
-    """Return float ``[n, K]``: the logits of images, uint8 ``[n, C, H, W]``, run ``batch`` at a time."""
+    """Return the logits, float ``[n, K]``, of images, uint8 ``[n, C, H, W]``."""
     outputs: list[Tensor] = []
     for piece in torch.split(images, batch):
         outputs.append(logits(piece))
@@ -201,35 +210,35 @@ def in_pieces(
     return torch.cat(outputs)
 
 
-def difference(ours: Tensor, theirs: Tensor) -> float:
-    """Return the greatest difference of two tensors, infinite where their shapes differ, NaN where one is not finite."""
-    if ours.shape != theirs.shape:
+def difference(a: Tensor, b: Tensor) -> float:
+    """Return the largest absolute difference: infinite if the shapes differ, NaN or infinite if a value is not finite."""
+    if a.shape != b.shape:
         return float("inf")
-    return float((ours.double() - theirs.double()).abs().max())
+    return float((a.double() - b.double()).abs().max())
 
 
 def _worst(differences: list[float]) -> float:
-    return float(torch.tensor(differences, dtype=torch.float64).max())  # unlike max(), never loses a NaN
+    return float(torch.tensor(differences, dtype=torch.float64).max())  # unlike max(), propagates NaN
 
 
 def accuracy(logits: Tensor, labels: Tensor | None) -> float | None:
-    """Return the share of images whose greatest logit is the label's, in percent."""
+    """Return the top-1 accuracy in percent, or None without labels."""
     return None if labels is None else 100 * float((logits.argmax(1) == labels).double().mean())
 
 
 def measure_speed(runs: Mapping[str, tuple[Run, Metadata]], sample: Sample) -> dict[str, dict[str, Any]]:
-    """Time each of ``runs`` in turn, so that a machine whose speed drifts slows all of them.
+    """Measure latency and throughput of the model and files, in turns, so that drifting machine speed affects all alike.
 
-    A turn at single images is several runs: the threads of an engine go on spinning for some milliseconds after its last
-    run, and would slow the first ones of the next engine.
+    A turn of latency has several runs, the first ones untimed: an engine's threads keep spinning for some milliseconds
+    after its last run, which would slow down the next engine.
 
     Args:
-        runs: by name, what runs images and the form that it takes them in.
-        sample: images.
+        runs: the function to time and the metadata of its input, by name.
+        sample: the images.
 
     Returns:
-        By name: ``latency_p50`` and ``latency_p95`` of one image in seconds, ``images_per_second`` in batches of
-        ``speed_batch``.
+        By name: ``latency_p50`` and ``latency_p95`` for one image in seconds, and ``images_per_second`` at a batch size
+        of ``speed_batch``.
     """
     single = {name: as_input(sample.first(1), record) for name, (_, record) in runs.items()}
     times: dict[str, list[float]] = {name: [] for name in runs}
@@ -252,7 +261,7 @@ def measure_speed(runs: Mapping[str, tuple[Run, Metadata]], sample: Sample) -> d
     for i in range(4):
         for name, (run, _) in runs.items():
             seconds = _timed(run, many[name])
-            if i or seconds > 2:  # the first one warms up, which is of no weight where it takes long
+            if i or seconds > 2:  # the first batch is a warm-up, unless it takes so long that this does not matter
                 rates[name].append(batch / seconds)
         if i and sum(batch / rate for values in rates.values() for rate in values) > SPEED_SECONDS:
             break

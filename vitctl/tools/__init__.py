@@ -1,1 +1,1 @@
-"""Tools around training: learning-rate finder, batch preview, dry run, conversion of weights."""
+"""Tools around training: learning-rate finder, batch preview, dry run, and conversion of weights."""

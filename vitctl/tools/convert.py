@@ -1,4 +1,4 @@
-"""The predecessor's saved weights as a checkpoint of ours."""
+"""Conversion of weights from the original scripts to a checkpoint."""
 
 from __future__ import annotations
 
@@ -12,15 +12,16 @@ import torch
 from vitctl.config import resolve_config
 from vitctl.data.cifar import CIFAR10, CIFAR100
 from vitctl.errors import RequestError
+from vitctl.files import check_writable
 from vitctl.models import build_model
 from vitctl.models.legacy import RULES, translate
 from vitctl.models.state_files import read_state
-from vitctl.registry import split_spec, unknown
+from vitctl.registry import lookup, split_spec, suggest
 from vitctl.training.checkpoint import FORMAT, save_checkpoint
 from vitctl.training.session import Progress
 
 DATA = {spec.name: (spec.classes, spec.mean, spec.std) for spec in (CIFAR10, CIFAR100)}
-"""Classes, mean and deviation that the predecessor's scripts trained with."""
+"""Classes, mean and standard deviation of the data sets of the original scripts."""
 
 
 def convert(
@@ -33,42 +34,41 @@ def convert(
     patch: int | None = None,
     convkernel: int | None = None,
 ) -> dict[str, Any]:
-    """Turn weights that the predecessor's scripts saved into a checkpoint that eval, predict and export take.
+    """Convert weights from the original scripts to a checkpoint for eval, predict and export.
 
     Args:
-        old: ``{"model": ...}`` of the fork or ``{"net": ..., "acc": ..., "epoch": ...}`` of upstream, or a plain state
-            dict, with or without a ``module.`` prefix.
-        output: where to write the checkpoint; nothing is there yet.
-        net: a network of the predecessor, ``NAME[:key=value,...]``.
+        old: the weights: ``{"model": ...}`` of the fork, ``{"net": ..., "acc": ..., "epoch": ...}`` of upstream, or a
+            plain state dict, with or without a ``module.`` prefix.
+        output: path of the checkpoint to create; it must not exist.
+        net: a network of the original scripts, ``NAME[:key=value,...]``.
         dataset: ``cifar10`` or ``cifar100``.
-        size: side of the images that it was trained on; None is the scripts' default.
-        patch: as ``--patch``; None is the scripts' default.
-        convkernel: likewise.
+        size: image size in training; None for the scripts' default.
+        patch: ``--patch`` in training; None for the scripts' default.
+        convkernel: ``--convkernel`` in training; None for the scripts' default.
 
     Returns:
-        ``net, params, tensors, epoch, acc, dataset, size, output``; ``epoch`` and ``acc`` as the file has them, or None.
+        ``net, params, tensors, epoch, acc, dataset, size, output``; ``epoch`` and ``acc`` are None if the file lacks
+        them.
 
     Raises:
-        RequestError: no such network or file, or its tensors are not that network's.
-        RunFailed: the checkpoint cannot be written.
+        RequestError: unknown network, unreadable file, tensors of another network, or an output that cannot be written.
+        RunFailed: writing the checkpoint failed.
     """
     name, _ = split_spec(net, "--net")
     if name not in RULES:
-        raise unknown("--net", name, RULES)
-    if dataset not in DATA:
-        raise unknown("--dataset", dataset, DATA)
-    if not output.absolute().parent.is_dir():
-        raise RequestError(f"--output {output}: the folder {output.absolute().parent} is not there")
+        raise RequestError(f"--net {name} is not a network of the original scripts", hint=suggest(name, RULES))
+    lookup(DATA, dataset, "--dataset")
+    check_writable(output, "--output")
     if output.exists():
         same = old.exists() and output.samefile(old)
-        what = "a folder" if output.is_dir() else "the file to convert" if same else "there already"
-        raise RequestError(f"--output {output} is {what}; name another")
+        what = "is the file to convert" if same else "already exists"
+        raise RequestError(f"--output {output} {what}", hint="use --output with a new path")
     size = size or (384 if name == "vit_timm" else 32)
-    check_predecessor_size(name, size)
+    check_original_size(name, size)
     if name == "mobilevit":
         net = _with_option(net, "reduction", 32)
     if patch is not None and name == "swin":
-        net, patch = _with_option(net, "window_size", patch), None  # what the scripts' --patch was there
+        net, patch = _with_option(net, "window_size", patch), None  # the scripts passed --patch as Swin's window size
     settings = {"recipe": "seed", "net": net, "size": size, "dataset": "cifar10", "pretrained": "false"}
     settings |= {key: value for key, value in (("patch", patch), ("convkernel", convkernel)) if value is not None}
     config = dataclasses.replace(resolve_config(settings), dataset=dataset)
@@ -79,7 +79,8 @@ def convert(
     try:
         state = translate(config.net, config.net_options, tensors, model.state_dict())
     except RequestError as error:
-        raise RequestError(f"{old}: {error}") from error
+        error.add_context(str(old))
+        raise
     epoch, acc = _number(more.get("epoch")), _number(more.get("acc"))
     save_checkpoint(
         {
@@ -113,26 +114,26 @@ def convert(
     }
 
 
-def check_predecessor_size(net: str, size: int) -> None:
-    """Refuse a size at which the predecessor's network could not run, or computed something that ours does not.
+def check_original_size(net: str, size: int) -> None:
+    """Refuse an image size at which the original network could not run or gave other results than ours.
 
     Raises:
-        RequestError: the message says why.
+        RequestError: the size is not supported.
     """
-    if net.startswith("res") and size != 32:
-        raise RequestError(
-            f"--size {size}: the predecessor's --net {net} pooled 4x4 positions of its last map whatever the size, and "
-            f"ours pools all of them, which is the same at 32 px alone"
-        )
+    if net.startswith("res") and size != 32:  # the scripts pooled 4x4 positions at any size, where ours pools all
+        raise RequestError(f"--size {size}: {net} of the original scripts converts only at 32 px", hint="use --size 32")
     if net == "vgg" and not 32 <= size < 64:
-        raise RequestError(f"--size {size}: the predecessor's --net vgg ran on images of 32 to 63 px alone")
+        raise RequestError(
+            f"--size {size}: {net} of the original scripts accepted only 32 to 63 px", hint="use a --size from 32 to 63"
+        )
     if net == "mlpmixer" and size != 32:
         raise RequestError(
-            f"--size {size}: the predecessor's --net mlpmixer took images of 32 px, whatever --size said"
+            f"--size {size}: {net} of the original scripts ignored --size and used 32 px", hint="use --size 32"
         )
     if net == "mobilevit" and size % 64:
         raise RequestError(
-            f"--size {size}: the predecessor's --net mobilevit ran on multiples of 64 px alone; say which --size it was"
+            f"--size {size}: {net} of the original scripts accepted only multiples of 64 px",
+            hint="use the --size of the training, such as --size 64",
         )
 
 

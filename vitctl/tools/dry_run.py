@@ -1,4 +1,4 @@
-"""``--dry-run``: measure a few real steps and estimate the cost of the whole run."""
+"""Dry run: measure a few training steps and estimate the cost of the complete run."""
 
 from __future__ import annotations
 
@@ -19,20 +19,20 @@ def dry_run(
     observer: Observer = SILENT,
     steps: int = 3,
 ) -> Record:
-    """Take a few real steps without saving anything, and estimate the cost of the whole run.
+    """Take a few training steps without saving anything, and estimate the cost of the complete run.
 
     Args:
         config: the settings.
-        observer: is notified of data, compilation and warnings.
+        observer: receives events and messages.
         steps: number of timed steps.
 
     Returns:
-        ``params``, ``mflop`` (forward, one image), ``tokens``, ``steps_per_epoch``, ``total_steps``, ``micro_batch``,
-        ``step_time`` (seconds, median), ``images_per_second``, ``eta`` (seconds for the whole run, evaluations
-        included), ``peak_memory`` (bytes), and the settings under ``config``.
+        ``params``, ``mflop`` (forward pass of one image), ``tokens``, ``steps_per_epoch``, ``total_steps``,
+        ``micro_batch``, ``step_time`` (median, in seconds), ``images_per_second``, ``eta`` (seconds for the complete
+        run, with evaluations), ``peak_memory`` (bytes), and the settings under ``config``.
 
     Raises:
-        RequestError: device, data or network are not available as requested.
+        RequestError: the device, data or network is not available.
         RunFailed: memory ran out, or the loss is not finite.
     """
     started = time.monotonic()
@@ -42,7 +42,7 @@ def dry_run(
         TimePlan(session, started).fit()
     session.train_mode()
     times: list[float] = []
-    for _ in range(1 + min(steps, session.total_steps)):  # the first one warms up
+    for _ in range(1 + min(steps, session.total_steps)):  # the first step is a warm-up
         start = time.perf_counter()
         train_step(session)
         devices.synchronize(session.device)
@@ -53,7 +53,7 @@ def dry_run(
     batch = session.batches.batch_size if session.steps_per_epoch > 1 else session.batches.count
     evaluated = len(session.splits.val.index) * session.epochs if session.splits.val is not None else 0
     evaluated += len(session.splits.test.index) * (2 if config.tta == "flip" else 1)
-    eta = session.total_steps * step_time + evaluated * step_time / batch / 3  # a step costs three forward passes
+    eta = session.total_steps * step_time + evaluated * step_time / batch / 3  # a step costs about 3 forward passes
 
     return {
         "net": config.net,

@@ -1,4 +1,4 @@
-"""The learning-rate range test: a short run with a rising rate, and what its loss says."""
+"""Learning-rate range test: a short run with a rising learning rate, from whose loss a rate is suggested."""
 
 from __future__ import annotations
 
@@ -23,63 +23,71 @@ from vitctl.training.session import Session
 from vitctl.training.setup import open_session
 
 LOW, HIGH, STEPS = 1e-3, 1e3, 200
-"""The rates at the first and last step, over that of the settings, and how many steps there are."""
+"""Learning rates at the first and last step, as multiples of the configured one, and the default number of steps."""
 
 MEMORY = 0.9
-"""Share of the running mean of the losses, which says when to stop, kept at each step."""
+"""Decay of the moving average of the loss that detects divergence."""
 
 DIVERGED = 4.0
-"""The test ends when that mean is this many times its least value."""
+"""The test stops when the moving average exceeds its minimum by this factor."""
 
 SKIPPED = 5
-"""First steps, whose mean is over too few losses to end the test."""
+"""Number of first steps at which the test does not stop, because the average has too few losses."""
 
 WINDOW = 4
-"""How many neighbours on either side a loss is averaged with for the suggestions."""
+"""Number of neighbours on each side for smoothing the loss."""
 
 FALL = 0.02
-"""The loss must fall by this share for a suggestion to mean something."""
+"""Smallest relative fall of the loss that permits a suggestion."""
 
 PLOT_FORMATS = (".png", ".svg", ".pdf")
 DEFAULT_PLOT = "lr-finder.png"
-EXTRA = "pip install 'vitctl[plots]' brings it"
+EXTRA = "pip install 'vitctl[plots]'"
+"""Command that installs matplotlib."""
 
 
 def find_lr(config: TrainConfig, observer: Observer, plot: Path | None = None, steps: int | None = None) -> Record:
-    """Train a few steps with an exponentially rising rate, save nothing, and suggest a rate.
+    """Train for a few steps with an exponentially rising learning rate, without saving anything, and suggest a rate.
 
-    After Smith 2017 (arXiv 1506.01186): the loss stands, falls and rises as the rate grows from a thousandth of the
-    settings' to a thousand times that. The rate suggested is that at which the smoothed loss falls steepest over the
-    logarithm of the rate; a tenth of that at which it is least is the other usual choice. What has a rate of its own in
-    the optimizer, such as ``adamw_lr`` of Muon, keeps its ratio to the rate under test.
+    After Smith 2017 (arXiv 1506.01186). The rate rises from a thousandth of the configured one to a thousand times it;
+    the loss is flat at first, then falls, then rises. The suggestion is the rate at which the smoothed loss falls
+    fastest over the logarithm of the rate; a tenth of the rate at the lowest loss is the other common choice. A second
+    rate of the optimizer, such as ``adamw_lr`` of Muon, keeps its ratio to the rate under test.
 
     Args:
         config: the settings; ``lr`` is the middle of the range.
-        observer: receives every event.
-        plot: where to draw the curve, in one of the formats :data:`PLOT_FORMATS`.
-        steps: how many to take, :data:`STEPS` when nobody says.
+        observer: receives events and messages.
+        plot: path of a plot of the loss, in one of the :data:`PLOT_FORMATS`.
+        steps: number of steps; None for :data:`STEPS`.
 
     Returns:
-        ``lr``, ``loss`` and ``smoothed``: a list each, an item a step; ``suggestion``, ``lowest`` (the rate at the least
-        smoothed loss) and ``lowest_tenth``, or None where the loss never fell; ``second_lr``: by its name, the
-        optimizer's second rate at the suggestion, such as Muon's ``adamw_lr``; ``diverged``; ``steps``; ``seconds``;
-        ``plot``; device and versions; the settings under ``config``.
+        ``lr``, ``loss`` and ``smoothed``: lists with a value per step; ``suggestion``, ``lowest`` (the rate at the
+        lowest smoothed loss) and ``lowest_tenth``, or None if the loss did not fall; ``second_lr``: the optimizer's
+        second rate at the suggestion, by name; ``diverged``; ``steps``; ``seconds``; ``plot``; device and versions; the
+        settings under ``config``.
 
     Raises:
-        RequestError: device, data or network cannot be had, or the plot cannot be drawn.
+        RequestError: the device, data or network is not available, or the plot cannot be drawn.
         RunFailed: memory ran out, or the plot could not be written.
     """
     if plot is not None:
         check_plot(plot, "--lr-finder-out", PLOT_FORMATS)
         if not can_draw():
-            raise RequestError(f"--lr-finder-out {plot} needs matplotlib, which is not installed; {EXTRA}")
+            raise RequestError(
+                f"--lr-finder-out {plot} needs matplotlib, which is not installed", hint=f"install it: {EXTRA}"
+            )
     if not config.lr:
-        raise RequestError("--lr-finder looks around --lr, and --lr is 0; leave it out")
+        raise RequestError(
+            "--lr 0 does not work with --lr-finder, which tests rates around --lr",
+            hint="use --lr with a number above 0, or remove it",
+        )
     start = time.monotonic()
     steps = steps or STEPS
     if steps <= 2 * SKIPPED:
-        raise RequestError(f"--max-steps {steps} are too few for --lr-finder; take {2 * SKIPPED + 1} or more")
-    # Images are mixed to the end: where mixing stopped, the loss would fall whatever the rate.
+        raise RequestError(
+            f"--max-steps {steps} is too small for --lr-finder", hint=f"use --max-steps {2 * SKIPPED + 1} or more"
+        )
+    # Mix images to the end: the loss would fall at any rate when mixing stops.
     found_with = dataclasses.replace(
         config, epochs=None, max_time=None, max_steps=steps, patience=None, mix_off=0.0, warmdown=0.0
     )
@@ -95,7 +103,7 @@ def find_lr(config: TrainConfig, observer: Observer, plot: Path | None = None, s
         "steps": len(losses),
         "seconds": round(time.monotonic() - start, 3),
         "plot": str(plot) if plot is not None else None,
-        "picture": str(plot) if plot is not None else None,  # the name of earlier versions
+        "picture": str(plot) if plot is not None else None,  # the key of earlier versions
         "net": config.net,
         "opt": config.opt,
         "second_lr": _second_lr(config, found["suggestion"]),
@@ -111,7 +119,7 @@ def find_lr(config: TrainConfig, observer: Observer, plot: Path | None = None, s
 
 
 def _second_lr(config: TrainConfig, suggestion: float | None) -> dict[str, float]:
-    """Return, by its name, the optimizer's second rate that went with the suggested one; nothing where it has none."""
+    """Return the optimizer's second rate at the suggestion, by name; empty if it has none."""
     name = find_optimizer(config.opt).second_lr
     if name is None or suggestion is None:
         return {}
@@ -119,7 +127,7 @@ def _second_lr(config: TrainConfig, suggestion: float | None) -> dict[str, float
 
 
 def _rising_run(session: Session, steps: int, observer: Observer) -> tuple[list[float], list[float], bool]:
-    """Return rate and loss of each step, and whether the loss ran away before the last."""
+    """Return the learning rate and loss of each step, and whether the loss diverged."""
     progress = session.progress
     session.train_mode()
     rates: list[float] = []
@@ -164,7 +172,7 @@ def _rising_run(session: Session, steps: int, observer: Observer) -> tuple[list[
 
 
 def smooth(losses: Sequence[float]) -> list[float]:
-    """Return the losses averaged with their neighbours by a triangular window, which does not shift the curve."""
+    """Smooth with a centred triangular window, which does not shift the curve."""
     weights = {offset: WINDOW + 1 - abs(offset) for offset in range(-WINDOW, WINDOW + 1)}
     smoothed = []
     for i in range(len(losses)):
@@ -176,7 +184,7 @@ def smooth(losses: Sequence[float]) -> list[float]:
 def suggest(rates: Sequence[float], smoothed: Sequence[float]) -> dict[str, float | None]:
     """Return ``suggestion``, ``lowest`` and ``lowest_tenth``; see :func:`find_lr`.
 
-    All are None when the least loss is not at least :data:`FALL` below the first: then there is nothing to read off.
+    All are None unless the loss falls by at least the share :data:`FALL`.
     """
     nothing: dict[str, float | None] = {"suggestion": None, "lowest": None, "lowest_tenth": None}
     if not smoothed:
@@ -190,12 +198,12 @@ def suggest(rates: Sequence[float], smoothed: Sequence[float]) -> dict[str, floa
 
 
 def can_draw() -> bool:
-    """Whether matplotlib is installed."""
+    """Return whether matplotlib is installed."""
     return importlib.util.find_spec("matplotlib") is not None
 
 
 def draw(found: Record, path: Path) -> None:
-    """Draw loss over rate, with the suggestion and the rate of the settings marked.
+    """Plot the loss over the learning rate, and mark the suggestion and the configured rate.
 
     Raises:
         RunFailed: the file could not be written.
@@ -208,8 +216,8 @@ def draw(found: Record, path: Path) -> None:
     axes.plot(found["lr"], found["smoothed"], color="tab:blue", linewidth=2, label="smoothed")
     marks = [
         ("suggestion", found["suggestion"], "tab:green", "-"),
-        ("a tenth of the lowest", found["lowest_tenth"], "tab:olive", "--"),
-        ("--lr of these settings", found["config"]["lr"], "tab:red", ":"),
+        ("a tenth of the rate at the lowest loss", found["lowest_tenth"], "tab:olive", "--"),
+        ("configured --lr", found["config"]["lr"], "tab:red", ":"),
     ]
     for label, rate, colour, style in marks:
         if rate is not None:
@@ -217,7 +225,7 @@ def draw(found: Record, path: Path) -> None:
     axes.set_xscale("log")
     if found["smoothed"]:
         bottom, top = min(found["smoothed"]), 1.5 * found["smoothed"][0]
-        axes.set_ylim(bottom - 0.05 * (top - bottom), top)  # what comes after the loss ran away would flatten the rest
+        axes.set_ylim(bottom - 0.05 * (top - bottom), top)  # a diverging loss would flatten the rest
     axes.set_xlabel("learning rate")
     axes.set_ylabel("training loss")
     config = found["config"]

@@ -1,4 +1,4 @@
-"""Files that commands draw: refused before any work where they could not be written."""
+"""Checks for the paths of plots, made before any work starts."""
 
 from __future__ import annotations
 
@@ -6,20 +6,24 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from vitctl.errors import RequestError
-from vitctl.files import check_writable
+from vitctl.files import check_replaceable
+from vitctl.registry import or_list
 
 
-def check_plot(path: Path, flag: str, endings: Sequence[str]) -> None:
-    """Refuse a plot that could not be written.
+def check_plot(path: Path, flag: str, suffixes: Sequence[str]) -> None:
+    """Refuse a plot that cannot be written, or that would replace something else than a plot.
 
     Args:
-        path: of the plot; one that is there will be replaced.
-        flag: that named it.
-        endings: of the file's name, each a format.
+        path: the plot.
+        flag: the flag that named it.
+        suffixes: valid suffixes, each of a file format.
 
     Raises:
-        RequestError: the name ends otherwise, or the folder is not there or not writable.
+        RequestError: another suffix; or see :func:`vitctl.files.check_replaceable`.
     """
-    if path.suffix.lower() not in endings:
-        raise RequestError(f"{flag} {path}: the plot's name must end in {', '.join(endings)}")
-    check_writable(path, flag)
+    if path.suffix.lower() not in suffixes:
+        endings = or_list(suffixes)
+        raise RequestError(
+            f"{flag} {path} does not end in {endings}", hint=f"use {flag} with a path that ends in {endings}"
+        )
+    check_replaceable(path, flag, suffixes)

@@ -1,4 +1,4 @@
-"""A look at what a network would be trained on: a contact sheet, and the share of images with nothing in them."""
+"""Preview of the training images: a contact sheet of the first batch, and the share of blank images."""
 
 from __future__ import annotations
 
@@ -21,43 +21,45 @@ from vitctl.tools.plots import check_plot
 from vitctl.training.setup import batch_extras, make_normalize, open_data, train_batches
 
 FLAG = "--preview-batch"
-ENDINGS = (".png",)
+SUFFIXES = (".png",)
 
 SHOWN = 64
-"""The most images on the sheet."""
+"""Largest number of images on the sheet."""
 
 SHEET_PIXELS = 1 << 24
-"""There are fewer where all of them together would have more pixels than this."""
+"""Largest number of pixels of all images on the sheet, before enlarging."""
 
 COUNTED = 2000
-"""Blank images are counted in at least so many, or in an epoch: then a share of 20 % is known to about a point."""
+"""Number of images to count blank ones in, or all of an epoch: the standard error is 1 point at a share of 20 %."""
 
 CELL = 96
-"""Least side of an image on the sheet, in pixels; small ones are enlarged by a whole number."""
+"""Smallest side of an image on the sheet in pixels; smaller images are enlarged by an integer factor."""
 
 GAP, LINE, FONT = 8, 14, 12
 
 
 def preview_batch(config: TrainConfig, path: Path, observer: Observer = SILENT) -> Record:
-    """Draw the images of the first step as the network would see them, and train nothing.
+    """Draw the images of the first step as the network would see them, without training.
+
+    An image is blank if it has a single colour, apart from the padding of a random crop.
 
     Args:
         config: the settings.
-        path: of the sheet, a PNG file.
-        observer: is notified of downloads and decoding.
+        path: the contact sheet, a PNG file.
+        observer: receives download and decoding progress.
 
     Returns:
-        ``file``; ``shown``, how many are on it; ``size``, their side as the network sees them; ``classes``, a mapping of
-        names to shares for each; ``images``, the images that blank ones were counted in, ``blank_images`` and
-        ``blank``, their share (0-1), before boxes are painted and images mixed; ``blank_stored``, the share among the same
-        images without augmentation; ``augmentation``, in words; device and versions; the settings under ``config``. Blank is an image of
-        one flat colour, whatever crop put at its rim.
+        ``file``; ``shown``, the number of images on the sheet; ``size``, their size in pixels as the network sees them;
+        ``classes``, for each the share of each class by name; ``images``, the number of images in which blank ones were
+        counted; ``blank_images``, their number, and ``blank``, their share (0-1), before erasing, cutout and mixing;
+        ``blank_stored``, the share without augmentation; ``augmentation``, the flags; device and versions; the settings
+        under ``config``.
 
     Raises:
-        RequestError: device or data cannot be had as asked, or the file cannot be written.
+        RequestError: the device or data is not available, or the file cannot be written.
         RunFailed: the disk is full.
     """
-    check_plot(path, FLAG, ENDINGS)
+    check_plot(path, FLAG, SUFFIXES)
     device = devices.resolve_device(config.device)
     devices.prepare(device, config.threads)
     dataset, splits = open_data(config, observer)
@@ -71,7 +73,7 @@ def preview_batch(config: TrainConfig, path: Path, observer: Observer = SILENT) 
     shares = class_shares(labels.cpu(), dataset.classes)
     content = contact_sheet(seen, [caption(each) for each in shares], title(config))
 
-    # Whether an image has content left is asked before others are mixed in or boxes painted, which hide what is blank.
+    # Count before mixing, erasing and cutout, which would hide blank images.
     batches.mixed_steps = 0
     batches.extras = dataclasses.replace(batches.extras, erase=0.0, cutout=0.0)
     counted, blank, stored = 0, 0, 0
@@ -86,7 +88,7 @@ def preview_batch(config: TrainConfig, path: Path, observer: Observer = SILENT) 
     write_bytes(path, content)
     return {
         "file": str(path),
-        "picture": str(path),  # the name of earlier versions
+        "picture": str(path),  # the key of earlier versions
         "shown": len(seen),
         "size": config.size,
         "classes": shares,
@@ -102,11 +104,11 @@ def preview_batch(config: TrainConfig, path: Path, observer: Observer = SILENT) 
 
 
 def is_blank(images: Tensor, rim: int = 0) -> Tensor:
-    """Return which images are of one flat colour, bool ``[B]``.
+    """Return which images have a single colour, bool ``[B]``.
 
     Args:
         images: uint8 ``[B, C, H, W]``.
-        rim: pixels on every side that do not count, as a crop may have padded them.
+        rim: width in pixels of the border to ignore, which a random crop may have padded.
     """
     H, W = images.shape[2:]
     flat = images[:, :, rim : H - rim, rim : W - rim].flatten(2)  # [B, C, (H - 2 rim) * (W - 2 rim)]
@@ -114,15 +116,15 @@ def is_blank(images: Tensor, rim: int = 0) -> Tensor:
 
 
 def denormalise(x: Tensor, normalize: Normalize) -> Tensor:
-    """Return a network's input, float ``[B, C, S, S]``, as images, uint8 on the CPU."""
+    """Convert a network's input, float ``[B, C, S, S]``, back to uint8 images on the CPU."""
     return ((x - normalize.offset) / normalize.scale).round().clamp(0, 255).to(torch.uint8).cpu()
 
 
 def class_shares(labels: Tensor, classes: tuple[str, ...]) -> list[dict[str, float]]:
-    """Return the share of each class that an image has, the greatest first.
+    """Return the share of each class in each image, largest first.
 
     Args:
-        labels: int64 ``[B]``, or shares, float ``[B, K]``.
+        labels: int64 ``[B]``, or for mixed images float ``[B, K]``.
         classes: names of the K classes.
     """
     if labels.ndim == 1:
@@ -135,14 +137,14 @@ def class_shares(labels: Tensor, classes: tuple[str, ...]) -> list[dict[str, flo
 
 
 def caption(shares: dict[str, float]) -> list[str]:
-    """Return a line for each class of an image."""
+    """Return the caption of an image, a line per class."""
     if len(shares) == 1:
         return list(shares)
     return [f"{100 * share:.0f}% {name}" for name, share in shares.items()]
 
 
 def describe_augmentation(config: TrainConfig) -> str:
-    """Return what is done to the images, as one would type it."""
+    """Return the augmentation as command-line flags."""
     words = [f"--aug {format_spec(config.aug, config.aug_options)}"]
     for name in ("erase", "cutout", "mixup", "cutmix", "mix_off"):
         if value := getattr(config, name):
@@ -151,17 +153,17 @@ def describe_augmentation(config: TrainConfig) -> str:
 
 
 def title(config: TrainConfig) -> str:
-    """Return the line above the images."""
+    """Return the title of the sheet."""
     return f"{config.dataset}, first step, seed {config.seed}: {describe_augmentation(config)}"
 
 
 def contact_sheet(images: Tensor, captions: list[list[str]], title: str) -> bytes:
-    """Return images in rows, each above its caption, as a PNG file.
+    """Draw images in rows, each above its caption, and return a PNG file.
 
     Args:
         images: uint8 ``[B, C, H, W]``.
-        captions: lines of each.
-        title: the line above all.
+        captions: lines of text for each image.
+        title: line at the top.
     """
     height, width = images.shape[2:]
     zoom = -(-CELL // min(height, width))
@@ -188,7 +190,7 @@ def contact_sheet(images: Tensor, captions: list[list[str]], title: str) -> byte
 
 
 def fitting(text: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont, width: int) -> str:
-    """Return ``text``, cut off to fit ``width`` pixels."""
+    """Truncate ``text`` to ``width`` pixels."""
     if font.getlength(text) <= width:
         return text
     while text and font.getlength(f"{text}...") > width:
