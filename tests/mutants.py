@@ -89,8 +89,8 @@ MUTANTS = (
     Mutant(
         "loop: the record has the learning rate of the next step",
         "training/loop.py",
-        '"lr": session.lr(progress.step - 1),  # the one',
-        '"lr": session.lr(progress.step),  # the one',
+        '"lr": session.lr(progress.step - 1),  # of the last step',
+        '"lr": session.lr(progress.step),  # of the last step',
         "tests/training/test_loop.py tests/cli/test_train_command.py",
     ),
     Mutant(
@@ -118,8 +118,8 @@ MUTANTS = (
     Mutant(
         "checkpoint: damage is not detected",
         "training/checkpoint.py",
-        'whole = checkpoint["digest"] == content_digest(checkpoint)',
-        'whole = bool(checkpoint["digest"] and content_digest(checkpoint))',
+        'intact = checkpoint["digest"] == content_digest(checkpoint)',
+        'intact = bool(checkpoint["digest"] and content_digest(checkpoint))',
         "tests/training/test_checkpoint.py",
     ),
     Mutant(
