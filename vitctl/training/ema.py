@@ -37,7 +37,9 @@ class WeightAverage:
         averages = [*self.model.parameters(), *self.model.buffers()]
         values = [*model.parameters(), *model.buffers()]
         pairs = list(zip(averages, values, self._averaged, strict=True))
-        torch._foreach_lerp_([a for a, _, averaged in pairs if averaged], [v for _, v, averaged in pairs if averaged], weight)
+        torch._foreach_lerp_(
+            [a for a, _, averaged in pairs if averaged], [v for _, v, averaged in pairs if averaged], weight
+        )
         for average, value, averaged in pairs:
             if not averaged:
                 average.copy_(value)

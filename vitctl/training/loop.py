@@ -19,7 +19,7 @@ from vitctl.recipes import Card
 from vitctl.training.card import CardWatch
 from vitctl.training.evaluate import Evaluation, Stopped, evaluate
 from vitctl.training.run_folder import RunFolder, git_commit
-from vitctl.training.session import Session, describe, learning, parameters, piece_sizes
+from vitctl.training.session import Session, describe, parameters, piece_sizes, trainable_parameters
 from vitctl.units import parse_save_every, plural
 
 READ_EVERY = 50
@@ -140,7 +140,7 @@ def run_start(session: Session, folder: Path) -> RunStart:
         settings=config.to_dict(),
         network=describe(config, len(session.dataset.classes)),
         params=parameters(session),
-        trainable=learning(session),
+        trainable=trainable_parameters(session),
         tokens=session.cost.tokens,
         mflop=session.cost.mflop,
         device=str(session.device),
