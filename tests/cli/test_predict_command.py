@@ -190,7 +190,7 @@ def test_refusals(refused: Refused, exported: Path, digits_runs: Path, images: P
         (["empty.onnx", images], "is damaged, or no ONNX file"),
         (["x.pt2", images], "loading one runs code in it"),
         (["x.torchscript", images], "loading one runs code in it"),
-        ([tmp_path, images], "is no run folder"),
+        ([tmp_path, images], "is not a run folder"),
         ([good, "void"], "has no images in it"),
         ([good, "nowhere.png"], "nowhere.png is not there"),
         ([good, "pipe.png"], "is no file"),

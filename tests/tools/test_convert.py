@@ -488,7 +488,7 @@ def test_the_checkpoint_begins_a_run_but_no_run_goes_on_from_it(cli: Cli, refuse
     state = torch.load(last, weights_only=True)["model"]
     assert all(torch.equal(state[name], tensor) for name, tensor in trained.model.state_dict().items())
     shutil.copy("new.pt", last)
-    assert "has weights alone" in refused("train", "--resume", "runs/r", "--max-steps", 2)
+    assert "has only weights" in refused("train", "--resume", "runs/r", "--max-steps", 2)
     assert "vitctl convert first" in refused(*run, "--pretrained", "old.t7")
 
 

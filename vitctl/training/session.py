@@ -284,7 +284,7 @@ def check_same_run(config: TrainConfig, classes: list[str], checkpoint: Checkpoi
     ours = describe(config, len(classes)), config.opt, bool(config.ema)
     if theirs != ours:
         names = [f"{net}, --opt {opt}{', with EMA' if ema else ''}" for net, opt, ema in (theirs, ours)]
-        raise RequestError(f"the checkpoint is for {names[0]}; this run is for {names[1]}", hint=_REPLACE)
+        raise RequestError(f"the checkpoint holds {names[0]}; this run trains {names[1]}", hint=_REPLACE)
     if list(checkpoint["classes"]) != classes:
         raise RequestError(
             "the data set's classes differ from those that the checkpoint was trained on",

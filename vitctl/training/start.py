@@ -121,7 +121,7 @@ def resume_run(
                 for name, value in changes.items()
                 if getattr(config, name) != getattr(stored, name)
             ]
-            unused = f"; {', '.join(idle)} had no effect" if idle else ""
+            unused = f"; without effect: {', '.join(idle)}" if idle else ""
             observer.message(
                 f"nothing to resume: run {path} finished at step {checkpoint['step']:,}{unused}\n"
                 f"to extend it: {resume_command(folder)} --epochs N"
