@@ -93,7 +93,7 @@ def drawn_mix(opened: Session, step: int) -> mixing.MixDraws:
 
 @pytest.mark.parametrize("settings", [{"mixup": 0.8}, {"cutmix": 1.0}, MIXED], ids=lambda each: "+".join(each))
 def test_loss_and_accuracy_of_mixed_images(settings: dict[str, Any]) -> None:
-    """The loss matches timm's smoothed targets; a prediction is correct if it is the class of the image's larger part."""
+    """The loss matches timm's smoothed targets; the class of an image's larger part is the correct prediction."""
     opened = session(**settings, label_smoothing=0.2)
     images, shares = opened.batches.batch(0, 0)
     draws = drawn_mix(opened, 0)

@@ -40,7 +40,7 @@ class TrialRun:
 
 
 Trainer = Callable[[TrialRun], list[str]]
-"""Returns the command that trains a trial. It must append a line of JSON per epoch to ``metrics.jsonl`` in the folder."""
+"""Returns the command that trains a trial and appends a line of JSON per epoch to the run's ``metrics.jsonl``."""
 
 
 def train_command(trial: TrialRun) -> list[str]:

@@ -29,7 +29,7 @@ class StopRequest:
         self._previous: dict[int, Any] = {}
 
     def __enter__(self) -> Self:
-        # Also where SIGINT is ignored, as in programs that a shell starts with "&".
+        # Installed even if SIGINT is ignored, as in programs that a shell starts with "&".
         if threading.current_thread() is threading.main_thread():
             for signum in _SIGNALS:
                 self._previous[signum] = signal.signal(signum, self._handle)

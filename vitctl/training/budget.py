@@ -118,7 +118,8 @@ class TimePlan:
         epochs = steps / session.steps_per_epoch
         spare = self._budget * (1 - PLANNED_SHARE) + left - self._seconds(steps)
         rest = f" with {format_duration(spare)} to spare" if steps == self._limit else ""
-        return f"{images:.0f} images/s: {plural(steps, 'step')} ({epochs:.2f} epochs) fit into --max-time {self._text}{rest}"
+        length = f"{plural(steps, 'step')} ({epochs:.2f} epochs)"
+        return f"{images:.0f} images/s: {length} fit into --max-time {self._text}{rest}"
 
 
 def measure_speed(session: Session, budget: float, runs_dir: Path | None = None) -> Speed:
@@ -152,7 +153,7 @@ def measure_speed(session: Session, budget: float, runs_dir: Path | None = None)
 
 
 def fitting_steps(session: Session, speed: Speed, seconds: float, limit: int | None) -> int:
-    """Return the largest number of steps, up to ``limit``, of a run that takes at most ``seconds``; 0 if not even one fits."""
+    """Return the largest number of steps, up to ``limit``, that fits into ``seconds``; 0 if not even one does."""
     low, high = 0, max(1, int(seconds / speed.step))
     if limit is not None:
         high = min(high, limit)
@@ -171,7 +172,7 @@ def run_seconds(session: Session, speed: Speed, steps: int) -> float:
     splits = session.splits
     val = len(splits.val.index) if splits.val is not None else 0
     mirrored = session.config.tta == "flip"
-    # With --val test, the last evaluation is also the final test, except that --tta flip tests plain and mirrored images.
+    # With --val test, the last evaluation is the final test, except that --tta flip tests plain and mirrored images.
     test = len(splits.test.index) * (2 if mirrored else 0 if splits.val_split == "test" else 1)
     saves = SAVES_PER_EPOCH if splits.val_split in ("holdout", "val") else 1
     epoch = (speed.call + val * speed.image if val else 0.0) + saves * speed.save

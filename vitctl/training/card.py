@@ -59,7 +59,7 @@ class CardWatch:
             say(self._warning(f"{what} accuracy", row["val_acc"], band, after))
 
     def final(self, summary: Record, say: Callable[[str], None]) -> Record:
-        """Compare the final figures, and return the summary's entry ``card``: the band, and whether the run is below it.
+        """Compare the final figures, and return the summary's ``card``: the band, and whether the run is below it.
 
         If fewer steps fit into ``--max-time`` than in the card's runs, the run is not expected to reach the band.
         """

@@ -61,7 +61,7 @@ class DamagedCheckpoint(RequestError):
 
 
 def content_digest(checkpoint: Checkpoint) -> str:
-    """Return the SHA-256 of a checkpoint: of each tensor's path, dtype, shape and bytes, and of all other values as JSON.
+    """Return the SHA-256 of each tensor's path, dtype, shape and bytes, and of all other values as JSON.
 
     Raises:
         TypeError: a value is not plain, or a tensor is not dense or not stored in full.

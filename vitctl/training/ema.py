@@ -11,8 +11,8 @@ from torch import nn
 class WeightAverage:
     """Exponential moving average of the weights and statistics of a model.
 
-    The decay of update ``t`` is ``min(decay, (1 + t) / (10 + t))``, so that the initial weights do not dominate in short
-    runs (as in TensorFlow's ExponentialMovingAverage).
+    The decay of update ``t`` is ``min(decay, (1 + t) / (10 + t))``, so that the initial weights do not dominate in
+    short runs (as in TensorFlow's ExponentialMovingAverage).
 
     Args:
         model: copied as the initial average.
@@ -22,8 +22,8 @@ class WeightAverage:
     def __init__(self, model: nn.Module, decay: float) -> None:
         self.model = copy.deepcopy(model).eval().requires_grad_(False)
         self.decay = decay
-        # Average parameters and running statistics, such as BatchNorm's. Other buffers are constants: they are not saved,
-        # or not finite, like the minus infinity of an attention mask, whose average with itself is NaN.
+        # Average parameters and running statistics, such as BatchNorm's. Other buffers are constants, which are not
+        # saved or not finite: an attention mask has minus infinity, whose average with itself is NaN.
         saved = self.model.state_dict().keys()
         self._averaged = [parameter.is_floating_point() for parameter in self.model.parameters()] + [
             name in saved and buffer.is_floating_point() and bool(buffer.isfinite().all())

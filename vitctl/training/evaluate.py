@@ -46,7 +46,7 @@ class Stopped(Exception):
 
 
 class Scorer:
-    """Accumulates losses and the number of correct predictions on ``device``, so that the CPU waits for it only once."""
+    """Accumulates losses and correct predictions on ``device``, so that the CPU waits for it only once."""
 
     def __init__(self, device: torch.device) -> None:
         self.losses: list[Tensor] = []

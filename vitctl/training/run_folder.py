@@ -253,7 +253,7 @@ class RunFolder:
     # -- checkpoints -------------------------------------------------------------------------------------------------
 
     def save(self, checkpoint: Checkpoint, *, keep: int, best: bool) -> Path:
-        """Save a checkpoint as ``last.pt``, after renaming the previous one to ``kept-N.pt``, where N counts up.
+        """Save a checkpoint as ``last.pt``; the previous one becomes ``kept-N.pt``, where N counts up.
 
         Args:
             checkpoint: see :mod:`vitctl.training.checkpoint`.
@@ -269,7 +269,7 @@ class RunFolder:
         except OSError as error:
             raise write_failed(error, self.checkpoints) from error
         if best:
-            # First best.pt: a run killed before last.pt is saved resumes from the previous last.pt and saves best.pt again.
+            # best.pt first: a run killed before last.pt is saved resumes from the old one and saves best.pt again.
             save_checkpoint(checkpoint, self.checkpoints / BEST)
         if keep and last.exists():
             self._keep_last()
@@ -349,7 +349,7 @@ def _use_a_run_in(folder: Path) -> str:
 
 @functools.cache
 def git_commit() -> str | None:
-    """Return the commit of vitctl's source tree, with ``+`` if files were changed since, or None without a git repository."""
+    """Return the commit of vitctl's source tree, with ``+`` if files have changed, or None outside a repository."""
     root = Path(__file__).resolve().parents[2]
     if not (root / ".git").exists():
         return None

@@ -113,7 +113,7 @@ class Session:
         cost: cost of a forward pass of one image.
         precision: ``fp32``, ``bf16`` or ``fp16``.
         scaler: scaler of the fp16 loss, or None.
-        forward: the model in training, compiled if ``--compile`` succeeded.
+        forward: the network as the training step calls it, compiled with ``--compile``.
         schedule: learning-rate schedule.
         total_steps: optimizer steps of the whole run.
         compile_time: seconds that compilation took, or None.

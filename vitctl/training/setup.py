@@ -29,8 +29,8 @@ from vitctl.training.session import Session, given_length
 CACHE_FLOATS = 1 << 22
 """Most floats in the largest activation of a micro-batch on CPU: 16 MiB of fp32.
 
-Measured on Zen 3 and Zen 4 cores with 32 MiB of last-level cache: larger micro-batches exceed the cache, and much smaller
-ones do not keep the cores busy. It is a constant because the size of micro-batches affects the last bits of a result.
+Measured on Zen 3 and Zen 4 cores with 32 MiB of last-level cache: larger micro-batches exceed the cache, and much
+smaller ones do not keep the cores busy. It is a constant, as micro-batches affect the last bits of a result.
 """
 
 DEVICE_EVAL_BATCH = 1000
@@ -206,7 +206,7 @@ def batch_pieces(
 ) -> tuple[int, int]:
     """Return the number of images per forward pass in training and in evaluation.
 
-    With ``--micro-batch auto``, training on CPU uses the largest power of two for which the largest activation has at most
+    With ``--micro-batch auto``, training on CPU uses the largest power of two for which no activation has more than
     :data:`CACHE_FLOATS` floats, but at least 8. Training on an accelerator uses the full batch, and so do networks with
     BatchNorm, whose statistics are those of the batch.
     """

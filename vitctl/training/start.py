@@ -149,9 +149,10 @@ def resume_run(
                     warmup_steps=checkpoint["scheduler"]["warmup_steps"],
                     warmdown_steps=checkpoint["scheduler"]["warmdown_steps"],
                 ).factor(checkpoint["step"])
+                length = plural(session.total_steps, "step")
                 observer.message(
-                    f"the run now has {plural(session.total_steps, 'step')}, and its {config.schedule} schedule is stretched:\n"
-                    f"the learning rate continues at {config.lr * factor:.3g} instead of {config.lr * stored_factor:.3g}"
+                    f"the run now has {length}, and its {config.schedule} schedule is stretched:\n"
+                    f"the learning rate continues at {config.lr * factor:.3g}, not at {config.lr * stored_factor:.3g}"
                 )
                 old_end = mixed_steps(stored, run_length(stored, session.steps_per_epoch))
                 new_end = session.batches.mixed_steps
@@ -173,7 +174,7 @@ def resume_run(
 
 
 def kept_of_recipe(stored: TrainConfig, config: TrainConfig) -> str:
-    """Return a message about settings that the recipe chose for the stored length and not for the new one, or ``""``."""
+    """Return a message about settings that the recipe chose for the stored length only, or ``""``."""
     recipe = RECIPES.get(config.recipe)
     if recipe is None or stored.epochs is None or config.epochs is None:
         return ""
@@ -216,7 +217,7 @@ def changed_config(stored: TrainConfig, changes: Mapping[str, Any]) -> TrainConf
     if "max_time" in changes and not same_value(stored, "max_time", changes["max_time"]):
         length = plural(stored.max_steps, "step") if stored.max_steps else plural(stored.epochs or 0, "epoch")
         raise RequestError(
-            f"--max-time {changes['max_time']} sets the length of a new run only; this run has {length}",
+            f"--max-time {changes['max_time']} only sets the length of new runs; this run has {length}",
             hint="use --max-steps or --epochs to change its length",
         )
     if refused:
