@@ -181,7 +181,7 @@ def test_refusals(refused: Refused, exported: Path, digits_runs: Path, images: P
     os.mkfifo(tmp_path / "pipe.png")
     for argv, sentence in (
         (["none.onnx", images], "is not there"),
-        (["none.pt2", images], "is not there"),
+        (["none.pt2", images], "none.pt2 not found"),
         (["bare.onnx", images], "was not written by vitctl export"),
         (["size.onnx", images], "are not those that its record states"),
         (["classes.onnx", images], "is damaged"),

@@ -109,7 +109,7 @@ def test_patience_stops_early(cli: Cli) -> None:
         (["--device", "mps"], "--device mps is not available here; available: cpu"),
         (["--device", "cuda:7"], "available: "),
         (["--device", "gpu"], "'gpu' is unknown"),
-        (["--name", "a/b"], "no name for a folder"),
+        (["--name", "a/b"], "is not a valid folder name"),
         (["--dataset", "folder"], "--data-dir"),
         (["--bs", "many"], "--bs takes a whole number"),
         (["--lr", "-1"], "--lr is -1"),

@@ -480,7 +480,7 @@ def test_the_checkpoint_evaluates_predicts_and_exports(cli: Cli, images: Path) -
 
 def test_the_checkpoint_begins_a_run_but_no_run_goes_on_from_it(cli: Cli, refused: Refused, images: Path) -> None:
     trained = converted(cli, "vit_tiny:depth=1", {"model": shallow()})
-    assert "--pretrained new.pt starts a run" in refused("train", "--resume", "new.pt")
+    assert "use --pretrained new.pt to start a run" in refused("train", "--resume", "new.pt")
     run = ["train", "--dataset", images, "--val", "none", "--net", "vit_tiny:depth=1", "--bs", 10, "--max-steps", 1]
     begun = cli(*run, "--pretrained", "new.pt", "--lr", 0, "--name", "r", "--json")
     assert begun.code == 0 and "head included" in begun.err, begun.err
