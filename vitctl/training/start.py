@@ -279,10 +279,10 @@ def check_not_shorter(session: Session, config: TrainConfig, epoch: int, step: i
         RequestError: the new length is less than the number of steps taken.
     """
     if session.total_steps < step:
-        if config.max_steps:
-            flag, asked, least = "--max-steps", config.max_steps, step
-        else:
-            flag, asked, least = "--epochs", config.epochs, -(-step // session.steps_per_epoch)
+        done_epochs = -(-step // session.steps_per_epoch)
+        by_steps = config.max_steps is not None
+        flag, least = ("--max-steps", step) if by_steps else ("--epochs", done_epochs)
+        asked = config.max_steps if by_steps else config.epochs
         raise RequestError(
             f"{flag} {asked} is less than the run has done: {plural(epoch, 'epoch')}, {plural(step, 'step')}",
             hint=f"use {flag} {least} or more, or start a new run",
