@@ -5,7 +5,7 @@
     python -m tests.mutants --list
 
 A surviving fault shows that a guarantee has no test. Each fault lists the tests that should find it; ``--whole`` runs
-the whole quick suite instead.
+the full quick suite instead.
 """
 
 from __future__ import annotations
@@ -243,7 +243,7 @@ MUTANTS = (
         "training/start.py",
         "if not FLAGS[name].resumable and not same_value(stored, name, value)",
         'if name != "lr" and not FLAGS[name].resumable and not same_value(stored, name, value)',
-        "tests/training/test_resume.py",
+        "tests/training/test_resume_refused.py",
     ),
     Mutant(
         "resume: two processes train in one folder",
@@ -257,7 +257,7 @@ MUTANTS = (
         "training/run_folder.py",
         "                if is_run_failure(error):",
         "                if not is_run_failure(error):",
-        "tests/training/test_run_folder.py tests/training/test_loop.py",
+        "tests/training/test_failure.py",
     ),
     # -- errors of the command line
     Mutant(
@@ -334,7 +334,7 @@ def main() -> None:
     """Run the mutants selected on the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("words", nargs="*", help="run only mutants whose name contains one of these")
-    parser.add_argument("--whole", action="store_true", help="run the whole quick suite against each mutant")
+    parser.add_argument("--whole", action="store_true", help="run the full quick suite against each mutant")
     parser.add_argument("--list", action="store_true", help="print the names and exit")
     asked = parser.parse_args()
     chosen = [each for each in MUTANTS if not asked.words or any(word in each.name for word in asked.words)]
