@@ -98,7 +98,7 @@ MUTANTS = (
         "training/loop.py",
         'row["epoch"] - progress.best_epoch >= config.patience',
         'row["epoch"] - progress.best_epoch > config.patience',
-        "tests/training",
+        "tests/cli/test_train_command.py",
     ),
     Mutant(
         "loop: the worst epoch counts as the best",

@@ -59,11 +59,13 @@ def test_the_average_of_any_network_is_finite(net: str) -> None:
 def test_the_average_of_a_resumed_run_is_bit_identical(net: str, tmp_path: Path) -> None:
     narrow = {name: value for name, value in NARROW.items() if name in MODELS[net].options}
     whole, resumed = (tiny_session(net=format_spec(net, narrow), size=small_size(net), bs=4, ema=0.9) for _ in range(2))
+    initial = copy.deepcopy(whole.checkpoint()["ema"])
     for step in range(4):
         if step == 2:
             save_checkpoint(whole.checkpoint(), tmp_path / "last.pt")
         train_step(whole)
     expected = copy.deepcopy(whole.checkpoint())
+    assert not same(expected["ema"], initial)
     resumed.restore(load_checkpoint(tmp_path / "last.pt"))
     resumed.train_mode()
     for _ in range(2):
