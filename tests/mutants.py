@@ -5,7 +5,7 @@
     python -m tests.mutants --list
 
 A surviving fault shows that a guarantee has no test. Each fault lists the tests that should find it; ``--whole`` runs
-the whole quick suite instead.
+the full quick suite instead.
 """
 
 from __future__ import annotations
@@ -89,8 +89,8 @@ MUTANTS = (
     Mutant(
         "loop: the record has the learning rate of the next step",
         "training/loop.py",
-        '"lr": session.lr(progress.step - 1),  # the one',
-        '"lr": session.lr(progress.step),  # the one',
+        '"lr": session.lr(progress.step - 1),  # of the last step',
+        '"lr": session.lr(progress.step),  # of the last step',
         "tests/training/test_loop.py tests/cli/test_train_command.py",
     ),
     Mutant(
@@ -98,7 +98,7 @@ MUTANTS = (
         "training/loop.py",
         'row["epoch"] - progress.best_epoch >= config.patience',
         'row["epoch"] - progress.best_epoch > config.patience',
-        "tests/training",
+        "tests/cli/test_train_command.py",
     ),
     Mutant(
         "loop: the worst epoch counts as the best",
@@ -118,8 +118,8 @@ MUTANTS = (
     Mutant(
         "checkpoint: damage is not detected",
         "training/checkpoint.py",
-        'whole = checkpoint["digest"] == content_digest(checkpoint)',
-        'whole = bool(checkpoint["digest"] and content_digest(checkpoint))',
+        'intact = checkpoint["digest"] == content_digest(checkpoint)',
+        'intact = bool(checkpoint["digest"] and content_digest(checkpoint))',
         "tests/training/test_checkpoint.py",
     ),
     Mutant(
@@ -243,7 +243,7 @@ MUTANTS = (
         "training/start.py",
         "if not FLAGS[name].resumable and not same_value(stored, name, value)",
         'if name != "lr" and not FLAGS[name].resumable and not same_value(stored, name, value)',
-        "tests/training/test_resume.py",
+        "tests/training/test_resume_refused.py",
     ),
     Mutant(
         "resume: two processes train in one folder",
@@ -257,7 +257,7 @@ MUTANTS = (
         "training/run_folder.py",
         "                if is_run_failure(error):",
         "                if not is_run_failure(error):",
-        "tests/training/test_run_folder.py tests/training/test_loop.py",
+        "tests/training/test_failure.py",
     ),
     # -- errors of the command line
     Mutant(
@@ -334,7 +334,7 @@ def main() -> None:
     """Run the mutants selected on the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("words", nargs="*", help="run only mutants whose name contains one of these")
-    parser.add_argument("--whole", action="store_true", help="run the whole quick suite against each mutant")
+    parser.add_argument("--whole", action="store_true", help="run the full quick suite against each mutant")
     parser.add_argument("--list", action="store_true", help="print the names and exit")
     asked = parser.parse_args()
     chosen = [each for each in MUTANTS if not asked.words or any(word in each.name for word in asked.words)]

@@ -50,7 +50,7 @@ LIGHT = ("config", "errors", "files", "observer", "process", "recipes", "registr
 
 
 def name_of(path: Path) -> str:
-    """Return the module name of a file, such as ``vitctl.data.cache``; for ``__init__.py`` that of the package."""
+    """Return a file's module name, such as ``vitctl.data.cache``; for ``__init__.py``, the package's name."""
     parts = path.relative_to(PACKAGE.parent).with_suffix("").parts
     return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
 
@@ -109,11 +109,11 @@ def test_imports_form_no_cycle() -> None:
     graph = {module: imports(module, lazy=True) & MODULES.keys() - {module} for module in MODULES}
     done: set[str] = set()
 
-    def visit(module: str, way: tuple[str, ...]) -> None:
-        assert module not in way, " -> ".join((*way[way.index(module) :], module))
+    def visit(module: str, chain: tuple[str, ...]) -> None:
+        assert module not in chain, " -> ".join((*chain[chain.index(module) :], module))
         if module not in done:
             for other in sorted(graph[module]):
-                visit(other, (*way, module))
+                visit(other, (*chain, module))
             done.add(module)
 
     for module in graph:
@@ -137,7 +137,7 @@ def test_light_modules_import_nothing_heavy(module: str) -> None:
         seen.add(current)
         found = imports(current, lazy=False)
         heavy = {name for name in found if name.split(".")[0] in HEAVY}
-        assert not heavy, f"{current}, imported by way of {module}"
+        assert not heavy, f"{current}, imported through {module}"
         waiting |= {name for name in found & MODULES.keys() if name not in seen}
 
 

@@ -66,7 +66,7 @@ def test_refusals(cli: Cli, refused: Refused, trained: Path, tmp_path: Path) -> 
     (tmp_path / "text.pt").write_text("hello")
     (tmp_path / "short.pt").write_bytes(last.read_bytes()[:1000])
     for argv, sentence in (
-        (["none.pt"], "is not there"),
+        (["none.pt"], "none.pt not found"),
         (["text.pt"], "is not a vitctl checkpoint"),
         (["short.pt"], "is not a vitctl checkpoint"),
         ([trained, "--split", "tset"], "did you mean test"),
@@ -75,7 +75,7 @@ def test_refusals(cli: Cli, refused: Refused, trained: Path, tmp_path: Path) -> 
         ([trained, "--device", "mps"], "--device mps is not available here"),
         ([trained, "--csv", "no/where.csv"], "is not there"),
         ([trained, "--predictions", "."], "--predictions . is a folder"),
-        ([tmp_path], "is no run folder"),
+        ([tmp_path], "is not a run folder"),
     ):
         assert sentence in refused("eval", *argv)
     cli("train", *TINY, "--val", "none", "--epochs", 1, "--name", "n")

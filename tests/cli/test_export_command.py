@@ -351,12 +351,12 @@ def test_refusals(cli: Cli, refused: Refused, digits_run: Path, tmp_path: Path) 
     (tmp_path / "dir.onnx").mkdir()
     before = names(tmp_path), names(digits_run / "checkpoints")
     for argv, sentence in (
-        (["none.pt"], "is not there"),
+        (["none.pt"], "none.pt not found"),
         (["text.pt"], "is not a vitctl checkpoint"),
         (["empty.pt"], "is empty"),
         (["short.pt"], "is not a vitctl checkpoint"),
         (["gone.pt"], "unknown --net 'vit_gone'"),
-        ([tmp_path], "is no run folder"),
+        ([tmp_path], "is not a run folder"),
         ([last, "--weights", "best"], "is a single checkpoint"),
         ([digits_run, "--weights", "bets"], "did you mean best"),
         ([digits_run, "--format", "onxx"], "did you mean onnx"),

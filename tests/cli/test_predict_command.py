@@ -181,7 +181,7 @@ def test_refusals(refused: Refused, exported: Path, digits_runs: Path, images: P
     os.mkfifo(tmp_path / "pipe.png")
     for argv, sentence in (
         (["none.onnx", images], "none.onnx not found"),
-        (["none.pt2", images], "is not there"),
+        (["none.pt2", images], "none.pt2 not found"),
         (["bare.onnx", images], "was not written by vitctl export"),
         (["size.onnx", images], "its input and outputs do not match its metadata"),
         (["classes.onnx", images], "is damaged"),
@@ -190,7 +190,7 @@ def test_refusals(refused: Refused, exported: Path, digits_runs: Path, images: P
         (["empty.onnx", images], "is damaged or not an ONNX file"),
         (["x.pt2", images], "loading a torch-export file would run code in it"),
         (["x.torchscript", images], "loading a torchscript file would run code in it"),
-        ([tmp_path, images], "is no run folder"),
+        ([tmp_path, images], "is not a run folder"),
         ([good, "void"], "has no images in it"),
         ([good, "nowhere.png"], "nowhere.png is not there"),
         ([good, "pipe.png"], "is no file"),

@@ -50,7 +50,7 @@ def test_only_some_errors_mark_a_run_as_failed() -> None:
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", '{"kind": "failed"}', '"x"'])
-def test_other_files_are_read_as_none(text: str, tmp_path: Path) -> None:
+def test_files_that_are_no_failure_record_are_read_as_none(text: str, tmp_path: Path) -> None:
     (tmp_path / "f").write_text(text)
     assert Failure.read(tmp_path / "f") is None and Failure.read(tmp_path / "nowhere") is None
 
@@ -60,13 +60,15 @@ def test_an_unknown_kind_is_read_as_failed(tmp_path: Path) -> None:
     assert Failure.read(tmp_path / "f") == Failure(kind="failed", message="a")
 
 
-def test_a_report_is_written_and_not_inherited(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_child_writes_its_report_and_hides_it_from_its_own_children(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv(FAILURE_FILE, str(tmp_path / "f"))
     report = ChildReport()
     assert FAILURE_FILE not in os.environ
     report.write(RunFailed("a", step=2))
     assert Failure.read(tmp_path / "f") == Failure(kind="failed", message="a", step=2)
-    ChildReport().write(RunFailed("b"))  # no report without the variable
+    ChildReport().write(RunFailed("b"))  # writes nothing without the variable
 
 
 @pytest.mark.parametrize(

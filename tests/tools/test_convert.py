@@ -482,7 +482,7 @@ def test_eval_predict_and_export_accept_the_checkpoint(cli: Cli, images: Path) -
 
 def test_the_checkpoint_starts_a_run_but_cannot_be_resumed(cli: Cli, refused: Refused, images: Path) -> None:
     trained = converted(cli, "vit_tiny:depth=1", {"model": shallow()})
-    assert "--pretrained new.pt starts a run" in refused("train", "--resume", "new.pt")
+    assert "use --pretrained new.pt to start a run" in refused("train", "--resume", "new.pt")
     run = ["train", "--dataset", images, "--val", "none", "--net", "vit_tiny:depth=1", "--bs", 10, "--max-steps", 1]
     begun = cli(*run, "--pretrained", "new.pt", "--lr", 0, "--name", "r", "--json")
     assert begun.code == 0 and "head included" in begun.err, begun.err
@@ -490,7 +490,7 @@ def test_the_checkpoint_starts_a_run_but_cannot_be_resumed(cli: Cli, refused: Re
     state = torch.load(last, weights_only=True)["model"]
     assert all(torch.equal(state[name], tensor) for name, tensor in trained.model.state_dict().items())
     shutil.copy("new.pt", last)
-    assert "has weights alone" in refused("train", "--resume", "runs/r", "--max-steps", 2)
+    assert "has only weights" in refused("train", "--resume", "runs/r", "--max-steps", 2)
     assert "vitctl convert first" in refused(*run, "--pretrained", "old.t7")
 
 

@@ -1,4 +1,4 @@
-"""Augmentation within a run: loss and accuracy of mixed images, resuming, test-time mirroring, the sum of losses."""
+"""Augmentation in training: loss and accuracy of mixed images, resuming, ``--tta flip`` and ``--loss-sum``."""
 
 from __future__ import annotations
 
@@ -37,13 +37,13 @@ SETTINGS: list[dict[str, Any]] = [
     *({"aug": name} for name in AUGMENTATIONS),
     *({"aug": name, **MIXED, "erase": 0.5, "cutout": 0.3} for name in AUGMENTATIONS),
     *({name: 0.7} for name in ("mixup", "cutmix", "erase", "cutout")),
-    {**MIXED, "mix_off": 0.6},  # ends between the save and the end of the run
+    {**MIXED, "mix_off": 0.6},  # mixing ends after the checkpoint and before the end of the run
 ]
 
 
 @pytest.mark.parametrize(
     "settings",
-    # Each augmentation is also part of a mix.
+    # Each augmentation is also tested together with mixing.
     [pytest.param(each, marks=pytest.mark.slow) if each.keys() == {"aug"} else each for each in SETTINGS],
     ids=lambda each: "-".join(f"{k}={v}" for k, v in each.items()),
 )
@@ -65,22 +65,22 @@ def test_resume_within_an_epoch_is_bit_identical(settings: dict[str, Any], tmp_p
 @pytest.mark.parametrize(
     "settings", SETTINGS[len(AUGMENTATIONS) : 2 * len(AUGMENTATIONS)], ids=lambda each: each["aug"]
 )
-def test_draws_are_the_same_for_any_pieces(settings: dict[str, Any]) -> None:
-    ways = [
+def test_augmentation_does_not_depend_on_micro_batches(settings: dict[str, Any]) -> None:
+    sessions = [
         session(**settings, bs=64, micro_batch=64),
         session(**settings, bs=64, micro_batch=8),
         session(**settings, bs=16, accumulate=4),
     ]
-    batches = [each.batches.batch(1, 2) for each in ways]
+    batches = [each.batches.batch(1, 2) for each in sessions]
     for images, labels in batches[1:]:
         assert torch.equal(images, batches[0][0]) and torch.equal(labels, batches[0][1])
-    for each in ways:
+    for each in sessions:
         steps(each, 1)
-        assert each.progress.loss_sum == pytest.approx(ways[0].progress.loss_sum, rel=1e-5)
+        assert each.progress.loss_sum == pytest.approx(sessions[0].progress.loss_sum, rel=1e-5)
 
 
 def drawn_mix(opened: Session, step: int) -> mixing.MixDraws:
-    """Return what the images of a step of the first epoch are mixed with."""
+    """Return the random mixing of the images in a step of the first epoch."""
     images, _ = opened.batches.batch(0, step)
     config = opened.config
     return mixing.draw_mix(
@@ -93,27 +93,27 @@ def drawn_mix(opened: Session, step: int) -> mixing.MixDraws:
 
 @pytest.mark.parametrize("settings", [{"mixup": 0.8}, {"cutmix": 1.0}, MIXED], ids=lambda each: "+".join(each))
 def test_loss_and_accuracy_of_mixed_images(settings: dict[str, Any]) -> None:
-    """The loss is that of timm's smoothed targets; an image is right where its greater part is recognised."""
+    """The loss matches timm's smoothed targets; the class of an image's larger part is the correct prediction."""
     opened = session(**settings, label_smoothing=0.2)
     images, shares = opened.batches.batch(0, 0)
     draws = drawn_mix(opened, 0)
     labels = opened.batches.labels[opened.batches.order(0)[:64]]
-    opened.model.eval()  # no dropout in this network, but so that there never is
+    opened.model.eval()  # even if the network should get dropout
     logits = opened.model(opened.normalize(images))
-    # timm pairs an image with that at the same place from the end: give it each image and its partner
+    # timm mixes each image with the one at the same position from the end, so append the partners in reverse
     pairs = torch.cat([labels, labels[draws.partner].flip(0)])
     target = mixup_target(pairs, 10, lam=draws.share.repeat(2)[:, None], smoothing=0.2)[:64]
     expected = SoftTargetCrossEntropy()(logits, target)
-    greater = torch.where(draws.share >= 0.5, labels, labels[draws.partner])
-    correct = (logits.argmax(1) == greater).sum()
+    larger = torch.where(draws.share >= 0.5, labels, labels[draws.partner])
+    correct = (logits.argmax(1) == larger).sum()
     steps(opened, 1)
     assert opened.progress.loss_sum / 64 == pytest.approx(expected.item(), rel=1e-5)
     assert opened.progress.correct == correct
-    assert torch.equal(shares.argmax(1), greater)
+    assert torch.equal(shares.argmax(1), larger)
 
 
-def test_mixing_ends_where_it_is_told_to() -> None:
-    opened = session(**MIXED, mix_off=0.4)  # 14 steps, of which round(5.6) are without
+def test_mix_off_ends_mixing() -> None:
+    opened = session(**MIXED, mix_off=0.4)  # of 14 steps, the last round(5.6) are without mixing
     kinds = [opened.batches.batch(*divmod(step, opened.steps_per_epoch))[1].dtype for step in range(opened.total_steps)]
     assert kinds == [torch.float32] * 8 + [torch.int64] * 6
     steps(opened, opened.total_steps)
@@ -122,7 +122,7 @@ def test_mixing_ends_where_it_is_told_to() -> None:
     assert torch.equal(images, plain.batches.batch(2, 1)[0]) and torch.equal(labels, plain.batches.batch(2, 1)[1])
 
 
-def test_a_longer_run_says_that_it_mixes_again(cli: Cli) -> None:
+def test_an_extended_run_reports_that_mixing_is_on_again(cli: Cli) -> None:
     argv = ["train", *TINY, "--limit-train", 100, "--mixup", "--mix-off", 0.5, "--epochs", 4, "--name", "m"]
     assert cli(*argv).code == 0
     longer = cli("train", "--resume", "runs/m", "--epochs", 12)
@@ -132,18 +132,18 @@ def test_a_longer_run_says_that_it_mixes_again(cli: Cli) -> None:
     assert "on again" not in cli("train", "--resume", "runs/m", "--epochs", 13).err
 
 
-def test_mixing_that_never_ended_is_not_on_again(cli: Cli) -> None:
+def test_mixing_that_had_not_ended_is_not_reported(cli: Cli) -> None:
     argv = ["train", *TINY, "--limit-train", 100, "--mixup", "--mix-off", 0.4, "--max-steps", 4, "--name", "m"]
     stored = cli(*argv)
     assert stored.code == 0
     document = json.loads(Path("runs/m/config.json").read_text())
-    document["config"]["max_steps"] = 40  # as if it had been stopped at its fourth step
+    document["config"]["max_steps"] = 40  # as if it had been interrupted after its fourth step
     Path("runs/m/config.json").write_text(json.dumps(document))
     longer = cli("train", "--resume", "runs/m", "--max-steps", 50)
     assert longer.code == 0 and "stretched" in longer.err and "on again" not in longer.err
 
 
-def test_flip_may_be_off(cli: Cli, refused: Refused) -> None:
+def test_flip_can_be_set(cli: Cli, refused: Refused) -> None:
     def flips(dataset: str) -> list[bool]:
         return [resolve_config({"dataset": dataset, "flip": flip}).flips for flip in ("auto", "on", "off")]
 
@@ -163,7 +163,7 @@ def test_a_network_learns_from_mixed_and_augmented_images(cli: Cli) -> None:
 
 
 def scenes(root: Path) -> None:
-    """Write a data set of two classes, whose images are noise about another mean, brighter to the left."""
+    """Write a data set of two classes: noise with different means, brighter on the left."""
     generator = np.random.default_rng(0)
     for part, count in (("train", 30), ("test", 45)):
         for shade, name in ((90, "dark"), (110, "light")):
@@ -177,7 +177,7 @@ NET = ["--net", TINY_NET, "--size", 8, "--bs", 16]
 
 
 @pytest.mark.parametrize("val", ["holdout", "test"])
-def test_mirrored_images_are_looked_at_too_and_reported_apart(cli: Cli, tmp_path: Path, val: str) -> None:
+def test_tta_flip_adds_separate_figures(cli: Cli, tmp_path: Path, val: str) -> None:
     scenes(tmp_path / "scenes")
     argv = ["train", "--dataset", "scenes", *NET, "--epochs", 2, "--val", val, "--json"]
     plain = cli(*argv, "--name", "plain").json()
@@ -209,14 +209,14 @@ def test_mirrored_images_are_looked_at_too_and_reported_apart(cli: Cli, tmp_path
         assert "TTA flip" in cli(*command).out
 
 
-def test_mirroring_is_refused_where_it_changes_the_class(cli: Cli, refused: Refused, tmp_path: Path) -> None:
+def test_tta_flip_is_refused_if_mirroring_may_change_the_class(cli: Cli, refused: Refused, tmp_path: Path) -> None:
     sentence = "--tta flip: mirrored images"
     assert sentence in refused("train", *TINY, "--epochs", 1, "--tta", "flip")
     assert not (tmp_path / "runs").exists()
     cli("train", *TINY, "--epochs", 1, "--name", "r")
     assert sentence in refused("eval", "runs/r", "--tta", "flip")
     assert "did you mean flip" in refused("eval", "runs/r", "--tta", "flop")
-    # What a run's own --flip says of its data set goes for eval as for train.
+    # The run's own --flip applies to vitctl eval too.
     assert cli("train", *TINY, "--epochs", 1, "--flip", "on", "--tta", "flip", "--name", "on").code == 0
     assert "TTA flip" in cli("eval", "runs/on", "--tta", "flip").out
     scenes(tmp_path / "letters")
@@ -225,7 +225,7 @@ def test_mirroring_is_refused_where_it_changes_the_class(cli: Cli, refused: Refu
     assert "did you mean flip" in refused("train", *TINY, "--tta", "flop")
 
 
-def test_a_run_that_was_tested_is_not_tested_again(cli: Cli, refused: Refused, tmp_path: Path) -> None:
+def test_a_finished_run_is_not_tested_again(cli: Cli, refused: Refused, tmp_path: Path) -> None:
     scenes(tmp_path / "scenes")
     cli("train", "--dataset", "scenes", *NET, "--epochs", 1, "--name", "r")
     assert "vitctl eval runs/r --tta flip" in refused("train", "--resume", "runs/r", "--tta", "flip")
@@ -234,8 +234,8 @@ def test_a_run_that_was_tested_is_not_tested_again(cli: Cli, refused: Refused, t
 
 
 @pytest.mark.parametrize("limit", [359, 300, 70])
-def test_the_sum_of_losses_is_the_predecessor_s(cli: Cli, tmp_path: Path, limit: int) -> None:
-    """It adds up the mean loss of each batch of 100 in order; the last batch may be smaller and counts as much."""
+def test_the_loss_sum_is_that_of_the_original_scripts(cli: Cli, tmp_path: Path, limit: int) -> None:
+    """It sums the mean loss of consecutive batches of 100; a smaller last batch counts as much."""
     argv = ["train", *TINY[:6], "--limit-train", 100, "--limit-test", limit, "--epochs", 1, "--name", "r", "--json"]
     summary = cli(*argv, "--recipe", "seed", "--net", TINY_NET).json()
     trained = load_trained(tmp_path / "runs" / "r", weights="last", device=torch.device("cpu"), warn=print)
@@ -254,7 +254,7 @@ def test_the_sum_of_losses_is_the_predecessor_s(cli: Cli, tmp_path: Path, limit:
         assert total == pytest.approx(summary["val_loss"] * limit / PREDECESSOR_BATCH, rel=1e-5)
 
 
-def test_the_sum_of_losses_is_a_setting_of_its_own(cli: Cli) -> None:
+def test_loss_sum_is_a_setting(cli: Cli) -> None:
     argv = ["train", *TINY, "--epochs", 1, "--json"]
     assert "val_loss_sum" not in cli(*argv).json() and "val_loss_sum" not in cli(*argv, "--val", "test").json()
     held_out = cli(*argv, "--loss-sum").json()
@@ -266,7 +266,7 @@ def test_the_sum_of_losses_is_a_setting_of_its_own(cli: Cli) -> None:
     assert cli(*argv, "--recipe", "seed", "--val", "none").code == 0
 
 
-def test_evaluation_does_not_hang_on_its_pieces() -> None:
+def test_evaluation_does_not_depend_on_the_batch_size() -> None:
     opened = session()
     steps(opened, 3)
     arguments = opened.model, opened.splits.test, opened.normalize, opened.device
@@ -277,7 +277,7 @@ def test_evaluation_does_not_hang_on_its_pieces() -> None:
     assert whole.sum_of_means(50) == pytest.approx(whole.loss) and opened.model.training
 
 
-def test_images_are_augmented_on_the_way_to_the_network() -> None:
+def test_the_network_sees_augmented_images() -> None:
     seen: list[Tensor] = []
     for aug in AUGMENTATIONS:
         opened = session(aug=aug)
@@ -292,38 +292,38 @@ def test_images_are_augmented_on_the_way_to_the_network() -> None:
 @pytest.mark.parametrize(
     ("argv", "sentence"),
     [
-        (["--aug", "randaugment"], "--aug 'randaugment' is unknown; did you mean randaug"),
+        (["--aug", "randaugment"], "unknown --aug 'randaugment'\nhint: did you mean randaug"),
         (["--aug", "randaug:n=2,k=3"], "--aug randaug has no option 'k'"),
-        (["--aug", "randaug:m=31"], "--aug randaug:m is 31; the greatest is 30"),
-        (["--aug", "randaug:m=-1"], "--aug randaug:m is -1; the least is 0"),
+        (["--aug", "randaug:m=31"], "--aug randaug:m 31 is too large\nhint: use at least 0 and at most 30"),
+        (["--aug", "randaug:m=-1"], "--aug randaug:m -1 is too small\nhint: use at least 0"),
         (["--aug", "randaug:m=9.5"], "--aug randaug:m takes a whole number"),
-        (["--aug", "randaug:n=0"], "--aug randaug:n is 0; the least is 1"),
-        (["--aug", "seed-randaug:m=40"], "--aug seed-randaug:m is 40"),
+        (["--aug", "randaug:n=0"], "--aug randaug:n 0 is too small\nhint: use at least 1"),
+        (["--aug", "seed-randaug:m=40"], "--aug seed-randaug:m 40 is too large"),
         (["--aug", "autoaug:m=3"], "--aug autoaug has no option 'm'"),
         (["--aug", "basic:m=3"], "--aug basic has no option 'm'"),
-        (["--aug", "randaug:"], "is not NAME or NAME:key=value"),
+        (["--aug", "randaug:"], "use --aug NAME or --aug NAME:key=value"),
         (["--aug", ""], "--aug"),
-        (["--mixup", "-0.5"], "--mixup is -0.5; the least is 0"),
+        (["--mixup", "-0.5"], "--mixup -0.5 is too small\nhint: use at least 0"),
         (["--mixup", "nan"], "--mixup takes a number"),
         (["--mixup", "some"], "--mixup takes a number"),
-        (["--cutmix=-1"], "--cutmix is -1; the least is 0"),
+        (["--cutmix=-1"], "--cutmix -1 is too small\nhint: use at least 0"),
         (["--cutmix", "inf"], "--cutmix takes a number"),
         (
             ["--mixup", "0.8", "--limit-train", "1"],
-            "--mixup 0.8 mixes classes, and every training image (1) is of class",
+            "--mixup 0.8 mixes classes, but all training images (1) are of class",
         ),
         (["--mixup", "--bs", "1"], "--mixup 0.8 mixes the images of a step, and --bs 1 gives it one"),
         (["--recipe", "strong", "--bs", "1"], "take 2 or more, or --mixup 0"),
         (["--mix-off", "0.4"], "--mix-off 0.4 ends mixup and CutMix, and neither is on"),
         (["--mix-off", "0.4", "--mixup", "0"], "neither is on"),
-        (["--mixup", "--mix-off", "1"], "--mix-off is 1; it must be less than 1"),
-        (["--erase", "1.5"], "--erase is 1.5; the greatest is 1"),
-        (["--cutout", "-0.1"], "--cutout is -0.1; the least is 0"),
+        (["--mixup", "--mix-off", "1"], "--mix-off 1 is too large\nhint: use at least 0 and less than 1"),
+        (["--erase", "1.5"], "--erase 1.5 is too large\nhint: use at least 0 and at most 1"),
+        (["--cutout", "-0.1"], "--cutout -0.1 is too small\nhint: use at least 0"),
         (["--noaug", "--aug", "randaug"], "--noaug means --aug basic"),
         (["--val", "none", "--loss-sum"], "--loss-sum records the validation loss, and --val none measures none"),
     ],
 )
-def test_mistakes_are_one_sentence_and_leave_nothing(
+def test_an_invalid_augmentation_is_refused_before_anything_is_written(
     refused: Refused, tmp_path: Path, argv: list[str], sentence: str
 ) -> None:
     assert sentence in refused("train", *TINY, "--epochs", 1, *argv)
@@ -348,7 +348,7 @@ def test_mistakes_are_one_sentence_and_leave_nothing(
         (["--recipe", "seed", "--aug", "basic"], {"aug": "basic", "aug_options": {}}),
     ],
 )
-def test_what_flags_mean(cli: Cli, tmp_path: Path, argv: list[str], expected: dict[str, Any]) -> None:
+def test_flags_set_the_augmentation(cli: Cli, tmp_path: Path, argv: list[str], expected: dict[str, Any]) -> None:
     import yaml
 
     (tmp_path / "settings.yaml").write_text("erase: 0.125\n")
@@ -361,7 +361,7 @@ def test_what_flags_mean(cli: Cli, tmp_path: Path, argv: list[str], expected: di
     assert yaml.safe_load(again.out) == settings
 
 
-def test_true_is_the_recipe_s_value(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_flag_without_a_value_means_the_recipe_s_value(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
     import yaml
 
     from vitctl import recipes
@@ -385,7 +385,7 @@ def test_true_is_the_recipe_s_value(cli: Cli, monkeypatch: pytest.MonkeyPatch) -
     assert settings("--aug", "randaug")["aug_options"] == {"n": 2, "m": 9}
 
 
-def test_resume_keeps_to_the_augmentation(cli: Cli, refused: Refused, tmp_path: Path) -> None:
+def test_resume_keeps_the_augmentation(cli: Cli, refused: Refused, tmp_path: Path) -> None:
     cli("train", *TINY, "--epochs", 1, "--aug", "randaug:m=5", "--mixup", "--name", "r")
     sentence = refused("train", "--resume", "runs/r", "--aug", "randaug:m=6", "--erase", 0.5, "--epochs", 2)
     assert "--aug randaug:m=6" in sentence and "--erase 0.5" in sentence and "--mixup" not in sentence

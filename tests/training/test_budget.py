@@ -1,6 +1,7 @@
-"""``--max-time``: a number of steps, set once, and a run that only its length tells from one of ``--max-steps``."""
+"""``--max-time``: the number of steps is fixed at the start, and the run is the same as with ``--max-steps``."""
 
 import json
+import re
 import sys
 import time
 from collections.abc import Callable
@@ -30,7 +31,7 @@ def briefly(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def just_started(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let the time count from the test's start, as this process began long before."""
+    """Count the time limit from the start of the test instead of the test process."""
     monkeypatch.setattr(sys.modules["vitctl.cli.train"], "STARTED", time.monotonic())
 
 
@@ -49,7 +50,7 @@ def parts(
 @pytest.mark.parametrize("limit", [None, 40, 100_000])
 @pytest.mark.parametrize("seconds", [0.5, 3.0, 12.0, 60.0, 3600.0])
 @pytest.mark.parametrize("session", [parts(5000, 10_000), parts(None, 100), parts(10_000, 10_000, "test")])
-def test_the_most_steps_that_fit_are_taken(session: Session, seconds: float, limit: int | None) -> None:
+def test_the_largest_number_of_steps_that_fits_is_chosen(session: Session, seconds: float, limit: int | None) -> None:
     speed = Speed(step=0.1, image=1e-4, save=0.05)
     steps = fitting_steps(session, speed, seconds, limit)
     if steps:
@@ -57,13 +58,13 @@ def test_the_most_steps_that_fit_are_taken(session: Session, seconds: float, lim
     assert steps == limit or run_seconds(session, speed, steps + 1) > seconds
 
 
-def test_a_run_is_steps_evaluations_and_checkpoints() -> None:
+def test_the_time_of_a_run_includes_evaluations_and_checkpoints() -> None:
     speed = Speed(step=2.0, image=0.001, save=0.5, call=0.1)
     assert run_seconds(parts(5000, 10_000), speed, 150) == pytest.approx(300 + 2 * (0.1 + 5 + 1) + 0.1 + 10)
     assert run_seconds(parts(10_000, 10_000, "test"), speed, 150) == pytest.approx(300 + 2 * (0.1 + 10 + 0.5))
     assert run_seconds(parts(None, 10_000, "none", tta="flip"), speed, 150) == pytest.approx(300 + 2 * 0.5 + 0.1 + 20)
     assert run_seconds(parts(None, 10_000, "none"), speed, 150) == pytest.approx(300 + 2 * 0.5 + 0.1 + 10)
-    # mirrored images stand beside plain ones, so both are tested, whatever was measured before
+    # --tta flip tests both plain and mirrored images, even if plain ones were evaluated after the last epoch
     assert run_seconds(parts(10_000, 10_000, "test", "flip"), speed, 150) == pytest.approx(
         300 + 2 * (0.1 + 10 + 0.5) + 0.1 + 20
     )
@@ -76,7 +77,7 @@ def test_a_run_is_steps_evaluations_and_checkpoints() -> None:
 
 
 @pytest.mark.parametrize("opt", [name for name in OPTIMIZERS if not name.startswith("timm/")])
-def test_measuring_leaves_no_trace(opt: str, briefly: None, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_measuring_does_not_change_the_session(opt: str, briefly: None, monkeypatch: pytest.MonkeyPatch) -> None:
     clock, real = Clock(), budget.evaluate
 
     def evaluate(model: Any, subset: Any, *args: Any, **more: Any) -> Any:
@@ -99,39 +100,41 @@ def test_measuring_leaves_no_trace(opt: str, briefly: None, monkeypatch: pytest.
     assert same(first, second)
 
 
-def test_steps_that_a_device_has_not_told_yet_leave_no_trace(briefly: None, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Accelerators are asked for loss and hits every :data:`loop.READ_EVERY` steps only."""
+def test_sums_that_were_not_yet_read_from_the_device_are_dropped(
+    briefly: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Accelerators are read only every :data:`loop.READ_EVERY` steps."""
     measured, fresh = (tiny_session(epochs=1) for _ in range(2))
     with monkeypatch.context() as patch:
         patch.setattr(Tally, "read", lambda *_: None)
         measure_speed(measured, 60)
     for session in (measured, fresh):
         loop.train_step(session)
-    told, expected = (
+    sums, expected = (
         (session.progress.seen, session.progress.correct, session.progress.loss_sum) for session in (measured, fresh)
     )
-    assert told == expected and told[0] > 0
+    assert sums == expected and sums[0] > 0
 
 
-def test_a_network_with_batchnorm_keeps_its_statistics(briefly: None) -> None:
+def test_measuring_restores_batchnorm_statistics(briefly: None) -> None:
     measured, fresh = (tiny_session(net="res18:width=8", bs=8, epochs=1) for _ in range(2))
     measure_speed(measured, 60)
     assert same(measured.model.state_dict(), fresh.model.state_dict())
 
 
-def test_a_slow_disk_and_the_cost_of_any_evaluation_count(
+def test_time_for_checkpoints_and_the_fixed_cost_of_evaluations_counts(
     briefly: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     written: list[Path] = []
     evaluate, save = budget.evaluate, budget.save_checkpoint
 
-    def noted(checkpoint: Any, path: Path) -> None:
+    def recording(checkpoint: Any, path: Path) -> None:
         written.append(path)
         save(checkpoint, path)
 
     clock = Clock()
     monkeypatch.setattr(budget, "clock", clock)
-    monkeypatch.setattr(budget, "save_checkpoint", clock.slowed(noted, 0.2))
+    monkeypatch.setattr(budget, "save_checkpoint", clock.slowed(recording, 0.2))
     monkeypatch.setattr(budget, "evaluate", clock.slowed(evaluate, 0.1))
     session = tiny_session(epochs=None, max_time="20s", limit_train=32, bs=32)
     assert session.steps_per_epoch == 1
@@ -141,15 +144,15 @@ def test_a_slow_disk_and_the_cost_of_any_evaluation_count(
     assert run_seconds(session, speed, 10) >= 10 * (0.2 + 0.1)
 
 
-def test_the_schedule_ends_with_the_steps(briefly: None) -> None:
+def test_the_schedule_ends_with_the_last_step(briefly: None) -> None:
     session = tiny_session(max_time="1h", epochs=3)
-    told = TimePlan(session, time.monotonic()).fit()
+    message = TimePlan(session, time.monotonic()).fit()
     assert session.total_steps == session.config.max_steps == 3 * session.steps_per_epoch
     assert session.lr(session.total_steps - 1) < 0.3 * session.config.lr
-    assert f"{session.total_steps} steps, 3.00 epochs, fit into --max-time 1h" in told and "before" in told
+    assert f"{session.total_steps} steps (3.00 epochs) fit into --max-time 1h with" in message and "to spare" in message
 
 
-def test_steps_follow_the_time(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_number_of_steps_grows_with_the_time(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(budget, "measure_speed", lambda *_: Speed(step=0.5, image=1e-4, save=0.01))
     monkeypatch.setattr(budget, "clock", lambda: 5.0)
     lengths = {}
@@ -191,7 +194,7 @@ def test_max_time_and_max_steps_give_the_same_bits(cli: Cli, briefly: None, just
         assert same(timed[key], counted[key]), key
 
 
-def test_resume_keeps_the_number(
+def test_resume_keeps_the_number_of_steps(
     cli: Cli, briefly: None, just_started: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     cli("train", *TINY, "--max-time", "1h", "--epochs", 2, "--name", "timed")
@@ -204,32 +207,30 @@ def test_resume_keeps_the_number(
 
     monkeypatch.setattr(start, "TimePlan", never)
     other = cli("train", "--resume", run_folder, "--max-time", "2h")
-    assert other.code == 2 and f"this one has {steps} steps, which --max-steps or --epochs changes" in other.err
+    assert other.code == 2 and f"this run has {steps} steps" in other.err and "use --max-steps or --epochs" in other.err
     resumed = cli("train", "--resume", run_folder, "--json").json()
     assert resumed["step"] == steps
     assert cli("train", "--resume", run_folder, "--max-steps", steps + 2, "--json").json()["step"] == steps + 2
 
 
 @pytest.mark.parametrize("text", ["0", "soon", "-5s", "10x", ""])
-def test_a_time_must_be_one(text: str, refused: Callable[..., str]) -> None:
+def test_an_invalid_time_is_refused(text: str, refused: Callable[..., str]) -> None:
     assert "--max-time" in refused("train", *TINY, f"--max-time={text}")
 
 
-def test_a_time_that_is_over_before_a_step_is_refused(
-    refused: Callable[..., str], briefly: None, tmp_path: Path
-) -> None:
+def test_a_time_too_short_for_one_step_is_refused(refused: Callable[..., str], briefly: None, tmp_path: Path) -> None:
     sentence = refused("train", *TINY, "--max-time", "0.01s")
-    assert "--max-time 0.01s is over before" in sentence and "give at least" in sentence
+    assert "--max-time 0.01s is too short" in sentence and re.search(r"hint: use --max-time \d+s or more", sentence)
     assert not (tmp_path / "runs").exists()
 
 
-def test_a_recipes_epochs_do_not_bound_a_time() -> None:
+def test_max_time_replaces_the_epochs_of_a_recipe() -> None:
     assert resolve_config({"max_time": "1h"}).epochs is None
     assert resolve_config({"max_time": "1h", "epochs": 2}).epochs == 2
     assert resolve_config({"max_time": "1h"}, {"epochs": 7}).epochs is None
     assert resolve_config({"epochs": 2}, {"max_time": "1h"}).max_time is None
 
 
-def test_a_dry_run_tells_the_fitted_length(cli: Cli, briefly: None) -> None:
+def test_a_dry_run_reports_the_fitted_length(cli: Cli, briefly: None) -> None:
     cost = cli("train", *TINY, "--max-time", "1h", "--epochs", 3, "--dry-run", "--json").json()
     assert cost["total_steps"] == 12

@@ -15,7 +15,7 @@ from vitctl.training.run_folder import RunFolder
 DIVERGING = ["train", *TINY, "--epochs", 2, "--lr", 1e30, "--clip-grad", 0, "--opt", "sgd:momentum=0,nesterov=false"]
 
 
-def test_a_run_that_diverges_records_kind_and_step(cli: Cli, tmp_path: Path) -> None:
+def test_a_diverged_run_records_kind_and_step(cli: Cli, tmp_path: Path) -> None:
     failed = cli(*DIVERGING, "--name", "r")
     folder = RunFolder(tmp_path / "runs" / "r")
     failure = folder.read_failure()

@@ -1,4 +1,4 @@
-"""The step and the loop: gradients, figures, and what ends a run."""
+"""The training step and loop: gradients, figures, and failures that end a run."""
 
 import dataclasses
 import math
@@ -46,7 +46,7 @@ def tiny_session(**more: Any) -> Session:
 
 
 def gradients(opened: Session, monkeypatch: pytest.MonkeyPatch) -> list[torch.Tensor]:
-    """Return the gradients of one step, which are otherwise gone after it."""
+    """Return the gradients of one step, which the step then clears."""
     taken: list[torch.Tensor] = []
 
     def keep(*args: object, **kwargs: object) -> None:
@@ -61,7 +61,7 @@ def gradients(opened: Session, monkeypatch: pytest.MonkeyPatch) -> list[torch.Te
     "net", [TINY_NET, "vit_small:embed_dim=32,depth=2,num_heads=2,head_dim=8,dropout=0,emb_dropout=0"]
 )
 @pytest.mark.parametrize("pieces", [{"micro_batch": 7}, {"micro_batch": 32}, {"bs": 16, "accumulate": 4}])
-def test_pieces_give_the_gradient_of_the_whole(
+def test_micro_batches_give_the_gradient_of_the_batch(
     net: str, pieces: dict[str, int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     whole = gradients(tiny_session(net=net, micro_batch=64), monkeypatch)
@@ -70,7 +70,7 @@ def test_pieces_give_the_gradient_of_the_whole(
         torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-6)
 
 
-def test_a_step_is_torch_s_own(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_step_matches_plain_torch(monkeypatch: pytest.MonkeyPatch) -> None:
     opened = tiny_session(
         opt="sgd:momentum=0,nesterov=false", weight_decay=0.0, clip_grad=0.1, label_smoothing=0.2, warmup=0.5
     )
@@ -99,16 +99,16 @@ def test_a_step_is_torch_s_own(monkeypatch: pytest.MonkeyPatch) -> None:
         (1, 64, 64, True, [1]),
     ],
 )
-def test_pieces(count: int, bs: int, micro: int, joined: bool, sizes: list[int]) -> None:
+def test_sizes_of_micro_batches(count: int, bs: int, micro: int, joined: bool, sizes: list[int]) -> None:
     assert piece_sizes(count, bs, micro, joined=joined) == sizes
 
 
-def test_batchnorm_sees_whole_batches() -> None:
+def test_batchnorm_sees_full_batches() -> None:
     opened = tiny_session(net="res18", bs=64)
     assert opened.micro_batch == 64 and opened.batches.drop_single
 
 
-def test_the_automatic_piece_is_a_rule_not_a_measurement(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_automatic_micro_batch_depends_only_on_the_network(monkeypatch: pytest.MonkeyPatch) -> None:
     assert tiny_session(net="vit_small", size=32, bs=512, limit_train=600).micro_batch == 32
     assert tiny_session(net="cct_2", size=32, bs=128).micro_batch == 64
     monkeypatch.setattr(setup, "CACHE_FLOATS", 1 << 18)
@@ -136,7 +136,7 @@ def test_the_average_follows_the_formula() -> None:
     assert not any(p.requires_grad for p in average.model.parameters())
 
 
-def test_the_average_is_what_is_evaluated_and_loaded(cli: Cli, tmp_path: Path) -> None:
+def test_the_weight_average_is_evaluated_and_loaded(cli: Cli, tmp_path: Path) -> None:
     with_average = cli("train", *TINY, "--epochs", 2, "--ema", 0.99, "--name", "e", "--json").json()
     without = cli("train", *TINY, "--epochs", 2, "--name", "w", "--json").json()
     assert with_average["train_loss"] == without["train_loss"]  # training itself does not change
@@ -148,7 +148,7 @@ def test_the_average_is_what_is_evaluated_and_loaded(cli: Cli, tmp_path: Path) -
 
 
 def test_the_figures_of_an_epoch_are_means(monkeypatch: pytest.MonkeyPatch, cli: Cli, tmp_path: Path) -> None:
-    """With a rate of zero, training on unaugmented images and evaluating on them must agree."""
+    """With a learning rate of zero, training figures match an evaluation of the same unaugmented images."""
     cli(
         "train",
         *TINY,
@@ -176,22 +176,22 @@ def test_the_figures_of_an_epoch_are_means(monkeypatch: pytest.MonkeyPatch, cli:
     assert row["train_acc"] == pytest.approx(100 * (logits.argmax(1) == labels).float().mean().item(), abs=1e-4)
 
 
-def test_the_duration_of_an_epoch_is_that_of_a_whole_one(cli: Cli, tmp_path: Path) -> None:
-    summary = cli("train", *TINY, "--max-steps", 6, "--name", "r", "--json").json()  # of 4 an epoch
+def test_epoch_time_is_that_of_a_full_epoch(cli: Cli, tmp_path: Path) -> None:
+    summary = cli("train", *TINY, "--max-steps", 6, "--name", "r", "--json").json()  # 4 steps per epoch
     rows = load_checkpoint(tmp_path / "runs" / "r" / "checkpoints" / "last.pt")["history"]
     assert [row["step"] for row in rows] == [4, 6]
     assert summary["epoch_time"] == pytest.approx(sum(row["epoch_time"] for row in rows) * 4 / 6, abs=2e-4)
 
 
 @pytest.mark.parametrize("step", [1, 6])
-def test_a_loss_that_is_not_finite_ends_the_run_before_the_update(
+def test_a_nonfinite_loss_ends_the_run_before_the_update(
     refused: Refused, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, step: int
 ) -> None:
     real, calls = F.cross_entropy, 0
 
     def poisoned(*args: Any, **kwargs: Any) -> torch.Tensor:
         nonlocal calls
-        calls += "label_smoothing" in kwargs  # a training step's, not the evaluation's
+        calls += "label_smoothing" in kwargs  # only in training steps, not in evaluation
         return real(*args, **kwargs) * (float("nan") if calls == step else 1)
 
     monkeypatch.setattr(F, "cross_entropy", poisoned)
@@ -199,13 +199,13 @@ def test_a_loss_that_is_not_finite_ends_the_run_before_the_update(
     assert f"not finite at step {step} (lr " in sentence and "--lr" in sentence
     saved = tmp_path / "runs" / "r" / "checkpoints" / "last.pt"
     if step == 1:
-        assert "nothing was saved yet" in sentence and not saved.exists()
+        assert "no checkpoint was saved yet" in sentence and not saved.exists()
     else:
         assert str(Path("runs/r/checkpoints/last.pt")) in sentence
         assert all(torch.isfinite(value).all() for value in load_checkpoint(saved)["model"].values())
 
 
-def test_a_rate_out_of_all_reason_is_caught(refused: Refused) -> None:
+def test_a_huge_learning_rate_ends_the_run(refused: Refused) -> None:
     sentence = refused(
         "train", *TINY, "--epochs", 5, "--lr", 1e30, "--clip-grad", 0, "--warmup", 0, "--opt", "sgd", code=1
     )
@@ -213,8 +213,10 @@ def test_a_rate_out_of_all_reason_is_caught(refused: Refused) -> None:
 
 
 @pytest.mark.parametrize("clip", [0.0, 0.1])
-def test_gradients_are_clipped_where_a_device_lacks_kernels(monkeypatch: pytest.MonkeyPatch, clip: float) -> None:
-    """torch refuses ``foreach=True`` on MPS, where it takes the slow way when nobody asks."""
+def test_gradients_are_clipped_on_a_device_without_foreach_kernels(
+    monkeypatch: pytest.MonkeyPatch, clip: float
+) -> None:
+    """On MPS, torch refuses ``foreach=True`` and uses slower kernels by default."""
     monkeypatch.setattr(torch.nn.utils.clip_grad, "_device_has_foreach_support", lambda _: False)
     found = torch.cat([grad.flatten() for grad in gradients(tiny_session(clip_grad=clip), monkeypatch)])
     monkeypatch.undo()
@@ -224,10 +226,8 @@ def test_gradients_are_clipped_where_a_device_lacks_kernels(monkeypatch: pytest.
 
 
 @pytest.mark.parametrize("device", ["cpu", "meta"])
-def test_weights_that_are_no_numbers_are_not_saved(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, device: str
-) -> None:
-    """The loss is of the weights before the last step; elsewhere than on a CPU its gradients were not looked at either."""
+def test_nonfinite_weights_are_not_saved(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, device: str) -> None:
+    """The loss does not show them: it was computed before the last update. Gradients are checked only on CPU."""
     trained = tiny_session(epochs=1, val="none", clip_grad=0.0)
     folder = start.RunFolder.create(tmp_path, "a", trained.config)
     step = loop.train_step
@@ -237,7 +237,7 @@ def test_weights_that_are_no_numbers_are_not_saved(
         if session.progress.step == session.total_steps:
             with torch.no_grad():
                 next(session.model.parameters()).fill_(math.nan)
-            session.device = torch.device(device)  # nothing more is computed before it is saved
+            session.device = torch.device(device)  # nothing is computed on it before the checkpoint is saved
 
     monkeypatch.setattr(loop, "train_step", spoiled)
     with pytest.raises(RunFailed, match="is not finite"):
@@ -246,7 +246,7 @@ def test_weights_that_are_no_numbers_are_not_saved(
 
 
 @pytest.mark.parametrize(("net", "size", "expected"), [("cct_2", 32, 1000), ("vit_timm", 384, 151)])
-def test_an_accelerator_evaluates_as_many_images_as_memory_allows(net: str, size: int, expected: int) -> None:
+def test_the_evaluation_batch_of_an_accelerator_is_limited_by_memory(net: str, size: int, expected: int) -> None:
     config = resolve_config({"net": net, "size": size, "pretrained": "false"})
 
     def build() -> nn.Module:
@@ -267,7 +267,7 @@ def test_an_accelerator_evaluates_as_many_images_as_memory_allows(net: str, size
         MemoryError(),
     ],
 )
-def test_out_of_memory_names_the_batch_and_a_smaller_one(
+def test_out_of_memory_suggests_a_smaller_batch(
     refused: Refused, monkeypatch: pytest.MonkeyPatch, error: Exception
 ) -> None:
     def full(*args: object, **kwargs: object) -> None:
@@ -278,7 +278,7 @@ def test_out_of_memory_names_the_batch_and_a_smaller_one(
     assert "out of memory on cpu with --bs 64 and micro-batches of 64" in said and "use --micro-batch 32" in said
 
 
-def test_other_errors_are_not_taken_for_memory(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_other_errors_are_not_reported_as_out_of_memory(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
     def broken(*args: object, **kwargs: object) -> None:
         raise RuntimeError("a real bug")
 
@@ -287,8 +287,7 @@ def test_other_errors_are_not_taken_for_memory(cli: Cli, monkeypatch: pytest.Mon
     assert result.code == 1 and "unexpected RuntimeError: a real bug" in result.err
 
 
-def test_an_accelerator_is_read_seldom(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The tally keeps sums on the device; only ``read`` waits for it."""
+def test_the_tally_keeps_sums_on_the_device_until_they_are_read() -> None:
     tally, progress = Tally(torch.device("cpu")), Progress()
     for _ in range(3):
         tally.add(torch.tensor(2.5), torch.tensor(4), 10)
@@ -308,43 +307,40 @@ def test_every_network_trains_through_the_command(cli: Cli, net: str) -> None:
     assert summary["step"] == 2 and summary["net"] == net
 
 
-def test_a_run_s_environment_is_compared(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_resuming_in_another_environment_causes_a_warning() -> None:
     said: list[str] = []
     now = {"torch": "2.15", "device_name": "x", "threads": 2}
-    start.warn_of_differences([{**now}], now, said.append, drops=True)
+    start.warn_of_differences([{**now}], now, said.append, dropout=True)
     assert said == []
-    start.warn_of_differences([{**now, "threads": 4, "torch": "2.14"}], now, said.append, drops=True)
-    assert "torch 2.14 -> 2.15, threads 4 -> 2" in said[0] and "in its last bits" in said[0]
-    for draws, how in ((True, "by other dropout masks"), (False, "in its last bits")):
-        start.warn_of_differences([{**now, "micro_batch": 8}], {**now, "micro_batch": 4}, said.append, drops=draws)
-        assert said[-1].startswith("micro_batch 8 -> 4") and how in said[-1]
+    start.warn_of_differences([{**now, "threads": 4, "torch": "2.14"}], now, said.append, dropout=True)
+    assert "torch 2.14 -> 2.15, threads 4 -> 2: the last bits of the result may differ" in said[0]
+    for dropout, what in ((True, "dropout masks"), (False, "the last bits of the result")):
+        start.warn_of_differences([{**now, "micro_batch": 8}], {**now, "micro_batch": 4}, said.append, dropout=dropout)
+        assert said[-1].startswith(f"warning: micro_batch 8 -> 4: {what} may differ")
     rates = {"vit": True, "cct_2": False, "vit:dropout=0,emb_dropout=0": False, "cct_2:drop_path_rate=0.1": True}
-    assert {net: start.drops(resolve_config({"net": net})) for net in rates} == rates
+    assert {net: start.has_dropout(resolve_config({"net": net})) for net in rates} == rates
 
 
-def test_a_run_that_looked_at_the_test_set_each_epoch_says_so(cli: Cli) -> None:
+def test_the_summary_says_how_often_the_test_set_was_used(cli: Cli) -> None:
     assert "tested after every epoch" in cli("train", *TINY, "--epochs", 1, "--val", "test").out
     assert "tested once" in cli("train", *TINY, "--epochs", 1).out
 
 
-def test_a_warm_down_that_would_do_nothing_is_refused(
-    cli: Cli, refused: Refused, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    argv = [*TINY, "--schedule", "constant", "--schedule-per", "epoch", "--epochs", 4]  # of 4 steps each
+def test_a_warmdown_without_effect_is_refused(cli: Cli, refused: Refused, monkeypatch: pytest.MonkeyPatch) -> None:
+    argv = [*TINY, "--schedule", "constant", "--schedule-per", "epoch", "--epochs", 4]  # 4 steps per epoch
     for share in (0.001, 0.25):
         assert "begins in the last epoch" in refused("train", *argv, "--warmdown", share)
     assert cli("train", *argv, "--warmdown", 0.5).code == 0
     assert "begins in the last epoch" in refused("train", *argv, "--warmdown", 0.25, "--dry-run")
-    # How many epochs an hour has, only the machine's speed says.
+    # With --max-time, the number of epochs is known only after the speed was measured.
     monkeypatch.setattr(budget, "MEASURED_SECONDS", (0.01, 0.01))
     assert cli("train", *argv[:-2], "--warmdown", 0.5, "--max-time", "1h", "--dry-run").code == 0
 
 
-def test_a_warm_down_that_a_longer_run_makes_nothing_of_is_refused(cli: Cli, refused: Refused) -> None:
+def test_a_warmdown_without_effect_in_an_extended_run_is_refused(cli: Cli, refused: Refused) -> None:
     argv = [*TINY, "--schedule", "constant", "--schedule-per", "epoch", "--warmdown", 0.3]
-    assert (
-        cli("train", *argv, "--max-steps", 9, "--name", "r").code == 0
-    )  # its 3 steps hold where the last epoch begins
+    # The last epoch has one step, so the warm-down of 3 steps begins before it.
+    assert cli("train", *argv, "--max-steps", 9, "--name", "r").code == 0
     assert "begins in the last epoch" in refused("train", "--resume", "runs/r", "--max-steps", 12)
     for command in ("bench-device", "compare-optimizers"):
         words = ["cpu"] if command == "bench-device" else ["adam", "adamw"]
@@ -352,7 +348,7 @@ def test_a_warm_down_that_a_longer_run_makes_nothing_of_is_refused(cli: Cli, ref
 
 
 @pytest.mark.parametrize("values", [(1.0, math.nan), (math.inf, 1.0), (math.nan,)])
-def test_one_value_that_is_not_finite_ends_the_run(values: tuple[float, ...]) -> None:
+def test_one_nonfinite_value_ends_the_run(values: tuple[float, ...]) -> None:
     trained = tiny_session()
     loop.check_finite(trained, 1.0, 2.0)
     with pytest.raises(NotFinite) as failed:
@@ -360,7 +356,7 @@ def test_one_value_that_is_not_finite_ends_the_run(values: tuple[float, ...]) ->
     assert (failed.value.step, failed.value.device, failed.value.batch) == (1, "cpu", trained.config.bs)
 
 
-def test_the_record_has_the_rate_of_the_last_step(tmp_path: Path) -> None:
+def test_the_record_has_the_learning_rate_of_the_epoch_s_last_step(tmp_path: Path) -> None:
     trained = tiny_session(epochs=2, schedule="linear", warmup=0.0)
     folder = start.RunFolder.create(tmp_path, "a", trained.config)
     loop.fit(trained, folder, SILENT, "")

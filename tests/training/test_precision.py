@@ -1,4 +1,4 @@
-"""Arithmetic: what a device is given, what it is refused, and the scaled loss of fp16."""
+"""``--precision``: the default of each device, unsupported precisions, and loss scaling in fp16."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -20,7 +20,7 @@ NONE = {"avx2": True, "avx512_bf16": False, "amx_bf16": False, "avx512_fp16": Fa
 
 @pytest.fixture
 def fp16_here(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let the CPU, which computes fp16 without instructions for it only slowly, pass for a device that has them."""
+    """Allow fp16 on the CPU, which computes it slowly if it has no instructions for it."""
     monkeypatch.setattr(devices, "half_precisions", lambda device: ("bf16", "fp16"))
 
 
@@ -37,7 +37,7 @@ def fp16_here(monkeypatch: pytest.MonkeyPatch) -> None:
         (CUDA, False, "fp32", "fp32"),
     ],
 )
-def test_what_a_device_computes_in(
+def test_the_precision_depends_on_the_device(
     device: torch.device, native: bool, asked: str, expected: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(devices, "_cpu_instructions", lambda: NONE | {"avx512_bf16": native})
@@ -47,7 +47,7 @@ def test_what_a_device_computes_in(
 
 
 @pytest.mark.parametrize("precision", ["bf16", "fp16"])
-def test_what_would_be_emulated_is_refused(
+def test_an_emulated_precision_is_refused(
     precision: str, refused: Callable[..., str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setattr(devices, "_cpu_instructions", lambda: NONE)
@@ -56,26 +56,26 @@ def test_what_would_be_emulated_is_refused(
     assert not (tmp_path / "runs").exists()
     with pytest.raises(RequestError):
         devices.resolve_precision(precision, CPU)
-    assert devices.nearest_precision(precision, CPU) == "fp32"  # for a network that was trained elsewhere
+    assert devices.nearest_precision(precision, CPU) == "fp32"  # for a network trained on another device
 
 
-def test_precision_has_near_matches(refused: Callable[..., str]) -> None:
+def test_an_unknown_precision_gets_a_suggestion(refused: Callable[..., str]) -> None:
     assert "did you mean fp16" in refused("train", *TINY, "--precision", "fp61")
 
 
 @pytest.mark.parametrize("capability", [True, False], ids=["with get_capabilities", "older torch"])
-def test_the_cpu_is_asked(capability: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_cpu_instructions_are_detected(capability: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     if not capability:
         asked = {name: getattr(torch.cpu, name) for name in dir(torch.cpu) if name.startswith("_is_")}
         monkeypatch.setattr(torch, "cpu", SimpleNamespace(**asked))
-    there = devices._cpu_instructions()
-    assert there and all(isinstance(has, bool) for has in there.values())
+    instructions = devices._cpu_instructions()
+    assert instructions and all(isinstance(has, bool) for has in instructions.values())
     flags = Path("/proc/cpuinfo")
     if flags.exists() and "flags" in flags.read_text():
-        assert there["avx512_bf16"] == ("avx512_bf16" in flags.read_text())
+        assert instructions["avx512_bf16"] == ("avx512_bf16" in flags.read_text())
 
 
-def test_bf16_runs_the_network_and_keeps_weights_and_evaluation_in_step(cli: Cli, tmp_path: Path) -> None:
+def test_bf16_applies_to_forward_passes_and_not_to_weights(cli: Cli, tmp_path: Path) -> None:
     if "bf16" not in devices.half_precisions(CPU):
         pytest.skip("this CPU has no bf16 instructions")
     session = tiny_session(precision="bf16", epochs=1)
@@ -94,7 +94,7 @@ def test_bf16_runs_the_network_and_keeps_weights_and_evaluation_in_step(cli: Cli
     )
 
 
-def test_fp16_leaves_out_steps_that_overflow_and_goes_on(fp16_here: None) -> None:
+def test_fp16_skips_steps_that_overflow(fp16_here: None) -> None:
     session = tiny_session(precision="fp16", clip_grad=1.0)
     assert session.scaler is not None
     session.scaler.load_state_dict({**session.scaler.state_dict(), "scale": 2.0**60})
@@ -116,7 +116,7 @@ def test_fp16_leaves_out_steps_that_overflow_and_goes_on(fp16_here: None) -> Non
 
 
 @pytest.mark.parametrize("clip", [0.0, 1.0])
-def test_fp16_takes_the_gradient_of_fp32(clip: float, fp16_here: None, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_fp16_steps_match_fp32_steps(clip: float, fp16_here: None, monkeypatch: pytest.MonkeyPatch) -> None:
     taken: dict[str, list[torch.Tensor]] = {}
     for precision in ("fp32", "fp16"):
         session = tiny_session(precision=precision, clip_grad=clip, opt="sgd:momentum=0,nesterov=false", lr=0.1)
@@ -129,7 +129,7 @@ def test_fp16_takes_the_gradient_of_fp32(clip: float, fp16_here: None, monkeypat
     assert (half - exact).norm() < 0.01 * exact.norm()
 
 
-def test_a_resumed_fp16_run_has_its_scale_and_the_same_bits(fp16_here: None) -> None:
+def test_a_resumed_fp16_run_is_bit_identical(fp16_here: None) -> None:
     whole, stopped = (tiny_session(precision="fp16", epochs=1) for _ in range(2))
     for session in (whole, stopped):
         assert session.scaler is not None
@@ -147,10 +147,10 @@ def test_a_resumed_fp16_run_has_its_scale_and_the_same_bits(fp16_here: None) -> 
     assert same(resumed.checkpoint()["scaler"], whole.checkpoint()["scaler"])
 
 
-def test_gradients_that_never_fit_end_the_run(fp16_here: None) -> None:
+def test_gradients_that_always_overflow_end_the_run(fp16_here: None) -> None:
     session = tiny_session(precision="fp16")
     weight = next(session.model.parameters())
-    session.forward = lambda x: session.model(x) + torch.sqrt(0 * weight.sum())  # finite, its gradient is not
+    session.forward = lambda x: session.model(x) + torch.sqrt(0 * weight.sum())  # finite, unlike its gradient
     with pytest.raises(NotFinite, match="overflow fp16 at every step"):
         for _ in range(60):
             loop.train_step(session)
@@ -158,7 +158,7 @@ def test_gradients_that_never_fit_end_the_run(fp16_here: None) -> None:
 
 
 @pytest.mark.slow
-def test_bf16_learns_as_fp32_does(cli: Cli) -> None:
+def test_bf16_reaches_the_accuracy_of_fp32(cli: Cli) -> None:
     if "bf16" not in devices.half_precisions(CPU):
         pytest.skip("this CPU has no bf16 instructions")
     accuracy = {

@@ -1,4 +1,4 @@
-"""Stopping and going on: the result must be the same to the last bit, however the run was stopped."""
+"""Interrupted runs: a resumed run must be bit-identical to an uninterrupted one, however it was stopped."""
 
 import dataclasses
 import itertools
@@ -28,11 +28,11 @@ RUN = [
     "--accumulate", "2", "--micro-batch", "16", "--ema", "0.9", "--epochs", "3", "--save-every", "2",
     "--aug", "randaug", "--erase", "0.5", "--mixup", "0.8", "--cutmix", "1", "--mix-off", "0.4", "--seed", "5",
 ]  # fmt: skip
-"""4 steps an epoch, 12 in all, with everything that has a state, or draws."""
+"""12 steps, 4 per epoch, with everything that has a state or is random."""
 
 
 def result(run: Path) -> tuple[dict[str, Any], list[dict[str, Any]]]:
-    """Return what must be equal: every tensor of the last checkpoint, and the metrics without times."""
+    """Return what must be equal: the states in the last checkpoint, and the metrics without times."""
     checkpoint = load_checkpoint(run / "checkpoints" / "last.pt")
     rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     assert [row["epoch"] for row in rows] == list(range(1, len(rows) + 1))
@@ -65,14 +65,14 @@ def assert_same(run: Path, reference: Path) -> None:
 
 @pytest.fixture(scope="module")
 def reference(python: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Return the folder of a run that nobody stopped."""
+    """Return the folder of an uninterrupted run."""
     folder = tmp_path_factory.mktemp("reference")
     command = [*python, "-m", "vitctl", "train", *RUN, "--runs-dir", str(folder), "--name", "r"]
     subprocess.run(command, check=True, capture_output=True)
     return folder / "r"
 
 
-def test_a_seed_repeats_itself_and_another_differs(cli: Cli, reference: Path, tmp_path: Path) -> None:
+def test_the_same_seed_gives_the_same_run_and_another_does_not(cli: Cli, reference: Path, tmp_path: Path) -> None:
     assert cli("train", *RUN, "--name", "again").code == 0
     assert_same(tmp_path / "runs" / "again", reference)
     cli("train", *RUN[:-1], 6, "--name", "other")
@@ -80,7 +80,7 @@ def test_a_seed_repeats_itself_and_another_differs(cli: Cli, reference: Path, tm
 
 
 class Killer:
-    """Ends this process by SIGKILL at the ``count``-th call of ``module.name``, just before or after it."""
+    """Kills this process with SIGKILL just before or after the ``count``-th call of ``module.name``."""
 
     def __init__(self, module: Any, name: str, count: int, after: bool) -> None:
         self.real, self.count, self.after = getattr(module, name), count, after
@@ -97,7 +97,7 @@ class Killer:
 
 
 def child(argv: list[str], trap: tuple[str, str, int, bool] | None) -> None:
-    """Run vitctl in a fresh process, which may be set to kill itself."""
+    """Run vitctl in this process, with a :class:`Killer` if ``trap`` describes one."""
     import importlib
 
     from vitctl.cli import main
@@ -122,17 +122,18 @@ TRAPS = [
     for count in counts
     for after in (False, True)
 ]
-KILLS = 50  # that hit, in all: a trap may never be reached, and a random moment may come after the run's end
+KILLS = 50
+"""Kills that must hit a run. A trap may never be reached, and a random moment may come after the run's end."""
 
 
 def run_until_done(start: Callable[[list[str], Any], int], run: Path, kills: list[Any]) -> int:
-    """Start the run and resume it until it ends well, one kill at each start while they last; return how many hit."""
+    """Start and resume the run until it succeeds, with one of the kills at each start; return how many hit."""
     hits = 0
     for attempt in range(len(kills) + 3):
-        begun = (run / "config.json").exists()
+        exists = (run / "config.json").exists()
         argv = (
             ["train", "--resume", str(run)]
-            if begun
+            if exists
             else ["train", *RUN, "--runs-dir", str(run.parent), "--name", run.name]
         )
         code = start(argv, kills[attempt] if attempt < len(kills) else None)
@@ -140,13 +141,13 @@ def run_until_done(start: Callable[[list[str], Any], int], run: Path, kills: lis
         if code == 0:
             return hits
         assert code == -signal.SIGKILL, code
-    raise AssertionError("the run never ended")
+    raise AssertionError("the run did not end")
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(2400)
-def test_killed_at_any_moment_it_ends_the_same(reference: Path, tmp_path: Path) -> None:
-    context = multiprocessing.get_context("forkserver")  # torch is imported once; each child is as new
+def test_a_run_killed_at_any_moment_resumes_to_the_same_result(reference: Path, tmp_path: Path) -> None:
+    context = multiprocessing.get_context("forkserver")  # imports torch only once
     context.set_forkserver_preload(
         ["vitctl.training.start", "vitctl.cli.app", "vitctl.data.digits", "sklearn.datasets"]
     )
@@ -162,28 +163,28 @@ def test_killed_at_any_moment_it_ends_the_same(reference: Path, tmp_path: Path) 
         assert process.exitcode is not None
         return process.exitcode
 
-    assert run_until_done(start, tmp_path / "first", []) == 0  # starts the server: its imports are of no run's time
+    assert run_until_done(start, tmp_path / "first", []) == 0  # starts the fork server, outside of the timing
     begin = time.monotonic()
     assert run_until_done(start, tmp_path / "timing", []) == 0
-    whole = time.monotonic() - begin
+    duration = time.monotonic() - begin
     chance = random.Random(1)
     hits = 0
     for i, trap in enumerate(TRAPS):
         hits += run_until_done(start, tmp_path / f"trap{i}", [trap])
         assert_same(tmp_path / f"trap{i}", reference)
-    assert hits >= 40, "most of the traps must be reached"
+    assert hits >= 40, "too few traps were reached"
     for i in itertools.count():
         if hits >= KILLS:
             break
-        assert i < KILLS, "the kills at random moments do not hit"
-        hits += run_until_done(start, tmp_path / f"random{i}", [chance.uniform(0.01, whole) for _ in range(3)])
+        assert i < KILLS, "too few random kills hit"
+        hits += run_until_done(start, tmp_path / f"random{i}", [chance.uniform(0.01, duration) for _ in range(3)])
         assert_same(tmp_path / f"random{i}", reference)
     leftovers = [path for path in tmp_path.rglob("*.tmp-*") if not path.name.startswith(".")]
     assert not leftovers
 
 
 def test_a_killed_run_resumes_to_the_same_result(python: list[str], reference: Path, tmp_path: Path) -> None:
-    """The quick version of the test above."""
+    """A quick version of the test above."""
     program = "import json, sys; from tests.training.test_resume import child; child(*json.loads(sys.argv[1]))"
 
     def start(argv: list[str], trap: Any) -> int:
@@ -217,7 +218,7 @@ def straight(python: list[str], tmp_path_factory: pytest.TempPathFactory) -> Pat
 
 
 @pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGINT])
-def test_a_signal_saves_and_prints_how_to_resume(
+def test_a_signal_saves_a_checkpoint_to_resume_from(
     python: list[str], straight: Path, tmp_path: Path, signum: signal.Signals
 ) -> None:
     command = [*python, "-m", "vitctl", "train", *LONG, "--runs-dir", str(tmp_path)]
@@ -252,7 +253,7 @@ def test_a_second_signal_quits_immediately(python: list[str], tmp_path: Path) ->
             break
     time.sleep(0.5)
     process.send_signal(signal.SIGINT)
-    assert "once more quits at once" in process.stderr.readline()
+    assert "press Ctrl-C again to quit immediately" in process.stderr.readline()
     process.send_signal(signal.SIGINT)
     start = time.monotonic()
     process.communicate(timeout=60)
@@ -260,54 +261,56 @@ def test_a_second_signal_quits_immediately(python: list[str], tmp_path: Path) ->
     assert not list((tmp_path / "r" / "checkpoints").iterdir())
 
 
-def test_finished_runs_and_longer_ones(cli: Cli, tmp_path: Path) -> None:
+def test_a_finished_run_can_only_be_extended(cli: Cli, tmp_path: Path) -> None:
     first = cli("train", *TINY, "--epochs", 2, "--name", "r", "--json").json()
     again = cli("train", "--resume", "runs/r", "--json")
     assert again.code == 0 and "nothing to resume" in again.err and again.json() == first
     idle = cli("train", "--resume", "runs/r", "--wandb", "offline", "--keep", 1)
-    assert "nothing to resume, and --wandb offline changes nothing. To" in idle.err
+    assert (
+        "nothing to resume: run runs/r finished at step 8; without effect: --wandb offline\nto extend it:" in idle.err
+    )
     assert not (tmp_path / "runs/r/wandb").exists()
     shorter = cli("train", "--resume", "runs/r", "--epochs", 1)
     assert shorter.code == 2
     longer = cli("train", "--resume", "runs/r", "--epochs", 4, "--json")
-    assert longer.code == 0 and "the learning rate goes on at" in longer.err
+    assert longer.code == 0 and "the learning rate continues at" in longer.err
     rows = [json.loads(line) for line in (tmp_path / "runs" / "r" / "metrics.jsonl").read_text().splitlines()]
     assert [row["step"] for row in rows] == [4, 8, 12, 16] and longer.json()["step"] == 16
     document = json.loads((tmp_path / "runs" / "r" / "config.json").read_text())
     assert document["config"]["epochs"] == 4 and [s["step"] for s in document["sessions"]] == [0, 8]
 
 
-def test_a_longer_run_says_what_it_keeps_of_its_recipe(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_extended_run_reports_what_it_keeps_of_its_recipe(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
     mine = dataclasses.replace(RECIPES["default"], by_dataset={}, by_epochs={1: {"bs": 64, "aug": "none"}})
     monkeypatch.setitem(RECIPES, "mine", mine)
     argv = [*TINY[: TINY.index("--bs")], "--recipe", "mine"]
     cli("train", *argv, "--epochs", 1, "--name", "r")
     longer = cli("train", "--resume", "runs/r", "--epochs", 2)
-    assert "the run keeps --bs 64 and --aug none, which recipe mine has for 1 epoch" in " ".join(longer.err.split())
+    assert "the run keeps --bs 64 and --aug none, which recipe mine sets for 1 epoch" in " ".join(longer.err.split())
     cli("train", *argv, "--epochs", 1, "--aug", "basic", "--name", "s")
     assert "the run keeps --bs 64, which" in " ".join(cli("train", "--resume", "runs/s", "--epochs", 2).err.split())
     assert "the run keeps" not in cli("train", "--resume", "runs/s", "--epochs", 3).err
 
 
-def test_max_steps_may_be_extended_within_an_epoch(cli: Cli, tmp_path: Path) -> None:
+def test_a_run_can_be_extended_within_an_epoch(cli: Cli, tmp_path: Path) -> None:
     cli("train", *TINY, "--schedule", "constant", "--max-steps", 6, "--name", "r")
     assert cli("train", "--resume", "runs/r", "--max-steps", 10).code == 0
     cli("train", *TINY, "--schedule", "constant", "--max-steps", 10, "--name", "straight")
     straight, extended = (result(tmp_path / "runs" / name) for name in ("straight", "r"))
     assert extended[1][:2] == straight[1][:2] and [row["step"] for row in extended[1]] == [4, 8, 10]
-    # The warm-up is a share of the run, so its length differs; from then on the rate is the same.
+    # The warm-up is a share of the run, so its length differs; after it, the learning rates are the same.
 
 
-def test_only_harmless_changes_may_be_made(cli: Cli, refused: Callable[..., str], tmp_path: Path) -> None:
+def test_only_resumable_settings_can_change(cli: Cli, refused: Callable[..., str], tmp_path: Path) -> None:
     cli("train", *TINY, "--epochs", 1, "--name", "r")
     refused("train", "--resume", "runs/r", "--lr", 0.5, "--net", "vit", "--epochs", 2)
     same_again = cli("train", "--resume", "runs/r", *TINY, "--epochs", 2, "--micro-batch", 8, "--keep", 0)
     assert same_again.code == 0, same_again.err
-    assert "micro_batch 64 -> 8: the result may differ in its last bits" in same_again.err
+    assert "micro_batch 64 -> 8: the last bits of the result may differ" in same_again.err
     assert "threads" in cli("train", "--resume", "runs/r", "--epochs", 3, "--threads", 3).err
 
 
-def test_a_folder_with_nothing_but_its_config_starts_at_step_0(cli: Cli, tmp_path: Path) -> None:
+def test_a_folder_with_only_its_config_resumes_at_step_0(cli: Cli, tmp_path: Path) -> None:
     cli("train", *TINY, "--epochs", 1, "--name", "straight")
     cli("train", *TINY, "--epochs", 1, "--name", "r")
     for path in (tmp_path / "runs" / "r").rglob("*"):
@@ -317,11 +320,13 @@ def test_a_folder_with_nothing_but_its_config_starts_at_step_0(cli: Cli, tmp_pat
     assert_same(tmp_path / "runs" / "r", tmp_path / "runs" / "straight")
 
 
-def test_a_damaged_last_is_replaced_by_the_one_before(cli: Cli, reference: Path, tmp_path: Path) -> None:
+def test_a_run_with_a_damaged_last_checkpoint_resumes_from_the_previous_one(
+    cli: Cli, reference: Path, tmp_path: Path
+) -> None:
     cli("train", *RUN, "--name", "r")
     run = tmp_path / "runs" / "r"
     (run / "summary.json").unlink()
     os.truncate(run / "checkpoints" / "last.pt", 1000)
     resumed = cli("train", "--resume", run)
-    assert resumed.code == 0 and "taking kept-" in resumed.err
+    assert resumed.code == 0 and "using kept-" in resumed.err
     assert_same(run, reference)

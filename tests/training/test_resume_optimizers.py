@@ -1,4 +1,4 @@
-"""Every optimizer goes on to the same bits from a saved checkpoint, under every schedule."""
+"""Resuming is bit-identical with every optimizer and every learning-rate schedule."""
 
 from pathlib import Path
 from typing import Any
@@ -67,7 +67,7 @@ def test_resume_is_bit_identical(settings: dict[str, Any], tmp_path: Path) -> No
     assert resumed.progress.loss_sum == whole.progress.loss_sum
 
 
-def test_groups_keep_their_share_of_the_rate() -> None:
+def test_parameter_groups_keep_their_own_learning_rates() -> None:
     muon = session(opt="muon:lr=0.03,adamw_lr=1e-3", schedule="linear", warmup=0.5)
     steps(muon, 2)
     factor = muon.schedule.factor(1)
@@ -75,7 +75,7 @@ def test_groups_keep_their_share_of_the_rate() -> None:
     assert rates[1] == pytest.approx(0.03 * factor) and rates[0] == pytest.approx(1e-3 * factor)
 
 
-def test_betas_in_doubt_are_named_at_the_start(cli: Any) -> None:
+def test_doubtful_betas_cause_a_warning(cli: Any) -> None:
     argv = ["train", "--dataset", "digits", "--net", TINY_NET, "--size", 8, "--limit-train", 100, "--max-steps", 1]
     result = cli(*argv, "--opt", "adan:beta1=0.98")
     assert result.code == 0

@@ -1,3 +1,5 @@
+"""A run's folder: names, locking, and which checkpoints are kept and found."""
+
 import multiprocessing
 import os
 from pathlib import Path
@@ -24,7 +26,7 @@ def steps(folder: RunFolder) -> list[int]:
 
 
 @pytest.mark.parametrize("keep", [0, 1, 3])
-def test_keeps_as_many_older_ones_as_asked(tmp_path: Path, keep: int) -> None:
+def test_keep_sets_the_number_of_older_checkpoints(tmp_path: Path, keep: int) -> None:
     folder = make(tmp_path)
     for step in range(1, 7):
         folder.save(sample(step), keep=keep, best=step == 2)
@@ -32,7 +34,7 @@ def test_keeps_as_many_older_ones_as_asked(tmp_path: Path, keep: int) -> None:
     assert [name.split("-")[0] for name in names(folder)] == ["best.pt", *["kept"] * keep, "last.pt"]
 
 
-def test_the_newest_good_one_is_found_and_damage_is_told(tmp_path: Path) -> None:
+def test_the_newest_undamaged_checkpoint_is_used(tmp_path: Path) -> None:
     folder = make(tmp_path)
     for step in range(1, 5):
         folder.save(sample(step), keep=2, best=step == 1)
@@ -40,32 +42,32 @@ def test_the_newest_good_one_is_found_and_damage_is_told(tmp_path: Path) -> None
     assert folder.newest(said.append)[1]["step"] == 4 and not said  # type: ignore[index]
     (folder.checkpoints / "last.pt").write_bytes(b"")
     assert folder.newest(said.append)[1]["step"] == 3  # type: ignore[index]
-    assert "last.pt is not a vitctl checkpoint" in said[0] and "taking kept-000003.pt, step 3" in said[1]
+    assert "last.pt is not a vitctl checkpoint" in said[0] and "using kept-000003.pt of step 3" in said[1]
     for path in folder.checkpoints.glob("kept-*"):
         os.truncate(path, 100)
     assert folder.newest(said.append, set_aside=True)[1]["step"] == 1  # type: ignore[index]
     assert [name for name in names(folder) if "damaged" not in name] == ["best.pt"]
     os.truncate(folder.checkpoints / "best.pt", 10)
-    with pytest.raises(RequestError, match="no whole checkpoint is left"):
+    with pytest.raises(RequestError, match=r"all checkpoints in .* are damaged"):
         folder.newest(said.append)
 
 
-def test_damage_to_one_file_leaves_the_others(tmp_path: Path) -> None:
+def test_damage_to_one_checkpoint_does_not_affect_the_others(tmp_path: Path) -> None:
     folder = make(tmp_path)
     for step in (1, 2):
         folder.save(sample(step), keep=1, best=True)
-    os.truncate(folder.checkpoints / "last.pt", 50)  # in place: a second name of the same file would suffer too
+    os.truncate(folder.checkpoints / "last.pt", 50)  # in place, which would damage hard links too
     assert load_checkpoint(folder.checkpoints / "best.pt")["step"] == 2
     assert load_checkpoint(folder.checkpoints / "kept-000001.pt")["step"] == 1
 
 
-def test_no_checkpoint_yet(tmp_path: Path) -> None:
+def test_a_new_run_has_no_checkpoint(tmp_path: Path) -> None:
     assert make(tmp_path).newest(print) is None
 
 
-def test_names(tmp_path: Path) -> None:
+def test_a_name_can_be_used_once(tmp_path: Path) -> None:
     make(tmp_path)
-    with pytest.raises(RequestError, match="exists already"):
+    with pytest.raises(RequestError, match="already exists"):
         make(tmp_path)
     first, second = make(tmp_path, None), make(tmp_path, None)
     assert first.path != second.path
@@ -76,21 +78,21 @@ def test_names(tmp_path: Path) -> None:
         make(tmp_path, "file")
 
 
-def test_leftovers_of_dead_processes_are_removed(tmp_path: Path) -> None:
+def test_temporary_files_of_dead_processes_are_removed(tmp_path: Path) -> None:
     folder = make(tmp_path)
-    gone = multiprocessing.get_context("spawn").Process(target=int)
-    gone.start()
-    gone.join()
-    staging = tmp_path / "runs" / f".x.tmp-{gone.pid}"
+    dead = multiprocessing.get_context("spawn").Process(target=int)
+    dead.start()
+    dead.join()
+    staging = tmp_path / "runs" / f".x.tmp-{dead.pid}"
     (staging / "checkpoints").mkdir(parents=True)
-    orphan = folder.checkpoints / f"last.pt.tmp-{gone.pid}"
+    orphan = folder.checkpoints / f"last.pt.tmp-{dead.pid}"
     orphan.write_bytes(b"half")
     folder.remove_orphans()
     make(tmp_path, "other")
     assert not orphan.exists() and not staging.exists()
 
 
-def test_one_process_at_a_time(tmp_path: Path) -> None:
+def test_only_one_process_can_train_in_a_folder(tmp_path: Path) -> None:
     folder = make(tmp_path)
     with folder.locked(), pytest.raises(RequestError, match="another process"), folder.locked():
         pass
@@ -98,7 +100,7 @@ def test_one_process_at_a_time(tmp_path: Path) -> None:
         pass
 
 
-def test_a_damaged_config_is_named(tmp_path: Path) -> None:
+def test_a_damaged_config_is_reported(tmp_path: Path) -> None:
     folder = make(tmp_path)
     (folder.path / "config.json").write_text("{")
     with pytest.raises(RequestError, match=r"config\.json is damaged"):

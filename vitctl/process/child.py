@@ -1,4 +1,4 @@
-"""Training in a process of its own, which ends with the one that started it; its metrics are read as they grow."""
+"""Training in a child process that ends with its parent, and reading its metrics as they are written."""
 
 from __future__ import annotations
 
@@ -23,16 +23,16 @@ VITCTL = (sys.executable, "-m", "vitctl")
 """Command line prefix that runs ``vitctl`` with this interpreter."""
 
 STOP_SECONDS = 60.0
-"""How long training may take to save and end after SIGTERM."""
+"""Seconds in which training must save and end after SIGTERM."""
 
 
 @dataclass(frozen=True)
 class TrialRun:
-    """What a trainer is started with.
+    """Settings and folder of a trial's run.
 
     Attributes:
-        config: YAML file of settings, as ``train --config`` takes it.
-        run: the run's folder, which exists when an earlier attempt has begun.
+        config: YAML file for ``vitctl train --config``.
+        run: the run's folder; it exists if an earlier attempt has started.
     """
 
     config: Path
@@ -40,11 +40,11 @@ class TrialRun:
 
 
 Trainer = Callable[[TrialRun], list[str]]
-"""Gives the command that trains a trial; it appends a line of JSON per epoch to ``metrics.jsonl`` in the run's folder."""
+"""Returns the command that trains a trial and appends a line of JSON per epoch to the run's ``metrics.jsonl``."""
 
 
 def train_command(trial: TrialRun) -> list[str]:
-    """Return the ``vitctl train`` that begins a trial, or goes on with it."""
+    """Return the ``vitctl train`` command that starts or resumes a trial's run."""
     command = [*VITCTL, "train", "--json"]
     if (trial.run / "config.json").is_file():
         return [*command, "--resume", str(trial.run)]
@@ -52,13 +52,13 @@ def train_command(trial: TrialRun) -> list[str]:
 
 
 class LifeLine:
-    """A pipe whose far end training processes watch; it closes when this process ends."""
+    """A pipe that child processes watch to notice the end of this process, which closes it."""
 
     def __init__(self) -> None:
         self.reading, self._writing = os.pipe()
 
     def environment(self) -> dict[str, str]:
-        """Return what tells a child to watch."""
+        """Return the environment variable for :func:`vitctl.process.signals.watch_parent`."""
         return {WATCH_FD: str(self.reading)}
 
 
@@ -66,16 +66,13 @@ class Child:
     """A training process.
 
     Args:
-        command: what to run.
-        log: its output is appended here.
-        environment: over that of this process.
-        line: its life line.
-
-    Attributes:
-        log: the file that receives its output.
+        command: the command line.
+        log: file to which stdout and stderr are appended.
+        environment: variables added to those of this process.
+        line: ends the child if this process ends.
 
     Raises:
-        RunFailed: the log cannot be written, or the process not be started.
+        RunFailed: the log cannot be written, or the process cannot be started.
     """
 
     def __init__(self, command: list[str], log: Path, environment: Mapping[str, str], line: LifeLine) -> None:
@@ -85,7 +82,7 @@ class Child:
             log.parent.mkdir(parents=True, exist_ok=True)
             self._failure.unlink(missing_ok=True)
             with open(log, "ab") as file:
-                # A session of its own: Ctrl-C at the terminal is the agent's to deal with.
+                # In its own session, so that Ctrl-C at the terminal reaches only the parent.
                 self._process = subprocess.Popen(
                     command,
                     stdin=subprocess.DEVNULL,
@@ -101,16 +98,16 @@ class Child:
                     start_new_session=True,
                 )
         except OSError as error:
-            raise RunFailed(f"training cannot be started: {error.strerror} ({error.filename or log})") from error
+            raise RunFailed(f"cannot start training: {error.filename or log}: {error.strerror}") from error
         self._asked_at: float | None = None
 
     @property
     def pid(self) -> int:
-        """Its process id."""
+        """The process id."""
         return self._process.pid
 
     def wait(self, seconds: float) -> int | None:
-        """Return its exit code, or None when it still runs after ``seconds``; killed by signal N is -N."""
+        """Return the exit code, -N if killed by signal N, or None if the process still runs after ``seconds``."""
         with contextlib.suppress(subprocess.TimeoutExpired):
             return self._process.wait(seconds)
         if self._asked_at is not None and time.monotonic() - self._asked_at > STOP_SECONDS:
@@ -119,24 +116,24 @@ class Child:
 
     @property
     def asked(self) -> bool:
-        """Whether it was told to stop."""
+        """Whether :meth:`ask` was called."""
         return self._asked_at is not None
 
     def ask(self) -> None:
-        """Tell it to save and stop; it is killed when it takes longer than :data:`STOP_SECONDS`."""
+        """Ask the process to save and stop; :meth:`wait` kills it after :data:`STOP_SECONDS`."""
         if self._asked_at is None:
             self._asked_at = time.monotonic()
             with contextlib.suppress(ProcessLookupError):
                 self._process.send_signal(signal.SIGTERM)
 
     def kill(self) -> None:
-        """End it at once."""
+        """Kill the process."""
         self._asked_at = self._asked_at or time.monotonic()
         with contextlib.suppress(ProcessLookupError):
             self._process.kill()
 
     def failure(self) -> Failure:
-        """Return why it ended without a result, from its report or its exit code."""
+        """Return why the process failed, from its report or its exit code."""
         code = self._process.returncode
         if code < 0:
             return Failure(kind="killed", message=f"killed by {signal_name(-code)}", exit_code=code)
@@ -145,10 +142,10 @@ class Child:
 
 
 class Metrics:
-    """Reads the lines of a run's ``metrics.jsonl`` as they appear.
+    """Reads a run's ``metrics.jsonl`` while it grows.
 
     Args:
-        path: the file, which may not be there yet.
+        path: the file, which may not exist yet.
     """
 
     def __init__(self, path: Path) -> None:
@@ -157,7 +154,7 @@ class Metrics:
         self._epoch = 0
 
     def new(self) -> list[dict[str, Any]]:
-        """Return the rows of epochs that were not returned before; a line that is not whole yet comes later."""
+        """Return the records that were not returned before; an incomplete line is left for the next call."""
         try:
             stat = self._path.stat()
             state = (stat.st_ino, stat.st_size, stat.st_mtime_ns)
@@ -183,7 +180,7 @@ class Metrics:
 
 
 def signal_name(number: int) -> str:
-    """Return ``SIGKILL`` for 9."""
+    """Return the name of a signal, such as ``SIGKILL`` for 9."""
     try:
         return signal.Signals(number).name
     except ValueError:
@@ -191,7 +188,7 @@ def signal_name(number: int) -> str:
 
 
 def job_environments(jobs: int, threads_set: bool) -> list[dict[str, str]]:
-    """Return the environments of ``jobs`` runs at once, which share the CPU's cores evenly."""
+    """Return environments for ``jobs`` simultaneous runs that divide the CPU cores evenly, unless threads are set."""
     if jobs == 1 or threads_set or "OMP_NUM_THREADS" in os.environ:
         return [{} for _ in range(jobs)]
     threads = max(1, (os.cpu_count() or 1) // jobs)
@@ -199,7 +196,7 @@ def job_environments(jobs: int, threads_set: bool) -> list[dict[str, str]]:
 
 
 def wait_until_free(run: Path, seconds: float = STOP_SECONDS) -> None:
-    """Wait while another process still trains in a run's folder: that of an agent held for dead may be saving."""
+    """Wait while another process trains in a run's folder, as one whose agent died may still be saving."""
     lock = run / ".lock"
     deadline = time.monotonic() + seconds
     while lock.exists() and time.monotonic() < deadline:

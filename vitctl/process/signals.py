@@ -1,4 +1,4 @@
-"""Stopping in good order: the first Ctrl-C or SIGTERM is a request, the second ends the process."""
+"""Graceful stopping: the first SIGINT or SIGTERM is a request, the second ends the process."""
 
 from __future__ import annotations
 
@@ -14,10 +14,13 @@ _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
 class StopRequest:
-    """A context in which SIGINT and SIGTERM only raise a flag, once.
+    """A context manager that turns the first SIGINT or SIGTERM into a request; true once one has arrived.
+
+    Args:
+        on_request: called with the signal's number.
 
     Attributes:
-        signum: the signal that came, or None.
+        signum: the signal that arrived, or None.
     """
 
     def __init__(self, on_request: Callable[[int], None]) -> None:
@@ -26,7 +29,7 @@ class StopRequest:
         self._previous: dict[int, Any] = {}
 
     def __enter__(self) -> Self:
-        # Installed explicitly: a shell's "&" starts programs with SIGINT ignored.
+        # Installed even if SIGINT is ignored, as in programs that a shell starts with "&".
         if threading.current_thread() is threading.main_thread():
             for signum in _SIGNALS:
                 self._previous[signum] = signal.signal(signum, self._handle)
@@ -40,7 +43,7 @@ class StopRequest:
 
     def _handle(self, signum: int, frame: FrameType | None) -> None:
         self.signum = signum
-        # The second one is the system's to deal with: a handler would have to wait for torch to return to Python.
+        # A handler for the second signal would run only once torch returns to Python.
         for each in _SIGNALS:
             signal.signal(each, signal.SIG_DFL)
         self._on_request(signum)
@@ -50,17 +53,16 @@ class StopRequest:
 
 
 WATCH_FD = "VITCTL_WATCH_FD"
-"""Environment variable: a descriptor, open for reading, of a pipe that nobody writes to; see :func:`watch_parent`."""
+"""Environment variable with the file descriptor of the pipe that :func:`watch_parent` reads."""
 
 WATCH_SECONDS = 30.0
-"""How long a process may take to save and end once the process that started it is gone."""
+"""Seconds in which a process must save and end after its parent has ended."""
 
 
 def watch_parent() -> None:
-    """End this process when the one that started it is gone, however it went: its end of the pipe closes then.
+    """End this process when its parent ends, which closes the pipe in :data:`WATCH_FD`, if that is set.
 
-    The end is a SIGTERM to oneself: a run saves and stops. What is not over after :data:`WATCH_SECONDS` is killed.
-    Without the environment variable nothing is watched.
+    The process sends itself SIGTERM, so that a run saves and stops, and SIGKILL after :data:`WATCH_SECONDS`.
     """
     text = os.environ.pop(WATCH_FD, None)
     if text is None or not text.isdigit():

@@ -1,4 +1,4 @@
-"""``--max-time``: how many steps fit into a time, set once, so that the schedule ends when the time does."""
+"""``--max-time``: the number of steps that fit, fixed at the start so that the learning-rate schedule ends in time."""
 
 from __future__ import annotations
 
@@ -20,34 +20,35 @@ from vitctl.training.session import Session, given_length
 from vitctl.units import format_duration, parse_duration, parse_save_every, plural
 
 MEASURED_SHARE = 0.04
-"""Share of the time that is spent on measuring the speed."""
+"""Share of the time limit spent on measuring the speed."""
 MEASURED_SECONDS = (1.0, 30.0)
-"""Its least and most; and at least :data:`MEASURED_STEPS` steps are measured, as a step may take long."""
+"""Least and most seconds spent on timing steps."""
 MEASURED_STEPS = 3
-AIM = 0.97
-"""Share of the time that is planned for: machines vary by some percent from minute to minute."""
+"""Least number of timed steps, however long they take."""
+PLANNED_SHARE = 0.97
+"""Share of the time limit that is planned: a machine's speed varies by a few percent from minute to minute."""
 HINT_MARGIN = 1.1
-"""What a too short time is told to be at least, over what was measured: a hint that is refused too is none."""
+"""Factor on the measured time in the hint for a limit that is too short, so that following the hint works."""
 CLOSING_SECONDS = 0.5
-"""From the last figure to the end of the process."""
+"""Seconds from the final figures to the end of the process."""
 TRACKER_SECONDS = (2.0, 1.5)
-"""For W&B, where it is used: to open, before its opening has been seen, and to close."""
-SAVES = 2
-"""Checkpoints that an epoch writes at most: where the best is kept too, one that is the best so far writes it and a copy."""
+"""Seconds that W&B is assumed to take to open and to close."""
+SAVES_PER_EPOCH = 2
+"""Checkpoints that an epoch writes at most: ``best.pt`` and ``last.pt``."""
 
 clock = time.monotonic
-"""Clock for measuring and planning, in seconds; tests replace it."""
+"""Clock for measuring and planning, in seconds; replaced in tests."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Speed:
-    """What the parts of a run take, in seconds.
+    """Seconds that each part of a run takes.
 
     Attributes:
         step: one optimizer step.
         image: evaluating one image.
         save: writing one checkpoint.
-        call: evaluating no image at all.
+        call: fixed cost of an evaluation.
     """
 
     step: float
@@ -57,15 +58,15 @@ class Speed:
 
 
 class TimePlan:
-    """A run's length by ``--max-time``.
+    """Fits the length of a run to ``--max-time``.
 
-    The speed is measured once, on real steps and evaluations, whose traces are then removed: a run of as many ``--max-steps``
-    has the same bits. The number of steps goes into the settings, as ``max_steps``, and stays.
+    The speed is measured once, on real steps and evaluations, and the session is then restored: a run with the same
+    number of ``--max-steps`` is bit-identical. The number of steps is stored in the settings as ``max_steps``.
 
     Args:
-        session: new, with ``max_time`` in its settings.
-        started: when the time began to run, by :func:`time.monotonic`.
-        runs_dir: where checkpoints will be written, whose disk is measured; None is the system's folder of temporary files.
+        session: a new session whose settings have ``max_time``.
+        started: start of the time limit, as :func:`time.monotonic` counts.
+        runs_dir: folder for timing checkpoints, on the disk of the run; None uses the system's temporary folder.
 
     Raises:
         RunFailed: the loss is not finite, or memory ran out.
@@ -81,59 +82,61 @@ class TimePlan:
         self._speed = measure_speed(session, self._budget, runs_dir)
 
     def fit(self) -> str:
-        """Set the run's length to what the time leaves room for, and return that in words.
+        """Set the run's length to the number of steps that fit, and return a message about it.
 
         Raises:
-            RequestError: the time is too short for a single step and the test, or for the settings.
+            RequestError: the time is too short for one step and the final test, or for the warm-down.
         """
         left = self._left(sum(self._trackers))
         steps = fitting_steps(self._session, self._speed, left, self._limit)
         if steps < 1:
-            needed = (self._seconds(1) - left + AIM * self._budget) / AIM
+            needed = (self._seconds(1) - left + PLANNED_SHARE * self._budget) / PLANNED_SHARE
             raise RequestError(
-                f"--max-time {self._text} is over before the first step and the final test are done; with these settings "
-                f"give at least {math.ceil(HINT_MARGIN * needed)}s"
+                f"--max-time {self._text} is too short for one step and the final test",
+                hint=f"use --max-time {math.ceil(HINT_MARGIN * needed)}s or more with these settings",
             )
-        words = self._set(steps, left)
+        message = self._set_length(steps, left)
         check_length(self._session)
-        return words
+        return message
 
     def fit_again(self) -> str:
-        """Do as :meth:`fit`, now that W&B is open, however long that took; at least one step is taken."""
+        """Fit the length again once W&B is open, however long that took; the run takes at least one step."""
         left = self._left(self._trackers[1])
-        return self._set(max(1, fitting_steps(self._session, self._speed, left, self._limit)), left)
+        return self._set_length(max(1, fitting_steps(self._session, self._speed, left, self._limit)), left)
 
     def _left(self, trackers: float) -> float:
-        return AIM * self._budget - CLOSING_SECONDS - trackers - (clock() - self._started)
+        return PLANNED_SHARE * self._budget - CLOSING_SECONDS - trackers - (clock() - self._started)
 
     def _seconds(self, steps: int) -> float:
         return run_seconds(self._session, self._speed, steps)
 
-    def _set(self, steps: int, left: float) -> str:
+    def _set_length(self, steps: int, left: float) -> str:
         session = self._session
         session.set_length(steps)
         session.config = dataclasses.replace(session.config, max_steps=steps)
         images = min(session.batches.batch_size, session.batches.count) / self._speed.step
         epochs = steps / session.steps_per_epoch
-        spare = self._budget * (1 - AIM) + left - self._seconds(steps)
-        before = f", {format_duration(spare)} before --max-time {self._text} is over" if steps == self._limit else ""
-        return (
-            f"{images:.0f} images/s: {plural(steps, 'step')}, {epochs:.2f} epochs, fit into --max-time "
-            f"{self._text}{before}"
-        )
+        spare = self._budget * (1 - PLANNED_SHARE) + left - self._seconds(steps)
+        rest = f" with {format_duration(spare)} to spare" if steps == self._limit else ""
+        length = f"{plural(steps, 'step')} ({epochs:.2f} epochs)"
+        return f"{images:.0f} images/s: {length} fit into --max-time {self._text}{rest}"
 
 
 def measure_speed(session: Session, budget: float, runs_dir: Path | None = None) -> Speed:
-    """Take real steps and evaluations for a small share of ``budget`` seconds, and bring the session back to where it was.
+    """Time real steps, evaluations and checkpoints, and restore the session.
 
-    Checkpoints are written too, to a folder in ``runs_dir`` that is removed. With epochs of few steps they and the fixed cost of
-    an evaluation are most of the time.
+    If epochs have few steps, checkpoints and the fixed cost of evaluations take most of a run's time.
+
+    Args:
+        session: a new session.
+        budget: time limit of the run in seconds; measuring takes a small share of it.
+        runs_dir: where a temporary folder for the checkpoints is created; None uses the system's temporary folder.
     """
     before = copy.deepcopy(session.checkpoint())
     low, high = MEASURED_SECONDS
     wanted = min(high, max(low, MEASURED_SHARE * budget))
     session.train_mode()
-    _step(session)  # the first one allocates
+    _step(session)  # the first step allocates memory
     steps, start = 0, clock()
     while steps < MEASURED_STEPS or clock() - start < wanted:
         _step(session)
@@ -141,16 +144,16 @@ def measure_speed(session: Session, budget: float, runs_dir: Path | None = None)
     step = (clock() - start) / steps
 
     index = session.splits.test.index[: 2 * session.eval_batch]
-    whole, single = (Subset(session.splits.test.examples, part) for part in (index, index[:1]))
+    many, single = (Subset(session.splits.test.examples, part) for part in (index, index[:1]))
     call = min(_evaluation_seconds(session, single) for _ in range(2))
-    image = max(0.0, min(_evaluation_seconds(session, whole) for _ in range(2)) - call) / max(1, len(index) - 1)
+    image = max(0.0, min(_evaluation_seconds(session, many) for _ in range(2)) - call) / max(1, len(index) - 1)
     save = _save_seconds(session, runs_dir)
     session.restore(before)
     return Speed(step, image, save, call)
 
 
 def fitting_steps(session: Session, speed: Speed, seconds: float, limit: int | None) -> int:
-    """Return the greatest number of steps, up to ``limit``, that take at most ``seconds``; 0 if none does."""
+    """Return the largest number of steps, up to ``limit``, that fits into ``seconds``; 0 if not even one does."""
     low, high = 0, max(1, int(seconds / speed.step))
     if limit is not None:
         high = min(high, limit)
@@ -164,14 +167,14 @@ def fitting_steps(session: Session, speed: Speed, seconds: float, limit: int | N
 
 
 def run_seconds(session: Session, speed: Speed, steps: int) -> float:
-    """Return what a run of ``steps`` takes: steps, evaluations and checkpoints after each epoch, final test."""
+    """Return the seconds that a run of ``steps`` takes, with evaluations, checkpoints and the final test."""
     epochs = -(-steps // session.steps_per_epoch)
     splits = session.splits
     val = len(splits.val.index) if splits.val is not None else 0
     mirrored = session.config.tta == "flip"
-    # Under --val test the last evaluation is the test, but for the plain figures that stand beside mirrored ones.
+    # With --val test, the last evaluation is the final test, except that --tta flip tests plain and mirrored images.
     test = len(splits.test.index) * (2 if mirrored else 0 if splits.val_split == "test" else 1)
-    saves = SAVES if splits.val_split in ("holdout", "val") else 1
+    saves = SAVES_PER_EPOCH if splits.val_split in ("holdout", "val") else 1
     epoch = (speed.call + val * speed.image if val else 0.0) + saves * speed.save
     training = steps * speed.step
     if session.config.save_every:
@@ -201,11 +204,11 @@ def _evaluation_seconds(session: Session, subset: Subset) -> float:
 
 
 def _save_seconds(session: Session, runs_dir: Path | None) -> float:
-    """Return what writing a checkpoint takes, the mean of two."""
+    """Return the seconds that writing a checkpoint takes, averaged over two."""
     place = next((each for each in (runs_dir, *(runs_dir.parents)) if each.is_dir()), None) if runs_dir else None
     try:
         folder = tempfile.TemporaryDirectory(dir=place, prefix=".speed-")
-    except OSError:  # the run itself will say that it cannot write there
+    except OSError:  # reported later, when the run folder is created
         folder = tempfile.TemporaryDirectory(prefix=".speed-")
     with folder as path:
         start = clock()

@@ -1,4 +1,4 @@
-"""A run beside the card of its recipe: is its accuracy what is usual?"""
+"""Comparison of a run's accuracy with the card of its recipe."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ Record = dict[str, Any]
 
 
 class CardWatch:
-    """Says once when the held-out accuracy falls below the card's band, and compares the test accuracy at the end.
+    """Warns once if an epoch's accuracy is below the card's band, and compares the test accuracy at the end.
 
     Args:
-        session: the session of the run. A run whose length was changed is not compared, as its earlier epochs had other
+        session: session of the run. A run whose length was changed is not compared, as its earlier epochs had different
             learning rates.
-        card: the recipe card to compare the run with, or None.
+        card: the recipe's card, or None for no comparison.
     """
 
     def __init__(self, session: Session, card: Card | None) -> None:
@@ -34,20 +34,21 @@ class CardWatch:
                 self.card = None
 
     def expect(self, say: Callable[[str], None]) -> None:
-        """Say what accuracy is usual."""
+        """Report the accuracy that the recipe usually reaches."""
         if self.card is None:
             return
         if self.card.max_time:
-            steps, length = self.card.max_steps, f"within {self.card.max_time} "
-            took = f"{plural(steps or 0, 'step')} on {self.card.machine}, and {self.steps:,} fit here"
+            limit = f" within {self.card.max_time}"
+            took = f"{plural(self.card.max_steps or 0, 'step')} on {self.card.machine}, {self.steps:,} on this machine"
         else:
-            length, took = "", f"{format_duration(self.card.seconds)} on {self.card.machine}"
+            limit, took = "", f"{format_duration(self.card.seconds)} on {self.card.machine}"
         say(
-            f"recipe {self.recipe}: {self.card.test_acc} on the test set is usual {length}({self.card.seeds_named}; {took})"
+            f"recipe {self.recipe} usually reaches {self.card.test_acc} test accuracy{limit} "
+            f"({self.card.seeds_named}; {took})"
         )
 
     def epoch(self, row: Record, say: Callable[[str], None]) -> None:
-        """Compare the record of an epoch."""
+        """Warn if the accuracy of an epoch is below the card's band, unless this was done before."""
         if self.card is None or self.warned or "val_acc" not in row or row["epoch"] > len(self.card.val_acc):
             return
         band = self.card.val_acc[row["epoch"] - 1]
@@ -55,12 +56,12 @@ class CardWatch:
             self.warned = True
             what = "test" if row["val_split"] == "test" else "held-out"
             after = f"after {row['epoch']} of {plural(self.card.epochs, 'epoch')}"
-            say(self._sentence(f"{what} accuracy", row["val_acc"], band, after))
+            say(self._warning(f"{what} accuracy", row["val_acc"], band, after))
 
     def final(self, summary: Record, say: Callable[[str], None]) -> Record:
-        """Compare the final figures; return ``card`` for the summary: the card's band and whether the run is below.
+        """Compare the final figures, and return the summary's ``card``: the band, and whether the run is below it.
 
-        A run for which fewer steps fit into ``--max-time`` than into the card's is not expected to reach as much.
+        If fewer steps fit into ``--max-time`` than in the card's runs, the run is not expected to reach the band.
         """
         if self.card is None or summary["stopped_early"]:
             return {}
@@ -69,15 +70,15 @@ class CardWatch:
             self.card.max_time and self.steps < (self.card.max_steps or 0)
         )
         if below:
-            say(self._sentence("test accuracy", summary["test_acc"], band))
+            say(self._warning("test accuracy", summary["test_acc"], band))
         return {"card": {"test_acc": band.mean, "deviation": band.deviation, "below": below}}
 
-    def _sentence(self, what: str, accuracy: float, band: Band, after: str = "") -> str:
+    def _warning(self, what: str, accuracy: float, band: Band, after: str = "") -> str:
         card = self.card
         assert card is not None
         if not after:
             after = f"after {plural(card.max_steps, 'step') if card.max_steps else plural(card.epochs, 'epoch')}"
         return (
-            f"below the card's band: {what} {accuracy:.1f} % where {band} is usual for recipe {self.recipe} {after} "
-            f"(measured with {card.versions}, {card.machine}); are the data and the versions the same?"
+            f"warning: {what} {accuracy:.1f} % is below the {band} that is usual for recipe {self.recipe} {after}\n"
+            f"check that data and versions match the recipe's runs ({card.versions}, {card.machine})"
         )

@@ -1,8 +1,8 @@
-"""Checkpoints: one file that describes itself, written so that the last good one is never lost.
+"""Checkpoints: self-describing files, written atomically and verified on loading.
 
-A checkpoint is a dictionary of plain values and tensors under the keys :data:`KEYS`. It is read with
-``weights_only=True`` alone, so a stranger's file runs no code, and it carries a digest of its content, as torch.load
-does not notice a flipped bit.
+A checkpoint is a dictionary of plain values and tensors with the keys :data:`KEYS`. It is loaded only with
+``weights_only=True``, so that an untrusted file runs no code, and it contains a digest of its content, as torch.load
+does not detect flipped bits.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import shlex
 import shutil
 import struct
 import zipfile
@@ -22,9 +23,10 @@ from torch import Tensor
 
 from vitctl.errors import RequestError
 from vitctl.files import replacing, write_failed
+from vitctl.registry import or_list
 
 FORMAT = 1
-"""The version of the layout; a later vitctl reads this one for ever."""
+"""Version of the layout. Later versions of vitctl must read it too."""
 
 KEYS = (
     "format",
@@ -46,26 +48,31 @@ KEYS = (
 )
 
 FILE_SHA256 = "file_sha256"
-"""What :func:`load_checkpoint` adds to a checkpoint: the SHA-256 of the file that it was read from."""
+"""Key that :func:`load_checkpoint` adds: the SHA-256 of the file."""
 
-_OF_THE_FILE = ("digest", FILE_SHA256)
+_NOT_DIGESTED = ("digest", FILE_SHA256)
+_NO_ARCHIVE = "it is truncated, or another kind of file"
 
 Checkpoint = dict[str, Any]
 
 
 class DamagedCheckpoint(RequestError):
-    """The file is no whole checkpoint of ours: truncated, altered, or something else altogether."""
+    """The file is truncated, altered, or not a vitctl checkpoint."""
 
 
 def content_digest(checkpoint: Checkpoint) -> str:
-    """Return the SHA-256 over names, dtypes, shapes and bytes of the tensors, and canonical JSON of the rest."""
+    """Return the SHA-256 of each tensor's path, dtype, shape and bytes, and of all other values as JSON.
+
+    Raises:
+        TypeError: a value is not plain, or a tensor is not dense or not stored in full.
+    """
     digest = hashlib.sha256()
-    for path, value in _leaves({key: value for key, value in checkpoint.items() if key not in _OF_THE_FILE}, ()):
+    for path, value in _leaves({key: value for key, value in checkpoint.items() if key not in _NOT_DIGESTED}, ()):
         if isinstance(value, Tensor):
             if value.layout != torch.strided or value.is_meta or value.is_quantized:
-                raise TypeError(f"a checkpoint holds dense tensors, not {value.layout} on {value.device}")
-            if value.numel() * value.element_size() > value.untyped_storage().nbytes():  # a few bytes seen as many
-                raise TypeError("a checkpoint holds tensors in full")
+                raise TypeError(f"a checkpoint must contain dense tensors, not {value.layout} on {value.device}")
+            if value.numel() * value.element_size() > value.untyped_storage().nbytes():
+                raise TypeError("a checkpoint must not contain expanded tensors")
             tensor = value.detach().cpu().contiguous()
             head = [*path, "tensor", str(tensor.dtype), list(tensor.shape)]
             digest.update(json.dumps(head).encode())
@@ -77,7 +84,7 @@ def content_digest(checkpoint: Checkpoint) -> str:
 
 
 def _leaves(value: Any, path: tuple[Any, ...]) -> Iterator[tuple[tuple[Any, ...], Any]]:
-    """Yield every tensor and scalar with its path; containers yield their type and length, so that shape counts."""
+    """Yield each tensor and scalar with its path, and each container's type and length."""
     if isinstance(value, dict):
         yield (*path, "dict"), len(value)
         for key in sorted(value, key=lambda key: (type(key).__name__, key)):
@@ -95,13 +102,13 @@ def _plain(value: Any) -> Any:
         return struct.pack("<d", value).hex()
     if value is None or isinstance(value, (bool, int, str)):
         return value
-    if isinstance(value, torch.dtype):  # some of timm's optimizers keep one in their groups
+    if isinstance(value, torch.dtype):  # in the parameter groups of some of timm's optimizers
         return str(value)
-    raise TypeError(f"a checkpoint holds plain values and tensors, not {type(value).__name__}")
+    raise TypeError(f"a checkpoint must contain plain values and tensors, not {type(value).__name__}")
 
 
 class _Sink:
-    """A file for torch.save that keeps the operating system's own error, which torch turns into a riddle."""
+    """A file for torch.save that keeps the OSError of a failed write, which torch hides."""
 
     def __init__(self, file: BinaryIO) -> None:
         self.file, self.error = file, None
@@ -120,36 +127,33 @@ class _Sink:
 
 
 def save_checkpoint(checkpoint: Checkpoint, path: Path) -> None:
-    """Write ``checkpoint`` to ``path``, whole or not at all.
-
-    The bytes go to a temporary file beside it, are flushed to the disk, and the file is then renamed; until then,
-    what was at ``path`` stays untouched.
+    """Write ``checkpoint`` to ``path`` atomically, with its digest; see :func:`vitctl.files.replacing`.
 
     Args:
-        checkpoint: all of :data:`KEYS` but ``digest``, which is added.
-        path: where to; its folder exists.
+        checkpoint: all of :data:`KEYS` except ``digest``.
+        path: the file; its folder must exist.
 
     Raises:
-        RunFailed: the disk is full, or the folder cannot be written.
+        RunFailed: the disk is full, or the folder is not writable.
     """
     checkpoint = {**checkpoint, "digest": content_digest(checkpoint)}
     with replacing(path) as file:
         sink = _Sink(file)
         try:
-            torch.save(checkpoint, cast(BinaryIO, sink))  # write and flush are all it needs
-        except RuntimeError as error:  # torch hides the OSError of a failed write
+            torch.save(checkpoint, cast(BinaryIO, sink))  # torch needs only write and flush
+        except RuntimeError as error:
             if sink.error is None:
                 raise
             raise sink.error from error
 
 
 def copy_checkpoint(source: Path, path: Path) -> None:
-    """Copy a checkpoint as :func:`save_checkpoint` writes one: whole or not at all.
+    """Copy a checkpoint atomically.
 
-    A copy and not a hard link, so that damage to one file leaves the other good.
+    A hard link would be cheaper, but damage to one file would damage the other.
 
     Raises:
-        RunFailed: the disk is full, or the folder cannot be written.
+        RunFailed: the disk is full, or the folder is not writable.
     """
     try:
         with open(source, "rb") as reader, replacing(path) as writer:
@@ -159,69 +163,83 @@ def copy_checkpoint(source: Path, path: Path) -> None:
 
 
 def load_checkpoint(path: Path) -> Checkpoint:
-    """Read and verify a checkpoint, onto the CPU.
+    """Load a checkpoint onto the CPU and verify it.
 
-    Nothing in the file is executed: only plain values and tensors are read. The SHA-256 of the file is added, as
+    Only plain values and tensors are loaded; no code in the file is run. The SHA-256 of the file is added as
     :data:`FILE_SHA256`.
 
     Raises:
-        DamagedCheckpoint: the file is truncated, altered, not a checkpoint, or of a later format.
-        RequestError: it is not there or cannot be read.
+        DamagedCheckpoint: the file is truncated, altered, not a checkpoint, or of an unknown format.
+        RequestError: the file is missing or cannot be read.
     """
     try:
         if path.is_dir():
-            raise RequestError(f"{path} is a folder, not a checkpoint")
-        with open(path, "rb") as file:  # once, as a run may replace it meanwhile
+            raise RequestError(f"{path} is a folder, not a checkpoint", hint=_use_another(path))
+        with open(path, "rb") as file:  # only once, as a run may replace the file
             _check_container(path, file)
             checkpoint = torch.load(file, map_location="cpu", weights_only=True)
             file.seek(0)
             file_sha256 = hashlib.file_digest(file, "sha256").hexdigest()
     except FileNotFoundError as error:
-        raise RequestError(f"{path} is not there") from error
+        raise RequestError(f"{path} not found", hint=_use_another(path)) from error
     except RequestError:
         raise
     except PermissionError as error:
-        raise RequestError(f"{path} cannot be read: {error.strerror}") from error
+        raise RequestError(
+            f"cannot read {path}: {error.strerror}", hint=f"make it readable: chmod u+r {shlex.quote(str(path))}"
+        ) from error
     except Exception as error:  # torch.load raises almost anything on a damaged or foreign file
-        detail = "it is damaged" if zipfile.is_zipfile(path) else "it is truncated or something else"
+        reason = "it is damaged" if zipfile.is_zipfile(path) else _NO_ARCHIVE
         if "weights_only" in str(error) or "Unsupported" in str(error):
-            detail = "it holds objects that only running its code would rebuild, which vitctl never does"
-        raise DamagedCheckpoint(f"{path} is not a vitctl checkpoint: {detail}") from error
+            reason = "loading it would run code that it contains"
+        raise _not_a_checkpoint(path, reason) from error
     if not isinstance(checkpoint, dict) or not {"format", "config", "model"} <= checkpoint.keys():
-        raise DamagedCheckpoint(f"{path} is not a vitctl checkpoint: it holds something else{_hint(checkpoint)}")
+        if isinstance(checkpoint, dict) and ("net" in checkpoint or "model" in checkpoint):
+            raise DamagedCheckpoint(
+                f"{path} is not a vitctl checkpoint: the original scripts may have written it",
+                hint=f"convert it: vitctl convert {shlex.quote(str(path))} --net NAME -o FILE.pt",
+            )
+        raise _not_a_checkpoint(path, "it contains something else")
     if checkpoint["format"] != FORMAT:
         raise DamagedCheckpoint(
-            f"{path} has checkpoint format {checkpoint['format']}; this vitctl reads {FORMAT}: upgrade vitctl"
+            f"{path} has checkpoint format {checkpoint['format']}, but this vitctl reads only format {FORMAT}",
+            hint="upgrade vitctl: pip install --upgrade vitctl",
         )
     missing = [key for key in KEYS if key not in checkpoint]
     if missing:
-        raise DamagedCheckpoint(f"{path} is damaged: it lacks {', '.join(missing)}")
+        raise DamagedCheckpoint(f"{path} is damaged: it has no {or_list(missing)}", hint=_use_another(path))
     try:
-        whole = checkpoint["digest"] == content_digest(checkpoint)
-    except (TypeError, RuntimeError, RecursionError):  # of tensors and nestings that a checkpoint never has
-        whole = False
-    if not whole:
-        raise DamagedCheckpoint(f"{path} is damaged: its content does not match its digest")
+        intact = checkpoint["digest"] == content_digest(checkpoint)
+    except (TypeError, RuntimeError, RecursionError):  # tensors or nesting that no checkpoint has
+        intact = False
+    if not intact:
+        raise DamagedCheckpoint(f"{path} is damaged: its content does not match its digest", hint=_use_another(path))
     checkpoint[FILE_SHA256] = file_sha256
     return checkpoint
 
 
 def _check_container(path: Path, file: BinaryIO) -> None:
-    """Refuse a file that is not as torch.save writes it before torch reads it.
+    """Refuse a file that is not an uncompressed zip archive, before torch reads it.
 
-    A zip archive with compressed members can unpack to thousands of times its size; torch.save compresses nothing.
+    A compressed member can unpack to thousands of times its size; torch.save does not compress.
     """
     if os.fstat(file.fileno()).st_size == 0:
-        raise DamagedCheckpoint(f"{path} is not a vitctl checkpoint: it is empty")
+        raise _not_a_checkpoint(path, "it is empty")
     if not zipfile.is_zipfile(file):
-        raise DamagedCheckpoint(f"{path} is not a vitctl checkpoint: it is truncated or something else")
+        raise _not_a_checkpoint(path, _NO_ARCHIVE)
     with zipfile.ZipFile(file) as archive:
         if any(member.compress_type != zipfile.ZIP_STORED for member in archive.infolist()):
-            raise DamagedCheckpoint(f"{path} is not a vitctl checkpoint: it is compressed")
+            raise _not_a_checkpoint(path, "it is compressed")
     file.seek(0)
 
 
-def _hint(content: Any) -> str:
-    if isinstance(content, dict) and ("net" in content or "model" in content):
-        return " (it looks like a checkpoint of the scripts that vitctl replaces)"
-    return ""
+def _not_a_checkpoint(path: Path, reason: str) -> DamagedCheckpoint:
+    return DamagedCheckpoint(f"{path} is not a vitctl checkpoint: {reason}", hint=_use_another(path))
+
+
+def _use_another(path: Path) -> str:
+    """Return a hint that names another checkpoint of the same run, if ``path`` belongs to one."""
+    for name in ("last.pt", "best.pt"):
+        if path.name != name and (other := path.with_name(name)).is_file():
+            return f"use another checkpoint, such as {other}"
+    return "use a checkpoint of a run, such as runs/NAME/checkpoints/best.pt"

@@ -1,4 +1,4 @@
-"""``--compile``: the network's training step through torch.compile, or as it is where that fails."""
+"""``--compile``: compile the network for training with torch.compile, or train without if that fails."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from vitctl.training.session import Session, untouched
 
 
 def compile_network(session: Session, message: Callable[[str], None]) -> None:
-    """Compile forward and backward for whole micro-batches, before the first step.
+    """Compile forward and backward passes for full micro-batches, before the first step.
 
-    What training computes from is left as it was: weights, buffers and random states are restored. Pieces of another size
-    (the last of an epoch) and evaluation run uncompiled: one compilation, and ``vitctl eval`` gives the same figures.
+    Weights, buffers and random states are left unchanged. Micro-batches of another size, as at the end of an epoch, and
+    evaluation run uncompiled, so that there is only one compilation and ``vitctl eval`` gives the same figures.
 
     Args:
-        session: whose :attr:`~vitctl.training.session.Session.forward` and ``compile_time`` are set.
-        message: told that it begins, and the time it took; or, once, why it did not work, and the run goes on without.
+        session: its ``forward`` and ``compile_time`` are set, unless compilation fails.
+        message: called when compilation starts, and with its duration or the reason why it failed.
     """
     model, device = session.model, session.device
     count = min(session.micro_batch, session.batches.count)
@@ -28,7 +28,7 @@ def compile_network(session: Session, message: Callable[[str], None]) -> None:
     images = torch.zeros((count, *shape), dtype=torch.uint8, device=device)
     logger = logging.getLogger("torch")
     level = logger.level
-    logger.setLevel(logging.CRITICAL)  # a failure is told below, in one sentence
+    logger.setLevel(logging.CRITICAL)  # a failure is reported below, in one sentence
     message("compiling …")
     start = time.perf_counter()
     try:
@@ -42,10 +42,10 @@ def compile_network(session: Session, message: Callable[[str], None]) -> None:
     except Exception as error:  # noqa: BLE001  (a compiler, its backend and the compiled code raise almost anything)
         torch._dynamo.reset()
         reason = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
-        message(f"--compile does not work here ({type(error).__name__}: {reason}); going on without")
+        message(f"warning: --compile failed, training without it ({type(error).__name__}: {reason})")
     else:
         session.compile_time = time.perf_counter() - start
-        message(f"compiled in {session.compile_time:.1f} s, which no other figure includes but the total time")
+        message(f"compiled in {session.compile_time:.1f} s (included only in the total time)")
 
         def forward(x: torch.Tensor) -> torch.Tensor:
             logits: torch.Tensor = compiled(x) if len(x) == count else model(x)

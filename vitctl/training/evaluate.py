@@ -1,4 +1,4 @@
-"""Evaluation: loss and accuracy over a set of images."""
+"""Evaluation: loss and accuracy on a set of images."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ from vitctl.data.batches import Normalize
 from vitctl.data.dataset import Subset
 
 Progress = Callable[[int, int], None]
-"""Told how many images are done, of how many."""
+"""Called with the number of images done and in total."""
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """Figures over a set of images.
+    """Loss and accuracy on a set of images.
 
     Attributes:
-        losses: cross entropy of each image, without label smoothing, float64 ``[n]``, in the order of the index.
-        acc: share whose greatest logit is the label's, in percent.
-        mirrored: the figures by the mean of the logits of each image and its mirror image, where asked for.
+        losses: cross-entropy of each image without label smoothing, float64 ``[N]``, in the order of the subset.
+        acc: top-1 accuracy in percent.
+        mirrored: the same for logits averaged over each image and its mirror image, or None.
     """
 
     losses: Tensor
@@ -33,36 +33,32 @@ class Evaluation:
 
     @property
     def loss(self) -> float:
-        """Mean over the images."""
+        """Mean loss per image."""
         return self.losses.mean().item()
 
     def sum_of_means(self, batch: int) -> float:
-        """Return the sum, over batches of ``batch`` images in order, of each batch's mean loss; the last may be smaller."""
+        """Return the sum of the mean losses of consecutive batches of ``batch`` images; the last may be smaller."""
         return sum(piece.mean().item() for piece in torch.split(self.losses, batch))
 
 
 class Stopped(Exception):
-    """The evaluation was asked to stop before it had seen every image."""
+    """The evaluation was stopped before it had seen all images."""
 
 
 class Scorer:
-    """Losses and hits, on the device until they are read once, at the end.
-
-    Args:
-        device: where the logits are.
-    """
+    """Accumulates losses and correct predictions on ``device``, so that the CPU waits for it only once."""
 
     def __init__(self, device: torch.device) -> None:
         self.losses: list[Tensor] = []
         self.correct = torch.zeros((), device=device, dtype=torch.int64)
 
     def add(self, logits: Tensor, labels: Tensor) -> None:
-        """Score float ``[B, K]`` by int64 ``[B]``."""
+        """Score ``logits``, float ``[B, K]``, against ``labels``, int64 ``[B]``."""
         self.losses.append(F.cross_entropy(logits, labels, reduction="none"))
         self.correct += (logits.argmax(1) == labels).sum()
 
     def read(self) -> Evaluation:
-        """Return the figures, waiting for the device."""
+        """Wait for the device and return the result."""
         losses = torch.cat(self.losses).cpu().double()
         return Evaluation(losses=losses, acc=100 * self.correct.item() / len(losses))
 
@@ -83,17 +79,18 @@ def evaluate(
     """Measure loss and accuracy of ``model`` on ``subset``.
 
     Args:
-        model: on ``device``.
-        subset: images, and which of them.
-        normalize: from uint8 to the network's input.
-        device: where the model is.
-        batch_size: images at once; the result does not depend on it but for rounding.
-        mirror: measure also by the mean of the logits of each image and its mirror image.
-        stop: asked after every batch.
-        progress: told how many images are done.
+        model: network on ``device``.
+        subset: the images to evaluate.
+        normalize: converts uint8 images to the network's input.
+        device: device of the model.
+        batch_size: images per batch; affects the result only by rounding.
+        precision: ``fp32``, ``bf16`` or ``fp16``.
+        mirror: also measure with logits averaged over each image and its mirror image.
+        stop: called after each batch; returns whether to stop.
+        progress: called with the number of images done and in total.
 
     Raises:
-        Stopped: ``stop`` said so.
+        Stopped: ``stop`` returned true.
     """
 
     def run(images: Tensor) -> Tensor:

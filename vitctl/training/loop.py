@@ -1,4 +1,4 @@
-"""The training loop. It reads downwards: epochs, steps, evaluation, saving, the final test."""
+"""The training loop: epochs, steps, evaluation, checkpoints and the final test."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ from vitctl.recipes import Card
 from vitctl.training.card import CardWatch
 from vitctl.training.evaluate import Evaluation, Stopped, evaluate
 from vitctl.training.run_folder import RunFolder, git_commit
-from vitctl.training.session import Session, describe, learning, parameters, piece_sizes
-from vitctl.units import parse_save_every
+from vitctl.training.session import Session, describe, parameters, piece_sizes, trainable_parameters
+from vitctl.units import parse_save_every, plural
 
 READ_EVERY = 50
-"""Steps between two reads of the loss from an accelerator; each read waits for the device."""
+"""Steps between two reads of the loss from an accelerator, as each read waits for the device."""
 
 SMALLEST_SCALE = 2.0**-14
-"""Scale of an fp16 loss below which every step has overflowed for long: it starts at 2^16 and is halved at each."""
+"""Scale of the fp16 loss below which the run fails: it starts at 2^16 and is halved by each step that overflows."""
 
 
 def fit(
@@ -37,19 +37,19 @@ def fit(
     started: float | None = None,
     card: Card | None = None,
 ) -> Record:
-    """Train until the run's last step, then test, and return the summary.
+    """Train until the run's last step, evaluate on the test set, and return the summary.
 
     Args:
-        session: new, or restored from a checkpoint.
-        folder: of the run.
+        session: a new or restored session.
+        folder: the run's folder.
         observer: receives every event.
-        resume_command: printed when the run is stopped.
-        started: when the run's time began, by :func:`time.monotonic`; None is now.
-        card: the recipe card to compare the run with, or None.
+        resume_command: shown if the run is interrupted.
+        started: start of this session, as :func:`time.monotonic` counts; None for now.
+        card: the recipe's card to compare the run with, or None.
 
     Raises:
-        RunFailed: the loss is not finite, or memory or disk is used up; the last good checkpoint stands.
-        Interrupted: SIGINT or SIGTERM came, and the state is saved.
+        RunFailed: the loss is not finite, or memory or the disk is full; the last good checkpoint is kept.
+        Interrupted: SIGINT or SIGTERM arrived, and the state was saved.
     """
     progress, config = session.progress, session.config
     clock, watch = Clock(session, started), CardWatch(session, card)
@@ -65,7 +65,7 @@ def fit(
         nonlocal last_save
         session.tally.read(progress)
         check_finite(session, progress.loss_sum)
-        # The loss is of the weights before the last step.
+        # The loss was computed before the last update, so check the weights too.
         check_finite(session, torch.nn.utils.get_total_norm(p.detach() for p in session.model.parameters()).item())
         progress.seconds = clock.seconds()
         session.last_saved = folder.save(session.checkpoint(), keep=config.keep, best=best)
@@ -74,11 +74,14 @@ def fit(
     def stopped() -> Interrupted:
         assert stop.signum is not None
         return Interrupted(
-            f"stopped at step {progress.step}, and saved; go on with: {resume_command}", stop.signum, step=progress.step
+            f"stopped after step {progress.step:,}; checkpoint saved",
+            stop.signum,
+            hint=f"resume it: {resume_command}",
+            step=progress.step,
         )
 
     with StopRequest(
-        lambda _: observer.message("stopping after this step and saving; once more quits at once")
+        lambda _: observer.message("stopping after this step and saving; press Ctrl-C again to quit immediately")
     ) as stop:
         while progress.recorded_step < session.total_steps and not progress.stopped_early:
             session.train_mode()
@@ -96,7 +99,7 @@ def fit(
             try:
                 row = epoch_record(session, observer, stop)
             except Stopped:
-                save()  # with all steps of the epoch done: the run goes on with its evaluation
+                save()  # all steps of the epoch are done; a resumed run continues with its evaluation
                 raise stopped() from None
             row["seconds"] = round(clock.seconds(), 3)
             best = session.splits.val_split in ("holdout", "val") and row["val_acc"] > progress.best_val_acc
@@ -104,7 +107,9 @@ def fit(
                 progress.best_val_acc, progress.best_epoch = row["val_acc"], row["epoch"]
             if config.patience and row["epoch"] - progress.best_epoch >= config.patience:
                 progress.stopped_early = True
-                observer.message(f"no better held-out accuracy in {config.patience} epochs: stopping early")
+                observer.message(
+                    f"stopping early: held-out accuracy has not improved for {plural(config.patience, 'epoch')}"
+                )
             session.history.append(row)
             progress.recorded_step = progress.step
             if progress.step_in_epoch == session.steps_per_epoch:
@@ -128,14 +133,14 @@ def fit(
 
 
 def run_start(session: Session, folder: Path) -> RunStart:
-    """Describe a run for observers when it starts or resumes."""
+    """Return the description of a new or resumed run for observers."""
     config, splits = session.config, session.splits
     return RunStart(
         folder=folder,
         settings=config.to_dict(),
         network=describe(config, len(session.dataset.classes)),
         params=parameters(session),
-        trainable=learning(session),
+        trainable=trainable_parameters(session),
         tokens=session.cost.tokens,
         mflop=session.cost.mflop,
         device=str(session.device),
@@ -158,11 +163,11 @@ def run_start(session: Session, folder: Path) -> RunStart:
 
 
 def train_step(session: Session) -> None:
-    """Take one optimizer step, in pieces that give the gradient of the whole batch.
+    """Take one optimizer step, in micro-batches whose gradients add up to that of the batch.
 
     Raises:
-        RunFailed: loss or gradient is not finite (found before the update on CPU, within :data:`READ_EVERY` steps on
-            an accelerator, and always before anything is saved), or memory ran out.
+        RunFailed: memory ran out, or loss or gradient is not finite. The latter is detected before the update on CPU,
+            within :data:`READ_EVERY` steps on an accelerator, and always before a checkpoint is saved.
     """
     progress, config, device, scaler = session.progress, session.config, session.device, session.scaler
     start = time.perf_counter()
@@ -187,19 +192,19 @@ def train_step(session: Session) -> None:
             loss = F.cross_entropy(logits.float(), target, reduction="sum", label_smoothing=config.label_smoothing)
             torch.autograd.backward(scaler.scale(loss / count) if scaler else loss / count)
             loss_sum += loss.detach()
-            label = target if target.ndim == 1 else target.argmax(1)  # of a mixed image: that of its greater part
+            label = target if target.ndim == 1 else target.argmax(1)  # a mixed image's larger part
             correct += (logits.detach().argmax(1) == label).sum()
 
         if scaler and config.clip_grad:
             scaler.unscale_(session.optimizer)
         grads = [p.grad for p in session.model.parameters() if p.grad is not None]
         if config.clip_grad or device.type == "cpu":
-            norm = torch.nn.utils.get_total_norm(grads)  # torch takes foreach where the device has it
-            if device.type == "cpu":  # reading costs nothing here
+            norm = torch.nn.utils.get_total_norm(grads)  # torch uses foreach kernels if the device has them
+            if device.type == "cpu":  # reading a value costs nothing
                 check_finite(session, loss_sum.item(), *([] if scaler else [norm.item()]))
             if config.clip_grad:
                 torch.nn.utils.clip_grads_with_norm_(session.model.parameters(), config.clip_grad, norm)
-        if scaler:  # a step whose gradients overflowed is left out, and the scale halved
+        if scaler:  # if gradients overflowed, it skips the step and halves the scale
             scaler.step(session.optimizer)
             scaler.update()
         else:
@@ -221,36 +226,33 @@ def train_step(session: Session) -> None:
 
 
 def check_finite(session: Session, *values: float) -> None:
-    """Raise NotFinite when a loss or a gradient's norm is infinite or not a number, or fp16 cannot hold the gradients."""
+    """Raise NotFinite if a loss or a gradient's norm is not finite, or if fp16 gradients overflow at every step."""
     step = session.progress.step + 1
     if session.scaler and session.scaler.get_scale() < SMALLEST_SCALE:
-        message = (
-            f"the gradients overflow fp16 at every step (step {step}); try --precision bf16 or fp32, or a lower --lr"
-        )
+        message = f"the gradients overflow fp16 at every step, up to step {step}"
+        hint = f"use --precision fp32, or a lower --lr such as {session.config.lr / 10:.2g}"
     elif not all(math.isfinite(value) for value in values):
         last = session.last_saved
-        saved = f"the last good checkpoint is {last}" if last else "nothing was saved yet"
-        message = (
-            f"the loss or its gradient is not finite at step {step} (lr {session.lr(step - 1):.3g}); {saved}. "
-            f"Try a lower --lr, more --warmup, or --clip-grad 1"
-        )
+        saved = f"last good checkpoint: {last}" if last else "no checkpoint was saved yet"
+        message = f"loss or gradient is not finite at step {step} (lr {session.lr(step - 1):.3g}); {saved}"
+        hint = f"use a lower --lr such as {session.config.lr / 10:.2g}, a longer --warmup, or --clip-grad 1"
     else:
         return
-    raise NotFinite(message, step=step, device=str(session.device), batch=session.config.bs)
+    raise NotFinite(message, hint=hint, step=step, device=str(session.device), batch=session.config.bs)
 
 
 def epoch_record(session: Session, observer: Observer, stop: StopRequest) -> Record:
-    """Evaluate, and return the record of the epoch whose steps are all taken.
+    """Evaluate at the end of an epoch and return the epoch's record.
 
     Raises:
-        Stopped: a signal came during the evaluation.
+        Stopped: a signal arrived during the evaluation.
     """
     progress, splits = session.progress, session.splits
     session.tally.read(progress)
     row: Record = {
         "epoch": progress.epoch + 1,
         "step": progress.step,
-        "lr": session.lr(progress.step - 1),  # the one that the last step was taken with
+        "lr": session.lr(progress.step - 1),  # of the last step
         "train_loss": progress.loss_sum / progress.seen,
         "train_acc": 100 * progress.correct / progress.seen,
     }
@@ -273,11 +275,19 @@ def epoch_record(session: Session, observer: Observer, stop: StopRequest) -> Rec
 def measure(
     session: Session, subset: Subset, what: str, observer: Observer, stop: StopRequest, *, mirror: bool = False
 ) -> Evaluation:
-    """Evaluate the weights that count: the average where one is kept; see :func:`vitctl.training.evaluate.evaluate`.
+    """Evaluate the averaged weights if there are any, else the current ones.
+
+    Args:
+        session: the session.
+        subset: the images to evaluate.
+        what: part of the data set, for observers.
+        observer: receives the progress.
+        stop: ends the evaluation when a signal arrives.
+        mirror: also measure with logits averaged over each image and its mirror image.
 
     Raises:
-        Stopped: a signal came.
-        RunFailed: the loss is not finite.
+        Stopped: a signal arrived.
+        RunFailed: the loss is not finite, or memory ran out.
     """
     with devices.memory_watched(session.device, session.eval_batch, session.micro_batch):
         result = evaluate(
@@ -296,10 +306,10 @@ def measure(
 
 
 def final_summary(session: Session, folder: RunFolder, observer: Observer, stop: StopRequest, clock: Clock) -> Record:
-    """Test the last weights, once, and return the final figures.
+    """Evaluate the final weights on the test set and return the run's summary.
 
     Raises:
-        Stopped: a signal came during the test.
+        Stopped: a signal arrived during the evaluation.
     """
     progress, splits, config = session.progress, session.splits, session.config
     row = session.history[-1]
@@ -318,7 +328,7 @@ def final_summary(session: Session, folder: RunFolder, observer: Observer, stop:
         summary |= {"best_val_acc": progress.best_val_acc, "best_epoch": progress.best_epoch}
     mirror = config.tta == "flip"
     if splits.val_split == "test" and row["step"] == progress.step and not mirror:
-        summary |= {"test_loss": row["val_loss"], "test_acc": row["val_acc"]}  # measured already, with these weights
+        summary |= {"test_loss": row["val_loss"], "test_acc": row["val_acc"]}  # already measured with these weights
     else:
         result = measure(session, splits.test, "test", observer, stop, mirror=mirror)
         summary |= {"test_loss": result.loss, "test_acc": result.acc}
@@ -336,7 +346,7 @@ def final_summary(session: Session, folder: RunFolder, observer: Observer, stop:
         "micro_batch": session.micro_batch,
         "precision": session.precision,
         **({"compile_time": round(session.compile_time, 3)} if session.compile_time is not None else {}),
-        "epoch_time": round(trained / progress.step * session.steps_per_epoch, 4),  # the last one may be cut short
+        "epoch_time": round(trained / progress.step * session.steps_per_epoch, 4),  # the last epoch may be shorter
         "images_per_second": round(sum(row["images_per_second"] * row["epoch_time"] for row in epochs) / trained, 2),
         "data_wait": round(sum(row["data_wait"] * row["epoch_time"] for row in epochs) / trained, 5),
         "overhead": round(sum(row["overhead"] * row["epoch_time"] for row in epochs) / trained, 5),
@@ -348,11 +358,11 @@ def final_summary(session: Session, folder: RunFolder, observer: Observer, stop:
 
 
 class Clock:
-    """Wall time over all sessions of a run, and how fast this one goes.
+    """Measures the wall time of a run over all its sessions, and the speed of this one.
 
     Args:
-        session: whose progress is reported.
-        started: when the time of this session began, by :func:`time.monotonic`; None is now.
+        session: the current session.
+        started: start of this session, as :func:`time.monotonic` counts; None for now.
     """
 
     def __init__(self, session: Session, started: float | None = None) -> None:
@@ -364,11 +374,11 @@ class Clock:
         self.seen_seconds = session.progress.train_seconds
 
     def seconds(self) -> float:
-        """Return the seconds that the run has taken so far."""
+        """Return the wall time of the run so far, in seconds."""
         return self.before + time.monotonic() - self.start
 
     def record(self, steps: int) -> Record:
-        """Return the figures so far of the epoch under way, which has ``steps`` steps."""
+        """Return the figures so far of the current epoch, which has ``steps`` steps."""
         session, progress = self.session, self.session.progress
         spent = progress.train_seconds
         self.trained += spent - (self.seen_seconds if progress.step_in_epoch > 1 else 0.0)

@@ -1,4 +1,4 @@
-"""Checks before work starts: of the settings, and of the session once its length is set."""
+"""Checks of the settings before work starts, and of the session once its length is set."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from vitctl.training.session import Session
 
 
 def check_config(config: TrainConfig, observer: Observer, *, weights: bool = True) -> None:
-    """Refuse settings that this machine cannot meet, before data are read.
+    """Refuse settings that this machine does not support, before any data are read.
 
     Args:
         config: the settings.
-        observer: receives warnings about settings that are allowed but probably a mistake.
-        weights: whether to check the pretrained weights that the settings request.
+        observer: receives warnings about settings that are valid but probably a mistake.
+        weights: whether to check that pretrained weights are available.
 
     Raises:
         RequestError: a package, device, precision or weights file is not available.
@@ -32,7 +32,7 @@ def check_config(config: TrainConfig, observer: Observer, *, weights: bool = Tru
 
 
 def check_length(session: Session) -> None:
-    """Refuse a warm-down within the last epoch if the learning rate changes only between epochs.
+    """Refuse a warm-down that begins in the last epoch if the learning rate changes only between epochs.
 
     Raises:
         RequestError: the run is too short for its warm-down.
@@ -41,6 +41,6 @@ def check_length(session: Session) -> None:
     last_epoch = (session.total_steps - 1) % session.steps_per_epoch + 1
     if config.warmdown and config.schedule_per == "epoch" and schedule.warmdown_steps <= last_epoch:
         raise RequestError(
-            f"--warmdown {config.warmdown:g} begins in the last epoch, and with --schedule-per epoch the rate changes only "
-            f"where an epoch begins; take a greater one, or --schedule-per step"
+            f"--warmdown {config.warmdown:g} begins in the last epoch and does nothing with --schedule-per epoch",
+            hint="use --schedule-per step, or a larger --warmdown",
         )

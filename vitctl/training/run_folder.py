@@ -1,10 +1,15 @@
-"""The folder of a run: settings, metrics, checkpoints, summary.
+"""A run's folder: settings, metrics, checkpoints and summary.
 
-``config.json``          everything needed to repeat the run, and each session that worked on it
-``metrics.jsonl``        a line an epoch
-``checkpoints/last.pt``  the newest state; ``best.pt`` the best by held-out accuracy; ``kept-N.pt`` older ones
-``summary.json``         the final figures
-``failure.json``         why the run failed: kind, step, message; removed on ``--resume``
+``config.json``
+    the settings, and for each session its command, versions and device
+``metrics.jsonl``
+    one line per epoch
+``checkpoints/last.pt``, ``best.pt``, ``kept-N.pt``
+    the newest checkpoint, the one with the best held-out accuracy, and older ones
+``summary.json``
+    the final figures
+``failure.json``
+    why the run failed: kind, step, message and hint; removed by ``--resume``
 """
 
 from __future__ import annotations
@@ -26,42 +31,44 @@ from vitctl.config import TrainConfig
 from vitctl.errors import RequestError, RunBusy, VitctlError
 from vitctl.files import Locked, locked, new_folder, remove_temporaries, write_failed, write_text
 from vitctl.process.failure import Failure, is_run_failure
+from vitctl.registry import or_list
 from vitctl.training import checkpoint as ckpt
 from vitctl.training.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from vitctl.units import mask_passwords
 
 LAST, BEST = "last.pt", "best.pt"
 FAILURE, LOCK = "failure.json", ".lock"
-_NAME = re.compile(r"[^/\\\0]+")
+_NOT_IN_NAMES = re.compile(r"[/\\\0]+")
 
 
 class RunFolder:
-    """A run's folder on disk; see the module's text for what lies in it.
+    """A run's folder on disk; the module's docstring lists its files.
 
     Args:
-        path: the folder, which exists and holds ``config.json``.
+        path: an existing folder with ``config.json``.
     """
 
     def __init__(self, path: Path) -> None:
         self.path = path
         self.checkpoints = path / "checkpoints"
 
-    # -- making and opening ------------------------------------------------------------------------------------------
+    # -- creating and opening ----------------------------------------------------------------------------------------
 
     @classmethod
     def create(cls, runs_dir: Path, name: str | None, config: TrainConfig) -> RunFolder:
-        """Make the folder of a new run; it appears with its ``config.json`` in it, or not at all.
+        """Create the folder of a new run atomically, with its ``config.json``.
 
         Args:
-            runs_dir: made if it is not there.
-            name: of the folder; None makes one up from network, optimizer, data set and time.
-            config: what the run will do.
+            runs_dir: parent folder, created if missing.
+            name: name of the folder; None for one made of network, optimizer, data set and time.
+            config: the run's settings.
 
         Raises:
-            RequestError: the name is taken or no name for a folder, or ``runs_dir`` cannot be written.
+            RequestError: the name is taken or not valid, or ``runs_dir`` is not writable.
         """
-        if name is not None and (not _NAME.fullmatch(name) or name in (".", "..")):
-            raise RequestError(f"--name {name!r} is no name for a folder")
+        if name is not None and (_NOT_IN_NAMES.search(name) or name in ("", ".", "..")):
+            valid = _NOT_IN_NAMES.sub("-", name).strip(".-") or "my-run"
+            raise RequestError(f"--name {name!r} is not a valid folder name", hint=f"use --name {shlex.quote(valid)}")
         base = name or "-".join(
             [
                 config.net.replace("/", "-"),
@@ -85,36 +92,36 @@ class RunFolder:
             except FileExistsError:
                 if name is not None:
                     raise RequestError(
-                        f"the run {path} exists already and is never overwritten; choose another --name, or go on with "
-                        f"it: vitctl train --resume {shlex.quote(str(path))}"
+                        f"run {path} already exists",
+                        hint=f"use another --name, or resume it: vitctl train --resume {shlex.quote(str(path))}",
                     ) from None
                 attempt += 1
                 chosen = f"{base}-{attempt}"
             except OSError as error:
-                if path.is_dir() and any(path.iterdir()):  # another run took the name meanwhile
+                if path.is_dir() and any(path.iterdir()):  # another run has just taken the name
                     continue
                 raise RequestError(
-                    f"cannot make the run folder {path}: {error.strerror}; choose another --runs-dir or --name"
+                    f"cannot create run folder {path}: {error.strerror}", hint="use another --runs-dir or --name"
                 ) from error
 
     @classmethod
     def open(cls, path: Path) -> RunFolder:
-        """Open the folder of an earlier run.
+        """Open the folder of an existing run.
 
         Raises:
-            RequestError: not a run's folder.
+            RequestError: ``path`` is not a run's folder.
         """
         if not path.exists():
-            raise RequestError(f"the run folder {path} is not there{_near_runs(path)}")
+            raise RequestError(f"run folder {path} not found", hint=_use_a_run_in(path.parent))
         if path.is_file():
-            inside = path.parent.parent if path.parent.name == "checkpoints" else path.parent
-            if (inside / "config.json").is_file():
-                raise RequestError(f"{path} is a file; name the run's folder: {inside}")
-            raise RequestError(
-                f"{path} is a file, and in no run's folder; --pretrained {path} starts a run from the weights of a checkpoint"
-            )
+            run = path.parent.parent if path.parent.name == "checkpoints" else path.parent
+            if (run / "config.json").is_file():
+                hint = f"use the run's folder: {run}"
+            else:
+                hint = f"use --pretrained {path} to start a run from the weights of a checkpoint"
+            raise RequestError(f"{path} is a file, not a run folder", hint=hint)
         if not (path / "config.json").is_file():
-            raise RequestError(f"{path} is no run folder: it has no config.json{_near_runs(path / 'x')}")
+            raise RequestError(f"{path} is not a run folder: it has no config.json", hint=_use_a_run_in(path))
         return cls(path)
 
     @contextlib.contextmanager
@@ -122,25 +129,32 @@ class RunFolder:
         """Lock this folder against other processes; the system releases the lock when this process ends.
 
         Raises:
-            RunBusy: another process is training in it.
+            RunBusy: another process is training in the folder.
+            RequestError: the folder is not writable.
         """
         with contextlib.ExitStack() as stack:
             try:
                 stack.enter_context(locked(self.path / LOCK))
             except Locked:
                 raise RunBusy(
-                    f"another process is training in {self.path}; wait for it, or stop it first", run=self.path
+                    f"another process is training in {self.path}",
+                    hint="wait until it ends, or stop it with Ctrl-C",
+                    run=self.path,
                 ) from None
             except OSError as error:
-                raise RequestError(f"the run folder {self.path} cannot be written: {error.strerror}") from error
+                raise RequestError(
+                    f"cannot write {self.path / LOCK}: {error.strerror}",
+                    hint=f"make the folder writable: chmod u+w {shlex.quote(str(self.path))}",
+                ) from error
             yield
 
     @contextlib.contextmanager
     def training(self) -> Iterator[None]:
-        """Lock this folder, and record in ``failure.json`` why the run in it fails.
+        """Lock this folder, and write ``failure.json`` if the run fails.
 
         Raises:
-            RunBusy: another process is training in it.
+            RunBusy: another process is training in the folder.
+            RequestError: the folder is not writable.
         """
         with self.locked():
             try:
@@ -153,29 +167,32 @@ class RunFolder:
                 raise
 
     def remove_orphans(self) -> None:
-        """Remove the temporary files that a crash left half-written."""
+        """Remove temporary files left by a crash."""
         for folder in (self.path, self.checkpoints):
             remove_temporaries(folder, of_dead_only=False)
 
     # -- config.json -------------------------------------------------------------------------------------------------
 
     def read_document(self) -> dict[str, Any]:
-        """Return ``config.json``.
+        """Return the content of ``config.json``.
 
         Raises:
-            RequestError: it is damaged.
+            RequestError: the file is damaged.
         """
         path = self.path / "config.json"
         try:
             document = json.loads(path.read_text(encoding="utf-8"))
             if not isinstance(document["config"], dict) or not isinstance(document["sessions"], list):
-                raise TypeError("not a run's")
+                raise TypeError("config or sessions has the wrong type")
         except (OSError, ValueError, KeyError, TypeError) as error:
-            raise RequestError(f"{path} is damaged ({error}); nothing can be resumed from it") from error
+            raise RequestError(
+                f"{path} is damaged: {f'no {error}' if isinstance(error, KeyError) else error}",
+                hint=f"use --pretrained {self.checkpoints / LAST} to start a new run from its weights",
+            ) from error
         return dict(document)
 
     def add_session(self, config: TrainConfig, environment: dict[str, Any], step: int, **more: Any) -> None:
-        """Record that a session begins at ``step``: its command, versions, device and what else decides the bits."""
+        """Record the start of a session at ``step``: its command, environment, and ``more``."""
         document = self.read_document()
         document["config"] = config.to_dict()
         session = {
@@ -192,11 +209,11 @@ class RunFolder:
     # -- metrics.jsonl and summary.json ------------------------------------------------------------------------------
 
     def write_metrics(self, history: list[dict[str, Any]]) -> None:
-        """Replace ``metrics.jsonl`` by ``history``: what a resumed run knows to be done."""
+        """Replace ``metrics.jsonl`` with the records in ``history``."""
         self._write("metrics.jsonl", "".join(json.dumps(row) + "\n" for row in history))
 
     def append_metrics(self, row: dict[str, Any]) -> None:
-        """Append one line."""
+        """Append a record to ``metrics.jsonl``."""
         path = self.path / "metrics.jsonl"
         try:
             with open(path, "a", encoding="utf-8") as file:
@@ -211,22 +228,22 @@ class RunFolder:
         self._write("summary.json", json.dumps(summary, indent=2) + "\n")
 
     def read_summary(self) -> dict[str, Any] | None:
-        """Return ``summary.json``, or None when the run has not finished."""
+        """Return the content of ``summary.json``, or None if the run has not finished."""
         try:
             return dict(json.loads((self.path / "summary.json").read_text(encoding="utf-8")))
         except (OSError, ValueError, TypeError):
             return None
 
     def _write_failure(self, failure: Failure) -> None:
-        with contextlib.suppress(VitctlError):  # such as a full disk: the failure itself matters more
+        with contextlib.suppress(VitctlError):  # such as a full disk; the first failure matters more
             failure.write(self.path / FAILURE)
 
     def read_failure(self) -> Failure | None:
-        """Return why the run failed, or None if it did not."""
+        """Return why the run failed, or None if it did not fail."""
         return Failure.read(self.path / FAILURE)
 
     def resumed(self) -> None:
-        """Remove the records of how the run ended, as it is being resumed."""
+        """Remove ``summary.json`` and ``failure.json``, as the run is being resumed."""
         (self.path / "summary.json").unlink(missing_ok=True)
         (self.path / FAILURE).unlink(missing_ok=True)
 
@@ -236,15 +253,15 @@ class RunFolder:
     # -- checkpoints -------------------------------------------------------------------------------------------------
 
     def save(self, checkpoint: Checkpoint, *, keep: int, best: bool) -> Path:
-        """Save a checkpoint as ``last.pt``; the one before becomes ``kept-N.pt``, N counting up.
+        """Save a checkpoint as ``last.pt``; the previous one becomes ``kept-N.pt``, where N counts up.
 
         Args:
             checkpoint: see :mod:`vitctl.training.checkpoint`.
-            keep: how many of the older ones stay.
-            best: it is the best so far by held-out accuracy, and becomes ``best.pt`` too.
+            keep: how many older checkpoints to keep.
+            best: whether to save it as ``best.pt`` too.
 
         Raises:
-            RunFailed: the disk is full or the folder cannot be written; what was there is untouched.
+            RunFailed: the disk is full, or the folder is not writable; existing checkpoints are unchanged.
         """
         last = self.checkpoints / LAST
         try:
@@ -252,7 +269,7 @@ class RunFolder:
         except OSError as error:
             raise write_failed(error, self.checkpoints) from error
         if best:
-            # Before last.pt: a run killed in between goes on from the last.pt before, and writes best.pt again.
+            # best.pt first: a run killed before last.pt is saved resumes from the old one and saves best.pt again.
             save_checkpoint(checkpoint, self.checkpoints / BEST)
         if keep and last.exists():
             self._keep_last()
@@ -265,7 +282,6 @@ class RunFolder:
         return last
 
     def _keep_last(self) -> None:
-        """Give the present ``last.pt`` a second name; it is about to lose the first."""
         last = self.checkpoints / LAST
         newest = self._older()[:1]
         number = int(newest[0].stem.removeprefix("kept-")) + 1 if newest else 1
@@ -282,57 +298,58 @@ class RunFolder:
         return sorted(self.checkpoints.glob("kept-*.pt"), reverse=True)
 
     def newest(self, warn: Callable[[str], None], *, set_aside: bool = False) -> tuple[Path, Checkpoint] | None:
-        """Return the newest good checkpoint, or None when none was ever saved.
+        """Return the path and content of the newest undamaged checkpoint, or None if there are no checkpoints.
 
         Args:
-            warn: told of each damaged one that was passed over.
-            set_aside: rename damaged ones to ``*.damaged``, lest they take the place of good ones later.
+            warn: called with a message about each damaged checkpoint.
+            set_aside: whether to rename damaged checkpoints to ``*.damaged``, so that they do not displace good ones.
 
         Raises:
-            RequestError: there are checkpoints and all are damaged.
+            RequestError: all checkpoints are damaged.
         """
-        damaged: list[str] = []
-        passed_over: list[Path] = []
+        damaged: list[tuple[Path, str]] = []
         good: list[tuple[Path, Checkpoint]] = []
         candidates = [self.checkpoints / LAST, *self._older(), self.checkpoints / BEST]
         for path in [candidate for candidate in candidates if candidate.exists()]:
             if good and path.name != BEST:
-                break  # the kept ones come newest first; only best.pt may be newer than a kept one
+                break  # the kept ones are in order, newest first; only best.pt may be newer
             try:
                 good.append((path, load_checkpoint(path)))
             except ckpt.DamagedCheckpoint as error:
-                damaged.append(str(error))
-                passed_over.append(path)
+                damaged.append((path, error.message))
                 continue
             if path.name == LAST:
                 break
-        for message in damaged:
-            warn(message)
+        for _, message in damaged:
+            warn(f"warning: {message}")
         if good:
             path, checkpoint = max(good, key=lambda pair: pair[1]["step"])
             if damaged:
-                warn(f"taking {path.name}, step {checkpoint['step']}, the newest that is whole")
-            for bad in passed_over if set_aside else []:
+                warn(f"using {path.name} of step {checkpoint['step']:,}, the newest undamaged checkpoint")
+            for bad, _ in damaged if set_aside else []:
                 os.replace(bad, bad.with_name(f"{bad.name}.damaged"))
             return path, checkpoint
         if damaged:
-            raise RequestError(f"no whole checkpoint is left in {self.checkpoints}: {damaged[0]}")
+            raise RequestError(
+                f"all checkpoints in {self.checkpoints} are damaged: {damaged[0][1]}",
+                hint=f"delete them to train from the start with --resume: rm {shlex.quote(str(self.checkpoints))}/*.pt",
+            )
         return None
 
 
-def _near_runs(path: Path) -> str:
-    """Return the tail of a sentence that names the runs beside ``path``, newest first."""
+def _use_a_run_in(folder: Path) -> str:
+    """Return a hint that names the newest runs in ``folder``, if any."""
     try:
-        runs = [run for run in path.parent.iterdir() if (run / "config.json").is_file()]
+        runs = [run for run in folder.iterdir() if (run / "config.json").is_file()]
     except OSError:
-        return ""
+        runs = []
     runs.sort(key=lambda run: (run / "config.json").stat().st_mtime, reverse=True)
-    return f"; newest runs beside it: {', '.join(str(run) for run in runs[:3])}" if runs else ""
+    return f"use {or_list([str(run) for run in runs[:3]])}" if runs else "use the folder of a run, such as runs/NAME"
 
 
 @functools.cache
 def git_commit() -> str | None:
-    """Return the commit of the source tree that vitctl runs from, with ``+`` when it was changed since."""
+    """Return the commit of vitctl's source tree, with ``+`` if files have changed, or None outside a repository."""
     root = Path(__file__).resolve().parents[2]
     if not (root / ".git").exists():
         return None

@@ -30,23 +30,23 @@ from vitctl.training.ema import WeightAverage
 
 @dataclass
 class Progress:
-    """How far a run is; part of every checkpoint.
+    """Progress of a run, stored in its checkpoints.
 
     Attributes:
-        epoch: epochs completed.
+        epoch: completed epochs.
         step: optimizer steps taken.
-        step_in_epoch: steps taken of the epoch under way.
-        loss_sum: of the epoch under way, over its images.
-        correct: of the epoch under way.
-        seen: images of the epoch under way that ``loss_sum`` and ``correct`` count.
-        train_seconds: time of the epoch under way spent training.
-        data_seconds: of these, spent getting and augmenting batches.
-        busy_seconds: of these, spent in forward, backward and optimizer.
-        best_val_acc: the best held-out accuracy, in percent.
-        best_epoch: when that was.
+        step_in_epoch: steps taken in the current epoch.
+        loss_sum: sum of the losses of the images seen in the current epoch.
+        correct: number of correct predictions among them.
+        seen: number of these images.
+        train_seconds: training time of the current epoch.
+        data_seconds: part of it spent on loading and augmenting batches.
+        busy_seconds: part of it spent on forward pass, backward pass and optimizer.
+        best_val_acc: best held-out accuracy, in percent.
+        best_epoch: epoch with that accuracy, counted from 1; 0 for none.
         seconds: wall time of all sessions.
-        recorded_step: the step of the last record; behind ``step`` while an epoch is under way or not yet evaluated.
-        stopped_early: by ``--patience``.
+        recorded_step: step of the last record; less than ``step`` until the current epoch is evaluated.
+        stopped_early: whether ``--patience`` ended the run.
     """
 
     epoch: int = 0
@@ -65,13 +65,13 @@ class Progress:
     stopped_early: bool = False
 
     def begin_epoch(self) -> None:
-        """Zero what counts within an epoch."""
+        """Reset the figures of the current epoch."""
         self.step_in_epoch = self.correct = self.seen = 0
         self.loss_sum = self.train_seconds = self.data_seconds = self.busy_seconds = 0.0
 
 
 class Tally:
-    """Loss and hits since the last read, summed on the device, as reading them each step would wait for it."""
+    """Sums loss and correct predictions on the device, as reading them at each step would wait for it."""
 
     def __init__(self, device: torch.device) -> None:
         self.loss_sum = torch.zeros((), device=device)
@@ -79,13 +79,13 @@ class Tally:
         self.count = 0
 
     def add(self, loss_sum: torch.Tensor, correct: torch.Tensor, count: int) -> None:
-        """Add a step's sums, which stay on the device, over its ``count`` images."""
+        """Add the sums of a step over its ``count`` images."""
         self.loss_sum += loss_sum
         self.correct += correct
         self.count += count
 
     def read(self, progress: Progress) -> None:
-        """Move the sums into ``progress``, waiting for the device."""
+        """Wait for the device and move the sums into ``progress``."""
         progress.loss_sum += self.loss_sum.item()
         progress.correct += int(self.correct.item())
         progress.seen += self.count
@@ -96,32 +96,32 @@ class Tally:
 
 @dataclass
 class Session:
-    """Everything that the loop needs, on its device and ready.
+    """Everything that the training loop needs.
 
     Attributes:
         config: the settings.
-        device: where the work is done.
-        dataset: with its images.
-        splits: which images train, select and test.
+        device: device of the network.
+        dataset: the data set.
+        splits: its training, held-out and test images.
         batches: training batches.
-        normalize: from uint8 to the network's input.
+        normalize: converts uint8 images to the network's input.
         model: the network.
-        average: of its weights, or None.
-        optimizer: over its parameters.
-        schedule: of the learning rate.
-        micro_batch: images run at once in training.
-        eval_batch: images run at once in evaluation.
-        total_steps: length of the run.
-        cost: of one image's way through the network.
-        precision: of the network's arithmetic: ``fp32``, ``bf16`` or ``fp16``.
-        scaler: of the fp16 loss, or None.
-        forward: the network as the training step calls it, compiled where that was asked for.
-        compile_time: seconds that compiling took; None where nothing is compiled.
-        pretrained: what was loaded into the network before training, for the user, or None.
-        progress: how far it is.
-        history: one record per epoch done.
-        tally: figures not yet read from the device.
-        last_saved: the newest good checkpoint, or None.
+        average: moving average of its weights, or None.
+        optimizer: the optimizer of its parameters.
+        micro_batch: images per forward pass in training.
+        eval_batch: images per forward pass in evaluation.
+        cost: cost of a forward pass of one image.
+        precision: ``fp32``, ``bf16`` or ``fp16``.
+        scaler: scaler of the fp16 loss, or None.
+        forward: the network as the training step calls it, compiled with ``--compile``.
+        schedule: learning-rate schedule.
+        total_steps: optimizer steps of the whole run.
+        compile_time: seconds that compilation took, or None.
+        pretrained: message about the pretrained weights that were loaded, or None.
+        progress: progress of the run.
+        history: the record of each epoch so far.
+        tally: sums not yet read from the device.
+        last_saved: newest good checkpoint, or None.
     """
 
     config: TrainConfig
@@ -154,7 +154,7 @@ class Session:
         self.set_length(run_length(self.config, self.steps_per_epoch))
 
     def set_length(self, total_steps: int) -> None:
-        """Make the run ``total_steps`` optimizer steps long, and fit the schedule and the shares of the run to it."""
+        """Set the number of optimizer steps, and adapt the learning-rate schedule and the end of mixing to it."""
         config = self.config
         self.total_steps = total_steps
         self.batches.mixed_steps = mixed_steps(config, total_steps)
@@ -167,37 +167,37 @@ class Session:
         )
 
     def autocast(self) -> torch.autocast:
-        """Return the context that the network's forward pass runs in."""
+        """Return the context manager for the forward pass in :attr:`precision`."""
         return devices.autocast(self.device, self.precision)
 
     @property
     def steps_per_epoch(self) -> int:
-        """Optimizer steps in a whole epoch."""
+        """Optimizer steps per epoch."""
         return self.batches.steps_per_epoch
 
     @property
     def epochs(self) -> int:
-        """Epochs of the run, the last one perhaps cut short by ``--max-steps``."""
+        """Epochs of the run; ``--max-steps`` may shorten the last one."""
         return -(-self.total_steps // self.steps_per_epoch)
 
     @property
     def evaluated_model(self) -> nn.Module:
-        """The weights that are evaluated and exported: the average where one is kept."""
+        """The model to evaluate: the weight average if there is one, else the current weights."""
         return self.average.model if self.average else self.model
 
     def train_mode(self) -> None:
-        """Put the network in training mode, or its head alone where the rest is frozen."""
+        """Put the network in training mode, or only its head if the backbone is frozen."""
         if self.config.freeze_backbone:
             train_head(self.model)
         else:
             self.model.train()
 
     def lr(self, step: int) -> float:
-        """Return the learning rate at ``step``, counted from 0, of parameters that have no scale of their own."""
+        """Return the learning rate of ``step``, counted from 0, before scaling by ``lr_scale`` of a parameter group."""
         return self.config.lr * self.schedule.factor(step)
 
     def checkpoint(self) -> Checkpoint:
-        """Return the state as :func:`vitctl.training.checkpoint.save_checkpoint` takes it."""
+        """Return the state for :func:`vitctl.training.checkpoint.save_checkpoint`."""
         return {
             "format": FORMAT,
             "config": self.config.to_dict(),
@@ -217,10 +217,10 @@ class Session:
         }
 
     def restore(self, checkpoint: Checkpoint) -> None:
-        """Go back to the state that ``checkpoint`` holds.
+        """Restore the state in ``checkpoint``.
 
         Raises:
-            RequestError: the checkpoint is of another network, data set or optimizer.
+            RequestError: the checkpoint belongs to a run with another network, data set or optimizer.
         """
         check_same_run(self.config, list(self.dataset.classes), checkpoint)
         try:
@@ -233,20 +233,23 @@ class Session:
             self.progress = Progress(**checkpoint["progress"])
         except (RuntimeError, ValueError, TypeError, KeyError) as error:
             raise RequestError(
-                f"the checkpoint does not fit this run ({str(error).splitlines()[0]}); is it another run's?"
+                f"the checkpoint does not match this run: {str(error).splitlines()[0]}", hint=_REPLACE
             ) from error
         devices.set_rng_state(checkpoint["rng"], self.device)
-        self.tally = Tally(self.device)  # steps taken before and not read yet are no part of that state
+        self.tally = Tally(self.device)  # drops sums of steps taken before
         self.history = list(checkpoint["history"])
-        if self.progress.step < self.total_steps:  # the record of an epoch cut short, which will now be completed
+        if self.progress.step < self.total_steps:  # drop the record of a shortened epoch, which will now be completed
             self.history = [row for row in self.history if row["epoch"] <= self.progress.epoch]
+
+
+_REPLACE = "restore the run's own checkpoint, or delete this one to resume from an older one"
 
 
 @contextlib.contextmanager
 def untouched(session: Session) -> Iterator[None]:
-    """Leave what training computes from as it was, whatever runs within: gradients, buffers and random states.
+    """Restore buffers and random states, and clear gradients, when the block ends.
 
-    Weights are not restored: nothing that runs within may take an optimizer step.
+    Weights are not restored, so the block must not take an optimizer step.
     """
     model, device = session.model, session.device
     buffers = {name: buffer.clone() for name, buffer in model.named_buffers()}
@@ -262,7 +265,7 @@ def untouched(session: Session) -> Iterator[None]:
 
 
 def describe(config: TrainConfig, classes: int) -> str:
-    """Return network, size and classes in a few words, for messages."""
+    """Return a short description of the network, the image size and the number of classes."""
     changed = dict(config.net_options)
     if config.net in MODELS:
         options = MODELS[config.net].options
@@ -271,47 +274,52 @@ def describe(config: TrainConfig, classes: int) -> str:
 
 
 def check_same_run(config: TrainConfig, classes: list[str], checkpoint: Checkpoint) -> None:
-    """Refuse a checkpoint of another network, data set or optimizer, saying what it is."""
+    """Refuse a checkpoint of a run with another network, data set or optimizer.
+
+    Raises:
+        RequestError: the checkpoint belongs to another run.
+    """
     stored = TrainConfig.from_dict(checkpoint["config"])
     theirs = describe(stored, len(checkpoint["classes"])), stored.opt, bool(stored.ema)
     ours = describe(config, len(classes)), config.opt, bool(config.ema)
     if theirs != ours:
         names = [f"{net}, --opt {opt}{', with EMA' if ema else ''}" for net, opt, ema in (theirs, ours)]
-        raise RequestError(f"the checkpoint is of {names[0]}; this run is {names[1]}: restore the run's own checkpoint")
+        raise RequestError(f"the checkpoint holds {names[0]}; this run trains {names[1]}", hint=_REPLACE)
     if list(checkpoint["classes"]) != classes:
         raise RequestError(
-            "the data set's classes are not those that the checkpoint was trained on; was --data-dir changed?"
+            "the data set's classes differ from those that the checkpoint was trained on",
+            hint=f"restore the data set in {config.data_dir}" if config.data_dir else _REPLACE,
         )
 
 
 def given_length(config: TrainConfig, steps_per_epoch: int) -> int | None:
-    """Return the optimizer steps that ``--epochs`` and ``--max-steps`` allow; None where neither says."""
+    """Return the number of optimizer steps set by ``--epochs`` and ``--max-steps``; None if neither is given."""
     lengths = [config.epochs * steps_per_epoch if config.epochs else None, config.max_steps]
     return min((length for length in lengths if length is not None), default=None)
 
 
 def mixed_steps(config: TrainConfig, total_steps: int) -> int:
-    """Return how many steps, the first of the run, have their images mixed where mixup or CutMix is on."""
+    """Return the number of steps, from the first, in which mixup and CutMix are applied if they are on."""
     return total_steps - round(config.mix_off * total_steps)
 
 
 def run_length(config: TrainConfig, steps_per_epoch: int) -> int:
-    """Return the optimizer steps of a run; where ``--max-time`` alone says when to stop, an epoch until it is fitted."""
+    """Return the number of optimizer steps; with only ``--max-time``, one epoch until its length is fitted."""
     return given_length(config, steps_per_epoch) or steps_per_epoch
 
 
 def piece_sizes(count: int, bs: int, micro_batch: int, *, joined: bool) -> list[int]:
-    """Return the sizes of the pieces that the ``count`` images of a step are run in.
+    """Return the sizes of the micro-batches of a step of ``count`` images.
 
     Args:
-        count: images of the step, up to ``bs`` times the accumulated batches.
-        bs: no piece spans two batches.
-        micro_batch: the most images in a piece.
-        joined: a last batch of one image joins the batch before, as BatchNorm cannot normalise one.
+        count: images of the step; more than ``bs`` with gradient accumulation.
+        bs: batch size; no micro-batch spans two batches.
+        micro_batch: most images in a micro-batch.
+        joined: whether a last batch of one image joins the previous batch, as BatchNorm cannot normalise one image.
     """
-    wholes, rest = divmod(count, bs)
-    chunks = [bs] * wholes + ([rest] if rest else [])
-    if joined and rest == 1 and wholes:
+    full, rest = divmod(count, bs)
+    chunks = [bs] * full + ([rest] if rest else [])
+    if joined and rest == 1 and full:
         chunks[-2:] = [bs + 1]
         return chunks
     sizes: list[int] = []
@@ -321,10 +329,10 @@ def piece_sizes(count: int, bs: int, micro_batch: int, *, joined: bool) -> list[
 
 
 def parameters(session: Session) -> int:
-    """Return how many parameters the network has."""
+    """Return the number of the network's parameters."""
     return count_parameters(session.model)
 
 
-def learning(session: Session) -> int:
-    """Return how many of them learn."""
+def trainable_parameters(session: Session) -> int:
+    """Return the number of parameters that are not frozen."""
     return sum(parameter.numel() for parameter in session.model.parameters() if parameter.requires_grad)

@@ -27,17 +27,17 @@ from vitctl.training.preflight import check_length
 from vitctl.training.session import Session, given_length
 
 CACHE_FLOATS = 1 << 22
-"""How many floats the widest activation of a micro-batch may have on CPU: 16 MiB of fp32.
+"""Most floats in the largest activation of a micro-batch on CPU: 16 MiB of fp32.
 
-Measured on Zen 3 and Zen 4 cores with 32 MiB of last-level cache: larger pieces fall out of the cache, much smaller
-ones do not fill the cores. A fixed number, as the size of the pieces decides the last bits of a result.
+Measured on Zen 3 and Zen 4 cores with 32 MiB of last-level cache: larger micro-batches exceed the cache, and much
+smaller ones do not keep the cores busy. It is a constant, as micro-batches affect the last bits of a result.
 """
 
 DEVICE_EVAL_BATCH = 1000
-"""The most images evaluated at once on an accelerator."""
+"""Most images per forward pass in evaluation on an accelerator."""
 
 DEVICE_FLOATS = 1 << 28
-"""How many floats the widest activation of an evaluated batch may have there: 1 GiB of fp32."""
+"""Most floats in the largest activation of such a forward pass: 1 GiB of fp32."""
 
 
 def open_session(
@@ -48,18 +48,18 @@ def open_session(
     resumed: bool = False,
     data: tuple[Dataset, Splits] | None = None,
 ) -> Session:
-    """Build everything a run needs, and compile the network if the settings request it.
+    """Build everything that a run needs, and compile the network with ``--compile``.
 
     Args:
         config: the settings.
         observer: is notified of downloads, decoding and compilation.
-        pretrained: load the pretrained weights that the settings ask for; False where a checkpoint will replace them,
-            or where weights do not matter.
-        resumed: leave checking the length and compiling to the caller, who restores a checkpoint first.
-        data: in the place of what the settings name, for measurements.
+        pretrained: whether to load pretrained weights if the settings request them; False if a checkpoint replaces them
+            or weights do not matter.
+        resumed: whether the caller restores a checkpoint, and then checks the length and compiles.
+        data: data to use instead of those that the settings name.
 
     Raises:
-        RequestError: device, data, network or weights cannot be had as asked.
+        RequestError: device, data, network or weights are not available as requested.
     """
     device = devices.resolve_device(config.device)
     precision = devices.resolve_precision(config.precision, device)
@@ -122,10 +122,10 @@ def open_session(
 
 
 def open_data(config: TrainConfig, observer: Observer = SILENT) -> tuple[Dataset, Splits]:
-    """Return the data set, and what trains, selects and tests.
+    """Return the data set and its splits.
 
     Raises:
-        RequestError: the data cannot be had as asked.
+        RequestError: the data are not available as requested.
     """
     dataset = load_dataset(
         config.dataset,
@@ -148,7 +148,7 @@ def open_data(config: TrainConfig, observer: Observer = SILENT) -> tuple[Dataset
 def train_batches(
     config: TrainConfig, splits: Splits, extras: Extras, device: torch.device, *, drop_single: bool
 ) -> TrainBatches:
-    """Return the batches of a run; see :class:`vitctl.data.batches.TrainBatches`."""
+    """Return the training batches of a run."""
     return TrainBatches(
         splits.train.examples.images,
         splits.train.examples.labels,
@@ -166,24 +166,25 @@ def train_batches(
 def make_normalize(
     config: TrainConfig, mean: tuple[float, ...], std: tuple[float, ...], device: torch.device
 ) -> Normalize:
-    """Return what turns uint8 images into the input of the network: its size, and its layout on ``device``."""
+    """Return the conversion of uint8 images to the network's input, with its size and memory layout."""
     channels_last = device.type in find_model(config.net).channels_last
     return Normalize(mean, std, config.size, device, channels_last)
 
 
 def batch_extras(config: TrainConfig, dataset: Dataset, splits: Splits, device: torch.device) -> Extras:
-    """Return what is done to a batch besides crop and flip.
+    """Return the augmentation of a batch besides crop and flip.
 
     Raises:
-        RequestError: no such augmentation; or classes are to be mixed, and there is one.
+        RequestError: unknown augmentation, or mixup or CutMix with images of only one class.
     """
     augmentation: AugmentationEntry = lookup(AUGMENTATIONS, config.aug, "--aug")
     labels = splits.train.examples.labels[splits.train.index]
     for name, alpha in (("mixup", config.mixup), ("cutmix", config.cutmix)):
         if alpha and bool((labels == labels[0]).all()):
             raise RequestError(
-                f"--{name} {alpha:g} mixes classes, and every training image ({len(labels)}) is of class "
-                f"{dataset.classes[int(labels[0])]!r}; give --{name} 0, or train on more"
+                f"--{name} {alpha:g} mixes classes, but all training images ({len(labels)}) are of class "
+                f"{dataset.classes[int(labels[0])]!r}",
+                hint=f"use --{name} 0, or train on images of more classes",
             )
     channels, height, width = splits.train.examples.images.shape[1:]
     policy = None
@@ -203,11 +204,11 @@ def batch_extras(config: TrainConfig, dataset: Dataset, splits: Splits, device: 
 def batch_pieces(
     config: TrainConfig, device: torch.device, build: Callable[[], nn.Module], in_chans: int, batchnorm: bool
 ) -> tuple[int, int]:
-    """Return how many images are run at once in training and in evaluation.
+    """Return the number of images per forward pass in training and in evaluation.
 
-    Under ``--micro-batch auto`` a CPU takes the largest power of two for which the widest activation of a piece has
-    at most :data:`CACHE_FLOATS` floats, and at least 8; an accelerator takes the whole batch, and so does a network
-    with BatchNorm in training, as its statistics are those of the batch.
+    With ``--micro-batch auto``, training on CPU uses the largest power of two for which no activation has more than
+    :data:`CACHE_FLOATS` floats, but at least 8. Training on an accelerator uses the full batch, and so do networks with
+    BatchNorm, whose statistics are those of the batch.
     """
     widest = activation_floats(build, in_chans, config.size)
     if device.type == "cpu":
@@ -216,7 +217,7 @@ def batch_pieces(
         fitting = min(DEVICE_EVAL_BATCH, max(8, DEVICE_FLOATS // max(1, widest)))
     if config.micro_batch != "auto":
         given = int(config.micro_batch)
-        # Evaluation keeps no activations, so it has room for more; but what was given for want of memory bounds it too.
+        # Evaluation keeps no activations and can use larger batches, but --micro-batch may be small for lack of memory.
         return min(given, config.bs), fitting if device.type == "cpu" else min(fitting, 4 * given)
-    whole = batchnorm or device.type != "cpu"
-    return config.bs if whole else min(fitting, config.bs), fitting
+    full = batchnorm or device.type != "cpu"
+    return config.bs if full else min(fitting, config.bs), fitting

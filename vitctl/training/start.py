@@ -41,23 +41,23 @@ def start_run(
 
     Args:
         config: the settings.
-        runs_dir: where run folders lie.
-        name: of the folder; None makes one up.
+        runs_dir: parent folder of runs.
+        name: name of the run's folder; None for a generated one.
         observer: receives every event.
-        started: when the run's time began, also that of ``--max-time``, by :func:`time.monotonic`; None is now.
+        started: start of the run and of ``--max-time``, as :func:`time.monotonic` counts; None for now.
 
     Raises:
-        RequestError: device, data, network or folder cannot be had; nothing was written.
+        RequestError: device, data, network or folder are not available as requested; nothing was written.
         RunFailed, Interrupted: see :func:`vitctl.training.loop.fit`.
     """
     started = time.monotonic() if started is None else started
     check_config(config, observer)
     if name is not None and (runs_dir / name / "config.json").exists():
-        RunFolder.create(runs_dir, name, config)  # raises, before data are decoded
+        RunFolder.create(runs_dir, name, config)  # raises the error before data are decoded
     session = open_session(config, observer)
     plan = TimePlan(session, started, runs_dir.absolute()) if config.max_time else None
     if plan:
-        plan.fit()  # refused, where the time is too short, before anything is written
+        plan.fit()  # raises, if the time is too short, before anything is written
     folder = RunFolder.create(runs_dir, name, session.config)
     with folder.training():
         if session.pretrained:
@@ -81,16 +81,16 @@ def resume_run(
     *,
     started: float | None = None,
 ) -> Record:
-    """Go on with the run in ``path``, to bit-identical weights on the same machine, and return its summary.
+    """Resume the run in ``path`` and return its summary; on the same machine, the weights are bit-identical.
 
     Args:
         path: the run's folder.
-        changes: settings given anew; see ``resumable`` of :class:`vitctl.config.Flag` for those that may differ.
+        changes: settings given again; only those marked ``resumable`` may differ from the stored ones.
         observer: receives every event.
-        started: when the time of this session began, by :func:`time.monotonic`; None is now.
+        started: start of this session, as :func:`time.monotonic` counts; None for now.
 
     Raises:
-        RequestError: no run there, a setting that may not change, or no whole checkpoint.
+        RequestError: the run is missing, a setting must not change, or all checkpoints are damaged.
         RunFailed, Interrupted: see :func:`vitctl.training.loop.fit`.
     """
     started = time.monotonic() if started is None else started
@@ -103,72 +103,78 @@ def resume_run(
         check_tracked(config.wandb, changes)
         found = folder.newest(observer.message, set_aside=True)
         checkpoint = found[1] if found else None
-        if found and not found[1]["optimizer"]:  # vitctl convert makes such ones
-            raise RequestError(f"{found[0]} has weights alone; --pretrained {found[0]} starts a run from them")
+        if found and not found[1]["optimizer"]:  # as written by vitctl convert
+            raise RequestError(
+                f"{found[0]} has only weights and cannot be resumed",
+                hint=f"use --pretrained {found[0]} to start a run from them",
+            )
         extended = (config.epochs, config.max_steps) != (stored.epochs, stored.max_steps)
         summary = folder.read_summary()
         if summary is not None and checkpoint is not None and not extended:
             if config.tta != stored.tta and config.tta != "none":
                 raise RequestError(
-                    f"--tta {config.tta}: the run {path} has finished and is tested once; see vitctl eval "
-                    f"{shlex.quote(str(path))} --tta {config.tta}"
+                    f"--tta {config.tta} has no effect: run {path} has finished and is not tested again",
+                    hint=f"run vitctl eval {shlex.quote(str(path))} --tta {config.tta}",
                 )
             idle = [
                 f"{flag_name(name)} {value}"
                 for name, value in changes.items()
                 if getattr(config, name) != getattr(stored, name)
             ]
-            unused = f", and {', '.join(idle)} changes nothing" if idle else ""
+            unused = f"; without effect: {', '.join(idle)}" if idle else ""
             observer.message(
-                f"the run {path} has finished (step {checkpoint['step']}); nothing to resume{unused}. To train it on: "
-                f"{resume_command(folder)} --epochs N"
+                f"nothing to resume: run {path} finished at step {checkpoint['step']:,}{unused}\n"
+                f"to extend it: {resume_command(folder)} --epochs N"
             )
             return summary
 
-        check_config(config, SILENT, weights=False)  # doubts were reported when the run began
+        check_config(config, SILENT, weights=False)  # warnings were printed when the run started
         session = open_session(config, observer, pretrained=checkpoint is None, resumed=True)
         if extended:
             check_length(session)
-        if checkpoint is not None:
+        if found is not None and checkpoint is not None:
             check_not_shorter(session, config, checkpoint["epoch"], checkpoint["step"])
-            before = session.schedule.factor(checkpoint["step"])
-            session.restore(checkpoint)
-            session.last_saved = found[0] if found else None
+            factor = session.schedule.factor(checkpoint["step"])
+            try:
+                session.restore(checkpoint)
+            except RequestError as error:
+                error.add_context(str(found[0]))
+                raise
+            session.last_saved = found[0]
             if extended:
                 session.progress.stopped_early = False
-                then = dataclasses.replace(
+                stored_factor = dataclasses.replace(
                     session.schedule,
                     total_steps=run_length(stored, session.steps_per_epoch),
                     warmup_steps=checkpoint["scheduler"]["warmup_steps"],
                     warmdown_steps=checkpoint["scheduler"]["warmdown_steps"],
                 ).factor(checkpoint["step"])
+                length = plural(session.total_steps, "step")
                 observer.message(
-                    f"the run now has {session.total_steps} steps; its {config.schedule} schedule is stretched over them, so "
-                    f"the learning rate goes on at {config.lr * before:.3g} instead of {config.lr * then:.3g}"
+                    f"the run now has {length}, and its {config.schedule} schedule is stretched:\n"
+                    f"the learning rate continues at {config.lr * factor:.3g}, not at {config.lr * stored_factor:.3g}"
                 )
-                ended, again = (
-                    mixed_steps(stored, run_length(stored, session.steps_per_epoch)),
-                    session.batches.mixed_steps,
-                )
+                old_end = mixed_steps(stored, run_length(stored, session.steps_per_epoch))
+                new_end = session.batches.mixed_steps
                 if kept := kept_of_recipe(stored, config):
                     observer.message(kept)
-                if config.mix_off and again is not None and ended <= checkpoint["step"] < again:
+                if config.mix_off and new_end is not None and old_end <= checkpoint["step"] < new_end:
                     observer.message(
-                        f"mixup and CutMix are on again until step {again:,} (--mix-off {config.mix_off:g})"
+                        f"mixup and CutMix are on again until step {new_end:,} (--mix-off {config.mix_off:g})"
                     )
         if config.compile:
             compile_network(session, observer.message)
         folder.resumed()
         folder.write_metrics(session.history)
         environment = run_environment(session)
-        warn_of_differences(document["sessions"], environment, observer.message, drops=drops(config))
+        warn_of_differences(document["sessions"], environment, observer.message, dropout=has_dropout(config))
         folder.add_session(config, environment, session.progress.step)
         with tracked(run_start(session, folder.path), session.config, observer) as everyone:
             return fit(session, folder, everyone, resume_command(folder), started, find_card(session.config))
 
 
 def kept_of_recipe(stored: TrainConfig, config: TrainConfig) -> str:
-    """Return what to say of values that the recipe has for runs of the stored length, not of the new one; or nothing."""
+    """Return a message about settings that the recipe chose for the stored length only, or ``""``."""
     recipe = RECIPES.get(config.recipe)
     if recipe is None or stored.epochs is None or config.epochs is None:
         return ""
@@ -179,11 +185,11 @@ def kept_of_recipe(stored: TrainConfig, config: TrainConfig) -> str:
         if name in FLAGS and name != "epochs" and value != now.get(name) and value == stored_value(stored, name)
     ]
     ran = plural(stored.epochs, "epoch")
-    return f"the run keeps {' and '.join(kept)}, which recipe {config.recipe} has for {ran}" if kept else ""
+    return f"the run keeps {' and '.join(kept)}, which recipe {config.recipe} sets for {ran}" if kept else ""
 
 
 def run_environment(session: Session) -> dict[str, Any]:
-    """Return what the bits of a run depend on besides its settings."""
+    """Return what a run's result depends on, to the last bit, besides its settings."""
     return {
         **devices.environment(session.device),
         "micro_batch": session.micro_batch,
@@ -193,32 +199,32 @@ def run_environment(session: Session) -> dict[str, Any]:
 
 
 def resume_command(folder: RunFolder) -> str:
-    """Return what to type to go on with a run."""
+    """Return the command that resumes a run."""
     return f"vitctl train --resume {shlex.quote(str(folder.path))}"
 
 
 def changed_config(stored: TrainConfig, changes: Mapping[str, Any]) -> TrainConfig:
-    """Return the stored settings with those changes that a resumed run allows.
+    """Return the stored settings with the given changes.
 
     Raises:
-        RequestError: another setting differs from the stored one; all are named.
+        RequestError: a setting that a resumed run must keep would change.
     """
-    refused = [
-        f"{flag_name(name)} {value} (the run has {stored_value(stored, name)})"
+    refused = {
+        flag_name(name): f"{flag_name(name)} {value} (the run has {stored_value(stored, name)})"
         for name, value in changes.items()
         if not FLAGS[name].resumable and not same_value(stored, name, value)
-    ]
+    }
     if "max_time" in changes and not same_value(stored, "max_time", changes["max_time"]):
+        length = plural(stored.max_steps, "step") if stored.max_steps else plural(stored.epochs or 0, "epoch")
         raise RequestError(
-            f"--max-time {changes['max_time']} sets the length of a new run; this one has "
-            f"{plural(stored.max_steps, 'step') if stored.max_steps else plural(stored.epochs or 0, 'epoch')}, which --max-steps "
-            f"or --epochs changes"
+            f"--max-time {changes['max_time']} only sets the length of new runs; this run has {length}",
+            hint="use --max-steps or --epochs to change its length",
         )
     if refused:
         allowed = ", ".join(flag_name(name) for name, flag in FLAGS.items() if flag.resumable)
         raise RequestError(
-            f"--resume goes on with the stored settings, and {', '.join(refused)} would change them; only {allowed} may "
-            f"change: leave it out, or start a new run"
+            f"--resume cannot change {', '.join(refused.values())}",
+            hint=f"remove {', '.join(refused)}, or start a new run; --resume may change only {allowed}",
         )
     values = {name: value for name, value in changes.items() if FLAGS[name].resumable}
     if "max_steps" in values and "epochs" not in values:
@@ -229,7 +235,7 @@ def changed_config(stored: TrainConfig, changes: Mapping[str, Any]) -> TrainConf
 
 
 def stored_value(stored: TrainConfig, name: str) -> Any:
-    """Return the setting ``name`` of a run, also where the flag ends in the options of net or optimizer."""
+    """Return a setting of a run, also one that is stored in the options of network or optimizer."""
     if name in ("patch", "convkernel"):
         return stored.net_options.get("patch_size" if name == "patch" else "kernel_size")
     if name.startswith("adan_"):
@@ -242,11 +248,11 @@ _FINDERS: Mapping[str, Callable[[str], Entry]] = {
     "opt": find_optimizer,
     "aug": lambda name: lookup(AUGMENTATIONS, name, "--aug"),
 }
-"""Where the named things with options are looked up."""
+"""Lookup of the entries whose options are part of the setting."""
 
 
 def same_value(stored: TrainConfig, name: str, value: Any) -> bool:
-    """Whether ``value``, as given by flag, says what the run does already."""
+    """Return whether ``value``, as given by a flag, equals the stored setting."""
     if name == "pretrained" and pretrained_word(value) not in ("true", "false"):
         value = str(Path(value).expanduser().absolute())
     elif name == "pretrained":
@@ -267,31 +273,38 @@ def same_value(stored: TrainConfig, name: str, value: Any) -> bool:
 
 
 def check_not_shorter(session: Session, config: TrainConfig, epoch: int, step: int) -> None:
-    """Refuse to shorten a run below what it has done."""
+    """Refuse to make a run shorter than it already is.
+
+    Raises:
+        RequestError: the new length is less than the number of steps taken.
+    """
     if session.total_steps < step:
-        flag, asked = ("--max-steps", config.max_steps) if config.max_steps else ("--epochs", config.epochs)
+        done_epochs = -(-step // session.steps_per_epoch)
+        by_steps = config.max_steps is not None
+        flag, least = ("--max-steps", step) if by_steps else ("--epochs", done_epochs)
+        asked = config.max_steps if by_steps else config.epochs
         raise RequestError(
-            f"{flag} {asked} is less than the run has done already ({epoch} epochs, {step} steps); ask for more, or start a "
-            f"new run"
+            f"{flag} {asked} is less than the run has done: {plural(epoch, 'epoch')}, {plural(step, 'step')}",
+            hint=f"use {flag} {least} or more, or start a new run",
         )
 
 
-def drops(config: TrainConfig) -> bool:
-    """Return whether the network of these settings draws while it trains: dropout, or stochastic depth."""
+def has_dropout(config: TrainConfig) -> bool:
+    """Return whether the network has dropout or drop path, whose masks are random."""
     rates = [value for name, value in config.net_options.items() if "drop" in name]
     return any(isinstance(rate, float) and rate > 0 for rate in rates)
 
 
 def warn_of_differences(
-    sessions: list[dict[str, Any]], now: dict[str, Any], warn: Callable[[str], None], *, drops: bool
+    sessions: list[dict[str, Any]], now: dict[str, Any], warn: Callable[[str], None], *, dropout: bool
 ) -> None:
-    """Say what may make the resumed run differ from an uninterrupted one.
+    """Warn if a change of the environment may make the resumed run differ from an uninterrupted one.
 
     Args:
-        sessions: environments of the run so far.
-        now: that of this one.
-        warn: takes the sentence.
-        drops: the network draws dropout masks, piece by piece on its device.
+        sessions: environments of the run's earlier sessions.
+        now: the environment of this session.
+        warn: called with the warning.
+        dropout: whether the network draws dropout masks, which depend on device and micro-batch.
     """
     if not sessions:
         return
@@ -302,6 +315,6 @@ def warn_of_differences(
         if key in before and before[key] != now[key]
     ]
     if changed:
-        other = {"micro_batch", "device"} & {entry.split()[0] for entry in changed} if drops else set()
-        how = "by other dropout masks" if other else "in its last bits"
-        warn(f"{', '.join(changed)}: the result may differ {how} from that of an uninterrupted run")
+        other_masks = dropout and {"micro_batch", "device"} & {entry.split()[0] for entry in changed}
+        what = "dropout masks" if other_masks else "the last bits of the result"
+        warn(f"warning: {', '.join(changed)}: {what} may differ from an uninterrupted run")
