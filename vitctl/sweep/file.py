@@ -237,11 +237,11 @@ class _Reader:
         Args:
             place: keys and list positions that lead to the value.
             message: what is wrong.
-            hint: what to write instead.
+            hint: what to write instead; None for a setting with too many valid values to list.
         """
         while place and place not in self.lines:
             place = place[:-1]
-        self.mistakes[(self.lines.get(place, 1), message, hint or "see the format: vitctl sweep create --help")] = None
+        self.mistakes[(self.lines.get(place, 1), message, hint or "list the valid values: vitctl train --help")] = None
 
     def raise_mistakes(self) -> None:
         """Raise all recorded mistakes as one RequestError, if there are any."""
@@ -563,7 +563,7 @@ class _Reader:
                 self.wrong(
                     (*place, str(key)),
                     f"{name!r} is {distribution}, which has no {str(key)!r}",
-                    f"use only {' and '.join(allowed)}",
+                    f"use only {', '.join(allowed)}",
                 )
         for key in _REQUIRED[distribution]:
             if key not in settings:
