@@ -740,7 +740,7 @@ class _Reader:
         if flag.kind is int and (step is None or step != int(step)):
             self.wrong(
                 place,
-                f"{name!r} takes whole numbers, and {parameter.distribution} has fractions",
+                f"{name!r} takes whole numbers",
                 "use distribution: int_uniform, or a q_ distribution with q: 1",
             )
             return
