@@ -183,7 +183,10 @@ runcap: 5
         "  s.yaml:4: unknown goal 'maximise'; did you mean maximize or minimize?",
         "  s.yaml:7: 'lr': min takes a number, not '1e-4'; remove the quotes: min: 1e-4",
         "  s.yaml:9: unknown setting 'weigth_decay'; did you mean weight_decay or layer_decay?",
-        "  s.yaml:11: 'bs' takes whole numbers; use distribution: int_uniform, or a q_ distribution with q: 1",
+        (
+            "  s.yaml:11: 'bs' takes whole numbers, but uniform includes fractions; "
+            "use distribution: int_uniform, or a q_ distribution with q: 1"
+        ),
         "  s.yaml:15: early_terminate has no min_iter; add min_iter, such as min_iter: 3, or max_iter and s",
         "  s.yaml:17: unknown key 'min_itr' in early_terminate; did you mean min_iter or max_iter?",
         "  s.yaml:18: unknown key 'runcap'; did you mean run_cap?",

@@ -563,7 +563,7 @@ class _Reader:
                 self.wrong(
                     (*place, str(key)),
                     f"{name!r} is {distribution}, which has no {str(key)!r}",
-                    f"use only {', '.join(allowed)}",
+                    f"use only: {', '.join(allowed)}",
                 )
         for key in _REQUIRED[distribution]:
             if key not in settings:
@@ -740,7 +740,7 @@ class _Reader:
         if flag.kind is int and (step is None or step != int(step)):
             self.wrong(
                 place,
-                f"{name!r} takes whole numbers",
+                f"{name!r} takes whole numbers, but {parameter.distribution} includes fractions",
                 "use distribution: int_uniform, or a q_ distribution with q: 1",
             )
             return
