@@ -42,7 +42,7 @@ PRUNERS: dict[str, Entry] = {
     "none": Entry(target="vitctl.sweep.optuna_parts:nop", summary="no pruning"),
     "median": Entry(
         target="vitctl.sweep.optuna_parts:median",
-        summary="median of earlier trials at the same epoch",
+        summary="trials worse than the median at the same epoch",
         options={
             "startup": Option(5, "complete trials before pruning starts", low=0),
             "warmup": Option(0, "first epochs of a trial without pruning", low=0),
@@ -50,7 +50,7 @@ PRUNERS: dict[str, Entry] = {
     ),
     "percentile": Entry(
         target="vitctl.sweep.optuna_parts:percentile",
-        summary="percentile of earlier trials at the same epoch",
+        summary="trials outside the best percent at the same epoch",
         options={
             "percent": Option(25.0, "percentage of trials that continue", low=0, high=100),
             "startup": Option(5, "complete trials before pruning starts", low=0),
@@ -76,7 +76,7 @@ PRUNERS: dict[str, Entry] = {
     ),
     "patient": Entry(
         target="vitctl.sweep.optuna_parts:patient",
-        summary="patience: trials that no longer improve",
+        summary="trials that no longer improve",
         options={"patience": Option(3, "epochs without improvement", low=0)},
     ),
 }

@@ -58,7 +58,7 @@ from vitctl.sweep.storage import (
     sqlite_file,
     storage_failed,
 )
-from vitctl.sweep.sweep import Sweep, TrialRow, again
+from vitctl.sweep.sweep import Sweep, TrialRow, retry_trial
 
 POLL, CHECK = 0.1, 2.0
 """Seconds between checks of a child process, and between checks of the storage for changes by other processes."""
@@ -103,11 +103,9 @@ class Snapshot:
     """The state of a sweep at one time.
 
     Attributes:
-        state: state of the sweep.
         counts: number of trials in each state.
         total: final number of trials, or None if unlimited.
-        running: trials that are running, on any agent.
-        best: the best trials.
+        running: running trials of all agents.
         eta: estimated seconds until the sweep finishes, or None.
     """
 
@@ -123,7 +121,7 @@ def take_snapshot(sweep: Sweep, study: Study | None = None, count: int = 5) -> S
     """Return the current state of ``sweep``.
 
     Args:
-        sweep: the sweep.
+        sweep: any sweep.
         study: the sweep's study, if it is open; by default, the sweep's reader.
         count: number of best trials to include.
 
@@ -167,7 +165,7 @@ class Agent:
     """Runs trials of a sweep until nothing is left to do.
 
     Args:
-        sweep: the sweep.
+        sweep: the sweep to work on.
         observer: receives every event, in the thread that calls :meth:`run`.
         workers: environment variables of each worker; workers run in parallel, one trial at a time each.
         trainer: returns the command that trains a trial.
@@ -275,7 +273,7 @@ class Agent:
             pass
 
     def _show(self, study: Study) -> None:
-        with contextlib.suppress(RunFailed):  # the workers handle it
+        with contextlib.suppress(RunFailed):  # the workers handle storage failures
             self._observer.sweep_changed(take_snapshot(self.sweep, study))
 
     def _release_lost(self) -> None:
@@ -285,7 +283,7 @@ class Agent:
             with claim:
                 study = self.sweep.study(self._storage)
                 for trial in self.sweep.ledger(study).lost:
-                    again(study, trial, self.sweep.file.space)
+                    retry_trial(study, trial, self.sweep.file.space)
         except Exception as error:  # if the storage failed, the next agent enqueues them
             if not is_storage_error(error) and not isinstance(error, (VitctlError, optuna.exceptions.OptunaError)):
                 raise
@@ -341,7 +339,7 @@ class Agent:
                 if self._failures >= FAILURES_IN_A_ROW:
                     assert slot.failure is not None
                     if slot.result == "killed":
-                        hint = f"resume the sweep: vitctl sweep agent {self.sweep.id}"
+                        hint = f"continue the sweep: vitctl sweep agent {self.sweep.id}"
                     else:
                         cause = slot.failure.hint or "correct the cause"
                         hint = f"{cause}, then retry: vitctl sweep retry {self.sweep.id} --failed"
@@ -404,7 +402,7 @@ class Agent:
                 study.tell(trial.number, state=TrialState.FAIL, skip_if_finished=True)
         ledger = Ledger.of(study.get_trials(deepcopy=False), sweep.file.space)
         for trial in ledger.lost:
-            again(study, trial, sweep.file.space)
+            retry_trial(study, trial, sweep.file.space)
         running = ledger.count("running")
         if control == "stopped":
             self._why = "stopped"
@@ -596,7 +594,7 @@ class Agent:
             trial: the trial.
             child: the process that trained it.
             code: exit code of the process.
-            slot: the worker.
+            slot: the worker that ran it.
             epochs: number of epochs finished in all attempts.
 
         Raises:

@@ -56,7 +56,7 @@ class LocalEngine:
 
     def work(self, target: str, options: SweepOptions, asked: AgentOptions, observer: Observer) -> None:
         """Run an agent; see :class:`~vitctl.sweep.engine.Engine`."""
-        gpus = gpu_environments(asked.gpus) if asked.gpus is not None else None  # may refuse; before a sweep is created
+        gpus = gpu_environments(asked.gpus) if asked.gpus is not None else None  # check before creating a sweep
         sweep, created = self.find_or_create(target, options, observer, new=asked.new)
         before = take_snapshot(sweep)
         observer.sweep_opened(sweep, before, created=created)

@@ -136,7 +136,9 @@ def open_storage(
         if file is not None and create:
             file.parent.mkdir(parents=True, exist_ok=True)
         elif file is not None and not file.is_file():
-            raise RequestError(f"storage {file} not found", hint="use another --storage, or create a new sweep")
+            raise RequestError(
+                f"storage {file} not found", hint="use another --storage, or create a sweep: vitctl sweep create FILE"
+            )
         if create:
             with ClaimLock(url, "tables"):
                 storage = build()

@@ -127,8 +127,7 @@ class TrialRow:
     """A row in a list of trials.
 
     Attributes:
-        trial: number of the trial.
-        state: state of the trial.
+        trial: number of the first attempt, which identifies the trial.
         params: values of the varied parameters.
         value: best value of the metric so far, or None.
         epochs: number of reported values.
@@ -136,7 +135,6 @@ class TrialRow:
         agent: host and process id of the agent, or None.
         seconds: duration so far, or None.
         failure: why training failed, or None.
-        attempts: number of attempts.
         failure_kind: kind of the failure, see :data:`vitctl.errors.Kind`; None if an earlier version recorded it.
     """
 
@@ -546,11 +544,11 @@ class Sweep:
                 if ledger.state(trial) == "failed" and (trials is None or not trials or number in trials)
             ]
             for number in failed:
-                again(study, called[number], self.file.space)
+                retry_trial(study, called[number], self.file.space)
             return sorted(failed)
 
 
-def again(study: Study, trial: FrozenTrial, space: Space) -> None:
+def retry_trial(study: Study, trial: FrozenTrial, space: Space) -> None:
     """Enqueue another attempt at a trial that has ended; it lists the earlier attempts in its attributes."""
     user, system = retry_attributes(trial)
     complete = trial.params.keys() >= space.varying.keys()

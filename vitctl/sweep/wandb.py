@@ -53,7 +53,7 @@ class WandbEngine:
 
         for note in (*file.notes, *length_notes(file, check_fixed(file, options.fixed))):
             observer.message(note)
-        with translated_errors(), contextlib.redirect_stdout(sys.stderr):
+        with translated_wandb_errors(), contextlib.redirect_stdout(sys.stderr):
             known = wandb.setup().settings  # including the environment and W&B's files
             id = wandb.sweep(
                 document,
@@ -99,7 +99,7 @@ class WandbEngine:
         # "${interpreter}" is the first python on the path, which must be the one that has vitctl.
         os.environ["PATH"] = os.pathsep.join([os.path.dirname(sys.executable), os.environ.get("PATH", "")])
         entity, _, rest = id.rpartition("/")[0].partition("/")
-        with translated_errors(), contextlib.redirect_stdout(sys.stderr):
+        with translated_wandb_errors(), contextlib.redirect_stdout(sys.stderr):
             try:
                 wandb.agent(id.rpartition("/")[2], entity=entity or None, project=rest or None, count=asked.count)
             except SweepNotFoundError:
@@ -192,7 +192,7 @@ def upload_of(file: SweepFile, options: SweepOptions) -> dict[str, Any]:
 
 
 @contextlib.contextmanager
-def translated_errors() -> Iterator[None]:
+def translated_wandb_errors() -> Iterator[None]:
     """Raise W&B's errors as vitctl's, and keep its client from asking for an API key on stdin.
 
     Raises:
@@ -206,13 +206,14 @@ def translated_errors() -> Iterator[None]:
         try:
             yield
         except (wandb.Error, OSError, ValueError) as error:  # W&B raises ValueError for bad settings
-            if NO_KEY in str(error):
+            words = in_words(error)
+            if words == in_words(OSError(NO_KEY)):
                 raise RequestError(
                     "not logged in to W&B",
                     hint="run wandb login, or set WANDB_API_KEY; --engine local needs no account",
                 ) from error
             raise RunFailed(
-                f"W&B failed: {in_words(error)}", hint="use --engine local to run a sweep file without W&B"
+                f"W&B failed: {words}", hint="use --engine local to run a sweep file without W&B"
             ) from error
         finally:
             sys.stdin = stdin
