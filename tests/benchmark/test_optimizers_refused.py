@@ -25,7 +25,7 @@ def test_all_runs_diverge(refused: Any) -> None:
         (["adam", "sgd", "--storage", "x"], "--from-sweep"),
         (["adam", "sgd", "--out", "x.pdf"], ".json, .csv"),
         (["adam", "sgd", "--name", "a/b"], "not a valid folder name"),
-        (["adam", "sgd", "--from-sweep", "nope"], "no sweep 'nope'"),
+        (["adam", "sgd", "--from-sweep", "nope"], "sweep 'nope' not found"),
         (["adam", "sgd", "--from-sweep", "a/b/c"], "is a sweep of --engine wandb"),
     ],
 )

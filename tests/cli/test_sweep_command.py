@@ -115,7 +115,7 @@ def test_create_prints_the_id_alone_and_what_is_enqueued_comes_first(
     id = created.out.strip()
     assert created.code == 0 and created.out == f"{id}\n" and (tmp_path / "runs" / "sweeps" / id).is_dir()
     assert cli("sweep", "enqueue", id, "lr=0.0007", "weight_decay=0.05").code == 0
-    assert "has these parameters already" in refused("sweep", "enqueue", id, "lr=0.0007", "weight_decay=0.05")
+    assert "already has these parameters" in refused("sweep", "enqueue", id, "lr=0.0007", "weight_decay=0.05")
 
     assert cli("sweep", "stop", id).code == 0
     assert "stopped" in cli("sweep", "status", id).out
@@ -184,11 +184,11 @@ def test_a_sweep_that_cannot_be_stored_leaves_nothing(
         (["create", "s.yaml", "--pruner", "nope"], "nope"),
         (["create", "s.yaml", "--storage", "mysql:/x"], "storage"),
         (["status", "s.yaml"], "s.yaml"),
-        (["create", "s.yaml", "--engine", "wandb", "--sampler", "gp"], "--sampler is for local sweeps"),
-        (["create", "s.yaml", "--engine", "wandb", "--seed", "0"], "--seed is for local sweeps"),
-        (["agent", "s.yaml", "--new", "--gpus", "all"], "there is no CUDA device here"),
+        (["create", "s.yaml", "--engine", "wandb", "--sampler", "gp"], "--sampler does nothing with --engine wandb"),
+        (["create", "s.yaml", "--engine", "wandb", "--seed", "0"], "--seed does nothing with --engine wandb"),
+        (["agent", "s.yaml", "--new", "--gpus", "all"], "this machine has no CUDA device"),
         (["create", "s.yaml", "--pruner", "hyperband:min_epochs=30"], "min_epochs 30 is more than max_epochs 27"),
-        (["agent", "s.yaml", "--engine", "wandb", "--max-time", "1h"], "--max-time is for local sweeps"),
+        (["agent", "s.yaml", "--engine", "wandb", "--max-time", "1h"], "--max-time does nothing with --engine wandb"),
         (["agent", "me/project/abc", "--engine", "local"], "is the id of a sweep of --engine wandb"),
         (["create", "s.yaml", "--engine", "wanbd"], "did you mean wandb"),
         (["top", "me/project/abc"], "https://wandb.ai/me/project/sweeps/abc; vitctl runs its agents"),
@@ -204,4 +204,4 @@ def test_parameters_that_train_does_not_know_are_refused_at_create(cli: Cli) -> 
     write(parameters={**PARAMETERS, "learning_rate": {"values": [1, 2]}, "wieght_decay": {"value": 0.1}})
     result = cli("sweep", "create", "s.yaml")
     assert result.code == 2 and "2 mistakes" in result.err
-    assert "'learning_rate' is no setting" in result.err and "did you mean weight_decay" in result.err
+    assert "unknown setting 'learning_rate'" in result.err and "did you mean weight_decay" in result.err

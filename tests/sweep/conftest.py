@@ -1,4 +1,4 @@
-"""What the sweep's tests share."""
+"""Fixtures of the sweep tests."""
 
 from __future__ import annotations
 
@@ -25,12 +25,12 @@ SHIPPED = sorted((Path(__file__).parents[2] / "sweeps").glob("*.yaml"))
 
 
 def fixture(name: str) -> Any:
-    """Return a JSON file that W&B's own package made; see fixtures/make.py."""
+    """Load a JSON file made with W&B's ``sweeps`` package; see fixtures/make.py."""
     return json.loads((FIXTURES / name).read_text())
 
 
 def sweep_text(parameters: Any, method: str = "random", **more: Any) -> str:
-    """Return a sweep file; JSON is YAML."""
+    """Return the text of a sweep file, as JSON, which is valid YAML."""
     return json.dumps(
         {"method": method, "metric": {"name": "val_acc", "goal": "maximize"}, "parameters": parameters, **more}
     )
@@ -43,7 +43,7 @@ def sweep_file(parameters: Any, method: str = "random", **more: Any) -> SweepFil
 
 @pytest.fixture
 def lr_file() -> SweepFile:
-    """Return a sweep over the learning rate and the weight decay."""
+    """Return a sweep over learning rate and weight decay."""
     return sweep_file(
         {
             "lr": {"distribution": "q_log_uniform_values", "min": 1e-4, "max": 2e-3, "q": 1e-4},
@@ -59,19 +59,21 @@ load_revision = functools.cache(load_python_file)
 
 @pytest.fixture(autouse=True)
 def revisions_loaded_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Compile each revision of the storage's tables once, instead of whenever a storage is opened."""
+    """Compile each revision of Optuna's tables once, instead of each time a storage is opened."""
 
     def load(folder: str, name: str) -> ModuleType:
-        return load_python_file(folder, name) if name == "env.py" else load_revision(folder, name)  # that one acts
+        return (
+            load_python_file(folder, name) if name == "env.py" else load_revision(folder, name)
+        )  # env.py has side effects
 
     monkeypatch.setattr(alembic.util, "load_python_file", load)
 
 
 class Postgres:
-    """A PostgreSQL server of the tests' own, in a temporary folder on a free port of this machine.
+    """A PostgreSQL server for tests, in a temporary folder and on a free port.
 
     Args:
-        programs: the folder of ``initdb`` and ``pg_ctl``.
+        programs: folder of ``initdb`` and ``pg_ctl``.
     """
 
     def __init__(self, programs: Path) -> None:
@@ -97,7 +99,7 @@ class Postgres:
             cwd=self._folder,
             user=self._user,
             stdin=subprocess.DEVNULL,
-            stdout=subprocess.DEVNULL,  # a pipe would be inherited by the server, and never close
+            stdout=subprocess.DEVNULL,  # the server would inherit a pipe and keep it open
             stderr=subprocess.DEVNULL,
             timeout=120,
             check=False,
@@ -105,7 +107,7 @@ class Postgres:
         assert done.returncode == 0, f"{program} {' '.join(words)} exited {done.returncode}"
 
     def new_database(self) -> str:
-        """Make an empty database and return its URL."""
+        """Create an empty database and return its URL."""
         import psycopg
 
         name = f"t{secrets.token_hex(6)}"
@@ -115,7 +117,7 @@ class Postgres:
         return f"postgresql://vitctl@127.0.0.1:{self._port}/{name}"
 
     def stop(self) -> None:
-        """End the server, whatever it is at; it can be started no more."""
+        """Stop the server immediately and delete its data."""
         if self._folder.exists():
             self._run("pg_ctl", "-D", str(self._folder / "data"), "-m", "immediate", "-w", "stop")
             shutil.rmtree(self._folder)
@@ -132,14 +134,14 @@ def _is_user(name: str) -> bool:
 
 
 def postgres_programs() -> Path | None:
-    """Return the folder of PostgreSQL's programs, or None; Debian keeps them off the path."""
+    """Return the folder of PostgreSQL's programs, or None; Debian does not put them on the path."""
     found = shutil.which("initdb")
     debian = sorted(Path("/usr/lib/postgresql").glob("*/bin/initdb"))
     return Path(found).resolve().parent if found else debian[-1].parent if debian else None
 
 
 def start_postgres() -> Postgres:
-    """Start a server, or skip the test where there is none."""
+    """Start a server, or skip the test if PostgreSQL is not installed."""
     programs = postgres_programs()
     if programs is None:
         pytest.skip("needs PostgreSQL's initdb and pg_ctl, as in Debian's package postgresql")
@@ -149,7 +151,7 @@ def start_postgres() -> Postgres:
 
 @pytest.fixture(scope="session")
 def postgres() -> Iterator[Postgres]:
-    """Return a PostgreSQL server for all tests."""
+    """Return a PostgreSQL server shared by all tests."""
     server = start_postgres()
     yield server
     server.stop()
@@ -157,7 +159,7 @@ def postgres() -> Iterator[Postgres]:
 
 @pytest.fixture(params=["sqlite", "postgresql"])
 def storage(request: pytest.FixtureRequest) -> str:
-    """Return what ``--storage`` gets: nothing for SQLite, or the URL of an empty database of a PostgreSQL."""
+    """Return a value of ``--storage``: empty for SQLite, or the URL of an empty PostgreSQL database."""
     if request.param == "sqlite":
         return ""
     server: Postgres = request.getfixturevalue("postgres")
@@ -166,7 +168,7 @@ def storage(request: pytest.FixtureRequest) -> str:
 
 @pytest.fixture
 def forked_trainers(python: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    """Start fake trainers with the ``python`` fixture."""
+    """Start fake trainers through the ``python`` fixture."""
     from tests.sweep import fake
 
     monkeypatch.setattr(fake, "PYTHON", python)

@@ -1,4 +1,4 @@
-"""An agent whose trials are those of fake_trainer.py; also a program of its own, to be killed."""
+"""An agent that trains with fake_trainer.py; also a program, so that tests can kill it."""
 
 from __future__ import annotations
 
@@ -20,17 +20,17 @@ from vitctl.sweep.storage import TrialStorage, parse_url
 from vitctl.sweep.sweep import Sweep, SweepPlan, find_sweep, new_id, now
 
 TRIALS_FAILED = 3
-"""Exit code of an agent that gave up after three failed trials in a row."""
+"""Exit code of an agent that ended after three failed trials in a row."""
 
 TRAINER = Path(__file__).with_name("fake_trainer.py")
 
 
 PYTHON = [sys.executable]
-"""What runs fake_trainer.py."""
+"""Command that runs Python for fake_trainer.py."""
 
 
 def fake_trainer(**options: object) -> Trainer:
-    """Return what trains trials with fake_trainer.py."""
+    """Return a trainer that runs fake_trainer.py with ``options``."""
 
     def command(trial: TrialRun) -> list[str]:
         words = [f"{key}={value}" for key, value in options.items()]
@@ -60,7 +60,7 @@ class Recorder(Observer):
     def sweep_changed(self, snapshot: Snapshot) -> None:
         self.events.append(("snapshot", snapshot))
 
-    def said(self, kind: str) -> list[tuple[Any, ...]]:
+    def events_of(self, kind: str) -> list[tuple[Any, ...]]:
         return [event[1:] for event in self.events if event[0] == kind]
 
 
@@ -85,7 +85,7 @@ def run_agent(sweep: Sweep, *, trainer: Trainer | None = None, **options: Any) -
 
 
 def die_before_heartbeats(share: float) -> None:
-    """Have this process killed, now and then, when it has claimed a trial and would give its first sign of life."""
+    """Kill this process with probability ``share`` after it claims a trial and before the trial's first heartbeat."""
     record = TrialStorage.record_heartbeat
 
     def deadly(self: TrialStorage, trial_id: int) -> None:

@@ -1,9 +1,9 @@
-"""Trains nothing, quickly, in the way of ``vitctl train``: a lock, a line of metrics per epoch, going on after a kill.
+"""A fast stand-in for ``vitctl train``: it locks the run folder, writes metrics per epoch, and resumes after a kill.
 
     python fake_trainer.py CONFIG RUN [key=value ...]
 
-``seconds`` an epoch takes; ``fail`` above this learning rate; ``silent`` records nothing;
-``die`` at the beginning or the end of every epoch.
+Options: ``seconds`` per epoch; ``fail``, the learning rate above which training fails; ``silent``, to record no metrics;
+``die``, to be killed at the ``begin`` or ``end`` of every epoch.
 """
 
 import contextlib
@@ -24,7 +24,7 @@ from vitctl.process.signals import watch_parent
 
 
 def objective(settings: dict) -> float:
-    """Return a percentage that is best at lr 0.001, weight_decay 0.02."""
+    """Return a percentage with its maximum at lr 0.001 and weight_decay 0.02."""
     lr, decay = float(settings["lr"]), float(settings.get("weight_decay", 0.02))
     return 60 - 2e6 * (lr - 1e-3) ** 2 - 4e3 * (decay - 0.02) ** 2
 
@@ -59,7 +59,7 @@ def main() -> None:
 
 @contextlib.contextmanager
 def lock_of(run: Path) -> Iterator[None]:
-    """Lock the run's folder like a real trainer."""
+    """Lock the run folder as ``vitctl train`` does."""
     with contextlib.ExitStack() as stack:
         try:
             stack.enter_context(locked(run / ".lock"))

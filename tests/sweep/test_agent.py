@@ -1,4 +1,4 @@
-"""What an agent does with trials that end well, early, badly or not at all."""
+"""Agents, with trials that complete, are pruned, fail or never end."""
 
 from __future__ import annotations
 
@@ -48,10 +48,10 @@ def small(runs: Path, method: str = "random", parameters: Any = SPACE, **more: A
     return make_sweep(sweep_text(parameters, method=method, **more), runs)
 
 
-def test_trials_end_complete_up_to_run_cap(tmp_path: Path) -> None:
+def test_run_cap_limits_the_number_of_trials(tmp_path: Path) -> None:
     sweep = small(tmp_path, run_cap=4)
     why, recorder = run_agent(sweep)
-    assert why == "finished" and [event[1] for event in recorder.said("ended")] == ["complete"] * 4
+    assert why == "finished" and [event[1] for event in recorder.events_of("ended")] == ["complete"] * 4
     rows = sweep.rows()
     assert [(row.trial, row.state, row.epochs, row.attempts) for row in rows] == [
         (n, "complete", 3, 1) for n in range(4)
@@ -60,7 +60,7 @@ def test_trials_end_complete_up_to_run_cap(tmp_path: Path) -> None:
     assert sweep.best() == sweep.top(1)[0] == max(rows, key=lambda row: row.value or 0)
 
 
-def test_a_grid_goes_through_its_points_in_order_once(tmp_path: Path) -> None:
+def test_a_grid_is_searched_once_in_order(tmp_path: Path) -> None:
     sweep = small(tmp_path, "grid", {"lr": {"values": [1e-3, 2e-3]}, "epochs": {"values": [1, 2]}})
     assert run_agent(sweep)[0] == "finished"
     assert [(row.params["epochs"], row.params["lr"]) for row in sweep.rows()] == [
@@ -83,7 +83,7 @@ def test_three_failures_in_a_row_end_an_agent_and_can_be_retried(tmp_path: Path)
     assert [(row.trial, row.state, row.attempts) for row in sweep.rows()] == [(n, "complete", 2) for n in range(3)]
 
 
-def test_training_that_is_killed_goes_on_as_long_as_it_gets_further(tmp_path: Path) -> None:
+def test_killed_training_is_retried_while_it_makes_progress(tmp_path: Path) -> None:
     sweep = small(tmp_path, run_cap=1, parameters={**SPACE, "epochs": {"value": 8}})
     for _ in range(2):
         with pytest.raises(TrialsFailed) as failed:
@@ -93,7 +93,7 @@ def test_training_that_is_killed_goes_on_as_long_as_it_gets_further(tmp_path: Pa
     assert [(row.state, row.epochs, row.attempts) for row in sweep.rows()] == [("complete", 8, 9)]
 
 
-def test_training_that_is_killed_in_the_same_epoch_again_and_again_fails(tmp_path: Path) -> None:
+def test_training_killed_repeatedly_in_the_same_epoch_fails(tmp_path: Path) -> None:
     sweep = small(tmp_path, run_cap=1)
     for tries in (6, 12):
         for _ in range(2):
@@ -106,13 +106,13 @@ def test_training_that_is_killed_in_the_same_epoch_again_and_again_fails(tmp_pat
     assert run_agent(sweep)[0] == "finished" and sweep.rows()[0].state == "complete"
 
 
-def test_a_run_that_another_process_still_trains_is_tried_again(tmp_path: Path) -> None:
+def test_a_trial_whose_run_folder_is_busy_is_retried(tmp_path: Path) -> None:
     sweep = small(tmp_path, run_cap=1)
     holders: list[subprocess.Popen[bytes]] = []
 
     def busy_at_first(trial: TrialRun) -> list[str]:
         command = fake_trainer()(trial)
-        if not holders:  # it takes the folder after this agent has found it free
+        if not holders:  # another process takes the folder after the agent's check
             holders.append(subprocess.Popen([sys.executable, "-c", HOLD, str(trial.run)], stdout=subprocess.PIPE))
             assert holders[0].stdout is not None and holders[0].stdout.readline() == b"held\n"
         return command
@@ -120,27 +120,27 @@ def test_a_run_that_another_process_still_trains_is_tried_again(tmp_path: Path) 
     why, recorder = run_agent(sweep, trainer=busy_at_first)
     holders[0].communicate()
     assert why == "finished"
-    assert [(state, bool(why)) for _, state, _, why in recorder.said("ended")] == [
+    assert [(state, bool(why)) for _, state, _, why in recorder.events_of("ended")] == [
         ("released", True),
         ("complete", False),
     ]
     assert [(row.state, row.attempts) for row in sweep.rows()] == [("complete", 2)]
 
 
-def test_a_trial_without_the_metric_fails(tmp_path: Path) -> None:
+def test_a_trial_that_records_no_metric_fails(tmp_path: Path) -> None:
     sweep = small(tmp_path, run_cap=1)
     run_agent(sweep, trainer=fake_trainer(silent=1))
-    assert sweep.rows()[0].failure == "it recorded no val_acc"
+    assert sweep.rows()[0].failure == "training recorded no val_acc"
 
 
-def test_what_max_time_cuts_off_goes_on_where_it_was(tmp_path: Path) -> None:
+def test_a_trial_interrupted_by_max_time_is_resumed(tmp_path: Path) -> None:
     sweep = small(tmp_path, run_cap=1, parameters={**SPACE, "epochs": {"value": 8}})
 
     def clock() -> float:
         return 9.0 * any(len(path.read_text()) > 100 for path in tmp_path.glob("*-0000/metrics.jsonl"))
 
     why, recorder = run_agent(sweep, trainer=fake_trainer(seconds=0.3), max_time=2.5, clock=clock)
-    assert why == "time" and recorder.said("ended")[0][1] == "released"
+    assert why == "time" and recorder.events_of("ended")[0][1] == "released"
     assert sweep.ledger().counts["waiting"] == 1
     assert run_agent(sweep)[0] == "finished"
     starts = [int(line) for line in next(tmp_path.glob("*-0000/starts")).read_text().split()]
@@ -148,13 +148,13 @@ def test_what_max_time_cuts_off_goes_on_where_it_was(tmp_path: Path) -> None:
     assert [(row.trial, row.state, row.epochs, row.attempts) for row in sweep.rows()] == [(0, "complete", 8, 2)]
 
 
-def test_count_bounds_an_agent(tmp_path: Path) -> None:
+def test_count_limits_the_trials_of_an_agent(tmp_path: Path) -> None:
     sweep = small(tmp_path, run_cap=5)
     assert run_agent(sweep, count=2)[0] == "count"
     assert len(sweep.rows()) == 2
 
 
-def test_a_stopped_sweep_begins_nothing_until_it_is_resumed(tmp_path: Path) -> None:
+def test_a_stopped_sweep_starts_no_trials_until_resumed(tmp_path: Path) -> None:
     sweep = small(tmp_path, run_cap=1)
     sweep.set_control("stopped")
     assert run_agent(sweep)[0] == "stopped" and not sweep.rows()
@@ -162,7 +162,7 @@ def test_a_stopped_sweep_begins_nothing_until_it_is_resumed(tmp_path: Path) -> N
     assert run_agent(sweep)[0] == "finished"
 
 
-def test_what_is_enqueued_comes_next_and_only_once(tmp_path: Path) -> None:
+def test_enqueued_parameters_are_tried_next_and_only_once(tmp_path: Path) -> None:
     sweep = small(tmp_path, run_cap=2)
     assert sweep.enqueue({"lr": "0.0007", "weight_decay": "0.02"}) == 0
     with pytest.raises(RequestError):  # trial 0 has these parameters
@@ -176,12 +176,12 @@ def test_what_is_enqueued_comes_next_and_only_once(tmp_path: Path) -> None:
     assert second.params["lr"] == pytest.approx(1e-3)
 
 
-def test_a_target_ends_the_sweep(tmp_path: Path) -> None:
+def test_a_sweep_ends_when_its_target_is_reached(tmp_path: Path) -> None:
     sweep = small(tmp_path, metric={"name": "val_acc", "goal": "maximize", "target": 1})
     assert run_agent(sweep)[0] == "finished" and len(sweep.rows()) == 1
 
 
-def test_a_storage_that_goes_away_ends_the_agent_with_a_sentence(tmp_path: Path) -> None:
+def test_a_deleted_storage_ends_the_agent_with_an_error(tmp_path: Path) -> None:
     sweep = small(tmp_path, run_cap=3)
 
     def delete_then_train(trial: Any) -> list[str]:
@@ -192,8 +192,8 @@ def test_a_storage_that_goes_away_ends_the_agent_with_a_sentence(tmp_path: Path)
         run_agent(sweep, trainer=delete_then_train)
 
 
-def test_a_space_with_few_values_left_ends(tmp_path: Path) -> None:
-    # 2, 3 and 4, and the others hardly ever
+def test_a_sweep_ends_when_no_untried_values_are_found(tmp_path: Path) -> None:
+    # almost only 2, 3 and 4
     few = {"epochs": {"distribution": "q_normal", "mu": 3, "sigma": 0.3, "q": 1}, "lr": {"value": 1e-3}}
     sweep = small(tmp_path, parameters=few, run_cap=20)
     assert sweep.left(sweep.ledger()) == 20
@@ -203,33 +203,33 @@ def test_a_space_with_few_values_left_ends(tmp_path: Path) -> None:
     assert len({row.params["epochs"] for row in rows}) == len(rows) and sweep.left(sweep.ledger()) == 0
 
 
-def test_an_enqueued_part_of_a_grid_that_was_all_tried(tmp_path: Path) -> None:
+def test_enqueued_values_without_untried_grid_points_are_refused_or_fail(tmp_path: Path) -> None:
     grid = {"lr": {"values": [1e-3, 2e-3]}, "epochs": {"values": [1, 2]}}
     sweep = small(tmp_path, "grid", grid)
-    assert run_agent(sweep, count=2)[0] == "count"  # both rates at one epoch
+    assert run_agent(sweep, count=2)[0] == "count"  # both learning rates with epochs=1
     with pytest.raises(RequestError):  # both points with epochs=1 were tried
         sweep.enqueue({"epochs": 1})
     sweep.enqueue({"epochs": 2})
     sweep.enqueue({"epochs": 2})
-    sweep.enqueue({"lr": 1e-3})  # which the two before it leave nothing of
+    sweep.enqueue({"lr": 1e-3})  # the two before it use up all points with epochs=2
     why, recorder = run_agent(sweep)
     assert why == "finished"
     assert [row.state for row in sweep.rows()] == ["complete"] * 4 + ["failed"]
-    assert "no parameter set with these values is left to try" in str(recorder.said("message"))
+    assert "no untried parameter set has these values" in str(recorder.events_of("message"))
 
 
-def test_a_grid_of_whole_steps_from_between_whole_numbers(tmp_path: Path) -> None:
+def test_a_grid_of_whole_steps_can_start_at_a_fraction(tmp_path: Path) -> None:
     sweep = small(tmp_path, "grid", {"mixup": {"distribution": "q_uniform", "min": 0.2, "max": 2, "q": 1}})
     assert run_agent(sweep)[0] == "finished"
     assert [row.params["mixup"] for row in sweep.rows()] == [0.2, 1.2]
 
 
 def failing(words: str, times: int, code: int) -> Any:
-    """Return what tells the storage how a trial ended, and fails the first times."""
+    """Return a version of ``set_trial_state_values`` whose first calls that end a trial fail."""
     tell = TrialStorage.set_trial_state_values
     left = [times]
 
-    def told(self: TrialStorage, trial_id: int, state: TrialState, values: Any = None) -> bool:
+    def failing_tell(self: TrialStorage, trial_id: int, state: TrialState, values: Any = None) -> bool:
         if state != TrialState.RUNNING and left[0]:
             left[0] -= 1
             cause = sqlite3.OperationalError(words)
@@ -237,10 +237,10 @@ def failing(words: str, times: int, code: int) -> Any:
             raise StorageInternalError(words) from OperationalError("COMMIT", {}, cause)
         return tell(self, trial_id, state, values)
 
-    return told
+    return failing_tell
 
 
-def test_a_disk_that_is_full_when_a_trial_ends_is_a_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_full_disk_when_a_trial_ends_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     sweep = small(tmp_path, run_cap=1)
     with monkeypatch.context() as patch:
         patch.setattr(
@@ -255,21 +255,17 @@ def test_a_disk_that_is_full_when_a_trial_ends_is_a_sentence(tmp_path: Path, mon
     assert [(row.state, row.epochs) for row in sweep.rows()] == [("complete", 3)]
 
 
-def test_an_outage_when_a_trial_ends_costs_no_more_than_its_end(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_an_outage_when_a_trial_ends_loses_no_epochs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     sweep = small(tmp_path, run_cap=2)
     monkeypatch.setattr(
         TrialStorage, "set_trial_state_values", failing("server closed the connection", 1, sqlite3.SQLITE_BUSY)
     )
     why, recorder = run_agent(sweep, grace=1)
-    assert why == "finished" and recorder.said("message")
+    assert why == "finished" and recorder.events_of("message")
     assert [(row.state, row.epochs) for row in sweep.rows()] == [("complete", 3)] * 2
 
 
-def test_a_fault_of_an_objective_is_not_taken_for_another_agent(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_bug_in_the_objective_is_raised(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def wrong(*_: object) -> None:
         raise ValueError("a fault")
 
@@ -278,7 +274,7 @@ def test_a_fault_of_an_objective_is_not_taken_for_another_agent(
         run_agent(small(tmp_path, run_cap=1))
 
 
-def test_a_resumed_trial_is_not_judged_at_bands_that_it_has_passed(
+def test_a_resumed_trial_is_not_compared_again_at_earlier_bands(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     judged: list[int] = []
@@ -303,18 +299,18 @@ def test_a_resumed_trial_is_not_judged_at_bands_that_it_has_passed(
 
 
 @pytest.mark.timeout(120)
-@pytest.mark.parametrize("there", [False, True])
+@pytest.mark.parametrize("exists", [False, True])
 def test_an_agent_creates_a_sweep_in_a_given_storage(
-    cli: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, there: bool
+    cli: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, exists: bool
 ) -> None:
     url = f"sqlite:///{tmp_path}/all.db"
     for name in ("a", "b"):
         Path(f"{name}.yaml").write_text(sweep_text(SPACE, method="random", run_cap=1))
-    if there:
+    if exists:
         assert cli("sweep", "create", "b.yaml", "--storage", url).code == 0
     monkeypatch.setattr(local, "Agent", functools.partial(Agent, trainer=fake_trainer()))
     first = cli("sweep", "agent", "a.yaml", "--storage", url)
     assert first.code == 0 and "is created" in first.err
     assert "is finished" in cli("sweep", "agent", "a.yaml", "--storage", url).err
     assert "is created" in cli("sweep", "agent", "a.yaml", "--storage", url, "--new").err
-    assert len(find_sweeps(tmp_path / "runs", url)) == 2 + there
+    assert len(find_sweeps(tmp_path / "runs", url)) == 2 + exists

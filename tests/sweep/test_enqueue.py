@@ -1,4 +1,4 @@
-"""Error messages for parameters that cannot be enqueued."""
+"""Errors for parameters that cannot be enqueued."""
 
 from __future__ import annotations
 
@@ -13,33 +13,33 @@ from vitctl.errors import RequestError
 
 
 @pytest.mark.parametrize(
-    ("given", "sentence"),
+    ("given", "message"),
     [
-        ({"lrr": 1}, "does not vary 'lrr'; did you mean lr"),
+        ({"lrr": 1}, "does not vary 'lrr'\nhint: did you mean lr"),
         ({"epochs": 2}, "which is 3 in all trials"),
         ({"lr": "fast"}, "takes a number"),
         ({"lr": 1}, "out of range"),
-        ({"lr": 0.00015}, "not on the file's grid"),
+        ({"lr": 0.00015}, "hint: use lr=0.0001"),
     ],
 )
-def test_bad_parameters_are_not_enqueued(tmp_path: Path, given: dict[str, Any], sentence: str) -> None:
-    with pytest.raises(RequestError, match=sentence):
+def test_bad_parameters_are_not_enqueued(tmp_path: Path, given: dict[str, Any], message: str) -> None:
+    with pytest.raises(RequestError, match=message):
         small(tmp_path).enqueue(given)
 
 
-def test_a_parameter_set_that_was_tried_is_named(tmp_path: Path) -> None:
+def test_a_parameter_set_is_not_enqueued_twice(tmp_path: Path) -> None:
     sweep = small(tmp_path, run_cap=2)
     sweep.enqueue({"lr": "0.0007", "weight_decay": "0.02"})
-    with pytest.raises(RequestError, match="trial 0 has these parameters already"):
+    with pytest.raises(RequestError, match="trial 0 already has these parameters"):
         sweep.enqueue({"lr": "7e-4", "weight_decay": 0.02})
     sweep.enqueue({"lr": 1e-3})
-    with pytest.raises(RequestError, match="no room"):
+    with pytest.raises(RequestError, match="is full: it has 2 trials, and run_cap is 2"):
         sweep.enqueue({"lr": 1e-4})
 
 
 @pytest.mark.usefixtures("forked_trainers")
-def test_an_exhausted_grid_is_named(tmp_path: Path) -> None:
+def test_points_of_an_exhausted_grid_are_not_enqueued(tmp_path: Path) -> None:
     sweep = small(tmp_path, "grid", {"lr": {"values": [1e-3, 2e-3]}, "epochs": {"values": [1, 2]}})
     run_agent(sweep, count=2)
-    with pytest.raises(RequestError, match=r"every point of the grid of test\.yaml with epochs=1 was tried"):
+    with pytest.raises(RequestError, match=r"all grid points of test\.yaml with epochs=1 were already tried"):
         sweep.enqueue({"epochs": 1})

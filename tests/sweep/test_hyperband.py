@@ -1,4 +1,4 @@
-"""Early termination beside `stop_runs` of W&B's own package."""
+"""Early termination compared with ``stop_runs`` of W&B's ``sweeps`` package."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ CASES = fixture("hyperband.json")
 
 
 @pytest.mark.parametrize("strict", [True, False])
-def test_decisions_are_those_of_wandb_on_a_thousand_histories(strict: bool) -> None:
+def test_decisions_match_wandb_on_a_thousand_histories(strict: bool) -> None:
     stopped = 0
     for case in CASES:
         sign = -1 if case["goal"] == "maximize" else 1
@@ -39,18 +39,18 @@ def test_decisions_are_those_of_wandb_on_a_thousand_histories(strict: bool) -> N
         ({"max_iter": 20, "s": 2, "min_iter": 5}, (2, 6)),
     ],
 )
-def test_bands(settings: dict[str, Any], bands: tuple[int, ...]) -> None:
+def test_bands_follow_from_the_settings(settings: dict[str, Any], bands: tuple[int, ...]) -> None:
     assert Hyperband.from_settings(settings).bands[:4] == bands
 
 
-def test_strict_is_the_default_as_in_wandbs_engine() -> None:
+def test_strict_is_the_default_as_in_wandb() -> None:
     assert Hyperband.from_settings({"min_iter": 3}).strict
 
 
 @pytest.mark.parametrize("settings", [{"min_iter": 3, "eta": 1500.5}, {"min_iter": 10**300, "eta": 10.5}])
-def test_huge_bands_end(settings: dict[str, Any]) -> None:
+def test_the_number_of_bands_is_limited(settings: dict[str, Any]) -> None:
     assert 1 <= len(Hyperband.from_settings(settings).bands) < 10
 
 
-def test_a_lone_trial_goes_on() -> None:
+def test_a_single_trial_is_not_stopped() -> None:
     assert not Hyperband((1, 3)).stops([5.0, 5.0, 5.0], [[5.0, 5.0, 5.0]])

@@ -1,4 +1,4 @@
-"""Nothing is lost when agents and their children are killed at random."""
+"""No trial is lost when agents and their child processes are killed at random."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def start_agent(
 
 
 def training(runs: Path) -> dict[int, Path]:
-    """Return the ids of processes that train in folders below ``runs``, with those folders."""
+    """Return the ids of processes that train below ``runs``, with their run folders."""
     output = subprocess.run(["ps", "-axwwo", "pid=,args="], capture_output=True, text=True, check=True).stdout
     lines = [line.split(None, 1) for line in output.splitlines()]
     return {int(pid): Path(args.split()[3]) for pid, args in lines if "fake_trainer.py" in args and str(runs) in args}
@@ -47,7 +47,7 @@ def training(runs: Path) -> dict[int, Path]:
     ("agents", "trials", "kills"),
     [(3, 12, 6), pytest.param(8, 200, 80, marks=[pytest.mark.slow, pytest.mark.timeout(1500)])],
 )
-def test_each_parameter_set_ends_once(
+def test_each_parameter_set_ends_exactly_once(
     request: pytest.FixtureRequest, storage: str, tmp_path: Path, agents: int, trials: int, kills: int
 ) -> None:
     python = request.getfixturevalue("python") if trials < 100 else [sys.executable]
@@ -85,7 +85,7 @@ def test_each_parameter_set_ends_once(
             assert "Traceback" not in err, err
             if agent.returncode == 0:
                 assert out.strip() == "finished"
-            else:  # killed, or three of its children in a row were
+            else:  # it was killed, or three trials in a row failed
                 assert agent.returncode in (-signal.SIGKILL, TRIALS_FAILED), err
                 running.append(start())
             ends["finished" if agent.returncode == 0 else "died"] += 1
@@ -118,7 +118,7 @@ def test_each_parameter_set_ends_once(
     }
     starts = [[int(line) for line in path.read_text().split()] for path in tmp_path.glob(f"{sweep.id}-*/starts")]
     assert len(starts) == trials  # one run folder per parameter set, whatever the number of attempts
-    assert any(len(begun) > 1 and begun[-1] > 0 for begun in starts)  # went on where it was, not anew
+    assert any(len(begun) > 1 and begun[-1] > 0 for begun in starts)  # resumed instead of restarted
     time.sleep(0.5)
     assert training(tmp_path) == {}
 

@@ -1,4 +1,4 @@
-"""Distributions and grids beside those of W&B's own package, and beside scipy's."""
+"""Distributions and grids compared with W&B's ``sweeps`` package and scipy."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ TABLE = fixture("quantiles.json")
 
 
 def parameter(config: dict[str, Any], name: str = "net_options.p") -> Parameter:
-    """Return a parameter whose name ``train`` does not check."""
+    """Return a parameter; the default name is not a setting of ``train``, which would be checked."""
     reader = _Reader({}, {}, "test")
     found = reader._parameter(name, config, ())
     reader.raise_mistakes()
@@ -27,7 +27,7 @@ def parameter(config: dict[str, Any], name: str = "net_options.p") -> Parameter:
 
 
 @pytest.mark.parametrize("row", TABLE["rows"], ids=lambda row: str(row["parameter"]))
-def test_quantiles_are_those_of_wandb(row: dict[str, Any]) -> None:
+def test_quantiles_match_wandb(row: dict[str, Any]) -> None:
     found = [parameter(row["parameter"]).quantile(u) for u in TABLE["quantiles"]]
     for mine, theirs in zip(found, row["values"], strict=True):
         if isinstance(theirs, float):
@@ -41,7 +41,7 @@ VARYING = [row["parameter"] for row in TABLE["rows"] if parameter(row["parameter
 
 
 @pytest.mark.parametrize("config", VARYING, ids=str)
-def test_every_draw_lies_in_optunas_range(config: dict[str, Any]) -> None:
+def test_all_samples_are_in_optunas_range(config: dict[str, Any]) -> None:
     p = parameter(config)
     distribution = p.optuna()
     for value in [p.quantile(u) for u in (1e-9, *TABLE["quantiles"], 1 - 1e-9)]:
@@ -65,7 +65,7 @@ CONTINUOUS = {
 
 
 def chi_square(counts: Counter[Any], expected: dict[Any, float]) -> None:
-    """Compare 20,000 draws with what is expected; cells below five are joined."""
+    """Compare 20,000 samples with the expected shares by a chi-square test; cells below five are merged."""
     total = sum(counts.values())
     assert total == 20_000 and set(counts) <= set(expected)
     observed, wanted, rest = [], [], [0.0, 0.0]
@@ -83,7 +83,7 @@ def chi_square(counts: Counter[Any], expected: dict[Any, float]) -> None:
 
 
 @pytest.mark.parametrize("name", QUANTIZED)
-def test_quantized_draws_fall_into_their_cells(name: str) -> None:
+def test_quantized_samples_follow_their_distribution(name: str) -> None:
     config, oracle, q = QUANTIZED[name]
     space = Space([parameter({**config, "distribution": f"q_{name}", "q": q})])
     rng = random.Random(1)
@@ -93,7 +93,7 @@ def test_quantized_draws_fall_into_their_cells(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", CONTINUOUS)
-def test_continuous_draws_fall_into_forty_equal_cells(name: str) -> None:
+def test_continuous_samples_follow_their_distribution(name: str) -> None:
     config, oracle = CONTINUOUS[name]
     space = Space([parameter({**config, "distribution": name})])
     rng = random.Random(2)
@@ -110,14 +110,14 @@ def test_continuous_draws_fall_into_forty_equal_cells(name: str) -> None:
         ({"min": -2, "max": 4}, dict.fromkeys(range(-2, 5), 1 / 7)),
     ],
 )
-def test_draws_of_choices_have_their_shares(config: dict[str, Any], expected: dict[Any, float]) -> None:
+def test_sampled_choices_follow_their_probabilities(config: dict[str, Any], expected: dict[Any, float]) -> None:
     space = Space([parameter(config)])
     rng = random.Random(3)
     chi_square(Counter(space.draw(rng)["net_options.p"] for _ in range(20_000)), expected)
 
 
 @pytest.mark.parametrize("row", fixture("grids.json"), ids=lambda row: "-".join(row["parameters"]))
-def test_grids_have_wandbs_order_and_size(row: dict[str, Any]) -> None:
+def test_grids_match_wandb_in_order_and_size(row: dict[str, Any]) -> None:
     def collect(node: dict[str, Any], prefix: str) -> list[Parameter]:
         found = []
         for key, config in node.items():
@@ -135,21 +135,21 @@ def test_grids_have_wandbs_order_and_size(row: dict[str, Any]) -> None:
         assert point == {name: pytest.approx(v, rel=1e-12) if isinstance(v, float) else v for name, v in theirs.items()}
 
 
-def test_values_are_decimals_and_the_range_holds_the_outer_grid_values() -> None:
+def test_quantized_values_are_decimals_and_bounds_include_the_rounded_ends() -> None:
     p = parameter({"distribution": "q_uniform", "min": 0.012, "max": 0.0479, "q": 0.005})
-    assert p.bounds == (0.01, 0.05)  # 0.012 is nearest to 0.01, outside of the file's range, as in W&B
+    assert p.bounds == (0.01, 0.05)  # as in W&B, 0.012 rounds to 0.01, below the file's min
     assert p.all_values() == [0.01, 0.015, 0.02, 0.025, 0.03, 0.035, 0.04, 0.045, 0.05]
     lr = parameter({"distribution": "q_log_uniform_values", "min": 1e-4, "max": 2e-3, "q": 1e-4})
     assert lr.count == 20 and lr.all_values()[8] == 0.0009 and lr.log
 
 
-def test_a_grid_that_reaches_zero_has_no_logarithm() -> None:
+def test_a_quantized_range_that_includes_zero_is_linear() -> None:
     p = parameter({"distribution": "q_log_uniform_values", "min": 0.3, "max": 20, "q": 1})
     assert not p.log and p.bounds[0] == 0
     assert p.optuna().log is False
 
 
-def test_sizes_count_different_sets() -> None:
+def test_the_size_counts_different_parameter_sets() -> None:
     a = parameter({"values": [1, 1.0, 2]}, "a")
     b = parameter({"values": [1, 2, 3], "probabilities": [0.5, 0.0, 0.5]}, "b")
     assert Space([a, b]).size == 4 and len(list(Space([a, b]).all_points())) == 4
@@ -161,7 +161,7 @@ def test_nested_names_become_mappings() -> None:
     assert space.nested({"net_options.depth": 2}) == {"bs": 3, "net_options": {"depth": 2}}
 
 
-def test_numbers_are_shown_short() -> None:
+def test_numbers_are_shown_with_five_digits() -> None:
     assert [show(v) for v in (0.0009, 1e-05, True, None, 12, "x", 0.123456789)] == [
         *("0.0009", "1e-05", "true", "none", "12", "x", "0.12346"),
     ]

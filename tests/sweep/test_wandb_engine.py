@@ -1,4 +1,4 @@
-"""The W&B engine at the boundary of W&B's own client: what is uploaded, and what its agent starts, with a service on loopback."""
+"""The W&B engine with W&B's client and a local fake of the service: uploads, and the commands that the agent runs."""
 
 import json
 import os
@@ -27,7 +27,7 @@ parameters:
 
 @pytest.fixture
 def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Let nothing of the user's own W&B account count, and undo what W&B's client leaves in the environment."""
+    """Isolate tests from the user's W&B account, and restore the environment that W&B's client changes."""
     for name in [*os.environ]:
         if name.startswith("WANDB_"):
             monkeypatch.delenv(name)
@@ -41,7 +41,7 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.fixture
 def service(home: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[WandbServer]:
-    """Return a service, to whose one account this test is logged in."""
+    """Return a fake W&B service, with the test logged in to its only account."""
     with WandbServer() as server:
         monkeypatch.setenv("WANDB_BASE_URL", server.url)
         monkeypatch.setenv("WANDB_API_KEY", KEY)
@@ -69,7 +69,7 @@ Vitctl = Callable[..., subprocess.CompletedProcess[str]]
 
 @pytest.fixture
 def vitctl(python: list[str], tmp_path: Path) -> Vitctl:
-    """Return a function that runs vitctl in a process of its own, as W&B's client keeps a service and its login in one."""
+    """Return a function that runs vitctl in a new process, because W&B's client keeps its login per process."""
 
     def run(*argv: object, **env: str) -> subprocess.CompletedProcess[str]:
         return subprocess.run(
@@ -85,7 +85,7 @@ def vitctl(python: list[str], tmp_path: Path) -> Vitctl:
     return run
 
 
-def test_create_uploads_numbers_and_the_command_that_trains(vitctl: Vitctl, service: WandbServer, file: Path) -> None:
+def test_create_uploads_parsed_numbers_and_the_train_command(vitctl: Vitctl, service: WandbServer, file: Path) -> None:
     done = vitctl("sweep", "create", file, "--engine", "wandb", "--fixed", "net=cct_2", "--run-cap", 7)
     assert done.returncode == 0, done.stderr
     assert done.stdout == f"{ENTITY}/sweeps/sweep0\n"
@@ -104,14 +104,14 @@ def test_create_uploads_numbers_and_the_command_that_trains(vitctl: Vitctl, serv
     assert KEY not in done.stderr
 
 
-def test_the_folder_of_the_runs_goes_into_the_command(
+def test_runs_dir_is_part_of_the_uploaded_command(
     vitctl: Vitctl, service: WandbServer, file: Path, tmp_path: Path
 ) -> None:
     assert vitctl("sweep", "create", file, "--engine", "wandb", "--runs-dir", "else where").returncode == 0
     command = service.sweeps["sweep0"].config["command"]
     assert command[2:] == ["-m", "vitctl", "train", "--runs-dir", str(tmp_path / "else where"), "${args}"]
     given = vitctl("sweep", "agent", f"{ENTITY}/sweeps/sweep0", "--runs-dir", "else where")
-    assert given.returncode == 2 and "--runs-dir is part of a sweep on W&B" in given.stderr
+    assert given.returncode == 2 and "--runs-dir cannot change an existing W&B sweep" in given.stderr
 
 
 @pytest.mark.parametrize(
@@ -122,14 +122,14 @@ def test_the_folder_of_the_runs_goes_into_the_command(
         ("project: theirs", {"WANDB_PROJECT": "mine"}, f"{ENTITY}/theirs"),
     ],
 )
-def test_the_id_says_where_the_sweep_is(
+def test_the_id_contains_entity_and_project(
     vitctl: Vitctl, service: WandbServer, file: Path, line: str, env: dict[str, str], place: str
 ) -> None:
     file.write_text(FILE.replace("project: sweeps", line))
     assert vitctl("sweep", "create", file, "--engine", "wandb", **env).stdout == f"{place}/sweep0\n"
 
 
-def test_a_project_of_wandbs_settings_file_counts(
+def test_the_project_of_wandbs_settings_file_is_used(
     vitctl: Vitctl, service: WandbServer, file: Path, tmp_path: Path
 ) -> None:
     (tmp_path / "wandb").mkdir()
@@ -138,7 +138,7 @@ def test_a_project_of_wandbs_settings_file_counts(
     assert vitctl("sweep", "create", file, "--engine", "wandb").stdout == f"{ENTITY}/kept/sweep0\n"
 
 
-def test_a_key_in_netrc_is_found(vitctl: Vitctl, service: WandbServer, file: Path, home: Path) -> None:
+def test_an_api_key_in_netrc_is_used(vitctl: Vitctl, service: WandbServer, file: Path, home: Path) -> None:
     netrc = home / ".netrc"
     netrc.write_text(f"machine {service.url.removeprefix('http://')}\n  login user\n  password {KEY}\n")
     netrc.chmod(0o600)
@@ -147,7 +147,7 @@ def test_a_key_in_netrc_is_found(vitctl: Vitctl, service: WandbServer, file: Pat
 
 
 @pytest.mark.slow
-def test_the_agent_trains_what_the_service_proposes(
+def test_the_agent_trains_with_the_proposed_parameters(
     vitctl: Vitctl, service: WandbServer, file: Path, tmp_path: Path
 ) -> None:
     id = vitctl("sweep", "create", file, "--engine", "wandb").stdout.strip()
@@ -172,7 +172,9 @@ def test_the_agent_trains_what_the_service_proposes(
 
 
 @pytest.mark.slow
-def test_parameters_without_a_spelling_as_flags_go_by_a_file(vitctl: Vitctl, service: WandbServer, file: Path) -> None:
+def test_parameters_that_flags_cannot_express_are_passed_in_a_file(
+    vitctl: Vitctl, service: WandbServer, file: Path
+) -> None:
     file.write_text(FILE.replace("opt: {value: adan}", "opt: {value: adan}\n  max_steps: {values: [null, 1]}"))
     id = vitctl("sweep", "create", file, "--engine", "wandb").stdout.strip()
     sweep = service.sweeps["sweep0"]
@@ -183,12 +185,12 @@ def test_parameters_without_a_spelling_as_flags_go_by_a_file(vitctl: Vitctl, ser
     assert service.runs["trial0"].exit_code == 0 and service.runs["trial0"].curve("val_acc")
 
 
-def test_a_file_means_the_sweep_that_was_created_from_it(
+def test_a_file_stands_for_the_sweep_that_was_created_from_it(
     vitctl: Vitctl, service: WandbServer, file: Path, home: Path
 ) -> None:
     assert vitctl("sweep", "create", file, "--engine", "wandb", "--run-cap", 7).returncode == 0
     same = vitctl("sweep", "agent", file, "--engine", "wandb", "--run-cap", 7)
-    assert same.returncode == 0 and f"the sweep {ENTITY}/sweeps/sweep0" in same.stderr, same.stderr
+    assert same.returncode == 0 and f"sweep {ENTITY}/sweeps/sweep0" in same.stderr, same.stderr
     other = vitctl("sweep", "agent", file, "--engine", "wandb", "--run-cap", 9)
     assert other.returncode == 2 and "--run-cap: 7 -> 9" in other.stderr
     file.write_text(FILE.replace("0.02", "0.03"))
@@ -198,20 +200,24 @@ def test_a_file_means_the_sweep_that_was_created_from_it(
     assert new.returncode == 0 and list(service.sweeps) == ["sweep0", "sweep1"]
 
 
-def test_trouble_is_a_sentence(vitctl: Vitctl, service: WandbServer, file: Path, home: Path) -> None:
-    def last(*argv: object, code: int, **env: str) -> str:
+def test_failures_are_errors_without_a_traceback(vitctl: Vitctl, service: WandbServer, file: Path, home: Path) -> None:
+    def error(*argv: object, code: int, **env: str) -> str:
         done = vitctl("sweep", *argv, **env)
         assert done.returncode == code and "Traceback" not in done.stderr, done.stderr
-        return done.stderr.strip().splitlines()[-1]
+        message, hint = done.stderr.strip().splitlines()[-2:]
+        assert message.startswith("error: ") and hint.startswith("hint: "), done.stderr
+        return f"{message}\n{hint}"
 
     create = ("create", file, "--engine", "wandb")
-    nobody = last(*create, code=2, WANDB_API_KEY="")
-    assert "nobody is logged in; type wandb login" in nobody and "the local engine runs the same file" in nobody
-    assert "nobody is logged in" in last("agent", f"{ENTITY}/sweeps/sweep0", code=2, WANDB_API_KEY="")
-    wrong = last(*create, code=1, WANDB_API_KEY="0" * 40)
+    no_key = error(*create, code=2, WANDB_API_KEY="")
+    assert "not logged in to W&B" in no_key and "wandb login" in no_key and "--engine local" in no_key
+    assert "not logged in" in error("agent", f"{ENTITY}/sweeps/sweep0", code=2, WANDB_API_KEY="")
+    wrong = error(*create, code=1, WANDB_API_KEY="0" * 40)
     assert "W&B failed" in wrong and "API key" in wrong
-    assert "WANDB_BASE_URL cannot be used" in last(*create, code=1, WANDB_BASE_URL="nowhere")
-    gone = last("agent", f"{ENTITY}/sweeps/nosuch", code=1)
+    assert "WANDB_BASE_URL cannot be used" in error(*create, code=1, WANDB_BASE_URL="nowhere")
+    gone = error("agent", f"{ENTITY}/sweeps/nosuch", code=1)
     assert f"{ENTITY}/sweeps/nosuch not found" in gone
-    assert "--new makes a sweep from a file" in last("agent", f"{ENTITY}/sweeps/x", "--new", code=2)
-    assert "are part of a sweep when it is created" in last("agent", f"{ENTITY}/sweeps/x", "--run-cap", 3, code=2)
+    assert "--new needs a sweep file" in error("agent", f"{ENTITY}/sweeps/x", "--new", code=2)
+    assert "--run-cap cannot change an existing W&B sweep" in error(
+        "agent", f"{ENTITY}/sweeps/x", "--run-cap", 3, code=2
+    )

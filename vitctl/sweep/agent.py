@@ -1,8 +1,8 @@
-"""An agent of a local sweep: claims trials, has them trained, reports, stops early, and leaves nothing behind.
+"""The agent of a local sweep, which claims trials, trains them in child processes, and prunes them.
 
-A claim is made under a lock over all agents, which is held until the trial has its parameters, a heartbeat and its
-agent's name. So whoever holds the lock knows that a running trial without a name belongs to an agent that died while
-it claimed; one with a name whose heartbeat has stopped belongs to one that died later. Both are tried again.
+An agent claims a trial under a lock shared by all agents, and holds the lock until the trial has parameters, a heartbeat
+and the agent's name. Under the lock, a running trial without a name therefore belongs to an agent that died while
+claiming it. A trial with a name and an overdue heartbeat belongs to an agent that died later. Both are retried.
 """
 
 from __future__ import annotations
@@ -51,22 +51,23 @@ from vitctl.sweep.storage import (
     GRACE,
     HEARTBEAT,
     ClaimLock,
+    agent_name,
     diagnose,
-    host_name,
     is_storage_error,
     redacted,
     sqlite_file,
+    storage_failed,
 )
-from vitctl.sweep.sweep import Sweep, TrialRow, again
+from vitctl.sweep.sweep import Sweep, TrialRow, retry_trial
 
 POLL, CHECK = 0.1, 2.0
-"""Seconds between two looks at a child, and between two looks at what other agents and commands have done."""
+"""Seconds between checks of a child process, and between checks of the storage for changes by other processes."""
 
 PAUSE = 1.0
-"""Seconds before an agent retries after it found no trial to start or the storage did not answer."""
+"""Seconds to wait before trying again, if no trial can be started or the storage is unavailable."""
 
 OUTAGE = 300.0
-"""Seconds that an agent waits for a storage that does not answer."""
+"""Seconds after which an agent gives up on an unavailable storage."""
 
 FAILURES_IN_A_ROW = 3
 
@@ -75,18 +76,18 @@ class TrialsFailed(RunFailed):
     """Several trials in a row failed.
 
     Attributes:
-        trial: number of the last of them.
-        failure: why that trial failed.
+        trial: number of the last trial.
+        failure: why the last trial failed.
     """
 
-    def __init__(self, message: str, *, trial: int, failure: Failure) -> None:
-        super().__init__(message)
+    def __init__(self, message: str, *, hint: str, trial: int, failure: Failure) -> None:
+        super().__init__(message, hint=hint)
         self.trial = trial
         self.failure = failure
 
 
 class StorageGone(RunFailed):
-    """The sweep or its storage was deleted while an agent worked on it."""
+    """The sweep or its storage was deleted while an agent was running."""
 
 
 class TrialFailed(Exception):
@@ -99,15 +100,13 @@ class TrialReleased(Exception):
 
 @dataclass(frozen=True)
 class Snapshot:
-    """How a sweep stands.
+    """The state of a sweep at one time.
 
     Attributes:
-        state: running, paused, stopped, waiting or finished.
-        counts: trials by state.
-        total: how many there will be, or None when there is no end.
-        running: what runs now, on any agent.
-        best: the best trials.
-        eta: seconds until the last one ends, or None.
+        counts: number of trials in each state.
+        total: final number of trials, or None if unlimited.
+        running: running trials of all agents.
+        eta: estimated seconds until the sweep finishes, or None.
     """
 
     state: SweepState
@@ -119,7 +118,12 @@ class Snapshot:
 
 
 def take_snapshot(sweep: Sweep, study: Study | None = None, count: int = 5) -> Snapshot:
-    """Return how ``sweep`` stands.
+    """Return the current state of ``sweep``.
+
+    Args:
+        sweep: any sweep.
+        study: the sweep's study, if it is open; by default, the sweep's reader.
+        count: number of best trials to include.
 
     Raises:
         RunFailed: the storage failed.
@@ -146,7 +150,7 @@ def take_snapshot(sweep: Sweep, study: Study | None = None, count: int = 5) -> S
 
 @dataclass
 class _Slot:
-    """What a worker is at."""
+    """The state of a worker."""
 
     environment: Mapping[str, str]
     trial_id: int | None = None
@@ -158,19 +162,19 @@ class _Slot:
 
 
 class Agent:
-    """Runs trials of a sweep until there is nothing left to do.
+    """Runs trials of a sweep until nothing is left to do.
 
     Args:
-        sweep: whose trials.
+        sweep: the sweep to work on.
         observer: receives every event, in the thread that calls :meth:`run`.
-        workers: environment variables of each trial that runs at once; one entry per worker.
-        trainer: gives the command that trains a trial.
-        count: begin at most so many trials.
-        max_time: stop after so many seconds; trials under way are saved, and go on with the next agent.
-        heartbeat: seconds between signs of life.
-        grace: after how many seconds without one other agents take a trial over.
+        workers: environment variables of each worker; workers run in parallel, one trial at a time each.
+        trainer: returns the command that trains a trial.
+        count: maximum number of trials to start.
+        max_time: time limit in seconds; running trials are then saved, and the next agent resumes them.
+        heartbeat: seconds between heartbeats.
+        grace: seconds without a heartbeat after which other agents take over a trial.
         pause: see :data:`PAUSE`.
-        retries: how often to retry a trial that is killed in the same epoch each time.
+        retries: maximum number of retries of a trial that is killed in the same epoch each time.
         clock: returns the time in seconds, for ``max_time``.
     """
 
@@ -202,7 +206,7 @@ class Agent:
         self._lock = threading.Lock()
         self._begun = 0
         self._failures = 0
-        self._waiting_said = False
+        self._waiting_reported = False
         self._out_since: float | None = None
         self._last_outage = -math.inf
         self._heartbeat = heartbeat
@@ -217,21 +221,19 @@ class Agent:
     def run(self) -> AgentEnd:
         """Run until the sweep is over or this agent's limit is reached, and return why it ended.
 
-        Returns:
-            ``finished``, ``stopped``, ``count`` or ``time``.
-
         Raises:
-            RunFailed: the storage failed, or three trials in a row did.
-            Interrupted: SIGINT or SIGTERM came; trials under way are saved.
+            TrialsFailed: three trials failed in a row.
+            RunFailed: the storage failed.
+            Interrupted: SIGINT or SIGTERM was received; running trials are saved.
         """
         start = self._clock()
 
         def on_signal(_: int) -> None:
             self._stopping.set()
-            self._observer.message("stopping: trials under way are saving; once more quits at once")
+            self._observer.message("stopping after saving the running trials; press Ctrl-C again to quit immediately")
 
         with StopRequest(on_signal) as stop:
-            # Daemons, lest a second signal wait for them; their children end with this process.
+            # Daemon threads, so that a second signal ends the process at once; their children end with it.
             threads = [threading.Thread(target=self._work, args=(slot,), daemon=True) for slot in self._workers]
             for thread in threads:
                 thread.start()
@@ -242,7 +244,7 @@ class Agent:
                 if self._max_time is not None and self._clock() - start >= self._max_time:
                     if not self._stopping.is_set():
                         self._why = "time"
-                        self._observer.message("the time is up: trials under way are saving")
+                        self._observer.message("time limit reached; saving the running trials")
                     self._stopping.set()
                 if study is not None and time.monotonic() - looked >= CHECK:
                     looked = time.monotonic()
@@ -255,8 +257,9 @@ class Agent:
                 raise self._error
             if stop.signum is not None:
                 raise Interrupted(
-                    f"stopped; what was under way is saved and goes on with: vitctl sweep agent {self.sweep.id}",
+                    "stopped; the running trials are saved",
                     stop.signum,
+                    hint=f"resume them: vitctl sweep agent {self.sweep.id}",
                 )
         return self._why
 
@@ -270,18 +273,18 @@ class Agent:
             pass
 
     def _show(self, study: Study) -> None:
-        with contextlib.suppress(RunFailed):  # the workers deal with it
+        with contextlib.suppress(RunFailed):  # the workers handle storage failures
             self._observer.sweep_changed(take_snapshot(self.sweep, study))
 
     def _release_lost(self) -> None:
-        """Put the trials that this agent gave up back into the queue, so that the storage says so at once."""
+        """Enqueue the trials that this agent released, so that the storage shows their state immediately."""
         claim = ClaimLock(self.sweep.url, self.sweep.id)
         try:
             with claim:
                 study = self.sweep.study(self._storage)
                 for trial in self.sweep.ledger(study).lost:
-                    again(study, trial, self.sweep.file.space)
-        except Exception as error:  # the next agent does it
+                    retry_trial(study, trial, self.sweep.file.space)
+        except Exception as error:  # if the storage failed, the next agent enqueues them
             if not is_storage_error(error) and not isinstance(error, (VitctlError, optuna.exceptions.OptunaError)):
                 raise
         finally:
@@ -305,7 +308,7 @@ class Agent:
                     break
                 if outcome == "wait":
                     self._stopping.wait(self._pause)
-                self._judge(slot)
+                self._count_failures(slot)
         except BaseException as error:  # noqa: BLE001 - the agent's own thread raises it
             with self._lock:
                 self._error = self._error or error
@@ -314,7 +317,7 @@ class Agent:
             self._storage.remove_session()
 
     def _reserve(self) -> bool:
-        """Whether another trial may be begun under ``count``; if so it is counted."""
+        """Count another trial and return True, or return False if ``count`` is reached."""
         with self._lock:
             if self._count is not None and self._begun >= self._count:
                 self._why = "count"
@@ -322,11 +325,11 @@ class Agent:
             self._begun += 1
             return True
 
-    def _judge(self, slot: _Slot) -> None:
-        """Count failures in a row.
+    def _count_failures(self, slot: _Slot) -> None:
+        """Count consecutive failures.
 
         Raises:
-            RunFailed: there are three.
+            TrialsFailed: three trials failed in a row.
         """
         with self._lock:
             if slot.result in ("complete", "pruned"):
@@ -334,21 +337,26 @@ class Agent:
             elif slot.result in ("failed", "killed"):
                 self._failures += 1
                 if self._failures >= FAILURES_IN_A_ROW:
-                    remedy = (
-                        f"it goes on with: vitctl sweep agent {self.sweep.id}"
-                        if slot.result == "killed"
-                        else f"Mend it, and have them tried again: vitctl sweep retry {self.sweep.id} --failed"
-                    )
                     assert slot.failure is not None
+                    if slot.result == "killed":
+                        hint = f"continue the sweep: vitctl sweep agent {self.sweep.id}"
+                    else:
+                        cause = slot.failure.hint or "correct the cause"
+                        hint = f"{cause}, then retry: vitctl sweep retry {self.sweep.id} --failed"
                     raise TrialsFailed(
-                        f"{self._failures} trials in a row failed; the last, trial {slot.number}: {slot.failure.message} "
-                        f"(log: {self._log(slot.number)}). {remedy}",
+                        f"{self._failures} trials failed in a row; trial {slot.number}: {slot.failure.message} "
+                        f"(log: {self._log(slot.number)})",
+                        hint=hint,
                         trial=slot.number,
                         failure=slot.failure,
                     )
 
     def _claim_and_train(self, study: Study, slot: _Slot) -> Literal["ran", "wait", "over"]:
-        """Claim a trial and have it trained; return ``ran``, ``wait`` when there is none now, ``over`` when never."""
+        """Claim a trial and train it.
+
+        Returns:
+            ``ran``; ``wait`` if no trial can start now; ``over`` if no more trials will start.
+        """
         claim = ClaimLock(self.sweep.url, self.sweep.id)
         try:
             self._check_file()
@@ -368,10 +376,11 @@ class Agent:
             if failed := storage_error_in(error):
                 self._outage(failed)
                 return "wait"
-            # Optuna has no exception for a deleted sweep or a lost trial: ask the storage which it is.
+            # Optuna has no exceptions for a deleted sweep or a lost trial, so query the storage.
             if not self._sweep_exists():
                 raise StorageGone(
-                    f"the sweep {self.sweep.id} was deleted from the storage {redacted(self.sweep.url)}"
+                    f"sweep {self.sweep.id} was deleted from storage {redacted(self.sweep.url)}",
+                    hint=f"create it again: vitctl sweep create {self.sweep.file.name}",
                 ) from error
             if slot.trial_id is None or self._is_mine(slot.trial_id):
                 raise
@@ -382,58 +391,62 @@ class Agent:
         return "ran"
 
     def _prepare(self, study: Study) -> Literal["claim", "wait", "over"]:
-        """Bring the storage in order, under the claim lock, and return ``claim``, ``wait`` or ``over``."""
+        """Enqueue the trials of dead agents again, then decide what to do; the claim lock must be held."""
         sweep = self.sweep
         control = sweep.control(study)
         if time.monotonic() - self._last_outage < 2 * self._heartbeat:
-            return "wait"  # other agents, too, could give no sign of life: they have time to
+            return "wait"  # the outage stopped all heartbeats: give other agents time to send one
         optuna.storages.fail_stale_trials(study)
         for trial in study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
             if AGENT not in trial.user_attrs:
                 study.tell(trial.number, state=TrialState.FAIL, skip_if_finished=True)
         ledger = Ledger.of(study.get_trials(deepcopy=False), sweep.file.space)
         for trial in ledger.lost:
-            again(study, trial, sweep.file.space)
+            retry_trial(study, trial, sweep.file.space)
         running = ledger.count("running")
         if control == "stopped":
             self._why = "stopped"
             return "over"
         if control == "paused":
-            self._say_waiting("the sweep is paused; go on with: vitctl sweep resume " + sweep.id)
+            self._report_waiting(f"the sweep is paused; resume it with vitctl sweep resume {sweep.id}")
             return "wait"
         if not sweep.target_reached(ledger):
             if ledger.count("waiting") or sweep.left(ledger) != 0:
-                self._waiting_said = False
+                self._waiting_reported = False
                 return "claim"
             if running:
-                self._say_waiting(f"nothing is left to begin; waiting for {running} trials, in case their agents die")
+                trials = "1 running trial" if running == 1 else f"{running} running trials"
+                self._report_waiting(f"no trial left to start; waiting for {trials} in case an agent dies")
         return "wait" if running else "over"
 
-    def _say_waiting(self, text: str) -> None:
-        if not self._waiting_said:
-            self._waiting_said = True
+    def _report_waiting(self, text: str) -> None:
+        if not self._waiting_reported:
+            self._waiting_reported = True
             self._events.put(lambda observer: observer.message(text))
 
     def _check_file(self) -> None:
         file = sqlite_file(self.sweep.url)
         if file is not None and not file.exists():
-            raise StorageGone(f"the sweep's storage {file} is gone")
+            raise StorageGone(
+                f"storage {file} was deleted",
+                hint=f"create the sweep again: vitctl sweep create {self.sweep.file.name}",
+            )
 
     def _outage(self, error: BaseException) -> None:
-        """Wait a little for a storage that failed.
+        """Wait for a storage that failed.
 
         Raises:
-            RunFailed: it has failed for too long, or for good.
+            RunFailed: the storage has been unavailable for too long, or cannot recover.
         """
         self._check_file()
         fault = diagnose(error)
         now = self._last_outage = time.monotonic()
         if self._out_since is None:
             self._out_since = now
-            text = f"the storage does not answer ({fault.sentence}); trying for {OUTAGE / 60:.0f} min"
+            text = f"storage unavailable ({fault.reason}); retrying for up to {OUTAGE / 60:.0f} min"
             self._events.put(lambda observer: observer.message(text))
         if fault.final or now - self._out_since > OUTAGE:
-            raise RunFailed(f"the storage {redacted(self.sweep.url)} failed: {fault.sentence}") from error
+            raise storage_failed(self.sweep.url, error) from error
         self._stopping.wait(self._pause)
 
     def _sweep_exists(self) -> bool:
@@ -444,10 +457,10 @@ class Agent:
 
     def _lost(self, slot: _Slot) -> None:
         slot.result = "lost"
-        self._emit_end(slot, "released", None, "another agent had taken it over, as this one gave no sign of life")
+        self._emit_end(slot, "released", None, "taken over by another agent after missed heartbeats")
 
     def _watched(self, study: Study, trial: Trial, claim: ClaimLock, slot: _Slot) -> float:
-        """Run the objective, and record an unexpected exception: Optuna re-raises it among errors of its own."""
+        """Run the objective and record an unexpected exception, to tell it from Optuna's own errors."""
         try:
             return self._objective(study, trial, claim, slot)
         except (optuna.TrialPruned, TrialFailed, TrialReleased, Exhausted):
@@ -459,12 +472,12 @@ class Agent:
     # -- a trial -----------------------------------------------------------------------------------------------------
 
     def _objective(self, study: Study, trial: Trial, claim: ClaimLock, slot: _Slot) -> float:
-        """Train one trial; see Optuna's objective.
+        """Train a trial and return its best value: the objective function for Optuna.
 
         Raises:
-            optuna.TrialPruned: it was stopped early.
+            optuna.TrialPruned: the trial was pruned.
             TrialFailed: training failed.
-            TrialReleased: it is to be tried again.
+            TrialReleased: the trial will be retried.
         """
         slot.trial_id = trial._trial_id
         try:
@@ -474,9 +487,9 @@ class Agent:
             }
         except Exhausted:
             if FIXED in self._storage.get_trial(trial._trial_id).system_attrs:
-                why = "no parameter set with these values is left to try"
+                why = "no untried parameter set has these values"
                 trial.set_user_attr(FAILURE, why)
-                self._events.put(lambda observer: observer.message(f"trial {trial.number}, which was enqueued: {why}"))
+                self._events.put(lambda observer: observer.message(f"enqueued trial {trial.number} failed: {why}"))
             else:
                 trial.set_user_attr(EXHAUSTED, True)
             raise
@@ -484,7 +497,7 @@ class Agent:
         run = self.sweep.runs_dir / f"{self.sweep.id}-{slot.number:04d}"
         trial.set_user_attr(RUN, str(run))
         self._storage.record_heartbeat(trial._trial_id)
-        trial.set_user_attr(AGENT, host_name())
+        trial.set_user_attr(AGENT, agent_name())
         claim.release()
 
         slot.result = "released"
@@ -496,10 +509,10 @@ class Agent:
         self._events.put(lambda observer: observer.trial_started(slot.number, shown, run, resumed))
         try:
             history, pruned = self._follow(study, trial, child, Metrics(run / "metrics.jsonl"), slot)
-            asked = child.asked  # before the clean-up below asks whatever still runs
+            asked = child.asked  # before the clean-up below sets it
         except UpdateFinishedTrialError:
             child.kill()
-            raise TrialReleased from None  # Optuna notices the same, see _claim_and_train
+            raise TrialReleased from None  # Optuna then fails to end the trial; see _claim_and_train
         finally:
             child.ask()
             while child.wait(POLL) is None:
@@ -516,7 +529,7 @@ class Agent:
             self._emit_end(slot, "pruned", metric.best(history), f"after {len(history)} values")
             raise optuna.TrialPruned
         if asked and code is not None and code != 0:
-            self._emit_end(slot, "released", None, "saved; it goes on with the next agent")
+            self._emit_end(slot, "released", None, "saved; the next agent resumes it")
             raise TrialReleased
         self._fail(trial, child, code, slot, len(history))
         raise AssertionError("unreachable")
@@ -524,18 +537,21 @@ class Agent:
     def _follow(
         self, study: Study, trial: Trial, child: Child, metrics: Metrics, slot: _Slot
     ) -> tuple[list[float], bool]:
-        """Report what training records until it ends; return the values, and whether it was stopped early.
+        """Report the values that training records until it ends.
+
+        Returns:
+            The values, and whether the trial was pruned.
 
         Raises:
-            UpdateFinishedTrialError: the trial is not this agent's any more.
-            RunFailed: the storage failed for good.
+            UpdateFinishedTrialError: the trial no longer belongs to this agent.
+            RunFailed: the storage failed.
         """
         name = self.sweep.file.metric.name
         history: list[float] = []
         unreported: list[tuple[int, float]] = []
         pruned, checked = False, time.monotonic()
         while True:
-            code = child.wait(POLL)  # before the file is read, so that the last lines are read after the end
+            code = child.wait(POLL)  # before reading the file, so that its last lines are not missed
             for row in metrics.new():
                 value = row.get(name)
                 if isinstance(value, (int, float)) and math.isfinite(value):
@@ -548,7 +564,7 @@ class Agent:
                     epoch, value = unreported[0]
                     trial.report(value, epoch)
                     del unreported[0]
-                # Once for all that came: a resumed trial is not judged again at bands that it has passed.
+                # Once for all new values, so that a resumed trial is not compared again at bands that it passed.
                 if news and code is None and not child.asked and trial.should_prune():
                     pruned = True
                     child.ask()
@@ -557,7 +573,7 @@ class Agent:
                     self._check_file()
                     if not self._is_mine(trial._trial_id):
                         raise UpdateFinishedTrialError
-                    # W&B's rules stop a trial whenever better ones come up, not only when it reports.
+                    # W&B's rules stop a trial as soon as better ones appear, not only when it reports.
                     if history and not child.asked and isinstance(study.pruner, WandbPruner) and trial.should_prune():
                         pruned = True
                         child.ask()
@@ -572,7 +588,19 @@ class Agent:
                 return history, pruned
 
     def _fail(self, trial: Trial, child: Child, code: int | None, slot: _Slot, epochs: int) -> None:
-        """Give the verdict on a trial whose training ended without a result, after so many epochs in all attempts."""
+        """Fail or release a trial whose training ended without a result.
+
+        Args:
+            trial: the trial.
+            child: the process that trained it.
+            code: exit code of the process.
+            slot: the worker that ran it.
+            epochs: number of epochs finished in all attempts.
+
+        Raises:
+            TrialFailed: training failed.
+            TrialReleased: the trial will be retried.
+        """
         assert code is not None
         failure = child.failure()
         slot.result, slot.failure = "failed", failure
@@ -582,15 +610,15 @@ class Agent:
             kills = kills + 1 if before == epochs else 1
             trial.set_user_attr(KILLS, [epochs, kills])
             if kills <= self._retries:
-                self._emit_end(slot, "released", None, f"{failure.message}; it will be tried again")
+                self._emit_end(slot, "released", None, f"{failure.message}; it will be retried")
                 raise TrialReleased
             failure = replace(failure, message=f"{failure.message} {kills} times in epoch {epochs + 1}")
         elif code == 0:
-            failure = Failure(kind="failed", message=f"it recorded no {self.sweep.file.metric.name}")
+            failure = Failure(kind="failed", message=f"training recorded no {self.sweep.file.metric.name}")
         elif failure.kind == "busy":
-            # That of an agent held for dead: it ends as soon as that agent, or its absence, is noticed.
+            # A child of an agent that counts as dead is still training, and will end soon.
             slot.result = "released"
-            self._emit_end(slot, "released", None, f"{failure.message}; it will be tried again")
+            self._emit_end(slot, "released", None, f"{failure.message}; it will be retried")
             raise TrialReleased
         slot.failure = failure
         trial.set_user_attr(FAILURE, failure.message)
@@ -620,9 +648,9 @@ class Agent:
 
 
 def storage_error_in(error: BaseException) -> BaseException | None:
-    """Return the error of the database that ``error`` is, or that came before it, or None.
+    """Return the database error in the chain of causes of ``error``, or None.
 
-    Optuna, when it cannot tell the storage a result, ends in an AssertionError or UnboundLocalError of its own.
+    If Optuna cannot store a result, it raises an AssertionError or UnboundLocalError of its own.
     """
     found: BaseException | None = error
     while found is not None and not is_storage_error(found):
@@ -631,7 +659,7 @@ def storage_error_in(error: BaseException) -> BaseException | None:
 
 
 def suggest_value(trial: Trial, name: str, distribution: object) -> Any:
-    """Return the value of one parameter of a trial, which its sampler proposed or which was enqueued."""
+    """Return the value of a parameter of a trial: the sampler's, or the enqueued one."""
     if isinstance(distribution, CategoricalDistribution):
         return trial.suggest_categorical(name, distribution.choices)
     if isinstance(distribution, IntDistribution):

@@ -1,4 +1,4 @@
-"""What a sweep engine is: who proposes and keeps the trials of a sweep, and runs its agents."""
+"""The interface of sweep engines, which propose and store the trials of a sweep and run its agents."""
 
 from __future__ import annotations
 
@@ -18,16 +18,16 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class SweepOptions:
-    """What a sweep may be created with; None where nobody said.
+    """Options of a new sweep; None means the default.
 
     Attributes:
-        runs_dir: where run folders, and the sweep's own under ``sweeps/``, lie.
-        storage: URL of its storage; a SQLite file in the sweep's folder where None.
-        fixed: settings of ``train`` that the file lacks or fixes.
-        run_cap: over the file's.
-        sampler: a name of ``SAMPLERS``.
-        pruner: a name of ``PRUNERS``, with options.
-        seed: of the draws.
+        runs_dir: folder of run folders, and of sweep folders in ``sweeps/``.
+        storage: URL of the storage; by default a SQLite file in the sweep's folder.
+        fixed: settings of ``train`` that the file lacks or sets to a constant, which they replace.
+        run_cap: maximum number of trials; replaces that of the file.
+        sampler: a name in ``SAMPLERS``.
+        pruner: a name in ``PRUNERS``, with options.
+        seed: seeds the sampler.
     """
 
     runs_dir: Path = Path("runs")
@@ -39,10 +39,10 @@ class SweepOptions:
     seed: int | None = None
 
     def given(self, file: SweepFile) -> dict[str, Any]:
-        """Return the given options under the names of :class:`~vitctl.sweep.sweep.SweepPlan`.
+        """Return the options that are set, named as in :class:`~vitctl.sweep.sweep.SweepPlan`.
 
         Raises:
-            RequestError: a setting of ``--fixed`` cannot be.
+            RequestError: a setting of ``--fixed`` is unknown, invalid, or varied by the file.
         """
         from vitctl.sweep.file import check_fixed
 
@@ -54,14 +54,14 @@ class SweepOptions:
 
 @dataclass(frozen=True, kw_only=True)
 class AgentOptions:
-    """How an agent works.
+    """Options of an agent.
 
     Attributes:
-        new: on a sweep created now, whatever there is.
-        count: begin at most so many trials.
-        jobs: trials at once; None is one.
-        gpus: ``all``, or indices such as ``0,2``: one trial at once on each of these CUDA devices.
-        max_time: seconds.
+        new: create a new sweep even if the file has one.
+        count: maximum number of trials to start.
+        jobs: number of parallel trials, 1 by default.
+        gpus: CUDA devices that run one trial each in parallel: ``all``, or indices such as ``0,2``.
+        max_time: time limit in seconds.
     """
 
     new: bool = False
@@ -72,28 +72,29 @@ class AgentOptions:
 
 
 class Engine(Protocol):
-    """Creates sweeps and runs agents. A new one is a class with these methods and a row of ``ENGINES``."""
+    """Creates sweeps and runs agents. To add an engine, write a class with these methods and a row of ``ENGINES``."""
 
     def create(self, path: Path, options: SweepOptions, observer: Observer) -> str:
         """Create a sweep from a file and return its id.
 
         Raises:
-            RequestError: the file has mistakes, or an option cannot be.
+            RequestError: the file has mistakes, or an option is invalid.
             RunFailed: a service cannot be reached.
         """
 
     def work(self, target: str, options: SweepOptions, asked: AgentOptions, observer: Observer) -> None:
-        """Run trials until the sweep is over or ``asked`` says so.
+        """Run trials until the sweep is over or a limit in ``asked`` is reached.
 
         Args:
-            target: an id; or a file, whose newest sweep is meant, and which makes one when there is none.
-            options: of a sweep that is created, or as those of the sweep.
-            asked: how to work.
+            target: a sweep's id, or a file. A file stands for its newest sweep, and a sweep is created if it has none.
+            options: those of a new sweep. For an existing sweep, every option that is set must match it.
+            asked: options of the agent.
             observer: receives every event.
 
         Raises:
-            RequestError: no such sweep; the file was edited since, or an option differs: the difference is named.
-            RunFailed, Interrupted: trials fail, or a service cannot be reached; a signal.
+            RequestError: unknown sweep; or the file was edited after the sweep was created, or an option differs.
+            RunFailed: trials failed, or a service cannot be reached.
+            Interrupted: SIGINT or SIGTERM was received.
         """
 
 
@@ -102,9 +103,9 @@ class EngineEntry(Entry):
     """A row of ``ENGINES``.
 
     Attributes:
-        ids: regular expression of ids that can be this engine's alone; empty where none says so.
-        lacks: options of ``create`` and ``agent`` that the engine decides itself.
-        page: where such an id is shown, with ``{0}``, ``{1}`` … for the parts of the id.
+        ids: regular expression that matches ids of this engine only; empty if its ids are not recognisable.
+        lacks: options of ``create`` and ``agent`` that the engine does not support.
+        page: URL that shows a sweep, with ``{0}``, ``{1}``, ... for the parts of its id.
     """
 
     ids: str = ""
@@ -112,18 +113,20 @@ class EngineEntry(Entry):
     page: str = ""
 
     def refuse(self, name: str, given: Mapping[str, object]) -> None:
-        """Refuse what the engine ``name`` would leave without effect.
+        """Refuse options that have no effect with this engine.
+
+        Args:
+            name: name of the engine.
+            given: options by name; None and False mean that the option was not given.
 
         Raises:
-            RequestError: an option of :attr:`lacks` was given.
+            RequestError: an option in :attr:`lacks` was given.
         """
         for option, value in given.items():
             if value is not None and value is not False and option in self.lacks:
                 flag = "--" + option.replace("_", "-")
-                raise RequestError(
-                    f"{flag} is for local sweeps; --engine {name} decides it for its own: leave {flag} or --engine {name} out"
-                )
+                raise RequestError(f"{flag} does nothing with --engine {name}", hint=f"remove {flag}")
 
     def owns(self, target: str) -> bool:
-        """Whether ``target`` can be nothing but the id of one of this engine's sweeps."""
+        """Return whether ``target`` has the form of this engine's ids."""
         return bool(self.ids and re.fullmatch(self.ids, target))

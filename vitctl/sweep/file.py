@@ -1,4 +1,4 @@
-"""The sweep file: W&B's schema, checked in full, with every mistake named by its line."""
+"""Sweep files in W&B's format, checked completely, with all mistakes reported by line."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from typing import Any
 
 from vitctl.config import ALIASES, FLAGS, LENGTHS, OPTION_TABLES, Flag, normalise_keys, resolve_config
 from vitctl.errors import RequestError
-from vitctl.registry import suggest
+from vitctl.registry import or_list, suggest
 from vitctl.sweep.hyperband import Hyperband
 from vitctl.sweep.space import EXPONENTS, Parameter, Space, show, show_params
 from vitctl.yamlfile import Place, line_numbers, parse_yaml, read_text
@@ -33,7 +33,7 @@ METRICS = (
     "overhead",
     "seconds",
 )
-"""What ``train`` records each epoch, and a sweep can go by."""
+"""Figures that ``train`` records each epoch, which a sweep can optimise."""
 
 _REQUIRED: dict[str, tuple[str, ...]] = {
     "constant": ("value",),
@@ -67,18 +67,23 @@ _TOP = {
     "description": "",
     "project": "",
     "entity": "",
-    "program": "vitctl train is what runs",
-    "command": "vitctl train is what runs",
+    "program": "each trial runs vitctl train",
+    "command": "each trial runs vitctl train",
     "controller": "a local sweep has no controller",
     "apiVersion": "",
     "kind": "",
 }
-_ELSEWHERE = {
-    "scheduler": "W&B's custom schedulers run their own code; leave it out, and say method: bayes",
-    "job": "it names a W&B Launch job; leave it out, as vitctl train is what runs",
-    "image_uri": "it names a W&B Launch image; leave it out, as vitctl train is what runs",
-    "metrics": "a sweep has one metric here; write metric: {name: val_acc, goal: maximize}",
+"""Top-level keys, and why some of them are ignored."""
+
+_UNSUPPORTED = {
+    "scheduler": ("schedulers of W&B", "remove scheduler, and use method: bayes"),
+    "job": ("jobs of W&B Launch", "remove job; each trial runs vitctl train"),
+    "image_uri": ("images of W&B Launch", "remove image_uri; each trial runs vitctl train"),
+    "metrics": ("several metrics", "use metric: {name: val_acc, goal: maximize}"),
 }
+"""Top-level keys of W&B that vitctl does not support, what they stand for, and hints."""
+
+_EXAMPLE_METRIC = "metric: {name: val_acc, goal: maximize}"
 _METRIC_KEYS = ("name", "goal", "target", "impute", "impute_while_running")
 _HYPERBAND_KEYS = ("type", "min_iter", "max_iter", "s", "eta", "strict")
 _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_.-]*")
@@ -89,12 +94,12 @@ _MOST_ON_A_GRID = 100_000
 
 @dataclass(frozen=True)
 class Metric:
-    """What a sweep goes by.
+    """The metric that a sweep optimises.
 
     Attributes:
-        name: of a figure that ``train`` records each epoch.
-        goal: minimize or maximize.
-        target: the sweep ends once a trial reaches this.
+        name: a figure that ``train`` records each epoch, see :data:`METRICS`.
+        goal: ``minimize`` or ``maximize``.
+        target: value at which the sweep ends, or None.
     """
 
     name: str
@@ -103,7 +108,7 @@ class Metric:
 
     @property
     def sign(self) -> int:
-        """What to multiply values by, so that less is better."""
+        """Factor that makes lower values better: 1 or -1."""
         return -1 if self.goal == "maximize" else 1
 
     def best(self, values: Iterable[float]) -> float:
@@ -111,27 +116,27 @@ class Metric:
         return (max if self.goal == "maximize" else min)(values)
 
     def reached(self, value: float) -> bool:
-        """Whether ``value`` meets the target."""
+        """Return whether ``value`` meets the target."""
         return self.target is not None and self.sign * value <= self.sign * self.target
 
 
 @dataclass(frozen=True)
 class SweepFile:
-    """A sweep file that has no mistakes.
+    """A sweep file without mistakes.
 
     Attributes:
-        name: of the file.
-        text: all of it.
-        method: grid, random or bayes.
-        space: its parameters.
-        metric: what it goes by.
-        hyperband: its ``early_terminate``, or None.
-        run_cap: the most trials, or None.
-        title: its ``name`` key, or that of the file.
-        document: the whole file as W&B takes it: numbers are numbers, and distributions are named.
-        order: the parameters that vary, as they come in the file.
-        notes: what its writer should know, whatever the engine.
-        local_notes: what the local engine leaves out.
+        name: file name.
+        text: content of the file.
+        method: ``grid``, ``random`` or ``bayes``.
+        space: search space.
+        metric: metric to optimise.
+        hyperband: settings of ``early_terminate``, or None.
+        run_cap: maximum number of trials, or None.
+        title: value of the ``name`` key, or the file name without its suffix.
+        document: parsed content in the form that W&B accepts: all distributions are named, and 1e-4 is a number.
+        order: names of the varied parameters, in the order of the file.
+        notes: notes for the user with any engine.
+        local_notes: notes on keys that the local engine ignores.
     """
 
     name: str
@@ -148,23 +153,23 @@ class SweepFile:
     local_notes: tuple[str, ...] = ()
 
     def settings(self, params: Mapping[str, Any], fixed: Mapping[str, Any]) -> dict[str, Any]:
-        """Return what a trial's ``--config`` file holds.
+        """Return the settings of a trial, as in a ``--config`` file.
 
         Args:
-            params: what varies.
-            fixed: of ``--fixed``; they win over the file's constants.
+            params: values of the varied parameters.
+            fixed: settings of ``--fixed``, which override the file's constants.
         """
         replaced = {setting_of(name) for name in fixed}
         nested = self.space.nested(params)
         return {**{name: value for name, value in nested.items() if setting_of(name) not in replaced}, **fixed}
 
     def difference(self, other: SweepFile) -> list[str]:
-        """Return what ``other`` says otherwise, a line each; comments and layout do not count."""
+        """Return one line for each key whose value differs in ``other``, ignoring comments and layout."""
         ours, theirs = _flatten(self.document), _flatten(other.document)
         lines = []
         for key in [*ours, *(key for key in theirs if key not in ours)]:
             if ours.get(key) != theirs.get(key):
-                lines.append(f"{key}: {_said(ours, key)} -> {_said(theirs, key)}")
+                lines.append(f"{key}: {_value_at(ours, key)} -> {_value_at(theirs, key)}")
         return lines
 
 
@@ -174,12 +179,12 @@ def _flatten(node: Any, name: str = "") -> dict[str, Any]:
     return {name: node}
 
 
-def _said(flat: dict[str, Any], key: str) -> str:
-    return json.dumps(flat[key], default=str) if key in flat else "nothing"
+def _value_at(flat: dict[str, Any], key: str) -> str:
+    return json.dumps(flat[key], default=str) if key in flat else "not set"
 
 
 def setting_of(name: str) -> str:
-    """Return the setting of ``train`` that a parameter's name or key stands for: ``n_epochs`` -> ``epochs``."""
+    """Return the setting of ``train`` for the name of a parameter: ``n_epochs`` -> ``epochs``."""
     word = name.strip().lstrip("-").replace("-", "_")
     return ALIASES.get(word, word)
 
@@ -188,21 +193,21 @@ def read_sweep_file(path: Path) -> SweepFile:
     """Read and check the sweep file ``path``.
 
     Raises:
-        RequestError: it cannot be read, or has mistakes; all are named with their lines.
+        RequestError: the file cannot be read or has mistakes; all of them are listed by line.
     """
     return parse_sweep_file(read_text(path), path.name, str(path))
 
 
 def parse_sweep_file(text: str, name: str, source: str | None = None) -> SweepFile:
-    """Check the ``text`` of a sweep file.
+    """Parse and check the ``text`` of a sweep file.
 
     Args:
-        text: all of the file.
-        name: its name without folders.
-        source: how to call it in errors; its name where None.
+        text: content of the file.
+        name: name of the file, without folders.
+        source: name of the file in error messages; ``name`` if None.
 
     Raises:
-        RequestError: it has mistakes; all are named with their lines.
+        RequestError: the file has mistakes; all of them are listed by line.
     """
     source = source or name
     document = parse_yaml(text, source)
@@ -210,57 +215,80 @@ def parse_sweep_file(text: str, name: str, source: str | None = None) -> SweepFi
 
 
 class _Reader:
-    """Goes through a document and collects its mistakes.
+    """Checks a document and collects its mistakes.
 
     Args:
-        document: the file's content.
-        lines: of every value.
-        source: how to call the file.
+        document: parsed content of the file.
+        lines: line number of every value.
+        source: name of the file in error messages.
     """
 
     def __init__(self, document: dict[str, Any], lines: dict[Place, int], source: str) -> None:
         self.document = document
         self.lines = lines
         self.source = source
-        self.mistakes: dict[tuple[int, str], None] = {}
+        self.mistakes: dict[tuple[int, str, str], None] = {}  # line, message, hint
         self.notes: list[str] = []
         self.local_notes: list[str] = []
 
-    def wrong(self, place: Place, message: str) -> None:
-        """Note a mistake at ``place``."""
+    def wrong(self, place: Place, message: str, hint: str | None) -> None:
+        """Record a mistake at ``place``.
+
+        Args:
+            place: keys and list positions that lead to the value.
+            message: what is wrong.
+            hint: what to write instead; None for a setting with too many valid values to list.
+        """
         while place and place not in self.lines:
             place = place[:-1]
-        self.mistakes[(self.lines.get(place, 1), message)] = None
+        self.mistakes[(self.lines.get(place, 1), message, hint or "list the valid values: vitctl train --help")] = None
 
     def raise_mistakes(self) -> None:
-        """Raise RequestError when there are mistakes."""
+        """Raise all recorded mistakes as one RequestError, if there are any."""
         if not self.mistakes:
             return
         found = sorted(self.mistakes)
         if len(found) == 1:
-            raise RequestError(f"{self.source}, line {found[0][0]}: {found[0][1]}")
-        lines = "\n".join(f"  line {line}: {message}" for line, message in found)
-        raise RequestError(f"{self.source} has {len(found)} mistakes:\n{lines}")
+            line, message, hint = found[0]
+            raise RequestError(f"{self.source}:{line}: {message}", hint=hint)
+        lines = "\n".join(f"  {self.source}:{line}: {message}; {hint}" for line, message, hint in found)
+        raise RequestError(
+            f"{self.source} has {len(found)} mistakes:\n{lines}",
+            hint=f"correct them, then check the file: vitctl sweep create {self.source} --dry-run 1",
+        )
 
     def read(self, text: str, name: str) -> SweepFile:
-        """Check everything and return the file."""
+        """Check the document and return the sweep file.
+
+        Raises:
+            RequestError: the document has mistakes.
+        """
         document = self.document
         for key, value in document.items():
-            if key in _ELSEWHERE:
-                self.wrong((key,), f"{key!r} is not for vitctl: {_ELSEWHERE[key]}")
+            if key in _UNSUPPORTED:
+                what, hint = _UNSUPPORTED[key]
+                self.wrong((key,), f"{key}: {what} are not supported", hint)
             elif key not in _TOP:
-                self.wrong((key,), f"{key!r} is no key of a sweep file{_tail(key, _TOP)}")
-            elif key in ("name", "description", "project", "entity", "program", "apiVersion", "kind"):
+                self.wrong((key,), f"unknown key {key!r}", suggest(key, _TOP))
+            elif key == "kind" and value != "sweep":
+                self.wrong((key,), f"unknown kind {_shown(value)}", "use kind: sweep")
+            elif key in ("name", "description", "project", "entity", "program", "apiVersion"):
                 if not isinstance(value, str) or not value:
-                    self.wrong((key,), f"{key} takes text, not {_shown(value)}")
-                elif key == "kind" and value != "sweep":
-                    self.wrong((key,), f"kind is {value!r}; a sweep file's is sweep")
+                    self.wrong((key,), f"{key} takes text, not {_shown(value)}", f'use quoted text: {key}: "..."')
             elif key == "command" and not isinstance(value, list):
-                self.wrong((key,), f"command takes a list, not {_shown(value)}")
+                self.wrong(
+                    (key,),
+                    f"command takes a list, not {_shown(value)}",
+                    "remove command; each trial runs vitctl train",
+                )
             elif key == "controller" and (
                 not isinstance(value, dict) or value.get("type") not in ("local", "cloud") or len(value) > 1
             ):
-                self.wrong((key,), "controller takes type: local or type: cloud")
+                self.wrong(
+                    (key,),
+                    f"controller takes a type, not {_shown(value)}",
+                    "use controller: {type: local} or {type: cloud}",
+                )
         ignored: dict[str, list[str]] = {}
         for key, why in _TOP.items():
             if why and key in document:
@@ -274,7 +302,11 @@ class _Reader:
         hyperband = self._early_terminate()
         run_cap = document.get("run_cap")
         if "run_cap" in document and (not isinstance(run_cap, int) or isinstance(run_cap, bool) or run_cap < 1):
-            self.wrong(("run_cap",), f"run_cap takes a whole number from 1, not {_shown(run_cap)}")
+            self.wrong(
+                ("run_cap",),
+                f"run_cap takes a whole number of at least 1, not {_shown(run_cap)}",
+                "use a number of trials, such as run_cap: 20",
+            )
         parameters = self._parameters(method)
         self.raise_mistakes()
 
@@ -296,7 +328,9 @@ class _Reader:
         )
         if not space.varying:
             self.wrong(
-                ("parameters",), "nothing varies: each parameter has one value; give one of them values, or min and max"
+                ("parameters",),
+                "no parameter varies",
+                "use values: [...], or min: and max:, for at least one parameter",
             )
             self.raise_mistakes()
         return file
@@ -306,13 +340,11 @@ class _Reader:
     def _method(self) -> str | None:
         method = self.document.get("method")
         if "method" not in self.document:
-            self.wrong((), f"method is missing; there are {', '.join(METHODS)}")
+            self.wrong((), "method is missing", f"add method: {or_list(METHODS)}")
         elif method == "custom":
-            self.wrong(
-                ("method",), "method: custom is W&B's way to run a scheduler of one's own; say grid, random or bayes"
-            )
+            self.wrong(("method",), "method: custom is not supported", f"use method: {or_list(METHODS)}")
         elif method not in METHODS:
-            self.wrong(("method",), f"method {_shown(method)} is unknown{_tail(str(method), METHODS)}")
+            self.wrong(("method",), f"unknown method {_shown(method)}", suggest(str(method), METHODS))
         else:
             return str(method)
         return None
@@ -322,38 +354,38 @@ class _Reader:
         if "metric" not in self.document:
             if method == "bayes" or "early_terminate" in self.document:
                 what = "method: bayes" if method == "bayes" else "early_terminate"
-                self.wrong((), f"{what} needs a metric, such as metric: {{name: val_acc, goal: maximize}}")
+                self.wrong((), f"{what} needs a metric", f"add {_EXAMPLE_METRIC}")
             else:
-                self.notes.append("no metric is given: val_acc, maximized, is taken")
+                self.notes.append("no metric given; val_acc is maximized")
             return default
         metric = self.document["metric"]
         if not isinstance(metric, dict):
-            self.wrong(("metric",), "metric takes name and goal, such as metric: {name: val_acc, goal: maximize}")
+            self.wrong(("metric",), f"metric takes a name and a goal, not {_shown(metric)}", f"use {_EXAMPLE_METRIC}")
             return default
         for key in metric:
             if key not in _METRIC_KEYS:
-                self.wrong(("metric", str(key)), f"metric has no key {str(key)!r}{_tail(str(key), _METRIC_KEYS)}")
+                self.wrong(("metric", str(key)), f"unknown key {str(key)!r} in metric", suggest(str(key), _METRIC_KEYS))
         name = metric.get("name")
         if not isinstance(name, str):
-            self.wrong(("metric",), f"metric needs a name{_tail('', METRICS)}")
+            self.wrong(("metric",), "metric has no name", f"use {_EXAMPLE_METRIC}")
         elif name.startswith("test_"):
             self.wrong(
                 ("metric", "name"),
-                f"{name} is measured once, after the last epoch, and selects nothing; take val{name[4:]}, of "
-                f"held-out images",
+                f"metric {name} is measured only once, after the last epoch",
+                "use val_acc or val_loss, measured on held-out images after each epoch",
             )
         elif name not in METRICS:
-            self.wrong(("metric", "name"), f"{name!r} is not recorded by train{_tail(name, METRICS)}")
+            self.wrong(("metric", "name"), f"unknown metric {name!r}", suggest(name, METRICS))
         goal = metric.get("goal", "minimize")
         if goal not in ("minimize", "maximize"):
-            self.wrong(
-                ("metric", "goal"), f"goal {_shown(goal)} is unknown{_tail(str(goal), ('minimize', 'maximize'))}"
-            )
+            self.wrong(("metric", "goal"), f"unknown goal {_shown(goal)}", suggest(str(goal), ("minimize", "maximize")))
         elif "goal" not in metric:
-            self.notes.append(f"metric has no goal, so W&B's default holds: {name} is minimized")
+            self.notes.append(f"metric has no goal; {name} is minimized, which is W&B's default")
         target = metric.get("target")
         if "target" in metric and not _is_number(target):
-            self.wrong(("metric", "target"), f"target takes a number, not {_shown(target)}")
+            self.wrong(
+                ("metric", "target"), f"target takes a number, not {_shown(target)}", "use a number, such as target: 90"
+            )
             target = None
         for key, words in (
             ("impute", ("latest", "best", "worst")),
@@ -362,11 +394,9 @@ class _Reader:
             if key in metric:
                 word = "false" if metric[key] is False else metric[key]
                 if word not in words:
-                    self.wrong(("metric", key), f"{key} {_shown(word)} is unknown{_tail(str(word), words)}")
+                    self.wrong(("metric", key), f"unknown {key} {_shown(word)}", suggest(str(word), words))
                 else:
-                    self.local_notes.append(
-                        f"{key} is ignored: it steers W&B's own search; here failed trials teach nothing"
-                    )
+                    self.local_notes.append(f"{key} is ignored: a local sweep does not learn from failed trials")
         return Metric(str(name), str(goal), target)
 
     def _early_terminate(self) -> Hyperband | None:
@@ -375,42 +405,63 @@ class _Reader:
         settings = self.document["early_terminate"]
         place: Place = ("early_terminate",)
         if not isinstance(settings, dict):
-            self.wrong(place, "early_terminate takes type: hyperband, and min_iter, or max_iter and s")
+            self.wrong(
+                place,
+                f"early_terminate takes settings, not {_shown(settings)}",
+                "use early_terminate: {type: hyperband, min_iter: 3}",
+            )
             return None
         before = len(self.mistakes)
         for key in settings:
             if key not in _HYPERBAND_KEYS:
-                near = _tail(str(key), _HYPERBAND_KEYS)
-                self.wrong((*place, str(key)), f"early_terminate has no key {str(key)!r}{near}")
-        if settings.get("type") != "hyperband":
-            self.wrong((*place, "type"), f"early_terminate has type {_shown(settings.get('type'))}; there is hyperband")
-        for key, least in (("min_iter", 1), ("max_iter", 1), ("s", 1)):
-            if key in settings and (not _is_int(settings[key]) or settings[key] < least):
-                self.wrong((*place, key), f"{key} takes a whole number from {least}, not {_shown(settings[key])}")
+                self.wrong(
+                    (*place, str(key)),
+                    f"unknown key {str(key)!r} in early_terminate",
+                    suggest(str(key), _HYPERBAND_KEYS),
+                )
+        if "type" not in settings:
+            self.wrong(place, "early_terminate has no type", "add type: hyperband")
+        elif settings["type"] != "hyperband":
+            self.wrong(
+                (*place, "type"), f"unknown early_terminate type {_shown(settings['type'])}", "use type: hyperband"
+            )
+        for key in ("min_iter", "max_iter", "s"):
+            if key in settings and (not _is_int(settings[key]) or settings[key] < 1):
+                self.wrong(
+                    (*place, key),
+                    f"{key} takes a whole number of at least 1, not {_shown(settings[key])}",
+                    f"use a number such as {key}: 3",
+                )
         eta = settings.get("eta", 3)
         if not _is_number(eta) or eta <= 1:
-            self.wrong((*place, "eta"), f"eta takes a number above 1, not {_shown(eta)}")
+            self.wrong((*place, "eta"), f"eta takes a number above 1, not {_shown(eta)}", "use a number such as eta: 3")
         if not isinstance(settings.get("strict", True), bool):
-            self.wrong((*place, "strict"), f"strict takes true or false, not {_shown(settings['strict'])}")
-        if "max_iter" in settings and "s" not in settings and "min_iter" not in settings:
-            self.wrong(place, "max_iter needs s, the number of bands below it")
+            self.wrong(
+                (*place, "strict"),
+                f"strict takes true or false, not {_shown(settings['strict'])}",
+                "use strict: true or strict: false",
+            )
+        if "max_iter" in settings and "s" not in settings:
+            hint = "add the number of bands, such as s: 2"
+            if "min_iter" in settings:
+                hint = f"{hint}, or remove max_iter"
+            self.wrong(place, "early_terminate has max_iter but no s", hint)
         elif "s" in settings and "max_iter" not in settings and "min_iter" not in settings:
-            self.wrong(place, "s needs max_iter, from which its bands count down")
-        elif "max_iter" in settings and "s" not in settings:
-            self.wrong(place, "max_iter wins over min_iter, and needs s, the number of bands below it")
+            self.wrong(place, "early_terminate has s but no max_iter", "add max_iter, such as max_iter: 27")
         elif "min_iter" not in settings and "max_iter" not in settings:
-            self.wrong(place, "hyperband needs min_iter, or max_iter and s")
+            self.wrong(place, "early_terminate has no min_iter", "add min_iter, such as min_iter: 3, or max_iter and s")
         if len(self.mistakes) > before:
             return None
         hyperband = Hyperband.from_settings(settings)
         if not hyperband.bands:
             self.wrong(
                 place,
-                f"max_iter {settings['max_iter']} / eta {show(eta)} is below 1, so there is no band; raise max_iter",
+                f"max_iter {settings['max_iter']} is less than eta {show(eta)}, which leaves no bands",
+                f"use max_iter: {math.ceil(eta)} or more",
             )
             return None
         if "max_iter" in settings and "min_iter" in settings:
-            self.notes.append("min_iter is ignored: max_iter and s win over it, as in W&B")
+            self.notes.append("min_iter is ignored, as in W&B, because max_iter and s are given")
         return hyperband
 
     def _parameters(self, method: str | None) -> list[tuple[Parameter, Place]]:
@@ -418,8 +469,8 @@ class _Reader:
         if not isinstance(parameters, dict) or not parameters:
             what = "parameters is missing" if "parameters" not in self.document else "parameters is empty"
             if parameters is not None and not isinstance(parameters, dict):
-                what = f"parameters takes names with values below them, not {_shown(parameters)}"
-            self.wrong(("parameters",), f"{what}; write parameters: {{lr: {{min: 0.001, max: 0.01}}}}")
+                what = f"parameters takes settings by name, not {_shown(parameters)}"
+            self.wrong(("parameters",), what, "use parameters: {lr: {min: 0.001, max: 0.01}}")
             return []
         found: list[tuple[Parameter, Place]] = []
         self._collect(parameters, ("parameters",), "", found)
@@ -427,17 +478,26 @@ class _Reader:
         for parameter, place in found:
             setting = setting_of(parameter.name)
             if setting in seen:
-                self.wrong(place, f"{parameter.name!r} and {seen[setting]!r} both set {setting}")
-            seen.setdefault(setting, parameter.name)
-            if method == "grid" and parameter.on_a_grid and parameter.grid_count > _MOST_ON_A_GRID:
-                self.wrong(place, f"{parameter.name!r} has {parameter.grid_count:,} values, too many for method: grid")
-            if method == "grid" and not parameter.on_a_grid:
-                remedy = "values, int_uniform and q_uniform can"
-                if parameter.distribution == "categorical_w_probabilities":
-                    remedy = "leave the probabilities out"
                 self.wrong(
                     place,
-                    f"method: grid cannot go through {parameter.name!r}, which is {parameter.distribution}: {remedy}",
+                    f"{parameter.name!r} and {seen[setting]!r} both set {setting}",
+                    f"remove {parameter.name} or {seen[setting]}",
+                )
+            seen.setdefault(setting, parameter.name)
+            if method == "grid" and parameter.on_a_grid and parameter.grid_count > _MOST_ON_A_GRID:
+                self.wrong(
+                    place,
+                    f"{parameter.name!r} has {parameter.grid_count:,} values, too many for method: grid",
+                    f"use at most {_MOST_ON_A_GRID:,} values, or method: random",
+                )
+            if method == "grid" and not parameter.on_a_grid:
+                hint = "use values, int_uniform or q_uniform"
+                if parameter.distribution == "categorical_w_probabilities":
+                    hint = "remove probabilities"
+                self.wrong(
+                    place,
+                    f"{parameter.name!r} is {parameter.distribution}, which method: grid does not support",
+                    hint,
                 )
         return found
 
@@ -446,35 +506,48 @@ class _Reader:
             here = (*place, str(key))
             name = f"{prefix}{key}"
             if not isinstance(key, str) or not _NAME.fullmatch(key) or ("." in key):
-                self.wrong(here, f"{str(key)!r} is no name of a parameter: letters, digits, _ and - make one")
+                self.wrong(
+                    here,
+                    f"{str(key)!r} is not a valid parameter name",
+                    "use letters, digits, _ and -, beginning with a letter or _",
+                )
                 continue
             group = prefix.rstrip(".")
             if not prefix and setting_of(key) not in FLAGS and key not in OPTION_TABLES:
-                self.wrong(here, f"{key!r} is no setting of train{_tail(setting_of(key), [*FLAGS, *ALIASES])}")
+                near = suggest(setting_of(key), [*FLAGS, *ALIASES], "list the settings: vitctl train --help")
+                self.wrong(here, f"unknown setting {key!r}", near)
                 continue
             if not isinstance(settings, dict):
-                self.wrong(here, f"{name!r} takes value:, values:, or min: and max:, not {_shown(settings)}")
+                word = "values" if isinstance(settings, list) else "value"
+                self.wrong(
+                    here,
+                    f"{name!r} takes value, values, or min and max, not {_shown(settings)}",
+                    f"use {key}: {{{word}: {_shown(settings)}}}",
+                )
                 continue
+            nest = f"use {key}: {{parameters: {{OPTION: {{values: [...]}}}}}}"
             if "parameters" in settings:
                 inner = settings["parameters"]
                 if group or key not in OPTION_TABLES:
-                    self.wrong(here, f"{name!r} has no parameters of its own; only {', '.join(OPTION_TABLES)} have")
+                    self.wrong(
+                        here,
+                        f"{name!r} takes no nested parameters",
+                        f"use nested parameters only in {or_list(OPTION_TABLES)}",
+                    )
                 elif len(settings) > 1 or not isinstance(inner, dict) or not inner:
-                    self.wrong(here, f"{name!r}: parameters: stands alone, with names and values below it")
+                    self.wrong(here, f"{name!r} takes parameters with options, and no other key", nest)
                 else:
                     self._collect(inner, (*here, "parameters"), f"{name}.", found)
                 continue
             if key in OPTION_TABLES and not group:
-                self.wrong(
-                    here, f"{key!r} takes parameters: with the options below it, such as depth: {{values: [2, 4]}}"
-                )
+                self.wrong(here, f"{key!r} takes nested parameters", nest)
                 continue
             parameter = self._parameter(name, settings, here)
             if parameter is not None:
                 found.append((parameter, here))
 
     def _parameter(self, name: str, settings: dict[Any, Any], place: Place) -> Parameter | None:
-        """Return the parameter that ``settings`` describe; mistakes are noted, and None is returned."""
+        """Return the parameter that ``settings`` describe, or None after recording mistakes."""
         before = len(self.mistakes)
         distribution = self._distribution(name, settings, place)
         if distribution is None:
@@ -489,11 +562,12 @@ class _Reader:
             if key not in allowed and key != "distribution":
                 self.wrong(
                     (*place, str(key)),
-                    f"{name!r} is {distribution}, which has no {str(key)!r}{_tail(str(key), allowed)}",
+                    f"{name!r} is {distribution}, which has no {str(key)!r}",
+                    f"use only: {', '.join(allowed)}",
                 )
         for key in _REQUIRED[distribution]:
             if key not in settings:
-                self.wrong(place, f"{name!r} is {distribution}, which needs {key}")
+                self.wrong(place, f"{name!r} is {distribution}, which needs {key}", f"add {key}")
         filled: dict[str, Any] = {**_DEFAULTS.get(base, {}), **({"q": 1.0} if distribution.startswith("q_") else {})}
         filled |= {key: settings[key] for key in allowed if key in settings}
         if len(self.mistakes) > before:
@@ -507,7 +581,7 @@ class _Reader:
         if len(self.mistakes) > before:
             return None
         flag = FLAGS.get(setting_of(name))
-        parameter = Parameter(name, distribution, filled, whole=flag is not None and flag.kind is int)
+        parameter = Parameter(name, distribution, filled, int_only=flag is not None and flag.kind is int)
         if flag is not None and distribution not in ("constant", "categorical", "categorical_w_probabilities"):
             self._range(parameter, flag, place)
         if len(self.mistakes) > before:
@@ -515,8 +589,8 @@ class _Reader:
         if distribution in EXPONENTS:
             low, high = parameter.bounds
             self.notes.append(
-                f"{name}: {distribution} takes exponents of e, so its values go from {show(float(low))} to "
-                f"{show(float(high))}; {distribution}_values takes the values themselves"
+                f"{name}: {distribution} takes exponents of e: values range from {show(float(low))} to "
+                f"{show(float(high))}; for plain values use {distribution}_values"
             )
         return parameter
 
@@ -524,9 +598,10 @@ class _Reader:
         given = settings.get("distribution")
         if "distribution" in settings:
             if not isinstance(given, str) or given not in _REQUIRED:
-                near = _tail(str(given), DISTRIBUTIONS)
                 self.wrong(
-                    (*place, "distribution"), f"{name!r} has the distribution {_shown(given)}, which is unknown{near}"
+                    (*place, "distribution"),
+                    f"{name!r} has the unknown distribution {_shown(given)}",
+                    suggest(str(given), DISTRIBUTIONS),
                 )
                 return None
             return str(given)
@@ -537,30 +612,35 @@ class _Reader:
         if "min" in settings and "max" in settings:
             if "q" in settings:
                 self.wrong(
-                    (*place, "q"), f"{name!r} has q but no distribution; say distribution: q_uniform, or another q_"
+                    (*place, "q"),
+                    f"{name!r} has q but no distribution",
+                    "add distribution: q_uniform, or another that begins with q_",
                 )
                 return None
             whole = all(_is_int(settings[key]) for key in ("min", "max"))
             return "int_uniform" if whole else "uniform"
         for keys, distribution in ((("mu", "sigma"), "normal"), (("a", "b"), "beta")):
             if any(key in settings for key in keys):
-                self.wrong(place, f"{name!r} has no distribution; say distribution: {distribution}")
+                self.wrong(place, f"{name!r} has no distribution", f"add distribution: {distribution}")
                 return None
         if "min" in settings or "max" in settings:
-            self.wrong(place, f"{name!r} needs {'max' if 'min' in settings else 'min'} too")
+            given, missing = ("min", "max") if "min" in settings else ("max", "min")
+            self.wrong(place, f"{name!r} has {given} but no {missing}", f"add {missing}")
             return None
         known = ("value", "values", "probabilities", "min", "max", "q", "mu", "sigma", "a", "b", "distribution")
         odd = next((str(key) for key in settings if key not in known), None)
-        hint = f"; it has no key {odd!r}{_tail(odd, known)}" if odd else ""
-        self.wrong(place, f"{name!r} needs value, values, or min and max{hint}")
+        if odd is not None:
+            self.wrong(place, f"{name!r} has the unknown key {odd!r}", suggest(odd, known))
+        else:
+            self.wrong(place, f"{name!r} has no values", "add value, values, or min and max")
         return None
 
     def _value(self, name: str, value: Any, place: Place) -> Any:
-        """Return a single value as ``train`` reads it."""
+        """Return a value converted as ``train`` does, or None after recording a mistake."""
         if value is not None and (
             not isinstance(value, (bool, int, float, str)) or (isinstance(value, float) and math.isnan(value))
         ):
-            self.wrong(place, f"{name!r} has the value {_shown(value)}; a number, text, true or false is one")
+            self.wrong(place, f"{_shown(value)} is not a valid value of {name!r}", "use a number, text, true or false")
             return None
         flag = FLAGS.get(setting_of(name))
         if value is None or flag is None:
@@ -568,20 +648,26 @@ class _Reader:
         try:
             return flag.parse(setting_of(name), value)
         except RequestError as error:
-            self.wrong(place, f"{name!r}: {error}")
+            self.wrong(place, f"{name!r}: {error.message}", error.hint)
             return None
 
     def _values(self, name: str, filled: dict[str, Any], place: Place) -> None:
         values = filled["values"]
         if not isinstance(values, list) or not values:
-            self.wrong((*place, "values"), f"{name!r}: values takes a list such as [1, 2], not {_shown(values)}")
+            self.wrong(
+                (*place, "values"),
+                f"{name!r}: values takes a list, not {_shown(values)}",
+                "use a list such as values: [1, 2]",
+            )
             return
         parsed = [self._value(name, value, (*place, "values", i)) for i, value in enumerate(values)]
         for i, value in enumerate(parsed):
             for other in parsed[:i]:
                 if value == other and type(value) is not type(other) and bool in (type(value), type(other)):
                     self.wrong(
-                        (*place, "values", i), f"{name!r} has both {_shown(other)} and {_shown(value)}, which are equal"
+                        (*place, "values", i),
+                        f"{name!r} has both {_shown(other)} and {_shown(value)}, which are equal",
+                        f"remove {_shown(other)} or {_shown(value)}",
                     )
         filled["values"] = parsed
         if "probabilities" not in filled:
@@ -589,53 +675,73 @@ class _Reader:
         weights = filled["probabilities"]
         where = (*place, "probabilities")
         if not isinstance(weights, list) or not all(_is_number(weight) and weight >= 0 for weight in weights):
-            self.wrong(where, f"{name!r}: probabilities takes a list of numbers from 0, not {_shown(weights)}")
+            self.wrong(
+                where,
+                f"{name!r}: probabilities takes a list of numbers of at least 0, not {_shown(weights)}",
+                "use a list such as probabilities: [0.5, 0.5]",
+            )
         elif len(weights) != len(parsed):
-            self.wrong(where, f"{name!r} has {len(parsed)} values and {len(weights)} probabilities")
+            self.wrong(
+                where,
+                f"{name!r} has {len(parsed)} values but {len(weights)} probabilities",
+                "use one probability for each value",
+            )
         elif not math.isclose(sum(weights), 1, rel_tol=1e-5):
-            self.wrong(where, f"{name!r}: the probabilities make {show(float(sum(weights)))}, not 1")
+            self.wrong(
+                where,
+                f"{name!r}: the probabilities add up to {show(float(sum(weights)))}, not 1",
+                "use probabilities that add up to 1",
+            )
 
     def _numbers(self, name: str, distribution: str, filled: dict[str, Any], place: Place) -> None:
         for key, value in filled.items():
             where = (*place, key)
+            is_exponent = (
+                key in ("min", "max", "mu", "sigma") and "log" in distribution and "_values" not in distribution
+            )
+            limit = 100 if is_exponent else 1e300
             if not _is_number(value):
-                hint = f"; write it without quotes: {key}: {value}" if _reads_as_number(value) else ""
-                self.wrong(where, f"{name!r}: {key} takes a number, not {_shown(value)}{hint}")
+                hint = f"remove the quotes: {key}: {value}" if _reads_as_number(value) else "use a number such as 0.1"
+                self.wrong(where, f"{name!r}: {key} takes a number, not {_shown(value)}", hint)
             elif distribution == "int_uniform" and not _is_int(value):
-                self.wrong(where, f"{name!r}: {key} is {show(value)}, and int_uniform takes whole numbers")
-            elif key in ("q", "sigma", "a", "b") and value <= 0:
-                self.wrong(where, f"{name!r}: {key} is {show(value)}; it must be above 0")
-            elif key == "min" and distribution.endswith("_values") and value <= 0:
                 self.wrong(
-                    where, f"{name!r}: min is {show(value)}, and {distribution} has a logarithm; it must be above 0"
+                    where,
+                    f"{name!r}: int_uniform takes whole numbers, not {key} {show(value)}",
+                    "use whole numbers, or distribution: uniform",
                 )
-            elif abs(value) > 1e300 or (
-                key in ("min", "max", "mu", "sigma")
-                and "log" in distribution
-                and "_values" not in distribution
-                and abs(value) > 100
-            ):
-                self.wrong(where, f"{name!r}: {key} is {show(value)}, which is too large")
+            elif key in ("q", "sigma", "a", "b") and value <= 0:
+                self.wrong(where, f"{name!r}: {key} {show(value)} is too small", f"use {key} above 0")
+            elif key == "min" and distribution.endswith("_values") and value <= 0:
+                self.wrong(where, f"{name!r}: min {show(value)} is too small for {distribution}", "use min above 0")
+            elif abs(value) > limit:
+                hint = f"use {key} from -{limit:g} to {limit:g}"
+                if distribution in EXPONENTS:
+                    hint = f"{hint}, or distribution: {distribution}_values"
+                self.wrong(where, f"{name!r}: {key} {show(value)} is too large for {distribution}", hint)
         if not all(_is_number(value) for value in filled.values()):
             return
         if "min" in filled and filled["min"] >= filled["max"]:
-            self.wrong(place, f"{name!r}: min {show(filled['min'])} is not less than max {show(filled['max'])}")
+            self.wrong(
+                place,
+                f"{name!r}: min {show(filled['min'])} is not less than max {show(filled['max'])}",
+                "use a smaller min or a larger max",
+            )
         ends = [abs(filled[key]) for key in ("min", "max", "mu", "sigma") if key in filled]
         if filled.get("q", 0) > 0 and "log" not in distribution and max(ends, default=1) / filled["q"] > 1e12:
-            self.wrong((*place, "q"), f"{name!r}: q is {show(filled['q'])}, which is too small for the range")
+            self.wrong((*place, "q"), f"{name!r}: q {show(filled['q'])} is too small for the range", "use a larger q")
 
     def _range(self, parameter: Parameter, flag: Flag, place: Place) -> None:
-        """Refuse a range that ``train`` would refuse values of."""
+        """Check that ``train`` accepts the values of a range."""
         name = parameter.name
         if flag.kind is bool or flag.choices or flag.table is not None:
-            self.wrong(place, f"{name!r} takes names, not a range of numbers; list them under values:")
+            self.wrong(place, f"{name!r} does not take a range of numbers", "use a list of values: values: [...]")
             return
         step = parameter.step
         if flag.kind is int and (step is None or step != int(step)):
             self.wrong(
                 place,
-                f"{name!r} takes whole numbers, and {parameter.distribution} draws fractions; use int_uniform, or a q_ "
-                f"distribution with q: 1",
+                f"{name!r} takes whole numbers, but {parameter.distribution} includes fractions",
+                "use distribution: int_uniform, or a q_ distribution with q: 1",
             )
             return
         low, high = parameter.bounds
@@ -643,11 +749,11 @@ class _Reader:
             try:
                 flag.parse(setting_of(name), int(value) if parameter.integer else value)
             except RequestError as error:
-                self.wrong(place, f"{name!r} can become {show(value)}: {error}")
+                self.wrong(place, f"{name!r} can become {show(value)}: {error.message}", error.hint)
                 return
 
     def _normalised(self, parameters: Mapping[str, Parameter]) -> dict[str, Any]:
-        """Return the document with real numbers and named distributions, as W&B's own client takes it."""
+        """Return the document with parsed numbers and named distributions, as W&B's client requires."""
 
         def tree(node: dict[str, Any], prefix: str) -> dict[str, Any]:
             result: dict[str, Any] = {}
@@ -663,7 +769,7 @@ class _Reader:
 
 
 def check_fixed(file: SweepFile, fixed: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the settings of ``--fixed``, parsed, by the names of ``train``.
+    """Return the settings of ``--fixed``, parsed, under the names that ``train`` uses.
 
     Raises:
         RequestError: an unknown setting, a bad value, or a parameter that the file varies.
@@ -672,18 +778,22 @@ def check_fixed(file: SweepFile, fixed: Mapping[str, Any]) -> dict[str, Any]:
     varied = {setting_of(name.partition(".")[0]): name for name in file.space.varying}
     for name in parsed:
         if name in varied:
+            parameter = file.space.varying[varied[name]]
             raise RequestError(
-                f"--fixed {name}: {file.name} varies {varied[name]} ({file.space.varying[varied[name]].describe()}); take it "
-                f"out of the file, or leave --fixed {name} out"
+                f"--fixed {name} conflicts with {file.name}, which varies {parameter.name} ({parameter.describe()})",
+                hint=f"remove --fixed {name}, or remove {parameter.name} from {file.name}",
             )
     return parsed
 
 
 def check_trains(file: SweepFile, fixed: Mapping[str, Any]) -> None:
-    """Refuse a sweep that would make ``train`` refuse a trial: each value, and combinations of them, are tried out.
+    """Check that ``train`` accepts the trials of a sweep.
+
+    Every value of a list, both ends of every range and a sample of combinations are checked; for ``method: grid``, the
+    points of the grid.
 
     Raises:
-        RequestError: the first combination that ``train`` refuses, in its words.
+        RequestError: ``train`` refuses a combination, or does not measure the metric.
     """
     space, metric = file.space, file.metric
     extremes = _extremes(space)
@@ -702,25 +812,26 @@ def check_trains(file: SweepFile, fixed: Mapping[str, Any]) -> None:
         try:
             config = resolve_config({}, normalise_keys(settings, file.name))
         except RequestError as error:
-            raise RequestError(f"{file.name}: train would refuse {show_params(params)}: {error}") from error
-        if config.val != "holdout" and metric.name.startswith("val_"):
-            lacks = (
-                f"measures no {metric.name}"
-                if config.val == "none"
-                else f"takes {metric.name} from the test set, which selects nothing"
-            )
-            of_recipe = "" if "val" in settings else f" (of recipe {config.recipe})"
             raise RequestError(
-                f"{file.name}: val: {config.val}{of_recipe} {lacks}; choose another metric or val: holdout"
+                f"{file.name}: train refuses {show_params(params)}: {error.message}",
+                hint=error.hint or f"change these values in {file.name}",
+            ) from error
+        if config.val != "holdout" and metric.name.startswith("val_"):
+            problem = "does not measure" if config.val == "none" else "uses the test set for"
+            of_recipe = "" if "val" in settings else f" (from recipe {config.recipe})"
+            holdout = "only holdout as val" if "val" in space.varying else "--fixed val=holdout"
+            raise RequestError(
+                f"{file.name}: val: {config.val}{of_recipe} {problem} {metric.name}",
+                hint=f"use {holdout}, or another metric",
             )
 
 
 def length_notes(file: SweepFile, fixed: Mapping[str, Any]) -> list[str]:
-    """Return a note for each length that varies so far that the recipe takes other values for some of them.
+    """Return a note for each varied length (such as ``epochs``) on which other settings of the recipe depend.
 
     Args:
-        file: which :func:`check_trains` found nothing wrong with.
-        fixed: settings that the file lacks.
+        file: a sweep file that passed :func:`check_trains`.
+        fixed: settings of ``--fixed``.
     """
     extremes = _extremes(file.space)
     first = {name: values[0] for name, values in extremes.items()}
@@ -734,14 +845,14 @@ def length_notes(file: SweepFile, fixed: Mapping[str, Any]) -> list[str]:
         differing = sorted(apart - set(OPTION_TABLES))
         if differing:
             notes.append(
-                f"{name}: the recipe has other values of {', '.join(differing)} for some of these lengths, so trials differ "
-                f"in more than {name}; give {'it' if len(differing) == 1 else 'them'} a value here to compare lengths alone"
+                f"{name}: the recipe chooses {', '.join(differing)} by length; set {'it' if len(differing) == 1 else 'them'} "
+                f"in {file.name} to vary {name} only"
             )
     return notes
 
 
 def _extremes(space: Space) -> dict[str, list[Any]]:
-    """Return the values of each parameter that varies, or the ends of its range."""
+    """Return the values of each varied parameter, or the bounds of its range."""
     return {
         name: list(p.choices) if p.distribution.startswith("categorical") else [_whole(p, end) for end in p.bounds]
         for name, p in space.varying.items()
@@ -770,8 +881,3 @@ def _reads_as_number(value: object) -> bool:
 def _shown(value: object) -> str:
     text = json.dumps(value, default=str) if not isinstance(value, str) else repr(value)
     return text if len(text) <= 60 else f"{text[:57]}..."
-
-
-def _tail(name: str, names: Iterable[str]) -> str:
-    hint = suggest(name, names)
-    return f"; {hint}" if hint else ""

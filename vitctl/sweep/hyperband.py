@@ -1,8 +1,8 @@
-"""W&B's early termination: which of the running trials to stop.
+"""W&B's Hyperband early termination.
 
-At each band, a number of reported values, a trial must be among the best ``1/eta`` of all that got so far. The
-comparison is made anew whenever one looks, at the latest band that a trial has reached, so that good newcomers stop
-trials that passed earlier. The rules are those of ``hyperband_stop_runs`` of W&B's ``sweeps`` package.
+A band is a number of reported values. At its latest band, a trial must be among the best ``1/eta`` of all trials that
+reached that band. The comparison is repeated at every call, so that better new trials can stop a trial that passed
+before. The rules are those of ``hyperband_stop_runs`` in W&B's ``sweeps`` package.
 """
 
 from __future__ import annotations
@@ -13,17 +13,17 @@ from dataclasses import dataclass
 from typing import Any
 
 LAST_BAND = 1e15
-"""No trial reports as often."""
+"""Upper limit of the bands, which no trial reaches."""
 
 
 @dataclass(frozen=True)
 class Hyperband:
-    """The settings of ``early_terminate``.
+    """Settings of ``early_terminate``.
 
     Attributes:
-        bands: after how many values trials are compared, ascending.
-        eta: the best ``1/eta`` go on.
-        strict: compare the value at the band; otherwise the best value so far, which stops fewer.
+        bands: numbers of values after which trials are compared, ascending.
+        eta: the best ``1/eta`` of the trials continue.
+        strict: judge a trial by its value at the band; if False, by its best value so far, which stops fewer trials.
     """
 
     bands: tuple[int, ...]
@@ -32,7 +32,7 @@ class Hyperband:
 
     @classmethod
     def from_settings(cls, settings: Mapping[str, Any]) -> Hyperband:
-        """Build it from the file's ``early_terminate``; ``max_iter`` and ``s`` win over ``min_iter``, as W&B's do."""
+        """Return the settings of a file's ``early_terminate``; as in W&B, ``max_iter`` and ``s`` override ``min_iter``."""
         eta = settings.get("eta", 3)
         bands: list[int] = []
         if "max_iter" in settings:
@@ -52,19 +52,19 @@ class Hyperband:
         return cls(tuple(sorted(bands)), eta, settings.get("strict", True))
 
     def threshold(self, band: int, histories: Sequence[Sequence[float]]) -> float:
-        """Return the worst value that goes on past ``band``, when less is better.
+        """Return the worst value that passes ``band``; lower values are better.
 
-        ``floor(n / eta) + 1`` of the ``n`` trials that got there are at least as good, so a lone one always goes on.
+        Of ``n`` trials that reached the band, ``floor(n / eta) + 1`` pass, so a single trial always passes.
         """
         values = sorted(history[band - 1] for history in histories if len(history) >= band)
         return values[int(1.0 / self.eta * len(values))] if values else math.inf
 
     def stops(self, history: Sequence[float], histories: Sequence[Sequence[float]]) -> bool:
-        """Whether a running trial is to be stopped.
+        """Return whether to stop a running trial.
 
         Args:
-            history: its finite values, in order; less is better.
-            histories: those of all trials, this one included, whatever became of them.
+            history: the trial's finite values, in order; lower is better.
+            histories: values of all trials in any state, including this one.
         """
         reached = [band for band in self.bands if band <= len(history)]
         if not reached:

@@ -1,7 +1,7 @@
-"""What has become of a sweep's trials.
+"""The state of a sweep's trials, with all attempts at a parameter set merged into one.
 
-An attempt that ended with its agent, or that a signal killed, is FAIL in the storage and is tried again by a new trial
-with the same parameters, which names the attempts before it under Optuna's ``retry_history``. Here the two are one.
+An attempt whose agent died, or whose training was killed by a signal, has the state FAIL in the storage. It is retried
+by a new Optuna trial with the same parameters, which lists the earlier attempts in Optuna's ``retry_history``.
 """
 
 from __future__ import annotations
@@ -16,23 +16,25 @@ from vitctl.sweep import states
 from vitctl.sweep.space import Params, Space
 
 FAILURE, FAILURE_KIND, RUN, AGENT, FIXED = "failure", "failure_kind", "run", "agent", "fixed_params"
-"""Attributes of a trial: message and kind (:data:`vitctl.errors.Kind`) of its failure, run folder, agent, and enqueued
-parameters (Optuna's own)."""
+"""Attributes of a trial: message and kind (:data:`vitctl.errors.Kind`) of its failure, run folder, agent, and the
+enqueued parameters (an attribute of Optuna)."""
 
 HISTORY, ORIGINAL = "retry_history", "failed_trial"
-"""Optuna's attributes of a trial that is another's retry."""
+"""Optuna's attributes of a trial that retries another."""
 
 MOST_RETRIES = 20
-"""How often a parameter set is tried again when a signal kills its training in the same epoch; those that get further
-begin to count anew, and the loss of an agent does not count. Many, as it says nothing about the parameters when a machine
-is short of memory; where they are the cause, an agent ends long before, after three failures in a row."""
+"""Retries of a parameter set whose training is killed by a signal in the same epoch each time.
+
+An attempt that gets further resets the count, and the death of an agent does not count. The limit is high because a
+machine short of memory says nothing about the parameters. If they are the cause, the agent ends much earlier, after
+three failures in a row."""
 
 KILLS = "kills"
-"""Attribute of an attempt whose training was killed by a signal that its agent did not send: ``[epochs, kills]``, the epochs
-that were done by then, and how many attempts in a row ended so with as many."""
+"""Attribute of an attempt whose training was killed by a signal that its agent did not send: ``[epochs, kills]``, the
+number of finished epochs, and the number of consecutive attempts that were killed at that epoch."""
 
 EXHAUSTED = "exhausted"
-"""Attribute of an attempt that found no parameter set which the sweep has not seen."""
+"""Attribute of an attempt that found no untried parameter set."""
 
 _WORDS: dict[TrialState, states.TrialState] = {
     TrialState.COMPLETE: "complete",
@@ -44,25 +46,25 @@ _WORDS: dict[TrialState, states.TrialState] = {
 
 
 def superseded(trials: Iterable[FrozenTrial]) -> set[int]:
-    """Return the numbers of the attempts that another trial goes on with."""
+    """Return the numbers of the attempts that another trial retries."""
     return {number for trial in trials for number in trial.system_attrs.get(HISTORY, ())}
 
 
 def root_of(trial: FrozenTrial) -> int:
-    """Return the number of a trial's first attempt, by which it is called."""
+    """Return the number of a trial's first attempt, which identifies the trial."""
     return int(trial.system_attrs.get(ORIGINAL, trial.number))
 
 
 @dataclass(frozen=True)
 class Ledger:
-    """The trials of a sweep, an entry per parameter set.
+    """The trials of a sweep, one entry per parameter set.
 
     Attributes:
-        space: of the sweep.
+        space: search space of the sweep.
         trials: the latest attempt at each parameter set, by number.
-        lost: those of them that must be tried again, as their attempt ended without a verdict.
-        seen: how many different parameter sets there are.
-        exhausted: an attempt found that there are no others.
+        lost: those of ``trials`` that must be retried because the attempt ended without a result.
+        seen: number of different parameter sets.
+        exhausted: whether an attempt found no untried parameter set.
     """
 
     space: Space
@@ -73,49 +75,49 @@ class Ledger:
 
     @classmethod
     def of(cls, trials: list[FrozenTrial], space: Space) -> Ledger:
-        """Sort out all trials of a study."""
+        """Build the ledger from all trials of a study."""
         gone = superseded(trials)
         current, lost = [], []
         keys = set()
         for trial in trials:
-            whole = trial.params.keys() >= space.varying.keys()
+            complete = trial.params.keys() >= space.varying.keys()
             if (known := params_of(trial)).keys() >= space.varying.keys():
                 keys.add(space.key(known))
             if trial.number in gone:
                 continue
             if trial.state == TrialState.FAIL and FAILURE not in trial.user_attrs:
-                if not whole and FIXED not in trial.system_attrs:
-                    continue  # its agent died before it had all parameters: nothing was begun
+                if not complete and FIXED not in trial.system_attrs:
+                    continue  # its agent died before all parameters were set, so training never started
                 lost.append(trial)
             current.append(trial)
         exhausted = any(EXHAUSTED in trial.user_attrs for trial in trials)
         return cls(space, tuple(current), tuple(lost), len(keys), exhausted)
 
     def count(self, *states: str) -> int:
-        """Return how many trials are in one of ``states``; lost ones wait."""
+        """Return the number of trials in any of ``states``; lost trials count as waiting."""
         return sum(self.state(trial) in states for trial in self.trials)
 
     def state(self, trial: FrozenTrial) -> states.TrialState:
-        """Return ``complete``, ``pruned``, ``failed``, ``running`` or ``waiting``."""
+        """Return the state of a trial; lost trials are ``waiting``."""
         if any(trial.number == other.number for other in self.lost):
             return "waiting"
         return _WORDS[trial.state]
 
     @property
     def counts(self) -> dict[states.TrialState, int]:
-        """How many trials are in each state."""
+        """Number of trials in each state."""
         return {state: self.count(state) for state in states.TRIAL_STATES}
 
 
 def retry_attributes(trial: FrozenTrial) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Return the user and system attributes of the trial that tries ``trial`` again."""
+    """Return the user and system attributes of the trial that retries ``trial``."""
     system = {key: value for key, value in trial.system_attrs.items() if key in (FIXED, ORIGINAL, HISTORY)}
     system.setdefault(ORIGINAL, trial.number)
     system[HISTORY] = [*system.get(HISTORY, []), trial.number]
-    kept = (RUN,) if FAILURE in trial.user_attrs else (RUN, KILLS)  # one that was given up has all its chances again
+    kept = (RUN,) if FAILURE in trial.user_attrs else (RUN, KILLS)  # retrying a failed trial resets its count of kills
     return {key: trial.user_attrs[key] for key in kept if key in trial.user_attrs}, system
 
 
 def params_of(trial: FrozenTrial) -> Params:
-    """Return a trial's parameters, or of one that waits those that were enqueued."""
+    """Return a trial's parameters, including enqueued ones that Optuna has not set yet."""
     return {**trial.system_attrs.get(FIXED, {}), **trial.params}

@@ -1,4 +1,4 @@
-"""The local engine: sweeps on this machine, or on several that share a PostgreSQL."""
+"""The local engine: sweeps on this machine, or on several that share a PostgreSQL database."""
 
 from __future__ import annotations
 
@@ -26,17 +26,18 @@ DATABASE = "study.db"
 
 
 def check_plan(file: SweepFile, options: SweepOptions) -> dict[str, Any]:
-    """Return the plan that a new sweep would be created with; see :class:`~vitctl.sweep.sweep.SweepPlan`.
+    """Return the options of a new sweep, checked, as keyword arguments of :class:`~vitctl.sweep.sweep.SweepPlan`.
 
     Raises:
-        RequestError: an option that cannot be, or a trial that ``train`` would refuse.
+        RequestError: an option is invalid, or ``train`` would refuse a trial.
     """
     given = {"fixed": {}, "run_cap": file.run_cap, "pruner": "file", "seed": None, **options.given(file)}
     given.setdefault("sampler", "tpe" if file.method == "bayes" else "random")
     lookup(SAMPLERS, given["sampler"], "--sampler")
     if file.method != "bayes" and given["sampler"] != "random":
         raise RequestError(
-            f"--sampler {given['sampler']} is for method: bayes, and {file.name} says method: {file.method}; change it there"
+            f"--sampler {given['sampler']} does nothing with method: {file.method}",
+            hint=f"remove --sampler, or use method: bayes in {file.name}",
         )
     name, pruner_options = split_spec(given["pruner"], "--pruner")
     lookup(PRUNERS, name, "--pruner").resolve_options(pruner_options, f"--pruner {name}")
@@ -47,7 +48,7 @@ def check_plan(file: SweepFile, options: SweepOptions) -> dict[str, Any]:
 
 
 class LocalEngine:
-    """Creates sweeps and runs agents; nothing leaves this machine but to the storage."""
+    """Creates sweeps and runs agents; it sends data to the storage only."""
 
     def create(self, path: Path, options: SweepOptions, observer: Observer) -> str:
         """Create a sweep from a file and return its id; see :class:`~vitctl.sweep.engine.Engine`."""
@@ -55,7 +56,7 @@ class LocalEngine:
 
     def work(self, target: str, options: SweepOptions, asked: AgentOptions, observer: Observer) -> None:
         """Run an agent; see :class:`~vitctl.sweep.engine.Engine`."""
-        gpus = gpu_environments(asked.gpus) if asked.gpus is not None else None  # refused before a sweep is made
+        gpus = gpu_environments(asked.gpus) if asked.gpus is not None else None  # check before creating a sweep
         sweep, created = self.find_or_create(target, options, observer, new=asked.new)
         before = take_snapshot(sweep)
         observer.sweep_opened(sweep, before, created=created)
@@ -86,67 +87,73 @@ class LocalEngine:
         return sweep
 
     def find(self, target: str, options: SweepOptions) -> Sweep:
-        """Return a sweep by id, or the newest from a file.
-
-        Raises:
-            RequestError: there is none.
-        """
+        """Return the sweep with an id, or the newest sweep of a file; see :func:`~vitctl.sweep.sweep.find_sweep`."""
         return find_sweep(target, options.runs_dir, options.storage)
 
     def find_or_create(
         self, target: str, options: SweepOptions, observer: Observer, *, new: bool = False
     ) -> tuple[Sweep, bool]:
-        """Return the sweep that an agent is to work on, and whether it was made just now.
+        """Return the sweep for an agent, and whether it was created by this call.
 
         Args:
-            target: an id; or a file, whose newest sweep is meant, and which makes one when there is none.
-            options: must be those that the sweep was created with, as far as they were given.
-            observer: receives warnings about the file of a new sweep.
-            new: make one, whatever there is.
+            target: a sweep's id, or a file. A file stands for its newest sweep, and a sweep is created if it has none.
+            options: those of a new sweep. For an existing sweep, every option that is set must match it.
+            observer: receives notes on the file of a new sweep.
+            new: create a new sweep even if the file has one.
 
         Raises:
-            RequestError: no such sweep; the file was edited since, or an option differs: the difference is named.
+            RequestError: unknown sweep; or the file was edited after the sweep was created, or an option differs.
         """
         if not is_file(target):
             if new:
-                raise RequestError(f"--new makes a sweep from a file, and {target!r} is an id; name the file")
+                raise new_needs_file(target)
             sweep = self.find(target, options)
-            self._refuse_other(sweep, options, sweep.file)
+            self._check_unchanged(sweep, options, sweep.file)
             return sweep, False
         path = Path(target)
         file = read_sweep_file(path)
         with creating(options):
-            if options.storage is not None:  # it may be new, too
+            if options.storage is not None:  # it may not exist yet
                 open_storage(parse_url(options.storage), create=True).engine.dispose()
             sweeps = [] if new else find_sweeps(options.runs_dir, options.storage)
             for sweep in sweeps:
                 if sweep.file.name == path.name:
-                    self._refuse_other(sweep, options, file)
+                    self._check_unchanged(sweep, options, file)
                     return sweep, False
             return self._create(file, options, observer), True
 
     @staticmethod
-    def _refuse_other(sweep: Sweep, options: SweepOptions, file: SweepFile) -> None:
-        created = (
-            f"the sweep {sweep.id}, created from {sweep.file.name} on {sweep.plan.created[:16].replace('T', ' ')} UTC"
-        )
-        remedy = f"--new starts another sweep, {sweep.id} in place of the file goes on with this one"
+    def _check_unchanged(sweep: Sweep, options: SweepOptions, file: SweepFile) -> None:
         lines = sweep.file.difference(file)
         if lines:
+            created = sweep.plan.created[:16].replace("T", " ")
             raise RequestError(
-                f"{file.name} was edited since {created}; {remedy}:\n" + "\n".join(f"  {x}" for x in lines)
+                f"{file.name} was edited after sweep {sweep.id} was created ({created} UTC):\n{indented(lines)}",
+                hint=f"add --new to create another sweep, or continue this one: vitctl sweep agent {sweep.id}",
             )
         lines = sweep.plan.difference(options.given(sweep.file))
         if lines:
             raise RequestError(
-                f"{created}, was created with other options; leave them out, or --new starts another sweep:\n"
-                + "\n".join(f"  {line}" for line in lines)
+                f"sweep {sweep.id} was created with other options:\n{indented(lines)}",
+                hint="remove them, or use the sweep file with --new to create another sweep",
             )
+
+
+def indented(lines: list[str]) -> str:
+    """Join ``lines`` for a message, indented by two spaces."""
+    return "\n".join(f"  {line}" for line in lines)
+
+
+def new_needs_file(target: str) -> RequestError:
+    """Return the error for ``--new`` with the id of a sweep."""
+    return RequestError(
+        f"--new needs a sweep file, but {target!r} is an id", hint="use the path of a sweep file, or remove --new"
+    )
 
 
 @contextlib.contextmanager
 def creating(options: SweepOptions) -> Iterator[None]:
-    """Keep two agents that are started at once from making a sweep each."""
+    """Hold a lock so that two agents started at the same time do not both create a sweep."""
     if options.storage is not None:
         url = parse_url(options.storage)
     else:
@@ -156,40 +163,49 @@ def creating(options: SweepOptions) -> Iterator[None]:
         if place is not None:
             place.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
+        flag = "--runs-dir" if options.storage is None else "--storage"
         raise RequestError(
-            f"cannot make the folder {place and place.parent}: {error.strerror}; choose another --runs-dir"
+            f"cannot create {place and place.parent}: {error.strerror}", hint=f"use another {flag}"
         ) from error
     with ClaimLock(url, "create"):
         yield
 
 
 def gpu_environments(gpus: str) -> list[dict[str, str]]:
-    """Return the environments of one trial on each GPU, which then sees that one alone.
+    """Return the environment variables of each worker, which make one GPU visible to it.
+
+    Args:
+        gpus: ``all``, or indices such as ``0,2``.
 
     Raises:
-        RequestError: there is no such CUDA device.
+        RequestError: a CUDA device is missing.
     """
     from vitctl.devices import available_devices  # torch loads here
 
-    there = [name.removeprefix("cuda:") for name in available_devices() if name.startswith("cuda:")]
-    asked = there if gpus == "all" else [word.strip() for word in gpus.split(",")]
-    if not there:
-        raise RequestError(f"--gpus {gpus}: there is no CUDA device here; --jobs N runs N trials at once")
+    available = [name.removeprefix("cuda:") for name in available_devices() if name.startswith("cuda:")]
+    asked = available if gpus == "all" else [word.strip() for word in gpus.split(",")]
+    if not available:
+        raise RequestError(
+            f"--gpus {gpus}: this machine has no CUDA device", hint="use --jobs N to run N trials in parallel"
+        )
     for word in asked:
-        if word not in there:
-            raise RequestError(f"--gpus {gpus}: there is no CUDA device {word!r}; there are {', '.join(there)}")
+        if word not in available:
+            raise RequestError(
+                f"--gpus {gpus}: CUDA device {word} not found",
+                hint=f"use --gpus all, or a list of: {', '.join(available)}",
+            )
     visible = [word.strip() for word in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if word.strip()]
     return [{"CUDA_VISIBLE_DEVICES": visible[int(word)] if visible else word} for word in dict.fromkeys(asked)]
 
 
 def dry_run(path: Path, options: SweepOptions, count: int) -> dict[str, Any]:
-    """Return what a sweep from the file would do, and make nothing.
+    """Describe the sweep that a file would create, without creating it.
 
     Returns:
-        ``file``, ``method``, ``metric``, ``goal``, ``sampler``, ``pruner``, ``run_cap``; ``size`` (of the grid, or how many
-        different sets there are; None when they cannot be counted), ``bands`` (of hyperband), ``parameters`` (in words),
-        ``constants``, and ``samples``: the first ``count`` parameter sets; those of ``method: bayes`` are random draws, as
-        its first ones are.
+        The options of the sweep, and these keys: ``size``, the number of grid points or of different parameter sets
+        (None if unlimited); ``bands`` of hyperband; ``parameters``, a description of each; ``constants``; ``notes``;
+        and ``samples``, the first ``count`` parameter sets. Samples of ``method: bayes`` are random, as the first
+        trials of such a sweep are.
 
     Raises:
         RequestError: see :meth:`LocalEngine.create`.

@@ -1,4 +1,4 @@
-"""Optuna's samplers and pruners, and W&B's hyperband as a pruner."""
+"""Optuna's samplers and pruners, and W&B's Hyperband as an Optuna pruner."""
 
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ from vitctl.sweep.storage import quiet_optuna
 
 
 def build_sampler(name: str, seed: int) -> BaseSampler | None:
-    """Return the Optuna sampler called ``name``; None for plain draws.
+    """Return the Optuna sampler called ``name``, or None for ``random``.
 
     Raises:
-        RequestError: no such sampler, or a package that it needs is missing.
+        RequestError: unknown sampler, or its package is not installed.
     """
     quiet_optuna()
     base: BaseSampler | None = lookup(SAMPLERS, name, "--sampler").load()(seed % 2**32)
@@ -35,17 +35,17 @@ def build_sampler(name: str, seed: int) -> BaseSampler | None:
 
 
 def tpe(seed: int) -> BaseSampler:
-    """TPE over all parameters together, which minds the trials that run elsewhere."""
+    """Return a multivariate TPE sampler; ``constant_liar`` makes it account for trials that are still running."""
     return samplers.TPESampler(multivariate=True, constant_liar=True, n_startup_trials=STARTUP, seed=seed)
 
 
 def gp(seed: int) -> BaseSampler:
-    """A Gaussian process."""
+    """Return a Gaussian-process sampler."""
     return samplers.GPSampler(n_startup_trials=STARTUP, seed=seed)
 
 
 def cmaes(seed: int) -> BaseSampler:
-    """CMA-ES.
+    """Return a CMA-ES sampler.
 
     Raises:
         RequestError: the package ``cmaes`` is not installed.
@@ -54,24 +54,24 @@ def cmaes(seed: int) -> BaseSampler:
         import_module("cmaes")
     except ImportError as error:
         raise RequestError(
-            "--sampler cmaes needs cmaes, which is not installed: pip install 'vitctl[cmaes]'"
+            "--sampler cmaes needs the package cmaes", hint="install it: pip install 'vitctl[cmaes]'"
         ) from error
     return samplers.CmaEsSampler(n_startup_trials=STARTUP, seed=seed, warn_independent_sampling=False)
 
 
 def no_base(seed: int) -> None:
-    """Nothing: draws alone."""
+    """Return None: ``random`` needs no Optuna sampler."""
 
 
 def build_pruner(spec: str, file: SweepFile) -> BasePruner:
-    """Return the pruner called ``NAME[:key=value,...]``.
+    """Return the pruner for ``--pruner``.
 
     Args:
-        spec: what was asked for.
-        file: whose ``early_terminate`` the pruner ``file`` follows.
+        spec: ``NAME[:key=value,...]``.
+        file: the sweep file; the pruner called ``file`` uses its ``early_terminate``.
 
     Raises:
-        RequestError: no such pruner or option.
+        RequestError: unknown pruner or option, or a bad value.
     """
     name, given = split_spec(spec, "--pruner")
     entry = lookup(PRUNERS, name, "--pruner")
@@ -82,43 +82,46 @@ def build_pruner(spec: str, file: SweepFile) -> BasePruner:
 
 
 def from_file(file: SweepFile) -> BasePruner:
-    """The file's own ``early_terminate``."""
+    """Return the pruner for the file's ``early_terminate``."""
     return nop(file) if file.hyperband is None else WandbPruner(file.hyperband, file.metric.sign)
 
 
 def nop(file: SweepFile) -> BasePruner:
-    """None is stopped."""
+    """Return a pruner that never prunes."""
     return pruners.NopPruner()
 
 
 def median(file: SweepFile, *, startup: int, warmup: int) -> BasePruner:
-    """Optuna's median rule."""
+    """Return Optuna's median pruner."""
     return pruners.MedianPruner(n_startup_trials=startup, n_warmup_steps=warmup)
 
 
 def percentile(file: SweepFile, *, percent: float, startup: int, warmup: int) -> BasePruner:
-    """Optuna's percentile rule."""
+    """Return Optuna's percentile pruner."""
     return pruners.PercentilePruner(percent, n_startup_trials=startup, n_warmup_steps=warmup)
 
 
 def halving(file: SweepFile, *, min_epochs: int, factor: int) -> BasePruner:
-    """Optuna's successive halving."""
+    """Return Optuna's successive-halving pruner."""
     return pruners.SuccessiveHalvingPruner(min_resource=min_epochs, reduction_factor=factor)
 
 
 def hyperband(file: SweepFile, *, min_epochs: int, max_epochs: int, factor: int) -> BasePruner:
-    """Optuna's Hyperband.
+    """Return Optuna's Hyperband pruner.
 
     Raises:
-        RequestError: there is no bracket between the least and the most epochs.
+        RequestError: ``min_epochs`` is more than ``max_epochs``.
     """
     if min_epochs > max_epochs:
-        raise RequestError(f"--pruner hyperband: min_epochs {min_epochs} is more than max_epochs {max_epochs}")
+        raise RequestError(
+            f"--pruner hyperband: min_epochs {min_epochs} is more than max_epochs {max_epochs}",
+            hint=f"use min_epochs={max_epochs} or less, or max_epochs={min_epochs} or more",
+        )
     return pruners.HyperbandPruner(min_resource=min_epochs, max_resource=max_epochs, reduction_factor=factor)
 
 
 def patient(file: SweepFile, *, patience: int) -> BasePruner:
-    """Optuna's patience."""
+    """Return Optuna's patient pruner."""
     return pruners.PatientPruner(None, patience=patience)
 
 
@@ -129,11 +132,11 @@ def history_of(trial: FrozenTrial) -> list[float]:
 
 
 class WandbPruner(BasePruner):
-    """Stops trials by W&B's rules.
+    """Prunes trials by W&B's rules.
 
     Args:
-        hyperband: the bands.
-        sign: what values are multiplied by, so that less is better.
+        hyperband: settings of ``early_terminate``.
+        sign: factor that makes lower values better: 1 or -1.
     """
 
     def __init__(self, hyperband: Hyperband, sign: int) -> None:
@@ -141,7 +144,7 @@ class WandbPruner(BasePruner):
         self._sign = sign
 
     def prune(self, study: Study, trial: FrozenTrial) -> bool:
-        """Whether ``trial``, which is running, is to be stopped; an attempt that was given up does not count twice."""
+        """Return whether to stop a running trial; of several attempts at a trial, only the latest counts."""
         trials: Sequence[Any] = study.get_trials(deepcopy=False)
         gone = superseded(trials)
         mine = self._signed(trial)

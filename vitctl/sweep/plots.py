@@ -1,4 +1,4 @@
-"""Plots of a sweep, drawn by Optuna: PNG through matplotlib, interactive pages through plotly."""
+"""Plots of a sweep by Optuna: PNG through matplotlib, interactive HTML through plotly."""
 
 from __future__ import annotations
 
@@ -17,31 +17,31 @@ KINDS = {
     "importances": "plot_param_importances",
     "curves": "plot_intermediate_values",
 }
-"""Kinds of plots, and Optuna's name for them."""
+"""Kinds of plots, with the names of Optuna's functions."""
 
 FORMATS = ("png", "html")
 
 
 def plot(sweep: Sweep, kinds: list[str], formats: list[str], folder: Path, warn: Callable[[str], None]) -> list[Path]:
-    """Draw plots of ``sweep`` into ``folder`` and return their files.
+    """Draw plots of ``sweep`` into ``folder`` and return the paths of the files.
 
     Args:
-        sweep: with at least one complete trial.
-        kinds: of :data:`KINDS`.
-        formats: of :data:`FORMATS`.
-        folder: made if it is not there.
-        warn: told of each plot that the trials are too few for.
+        sweep: a sweep with at least one complete trial.
+        kinds: names in :data:`KINDS`.
+        formats: names in :data:`FORMATS`.
+        folder: output folder; created if missing.
+        warn: receives a message for each plot that needs more trials.
 
     Raises:
-        RequestError: nothing to draw yet, a package that is missing, or a folder that cannot be written.
-        RunFailed: the disk is full.
+        RequestError: no trial is complete, a package is not installed, or the folder cannot be created.
+        RunFailed: a file cannot be written.
     """
-    sweep.best()  # raises when nothing is complete
+    sweep.best()  # raises if no trial is complete
     drawn: list[Path] = []
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise RequestError(f"--out {folder} cannot be made: {error.strerror}") from error
+        raise RequestError(f"cannot create {folder}: {error.strerror}", hint="use --out with another folder") from error
     for form in formats:
         draw = _drawer(form)
         for kind in kinds:
@@ -51,10 +51,12 @@ def plot(sweep: Sweep, kinds: list[str], formats: list[str], folder: Path, warn:
                 try:
                     draw(sweep, KINDS[kind], path)
                 except (ValueError, RuntimeError) as error:
-                    warn(f"{path.name} is left out: {error}")
+                    warn(f"skipping {path.name}: {error}")
                     continue
                 except OSError as error:
-                    raise RunFailed(f"cannot write {path}: {error.strerror}") from error
+                    raise RunFailed(
+                        f"cannot write {path}: {error.strerror}", hint="use --out with another folder"
+                    ) from error
             drawn.append(path)
     return drawn
 
@@ -65,7 +67,7 @@ def _drawer(form: str) -> Callable[[Sweep, str, Path], None]:
         import_module(package)
     except ImportError as error:
         raise RequestError(
-            f"--format {form} needs {package}, which is not installed: pip install 'vitctl[plots]'"
+            f"--format {form} needs the package {package}", hint="install it: pip install 'vitctl[plots]'"
         ) from error
     return _png if form == "png" else _html
 
@@ -89,7 +91,7 @@ def _png(sweep: Sweep, name: str, path: Path) -> None:
         axes.set_xlabel("epoch")
         axes.set_ylabel(sweep.file.metric.name)
         if len(axes.lines) > 12 and axes.get_legend() is not None:
-            axes.get_legend().remove()  # as long as the trials are many, it hides them
+            axes.get_legend().remove()  # with many trials, the legend covers the curves
     axes.figure.savefig(path, dpi=150, bbox_inches="tight")
     pyplot.close(axes.figure)
 
@@ -100,4 +102,4 @@ def _html(sweep: Sweep, name: str, path: Path) -> None:
     figure = getattr(pages, name)(sweep.reader, **_arguments(sweep, name))
     if name == "plot_intermediate_values":
         figure.update_layout(xaxis_title="epoch", yaxis_title=sweep.file.metric.name)
-    figure.write_html(path, include_plotlyjs=True)  # it opens without a network
+    figure.write_html(path, include_plotlyjs=True)  # so that the page opens offline

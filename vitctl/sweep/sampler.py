@@ -1,7 +1,7 @@
-"""Which parameters come next: W&B's grid and random draws, or an Optuna sampler kept to the file's grid.
+"""Sampling of parameter sets: W&B's grid and random search, or an Optuna sampler.
 
-Whatever proposes, a value is rounded to the file's grid before it is stored, so that the stored one is the one that
-runs, and a parameter set that the sweep has seen is not proposed again.
+Proposed values are rounded to the quantized distributions of the file before they are stored, so that the stored values
+are those that are trained with. A parameter set is not proposed twice.
 """
 
 from __future__ import annotations
@@ -19,22 +19,22 @@ from vitctl.sweep.ledger import FIXED, params_of
 from vitctl.sweep.space import Params, Space, Value
 
 STARTUP = 10
-"""Trials drawn at random before a model of the objective is trusted."""
+"""Number of random trials before an Optuna sampler proposes parameters."""
 
 _PROPOSALS, _DRAWS, _ENUMERABLE = 10, 1000, 100_000
 
 
 class Exhausted(Exception):
-    """Every parameter set of the space has been tried."""
+    """No untried parameter set is left."""
 
 
 class SpaceSampler(BaseSampler):
     """Proposes parameter sets of a :class:`~vitctl.sweep.space.Space`.
 
     Args:
-        space: of the sweep.
-        method: ``grid`` goes through the grid; everything else draws, as W&B's ``random`` does.
-        seed: of the draws; a draw depends on it and on the trial's number alone.
+        space: search space of the sweep.
+        method: ``grid`` enumerates the grid; any other method samples at random, as W&B's ``random`` does.
+        seed: seeds the random samples, which depend on the seed and the trial's number only.
         base: an Optuna sampler that takes over after :data:`STARTUP` trials, or None.
         trials: returns all trials of the sweep.
     """
@@ -55,16 +55,16 @@ class SpaceSampler(BaseSampler):
         self._distributions = {name: parameter.optuna() for name, parameter in space.varying.items()}
 
     def infer_relative_search_space(self, study: Study, trial: FrozenTrial) -> dict[str, BaseDistribution]:
-        """Return the whole space: all parameters are proposed together."""
+        """Return the distributions of all parameters, which are proposed together."""
         return self._distributions
 
     def sample_relative(
         self, study: Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]
     ) -> dict[str, Any]:
-        """Return a parameter set that the sweep has not seen.
+        """Return an untried parameter set.
 
         Raises:
-            Exhausted: there is none left.
+            Exhausted: none is left.
         """
         fixed: Params = dict(trial.system_attrs.get(FIXED, {}))
         if set(fixed) >= set(self._space.varying):
@@ -72,10 +72,10 @@ class SpaceSampler(BaseSampler):
         return self.propose(study, trial, fixed)
 
     def propose(self, study: Study, trial: FrozenTrial, fixed: Params) -> Params:
-        """Return a parameter set that the sweep has not seen and that holds ``fixed``.
+        """Return an untried parameter set that contains ``fixed``.
 
         Raises:
-            Exhausted: there is none left.
+            Exhausted: none is left.
         """
         others = [other for other in self._trials() if other.number != trial.number]
         seen = {
@@ -130,18 +130,18 @@ class SpaceSampler(BaseSampler):
     def sample_independent(
         self, study: Study, trial: FrozenTrial, param_name: str, param_distribution: BaseDistribution
     ) -> Any:
-        """Never needed: :meth:`sample_relative` gives every parameter."""
+        """Never called, because :meth:`sample_relative` returns every parameter."""
         raise AssertionError(f"{param_name} was not proposed with the others")
 
     def reseed_rng(self) -> None:
-        """Nothing: draws depend on the seed and the trial."""
+        """Do nothing: samples depend on the seed and the trial only."""
 
     def before_trial(self, study: Study, trial: FrozenTrial) -> None:
-        """Pass on to the base sampler."""
+        """Forward to the base sampler."""
         if self._base is not None:
             self._base.before_trial(study, trial)
 
     def after_trial(self, study: Study, trial: FrozenTrial, state: TrialState, values: Any) -> None:
-        """Pass on to the base sampler."""
+        """Forward to the base sampler."""
         if self._base is not None:
             self._base.after_trial(study, trial, state, values)

@@ -1,7 +1,7 @@
-"""What a sweep varies: W&B's distributions, drawn, quantized and put on a grid as W&B does.
+"""Search spaces: W&B's distributions, sampled, quantized and enumerated as W&B does.
 
-A value is always ``quantile(u)`` for a uniform ``u``, as in W&B's ``sweeps`` package, whose sampling this follows to the
-12th digit: a quantized value is ``k`` times ``q`` in decimal (0.0009), where W&B's has the noise of binary fractions
+A sample is ``quantile(u)`` of a uniform ``u``, as in W&B's ``sweeps`` package, and agrees with W&B's to a relative
+difference of 1e-11. A quantized value is ``k * q`` computed in decimal (0.0009), without W&B's rounding error of binary fractions
 (0.0009000000000000001).
 """
 
@@ -22,10 +22,10 @@ if TYPE_CHECKING:
 
 Value = bool | int | float | str | None
 Params = dict[str, Value]
-"""What varies in a trial: values by parameter name; what is nested has a dot in its name."""
+"""Values of the varied parameters by name; a nested parameter has a dot in its name."""
 
 TAIL = 1e-9
-"""Draws keep this far from the ends of the unit interval, where a normal distribution has no value."""
+"""Samples of ``u`` stay this far from 0 and 1, where the quantile of a normal distribution is infinite."""
 
 CHOICES = ("constant", "categorical", "categorical_w_probabilities")
 EXPONENTS = ("log_uniform", "inv_log_uniform", "q_log_uniform")
@@ -34,48 +34,43 @@ EXPONENTS = ("log_uniform", "inv_log_uniform", "q_log_uniform")
 
 @dataclass(frozen=True)
 class Parameter:
-    """One parameter of a sweep.
+    """A parameter of a sweep.
 
     Attributes:
-        name: as in the file; what is nested has a dot in its name.
-        distribution: W&B's name of it.
-        settings: the distribution's ``min``, ``max``, ``mu``, ``sigma``, ``a``, ``b``, ``q``, ``value``, ``values`` and
-            ``probabilities``, as far as it has them, with W&B's defaults filled in.
-        whole: ``train`` takes whole numbers only.
+        name: name in the file; a nested parameter has a dot in its name.
+        distribution: W&B's name of the distribution.
+        settings: the distribution's settings, such as ``min``, ``max`` and ``q``, with W&B's defaults filled in.
+        int_only: whether ``train`` accepts only whole numbers.
     """
 
     name: str
     distribution: str
     settings: Mapping[str, Any]
-    whole: bool = False
+    int_only: bool = False
 
     @property
     def varies(self) -> bool:
-        """Whether it is more than a constant."""
+        """Whether the parameter is not a constant."""
         return self.distribution != "constant"
 
     @property
     def step(self) -> float | None:
-        """The distance of neighbouring values of a quantized distribution, None for the others."""
+        """Distance between neighbouring values of a quantized distribution; None for a continuous one."""
         if self.distribution == "int_uniform":
             return 1
         return float(self.settings["q"]) if self.distribution.startswith("q_") else None
 
     @property
     def integer(self) -> bool:
-        """Whether its values are whole numbers, as W&B's are when ``q`` is written as one."""
+        """Whether all values are whole numbers; as in W&B, those of a quantized distribution are if ``q`` is an int."""
         return self.distribution == "int_uniform" or (
-            self.distribution.startswith("q_") and (isinstance(self.settings["q"], int) or self.whole)
+            self.distribution.startswith("q_") and (isinstance(self.settings["q"], int) or self.int_only)
         )
 
-    # -- drawing -----------------------------------------------------------------------------------------------------
+    # -- sampling ----------------------------------------------------------------------------------------------------
 
     def quantile(self, u: float) -> Value:
-        """Return the value below which the share ``u`` of draws lies.
-
-        Args:
-            u: in (0, 1).
-        """
+        """Return the quantile at ``u``, a number in (0, 1)."""
         s = self.settings
         if self.distribution == "constant":
             value: Value = s["value"]
@@ -98,7 +93,7 @@ class Parameter:
         if self.step is not None:
             return self.snap(raw)
         low, high = self.bounds
-        return min(max(raw, low), high)  # exp(log(max)) may be a last digit above max
+        return min(max(raw, low), high)  # exp(log(max)) may exceed max by rounding
 
     def _continuous_quantile(self, u: float) -> float:
         s, kind = self.settings, self.distribution.removeprefix("q_")
@@ -118,7 +113,7 @@ class Parameter:
         return float(betaincinv(s["a"], s["b"], u))
 
     def snap(self, x: float) -> int | float:
-        """Return the value of the quantized grid that is nearest to ``x``; the grid goes through 0, as W&B's does."""
+        """Round ``x`` to a value of the quantized distribution; as in W&B, these are multiples of ``q``."""
         if self.distribution == "int_uniform":
             return min(max(round(x), int(self.settings["min"])), int(self.settings["max"]))
         q = self.settings["q"]
@@ -129,9 +124,10 @@ class Parameter:
 
     @cached_property
     def bounds(self) -> tuple[float, float]:
-        """The least and the greatest value; of a quantized distribution the range holds the outer grid values too.
+        """Smallest and largest value; quantized distributions include the values that ``min`` and ``max`` round to.
 
-        Normal distributions have no ends: theirs are six standard deviations out (:data:`TAIL`).
+        Normal distributions are unbounded, so their bounds are the quantiles at :data:`TAIL`, six standard deviations
+        from the mean.
         """
         s, kind = self.settings, self.distribution.removeprefix("q_")
         if self.distribution == "int_uniform":
@@ -155,12 +151,12 @@ class Parameter:
 
     @property
     def log(self) -> bool:
-        """Whether its logarithm is the natural scale; a quantized range that reaches 0 has none."""
+        """Whether the scale is logarithmic; a quantized range that includes 0 is linear."""
         return "log_" in self.distribution and self.bounds[0] > 0
 
     @property
     def count(self) -> int | None:
-        """How many different values it has; None when they are more than can be counted."""
+        """Number of different values; None if unlimited."""
         if not self.varies:
             return 1
         if self.distribution in CHOICES:
@@ -177,7 +173,7 @@ class Parameter:
 
     @property
     def choices(self) -> list[Value]:
-        """The different values of a categorical distribution that can be drawn."""
+        """Different values of a categorical distribution that have a probability above 0."""
         weights = self.settings.get("probabilities", [1] * len(self.settings["values"]))
         found: list[Value] = []
         for value, weight in zip(self.settings["values"], weights, strict=True):
@@ -186,7 +182,7 @@ class Parameter:
         return found
 
     def all_values(self) -> list[Value]:
-        """Return every value, in order; only for those whose :attr:`count` is known."""
+        """Return every value, in order; :attr:`count` must not be None."""
         if not self.varies:
             return [self.settings["value"]]
         if self.distribution in CHOICES:
@@ -201,27 +197,27 @@ class Parameter:
 
     @property
     def on_a_grid(self) -> bool:
-        """Whether ``method: grid`` takes it."""
+        """Whether ``method: grid`` supports the distribution."""
         return self.distribution in ("constant", "categorical", "int_uniform", "q_uniform")
 
     @property
     def grid_count(self) -> int:
-        """How many values :meth:`grid` has."""
+        """Number of values in :meth:`grid`."""
         if self.distribution != "q_uniform":
             return self.count or 0
         low, high, q = (float(self.settings[key]) for key in ("min", "max", "q"))
-        return math.ceil((high - low) / q)  # as np.arange counts
+        return math.ceil((high - low) / q)  # the length of np.arange(low, high, q)
 
     def grid(self) -> list[Value]:
-        """Return its values under ``method: grid``; ``q_uniform`` starts at ``min`` and leaves ``max`` out, as W&B's."""
+        """Return the values for ``method: grid``; as in W&B, ``q_uniform`` starts at ``min`` and excludes ``max``."""
         if self.distribution != "q_uniform":
             return self.all_values()
         low, high, q = (self.settings[key] for key in ("min", "max", "q"))
         exact = [Decimal(repr(low)) + i * Decimal(repr(q)) for i in range(self.grid_count)]
-        whole = self.whole or (isinstance(low, int) and isinstance(high, int) and isinstance(q, int))
-        return [int(value) if whole and value == int(value) else float(value) for value in exact]
+        integral = self.int_only or (isinstance(low, int) and isinstance(high, int) and isinstance(q, int))
+        return [int(value) if integral and value == int(value) else float(value) for value in exact]
 
-    # -- what others need --------------------------------------------------------------------------------------------
+    # -- conversion --------------------------------------------------------------------------------------------------
 
     def optuna(self) -> BaseDistribution:
         """Return Optuna's distribution over the same range."""
@@ -230,23 +226,23 @@ class Parameter:
         if self.distribution in CHOICES:
             return CategoricalDistribution(self.choices)
         low, high = self.bounds
-        if self.integer and not self._off_whole:
+        if self.integer and not self._starts_at_fraction:
             return IntDistribution(int(low), int(high), log=self.log)
         return FloatDistribution(low, high, log=self.log)
 
     @property
-    def _off_whole(self) -> bool:
-        """Whether a grid of whole steps begins between two whole numbers."""
+    def _starts_at_fraction(self) -> bool:
+        """Whether a ``q_uniform`` grid starts at a fraction, so that its values are fractions."""
         return self.distribution == "q_uniform" and not float(self.settings["min"]).is_integer()
 
     def read(self, value: Value) -> Value:
-        """Return a value of :meth:`optuna`'s distribution as the file means it: a whole number where W&B draws those."""
+        """Convert a value of :meth:`optuna`'s distribution to an int where W&B samples whole numbers."""
         if self.integer and isinstance(value, float) and value.is_integer():
             return int(value)
         return value
 
     def describe(self) -> str:
-        """Return its distribution in a few words, such as ``q_uniform 0.01 to 0.05 by 0.005``."""
+        """Describe the distribution, for example ``q_uniform 0.01 to 0.05 by 0.005``."""
         s = self.settings
         if self.distribution == "constant":
             return show(s["value"])
@@ -262,30 +258,26 @@ class Parameter:
 
 
 def show(value: Value) -> str:
-    """Return a value as a table shows it: at most five significant digits."""
+    """Format a value for display; floats get at most five significant digits."""
     if isinstance(value, bool):
         return str(value).lower()
     return f"{value:.5g}" if isinstance(value, float) else "none" if value is None else str(value)
 
 
 def show_params(params: Mapping[str, Value]) -> str:
-    """Return ``lr=0.0009 weight_decay=0.02``."""
+    """Format parameters as ``lr=0.0009 weight_decay=0.02``."""
     return " ".join(f"{name}={show(value)}" for name, value in params.items())
 
 
 def _randint_quantile(u: float, n: int) -> int:
-    """Return which of ``n`` equally likely values, from 0, the quantile ``u`` falls on, as ``scipy.stats.randint``."""
+    """Return the quantile at ``u`` of the uniform distribution over 0 to n-1, as ``scipy.stats.randint`` does."""
     index = math.ceil(u * n) - 1
     below = max(index - 1, 0)
     return below if (below + 1) / n >= u else min(max(index, 0), n - 1)
 
 
 class Space:
-    """All parameters of a sweep.
-
-    Args:
-        parameters: in any order; they are drawn, and a grid runs through them, in the order of their names.
-    """
+    """The parameters of a sweep, sorted by name; samples and grids follow that order."""
 
     def __init__(self, parameters: list[Parameter]) -> None:
         self.parameters = {p.name: p for p in sorted(parameters, key=lambda p: tuple(p.name.split(".")))}
@@ -293,14 +285,14 @@ class Space:
         self.constants: Params = {name: p.settings["value"] for name, p in self.parameters.items() if not p.varies}
 
     def draw(self, rng: random.Random) -> Params:
-        """Return a value for each parameter that varies, drawn as W&B's ``method: random`` does."""
+        """Sample all varied parameters as W&B's ``method: random`` does."""
         return {
             name: parameter.quantile(min(max(rng.random(), TAIL), 1 - TAIL)) for name, parameter in self.varying.items()
         }
 
     @property
     def size(self) -> int | None:
-        """How many different parameter sets there are; None when they are more than can be counted."""
+        """Number of different parameter sets; None if unlimited."""
         total = 1
         for parameter in self.varying.values():
             if parameter.count is None:
@@ -309,16 +301,16 @@ class Space:
         return total
 
     def all_points(self) -> Iterator[Params]:
-        """Go through every parameter set of a space whose :attr:`size` is known."""
+        """Iterate over all parameter sets; :attr:`size` must not be None."""
         return self._product([parameter.all_values() for parameter in self.varying.values()])
 
     @property
     def grid_size(self) -> int:
-        """How many points ``method: grid`` has."""
+        """Number of points of ``method: grid``."""
         return math.prod(parameter.grid_count for parameter in self.varying.values())
 
     def grid_points(self) -> Iterator[Params]:
-        """Go through the points of ``method: grid``: names sorted, the last one changing fastest."""
+        """Iterate over the points of ``method: grid``; the last parameter by name varies fastest."""
         return self._product([parameter.grid() for parameter in self.varying.values()])
 
     def _product(self, values: list[list[Value]]) -> Iterator[Params]:
@@ -326,11 +318,11 @@ class Space:
             yield dict(zip(self.varying, point, strict=True))
 
     def key(self, params: Mapping[str, Value]) -> tuple[Value, ...]:
-        """Return what tells a parameter set from others."""
+        """Return a hashable key that identifies a parameter set."""
         return tuple(params[name] for name in self.varying)
 
     def nested(self, params: Mapping[str, Value]) -> dict[str, Any]:
-        """Return ``params`` and the constants as the keys of a ``--config`` file: dots become mappings."""
+        """Return ``params`` and the constants as nested mappings, as in a ``--config`` file."""
         settings: dict[str, Any] = {}
         for name, value in {**self.constants, **params}.items():
             *groups, last = name.split(".")

@@ -1,4 +1,4 @@
-"""States of sweeps, trials and agents, as named in the storage, the JSON output and the code."""
+"""States of sweeps, trials and agents, with the names used in the storage and in JSON output."""
 
 from __future__ import annotations
 

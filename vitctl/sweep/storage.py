@@ -1,8 +1,8 @@
-"""Where trials are kept: Optuna's RDB storage, in a SQLite file on one machine or in PostgreSQL for several.
+"""Storage of trials: Optuna's RDB storage in a SQLite file, or in PostgreSQL for several machines.
 
-Optuna reads a trial's state and then sets it, which SQLite's usual transactions do not make one step: two agents may
-take the same trial. Here every transaction of an agent begins with the right to write (``BEGIN IMMEDIATE``), so that
-they come one after the other. Claims are made under a lock that ends with its process, however that ends.
+Optuna reads a trial's state and then sets it. SQLite's default transactions do not make this atomic, so two agents could
+take the same trial. Here every transaction of an agent takes the write lock at its start (``BEGIN IMMEDIATE``), which
+serialises them. Trials are claimed under a lock that is released when its process ends, even by a signal.
 """
 
 from __future__ import annotations
@@ -26,61 +26,60 @@ from sqlalchemy.exc import ArgumentError, SQLAlchemyError
 
 from vitctl.errors import RequestError, RunFailed, VitctlError
 from vitctl.files import is_full, locked
-from vitctl.registry import suggest
 from vitctl.units import mask_passwords
 
 BUSY_TIMEOUT = 60.0
 """Seconds that SQLite waits for another process to finish its transaction."""
 
 HEARTBEAT, GRACE = 10, 60
-"""Seconds between two signs of life of a running trial, and after how many without one its agent is held for dead."""
+"""Seconds between heartbeats of a running trial, and seconds without one after which its agent counts as dead."""
 
 
 class TrialStorage(RDBStorage):
-    """Optuna's RDB storage whose heartbeats outlive an outage: a missed one is made up for by the next.
+    """Optuna's RDB storage that ignores failed heartbeats, because the next one makes up for them.
 
-    Raised in the heartbeat's own thread, an error would end it and leave a traceback on the screen.
+    An error would end the heartbeat's thread and print a traceback.
     """
 
     def record_heartbeat(self, trial_id: int) -> None:
-        """Record a sign of life of a trial."""
+        """Record a heartbeat of a trial; a failure is ignored."""
         with contextlib.suppress(optuna.exceptions.StorageInternalError, SQLAlchemyError):
             super().record_heartbeat(trial_id)
 
 
+_URLS = "use sqlite:///FILE.db or postgresql://USER@HOST/DATABASE"
+
+
 def parse_url(text: str) -> URL:
-    """Return the URL of a storage: ``sqlite:///FILE`` or ``postgresql://[USER[:PASSWORD]@]HOST/DATABASE``.
+    """Parse the URL of a storage: ``sqlite:///FILE`` or ``postgresql://[USER[:PASSWORD]@]HOST/DATABASE``.
 
     Raises:
-        RequestError: another kind of database, or no URL.
+        RequestError: not a URL, an unsupported database, or an incomplete URL.
     """
     try:
         url = make_url(text)
     except (ArgumentError, ValueError):
-        raise RequestError(
-            f"--storage {mask_passwords(text)!r} is no URL of a database, such as postgresql://user@host/database or sqlite:///file.db"
-        ) from None
+        raise RequestError(f"--storage {mask_passwords(text)!r} is not a database URL", hint=_URLS) from None
     kind = url.get_backend_name()
     if kind == "postgres":
         kind = "postgresql"
     if kind not in ("postgresql", "sqlite"):
-        raise RequestError(
-            f"--storage {redacted(url)}: {kind!r} is not supported",
-            hint=suggest(kind, ("postgresql", "sqlite")),
-        )
+        raise RequestError(f"--storage does not support {kind}", hint=_URLS)
     if kind == "sqlite":
         if not url.database or url.database == ":memory:":
-            raise RequestError(f"--storage {mask_passwords(text)}: name a file, such as sqlite:///sweep.db")
+            raise RequestError(f"--storage {mask_passwords(text)} names no file", hint="use sqlite:///FILE.db")
         return URL.create("sqlite", database=str(Path(url.database).expanduser().absolute()))
     if "@" in (url.host or ""):
-        raise RequestError(f"--storage {mask_passwords(text)}: write an @ of the password as %40")
+        raise RequestError(
+            f"--storage {mask_passwords(text)}: the password contains @", hint="write @ in the password as %40"
+        )
     if not url.database:
-        raise RequestError(f"--storage {redacted(url)}: name a database, such as postgresql://user@host/database")
+        raise RequestError(f"--storage {redacted(url)} names no database", hint="use postgresql://USER@HOST/DATABASE")
     return url.set(drivername="postgresql+psycopg")
 
 
 def redacted(url: URL) -> str:
-    """Return the URL without driver and passwords, so that it may be shown and stored."""
+    """Return the URL without driver and passwords, for display and storage."""
     if url.get_backend_name() == "sqlite":
         return f"sqlite:///{url.database}"
     plain = URL.create(
@@ -95,12 +94,12 @@ def redacted(url: URL) -> str:
 
 
 def sqlite_file(url: URL) -> Path | None:
-    """Return the file of a SQLite storage, None for others."""
+    """Return the file of a SQLite storage, or None for PostgreSQL."""
     return Path(str(url.database)) if url.get_backend_name() == "sqlite" else None
 
 
 def quiet_optuna() -> None:
-    """Keep Optuna's log, and its remarks on what is experimental in it, off the screen."""
+    """Silence Optuna's log and its warnings about experimental features."""
     optuna.logging.set_verbosity(optuna.logging.CRITICAL)
     warnings.filterwarnings("ignore", category=optuna.exceptions.ExperimentalWarning)
 
@@ -112,12 +111,12 @@ def open_storage(
 
     Args:
         url: see :func:`parse_url`.
-        create: make what is not there, one process at a time.
-        heartbeat: seconds between signs of life of running trials; None for those who only look.
-        grace: after how many seconds without one a trial is held for lost.
+        create: create the file and its tables if missing; one process at a time does.
+        heartbeat: seconds between heartbeats of running trials; None for a reader.
+        grace: seconds without a heartbeat after which a trial counts as lost.
 
     Raises:
-        RequestError: it cannot be had; the sentence says why.
+        RequestError: the storage is missing, damaged, not reachable, or of another version of Optuna.
     """
     file = sqlite_file(url)
     quiet_optuna()
@@ -137,7 +136,9 @@ def open_storage(
         if file is not None and create:
             file.parent.mkdir(parents=True, exist_ok=True)
         elif file is not None and not file.is_file():
-            raise RequestError(f"the sweep's storage {file} is not there")
+            raise RequestError(
+                f"storage {file} not found", hint="use another --storage, or create a sweep: vitctl sweep create FILE"
+            )
         if create:
             with ClaimLock(url, "tables"):
                 storage = build()
@@ -145,25 +146,29 @@ def open_storage(
             storage = build()
     except ImportError as error:
         raise RequestError(
-            f"--storage {redacted(url)} needs psycopg, which is not installed: pip install 'vitctl[postgres]'"
+            f"storage {redacted(url)} needs the package psycopg", hint="install it: pip install 'vitctl[postgres]'"
         ) from error
     except RuntimeError as error:
-        raise RequestError(f"the storage {redacted(url)} is of another version of Optuna: {error}") from error
+        raise RequestError(
+            f"storage {redacted(url)} was created by another version of Optuna",
+            hint=f"run pip install -U optuna, then optuna storage upgrade --storage {redacted(url)}",
+        ) from error
     except (SQLAlchemyError, optuna.exceptions.OptunaError, OSError, AssertionError) as error:
-        hint = ""
+        fault = diagnose(error)
+        hint = fault.hint
         if file is None and url.password is None:
-            hint = "; passwords are not stored: give --storage with the password, or set PGPASSWORD"
-        raise RequestError(f"the storage {redacted(url)} cannot be used: {diagnose(error).sentence}{hint}") from error
+            hint = "use --storage with the password, which is not stored, or set PGPASSWORD"
+        raise RequestError(f"cannot use storage {redacted(url)}: {fault.reason}", hint=hint) from error
     if file is not None:
         _serialise(storage.engine, immediate=heartbeat is not None or create)
     return storage
 
 
 def _serialise(engine: sqlalchemy.Engine, *, immediate: bool) -> None:
-    """Make the transactions of a SQLite engine its own business, with write-ahead logging."""
+    """Use write-ahead logging and explicit transactions in a SQLite engine."""
 
     def connect(connection: Any, _: Any) -> None:
-        connection.isolation_level = None  # Python's module leaves BEGIN to us
+        connection.isolation_level = None  # the sqlite3 module does not begin transactions
         cursor = connection.cursor()
         cursor.execute("PRAGMA journal_mode=WAL")
         cursor.execute("PRAGMA synchronous=NORMAL")
@@ -174,7 +179,7 @@ def _serialise(engine: sqlalchemy.Engine, *, immediate: bool) -> None:
 
     event.listen(engine, "connect", connect)
     event.listen(engine, "begin", begin)
-    engine.dispose()  # what the constructor opened was not set up so
+    engine.dispose()  # connections of the constructor lack these settings
 
 
 @dataclass(frozen=True)
@@ -182,32 +187,37 @@ class Fault:
     """Cause of a storage error.
 
     Attributes:
-        sentence: clause for messages to the user.
+        reason: what is wrong.
+        hint: what the user can do about it.
         final: whether retrying is pointless.
     """
 
-    sentence: str
+    reason: str
+    hint: str
     final: bool
 
 
-_NO_SPACE = Fault("the disk is full", final=True)
-_READ_ONLY = Fault("it is read-only", final=True)
-_NO_SWEEP = Fault("it holds no sweep", final=True)
+_OTHER_STORAGE = "use another --storage"
+_NO_SPACE = Fault("the disk is full", "free some space and try again", final=True)
+_READ_ONLY = Fault("the database is read-only", "make it writable, or use another --storage", final=True)
+_NO_SWEEP = Fault("the database holds no sweeps", "create one: vitctl sweep create FILE --storage URL", final=True)
 _SQLITE_FAULTS = {
     sqlite3.SQLITE_FULL: _NO_SPACE,
     sqlite3.SQLITE_READONLY: _READ_ONLY,
     sqlite3.SQLITE_ERROR: _NO_SWEEP,  # Optuna's statements are valid, so a table is missing
-    sqlite3.SQLITE_CANTOPEN: Fault("its file cannot be opened", final=False),
-    sqlite3.SQLITE_BUSY: Fault(f"another process has kept it locked for {BUSY_TIMEOUT:.0f} s", final=False),
-    sqlite3.SQLITE_NOTADB: Fault("the file is not a database", final=True),
-    sqlite3.SQLITE_CORRUPT: Fault("the file is damaged", final=True),
+    sqlite3.SQLITE_CANTOPEN: Fault("cannot open the file", "check the path and its permissions", final=False),
+    sqlite3.SQLITE_BUSY: Fault(
+        f"locked by another process for {BUSY_TIMEOUT:.0f} s", "try again when that process has finished", final=False
+    ),
+    sqlite3.SQLITE_NOTADB: Fault("the file is not a database", _OTHER_STORAGE, final=True),
+    sqlite3.SQLITE_CORRUPT: Fault("the file is damaged", _OTHER_STORAGE, final=True),
 }
 _POSTGRESQL_FAULTS = {"53100": _NO_SPACE, "25006": _READ_ONLY, "3D000": _NO_SWEEP, "42P01": _NO_SWEEP}
 """Faults by SQLSTATE: disk_full, read_only_sql_transaction, invalid_catalog_name, undefined_table."""
 
 
 def diagnose(error: BaseException) -> Fault:
-    """Return the cause of a storage error, from the error codes of SQLite and PostgreSQL."""
+    """Return the cause of a storage error, based on the error codes of SQLite and PostgreSQL."""
     root: BaseException = error
     while root.__cause__ is not None:
         root = root.__cause__
@@ -219,35 +229,42 @@ def diagnose(error: BaseException) -> Fault:
     if code is not None:
         known = _SQLITE_FAULTS.get(code & 0xFF)  # the low byte of an extended code is the primary code
     text = str(root).strip()
-    return known or Fault(text.splitlines()[0] if text else type(root).__name__, final=False)
+    reason = text.splitlines()[0] if text else type(root).__name__
+    return known or Fault(reason, "check that the server is running and --storage is right", final=False)
 
 
 def is_storage_error(error: BaseException) -> bool:
-    """Whether ``error`` came from the database."""
+    """Return whether ``error`` came from the database."""
     return isinstance(error, (optuna.exceptions.StorageInternalError, SQLAlchemyError))
 
 
 @contextlib.contextmanager
-def storage_sentences(url: URL, kind: type[VitctlError] = RunFailed) -> Iterator[None]:
-    """Turn errors of the database into one sentence.
+def translated_errors(url: URL, kind: type[VitctlError] = RunFailed) -> Iterator[None]:
+    """Raise errors of the database as ``kind``.
 
     Raises:
-        RunFailed: or another ``kind``: the storage failed.
+        RunFailed: the storage failed.
     """
     try:
         yield
     except (optuna.exceptions.StorageInternalError, SQLAlchemyError) as error:
-        raise kind(f"the storage {redacted(url)} failed: {diagnose(error).sentence}") from error
+        raise storage_failed(url, error, kind) from error
+
+
+def storage_failed(url: URL, error: BaseException, kind: type[VitctlError] = RunFailed) -> VitctlError:
+    """Return the error to raise for a storage that failed."""
+    fault = diagnose(error)
+    return kind(f"storage {redacted(url)} failed: {fault.reason}", hint=fault.hint)
 
 
 class ClaimLock:
-    """A lock over all agents of a storage, freed when its holder's process ends.
+    """A lock shared by all agents of a storage, released when its holder's process ends.
 
-    On SQLite it is a file beside the database, one for each name, on PostgreSQL an advisory lock.
+    With SQLite, it is a lock file next to the database; with PostgreSQL, an advisory lock.
 
     Args:
-        url: of the storage.
-        name: what is locked; of one sweep, its id.
+        url: URL of the storage.
+        name: name of the lock, such as the id of a sweep.
     """
 
     def __init__(self, url: URL, name: str) -> None:
@@ -260,7 +277,7 @@ class ClaimLock:
         """Wait for the lock and take it.
 
         Raises:
-            RunFailed: the storage is gone.
+            RunFailed: the lock file cannot be opened.
         """
         file = sqlite_file(self._url)
         if file is None:
@@ -269,7 +286,9 @@ class ClaimLock:
         try:
             self._held.enter_context(locked(file.with_name(f"{file.name}.{self._name}.lock"), wait=-1))
         except OSError as error:
-            raise RunFailed(f"the storage {file} cannot be locked: {error.strerror}") from error
+            raise RunFailed(
+                f"cannot lock storage {file}: {error.strerror}", hint=f"check that {file.parent} exists and is writable"
+            ) from error
 
     def _acquire_postgresql(self) -> None:
         if self._engine is None:
@@ -287,7 +306,7 @@ class ClaimLock:
         self._held.enter_context(connection)
 
     def release(self) -> None:
-        """Free the lock; nothing happens when it is not held."""
+        """Release the lock, if it is held."""
         with contextlib.suppress(SQLAlchemyError, OSError):
             self._held.close()
 
@@ -301,8 +320,8 @@ class ClaimLock:
         self.release()
 
 
-def host_name() -> str:
-    """Return how this process is called in the storage."""
+def agent_name() -> str:
+    """Return the name of this process in the storage: ``HOST:PID``."""
     import platform
 
     return f"{platform.node()}:{os.getpid()}"

@@ -1,4 +1,4 @@
-"""A sweep that exists: its plan, its storage, and what one can ask of it and do to it."""
+"""An existing sweep: its plan, its storage, and the operations on it."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ from vitctl.sweep.storage import (
     parse_url,
     redacted,
     sqlite_file,
-    storage_sentences,
+    translated_errors,
 )
 from vitctl.units import mask_passwords, parse_duration
 
@@ -51,18 +51,18 @@ _ALPHABET = "abcdefghijklmnopqrstuvwxyz0123456789"
 
 @dataclass(frozen=True)
 class SweepPlan:
-    """What a sweep was created with; it never changes.
+    """The options of a sweep, which never change after its creation.
 
     Attributes:
         id: eight letters and digits.
         file: the sweep file.
-        fixed: settings of ``train`` by ``--fixed``.
-        run_cap: the most trials, or None.
-        sampler: a name of ``SAMPLERS``.
-        pruner: a name of ``PRUNERS``, with options.
-        seed: of the draws.
-        created: when, in UTC.
-        storage: its URL without a password.
+        fixed: settings of ``--fixed``.
+        run_cap: maximum number of trials, or None.
+        sampler: a name in ``SAMPLERS``.
+        pruner: a name in ``PRUNERS``, with options.
+        seed: seeds the sampler.
+        created: time of creation in UTC, in ISO 8601 format.
+        storage: URL of the storage, without a password.
     """
 
     id: str
@@ -76,7 +76,7 @@ class SweepPlan:
     storage: str
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the plan as plain JSON values."""
+        """Return the plan as JSON values."""
         return {
             "format": 1,
             "id": self.id,
@@ -93,20 +93,23 @@ class SweepPlan:
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any], source: str) -> SweepPlan:
-        """Rebuild what :meth:`to_dict` gave.
+        """Restore a plan from the output of :meth:`to_dict`.
 
         Raises:
-            RequestError: it is damaged, or of another version.
+            RequestError: the record is damaged, or from another version of vitctl.
         """
         try:
             file = parse_sweep_file(values["text"], values["file"], f"{source} ({values['file']})")
             keys = ("id", "fixed", "run_cap", "sampler", "pruner", "seed", "created", "storage")
             return cls(file=file, **{key: values[key] for key in keys})
         except (KeyError, TypeError, AttributeError) as error:
-            raise RequestError(f"{source} is no sweep's record, or that of another version: {error!r}") from error
+            raise RequestError(
+                f"{source} is damaged or from another version of vitctl: {error!r}",
+                hint="create the sweep again: vitctl sweep create FILE",
+            ) from error
 
     def difference(self, other: Mapping[str, Any]) -> list[str]:
-        """Return which of the options that were given, by name, this sweep was not created with, a line each."""
+        """Return one line for each option in ``other`` that differs from this plan."""
         lines = []
         for name, value in other.items():
             mine = getattr(self, name)
@@ -121,20 +124,18 @@ class SweepPlan:
 
 @dataclass(frozen=True)
 class TrialRow:
-    """A trial as it is listed.
+    """A row in a list of trials.
 
     Attributes:
-        trial: the number that it is called by.
-        state: complete, pruned, failed, running or waiting.
-        params: what varies.
-        value: the best that it reached, or None.
-        epochs: how many values it has reported.
-        run: its run's folder, or None.
-        agent: host and process of its agent, or None.
-        seconds: how long it has taken, or None.
+        trial: number of the first attempt, which identifies the trial.
+        params: values of the varied parameters.
+        value: best value of the metric so far, or None.
+        epochs: number of reported values.
+        run: run folder, or None.
+        agent: host and process id of the agent, or None.
+        seconds: duration so far, or None.
         failure: why training failed, or None.
-        attempts: how often it was begun.
-        failure_kind: kind of that failure, see :data:`vitctl.errors.Kind`; None if an earlier version recorded it.
+        failure_kind: kind of the failure, see :data:`vitctl.errors.Kind`; None if an earlier version recorded it.
     """
 
     trial: int
@@ -154,9 +155,9 @@ class Sweep:
     """A sweep in its storage.
 
     Args:
-        plan: what it was created with.
-        url: of the storage, with the password if there is one.
-        runs_dir: where run folders lie; the sweep's own folder is ``sweeps/<id>`` in it.
+        plan: options of the sweep.
+        url: URL of the storage, with the password if it has one.
+        runs_dir: folder of run folders, and of the sweep's folder ``sweeps/ID``.
     """
 
     def __init__(self, plan: SweepPlan, url: URL, runs_dir: Path) -> None:
@@ -173,17 +174,17 @@ class Sweep:
 
     @property
     def file(self) -> SweepFile:
-        """The sweep file, as it was when the sweep was created."""
+        """The sweep file as of the sweep's creation."""
         return self.plan.file
 
-    # -- making ------------------------------------------------------------------------------------------------------
+    # -- creation ----------------------------------------------------------------------------------------------------
 
     @classmethod
     def create(cls, plan: SweepPlan, url: URL, runs_dir: Path) -> Sweep:
-        """Make the sweep's folder, storage and study.
+        """Create the sweep's folder, storage and study.
 
         Raises:
-            RequestError: folder or storage cannot be made.
+            RequestError: the folder or the storage cannot be created.
         """
         sweep = cls(plan, url, runs_dir)
         build_sampler(plan.sampler, plan.seed)
@@ -192,10 +193,10 @@ class Sweep:
             sweep.folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise RequestError(
-                f"cannot make the sweep's folder {sweep.folder}: {error.strerror}; choose another --runs-dir"
+                f"cannot create {sweep.folder}: {error.strerror}", hint="use another --runs-dir"
             ) from error
         with contextlib.ExitStack() as undo:
-            undo.callback(shutil.rmtree, sweep.folder, ignore_errors=True)  # of no use by half
+            undo.callback(shutil.rmtree, sweep.folder, ignore_errors=True)  # leave no incomplete sweep behind
             sweep._create_study()
             sweep.keep_record()
             undo.pop_all()
@@ -204,7 +205,7 @@ class Sweep:
     def _create_study(self) -> None:
         plan, url = self.plan, self.url
         storage = open_storage(url, create=True)
-        with storage_sentences(url, RequestError):
+        with translated_errors(url, RequestError):
             study = optuna.create_study(
                 storage=storage,
                 study_name=plan.id,
@@ -217,10 +218,10 @@ class Sweep:
             storage.engine.dispose()
 
     def keep_record(self) -> None:
-        """Write the plan into the sweep's folder, where it is found without asking the storage.
+        """Write the plan to the sweep's folder, so that the sweep can be found without its storage.
 
         Raises:
-            RequestError: the folder cannot be written.
+            RequestError: the folder is not writable.
         """
         path = self.folder / RECORD
         if path.exists():
@@ -228,8 +229,12 @@ class Sweep:
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
             write_text(path, json.dumps(self.plan.to_dict(), indent=2) + "\n")
-        except (OSError, RunFailed) as error:
-            raise RequestError(f"cannot write {path} ({error}); choose another --runs-dir") from error
+        except OSError as error:
+            raise RequestError(
+                f"cannot create {self.folder}: {error.strerror}", hint="use another --runs-dir"
+            ) from error
+        except RunFailed as error:
+            raise RequestError(error.message, hint=error.hint or "use another --runs-dir") from error
 
     # -- the study ---------------------------------------------------------------------------------------------------
 
@@ -237,7 +242,7 @@ class Sweep:
         """Return the sweep's study in ``storage``.
 
         Raises:
-            RequestError: the storage does not have it.
+            RequestError: the storage does not contain the sweep.
         """
         try:
             return optuna.load_study(
@@ -248,33 +253,35 @@ class Sweep:
             )
         except KeyError:
             raise RequestError(
-                f"the sweep {self.id} is not in the storage {redacted(self.url)}; it was deleted, or --storage names another"
+                f"sweep {self.id} not found in storage {redacted(self.url)}",
+                hint="use another --storage, or list all sweeps: vitctl sweep list",
             ) from None
 
     def sampler(self, study: list[Study]) -> SpaceSampler:
-        """Return what proposes parameters; ``study`` is filled in later, as a study wants its sampler first."""
+        """Return the sweep's sampler.
+
+        Args:
+            study: an empty list, to which the caller adds the study; a study needs its sampler first.
+        """
         file = self.file
         base = build_sampler(self.plan.sampler, self.plan.seed) if file.method == "bayes" else None
         return SpaceSampler(file.space, file.method, self.plan.seed, base, lambda: study[0].get_trials(deepcopy=False))
 
     def open(self, heartbeat: int = HEARTBEAT, grace: int = GRACE) -> TrialStorage:
-        """Open the storage for an agent.
-
-        Raises:
-            RequestError: it cannot be had.
-        """
+        """Open the storage for an agent; see :func:`~vitctl.sweep.storage.open_storage`."""
         return open_storage(self.url, heartbeat=heartbeat, grace=grace)
 
     @contextlib.contextmanager
     def changing(self) -> Iterator[Study]:
-        """Give the study while no agent claims a trial.
+        """Yield the study while holding the claim lock, so that no agent claims a trial meanwhile.
 
         Raises:
-            RequestError: the storage cannot be had.
+            RequestError: the storage cannot be opened.
+            RunFailed: the storage failed.
         """
         storage = open_storage(self.url, heartbeat=HEARTBEAT)
         try:
-            with storage_sentences(self.url), ClaimLock(self.url, self.id):
+            with translated_errors(self.url), ClaimLock(self.url, self.id):
                 yield self.study(storage)
         finally:
             storage.remove_session()
@@ -282,7 +289,7 @@ class Sweep:
 
     @property
     def reader(self) -> Study:
-        """The study, to look at."""
+        """The study, for reading."""
         if self._reader is None:
             self._reader = self.study(open_storage(self.url))
         return self._reader
@@ -293,28 +300,28 @@ class Sweep:
         Raises:
             RunFailed: the storage failed.
         """
-        with storage_sentences(self.url):
+        with translated_errors(self.url):
             return Ledger.of((study or self.reader).get_trials(deepcopy=False), self.file.space)
 
     # -- control -----------------------------------------------------------------------------------------------------
 
     def control(self, study: Study | None = None) -> Control:
-        """Return whether it is running, paused or stopped."""
-        with storage_sentences(self.url):
+        """Return the state that the user requested."""
+        with translated_errors(self.url):
             control: Control = (study or self.reader).user_attrs.get(_CONTROL, "running")
             return control
 
     def set_control(self, word: Control) -> None:
-        """Set whether it is running, paused or stopped; agents look within seconds."""
+        """Request a state; agents notice it within seconds."""
         with self.changing() as study:
             study.set_user_attr(_CONTROL, word)
 
     def used(self, ledger: Ledger) -> int:
-        """Return how many trials count towards ``run_cap``."""
+        """Return the number of trials that count towards ``run_cap``."""
         return len(ledger.trials)
 
     def left(self, ledger: Ledger) -> int | None:
-        """Return how many parameter sets may still be proposed; None when there is no end."""
+        """Return the number of parameter sets that can still be proposed; None if unlimited."""
         if ledger.exhausted:
             return 0
         file = self.file
@@ -325,14 +332,14 @@ class Sweep:
         return max(0, min(ends)) if ends else None
 
     def target_reached(self, ledger: Ledger) -> bool:
-        """Whether a trial has reached the metric's target."""
+        """Return whether a trial has reached the metric's target."""
         metric = self.file.metric
         return metric.target is not None and any(
             metric.reached(value) for trial in ledger.trials for value in history_of(trial)
         )
 
     def state(self, ledger: Ledger, control: Control) -> SweepState:
-        """Return running, paused, stopped, finished, or ``waiting``: for an agent."""
+        """Return the state of the sweep."""
         if not ledger.count("running") and (
             self.target_reached(ledger) or (self.left(ledger) == 0 and not ledger.count("waiting"))
         ):
@@ -344,14 +351,14 @@ class Sweep:
     # -- trials ------------------------------------------------------------------------------------------------------
 
     def value_of(self, trial: FrozenTrial) -> float | None:
-        """Return the best finite value that a trial has reached."""
+        """Return the best finite value of a trial, or None."""
         history = history_of(trial)
         if trial.state == TrialState.COMPLETE and trial.value is not None:
             history.append(trial.value)
         return self.file.metric.best(history) if history else None
 
     def row(self, trial: FrozenTrial, ledger: Ledger) -> TrialRow:
-        """Return a trial as it is listed."""
+        """Return a trial as a row."""
         start, end = trial.datetime_start, trial.datetime_complete
         state = ledger.state(trial)
         if state == "running" and start is not None:
@@ -373,12 +380,12 @@ class Sweep:
         )
 
     def rows(self, ledger: Ledger | None = None) -> list[TrialRow]:
-        """Return all trials, in the order in which they were first begun."""
+        """Return all trials, by number."""
         ledger = ledger or self.ledger()
         return sorted((self.row(trial, ledger) for trial in ledger.trials), key=lambda row: row.trial)
 
     def top(self, count: int, ledger: Ledger | None = None) -> list[TrialRow]:
-        """Return the best trials, complete or pruned, best first."""
+        """Return the ``count`` best complete or pruned trials, best first."""
         sign = self.file.metric.sign
         rows = [row for row in self.rows(ledger) if row.state in ("complete", "pruned") and row.value is not None]
         return sorted(rows, key=lambda row: (sign * (row.value or 0.0), row.trial))[:count]
@@ -392,43 +399,60 @@ class Sweep:
         sign = self.file.metric.sign
         rows = [row for row in self.rows() if row.state == "complete" and row.value is not None]
         if not rows:
-            raise RequestError(f"no trial of the sweep {self.id} is complete yet; see vitctl sweep status {self.id}")
+            raise RequestError(
+                f"no trial of sweep {self.id} is complete yet", hint=f"see its progress: vitctl sweep status {self.id}"
+            )
         return min(rows, key=lambda row: (sign * (row.value or 0.0), row.trial))
 
     def settings(self, row: TrialRow) -> dict[str, Any]:
-        """Return what ``train --config`` repeats a trial with."""
+        """Return the settings that repeat a trial with ``train --config``."""
         return self.file.settings(row.params, self.plan.fixed)
 
-    # -- changing what comes -----------------------------------------------------------------------------------------
+    # -- changes to the queue ----------------------------------------------------------------------------------------
 
     def enqueue(self, given: Mapping[str, Any]) -> int:
-        """Have ``given`` tried next; what is not given is proposed as usual. Return the trial's number.
+        """Enqueue a trial with the values in ``given`` and return its number; other parameters are sampled.
 
         Raises:
-            RequestError: a parameter that does not vary, a value off the file's grid or out of its range, a set that was
-                tried already, or no room under ``run_cap``.
+            RequestError: a parameter that does not vary, an invalid value, a parameter set that was already tried, or a
+                sweep that starts no more trials.
         """
         params = {name: self._checked(name, value) for name, value in given.items()}
         space, file = self.file.space, self.file
         if file.method == "grid" and not any(
             all(point[name] == value for name, value in params.items()) for point in space.grid_points()
         ):
-            raise RequestError(f"the grid of {file.name} has no such point")
+            raise RequestError(
+                f"the grid of {file.name} has no point {show_params(params)}",
+                hint=f"see its points: vitctl sweep create {file.name} --dry-run {space.grid_size}",
+            )
         with self.changing() as study:
             ledger = self.ledger(study)
             if self.target_reached(ledger):
-                raise RequestError(f"the sweep {self.id} has reached its target, and begins no more trials")
-            if self.left(ledger) == 0:
                 raise RequestError(
-                    f"the sweep {self.id} has no room for another trial: {self.used(ledger)} of "
-                    f"{self.plan.run_cap or ledger.seen} are used"
+                    f"sweep {self.id} has reached its target and starts no more trials",
+                    hint=f"change target in {file.name}, then run vitctl sweep create {file.name}",
+                )
+            if self.left(ledger) == 0:
+                used, cap = self.used(ledger), self.plan.run_cap
+                if cap is not None and used >= cap:
+                    raise RequestError(
+                        f"sweep {self.id} is full: it has {used} trials, and run_cap is {cap}",
+                        hint=f"create another sweep: vitctl sweep create {file.name} --run-cap {cap + 1}",
+                    )
+                raise RequestError(
+                    f"sweep {self.id} has already tried all {ledger.seen} parameter sets",
+                    hint=f"add values to {file.name} and create another sweep: vitctl sweep create {file.name}",
                 )
             if params.keys() >= space.varying.keys():
                 for trial in ledger.trials:
                     known = params_of(trial)
                     if known.keys() >= params.keys() and space.key(known) == space.key(params):
+                        number, state = root_of(trial), ledger.state(trial)
+                        again_hint = f"retry it: vitctl sweep retry {self.id} --trial {number}"
                         raise RequestError(
-                            f"trial {root_of(trial)} has these parameters already ({ledger.state(trial)})"
+                            f"trial {number} already has these parameters ({state})",
+                            hint=again_hint if state == "failed" else f"use values other than {show_params(params)}",
                         )
             elif file.method == "grid":
                 seen = {
@@ -442,18 +466,22 @@ class Sweep:
                     if all(point[name] == value for name, value in params.items())
                 ):
                     raise RequestError(
-                        f"every point of the grid of {file.name} with {show_params(params)} was tried already"
+                        f"all grid points of {file.name} with {show_params(params)} were already tried",
+                        hint=f"use values other than {show_params(params)}",
                     )
             study.enqueue_trial(params)
             return max(trial.number for trial in study.get_trials(deepcopy=False))
 
     def _checked(self, name: str, value: Any) -> Value:
-        """Return a value of one parameter, as the file allows it."""
+        """Return a value of a parameter, converted and checked against the file."""
         varying = self.file.space.varying
         if name not in varying:
-            constant = self.file.space.constants.get(name)
-            hint = f", which is {show(constant)} in all trials" if name in self.file.space.constants else ""
-            raise RequestError(f"{self.file.name} does not vary {name!r}{hint}", hint=suggest(name, varying))
+            constants = self.file.space.constants
+            in_all = f", which is {show(constants[name])} in all trials" if name in constants else ""
+            raise RequestError(
+                f"{self.file.name} does not vary {name!r}{in_all}",
+                hint=suggest(name, varying, f"use one of: {', '.join(varying)}"),
+            )
         parameter = varying[name]
         if parameter.distribution in ("categorical", "categorical_w_probabilities"):
             for choice in parameter.choices:
@@ -463,14 +491,18 @@ class Sweep:
                 for choice in parameter.choices:
                     if isinstance(choice, (int, float)) and float(value) == choice:
                         return choice
-            raise RequestError(f"{name}={value} is not among {parameter.describe()}")
+            raise RequestError(
+                f"{name}={value} is not a value in {self.file.name}",
+                hint=f"use one of: {', '.join(show(choice) for choice in parameter.choices)}",
+            )
+        low, high = parameter.bounds
+        in_range = f"use a number from {show(low)} to {show(high)}"
         try:
             number = float(value)
         except (ValueError, TypeError):
-            raise RequestError(f"{name} takes a number, not {value!r}") from None
-        low, high = parameter.bounds
+            raise RequestError(f"{name} takes a number, not {value!r}", hint=in_range) from None
         if not math.isfinite(number) or not low <= number <= high:
-            raise RequestError(f"{name}={show(number)} is out of range: {parameter.describe()}")
+            raise RequestError(f"{name}={show(number)} is out of range ({parameter.describe()})", hint=in_range)
         if parameter.step is None:
             return number
         near = parameter.snap(number)
@@ -479,48 +511,54 @@ class Sweep:
             near = min(on_grid, key=lambda candidate: abs(float(candidate or 0) - number))  # type: ignore[assignment]
         if not math.isclose(near, number, rel_tol=1e-9, abs_tol=1e-15):
             raise RequestError(
-                f"{name}={show(number)} is not on the file's grid ({parameter.describe()}); {show(near)} is"
+                f"{name}={show(number)} is not a value of {parameter.describe()}",
+                hint=f"use {name}={show(near)}",
             )
         return near
 
     def retry_failed(self, trials: Sequence[int] | None = None) -> list[int]:
-        """Have failed trials tried again, from their checkpoints where there are some, and return their numbers.
+        """Enqueue failed trials again and return their numbers; they resume from their checkpoints, if any.
 
         Args:
-            trials: these; None for all.
+            trials: numbers of the trials; None for all failed trials.
 
         Raises:
-            RequestError: one of ``trials`` is not there or has not failed.
+            RequestError: one of ``trials`` does not exist or has not failed.
         """
         with self.changing() as study:
             ledger = self.ledger(study)
             called = {root_of(trial): trial for trial in ledger.trials}
             for number in trials or ():
                 if number not in called:
-                    raise RequestError(f"the sweep {self.id} has no trial {number}")
+                    raise RequestError(
+                        f"sweep {self.id} has no trial {number}", hint=f"list its trials: vitctl sweep export {self.id}"
+                    )
                 if ledger.state(called[number]) != "failed":
-                    raise RequestError(f"trial {number} has not failed: it is {ledger.state(called[number])}")
+                    raise RequestError(
+                        f"trial {number} is {ledger.state(called[number])}, not failed",
+                        hint=f"retry all failed trials: vitctl sweep retry {self.id} --failed",
+                    )
             failed = [
                 number
                 for number, trial in called.items()
                 if ledger.state(trial) == "failed" and (trials is None or not trials or number in trials)
             ]
             for number in failed:
-                again(study, called[number], self.file.space)
+                retry_trial(study, called[number], self.file.space)
             return sorted(failed)
 
 
-def again(study: Study, trial: FrozenTrial, space: Space) -> None:
-    """Put a trial that has ended into the queue once more; the new one names the old one as an attempt before it."""
+def retry_trial(study: Study, trial: FrozenTrial, space: Space) -> None:
+    """Enqueue another attempt at a trial that has ended; it lists the earlier attempts in its attributes."""
     user, system = retry_attributes(trial)
-    whole = trial.params.keys() >= space.varying.keys()
-    if whole:
+    complete = trial.params.keys() >= space.varying.keys()
+    if complete:
         system.pop(FIXED, None)
     study.add_trial(
         optuna.create_trial(
             state=TrialState.WAITING,
-            params=trial.params if whole else {},
-            distributions=trial.distributions if whole else {},
+            params=trial.params if complete else {},
+            distributions=trial.distributions if complete else {},
             user_attrs=user,
             system_attrs=system,
         )
@@ -528,32 +566,32 @@ def again(study: Study, trial: FrozenTrial, space: Space) -> None:
 
 
 def new_id() -> str:
-    """Return an id such as W&B's."""
+    """Return a new id: eight random letters and digits, like W&B's."""
     return "".join(secrets.choice(_ALPHABET) for _ in range(8))
 
 
 def now() -> str:
-    """Return the time in UTC, to the millisecond."""
+    """Return the time in UTC in ISO 8601 format, in milliseconds."""
     return datetime.datetime.now(datetime.UTC).isoformat(timespec="milliseconds")
 
 
-# -- finding ----------------------------------------------------------------------------------------------------------
+# -- lookup -----------------------------------------------------------------------------------------------------------
 
 
 def find_sweeps(runs_dir: Path, storage: str | None = None) -> list[Sweep]:
-    """Return all sweeps below ``runs_dir``, and those of ``storage`` where one is named, newest first.
+    """Return all sweeps below ``runs_dir``, or those in ``storage`` if given, newest first.
 
     Raises:
-        RequestError: the storage cannot be had.
+        RequestError: the storage cannot be opened.
     """
     url = parse_url(storage) if storage else None
     found: dict[str, Sweep] = {}
     if url is not None:
         reader = open_storage(url)
-        with storage_sentences(url, RequestError):
+        with translated_errors(url, RequestError):
             for study in optuna.get_all_study_summaries(reader, include_best_trial=False):
                 if _PLAN in study.user_attrs:
-                    with contextlib.suppress(RequestError):  # another version's: no reason not to find the others
+                    with contextlib.suppress(RequestError):  # skip sweeps of other versions
                         plan = SweepPlan.from_dict(study.user_attrs[_PLAN], redacted(url))
                         found[plan.id] = Sweep(plan, url, runs_dir)
         reader.engine.dispose()
@@ -561,14 +599,14 @@ def find_sweeps(runs_dir: Path, storage: str | None = None) -> list[Sweep]:
         try:
             plan = SweepPlan.from_dict(json.loads(record.read_text(encoding="utf-8")), str(record))
         except (OSError, ValueError, RequestError):
-            continue  # another version's, or damaged: it is no reason not to find the others
+            continue  # skip damaged records and those of other versions
         if url is None or redacted(parse_url(plan.storage)) == redacted(url):
             found.setdefault(plan.id, Sweep(plan, url or own_url(plan, record), runs_dir))
     return sorted(found.values(), key=lambda sweep: sweep.plan.created, reverse=True)
 
 
 def own_url(plan: SweepPlan, record: Path) -> URL:
-    """Return the URL of a sweep's storage; a SQLite file in the sweep's folder moves along with it."""
+    """Return the URL of a sweep's storage; a SQLite file that was moved with the sweep's folder is found there."""
     url = parse_url(plan.storage)
     file = sqlite_file(url)
     beside = record.parent / file.name if file else None
@@ -578,20 +616,20 @@ def own_url(plan: SweepPlan, record: Path) -> URL:
 
 
 def _place(runs_dir: Path, storage: str | None) -> str:
-    """Return the location that was searched for sweeps, for messages."""
+    """Describe where sweeps were searched, for messages."""
     return mask_passwords(storage) if storage else str(runs_dir / "sweeps")
 
 
 def is_file(target: str) -> bool:
-    """Whether what names a sweep is a file, not an id."""
+    """Return whether ``target`` is a file, not an id."""
     return target.endswith((".yaml", ".yml", ".json")) or Path(target).is_file()
 
 
 def find_sweep(target: str, runs_dir: Path, storage: str | None = None) -> Sweep:
-    """Return the sweep with the id ``target``, or the newest that was created from the file ``target``.
+    """Return the sweep with the id ``target``, or the newest sweep of the file ``target``.
 
     Raises:
-        RequestError: there is none.
+        RequestError: no such sweep.
     """
     sweeps = find_sweeps(runs_dir, storage)
     if is_file(target):
@@ -600,33 +638,33 @@ def find_sweep(target: str, runs_dir: Path, storage: str | None = None) -> Sweep
             if sweep.file.name == name:
                 return sweep
         raise RequestError(
-            f"no sweep in {_place(runs_dir, storage)} was created from {name}; create one: vitctl sweep create {target}"
+            f"no sweep of {name} found in {_place(runs_dir, storage)}", hint=f"create one: vitctl sweep create {target}"
         )
     for sweep in sweeps:
         if sweep.id == target:
             return sweep
     raise RequestError(
-        f"no sweep {target!r} in {_place(runs_dir, storage)}",
-        hint=suggest(target, [sweep.id for sweep in sweeps], "list sweeps with vitctl sweep list"),
+        f"sweep {target!r} not found in {_place(runs_dir, storage)}",
+        hint=suggest(target, [sweep.id for sweep in sweeps], "list all sweeps: vitctl sweep list"),
     )
 
 
 def best_settings(target: str, runs_dir: Path = Path("runs"), storage: str | None = None) -> dict[str, Any]:
-    """Return the settings of ``train``, by name, of a sweep's best trial: its parameters, constants and ``--fixed``.
+    """Return the settings of a sweep's best trial: its parameters, the file's constants and ``--fixed``.
 
-    What the recipe takes for runs as short as the trials were is among them: the parameters were chosen with it, and a
-    longer run with them is to have it too.
+    They include the settings that the recipe chose for runs as short as the trials. The parameters were selected with
+    these settings, so a longer run must keep them.
 
     Args:
-        target: an id, or the file that the sweep was created from.
-        runs_dir: where run folders lie.
-        storage: of the sweep, when it is not in its folder.
+        target: id or file of the sweep.
+        runs_dir: folder of run folders and sweeps.
+        storage: URL of the storage, if it is not in the sweep's folder.
 
     Raises:
         RequestError: no such sweep, or none of its trials is complete.
     """
     sweep = find_sweep(target, runs_dir, storage)
-    settings = normalise_keys(sweep.settings(sweep.best()), f"the sweep {sweep.id}")
+    settings = normalise_keys(sweep.settings(sweep.best()), f"sweep {sweep.id}")
     config = resolve_config({}, settings)
     seconds = parse_duration(config.max_time, "max_time") if config.max_time else None
     for name in RECIPES[config.recipe].by_length(seconds, settings.get("epochs")):

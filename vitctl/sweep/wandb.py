@@ -1,7 +1,7 @@
-"""The W&B engine: W&B proposes and keeps the trials, its agent starts them, and ``vitctl train`` is what runs.
+"""The W&B engine: W&B proposes and stores the trials, and its agent runs ``vitctl train`` for each.
 
-The file is uploaded with real numbers and named distributions, as W&B's client takes ``1e-4`` for text, and with its
-``command`` rewritten.
+The sweep file is uploaded with a new ``command``, named distributions and parsed numbers, because W&B's client reads
+``1e-4`` as text.
 """
 
 from __future__ import annotations
@@ -27,14 +27,14 @@ from vitctl.sweep.file import (
     read_sweep_file,
     setting_of,
 )
-from vitctl.sweep.local import creating
+from vitctl.sweep.local import creating, indented, new_needs_file
 from vitctl.sweep.sweep import is_file, now
 from vitctl.tracking.wandb import DEFAULT_PROJECT, NO_KEY, in_words
 
 RECORD = "wandb.json"
 COMMAND = ["${env}", "${interpreter}", "-m", "vitctl", "train", "${args}"]
 COMMAND_WITH_FILE = [*COMMAND[:-1], "--config", "${args_json_file}"]
-"""For parameters that have no spelling as flags: those that nest, and ``null``."""
+"""Command for parameters that flags cannot express: nested ones and ``null``."""
 
 
 class WandbEngine:
@@ -44,8 +44,8 @@ class WandbEngine:
         """Upload a sweep file and return ``entity/project/id``.
 
         Raises:
-            RequestError: the file has mistakes, ``--fixed`` cannot be, or nobody is logged in.
-            RunFailed: W&B cannot be reached, or refuses.
+            RequestError: the file has mistakes, ``--fixed`` is invalid, or the user is not logged in.
+            RunFailed: W&B cannot be reached, or refuses the sweep.
         """
         file = read_sweep_file(path)
         document = upload_of(file, options)
@@ -53,18 +53,19 @@ class WandbEngine:
 
         for note in (*file.notes, *length_notes(file, check_fixed(file, options.fixed))):
             observer.message(note)
-        with wandb_sentences(), contextlib.redirect_stdout(sys.stderr):
-            known = wandb.setup().settings  # from the environment and W&B's files
+        with translated_wandb_errors(), contextlib.redirect_stdout(sys.stderr):
+            known = wandb.setup().settings  # including the environment and W&B's files
             id = wandb.sweep(
                 document,
                 entity=document.get("entity") or known.entity,
                 project=document.get("project") or known.project or DEFAULT_PROJECT,
             )
-            # W&B's client leaves where the service put it in the environment, for agents.
+            # W&B's client stores the sweep's entity and project in the environment.
             place = [os.environ.get("WANDB_ENTITY") or wandb.Api().default_entity, os.environ.get("WANDB_PROJECT")]
         if not all(place):
             raise RunFailed(
-                f"the sweep {id} is created, but W&B does not say whose; give entity: in {file.name}, and try again"
+                f"W&B created sweep {id} but did not report its entity or project",
+                hint=f"add entity: and project: to {file.name}, and try again",
             )
         full = "/".join([*map(str, place), id])
         self._keep(full, file, options)
@@ -73,36 +74,41 @@ class WandbEngine:
     def work(self, target: str, options: SweepOptions, asked: AgentOptions, observer: Observer) -> None:
         """Run W&B's agent until the sweep is over; see :class:`~vitctl.sweep.engine.Engine`.
 
-        An id is ``entity/project/id``.
+        Ids have the form ``entity/project/id``.
         """
         if is_file(target):
-            with creating(options):  # of two that start at once, one creates it
+            with creating(options):  # if two agents start at the same time, only one creates the sweep
                 id = None if asked.new else self._newest(Path(target), options)
                 if id is None:
                     id = self.create(Path(target), options, observer)
-            observer.message(f"the sweep {id}")
+            observer.message(f"sweep {id}")
         else:
             if asked.new:
-                raise RequestError(f"--new makes a sweep from a file, and {target!r} is an id; name the file")
-            if options.runs_dir != SweepOptions().runs_dir:
-                raise RequestError("--runs-dir is part of a sweep on W&B when it is created; leave it out")
-            if options.fixed or options.run_cap:
-                raise RequestError("--fixed and --run-cap are part of a sweep when it is created; leave them out")
+                raise new_needs_file(target)
+            given = {
+                "--runs-dir": options.runs_dir != SweepOptions().runs_dir,
+                "--fixed": options.fixed,
+                "--run-cap": options.run_cap,
+            }
+            if flags := " and ".join(flag for flag, value in given.items() if value):
+                raise RequestError(f"{flags} cannot change an existing W&B sweep", hint=f"remove {flags}")
             id = target
         import wandb
         from wandb.sdk.sweeps import SweepNotFoundError
 
-        # "${interpreter}" is the first python on the path: this one, so that its vitctl is found.
+        # "${interpreter}" is the first python on the path, which must be the one that has vitctl.
         os.environ["PATH"] = os.pathsep.join([os.path.dirname(sys.executable), os.environ.get("PATH", "")])
         entity, _, rest = id.rpartition("/")[0].partition("/")
-        with wandb_sentences(), contextlib.redirect_stdout(sys.stderr):
+        with translated_wandb_errors(), contextlib.redirect_stdout(sys.stderr):
             try:
                 wandb.agent(id.rpartition("/")[2], entity=entity or None, project=rest or None, count=asked.count)
             except SweepNotFoundError:
-                raise RequestError(f"W&B has no sweep {id}, or it was deleted") from None
+                raise RequestError(
+                    f"W&B sweep {id} not found", hint="use an existing id of the form ENTITY/PROJECT/ID"
+                ) from None
 
     def _keep(self, id: str, file: SweepFile, options: SweepOptions) -> None:
-        """Remember which sweep came from which file."""
+        """Record which file a sweep was created from."""
         folder = options.runs_dir / "sweeps" / id.replace("/", "-")
         record = {
             "id": id,
@@ -116,13 +122,16 @@ class WandbEngine:
             folder.mkdir(parents=True, exist_ok=True)
             write_text(folder / RECORD, json.dumps(record, indent=2) + "\n")
         except (OSError, RunFailed) as error:
-            raise RunFailed(f"the sweep {id} is created, but {folder} cannot be written: {error}") from error
+            reason = error.message if isinstance(error, RunFailed) else f"cannot create {folder}: {error.strerror}"
+            raise RunFailed(
+                f"created sweep {id} on W&B, but {reason}", hint=f"run an agent with its id: vitctl sweep agent {id}"
+            ) from error
 
     def _newest(self, path: Path, options: SweepOptions) -> str | None:
-        """Return the id of the newest sweep that was created from a file, or None.
+        """Return the id of the newest sweep of a file, or None.
 
         Raises:
-            RequestError: the file was edited since, or another --fixed or --run-cap is given; the difference is named.
+            RequestError: the file was edited after the sweep was created, or ``--fixed`` or ``--run-cap`` differs.
         """
         file = read_sweep_file(path)
         records: list[dict[str, Any]] = []
@@ -146,17 +155,17 @@ class WandbEngine:
             lines.append(f"--run-cap: {record.get('run_cap')} -> {options.run_cap}")
         if lines:
             raise RequestError(
-                f"the sweep {record['id']}, created from {file.name}, differs; --new starts another sweep, {record['id']} in "
-                f"place of the file goes on with this one:\n" + "\n".join(f"  {line}" for line in lines)
+                f"{file.name} or the options differ from those of sweep {record['id']}:\n{indented(lines)}",
+                hint=f"add --new to create another sweep, or continue this one: vitctl sweep agent {record['id']}",
             )
         return str(record["id"])
 
 
 def upload_of(file: SweepFile, options: SweepOptions) -> dict[str, Any]:
-    """Return what W&B is given: the file with ``--fixed`` as constants, and ``vitctl train`` as its command.
+    """Return the document to upload: the file with ``--fixed`` as constants and ``vitctl train`` as the command.
 
     Raises:
-        RequestError: ``--fixed`` cannot be, or ``train`` would refuse a trial.
+        RequestError: ``--fixed`` is invalid, or ``train`` would refuse a trial.
     """
     fixed = check_fixed(file, options.fixed)
     check_trains(file, fixed)
@@ -183,26 +192,28 @@ def upload_of(file: SweepFile, options: SweepOptions) -> dict[str, Any]:
 
 
 @contextlib.contextmanager
-def wandb_sentences() -> Iterator[None]:
-    """Turn W&B's errors into one sentence, and keep its client from asking for a key at the terminal.
+def translated_wandb_errors() -> Iterator[None]:
+    """Raise W&B's errors as vitctl's, and keep its client from asking for an API key on stdin.
 
     Raises:
-        RequestError: nobody is logged in; the local engine is offered.
-        RunFailed: W&B cannot be reached, or refuses.
+        RequestError: the user is not logged in.
+        RunFailed: W&B cannot be reached, or refuses the request.
     """
     import wandb
 
-    with open(os.devnull, encoding="utf-8") as nobody:
-        stdin, sys.stdin = sys.stdin, nobody
+    with open(os.devnull, encoding="utf-8") as empty:
+        stdin, sys.stdin = sys.stdin, empty
         try:
             yield
-        except (wandb.Error, OSError, ValueError) as error:  # ValueError: also of settings
+        except (wandb.Error, OSError, ValueError) as error:  # W&B raises ValueError for bad settings
             words = in_words(error)
             if words == in_words(OSError(NO_KEY)):
                 raise RequestError(
-                    f"--engine wandb needs an account: {words}, or leave --engine wandb out: the local engine runs the same "
-                    f"file without one"
+                    "not logged in to W&B",
+                    hint="run wandb login, or set WANDB_API_KEY; --engine local needs no account",
                 ) from error
-            raise RunFailed(f"W&B failed: {words}; the local engine runs the same file without it") from error
+            raise RunFailed(
+                f"W&B failed: {words}", hint="use --engine local to run a sweep file without W&B"
+            ) from error
         finally:
             sys.stdin = stdin
