@@ -52,7 +52,7 @@ def content(dataset: Dataset) -> list[object]:
 
 
 def caches(cache: Path) -> list[str]:
-    return sorted(os.listdir(cache / "images"))
+    return sorted(os.listdir(cache / "pictures"))
 
 
 class TestSecondStart:
@@ -65,7 +65,7 @@ class TestSecondStart:
     def test_images_stay_on_disk(self, pets: Path, cache: Path) -> None:
         dataset = load(pets)
         (folder,) = caches(cache)
-        file = cache / "images" / folder / "images"
+        file = cache / "pictures" / folder / "images"
         assert file.read_bytes() == torch.cat([dataset.train.images, dataset.test.images]).numpy().tobytes()
         mapped = Path("/proc/self/maps")
         if mapped.exists():
@@ -178,7 +178,7 @@ DAMAGES: dict[str, Callable[[Path], object]] = {
 def test_a_damaged_cache_is_built_again(damage: str, pets: Path, cache: Path, decoded: list[str]) -> None:
     before = content(load(pets))
     (folder,) = caches(cache)
-    DAMAGES[damage](cache / "images" / folder)
+    DAMAGES[damage](cache / "pictures" / folder)
     assert content(load(pets)) == before and len(decoded) == 28
     assert caches(cache) == [folder]
 
@@ -284,14 +284,14 @@ class TestTwoAtOnce:
         first.kill()
         first.communicate()
         (left,) = caches(cache)
-        assert left.endswith(".tmp") and (cache / "images" / left / "images").stat().st_size > 0
+        assert left.endswith(".tmp") and (cache / "pictures" / left / "images").stat().st_size > 0
         assert len(load(many).train) == 600 and len(decoded) == 602
         assert left not in caches(cache) and len(caches(cache)) == 1
 
     def test_a_builder_of_another_version_is_left_alone(self, pets: Path, cache: Path, decoded: list[str]) -> None:
         load(pets)
         (name,) = caches(cache)
-        other = cache / "images" / f".{name[:-16]}{'0' * 16}.abc.tmp"
+        other = cache / "pictures" / f".{name[:-16]}{'0' * 16}.abc.tmp"
         other.mkdir()
         (other / "images").write_bytes(b"x" * 100)
         with open(other / "lock", "wb") as file:
@@ -308,7 +308,7 @@ class TestTwoAtOnce:
     ) -> None:
         before = content(load(pets))
         (name,) = caches(cache)
-        final = cache / "images" / name
+        final = cache / "pictures" / name
         aside = cache / "aside"
         final.rename(aside)
         flush = cache_module.flush
@@ -327,14 +327,14 @@ class TestNoRoom:
     def test_a_folder_that_cannot_be_written(self, pets: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         (tmp_path / "file").write_text("")
         monkeypatch.setenv("VITCTL_CACHE", str(tmp_path / "file" / "cache"))
-        with pytest.raises(RequestError, match=r"file/cache/images \(Not a directory\); set VITCTL_CACHE to a folder"):
+        with pytest.raises(RequestError, match=r"file/cache/pictures \(Not a directory\); set VITCTL_CACHE to a folder"):
             load(pets)
 
     def test_too_little_room(self, pets: Path, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         usage = type("Usage", (), {"free": 14 * 3 * 16 * 16 - 1})
         monkeypatch.setattr(cache_module.shutil, "disk_usage", lambda _: usage)
         with pytest.raises(
-            RequestError, match=r"images take 10.5 KiB and \S+cache/images has 10.5 KiB left;.*VITCTL_C"
+            RequestError, match=r"images take 10.5 KiB and \S+cache/pictures has 10.5 KiB left;.*VITCTL_C"
         ):
             load(pets)
         usage.free += 1  # type: ignore[attr-defined]
@@ -346,7 +346,7 @@ class TestNoRoom:
 
         with monkeypatch.context() as patch:
             patch.setattr(cache_module, "flush", full)
-            with pytest.raises(RunFailed, match=r"the disk of \S+cache/images filled up.*VITCTL_CACHE"):
+            with pytest.raises(RunFailed, match=r"the disk of \S+cache/pictures filled up.*VITCTL_CACHE"):
                 load(pets)
         assert caches(cache) == []
         assert len(load(pets).train) == 9
@@ -426,7 +426,7 @@ class TestPruning:
     def test_what_is_not_ours_stays(self, pets: Path, other: Path, cache: Path) -> None:
         load(pets)
         (mine,) = caches(cache)
-        meta = json.loads((cache / "images" / mine / "meta.json").read_text())
+        meta = json.loads((cache / "pictures" / mine / "meta.json").read_text())
         prefix = mine[:-16]
         strange = {
             "holiday": json.dumps(meta),  # not named like one
@@ -438,9 +438,9 @@ class TestPruning:
         }
         shutil.rmtree(pets)
         for name, text in strange.items():
-            (cache / "images" / name).mkdir()
+            (cache / "pictures" / name).mkdir()
             if text is not None:
-                (cache / "images" / name / "meta.json").write_text(text)
+                (cache / "pictures" / name / "meta.json").write_text(text)
         load(other)
         left = set(caches(cache))
         assert set(strange) < left and mine not in left and len(left) == len(strange) + 1
@@ -449,7 +449,7 @@ class TestPruning:
         load(pets)
         (mine,) = caches(cache)
         shutil.rmtree(pets)
-        dead, alive = (cache / "images" / f".{mine}.{word}.tmp" for word in ("dead", "live"))
+        dead, alive = (cache / "pictures" / f".{mine}.{word}.tmp" for word in ("dead", "live"))
         for folder in (dead, alive):
             folder.mkdir()
             (folder / "images").write_bytes(b"half")
