@@ -327,7 +327,9 @@ class TestNoRoom:
     def test_a_folder_that_cannot_be_written(self, pets: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         (tmp_path / "file").write_text("")
         monkeypatch.setenv("VITCTL_CACHE", str(tmp_path / "file" / "cache"))
-        with pytest.raises(RequestError, match=r"file/cache/pictures \(Not a directory\); set VITCTL_CACHE to a folder"):
+        with pytest.raises(
+            RequestError, match=r"file/cache/pictures \(Not a directory\); set VITCTL_CACHE to a folder"
+        ):
             load(pets)
 
     def test_too_little_room(self, pets: Path, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -60,9 +60,7 @@ _MAGNITUDE = "magnitude of the operations"
 
 AUGMENTATIONS: dict[str, AugmentationEntry] = {
     "none": AugmentationEntry(summary="no augmentation", crop=False),
-    "basic": AugmentationEntry(
-        summary="random crop of the padded image, and horizontal flip"
-    ),
+    "basic": AugmentationEntry(summary="random crop of the padded image, and horizontal flip"),
     "randaug": AugmentationEntry(
         target="vitctl.data.policies:randaug",
         summary="basic, then RandAugment: n of 14 operations, magnitude m",

@@ -389,9 +389,7 @@ def _warn_of_counts(spec: Cifar, root: Path, listing: Listing) -> None:
         what = "classes of unequal size"
     else:
         return
-    warnings.warn(
-        f"{root} has {what}; results are not comparable with published ones", VitctlWarning, stacklevel=2
-    )
+    warnings.warn(f"{root} has {what}; results are not comparable with published ones", VitctlWarning, stacklevel=2)
 
 
 def _from_batches(spec: Cifar, batches: _Batches) -> Dataset:
