@@ -273,7 +273,7 @@ def _download(spec: Cifar, roots: list[Path], options: LoadOptions) -> _Batches:
     home, url = roots[0], _address(spec)
     not_found = f"{spec.title} not found in {' or '.join(str(root) for root in roots)}"
     if not options.download:
-        raise RequestError(not_found, hint=f"use --data-dir with its folder, or download {url} to {home}")
+        raise RequestError(not_found, hint=f"use --data-dir with its folder, or put {url} into {home}")
     try:
         names = os.listdir(home) if options.data_dir is not None else []
     except OSError as error:
@@ -302,7 +302,7 @@ def _download(spec: Cifar, roots: list[Path], options: LoadOptions) -> _Batches:
     except DownloadFailed as reason:
         raise RequestError(
             f"{not_found}, and cannot download {url}: {reason}",
-            hint=f"use --data-dir if you have it, download it to {home} by other means, or use --dataset digits",
+            hint=f"use --data-dir if you have a copy, put the archive into {home}, or use --dataset digits",
         ) from reason
     except OSError as error:
         raise not_writable(home, spec.archive, error) from error
