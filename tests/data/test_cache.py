@@ -124,7 +124,9 @@ CHANGES: dict[str, Callable[[Path], object]] = {
 
 
 @pytest.mark.parametrize("change", CHANGES)
-def test_a_changed_data_set_is_decoded_again_and_its_old_cache_removed(change: str, pets: Path, cache: Path, decoded: list[str]) -> None:
+def test_a_changed_data_set_is_decoded_again_and_its_old_cache_removed(
+    change: str, pets: Path, cache: Path, decoded: list[str]
+) -> None:
     load(pets)
     old = caches(cache)
     other_size = load(pets, size=8)
@@ -324,7 +326,9 @@ class TestConcurrentBuilders:
 
 
 class TestFailures:
-    def test_a_cache_folder_that_cannot_be_written_is_refused(self, pets: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_a_cache_folder_that_cannot_be_written_is_refused(
+        self, pets: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
         (tmp_path / "file").write_text("")
         monkeypatch.setenv("VITCTL_CACHE", str(tmp_path / "file" / "cache"))
         with pytest.raises(
@@ -342,7 +346,9 @@ class TestFailures:
         usage.free += 1  # type: ignore[attr-defined]
         assert len(load(pets).train) == 9
 
-    def test_a_full_disk_fails_and_leaves_no_files(self, pets: Path, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_a_full_disk_fails_and_leaves_no_files(
+        self, pets: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
         def full(_: object) -> None:
             raise OSError(errno.ENOSPC, "No space left on device")
 
@@ -353,7 +359,9 @@ class TestFailures:
         assert caches(cache) == []
         assert len(load(pets).train) == 9
 
-    def test_a_cache_that_disappears_repeatedly_fails(self, pets: Path, monkeypatch: pytest.MonkeyPatch, decoded: list[str]) -> None:
+    def test_a_cache_that_disappears_repeatedly_fails(
+        self, pets: Path, monkeypatch: pytest.MonkeyPatch, decoded: list[str]
+    ) -> None:
         monkeypatch.setattr(cache_module, "_open", lambda *_: None)
         with pytest.raises(RunFailed, match=r"disappeared three times[^\n]*\nhint: set VITCTL_CACHE"):
             load(pets)
@@ -386,7 +394,9 @@ class TestPruning:
     def other(self, make_folder: MakeFolder) -> Path:
         return make_folder({"train": {"a": 2, "b": 2}, "test": {"a": 1, "b": 1}}, name="other")
 
-    def test_caches_of_deleted_folders_are_removed(self, pets: Path, other: Path, cache: Path, decoded: list[str]) -> None:
+    def test_caches_of_deleted_folders_are_removed(
+        self, pets: Path, other: Path, cache: Path, decoded: list[str]
+    ) -> None:
         load(pets)
         load(pets, size=8)
         gone = caches(cache)
@@ -403,7 +413,9 @@ class TestPruning:
         load(other)
         assert set(before) < set(caches(cache)) and content(load(pets)) == kept
 
-    def test_a_removed_link_to_an_existing_folder_keeps_the_cache(self, pets: Path, other: Path, cache: Path, tmp_path: Path) -> None:
+    def test_a_removed_link_to_an_existing_folder_keeps_the_cache(
+        self, pets: Path, other: Path, cache: Path, tmp_path: Path
+    ) -> None:
         (tmp_path / "link").symlink_to(pets)
         load(tmp_path / "link")
         (tmp_path / "link").unlink()
@@ -467,7 +479,9 @@ class TestPruning:
         load(other)
         assert len(caches(cache)) == 1 and content(dataset) == before
 
-    def test_two_processes_may_prune_at_once(self, python: list[str], many: Path, make_folder: MakeFolder, cache: Path) -> None:
+    def test_two_processes_may_prune_at_once(
+        self, python: list[str], many: Path, make_folder: MakeFolder, cache: Path
+    ) -> None:
         for i in range(20):
             gone = make_folder({"train": {"a": 1, "b": 1}, "test": {"a": 1, "b": 1}}, name=f"gone{i}", side=8)
             load(gone)

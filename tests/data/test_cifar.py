@@ -117,7 +117,9 @@ def test_mean_and_standard_deviation_are_the_published_ones() -> None:
 class TestBatches:
     @pytest.mark.parametrize("protocol", range(6))
     @pytest.mark.parametrize("key", [str, str.encode])
-    def test_batches_pickled_by_python_3_are_read(self, protocol: int, key: Callable[[str], Any], batches: Path) -> None:
+    def test_batches_pickled_by_python_3_are_read(
+        self, protocol: int, key: Callable[[str], Any], batches: Path
+    ) -> None:
         before = load(batches)
         for name, number in FILES.items():
             content = {key(word): value for word, value in batch(number).items()}
@@ -139,7 +141,8 @@ class TestBatches:
     def test_a_missing_batch_is_named(self, name: str, batches: Path) -> None:
         (batches / name).unlink()
         with pytest.raises(
-            RequestError, match=rf"cannot read {batches / name}: No such file.*\nhint: unpack the official archive again"
+            RequestError,
+            match=rf"cannot read {batches / name}: No such file.*\nhint: unpack the official archive again",
         ):
             load(batches)
 
@@ -172,7 +175,10 @@ BAD_BATCHES: dict[str, tuple[Callable[[], bytes], str]] = {
     "fewer rows": (lambda: _with(data=batch(1)["data"][:-1]), r"is not 20 rows of 3072 bytes"),
     "more rows": (lambda: _with(data=np.repeat(batch(1)["data"], 2, axis=0)), r"is not 20 rows of 3072 bytes"),
     "no labels": (lambda: python2({"data": batch(1)["data"]}), r"it does not have a list of 20 labels"),
-    "cifar-100's labels": (lambda: python2({"data": batch(1)["data"], "fine_labels": []}), r"not have a list of 20 labels"),
+    "cifar-100's labels": (
+        lambda: python2({"data": batch(1)["data"], "fine_labels": []}),
+        r"not have a list of 20 labels",
+    ),
     "fewer labels": (lambda: _with(labels=batch(1)["labels"][1:]), r"it does not have a list of 20 labels"),
     "label 10": (lambda: _with(labels=_labels(10)), r"labels are not whole numbers from 0 to 9"),
     "label -1": (lambda: _with(labels=_labels(-1)), r"labels are not whole numbers from 0 to 9"),
@@ -213,7 +219,9 @@ def test_a_damaged_batch_of_cifar100_is_refused(key: str, value: object, reason:
     spec = cifar.CIFAR100
     place = write_batches(spec, tmp_path / spec.folder)
     (place / "test").write_bytes(python2({**batch(2, spec), key: value}))
-    with pytest.raises(RequestError, match=rf"{place}/test is damaged: .*{reason}\nhint: .* delete {place} to download"):
+    with pytest.raises(
+        RequestError, match=rf"{place}/test is damaged: .*{reason}\nhint: .* delete {place} to download"
+    ):
         load(place, name="cifar100")
 
 
@@ -294,13 +302,17 @@ class TestFolder:
     @pytest.mark.parametrize("skip", [False, True])
     def test_other_sizes_are_refused(self, skip: bool, tiny: Path) -> None:
         Image.new("RGB", (48, 32)).save(tiny / "test" / "cat" / "000.png")
-        with pytest.raises(RequestError, match=r"test/cat/000.png has 48x32 pixels, but CIFAR-10 has 32x32\nhint: .*folder"):
+        with pytest.raises(
+            RequestError, match=r"test/cat/000.png has 48x32 pixels, but CIFAR-10 has 32x32\nhint: .*folder"
+        ):
             load(tiny, skip)
 
     @pytest.mark.parametrize("part", ["train", "test"])
     @pytest.mark.parametrize(("count", "which"), [(1, "folder 'cat' is"), (3, "folders 'cat' and 2 more are")])
     @pytest.mark.parametrize("empty", [False, True])
-    def test_missing_and_empty_class_folders_are_refused(self, part: str, count: int, which: str, empty: bool, tiny: Path) -> None:
+    def test_missing_and_empty_class_folders_are_refused(
+        self, part: str, count: int, which: str, empty: bool, tiny: Path
+    ) -> None:
         for name in CLASSES[3 : 3 + count]:
             shutil.rmtree(tiny / part / name)
             if empty:
@@ -375,7 +387,9 @@ class TestPlaces:
         batches.rename(data / "cifar10")
         assert load(None).source == str(data / "cifar10")
 
-    def test_a_missing_data_set_is_refused_with_the_searched_folders(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_a_missing_data_set_is_refused_with_the_searched_folders(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
         monkeypatch.setenv("VITCTL_DATA", str(tmp_path / "data"))
         monkeypatch.setattr(cifar.platformdirs, "user_data_dir", lambda name: str(tmp_path / "home" / name))
         with pytest.raises(RequestError) as caught:
@@ -384,7 +398,11 @@ class TestPlaces:
         assert caught.value.exit_code == 2
         assert f"not found in {tmp_path}/data/cifar10 or {tmp_path}/home/vitctl/cifar10, and cannot download" in message
         assert "http://127" in message and "cifar-10-python.tar.gz: " in message
-        assert f"put the archive into {tmp_path}/data/cifar10" in hint and "--data-dir" in hint and "--dataset digits" in hint
+        assert (
+            f"put the archive into {tmp_path}/data/cifar10" in hint
+            and "--data-dir" in hint
+            and "--dataset digits" in hint
+        )
 
     def test_only_data_dir_is_searched_if_given(
         self, tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

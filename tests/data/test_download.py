@@ -196,7 +196,9 @@ class TestFetch:
         with pytest.raises(DownloadFailed, match=r"^Connection refused$"):
             fetch(FILE, url, tmp_path)
 
-    def test_a_download_resumes_after_the_server_was_down(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_a_download_resumes_after_the_server_was_down(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
         monkeypatch.setattr(download, "PAUSE", 0.3)
         with serving(CONTENT, "cut 100000") as server:
             url, port = server.url, server.server_address[1]
@@ -215,7 +217,9 @@ class TestFetch:
 
     @pytest.mark.usefixtures("hasty")
     @pytest.mark.parametrize("where", ["port", "name"])
-    def test_connections_and_name_resolution_time_out(self, where: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_connections_and_name_resolution_time_out(
+        self, where: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
         with socket.create_server(("127.0.0.1", 0), backlog=0) as full:
             # The server accepts no connections: once its queue is full, further ones wait forever.
             waiting = [socket.socket() for _ in range(3)]
@@ -250,7 +254,9 @@ class TestFetch:
         ],
         ids=["incomplete", "complete", "empty", "other content", "other content of the same size", "longer"],
     )
-    def test_files_of_an_earlier_process_are_resumed_or_replaced(self, left: bytes, ranges: list[str | None], tmp_path: Path) -> None:
+    def test_files_of_an_earlier_process_are_resumed_or_replaced(
+        self, left: bytes, ranges: list[str | None], tmp_path: Path
+    ) -> None:
         (tmp_path / PART).write_bytes(left)
         with serving(CONTENT) as server:
             assert fetch(FILE, server.url, tmp_path).read_bytes() == CONTENT
@@ -443,7 +449,9 @@ class TestUnpack:
             ({"name": f"{SPEC.folder}/data_batch_7"}, rf"it has no {SPEC.folder}/data_batch_1"),
         ],
     )
-    def test_members_that_are_missing_special_or_too_large_are_refused(self, attributes: dict[str, Any], reason: str, tmp_path: Path) -> None:
+    def test_members_that_are_missing_special_or_too_large_are_refused(
+        self, attributes: dict[str, Any], reason: str, tmp_path: Path
+    ) -> None:
         files = official_members(SPEC)
         index = next(i for i, (info, _) in enumerate(files) if info.name.endswith("data_batch_1"))
         files[index] = member(f"{SPEC.folder}/data_batch_1", **attributes) if "type" in attributes else files[index]
@@ -541,8 +549,10 @@ def visible(folder: Path) -> list[str]:
     return sorted(name for name in os.listdir(folder) if not name.startswith("."))
 
 
-class TestByName:
-    def test_a_missing_data_set_is_downloaded_once(self, spec: Cifar, official: Path, home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+class TestDownload:
+    def test_a_missing_data_set_is_downloaded_once(
+        self, spec: Cifar, official: Path, home: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
         shown = Recorder()
         with serving(official.read_bytes()) as server:
             monkeypatch.setenv("VITCTL_CIFAR_URL", f"{server.url}/")
@@ -562,7 +572,9 @@ class TestByName:
         with serving(official.read_bytes()) as server:
             monkeypatch.setenv("VITCTL_CIFAR_URL", server.url)
             dataset = load(spec)
-        assert is_complete(spec, dataset) and dataset.source == str(tmp_path / "home" / "vitctl" / spec.name / spec.folder)
+        assert is_complete(spec, dataset) and dataset.source == str(
+            tmp_path / "home" / "vitctl" / spec.name / spec.folder
+        )
 
     def test_an_empty_data_dir_is_the_target(
         self, spec: Cifar, official: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -588,7 +600,9 @@ class TestByName:
             assert is_complete(spec, load(spec, observer=shown))
         assert len(shown.lines) == 2 and visible(home) == [spec.folder]
 
-    def test_an_offline_download_is_refused_with_a_hint(self, spec: Cifar, home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_an_offline_download_is_refused_with_a_hint(
+        self, spec: Cifar, home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
         monkeypatch.setattr(cifar.platformdirs, "user_data_dir", lambda name: str(tmp_path / "home" / name))
         with pytest.raises(RequestError) as caught:
             load(spec)
@@ -643,7 +657,9 @@ class TestByName:
                 load(spec)
         assert visible(home) == [] and not (home / f".{spec.archive.name}.part").exists()
 
-    def test_vitctl_data_below_a_file_is_refused(self, spec: Cifar, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_vitctl_data_below_a_file_is_refused(
+        self, spec: Cifar, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
         (tmp_path / "file").write_text("")
         monkeypatch.setenv("VITCTL_DATA", str(tmp_path / "file"))
         with pytest.raises(
@@ -715,16 +731,16 @@ class TestArchiveByHand:
             assert dataset.source == str(folder if inside == "nothing" else official)
 
     @pytest.mark.parametrize("damage", ["cut", "altered", "empty"])
-    def test_a_damaged_archive_in_data_dir_is_refused(self, damage: str, spec: Cifar, official: Path, tmp_path: Path) -> None:
+    def test_a_damaged_archive_in_data_dir_is_refused(
+        self, damage: str, spec: Cifar, official: Path, tmp_path: Path
+    ) -> None:
         content = official.read_bytes()
         altered = bytes([content[0] ^ 1]) + content[1:]
         (tmp_path / "mine").mkdir()
         path = tmp_path / "mine" / official.name
         path.write_bytes({"cut": content[:-100], "altered": altered, "empty": b""}[damage])
         reason = "its MD5 is" if damage == "altered" else f"it has {path.stat().st_size:,} bytes, not {len(content):,}"
-        with pytest.raises(
-            RequestError, match=rf"{path} is not the official archive: {reason}.*\nhint: delete it"
-        ):
+        with pytest.raises(RequestError, match=rf"{path} is not the official archive: {reason}.*\nhint: delete it"):
             load(spec, tmp_path / "mine")
         assert visible(tmp_path / "mine") == [official.name]
 

@@ -259,7 +259,9 @@ class TestDecode:
         assert difference.mean() < 2
 
     @pytest.mark.parametrize("shape", [(1, 1000), (1000, 1), (1, 1)])
-    def test_very_thin_images_are_cropped_before_resizing(self, shape: tuple[int, int], monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_very_thin_images_are_cropped_before_resizing(
+        self, shape: tuple[int, int], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
         sizes: list[tuple[int, int]] = []
         resize = Image.Image.resize
 

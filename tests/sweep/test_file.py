@@ -341,7 +341,7 @@ def test_broken_files_get_sentences(path: Path) -> None:
             refused += 1
             sentence = str(error)
             assert re.search(
-                r"line \d+|s\.yaml is not YAML|train would refuse|s\.yaml must be|measures no", sentence
+                r"line \d+|s\.yaml is not valid YAML|train would refuse|s\.yaml must be|measures no", sentence
             ), sentence
             assert "Traceback" not in sentence and len(sentence) > 20
     assert refused >= 25
