@@ -45,7 +45,9 @@ class UnreadableImage(RequestError):
     """
 
     def __init__(self, path: str, reason: str) -> None:
-        super().__init__(f"cannot read the image {path}: {reason}", hint="use a file that opens in an image viewer")
+        super().__init__(
+            f"cannot read the image {path}: {reason}", hint="use another file, such as a JPEG or PNG image"
+        )
         self.reason = reason
 
 
@@ -100,7 +102,7 @@ def list_images(root: Path) -> Listing:
     """
     if not root.is_dir():
         raise RequestError(
-            f"{root} is a file, not a folder" if root.exists() else f"{root} not found",
+            f"--data-dir {root} {'is a file, not a folder' if root.exists() else 'not found'}",
             hint="use --data-dir with a folder that has train/CLASS/ and test/CLASS/",
         )
     parts = [part for part in SPLITS if (root / part).is_dir()]
