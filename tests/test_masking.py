@@ -1,4 +1,4 @@
-"""Passwords of storage URLs, which are neither shown nor stored."""
+"""Masking of passwords in storage URLs, which are never shown or stored."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ SECRET = "s3cr3t"
         f"postgresql://u:x@h/db?sslpassword={SECRET}",
     ],
 )
-def test_a_url_is_shown_without_its_password(text: str) -> None:
+def test_passwords_of_valid_urls_are_masked(text: str) -> None:
     assert SECRET not in mask_passwords(text)
     shown = redacted(parse_url(text))
     assert SECRET not in shown and "h" in shown and "db" in shown
@@ -36,7 +36,7 @@ def test_a_url_is_shown_without_its_password(text: str) -> None:
         f"sqlite://u:{SECRET}@h/",
     ],
 )
-def test_a_refused_url_is_named_without_its_password(text: str) -> None:
+def test_passwords_of_refused_urls_are_masked(text: str) -> None:
     assert SECRET not in mask_passwords(text)
     try:
         shown = redacted(parse_url(text))
@@ -45,6 +45,6 @@ def test_a_refused_url_is_named_without_its_password(text: str) -> None:
     assert SECRET not in shown
 
 
-def test_other_words_stay() -> None:
+def test_other_words_are_not_masked() -> None:
     for word in ("--net", "vit:depth=3", "runs/a@b", "adan:lr=0.1,eps=1e-8", "C:\\data", "sqlite:///a.db"):
         assert mask_passwords(word) == word

@@ -25,37 +25,38 @@ from vitctl.yamlfile import parse_yaml, read_yaml
         ("[1e-4, 2]", [1e-4, 2]),
     ],
 )
-def test_scalars_are_what_people_mean(text: str, value: object) -> None:
+def test_scalars_follow_yaml_1_2(text: str, value: object) -> None:
     parsed = parse_yaml(f"key: {text}", "file")["key"]
     assert parsed == value and type(parsed) is type(value)
 
 
 @pytest.mark.parametrize(
-    ("text", "sentence"),
+    ("text", "message"),
     [
-        ("lr: 1\nbs: 2\nlr: 3", "file, line 3: the key 'lr' is given twice"),
-        ("a: {b: 1, b: 2}", "file, line 1: the key 'b' is given twice"),
+        ("lr: 1\nbs: 2\nlr: 3", "file, line 3: duplicate key 'lr'\nhint: correct line 3 of file"),
+        ("a: {b: 1, b: 2}", "file, line 1: duplicate key 'b'\nhint: correct line 1 of file"),
         ("a: !!python/object/apply:os.system ['true']", "line 1: could not determine a constructor"),
-        ("- 1", "must hold 'key: value' lines"),
+        ("- 1", "file has a list at the top level, not 'key: value' lines\nhint: write one"),
+        ("1", "file has a single value at the top level, not 'key: value' lines\nhint: write one"),
         ("a: [", "line 1"),
-        ("? [1]\n: 2", "a key must be a plain word"),
+        ("? [1]\n: 2", "a key is not a plain word"),
         ("[" * 5000, "nested too deeply"),
         ("a: \t- b\n\t- c", "line"),
     ],
 )
-def test_mistakes_are_named(text: str, sentence: str) -> None:
+def test_errors_name_the_line_and_have_a_hint(text: str, message: str) -> None:
     with pytest.raises(RequestError) as error:
         parse_yaml(text, "file")
-    assert sentence in str(error.value)
+    assert message in str(error.value) and error.value.hint
 
 
-def test_files(tmp_path: Path) -> None:
-    with pytest.raises(RequestError, match="is not there"):
+def test_missing_unreadable_and_binary_files_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(RequestError, match=r"none.yaml not found\nhint: use"):
         read_yaml(tmp_path / "none.yaml")
     (tmp_path / "image.png").write_bytes(b"\x89PNG\xff\xfe")
-    with pytest.raises(RequestError, match="cannot be read"):
+    with pytest.raises(RequestError, match=r"image.png is not a text file\nhint: use"):
         read_yaml(tmp_path / "image.png")
-    with pytest.raises(RequestError, match="cannot be read"):
+    with pytest.raises(RequestError, match=r"cannot read .*: Is a directory\nhint: use"):
         read_yaml(tmp_path)
     (tmp_path / "empty.yaml").write_text("")
     assert read_yaml(tmp_path / "empty.yaml") == {}

@@ -1,4 +1,4 @@
-"""YAML as people mean it: ``1e-3`` is a number, a key given twice is a mistake, tags run no code."""
+"""YAML files by the rules of YAML 1.2: ``1e-3`` is a number; duplicate keys and tags are errors."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ class _Loader(yaml.SafeLoader):
     """SafeLoader that refuses duplicate keys and reads scalars by YAML 1.2's core schema."""
 
 
-# YAML 1.1, PyYAML's dialect, wants a dot and a sign in "1.0e-3", and takes "no" for false and "1:30" for 90.
+# In YAML 1.1, PyYAML's dialect, "1e-3" is a string, "no" is false, and "1:30" is 90.
 _Loader.yaml_implicit_resolvers = {
     first: [(tag, pattern) for tag, pattern in resolvers if tag.rpartition(":")[2] not in ("bool", "int", "float")]
     for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
@@ -37,16 +37,16 @@ def _mapping(loader: _Loader, node: yaml.MappingNode) -> dict[Any, Any]:
     seen: set[Any] = set()
     for key_node, _ in node.value:
         if not isinstance(key_node, yaml.ScalarNode):
-            raise yaml.constructor.ConstructorError(None, None, "a key must be a plain word", key_node.start_mark)
+            raise yaml.constructor.ConstructorError(None, None, "a key is not a plain word", key_node.start_mark)
         if key_node.value in seen:
             raise yaml.constructor.ConstructorError(
-                None, None, f"the key {key_node.value!r} is given twice", key_node.start_mark
+                None, None, f"duplicate key {key_node.value!r}", key_node.start_mark
             )
         seen.add(key_node.value)
     return loader.construct_mapping(node, deep=True)
 
 
-# PyYAML's int constructor reads "010" as octal; YAML 1.2 and everyone else read ten.
+# PyYAML's constructor reads "010" as octal; in YAML 1.2 it is ten.
 _Loader.add_constructor("tag:yaml.org,2002:int", lambda loader, node: int(node.value))
 _Loader.add_constructor("tag:yaml.org,2002:map", _mapping)
 
@@ -55,48 +55,57 @@ def parse_yaml(text: str, source: str) -> dict[str, Any]:
     """Parse YAML ``text`` whose top level is a mapping.
 
     Args:
-        text: the document; an empty one is an empty mapping.
-        source: how to call it in an error.
+        text: the document; an empty document is an empty mapping.
+        source: name of the document in errors.
 
     Raises:
-        RequestError: not YAML, not a mapping, a key given twice, a tag, or nesting too deep; the line is named.
+        RequestError: invalid YAML, not a mapping, a duplicate key, a tag, or nested too deeply.
     """
     try:
         document = yaml.load(text, Loader=_Loader)
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         line = f", line {mark.line + 1}" if mark else ""
-        raise RequestError(f"{source}{line}: {error.problem or error.context}") from error
+        raise RequestError(
+            f"{source}{line}: {error.problem or error.context}",
+            hint=f"correct line {mark.line + 1} of {source}" if mark else _USE_LINES,
+        ) from error
     except (yaml.YAMLError, ValueError, RecursionError) as error:
         detail = "nested too deeply" if isinstance(error, RecursionError) else str(error).splitlines()[0]
-        raise RequestError(f"{source} is not YAML: {detail}") from error
+        raise RequestError(f"{source} is not valid YAML: {detail}", hint=_USE_LINES) from error
     if document is None:
         return {}
     if not isinstance(document, dict):
-        raise RequestError(f"{source} must hold 'key: value' lines, not a {type(document).__name__}")
+        what = "a list" if isinstance(document, list) else "a single value"
+        raise RequestError(f"{source} has {what} at the top level, not 'key: value' lines", hint=_USE_LINES)
     return {str(key): value for key, value in document.items()}
 
 
 Place = tuple[str | int, ...]
-"""The way to a value of a document: keys, and positions in lists."""
+"""Path to a value in a document: keys and list indices."""
+
+_USE_LINES = "write one 'key: value' per line"
 
 _MOST_VALUES = 100_000
 
 
 def line_numbers(text: str, source: str) -> dict[Place, int]:
-    """Return the line, from 1, of every value of the YAML ``text``, which :func:`parse_yaml` accepts.
+    """Return the line, from 1, of every value in YAML ``text`` that :func:`parse_yaml` accepts.
 
-    A key's value has the line of its key; what an alias or a merge (``<<``) brings in has the line where it is written.
+    The value of a key has the line of the key. Values from an alias or a merge (``<<``) have the line of their source.
 
     Raises:
-        RequestError: the document has more than 100,000 values once its aliases are expanded, or holds itself.
+        RequestError: the document has more than 100,000 values after expanding its aliases, or contains itself.
     """
     lines: dict[Place, int] = {}
 
     def walk(node: yaml.Node, place: Place, line: int) -> None:
         lines[place] = line
         if len(lines) > _MOST_VALUES or len(place) > 50:
-            raise RequestError(f"{source}, line {line}: too many values, or an alias that holds itself")
+            raise RequestError(
+                f"{source}, line {line}: too many values, or an alias that contains itself",
+                hint=f"remove aliases from {source}",
+            )
         if isinstance(node, yaml.SequenceNode):
             for i, item in enumerate(node.value):
                 walk(item, (*place, i), item.start_mark.line + 1)
@@ -117,10 +126,10 @@ def line_numbers(text: str, source: str) -> dict[Place, int]:
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
-    """Parse the YAML file ``path``; see :func:`parse_yaml`.
+    """Parse the YAML file ``path``.
 
     Raises:
-        RequestError: also when the file is missing, unreadable or not text.
+        RequestError: see :func:`read_text` and :func:`parse_yaml`.
     """
     return parse_yaml(read_text(path), str(path))
 
@@ -129,11 +138,15 @@ def read_text(path: Path) -> str:
     """Return the text of the file ``path``.
 
     Raises:
-        RequestError: the file is missing, unreadable or not text.
+        RequestError: the file is missing, unreadable or not UTF-8 text.
     """
     try:
         return path.read_text(encoding="utf-8")
     except FileNotFoundError as error:
-        raise RequestError(f"{path} is not there") from error
-    except (OSError, UnicodeDecodeError) as error:
-        raise RequestError(f"{path} cannot be read: {error}") from error
+        raise RequestError(f"{path} not found", hint="use the path of an existing YAML file") from error
+    except OSError as error:
+        raise RequestError(
+            f"cannot read {path}: {error.strerror}", hint="use the path of a readable YAML file"
+        ) from error
+    except UnicodeDecodeError as error:
+        raise RequestError(f"{path} is not a text file", hint="use the path of a YAML file in UTF-8") from error

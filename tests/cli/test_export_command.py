@@ -215,7 +215,7 @@ def test_without_the_data_generated_images_are_compared(
     assert report["network"]["top1"] is None and report["files"][0]["max_difference"] <= 1e-4
     assert "--verify-on all needs the test images" in refused("export", "runs/s", "--verify-on", "all")
     assert "--quantize int8 needs images" in refused("export", "runs/s", "--quantize", "int8")
-    assert "is not there" in refused("export", "runs/s", "--data-dir", "nowhere")
+    assert "nowhere not found" in refused("export", "runs/s", "--data-dir", "nowhere")
     assert cli("export", "runs/s", "--data-dir", "moved", "--json").json()["compared_on"].endswith("test images")
 
 

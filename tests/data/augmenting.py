@@ -1,4 +1,4 @@
-"""What the tests of augmentation share: images, and a policy that applies what it is told."""
+"""Helpers for the tests of augmentation: images, and a policy that applies given operations."""
 
 from __future__ import annotations
 
@@ -15,23 +15,23 @@ from vitctl.data.policies import Operation, Policy
 
 CPU = torch.device("cpu")
 SHAPES = [(3, 32, 32), (1, 8, 8), (3, 24, 40), (1, 33, 17)]
-"""Channels, height, width: CIFAR's, the digits', and images that are not square, of even and odd sides."""
+"""Channels, height, width: CIFAR, digits, and images that are not square, with even and odd sides."""
 
 POLICIES = [name for name, entry in AUGMENTATIONS.items() if entry.target]
 assert len(POLICIES) >= 4
 
 
 def policy(name: str, shape: tuple[int, int] = (32, 32), **options: int) -> Policy:
-    """Return the policy ``name``, at its default options where none are given."""
+    """Return the policy ``name`` with ``options``, or their defaults."""
     entry = AUGMENTATIONS[name]
     made: Policy = entry.load()(shape, **entry.resolve_options(options, f"--aug {name}"))
     return made
 
 
 class Listed:
-    """The ``i``-th image gets the ``i``-th operation."""
+    """A policy that applies the ``i``-th operation to the ``i``-th image."""
 
-    first = False
+    before_crop = False
     length = 1
 
     def __init__(self, operations: Sequence[Operation]) -> None:
@@ -43,14 +43,14 @@ class Listed:
 
 
 def applied(images: Tensor, operations: Sequence[Operation], centres: Tensor | None = None) -> Tensor:
-    """Return ``images`` after one operation each, done as a batch; ``centres``, ``[B, 2]``, say where cutouts are."""
+    """Apply one operation to each image, as a batch; ``centres``, ``[B, 2]``, are the positions of cutout."""
     augment = Augment(Listed(operations), tuple(images.shape[1:]), CPU)  # type: ignore[arg-type]
     where = torch.zeros(len(images), 2, dtype=torch.float64) if centres is None else centres
     return augment.apply(images, torch.arange(len(images))[None], where[None])
 
 
 def make_images(shape: tuple[int, int, int]) -> Tensor:
-    """Return images that are hard in different ways: noise, few levels, one colour, a ramp, a dark half, and soft ones."""
+    """Return difficult images: noise, few grey levels, one colour, a ramp, a dark half, and smooth ones."""
     C, H, W = shape
     generator = torch.Generator().manual_seed(0)
     noise = torch.randint(0, 256, (7, C, H, W), generator=generator, dtype=torch.uint8)
@@ -79,6 +79,6 @@ def from_pil(image: Image.Image) -> Tensor:
 
 
 def greatest_difference(a: Tensor, b: Tensor) -> int:
-    """Return by how many grey levels two images differ at most."""
+    """Return the largest difference between two images, in grey levels."""
     assert a.shape == b.shape and a.dtype == b.dtype == torch.uint8
     return int((a.int() - b.int()).abs().max())

@@ -1,4 +1,4 @@
-"""Generated images and data sets; the caches of a test live and die with it."""
+"""Generated images and data sets, and a cache folder for each test."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ MakeFolder = Callable[..., Path]
 
 @pytest.fixture(autouse=True)
 def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """An empty cache folder, and no data sets lying about."""
+    """An empty cache folder; no data sets are found by default."""
     monkeypatch.setenv("VITCTL_CACHE", str(tmp_path / "cache"))
     monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path / "nothing"))
     monkeypatch.delenv("VITCTL_DATA", raising=False)
@@ -28,13 +28,13 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def noise(seed: int, width: int = 20, height: int = 20) -> np.ndarray:
-    """uint8 [height, width, 3], each image unlike the others."""
+    """Return a random image, uint8 [height, width, 3]."""
     return np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
 
 
 @pytest.fixture
 def make_folder(tmp_path: Path) -> MakeFolder:
-    """``make_folder({"train": {"cat": 3, ...}, ...}, side=20)`` writes that many PNG files and returns the root."""
+    """Return a function that writes PNG files for counts such as ``{"train": {"cat": 3}}`` and returns the root."""
 
     def make(counts: Counts, *, name: str = "images", side: int = 20) -> Path:
         root = tmp_path / name
@@ -53,13 +53,13 @@ def make_folder(tmp_path: Path) -> MakeFolder:
 
 @pytest.fixture
 def pets(make_folder: MakeFolder) -> Path:
-    """Two classes, 5 + 4 training images and 2 + 3 test images of 20x20."""
+    """An image folder with two classes, 5 + 4 training images and 2 + 3 test images of 20x20."""
     return make_folder({"train": {"cat": 5, "dog": 4}, "test": {"cat": 2, "dog": 3}})
 
 
 @pytest.fixture
 def load_small(make_folder: MakeFolder, tmp_path: Path) -> Callable[[str], Dataset]:
-    """Load a data set of the table from data made for the test; twice gives it twice."""
+    """Return a function that loads any data set of the table from a few generated images."""
 
     def load(name: str) -> Dataset:
         counts: dict[str, Counts | None] = {
@@ -69,14 +69,14 @@ def load_small(make_folder: MakeFolder, tmp_path: Path) -> Callable[[str], Datas
             "cifar100": {part: dict.fromkeys(CIFAR100.classes, 2) for part in ("train", "test")},
         }
         if name not in counts:
-            pytest.fail(f"data set {name!r} is new; say here how to make a small one")
+            pytest.fail(f"no small version of the data set {name!r}: add its image counts to this fixture")
         made = counts[name]
         root = tmp_path / name
         if made is not None and not root.exists():
             make_folder(made, name=name, side=32)
         data_dir = str(root) if made is not None else None
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore", VitctlWarning)  # of CIFARs with few images
+            warnings.simplefilter("ignore", VitctlWarning)  # about CIFARs with few images
             return load_dataset(name, data_dir=data_dir, size=16, skip_bad_images=False)
 
     return load

@@ -1,4 +1,4 @@
-"""Small data sets laid out like the official CIFARs, and a server of them with bad manners on demand."""
+"""Small data sets in the official layout of CIFAR, and a server that misbehaves on demand."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from vitctl.data.download import Archive
 
 
 class Python2Pickler(pickle._Pickler):  # type: ignore[name-defined,misc]
-    """Writes as Python 2 and the numpy of its time did, like the official batches: all strings are byte strings."""
+    """Pickles like Python 2, which wrote the official batches: all strings are byte strings."""
 
     def __init__(self, file: io.BytesIO) -> None:
         super().__init__(file, protocol=2)
@@ -53,12 +53,12 @@ def python2(value: object) -> bytes:
 
 
 def rows_of(spec: Cifar) -> int:
-    """So many images are in each batch of a small data set: two or more of each class."""
+    """Return the number of images in each batch of a small data set: two of each class."""
     return 2 * len(spec.classes)
 
 
 def batch(number: int, spec: Cifar = cifar.CIFAR10) -> dict[str, Any]:
-    """A batch unlike those of other numbers."""
+    """Return a batch of random images, seeded by ``number``."""
     rows, classes = rows_of(spec), len(spec.classes)
     generator = np.random.default_rng(number)
     data = generator.integers(0, 256, (rows, 3072), dtype=np.uint8)
@@ -69,12 +69,12 @@ def batch(number: int, spec: Cifar = cifar.CIFAR10) -> dict[str, Any]:
 
 
 def numbers(spec: Cifar) -> dict[str, int]:
-    """The batches and their numbers, from 1."""
+    """Return the numbers of the batches, from 1, by file name."""
     return {name: i for i, name in enumerate((*spec.train, *spec.test), start=1)}
 
 
 def contents(spec: Cifar) -> dict[str, bytes]:
-    """The files of the official folder."""
+    """Return the files of the official folder, by name."""
     meta: dict[str, Any] = {"num_vis": 3072, spec.names_key: list(spec.classes)}
     if len(spec.classes) == 100:
         meta["coarse_label_names"] = [f"coarse_{i}" for i in range(20)]
@@ -82,13 +82,13 @@ def contents(spec: Cifar) -> dict[str, bytes]:
 
 
 def small(spec: Cifar) -> Cifar:
-    """The data set with few images a batch; its archive is still the official one."""
+    """Return the data set with few images per batch; its archive is still the official one."""
     rows = rows_of(spec)
     return replace(spec, train=dict.fromkeys(spec.train, rows), test=dict.fromkeys(spec.test, rows))
 
 
 def write_batches(spec: Cifar, folder: Path) -> Path:
-    """Write the official folder."""
+    """Write the official folder and return it."""
     folder.mkdir(parents=True, exist_ok=True)
     for name, content in contents(spec).items():
         (folder / name).write_bytes(content)
@@ -96,7 +96,7 @@ def write_batches(spec: Cifar, folder: Path) -> Path:
 
 
 def member(name: str, content: bytes = b"", **attributes: Any) -> tuple[tarfile.TarInfo, bytes]:
-    """A member of an archive, with whatever attributes."""
+    """Return a member of an archive, with any attributes."""
     info = tarfile.TarInfo(name)
     info.size = len(content)
     for key, value in attributes.items():
@@ -105,13 +105,13 @@ def member(name: str, content: bytes = b"", **attributes: Any) -> tuple[tarfile.
 
 
 def official_members(spec: Cifar) -> list[tuple[tarfile.TarInfo, bytes]]:
-    """The members of the official archive."""
+    """Return the members of the official archive."""
     files = [member(f"{spec.folder}/{name}", content) for name, content in contents(spec).items()]
     return [member(spec.folder, type=tarfile.DIRTYPE, mode=0o755), *files, member(f"{spec.folder}/readme.html", b"<p>")]
 
 
 def write_archive(spec: Cifar, path: Path, members: list[tuple[tarfile.TarInfo, bytes]] | None = None) -> Cifar:
-    """Write an archive, and return the data set whose official archive it is."""
+    """Write an archive, and return the data set with it as the official archive."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with tarfile.open(path, "w:gz", compresslevel=1) as tar:
         for info, content in official_members(spec) if members is None else members:
@@ -120,20 +120,29 @@ def write_archive(spec: Cifar, path: Path, members: list[tuple[tarfile.TarInfo, 
 
 
 def known(spec: Cifar, path: Path) -> Cifar:
-    """Return the data set whose official archive is the file ``path``."""
+    """Return the data set with the file ``path`` as the official archive."""
     content = path.read_bytes()
     checksums = {name: hashlib.new(name, content).hexdigest() for name in spec.archive.checksums}
     return replace(spec, archive=Archive(url=spec.archive.url, size=len(content), checksums=checksums))
 
 
 class Server(http.server.ThreadingHTTPServer):
-    """Serves one file under any name, on 127.0.0.1, and behaves as the ``plan`` says, request by request.
+    """Serves one file under any name on 127.0.0.1, with one step of ``plan`` per request, and then ``complete``.
 
-    ``whole``: sends what is asked for; so does whatever comes after the plan. ``cut N``: closes after N bytes.
-    ``stall N``: sends N bytes and then nothing. ``drip``: sends a byte now and then. ``mute``: never answers.
-    ``damage``: sends another byte amid the right ones. ``other``: sends a page. ``endless``: does not say how long it is,
-    and goes on. ``slow``: takes ``seconds`` for all of it. ``shift``: sends another part than was asked for. ``rude``: does
-    not speak HTTP. A number: answers with that status.
+    Steps of a plan:
+
+    - ``complete``: send the requested data.
+    - ``cut N``: close the connection after N bytes.
+    - ``stall N``: send N bytes, then nothing.
+    - ``drip``: send a byte now and then.
+    - ``mute``: never respond.
+    - ``damage``: change one byte.
+    - ``other``: send a web page instead.
+    - ``endless``: send without a length, and without end.
+    - ``slow``: take ``seconds`` for all data.
+    - ``shift``: send a different range than requested.
+    - ``rude``: do not speak HTTP.
+    - a number: respond with this status.
 
     Attributes:
         ranges: the Range header of each request so far, or None.
@@ -152,7 +161,7 @@ class Server(http.server.ThreadingHTTPServer):
         return f"http://127.0.0.1:{self.server_address[1]}/mirror"
 
     def handle_error(self, request: Any, client_address: Any) -> None:
-        pass  # clients that leave are what it is about
+        pass  # clients close connections on purpose
 
 
 @contextlib.contextmanager
@@ -176,7 +185,7 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         server = self.server
         asked = self.headers.get("Range")
         server.ranges.append(asked)
-        what, _, number = (server.plan.pop(0) if server.plan else "whole").partition(" ")
+        what, _, number = (server.plan.pop(0) if server.plan else "complete").partition(" ")
         start = int(asked.removeprefix("bytes=").removesuffix("-")) if asked and server.understands_ranges else 0
         content = server.content[start:]
         if what == "mute":
@@ -237,11 +246,11 @@ spec = getattr(cifar, given["spec"])
 archive = Archive(url=spec.archive.url, size=given["size"], checksums=given["checksums"])
 setattr(cifar, given["spec"], replace(spec, archive=archive, train=given["train"], test=given["test"]))
 """
-"""What a process of its own runs first, to take a small data set for the official one."""
+"""Start of a subprocess's script that replaces the official data set by a small one."""
 
 
 def prelude_argument(spec: Cifar, **download: float) -> str:
-    """Return the first argument of a process that begins with :data:`PRELUDE`."""
+    """Return the first argument of a script that starts with :data:`PRELUDE`."""
     return json.dumps(
         {
             "spec": {"cifar10": "CIFAR10", "cifar100": "CIFAR100"}[spec.name],

@@ -1,4 +1,4 @@
-"""Policies on batches: what is drawn is what is done to each image, wherever it stands and whatever runs beside it."""
+"""Policies on batches: each image gets the operations drawn for it, wherever it is in the batch."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ META = torch.device("meta")
 
 
 def draws(made: Any, count: int, seed: int) -> tuple[Tensor, Tensor]:
-    """Return what a batch draws: operations, and where cutouts are."""
+    """Return the draws of a batch: operations, and positions of cutout."""
     generator = torch.Generator().manual_seed(seed)
     return made.draw(count, generator), torch.rand(made.length, count, 2, generator=generator, dtype=torch.float64)
 
 
 def soft(count: int, shape: tuple[int, int, int], seed: int = 0) -> Tensor:
-    """Return images of ten colours in patches, so that most operations change them."""
+    """Return smooth random images, which most operations change."""
     C, H, W = shape
     generator = torch.Generator().manual_seed(seed)
     small = torch.rand(count, C, 4, 4, generator=generator) * 255
@@ -34,7 +34,7 @@ def soft(count: int, shape: tuple[int, int, int], seed: int = 0) -> Tensor:
 
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 @pytest.mark.parametrize("name", POLICIES)
-def test_each_image_gets_what_it_drew(name: str, shape: tuple[int, int, int]) -> None:
+def test_each_image_gets_the_operations_drawn_for_it(name: str, shape: tuple[int, int, int]) -> None:
     made = policy(name, shape[1:])
     images = torch.cat([make_images(shape), soft(50, shape)])
     before = images.clone()
@@ -50,21 +50,21 @@ def test_each_image_gets_what_it_drew(name: str, shape: tuple[int, int, int]) ->
 
 
 @pytest.mark.parametrize("name", POLICIES)
-def test_pieces_and_stored_places_change_no_bit(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_pieces_and_stored_places_give_identical_results(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     shape = (3, 32, 32)
     images = soft(70, shape)
-    whole = Augment(policy(name), shape, CPU)
-    assert whole.places is not None
-    expected = whole(images, 5)
+    stored = Augment(policy(name), shape, CPU)
+    assert stored.places is not None
+    expected = stored(images, 5)
     monkeypatch.setattr(augment, "_CACHE_BYTES", 9 * images[0].numel())
-    assert torch.equal(whole(images, 5), expected)
+    assert torch.equal(stored(images, 5), expected)
     monkeypatch.setattr(augment, "_STORED_PLACES", 0)
     computed = Augment(policy(name), shape, CPU)
     assert computed.places is None and torch.equal(computed(images, 5), expected)
 
 
 @pytest.mark.parametrize("name", POLICIES)
-def test_a_seed_repeats_itself_and_another_differs(name: str) -> None:
+def test_equal_seeds_give_equal_images_and_others_differ(name: str) -> None:
     made = Augment(policy(name), (3, 32, 32), CPU)
     images = soft(40, (3, 32, 32))
     assert torch.equal(made(images, 1), made(images, 1))
@@ -73,15 +73,14 @@ def test_a_seed_repeats_itself_and_another_differs(name: str) -> None:
 
 @pytest.mark.parametrize("name", POLICIES)
 @pytest.mark.parametrize("count", [1, 2])
-def test_batches_of_few_images(name: str, count: int) -> None:
-    """Most kinds of operation have no image then."""
+def test_batches_of_few_images_leave_most_kinds_of_operation_empty(name: str, count: int) -> None:
     made = Augment(policy(name), (3, 32, 32), CPU)
     for seed in range(40):
         assert made(soft(count, (3, 32, 32)), seed).shape == (count, 3, 32, 32)
 
 
 class Watch(TorchDispatchMode):
-    """Counts operations, and holds those on the device to what every device can do without waiting."""
+    """Counts operations, and checks that those on the device need no synchronization and no float64."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -96,12 +95,12 @@ class Watch(TorchDispatchMode):
             copies = "copy" in str(function)
             assert copies or all(each.is_meta or each.ndim == 0 for each in given), f"{function} mixes devices"
             assert all(each.dtype != torch.float64 for each in made), f"{function} makes float64 on the device"
-            assert not (kwargs or {}).get("non_blocking"), "a copy that nobody waits for"
+            assert not (kwargs or {}).get("non_blocking"), "a copy without synchronization"
         return result
 
 
 def batches(name: str, device: torch.device, *, count: int = 300, batch_size: int = 300, **extras: Any) -> TrainBatches:
-    """Return batches with everything that may be done to an image."""
+    """Return batches with the augmentation ``name`` and ``extras``."""
     images = soft(count, (3, 32, 32))
     made = Augment(policy(name), (3, 32, 32), device) if AUGMENTATIONS[name].target else None
     return TrainBatches(
@@ -121,8 +120,8 @@ EVERYTHING = {"erase": 0.5, "cutout": 0.25, "mixup": 0.8, "cutmix": 1.0}
 
 
 @pytest.mark.parametrize("name", AUGMENTATIONS)
-def test_on_a_device_nothing_is_read_back_mixed_up_or_in_float64(name: str) -> None:
-    """The device is ``meta``: it has no values, so reading any would fail, and it is not the CPU, where draws are made."""
+def test_devices_are_not_read_or_mixed_and_use_no_float64(name: str) -> None:
+    """The ``meta`` device has no values, so that reading any would fail, and it differs from the CPU of the draws."""
     source = batches(name, META, **EVERYTHING)
     with Watch():
         images, labels = source.batch(1, 0)
@@ -131,7 +130,7 @@ def test_on_a_device_nothing_is_read_back_mixed_up_or_in_float64(name: str) -> N
 
 
 @pytest.mark.parametrize("name", AUGMENTATIONS)
-def test_the_work_is_batched(name: str) -> None:
+def test_the_number_of_operations_does_not_depend_on_the_batch_size(name: str) -> None:
     counts = []
     for count in (150, 300):
         source = batches(name, CPU, batch_size=count, **EVERYTHING)
@@ -143,10 +142,10 @@ def test_the_work_is_batched(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", AUGMENTATIONS)
-def test_samples_hang_on_seed_epoch_and_step_alone(name: str) -> None:
+def test_samples_depend_only_on_seed_epoch_and_step(name: str) -> None:
     straight, jumped = (batches(name, CPU, count=100, batch_size=40, **EVERYTHING) for _ in range(2))
     seen = {(epoch, step): straight.batch(epoch, step) for epoch in range(2) for step in range(3)}
-    for place in ((1, 2), (0, 1)):  # in another order, and without those before
+    for place in ((1, 2), (0, 1)):  # in another order, and without earlier steps
         images, labels = jumped.batch(*place)
         assert torch.equal(images, seen[place][0]) and torch.equal(labels, seen[place][1])
     for one, other in (((0, 0), (1, 0)), ((0, 0), (0, 1))):
@@ -154,19 +153,19 @@ def test_samples_hang_on_seed_epoch_and_step_alone(name: str) -> None:
 
 
 @pytest.mark.parametrize("extra", EVERYTHING)
-def test_what_one_draws_hangs_on_no_other(extra: str) -> None:
-    """Random erasing and mixing leave order, crop, flip and the policy's operations as they were."""
+def test_extras_do_not_affect_other_draws(extra: str) -> None:
+    """Random erasing and mixing do not change the order, crops, flips and operations of the policy."""
     plain = batches("randaug", CPU)
     more = batches("randaug", CPU, **{extra: EVERYTHING[extra]})
     images, changed = plain.batch(0, 0)[0], more.batch(0, 0)[0]
     same = (images == changed).float().mean()
     assert 0 < same < 1
-    if extra in ("erase", "cutout", "cutmix"):  # what lies outside the boxes is the same
+    if extra in ("erase", "cutout", "cutmix"):  # pixels outside the boxes do not change
         assert same > 0.4
 
 
 @pytest.mark.parametrize("name", POLICIES)
-def test_the_predecessor_s_policy_comes_before_crop_and_flip_and_others_after(name: str) -> None:
+def test_only_the_original_policy_is_applied_before_crop_and_flip(name: str) -> None:
     source = batches(name, CPU, count=100, batch_size=40)
     made = policy(name)
     images = source.images[source.order(1)[40:80]]
@@ -179,8 +178,8 @@ def test_the_predecessor_s_policy_comes_before_crop_and_flip_and_others_after(na
     assert torch.equal(source.batch(1, 1)[0], expected)
 
 
-def test_blank_images() -> None:
-    """The predecessor's ranges leave 23 % of images with one flat colour; those for small images leave none."""
+def test_only_the_original_policy_blanks_images() -> None:
+    """The original scripts' ranges leave 23 % of images with a single colour, and the other policies' none."""
     images = soft(4000, (3, 32, 32))
     assert not is_blank(images).any()
     share = {
@@ -188,12 +187,12 @@ def test_blank_images() -> None:
         / 20_000
         for name in POLICIES
     }
-    # 1 - (14 / 16)^2 = 23.4 % are moved out of the frame; cutout paints on one in 16 of those moved first, 0.7 %
+    # 1 - (14 / 16)^2 = 23.4 % are translated out of view; cutout then fills a box in one of 16 of them, 0.7 %
     assert share.pop("seed-randaug") == pytest.approx(0.227, abs=0.01)
     assert all(each < 0.001 for each in share.values()), share
 
 
-def test_blank_is_one_colour_whatever_its_channels_but_for_the_rim() -> None:
+def test_blank_images_have_a_single_colour_inside_the_rim() -> None:
     images = torch.zeros(4, 3, 8, 8, dtype=torch.uint8)
     images[0, 0] = 200  # one colour, not grey
     images[1, :, 0, 3] = 9

@@ -1,4 +1,4 @@
-"""Samples and draws: what they depend on, and what they do to an image."""
+"""Training batches: order, crops and flips, and normalisation."""
 
 from pathlib import Path
 
@@ -50,23 +50,23 @@ def test_draws_are_uniform_and_reach_both_ends() -> None:
     assert abs(np.corrcoef(draws.top.numpy(), draws.left.numpy())[0, 1]) < 0.02
 
 
-def test_no_flip_where_mirrored_images_are_of_another_class() -> None:
+def test_images_are_not_flipped_where_mirrored_images_change_their_class() -> None:
     assert not draw(1000, 1, False, 0, 0, 0).mirror.any()
 
 
-def test_order_hangs_on_seed_and_epoch_alone() -> None:
+def test_the_order_is_a_permutation_given_by_seed_and_epoch() -> None:
     assert torch.equal(epoch_order(50, 1, 2), epoch_order(50, 1, 2))
     assert torch.equal(epoch_order(50, 1, 2).sort().values, torch.arange(50))
     assert len({tuple(epoch_order(50, seed, epoch).tolist()) for seed in range(4) for epoch in range(4)}) == 16
 
 
-def test_seeds_of_neighbours_are_unrelated() -> None:
+def test_derived_seeds_are_distinct() -> None:
     seeds = {derive_seed(a, b, c) for a in range(8) for b in range(8) for c in range(8)}
     assert len(seeds) == 512 and all(0 <= seed < 2**63 for seed in seeds)
     assert derive_seed(1, 23) != derive_seed(12, 3)
 
 
-def test_an_epoch_sees_every_chosen_image_once() -> None:
+def test_an_epoch_has_every_image_of_the_index_once() -> None:
     plain = batches(augment=False)
     images, _ = make_images()
     seen = torch.cat([plain.batch(0, step)[0] for step in range(plain.steps_per_epoch)])
@@ -75,7 +75,7 @@ def test_an_epoch_sees_every_chosen_image_once() -> None:
     assert torch.equal(seen.flatten(1).double().sum(1).sort().values, expected)
 
 
-def test_a_batch_does_not_depend_on_those_before_it() -> None:
+def test_a_batch_does_not_depend_on_earlier_batches() -> None:
     straight, jumped = batches(), batches()
     for epoch in range(2):
         for step in range(2):
@@ -85,21 +85,21 @@ def test_a_batch_does_not_depend_on_those_before_it() -> None:
     assert torch.equal(images, again) and torch.equal(labels, same)
 
 
-def test_steps_and_epochs_draw_anew() -> None:
+def test_steps_and_epochs_have_different_draws() -> None:
     source = batches(batch_size=10)
     assert not torch.equal(source.batch(0, 0)[0], source.batch(1, 0)[0])
     first, second = draw(10, 4, True, 3, 0, 0), draw(10, 4, True, 3, 0, 1)
     assert not torch.equal(first.top, second.top)
 
 
-def test_a_last_single_image_is_dropped_for_batchnorm_only() -> None:
+def test_a_last_batch_of_one_image_is_dropped_on_request() -> None:
     assert batches(batch_size=9).steps_per_epoch == 2
     dropped = batches(batch_size=9, drop_single=True)
     assert (dropped.steps_per_epoch, dropped.count) == (1, 9)
     assert len(dropped.order(0)) == 9
 
 
-def test_normalize_is_torchvision_s() -> None:
+def test_normalize_matches_torchvision() -> None:
     images, _ = make_images(4)
     mean, std = (0.49, 0.48, 0.45), (0.2, 0.21, 0.22)
     expected = tv.normalize(images.float() / 255, list(mean), list(std))
@@ -107,14 +107,14 @@ def test_normalize_is_torchvision_s() -> None:
 
 
 @pytest.mark.parametrize("side", [16, 48])
-def test_other_sizes_are_resized_as_torchvision_does(side: int) -> None:
+def test_resizing_matches_torchvision(side: int) -> None:
     images, _ = make_images(4)
     expected = tv.resize(tv.normalize(images.float() / 255, [0.5] * 3, [0.2] * 3), [side, side], antialias=True)
     result = Normalize((0.5,) * 3, (0.2,) * 3, side, CPU)(images)
     torch.testing.assert_close(result, expected, rtol=1e-4, atol=1e-4)
 
 
-def test_memory_mapped_images_are_fine(tmp_path: Path) -> None:
+def test_memory_mapped_images_give_the_same_batches(tmp_path: Path) -> None:
     images, labels = make_images()
     images.numpy().tofile(tmp_path / "images")
     mapped = torch.from_numpy(np.memmap(tmp_path / "images", np.uint8, "c", shape=tuple(images.shape)))
@@ -123,7 +123,7 @@ def test_memory_mapped_images_are_fine(tmp_path: Path) -> None:
     assert torch.equal(a.batch(1, 2)[0], b.batch(1, 2)[0])
 
 
-def test_draws_of_no_shift_change_nothing() -> None:
+def test_a_centred_crop_without_flip_changes_nothing() -> None:
     images, _ = make_images()
     still = Draws(torch.full((20,), 4), torch.full((20,), 4), torch.zeros(20, dtype=torch.bool))
     assert torch.equal(crop_and_flip(images, still, 4), images)

@@ -1,4 +1,4 @@
-"""Images are decoded once, and what is found of an earlier time is right or not used."""
+"""The cache of decoded images: reuse, replacement, concurrent builders, full disks and pruning."""
 
 from __future__ import annotations
 
@@ -52,33 +52,33 @@ def content(dataset: Dataset) -> list[object]:
 
 
 def caches(cache: Path) -> list[str]:
-    return sorted(os.listdir(cache / "images"))
+    return sorted(os.listdir(cache / "pictures"))
 
 
-class TestSecondStart:
-    def test_nothing_is_decoded(self, pets: Path, decoded: list[str]) -> None:
+class TestReuse:
+    def test_the_second_load_decodes_nothing(self, pets: Path, decoded: list[str]) -> None:
         first = load(pets)
         assert len(decoded) == 14
         second = load(pets)
         assert len(decoded) == 14 and content(first) == content(second)
 
-    def test_images_stay_on_disk(self, pets: Path, cache: Path) -> None:
+    def test_images_are_memory_mapped(self, pets: Path, cache: Path) -> None:
         dataset = load(pets)
         (folder,) = caches(cache)
-        file = cache / "images" / folder / "images"
+        file = cache / "pictures" / folder / "images"
         assert file.read_bytes() == torch.cat([dataset.train.images, dataset.test.images]).numpy().tobytes()
         mapped = Path("/proc/self/maps")
         if mapped.exists():
             assert str(file) in mapped.read_text()
 
-    def test_writing_to_the_tensor_writes_no_file(self, pets: Path) -> None:
+    def test_writing_to_the_tensor_does_not_change_the_cache(self, pets: Path) -> None:
         before = content(load(pets))
         with warnings.catch_warnings():
-            warnings.simplefilter("error")  # torch warns of arrays that cannot be written
+            warnings.simplefilter("error")  # torch warns about read-only arrays
             load(pets).train.images.zero_()
         assert content(load(pets)) == before
 
-    def test_mean_and_deviation_are_those_of_train(self, make_folder: MakeFolder) -> None:
+    def test_mean_and_standard_deviation_are_those_of_train(self, make_folder: MakeFolder) -> None:
         root = make_folder({"train": {"a": 40, "b": 33}, "test": {"a": 9, "b": 1}})
         for _ in range(2):
             dataset = load(root)
@@ -86,14 +86,14 @@ class TestSecondStart:
             assert dataset.mean == pytest.approx(values.mean(axis=(0, 2, 3)).tolist(), rel=1e-12)
             assert dataset.std == pytest.approx(values.std(axis=(0, 2, 3)).tolist(), rel=1e-12)
 
-    def test_one_grey_has_a_deviation_to_divide_by(self, pets: Path) -> None:
+    def test_constant_channels_have_a_standard_deviation_above_zero(self, pets: Path) -> None:
         for path in pets.rglob("*.png"):
             Image.new("RGB", (4, 4), (0, 255, 7)).save(path)
         dataset = load(pets)
         assert dataset.mean == pytest.approx((0, 1, 7 / 255)) and dataset.std == pytest.approx([0.5 / 255] * 3)
 
-    def test_chunks_of_big_images(self, pets: Path, decoded: list[str]) -> None:
-        dataset = load(pets, size=700)  # more than a chunk's bytes, each
+    def test_images_larger_than_a_chunk_are_decoded(self, pets: Path, decoded: list[str]) -> None:
+        dataset = load(pets, size=700)  # each larger than a chunk
         assert dataset.train.images.shape == (9, 3, 700, 700) and len(decoded) == 14
         assert dataset.std == pytest.approx((dataset.train.images.double() / 255).std((0, 2, 3), correction=0).tolist())
 
@@ -124,7 +124,9 @@ CHANGES: dict[str, Callable[[Path], object]] = {
 
 
 @pytest.mark.parametrize("change", CHANGES)
-def test_a_change_is_seen_and_the_old_cache_goes(change: str, pets: Path, cache: Path, decoded: list[str]) -> None:
+def test_a_changed_data_set_is_decoded_again_and_its_old_cache_removed(
+    change: str, pets: Path, cache: Path, decoded: list[str]
+) -> None:
     load(pets)
     old = caches(cache)
     other_size = load(pets, size=8)
@@ -136,7 +138,7 @@ def test_a_change_is_seen_and_the_old_cache_goes(change: str, pets: Path, cache:
     assert other_size.train.images.shape == (9, 3, 8, 8)
 
 
-def test_other_places_and_sizes_are_kept(pets: Path, make_folder: MakeFolder, decoded: list[str]) -> None:
+def test_caches_of_other_paths_and_sizes_are_kept(pets: Path, make_folder: MakeFolder, decoded: list[str]) -> None:
     other = make_folder({"train": {"a": 2, "b": 2}, "test": {"a": 1, "b": 1}}, name="other")
     for _ in range(2):
         for root, size in ((pets, 3), (pets, 32), (other, 32)):
@@ -175,15 +177,15 @@ DAMAGES: dict[str, Callable[[Path], object]] = {
 
 
 @pytest.mark.parametrize("damage", DAMAGES)
-def test_a_damaged_cache_is_built_again(damage: str, pets: Path, cache: Path, decoded: list[str]) -> None:
+def test_a_damaged_cache_is_rebuilt(damage: str, pets: Path, cache: Path, decoded: list[str]) -> None:
     before = content(load(pets))
     (folder,) = caches(cache)
-    DAMAGES[damage](cache / "images" / folder)
+    DAMAGES[damage](cache / "pictures" / folder)
     assert content(load(pets)) == before and len(decoded) == 28
     assert caches(cache) == [folder]
 
 
-def test_bad_images_alone_are_tried_again(pets: Path, decoded: list[str]) -> None:
+def test_only_unreadable_images_are_tried_again(pets: Path, decoded: list[str]) -> None:
     (pets / "train" / "dog" / "002.png").write_text("hello")
     first = load(pets, skip=True)
     decoded.clear()
@@ -224,12 +226,12 @@ def start(python: list[str], root: Path, pause: float) -> subprocess.Popen[str]:
 
 @pytest.fixture
 def many(make_folder: MakeFolder) -> Path:
-    """More images than are decoded ahead, so that a builder can be caught at work."""
+    """More images than are decoded ahead, so that a builder can be observed while it works."""
     return make_folder({"train": {"a": 300, "b": 300}, "test": {"a": 1, "b": 1}}, side=8)
 
 
-class TestTwoAtOnce:
-    def test_both_get_the_complete_cache(self, python: list[str], many: Path, cache: Path) -> None:
+class TestConcurrentBuilders:
+    def test_two_processes_get_the_same_complete_cache(self, python: list[str], many: Path, cache: Path) -> None:
         pair = [start(python, many, 0.001) for _ in range(2)]
         for process in pair:
             assert process.stdin is not None
@@ -240,7 +242,7 @@ class TestTwoAtOnce:
         assert last[0][1] == last[1][1] == str(load(many).train.images.sum().item())
         assert len(caches(cache)) == 1
 
-    def test_the_second_waits_for_the_first(
+    def test_the_second_process_waits_for_the_first(
         self, python: list[str], many: Path, cache: Path, decoded: list[str]
     ) -> None:
         first = start(python, many, 0.005)
@@ -253,7 +255,7 @@ class TestTwoAtOnce:
         assert str(dataset.train.images.sum().item()) in first.communicate(timeout=60)[0]
         assert len(caches(cache)) == 1
 
-    def test_one_that_is_stopped_is_not_waited_for(
+    def test_a_suspended_builder_is_not_waited_for(
         self, python: list[str], many: Path, cache: Path, decoded: list[str], monkeypatch: pytest.MonkeyPatch
     ) -> None:
         monkeypatch.setattr(cache_module, "_STALLED_SECONDS", 0.3)
@@ -272,7 +274,7 @@ class TestTwoAtOnce:
         assert first.returncode == 0 and f"sum {dataset.train.images.sum().item()} decoded 602" in output
         assert len(caches(cache)) == 1
 
-    def test_leftovers_of_a_killed_process_are_removed(
+    def test_files_of_a_killed_builder_are_removed(
         self, python: list[str], many: Path, cache: Path, decoded: list[str]
     ) -> None:
         first = start(python, many, 0.005)
@@ -284,14 +286,14 @@ class TestTwoAtOnce:
         first.kill()
         first.communicate()
         (left,) = caches(cache)
-        assert left.endswith(".tmp") and (cache / "images" / left / "images").stat().st_size > 0
+        assert left.endswith(".tmp") and (cache / "pictures" / left / "images").stat().st_size > 0
         assert len(load(many).train) == 600 and len(decoded) == 602
         assert left not in caches(cache) and len(caches(cache)) == 1
 
-    def test_a_builder_of_another_version_is_left_alone(self, pets: Path, cache: Path, decoded: list[str]) -> None:
+    def test_the_folder_of_another_running_builder_is_kept(self, pets: Path, cache: Path, decoded: list[str]) -> None:
         load(pets)
         (name,) = caches(cache)
-        other = cache / "images" / f".{name[:-16]}{'0' * 16}.abc.tmp"
+        other = cache / "pictures" / f".{name[:-16]}{'0' * 16}.abc.tmp"
         other.mkdir()
         (other / "images").write_bytes(b"x" * 100)
         with open(other / "lock", "wb") as file:
@@ -303,12 +305,12 @@ class TestTwoAtOnce:
         load(pets)
         assert not other.exists()
 
-    def test_whoever_is_late_takes_what_is_there(
+    def test_the_slower_builder_uses_the_cache_of_the_faster_one(
         self, pets: Path, cache: Path, decoded: list[str], monkeypatch: pytest.MonkeyPatch
     ) -> None:
         before = content(load(pets))
         (name,) = caches(cache)
-        final = cache / "images" / name
+        final = cache / "pictures" / name
         aside = cache / "aside"
         final.rename(aside)
         flush = cache_module.flush
@@ -323,41 +325,49 @@ class TestTwoAtOnce:
         assert caches(cache) == [name] and len(decoded) == 28
 
 
-class TestNoRoom:
-    def test_a_folder_that_cannot_be_written(self, pets: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+class TestFailures:
+    def test_a_cache_folder_that_cannot_be_written_is_refused(
+        self, pets: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
         (tmp_path / "file").write_text("")
         monkeypatch.setenv("VITCTL_CACHE", str(tmp_path / "file" / "cache"))
-        with pytest.raises(RequestError, match=r"file/cache/images \(Not a directory\); set VITCTL_CACHE to a folder"):
+        with pytest.raises(
+            RequestError, match=r"file/cache/pictures: Not a directory\nhint: set VITCTL_CACHE to a writable"
+        ):
             load(pets)
 
-    def test_too_little_room(self, pets: Path, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_too_little_space_is_refused(self, pets: Path, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         usage = type("Usage", (), {"free": 14 * 3 * 16 * 16 - 1})
         monkeypatch.setattr(cache_module.shutil, "disk_usage", lambda _: usage)
         with pytest.raises(
-            RequestError, match=r"images take 10.5 KiB and \S+cache/images has 10.5 KiB left;.*VITCTL_C"
+            RequestError, match=r"images need 10.5 KiB, but \S+cache/pictures has 10.5 KiB free\nhint: .*VITCTL_C"
         ):
             load(pets)
         usage.free += 1  # type: ignore[attr-defined]
         assert len(load(pets).train) == 9
 
-    def test_the_disk_fills_up(self, pets: Path, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_a_full_disk_fails_and_leaves_no_files(
+        self, pets: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
         def full(_: object) -> None:
             raise OSError(errno.ENOSPC, "No space left on device")
 
         with monkeypatch.context() as patch:
             patch.setattr(cache_module, "flush", full)
-            with pytest.raises(RunFailed, match=r"the disk of \S+cache/images filled up.*VITCTL_CACHE"):
+            with pytest.raises(RunFailed, match=r"cache/pictures: No space left on device\nhint: .*VITCTL_CACHE"):
                 load(pets)
         assert caches(cache) == []
         assert len(load(pets).train) == 9
 
-    def test_a_cache_that_never_stays(self, pets: Path, monkeypatch: pytest.MonkeyPatch, decoded: list[str]) -> None:
+    def test_a_cache_that_disappears_repeatedly_fails(
+        self, pets: Path, monkeypatch: pytest.MonkeyPatch, decoded: list[str]
+    ) -> None:
         monkeypatch.setattr(cache_module, "_open", lambda *_: None)
-        with pytest.raises(RunFailed, match="lost three times"):
+        with pytest.raises(RunFailed, match=r"disappeared three times[^\n]*\nhint: set VITCTL_CACHE"):
             load(pets)
         assert len(decoded) == 3 * 14
 
-    def test_an_interruption_leaves_nothing(self, many: Path, cache: Path) -> None:
+    def test_an_interruption_leaves_no_files(self, many: Path, cache: Path) -> None:
         class Interrupting(Observer):
             def loading(self, done: int, total: int, *, download: str = "") -> None:
                 if done > 100:
@@ -368,7 +378,7 @@ class TestNoRoom:
         assert caches(cache) == []
 
 
-def test_the_usual_place_is_the_users_cache_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_default_is_the_users_cache_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("VITCTL_CACHE")
     monkeypatch.setattr(cache_module.platformdirs, "user_cache_dir", lambda name: str(tmp_path / name))
     assert cache_module.cache_folder() == tmp_path / "vitctl"
@@ -378,13 +388,15 @@ def test_the_usual_place_is_the_users_cache_folder(tmp_path: Path, monkeypatch: 
 
 
 class TestPruning:
-    """Caches of data sets that are gone go when the next one is built."""
+    """Building a cache removes those of data sets that no longer exist."""
 
     @pytest.fixture
     def other(self, make_folder: MakeFolder) -> Path:
         return make_folder({"train": {"a": 2, "b": 2}, "test": {"a": 1, "b": 1}}, name="other")
 
-    def test_of_vanished_folders(self, pets: Path, other: Path, cache: Path, decoded: list[str]) -> None:
+    def test_caches_of_deleted_folders_are_removed(
+        self, pets: Path, other: Path, cache: Path, decoded: list[str]
+    ) -> None:
         load(pets)
         load(pets, size=8)
         gone = caches(cache)
@@ -395,20 +407,22 @@ class TestPruning:
         load(other)
         assert decoded == []
 
-    def test_of_those_that_are_there_nothing(self, pets: Path, other: Path, cache: Path) -> None:
+    def test_caches_of_existing_folders_are_kept(self, pets: Path, other: Path, cache: Path) -> None:
         kept = content(load(pets))
         before = caches(cache)
         load(other)
         assert set(before) < set(caches(cache)) and content(load(pets)) == kept
 
-    def test_found_by_another_way_in(self, pets: Path, other: Path, cache: Path, tmp_path: Path) -> None:
+    def test_a_removed_link_to_an_existing_folder_keeps_the_cache(
+        self, pets: Path, other: Path, cache: Path, tmp_path: Path
+    ) -> None:
         (tmp_path / "link").symlink_to(pets)
         load(tmp_path / "link")
         (tmp_path / "link").unlink()
         load(other)
-        assert len(caches(cache)) == 2  # the images themselves are still there
+        assert len(caches(cache)) == 2  # the folder itself still exists
 
-    def test_what_cannot_be_told_stays(
+    def test_caches_of_unreadable_folders_are_kept(
         self, pets: Path, other: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         load(pets)
@@ -423,33 +437,33 @@ class TestPruning:
         load(other)
         assert len(caches(cache)) == 2
 
-    def test_what_is_not_ours_stays(self, pets: Path, other: Path, cache: Path) -> None:
+    def test_other_folders_are_kept(self, pets: Path, other: Path, cache: Path) -> None:
         load(pets)
         (mine,) = caches(cache)
-        meta = json.loads((cache / "images" / mine / "meta.json").read_text())
+        meta = json.loads((cache / "pictures" / mine / "meta.json").read_text())
         prefix = mine[:-16]
         strange = {
-            "holiday": json.dumps(meta),  # not named like one
-            f"{prefix}{'1' * 16}": None,  # no description
+            "holiday": json.dumps(meta),  # not the name of a cache
+            f"{prefix}{'1' * 16}": None,  # no meta.json
             f"{prefix}{'2' * 16}": "{",
-            f"{prefix}{'3' * 16}": json.dumps({"key": "x"}),  # of a version that did not say where
+            f"{prefix}{'3' * 16}": json.dumps({"key": "x"}),  # without the path of the data set
             f"{prefix}{'4' * 16}": json.dumps({**meta, "root": 7}),
             ".holiday.tmp": None,
         }
         shutil.rmtree(pets)
         for name, text in strange.items():
-            (cache / "images" / name).mkdir()
+            (cache / "pictures" / name).mkdir()
             if text is not None:
-                (cache / "images" / name / "meta.json").write_text(text)
+                (cache / "pictures" / name / "meta.json").write_text(text)
         load(other)
         left = set(caches(cache))
         assert set(strange) < left and mine not in left and len(left) == len(strange) + 1
 
-    def test_what_died_half_way_goes_too(self, pets: Path, other: Path, cache: Path) -> None:
+    def test_only_folders_of_dead_builders_are_removed(self, pets: Path, other: Path, cache: Path) -> None:
         load(pets)
         (mine,) = caches(cache)
         shutil.rmtree(pets)
-        dead, alive = (cache / "images" / f".{mine}.{word}.tmp" for word in ("dead", "live"))
+        dead, alive = (cache / "pictures" / f".{mine}.{word}.tmp" for word in ("dead", "live"))
         for folder in (dead, alive):
             folder.mkdir()
             (folder / "images").write_bytes(b"half")
@@ -458,14 +472,16 @@ class TestPruning:
             load(other)
             assert not dead.exists() and alive.exists() and mine not in caches(cache)
 
-    def test_who_has_one_open_keeps_it(self, pets: Path, other: Path, cache: Path) -> None:
+    def test_a_removed_cache_stays_mapped_where_it_is_open(self, pets: Path, other: Path, cache: Path) -> None:
         dataset = load(pets)
         before = content(dataset)
         shutil.rmtree(pets)
         load(other)
         assert len(caches(cache)) == 1 and content(dataset) == before
 
-    def test_two_at_once(self, python: list[str], many: Path, make_folder: MakeFolder, cache: Path) -> None:
+    def test_two_processes_may_prune_at_once(
+        self, python: list[str], many: Path, make_folder: MakeFolder, cache: Path
+    ) -> None:
         for i in range(20):
             gone = make_folder({"train": {"a": 1, "b": 1}, "test": {"a": 1, "b": 1}}, name=f"gone{i}", side=8)
             load(gone)

@@ -1,4 +1,4 @@
-"""What every data set promises, and which images train, select and test."""
+"""Properties of every data set, and the split into training, validation and test images."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def parts(dataset: Dataset) -> list[Examples]:
 
 @pytest.mark.parametrize("name", DATASETS)
 class TestContract:
-    def test_types_and_shapes(self, name: str, load_small: LoadSmall) -> None:
+    def test_types_and_shapes_are_as_documented(self, name: str, load_small: LoadSmall) -> None:
         dataset = load_small(name)
         channels, side = len(dataset.mean), dataset.train.images.shape[-1]
         for part in parts(dataset):
@@ -33,21 +33,21 @@ class TestContract:
         assert channels in (1, 3) and len(dataset.std) == channels
         assert all(0 < mean < 1 for mean in dataset.mean) and all(0 < std < 1 for std in dataset.std)
 
-    def test_names(self, name: str, load_small: LoadSmall) -> None:
+    def test_name_source_and_classes_are_set(self, name: str, load_small: LoadSmall) -> None:
         dataset = load_small(name)
         assert dataset.name == name and dataset.source and dataset.skipped == ()
         assert isinstance(dataset.classes, tuple) and len(set(dataset.classes)) == len(dataset.classes) >= 2
 
-    def test_every_class_is_trained(self, name: str, load_small: LoadSmall) -> None:
+    def test_every_class_has_training_images(self, name: str, load_small: LoadSmall) -> None:
         dataset = load_small(name)
         assert set(dataset.train.labels.tolist()) == set(range(len(dataset.classes)))
 
-    def test_no_test_image_is_trained_on(self, name: str, load_small: LoadSmall) -> None:
+    def test_no_test_image_is_a_training_image(self, name: str, load_small: LoadSmall) -> None:
         dataset = load_small(name)
         trained = {image.numpy().tobytes() for image in dataset.train.images}
         assert not any(image.numpy().tobytes() in trained for image in dataset.test.images)
 
-    def test_twice_the_same(self, name: str, load_small: LoadSmall) -> None:
+    def test_loading_twice_gives_the_same_data(self, name: str, load_small: LoadSmall) -> None:
         first = load_small(name)
         torch.manual_seed(7)
         second = load_small(name)
@@ -55,48 +55,48 @@ class TestContract:
             assert torch.equal(a.images, b.images) and torch.equal(a.labels, b.labels)
         assert (first.mean, first.std, first.classes) == (second.mean, second.std, second.classes)
 
-    def test_split(self, name: str, load_small: LoadSmall) -> None:
+    def test_held_out_images_come_from_the_training_set(self, name: str, load_small: LoadSmall) -> None:
         dataset = load_small(name)
         splits = divide(dataset)
         assert splits.val is not None and splits.val_split == "holdout"
         assert len(splits.train) + len(splits.val) == len(dataset.train)
 
 
-def test_an_unknown_data_set_gets_near_matches() -> None:
-    with pytest.raises(RequestError, match=r"--dataset 'cifar1' is unknown; did you mean cifar10"):
+def test_an_unknown_data_set_gets_similar_names() -> None:
+    with pytest.raises(RequestError, match=r"unknown --dataset 'cifar1'\nhint: did you mean cifar10"):
         load_dataset("cifar1", data_dir=None, size=32, skip_bad_images=False)
 
 
 class TestDigits:
-    def test_counts_and_range(self, load_small: LoadSmall) -> None:
+    def test_a_fifth_of_each_class_is_the_test_set(self, load_small: LoadSmall) -> None:
         digits = load_small("digits")
         assert len(digits.train) + len(digits.test) == 1797
         assert int(digits.train.images.max()) == 255 and int(digits.train.images.min()) == 0
         share = digits.test.labels.bincount() / torch.cat([digits.test.labels, digits.train.labels]).bincount()
         assert ((share - 0.2).abs() < 0.005).all()
 
-    def test_values_are_sixteenths(self, load_small: LoadSmall) -> None:
+    def test_pixels_have_17_levels(self, load_small: LoadSmall) -> None:
         values = {round(255 * k / 16) for k in range(17)}
         assert set(load_small("digits").test.images.unique().tolist()) == values
 
-    def test_the_test_part_never_changes(self, load_small: LoadSmall) -> None:
-        # Figures measured with other versions of vitctl compare with this one's only on the same images.
+    def test_the_test_set_never_changes(self, load_small: LoadSmall) -> None:
+        # Results of different versions of vitctl are comparable only on the same images.
         content = load_small("digits").test.images.numpy().tobytes()
         assert hashlib.sha256(content).hexdigest()[:16] == "d34b20f265b6f2a7"
 
-    def test_mean_and_deviation(self, load_small: LoadSmall) -> None:
+    def test_mean_and_standard_deviation_are_those_of_train(self, load_small: LoadSmall) -> None:
         digits = load_small("digits")
         values = digits.train.images.double() / 255
         assert digits.mean == pytest.approx([values.mean().item()], rel=1e-12)
         assert digits.std == pytest.approx([values.std(correction=0).item()], rel=1e-12)
 
-    def test_a_folder_would_do_nothing(self) -> None:
-        with pytest.raises(RequestError, match="--data-dir /x would do nothing"):
+    def test_a_data_dir_is_refused(self) -> None:
+        with pytest.raises(RequestError, match="--data-dir /x does nothing with --dataset digits\nhint: remove --data"):
             load_dataset("digits", data_dir="/x", size=8, skip_bad_images=False)
 
 
 def make(train: list[int], test: list[int], val: list[int] | None = None) -> Dataset:
-    """A data set with so many images of each class, the classes taking turns as long as they last."""
+    """Return a data set with these numbers of images per class, with the classes interleaved."""
 
     def images(counts: list[int]) -> Examples:
         turns = sorted((place, label) for label, count in enumerate(counts) for place in range(count))
@@ -140,7 +140,7 @@ def per_class(subset: object) -> list[int]:
 class TestSplit:
     @pytest.mark.parametrize("seed", [0, 1, 2**40])
     @pytest.mark.parametrize("fraction", [0.001, 0.1, 0.25, 0.9])
-    def test_holdout_is_stratified_and_complete(self, seed: int, fraction: float) -> None:
+    def test_held_out_images_are_stratified_and_not_trained_on(self, seed: int, fraction: float) -> None:
         counts = [100, 37, 5, 2]
         dataset = make(counts, [3, 3, 3, 3])
         splits = divide(dataset, val_fraction=fraction, split_seed=seed)
@@ -151,7 +151,7 @@ class TestSplit:
             assert subset.index.dtype == torch.int64
             assert (subset.index.diff() > 0).all()
 
-    def test_the_choice_by_another_way(self) -> None:
+    def test_the_choice_is_the_first_images_by_hash(self) -> None:
         dataset = make([30, 20], [1, 1])
         splits = divide(dataset, val_fraction=0.2, split_seed=3)
         expected = []
@@ -162,7 +162,7 @@ class TestSplit:
         assert splits.val is not None
         assert splits.val.index.tolist() == sorted(expected)
 
-    def test_seed_alone_decides(self) -> None:
+    def test_the_choice_depends_only_on_the_seed(self) -> None:
         dataset = make([50, 50], [5, 5])
         torch.manual_seed(0)
         first = divide(dataset)
@@ -173,56 +173,56 @@ class TestSplit:
         assert not torch.equal(first.val.index, other.val.index)
 
     @pytest.mark.parametrize("counts", [[5, 1], [5, 0]])
-    def test_a_class_too_small_is_named(self, counts: list[int]) -> None:
-        with pytest.raises(RequestError, match=rf"class 'b' has {counts[1]} training image.*--val none"):
+    def test_a_class_that_is_too_small_is_named(self, counts: list[int]) -> None:
+        with pytest.raises(RequestError, match=rf"class 'b' has {counts[1]} training image.*\nhint: .*--val none"):
             divide(make(counts, [1, 1]))
         assert len(divide(make(counts, [1, 1]), val="none").train) == sum(counts)
 
-    def test_own_validation_part_takes_the_place(self) -> None:
+    def test_the_data_sets_own_validation_set_replaces_held_out_images(self) -> None:
         dataset = make([5, 1], [2, 2], val=[3, 4])
         splits = divide(dataset)
         assert splits.val_split == "val" and splits.val is not None and splits.val.examples is dataset.val
         assert len(splits.train) == 6 and len(splits.val) == 7
 
     @pytest.mark.parametrize("own", [None, [3, 4]])
-    def test_the_predecessors_protocol(self, own: list[int] | None) -> None:
+    def test_val_test_validates_on_the_test_set(self, own: list[int] | None) -> None:
         dataset = make([5, 5], [2, 2], val=own)
         splits = divide(dataset, val="test")
         assert splits.val_split == "test" and splits.val is splits.test
         assert splits.test.examples is dataset.test and len(splits.train) == 10 and len(splits.test) == 4
 
     @pytest.mark.parametrize("own", [None, [3, 4]])
-    def test_no_validation(self, own: list[int] | None) -> None:
+    def test_val_none_validates_on_nothing(self, own: list[int] | None) -> None:
         splits = divide(make([5, 5], [2, 2], val=own), val="none")
         assert splits.val is None and splits.val_split is None and len(splits.train) == 10
 
-    def test_an_unknown_protocol_is_a_mistake(self) -> None:
+    def test_an_unknown_protocol_raises_value_error(self) -> None:
         with pytest.raises(ValueError, match="perhaps"):
             divide(make([5, 5], [2, 2]), val="perhaps")
 
 
 class TestLimits:
-    def test_training_images_evenly(self) -> None:
+    def test_limited_training_images_are_spread_evenly(self) -> None:
         dataset = make([40, 20, 3], [1, 1, 1])
         assert per_class(divide(dataset, "none", limit_train=9).train) == [3, 3, 3]
         assert per_class(divide(dataset, "none", limit_train=11).train) == [4, 4, 3]
         assert per_class(divide(dataset, "none", limit_train=33).train) == [15, 15, 3]
         assert per_class(divide(dataset, "none", limit_train=2).train) == [1, 1]
 
-    def test_measured_images_in_their_shares(self) -> None:
+    def test_limited_test_and_validation_images_keep_class_shares(self) -> None:
         dataset = make([50, 50], [90, 10], val=[30, 60])
         splits = divide(dataset, limit_test=30)
         assert splits.val is not None
         assert per_class(splits.test) == [27, 3] and per_class(splits.val) == [10, 20]
 
-    def test_holdout_is_limited_too(self) -> None:
+    def test_held_out_images_are_limited_too(self) -> None:
         splits = divide(make([100, 100], [50, 50]), val_fraction=0.3, limit_test=10)
         whole = divide(make([100, 100], [50, 50]), val_fraction=0.3)
         assert splits.val is not None and whole.val is not None
         assert per_class(splits.val) == [5, 5] and per_class(splits.test) == [5, 5] and len(splits.train) == 140
         assert set(splits.val.index.tolist()) <= set(whole.val.index.tolist())
 
-    def test_limiting_training_moves_nothing_else(self) -> None:
+    def test_limiting_training_images_changes_nothing_else(self) -> None:
         dataset = make([50, 50], [5, 5])
         whole, some, more = divide(dataset), divide(dataset, limit_train=20), divide(dataset, limit_train=40)
         assert whole.val and some.val
@@ -231,11 +231,11 @@ class TestLimits:
         assert len(chosen[0]) == 20 and chosen[0] < chosen[1] < chosen[2]
 
     @pytest.mark.parametrize("limit", [90, 91, 10**9])
-    def test_a_greater_limit_is_none(self, limit: int) -> None:
+    def test_a_limit_above_the_number_of_images_has_no_effect(self, limit: int) -> None:
         splits = divide(make([50, 50], [5, 5]), limit_train=limit, limit_test=limit)
         assert len(splits.train) == 90 and len(splits.test) == 10
 
-    def test_seed_alone_decides(self) -> None:
+    def test_limited_images_depend_only_on_the_seed(self) -> None:
         dataset = make([50, 50], [50, 50])
         for limits in ({"limit_train": 10}, {"limit_test": 10}):
             a, b, c = (divide(dataset, "test", split_seed=seed, **limits) for seed in (0, 0, 1))

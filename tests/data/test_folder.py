@@ -1,4 +1,4 @@
-"""Folders of images: their layout, what becomes of each image, and what cannot be read."""
+"""Image folders: layout, decoding, and unreadable images."""
 
 from __future__ import annotations
 
@@ -28,20 +28,20 @@ def load(root: Path, *, size: int = 16, skip: bool = False, **more: Any) -> Data
 
 
 def reference(image: Image.Image, size: int) -> np.ndarray:
-    """torchvision's way, uint8 [3, size, size]."""
+    """Return torchvision's result, uint8 [3, size, size]."""
     resized = TF.resize(image, [size], antialias=True)
     return np.asarray(TF.center_crop(resized, [size, size])).transpose(2, 0, 1)
 
 
 def make_image(width: int, height: int) -> Image.Image:
-    """A smooth image without symmetry."""
+    """Return a smooth image without symmetry."""
     y, x = np.mgrid[0:height, 0:width]
     planes = [x * 255 / max(width - 1, 1), y * 255 / max(height - 1, 1), (x * 3 + y * 5) % 256]
     return Image.fromarray(np.stack(planes, axis=2).astype(np.uint8))
 
 
 class TestLayout:
-    def test_train_and_test(self, pets: Path) -> None:
+    def test_train_and_test_are_read(self, pets: Path) -> None:
         dataset = load(pets)
         assert dataset.classes == ("cat", "dog") and dataset.val is None and dataset.source == str(pets)
         assert dataset.train.labels.tolist() == [0] * 5 + [1] * 4 and dataset.test.labels.tolist() == [0] * 2 + [1] * 3
@@ -50,7 +50,7 @@ class TestLayout:
             expected = np.stack([reference(Image.open(path), 16) for path in paths])
             assert np.array_equal(getattr(dataset, part).images.numpy(), expected)
 
-    def test_val_selects_beside_test(self, make_folder: MakeFolder) -> None:
+    def test_val_is_the_validation_set_if_test_exists(self, make_folder: MakeFolder) -> None:
         root = make_folder({part: {"a": n, "b": n} for part, n in (("train", 3), ("val", 2), ("test", 1))})
         dataset = load(root)
         assert dataset.val is not None
@@ -58,11 +58,11 @@ class TestLayout:
         first = reference(Image.open(root / "val" / "a" / "000.png"), 16)
         assert np.array_equal(dataset.val.images[0].numpy(), first)
 
-    def test_val_alone_is_the_test_set(self, make_folder: MakeFolder) -> None:
+    def test_val_without_test_is_the_test_set(self, make_folder: MakeFolder) -> None:
         dataset = load(make_folder({"train": {"a": 3, "b": 3}, "val": {"a": 2, "b": 1}}))
         assert dataset.val is None and dataset.test.labels.tolist() == [0, 0, 1]
 
-    def test_images_lie_at_any_depth_among_other_things(self, pets: Path) -> None:
+    def test_images_are_found_at_any_depth_among_other_files(self, pets: Path) -> None:
         cat = pets / "train" / "cat"
         (cat / "2020" / "may").mkdir(parents=True)
         shutil.copy(cat / "000.png", cat / "2020" / "may" / "DEEP.PNG")
@@ -76,11 +76,11 @@ class TestLayout:
         os.mkfifo(cat / "pipe.png")
         assert load(pets).train.labels.tolist() == [0] * 6 + [1] * 4
 
-    def test_a_class_without_test_images_is_fine(self, pets: Path) -> None:
+    def test_a_class_without_test_images_is_accepted(self, pets: Path) -> None:
         shutil.rmtree(pets / "test" / "cat")
         assert load(pets).test.labels.tolist() == [1, 1, 1]
 
-    def test_tilde_is_home(self, pets: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_a_tilde_is_expanded(self, pets: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setenv("HOME", str(pets.parent))
         assert len(load(Path("~") / pets.name).train) == 9
 
@@ -104,44 +104,53 @@ def _empty(folder: Path) -> None:
 
 
 BAD_FOLDERS: dict[str, tuple[Callable[[Path], object], str]] = {
-    "not there": (shutil.rmtree, r"images is not there; name a folder that has train/ and test/"),
+    "missing": (shutil.rmtree, r"images not found\nhint: use --data-dir with a folder that has train/CLASS/ and test/"),
     "a file": (lambda root: (shutil.rmtree(root), root.write_text("")), r"images is a file, not a folder"),
-    "empty": (_empty, r"images has no train/ and test/ in it; put a folder of images per class"),
-    "no split": (_no_split, r"has class folders \(cat, dog\) but no split; move most .*images/train/CLASS"),
+    "empty": (_empty, r"images has no train/ and test/\nhint: move the images of each class to \S+/train/CLASS and"),
+    "no split": (_no_split, r"has class folders \(cat, dog\) but no train/ and test/\nhint: move most .*/train/CLASS"),
     "no test": (
         lambda root: shutil.rmtree(root / "test"),
-        r"has train/ but neither test/ nor val/; move some images",
+        r"has train/ but neither test/ nor val/\nhint: move some images of each class to \S+/test/CLASS",
     ),
     "no train": (
         lambda root: shutil.rmtree(root / "train"),
-        r"images has test/ but no train/; put a folder per class",
+        r"images has test/ but no train/\nhint: move the training images of each class to \S+/train/CLASS",
     ),
-    "no classes": (_loose, r"images/train has no class folders; it takes two or more"),
-    "one class": (lambda root: shutil.rmtree(root / "train" / "dog"), r"train has only the class 'cat'; it takes two"),
-    "no test classes": (lambda root: _empty(root / "test"), r"images/test has no class folders; it takes those of"),
+    "no classes": (_loose, r"images/train has no class folders\nhint: .*two or more"),
+    "one class": (
+        lambda root: shutil.rmtree(root / "train" / "dog"),
+        r"train has only one class folder, 'cat'\nhint: .*two or more",
+    ),
+    "no test classes": (
+        lambda root: _empty(root / "test"),
+        r"images/test has no class folders\nhint: move some images of each class in train/ to \S+images/test/CLASS",
+    ),
     "empty class": (
         lambda root: _empty(root / "train" / "dog"),
-        r"train/dog has no images; put some there, or remove",
+        r"train/dog has no images\nhint: add images to \S+train/dog, or remove it",
     ),
-    "empty test class": (lambda root: _empty(root / "test" / "dog"), r"test/dog has no images; put some there, or"),
+    "empty test class": (
+        lambda root: _empty(root / "test" / "dog"),
+        r"test/dog has no images\nhint: add images to \S+test/dog, or remove it",
+    ),
     "foreign class": (
         lambda root: (root / "test" / "dog").rename(root / "test" / "bird"),
-        r"test/bird is of a class that train/ does not have; add \S+train/bird, or remove it",
+        r"test/bird is not a class of train/\nhint: add training images in \S+train/bird, or remove \S+test/bird",
     ),
 }
 
 
 @pytest.mark.parametrize("case", BAD_FOLDERS)
-def test_a_bad_folder_gets_a_sentence(case: str, pets: Path, cache: Path) -> None:
-    spoil, sentence = BAD_FOLDERS[case]
+def test_a_wrong_layout_is_refused_with_a_hint(case: str, pets: Path, cache: Path) -> None:
+    spoil, expected = BAD_FOLDERS[case]
     spoil(pets)
-    with pytest.raises(RequestError, match=sentence) as caught:
+    with pytest.raises(RequestError, match=expected) as caught:
         load(pets)
-    assert caught.value.exit_code == 2 and str(pets) in str(caught.value) and "\n" not in str(caught.value)
+    assert caught.value.exit_code == 2 and str(pets) in caught.value.message and "\n" not in caught.value.message
     assert not cache.exists()
 
 
-def test_a_folder_must_be_named() -> None:
+def test_data_dir_is_required() -> None:
     with pytest.raises(RequestError, match="--data-dir DIR"):
         load_dataset("folder", data_dir=None, size=16, skip_bad_images=False)
 
@@ -156,23 +165,23 @@ def stored(image: Image.Image, format: str = "PNG", **options: Any) -> BytesIO:
 class TestDecode:
     @pytest.mark.parametrize("size", [8, 20, 33, 64])
     @pytest.mark.parametrize("shape", [(20, 20), (47, 20), (20, 47), (33, 32), (300, 20), (8, 9)])
-    def test_like_torchvision(self, shape: tuple[int, int], size: int) -> None:
+    def test_resize_and_crop_match_torchvision(self, shape: tuple[int, int], size: int) -> None:
         image = make_image(*shape)
         decoded = decode_image(stored(image), size)
         assert decoded.dtype == np.uint8 and decoded.shape == (3, size, size) and decoded.flags.c_contiguous
         assert np.array_equal(decoded, reference(image, size))
 
-    def test_own_size(self) -> None:
+    def test_images_keep_their_size_without_a_size(self) -> None:
         image = make_image(30, 20)
         assert np.array_equal(decode_image(stored(image), None), np.asarray(image).transpose(2, 0, 1))
 
-    def test_from_a_path(self, pets: Path) -> None:
+    def test_paths_are_accepted(self, pets: Path) -> None:
         path = pets / "train" / "cat" / "000.png"
         for source in (path, str(path)):
             assert np.array_equal(decode_image(source, 16), reference(Image.open(path), 16))
 
     @pytest.mark.parametrize("format", ["JPEG", "WEBP", "BMP", "GIF", "TIFF", "PPM", "TGA"])
-    def test_formats(self, format: str) -> None:
+    def test_formats_are_decoded_as_by_pillow(self, format: str) -> None:
         image = make_image(40, 30)
         file = stored(image, format)
         with Image.open(BytesIO(file.getvalue())) as again:
@@ -180,7 +189,7 @@ class TestDecode:
         assert np.array_equal(decode_image(file, 16), expected)
 
     @pytest.mark.parametrize("mode", ["1", "L", "P", "CMYK", "YCbCr"])
-    def test_modes(self, mode: str) -> None:
+    def test_modes_are_converted_as_by_pillow(self, mode: str) -> None:
         image = make_image(24, 20).convert(mode)
         file = stored(image, "JPEG" if mode == "YCbCr" else "TIFF")
         with Image.open(BytesIO(file.getvalue())) as again:
@@ -188,24 +197,24 @@ class TestDecode:
         assert expected.std() > 10
         assert np.array_equal(decode_image(file, None), expected)
 
-    def test_palette(self) -> None:
+    def test_palette_images_are_converted(self) -> None:
         image = Image.new("P", (2, 1))
         image.putpalette([10, 20, 30, 200, 100, 50])
         image.putdata([0, 1])
         assert decode_image(stored(image), None)[:, 0].T.tolist() == [[10, 20, 30], [200, 100, 50]]
 
-    def test_palette_with_transparency(self) -> None:
+    def test_transparent_palette_entries_become_white(self) -> None:
         image = Image.new("P", (2, 1))
         image.putpalette([10, 20, 30, 200, 100, 50])
         image.putdata([0, 1])
         assert decode_image(stored(image, transparency=0), None)[:, 0].T.tolist() == [[255] * 3, [200, 100, 50]]
 
-    def test_what_is_transparent_becomes_white(self) -> None:
+    def test_transparent_pixels_become_white(self) -> None:
         rgba = np.array([[[200, 100, 0, 255], [200, 100, 0, 0], [200, 100, 0, 51]]], dtype=np.uint8)
         expected = [[200, 100, 0], [255, 255, 255], [244, 224, 204]]  # 255 + (value - 255) * alpha / 255
         assert decode_image(stored(Image.fromarray(rgba)), None)[:, 0].T.tolist() == expected
 
-    def test_grey_with_transparency(self) -> None:
+    def test_transparent_grey_pixels_become_white(self) -> None:
         image = Image.fromarray(np.array([[[100, 255], [100, 0]]], dtype=np.uint8), "LA")
         assert decode_image(stored(image), None)[0].tolist() == [[100, 255]]
 
@@ -216,13 +225,13 @@ class TestDecode:
         assert (decoded == decoded[:1]).all()
         assert decoded[0].tolist() == [[0, 0, 1, 1, 128, 255]]  # value / 257, rounded
 
-    def test_floating_point_grey(self) -> None:
+    def test_floating_point_grey_is_scaled(self) -> None:
         values = np.array([[0.0, 0.5, 1.0]], dtype=np.float32)
         assert decode_image(stored(Image.fromarray(values), "TIFF"), None)[0].tolist() == [[0, 128, 255]]
 
     @pytest.mark.parametrize("values", [np.float32([[0, 2]]), np.float32([[0, np.nan]]), np.int32([[0, 70000]])])
     def test_grey_of_unknown_range_is_refused(self, values: np.ndarray) -> None:
-        with pytest.raises(UnreadableImage, match="grey values beyond"):
+        with pytest.raises(UnreadableImage, match="grey values outside"):
             decode_image(stored(Image.fromarray(values), "TIFF"), None)
 
     @pytest.mark.parametrize("orientation", range(1, 9))
@@ -236,21 +245,23 @@ class TestDecode:
         assert expected.size == ((40, 20) if orientation < 5 else (20, 40))
         assert np.array_equal(decode_image(file, 16), reference(expected, 16))
 
-    def test_the_first_frame(self) -> None:
+    def test_the_first_frame_is_decoded(self) -> None:
         frames = [Image.new("RGB", (4, 4), color) for color in ("red", "blue")]
         file = stored(frames[0], "GIF", save_all=True, append_images=frames[1:])
         assert decode_image(file, None)[:, 0, 0].tolist() == [255, 0, 0]
 
-    def test_a_big_jpeg_is_decoded_small(self) -> None:
+    def test_a_large_jpeg_decoded_at_reduced_scale_is_close_to_torchvision(self) -> None:
         file = stored(make_image(640, 480), "JPEG", quality=95)
         with Image.open(BytesIO(file.getvalue())) as image:
             expected = reference(image, 32)
         difference = np.abs(decode_image(file, 32).astype(int) - expected)
-        assert difference[:2].max() <= 2  # the two smooth planes; the third is stripes, finer than a pixel
+        assert difference[:2].max() <= 2  # the two smooth planes; the third has stripes finer than a pixel
         assert difference.mean() < 2
 
     @pytest.mark.parametrize("shape", [(1, 1000), (1000, 1), (1, 1)])
-    def test_threads_of_pixels(self, shape: tuple[int, int], monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_very_thin_images_are_cropped_before_resizing(
+        self, shape: tuple[int, int], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
         sizes: list[tuple[int, int]] = []
         resize = Image.Image.resize
 
@@ -261,12 +272,12 @@ class TestDecode:
         monkeypatch.setattr(Image.Image, "resize", note)
         decoded = decode_image(stored(make_image(*shape)), 64)
         assert decoded.shape == (3, 64, 64)
-        assert sizes and max(max(size) for size in sizes) <= 16 * 64  # enlarged whole, it would be 64,000 long
+        assert sizes and max(max(size) for size in sizes) <= 16 * 64  # without cropping, 64,000 pixels long
         if max(shape) > 1:
             along = decoded[1 if shape[1] > 1 else 0]
             assert 126 <= along.mean() <= 129  # the middle of a ramp
 
-    def test_the_middle_of_a_thread_is_that_of_torchvision(self) -> None:
+    def test_thin_images_match_torchvision(self) -> None:
         image = make_image(4, 101)
         assert np.array_equal(decode_image(stored(image), 16), reference(image, 16))
 
@@ -289,62 +300,62 @@ UNREADABLE: dict[str, tuple[Callable[[Path], object], str]] = {
     "empty": (lambda path: path.write_bytes(b""), "not an image"),
     "text": (lambda path: path.write_text("hello"), "not an image"),
     "bomb": (_bomb, "decompression bomb"),
-    "link to nowhere": (_dangling, "No such file"),
+    "broken link": (_dangling, "No such file"),
 }
 
 
 @pytest.mark.parametrize("case", UNREADABLE)
 class TestUnreadable:
-    def test_fails_by_default(self, case: str, pets: Path) -> None:
+    def test_loading_fails_by_default(self, case: str, pets: Path) -> None:
         spoil, reason = UNREADABLE[case]
         first, second = pets / "train" / "dog" / "001.png", pets / "test" / "cat" / "001.png"
         for path in (second, first):
             spoil(path)
         for _ in range(2):  # the second time from the cache
-            with pytest.raises(RequestError, match="2 of 14 images cannot be read, the first being ") as caught:
+            with pytest.raises(RequestError, match="cannot read 2 of 14 images, such as ") as caught:
                 load(pets)
-            sentence = str(caught.value)
-            assert f"{first} (" in sentence and reason in sentence and "--skip-bad-images" in sentence
-            assert caught.value.exit_code == 2 and "\n" not in sentence
+            message = caught.value.message
+            assert f"{first}: " in message and reason in message and "\n" not in message
+            assert "--skip-bad-images" in str(caught.value.hint) and caught.value.exit_code == 2
 
-    def test_is_left_out_on_request(self, case: str, pets: Path) -> None:
-        whole = load(pets)
+    def test_unreadable_images_are_skipped_on_request(self, case: str, pets: Path) -> None:
+        complete = load(pets)
         first, second = pets / "train" / "dog" / "001.png", pets / "test" / "cat" / "001.png"
         for path in (second, first):
             UNREADABLE[case][0](path)
         dataset = load(pets, skip=True)
         assert dataset.skipped == ("train/dog/001.png", "test/cat/001.png")
         assert dataset.train.labels.tolist() == [0] * 5 + [1] * 3 and dataset.test.labels.tolist() == [0] + [1] * 3
-        assert np.array_equal(dataset.train.images.numpy(), np.delete(whole.train.images.numpy(), 6, axis=0))
-        assert np.array_equal(dataset.test.images.numpy(), np.delete(whole.test.images.numpy(), 1, axis=0))
+        assert np.array_equal(dataset.train.images.numpy(), np.delete(complete.train.images.numpy(), 6, axis=0))
+        assert np.array_equal(dataset.test.images.numpy(), np.delete(complete.test.images.numpy(), 1, axis=0))
         values = dataset.train.images.double() / 255
         assert dataset.mean == pytest.approx(values.mean(dim=(0, 2, 3)).tolist(), rel=1e-12)
 
 
-def test_nothing_left_of_a_class(pets: Path) -> None:
+def test_a_class_without_readable_images_is_refused(pets: Path) -> None:
     for path in (pets / "train" / "dog").iterdir():
         path.write_text("hello")
-    with pytest.raises(RequestError, match=r"no image of \S+train/dog can be read"):
+    with pytest.raises(RequestError, match=r"none of the images in \S+train/dog can be read"):
         load(pets, skip=True)
 
 
-def test_nothing_left_at_all(pets: Path) -> None:
+def test_a_data_set_without_readable_images_is_refused(pets: Path) -> None:
     for path in pets.rglob("*.png"):
         path.write_text("hello")
-    with pytest.raises(RequestError, match="14 of 14 images cannot be read"):
+    with pytest.raises(RequestError, match="cannot read 14 of 14 images"):
         load(pets)
-    with pytest.raises(RequestError, match=r"no image of \S+train/cat can be read"):
+    with pytest.raises(RequestError, match=r"none of the images in \S+train/cat can be read"):
         load(pets, skip=True)
 
 
-def test_nothing_left_to_test(pets: Path) -> None:
+def test_a_test_set_without_readable_images_is_refused(pets: Path) -> None:
     for path in (pets / "test").rglob("*.png"):
         path.write_text("hello")
-    with pytest.raises(RequestError, match=r"no image of \S+images/test can be read"):
+    with pytest.raises(RequestError, match=r"none of the images in \S+images/test can be read"):
         load(pets, skip=True)
 
 
-def test_what_was_repaired_without_a_trace_is_read_again(pets: Path) -> None:
+def test_an_image_repaired_with_the_same_size_and_time_is_read_again(pets: Path) -> None:
     path = pets / "train" / "dog" / "001.png"
     good, times = path.read_bytes(), path.stat()
     path.write_bytes(b"x" * len(good))
@@ -355,7 +366,7 @@ def test_what_was_repaired_without_a_trace_is_read_again(pets: Path) -> None:
     assert load(pets).skipped == ()
 
 
-def test_postscript_in_disguise_is_not_run(pets: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_postscript_with_another_suffix_is_not_executed(pets: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     ran: list[object] = []
 
     def ghostscript(*_: object, **__: object) -> None:
@@ -367,24 +378,24 @@ def test_postscript_in_disguise_is_not_run(pets: Path, monkeypatch: pytest.Monke
     path = pets / "train" / "cat" / "000.png"
     path.write_text(program)
     with Image.open(path) as image, pytest.raises(OSError):
-        image.load()  # Pillow by itself would have
+        image.load()  # Pillow itself runs Ghostscript
     assert ran
     ran.clear()
     assert load(pets, skip=True).skipped == ("train/cat/000.png",)
     assert not ran
 
 
-def test_a_bad_file_is_named_in_prediction(tmp_path: Path) -> None:
+def test_an_unreadable_image_is_named(tmp_path: Path) -> None:
     path = tmp_path / "x.png"
     path.write_text("hello")
     with pytest.raises(UnreadableImage) as caught:
         decode_image(path, 16)
-    assert str(caught.value) == f"{path} cannot be read as an image (not an image)" and caught.value.exit_code == 2
-    with pytest.raises(UnreadableImage, match=r"nowhere.png cannot be read as an image \(No such file"):
+    assert caught.value.message == f"cannot read the image {path}: not an image" and caught.value.exit_code == 2
+    with pytest.raises(UnreadableImage, match=r"cannot read the image nowhere.png: No such file"):
         decode_image("nowhere.png", 16)
 
 
-def test_lack_of_memory_is_not_the_images_fault(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_running_out_of_memory_is_not_reported_as_an_unreadable_image(monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(*_: object) -> None:
         raise MemoryError
 
@@ -393,7 +404,7 @@ def test_lack_of_memory_is_not_the_images_fault(monkeypatch: pytest.MonkeyPatch)
         decode_image(stored(make_image(4, 4)), 4)
 
 
-class Heard(Observer):
+class Recorder(Observer):
     def __init__(self, calls: list[tuple[int, int]]) -> None:
         self.calls = calls
 
@@ -401,12 +412,12 @@ class Heard(Observer):
         self.calls.append((done, total))
 
 
-def test_progress_counts_up_to_all(make_folder: MakeFolder) -> None:
+def test_progress_reaches_the_total_and_cached_images_report_none(make_folder: MakeFolder) -> None:
     root = make_folder({"train": {"a": 40, "b": 30}, "test": {"a": 1, "b": 1}})
     calls: list[tuple[int, int]] = []
-    load(root, observer=Heard(calls))
+    load(root, observer=Recorder(calls))
     assert calls[-1] == (72, 72) and len(calls) >= 3
     assert [done for done, _ in calls] == sorted({done for done, _ in calls}) and {total for _, total in calls} == {72}
     calls.clear()
-    load(root, observer=Heard(calls))
+    load(root, observer=Recorder(calls))
     assert calls == []

@@ -1,4 +1,4 @@
-"""Each operation on single images, beside torchvision's and the predecessor's, both of which call Pillow."""
+"""Each operation compared with torchvision and the original scripts, both of which call Pillow."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ CLOSE = 1
 
 
 def allowed(operation: Operation) -> int:
-    """Return how far from Pillow an operation may be: only where Pillow's own floating-point numbers fall short of a level."""
+    """Return the allowed difference from Pillow: autocontrast may differ where Pillow's floats fall short of a level."""
     return CLOSE if operation.name == "autocontrast" else 0
 
 
@@ -32,7 +32,7 @@ STILL = {"angle": 0.0, "translate": [0, 0], "scale": 1.0, "shear": [0.0, 0.0]}
 MOVES = ("shear_x", "shear_y", "translate_x", "translate_y", "rotate")
 
 
-def torchvision_s(tv: ModuleType, image: Any, operation: Operation) -> Any:
+def by_torchvision(tv: ModuleType, image: Any, operation: Operation) -> Any:
     """Apply an operation as torchvision's RandAugment, TrivialAugmentWide and AutoAugment do."""
     name, value = operation
     slant = math.degrees(math.atan(value))
@@ -56,8 +56,8 @@ def torchvision_s(tv: ModuleType, image: Any, operation: Operation) -> Any:
     return by_name[name]()
 
 
-def predecessor_s(image: Image.Image, operation: Operation, draw: Any) -> Image.Image:
-    """Apply an operation as the predecessor's RandAugment does; ``draw(high)`` is where a cutout is."""
+def by_original(image: Image.Image, operation: Operation, draw: Any) -> Image.Image:
+    """Apply an operation as in the original scripts' RandAugment; ``draw(high)`` draws the position of cutout."""
     name, value = operation
     moved = {
         "shear_x": (1, value, 0, 0, 1, 0),
@@ -92,33 +92,33 @@ def predecessor_s(image: Image.Image, operation: Operation, draw: Any) -> Image.
 
 
 def cases(shape: tuple[int, int]) -> list[Operation]:
-    """Return every operation of torchvision's policies, at every strength of RandAugment's."""
+    """Return every operation of torchvision's policies, at several strengths."""
     found = [op for m in (0, 9, 14, 30) for op in policy("randaug", shape, m=m).operations]
     found += policy("autoaug", shape).operations + policy("trivialaug", shape).operations[::7]
     return sorted(set(found))
 
 
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
-def test_each_operation_is_torchvision_s_on_pil_images(shape: tuple[int, int, int]) -> None:
+def test_each_operation_matches_torchvision_on_pil_images(shape: tuple[int, int, int]) -> None:
     operations = cases(shape[1:])
     assert {op.name for op in operations} >= {*MOVES, "equalize", "autocontrast", "invert", "sharpness", "identity"}
     for image in make_images(shape):
         ours = applied(image.expand(len(operations), *shape), operations)
         pil = to_pil(image)
         for result, operation in zip(ours, operations, strict=True):
-            expected = from_pil(torchvision_s(v1, pil, operation))
+            expected = from_pil(by_torchvision(v1, pil, operation))
             assert greatest_difference(result, expected) <= allowed(operation), operation
 
 
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
-def test_each_operation_is_torchvision_s_on_tensors(shape: tuple[int, int, int]) -> None:
-    """Where v2 itself is within a level of Pillow: its mean for contrast is not rounded, and its ties of rotations differ."""
+def test_each_operation_matches_torchvision_on_tensors(shape: tuple[int, int, int]) -> None:
+    """On tensors, torchvision itself differs from Pillow in the unrounded mean of contrast and in ties of rotations."""
     for image in make_images(shape):
         for operation in cases(shape[1:]):
             result = applied(image[None], [operation])[0]
-            expected = torchvision_s(v2, image, operation)
+            expected = by_torchvision(v2, image, operation)
             difference = (result.int() - expected.int()).abs()
-            if operation.name == "rotate":  # other pixels where the source lies between two
+            if operation.name == "rotate":  # ties between two source pixels
                 assert (difference > CLOSE).float().mean() < 0.05, operation
             else:
                 assert difference.max() <= (2 if operation.name == "contrast" else CLOSE), operation
@@ -126,7 +126,7 @@ def test_each_operation_is_torchvision_s_on_tensors(shape: tuple[int, int, int])
 
 @pytest.mark.parametrize("shape", [shape for shape in SHAPES if shape[0] == 3], ids=str)
 @pytest.mark.parametrize("m", [3, 14, 30])
-def test_each_operation_is_the_predecessor_s(shape: tuple[int, int, int], m: int) -> None:
+def test_each_operation_matches_the_original_scripts(shape: tuple[int, int, int], m: int) -> None:
     operations = policy("seed-randaug", shape[1:], m=m).operations
     assert len({operation.name for operation in operations}) == 16
     generator = np.random.default_rng(m)
@@ -134,22 +134,22 @@ def test_each_operation_is_the_predecessor_s(shape: tuple[int, int, int], m: int
         places = generator.random((len(operations), 2))
         ours = applied(image.expand(len(operations), *shape), operations, torch.from_numpy(places))
         for result, operation, (down, across) in zip(ours, operations, places, strict=True):
-            # numpy's uniform(high), which the predecessor calls, lies between high and 1
+            # the original scripts call numpy's uniform(high), which is between high and 1
             where = iter((across, down))
-            expected = predecessor_s(to_pil(image), operation, lambda high, w=where: high + (1 - high) * next(w))
+            expected = by_original(to_pil(image), operation, lambda high, w=where: high + (1 - high) * next(w))
             assert greatest_difference(result, from_pil(expected)) <= allowed(operation), operation
 
 
-def test_the_predecessor_s_cutout_on_grey_images_is_its_colour_s_luma() -> None:
+def test_the_original_cutout_fills_grey_images_with_the_luma_of_its_colour() -> None:
     black = torch.zeros(1, 1, 32, 32, dtype=torch.uint8)
     result = applied(black, [Operation("cutout", 18.0)], torch.full((1, 2), 0.5, dtype=torch.float64))
     assert set(result.unique().tolist()) == {0, Image.new("RGB", (1, 1), CUTOUT_COLOUR).convert("L").getpixel((0, 0))}
 
 
-def test_boxes_of_the_predecessor_s_cutout_lie_in_the_frame() -> None:
+def test_boxes_of_the_original_cutout_are_clipped_to_the_image() -> None:
     centres = torch.tensor([[0.0, 0.0], [0.999, 0.999], [0.5, 0.0]], dtype=torch.float64)
     boxes = seed_cutout_boxes(torch.tensor([18.0, 18.0, 100.0], dtype=torch.float64), centres, 32, 40)
-    # from the far edge, 32 - 9, to the edge; from 1.03 - 9, cut off, by 18 and one more
+    # from 32 - 9 to the far edge; from 1.03 - 9, clipped to 0, over 18 pixels and one more
     assert boxes.tolist() == [[23, 31, 32, 40], [0, 0, 19, 19], [0, 0, 32, 40]]
 
 
@@ -157,24 +157,24 @@ def test_boxes_of_the_predecessor_s_cutout_lie_in_the_frame() -> None:
     "operation", [Operation("posterize", 8), Operation("brightness", 1.0), Operation("rotate", 0.0)]
 )
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
-def test_no_strength_changes_nothing(shape: tuple[int, int, int], operation: Operation) -> None:
+def test_operations_without_strength_change_nothing(shape: tuple[int, int, int], operation: Operation) -> None:
     images = make_images(shape)
     assert torch.equal(applied(images, [operation] * len(images)), images)
 
 
-def test_what_leaves_the_frame_is_black() -> None:
+def test_pixels_from_outside_the_image_are_black() -> None:
     white = torch.full((1, 3, 32, 32), 255, dtype=torch.uint8)
     for operation, part in ((Operation("translate_x", 4.0), 28 / 32), (Operation("shear_y", -0.3), None)):
         result = applied(white, [operation])
         assert set(result.unique().tolist()) == {0, 255}
         if part:
             assert (result == 255).float().mean() == part
-    # to the right, as a positive translation is in torchvision
+    # positive translations move to the right, as in torchvision
     assert not applied(white, [Operation("translate_x", 4.0)])[..., :4].any()
 
 
-def as_written(images: Tensor, factor: float) -> Tensor:
-    """Return Pillow's 3x3 smoothing, blended; written out."""
+def smoothed_by_loops(images: Tensor, factor: float) -> Tensor:
+    """Return Pillow's 3x3 smoothing, blended with the images; computed pixel by pixel."""
     smoothed = images.double().clone()
     H, W = images.shape[2:]
     weights = [[1, 1, 1], [1, 5, 1], [1, 1, 1]]
@@ -186,8 +186,8 @@ def as_written(images: Tensor, factor: float) -> Tensor:
 
 
 @pytest.mark.parametrize("shape", [(3, 9, 12), (1, 3, 3), (3, 2, 5), (1, 1, 1)], ids=str)
-def test_smoothing_leaves_the_rim_and_takes_any_size(shape: tuple[int, int, int]) -> None:
+def test_smoothing_keeps_borders_and_works_for_every_size(shape: tuple[int, int, int]) -> None:
     images = torch.randint(0, 256, (4, *shape), dtype=torch.uint8, generator=torch.Generator().manual_seed(1))
-    assert torch.equal(kernels.smooth(images), as_written(images, 0.0).float())
+    assert torch.equal(kernels.smooth(images), smoothed_by_loops(images, 0.0).float())
     result = applied(images, [Operation("sharpness", 1.5)] * 4)
-    assert torch.equal(result, as_written(images, 1.5).to(torch.uint8))
+    assert torch.equal(result, smoothed_by_loops(images, 1.5).to(torch.uint8))

@@ -1,4 +1,4 @@
-"""Mixup, CutMix, random erasing and cutout: what they draw, paint and promise, beside torchvision's and timm's."""
+"""Mixup, CutMix, random erasing and cutout, compared with torchvision and timm."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def noise(count: int, height: int = 32, width: int = 32, channels: int = 3) -> T
 
 
 def painted(boxes: Tensor, height: int, width: int) -> Tensor:
-    """Return where boxes are, bool ``[B, H, W]``, one at a time."""
+    """Return the masks of boxes, bool ``[B, H, W]``, computed one at a time."""
     found = torch.zeros(len(boxes), height, width, dtype=torch.bool)
     for i, (top, left, bottom, right) in enumerate(boxes.tolist()):
         found[i, top:bottom, left:right] = True
@@ -48,10 +48,10 @@ def painted(boxes: Tensor, height: int, width: int) -> Tensor:
 
 
 @pytest.mark.parametrize("alpha", [0.2, 0.8, 1.0, 5.0])
-def test_mixup_s_shares_are_beta(alpha: float) -> None:
+def test_mixup_weights_have_a_beta_distribution(alpha: float) -> None:
     draws = draw_mix(40_000, 32, 32, mixup=alpha, cutmix=0, seed=1)
     assert torch.equal(draws.share, draws.weight / PARTS) and not draws.boxes.any()
-    edges = np.array([-1, 4.5, 20.5, 45.5, 63.5, 82.5, 107.5, 123.5, PARTS + 1])  # between the whole parts
+    edges = np.array([-1, 4.5, 20.5, 45.5, 63.5, 82.5, 107.5, 123.5, PARTS + 1])  # between integer weights
     counts = np.histogram(draws.weight.numpy(), edges)[0]
     expected = np.diff(beta(alpha, alpha).cdf((edges / PARTS).clip(0, 1)))
     assert chisquare(counts, 40_000 * expected).pvalue > LEAST_P
@@ -59,13 +59,11 @@ def test_mixup_s_shares_are_beta(alpha: float) -> None:
 
 @pytest.mark.parametrize(("mixup", "cutmix"), [(0.8, 0.0), (0.0, 1.0), (0.8, 1.0)])
 @pytest.mark.parametrize("frame", FRAMES, ids=str)
-def test_a_mixed_image_is_as_much_of_each_as_its_label_says(
-    frame: tuple[int, int], mixup: float, cutmix: float
-) -> None:
+def test_label_weights_match_the_shares_of_mixed_images(frame: tuple[int, int], mixup: float, cutmix: float) -> None:
     images = noise(60, *frame)
     draws = draw_mix(60, *frame, mixup=mixup, cutmix=cutmix, seed=4)
     assert torch.equal(draws.partner.sort().values, torch.arange(60))
-    assert (draws.partner != torch.arange(60)).all(), "each is mixed with another"
+    assert (draws.partner != torch.arange(60)).all(), "an image is its own partner"
     mixed = mix(images, draws, mixup=mixup > 0, cutmix=cutmix > 0)
     assert mixed.dtype == torch.uint8
     inside = painted(draws.boxes, *frame)
@@ -83,7 +81,7 @@ def test_a_mixed_image_is_as_much_of_each_as_its_label_says(
     assert kinds >= {name for name, alpha in (("mixup", mixup), ("cutmix", cutmix)) if alpha}
 
 
-def test_both_take_half_of_the_images_each() -> None:
+def test_mixup_and_cutmix_together_take_half_of_the_images_each() -> None:
     draws = draw_mix(20_000, 32, 32, mixup=1.0, cutmix=1.0, seed=2)
     pasted = draws.weight == PARTS
     assert binomtest(int(pasted.sum()), 20_000, 0.5 * (1 + 1 / PARTS)).pvalue > LEAST_P
@@ -91,7 +89,7 @@ def test_both_take_half_of_the_images_each() -> None:
 
 
 @pytest.mark.parametrize("frame", FRAMES, ids=str)
-def test_cutmix_s_boxes_are_torchvision_s(frame: tuple[int, int], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_cutmix_boxes_match_torchvision(frame: tuple[int, int], monkeypatch: pytest.MonkeyPatch) -> None:
     height, width = frame
     generator = np.random.default_rng(0)
     kept = np.concatenate([generator.random(300), [0.0, 1.0, 0.75, 0.4375]])
@@ -111,7 +109,7 @@ def test_cutmix_s_boxes_are_torchvision_s(frame: tuple[int, int], monkeypatch: p
 
 
 @pytest.mark.parametrize("alpha", [0.3, 1.0])
-def test_cutmix_is_as_frequent_as_torchvision_s(alpha: float) -> None:
+def test_cutmix_distributions_match_torchvision(alpha: float) -> None:
     frame = 24, 40
     torch.manual_seed(1)
     made = CutMix(alpha=alpha, num_classes=10)
@@ -127,8 +125,8 @@ def test_cutmix_is_as_frequent_as_torchvision_s(alpha: float) -> None:
 
 
 @pytest.mark.parametrize("smoothing", [0.0, 0.1])
-def test_targets_and_loss_are_timm_s(smoothing: float) -> None:
-    """timm pairs each image with that at the same place from the end."""
+def test_targets_and_loss_match_timm(smoothing: float) -> None:
+    """timm pairs each image with the one at the same index from the end."""
     generator = torch.Generator().manual_seed(0)
     labels = torch.randint(0, 7, (64,), generator=generator)
     share = torch.rand(64, generator=generator)
@@ -144,11 +142,11 @@ def test_targets_and_loss_are_timm_s(smoothing: float) -> None:
     theirs = mixup_target(labels, 7, lam=share[:, None], smoothing=smoothing)
     torch.testing.assert_close(ours * (1 - smoothing) + smoothing / 7, theirs)
     logits = torch.randn(64, 7, generator=generator)
-    loss = F.cross_entropy(logits, ours, label_smoothing=smoothing, reduction="sum") / 64  # as the loop has it
+    loss = F.cross_entropy(logits, ours, label_smoothing=smoothing, reduction="sum") / 64  # as in the training loop
     torch.testing.assert_close(loss, SoftTargetCrossEntropy()(logits, theirs))
 
 
-def test_a_image_mixed_with_its_own_class_is_all_of_that() -> None:
+def test_an_image_mixed_with_its_own_class_keeps_its_label() -> None:
     draws = draw_mix(30, 8, 8, mixup=1.0, cutmix=1.0, seed=0)
     shares = mixed_labels(torch.full((30,), 2), draws, 4)
     torch.testing.assert_close(shares, torch.eye(4)[[2]].expand(30, 4))
@@ -165,7 +163,7 @@ def torchvision_boxes(count: int, height: int, width: int) -> Tensor:
 
 
 @pytest.mark.parametrize("frame", FRAMES, ids=str)
-def test_random_erasing_is_torchvision_s(frame: tuple[int, int]) -> None:
+def test_random_erasing_boxes_match_torchvision(frame: tuple[int, int]) -> None:
     theirs = torchvision_boxes(4000, *frame)
     ours = erase_boxes(20_000, *frame, 1.0, seed=0)
     assert (ours >= 0).all() and (ours[:, 2:] <= torch.tensor(frame)).all()
@@ -180,16 +178,16 @@ def test_random_erasing_is_torchvision_s(frame: tuple[int, int]) -> None:
 
 
 @pytest.mark.parametrize("probability", [0.0, 0.25, 1.0])
-def test_random_erasing_s_probability(probability: float) -> None:
+def test_random_erasing_has_the_given_probability(probability: float) -> None:
     boxes = erase_boxes(20_000, 32, 32, probability, seed=1)
     erased = int((boxes[:, 2] > boxes[:, 0]).sum())
-    # with both sides shorter than the frame, all but one in a thousand find a box in ten tries
+    # for 999 of 1000 images, one of ten boxes fits
     assert erased == pytest.approx(20_000 * probability, abs=400)
     assert (erased == 0) == (probability == 0)
 
 
 @pytest.mark.parametrize(("share", "side"), [(0.5, 16), (0.25, 8), (0.1, 3), (1e-6, 1), (1.0, 32)])
-def test_cutout_s_boxes(share: float, side: int) -> None:
+def test_cutout_boxes_are_uniform_and_clipped_to_the_image(share: float, side: int) -> None:
     boxes = cutout_boxes(20_000, 32, 32, share, seed=0)
     sides = boxes[:, 2:] - boxes[:, :2]
     assert sides.max() == side and (boxes >= 0).all() and (boxes <= 32).all()
@@ -203,9 +201,7 @@ def test_cutout_s_boxes(share: float, side: int) -> None:
 @pytest.mark.parametrize(
     ("extra", "boxes", "purpose"), [("erase", erase_boxes, ERASE), ("cutout", cutout_boxes, CUTOUT)]
 )
-def test_boxes_are_painted_in_the_mean_colour_and_nothing_else_is(
-    extra: str, boxes: Any, purpose: int, channels: int
-) -> None:
+def test_only_boxes_are_filled_with_the_given_colour(extra: str, boxes: Any, purpose: int, channels: int) -> None:
     images = noise(30, 24, 40, channels)
     colour = (10, 20, 30)[:channels]
     made = [
@@ -228,7 +224,7 @@ def test_boxes_are_painted_in_the_mean_colour_and_nothing_else_is(
     assert torch.equal(erased, torch.where(inside, torch.tensor(colour, dtype=torch.uint8).view(1, -1, 1, 1), plain))
 
 
-def test_boxes_of_no_size_paint_nothing() -> None:
+def test_empty_boxes_change_nothing() -> None:
     images = noise(3)
     boxes = torch.tensor([[0, 0, 0, 0], [5, 5, 5, 9], [5, 5, 6, 6]])
     result = kernels.fill_boxes(images, boxes, torch.tensor([1, 2, 3], dtype=torch.uint8))
@@ -236,6 +232,6 @@ def test_boxes_of_no_size_paint_nothing() -> None:
 
 
 @pytest.mark.parametrize("alpha", [1e-9, 1e6])
-def test_extreme_alphas_give_shares(alpha: float) -> None:
+def test_extreme_alphas_give_valid_weights(alpha: float) -> None:
     draws = draw_mix(500, 8, 8, mixup=alpha, cutmix=alpha, seed=0)
     assert ((draws.share >= 0) & (draws.share <= 1)).all()

@@ -1,4 +1,4 @@
-"""What policies draw: how often, how strongly, and beside torchvision's own tables."""
+"""Operations, strengths and frequencies of policies, compared with torchvision's tables."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from vitctl.data.policies import Operation
 
 DRAWS = 60_000
 LEAST_P = 1e-4
-"""Draws that agree with the definition fail one of these tests in so many; the seed is fixed."""
+"""Smallest p-value to accept; seeds are fixed, so that the tests are deterministic."""
 
-TORCHVISION_S = {
+NAMES = {
     "Identity": "identity", "ShearX": "shear_x", "ShearY": "shear_y", "TranslateX": "translate_x",
     "TranslateY": "translate_y", "Rotate": "rotate", "Brightness": "brightness", "Color": "color", "Contrast": "contrast",
     "Sharpness": "sharpness", "Posterize": "posterize", "Solarize": "solarize", "AutoContrast": "autocontrast",
@@ -26,7 +26,7 @@ FACTORS = ("brightness", "color", "contrast", "sharpness")
 
 
 def ours(name: str, magnitude: float, negative: bool) -> Operation:
-    """Return an operation of torchvision's tables as we write it."""
+    """Convert an operation of torchvision's tables to vitctl's."""
     magnitude = -magnitude if negative else magnitude
     if name in FACTORS:
         magnitude += 1
@@ -36,7 +36,7 @@ def ours(name: str, magnitude: float, negative: bool) -> Operation:
 
 
 def drawn(name: str, count: int = DRAWS, **options: int) -> list[list[Operation]]:
-    """Return what is drawn at each turn."""
+    """Return the operations drawn for each position in the sequence."""
     made = policy(name, **options)
     places = made.draw(count, torch.Generator().manual_seed(7))
     assert places.shape == (made.length, count) and places.dtype == torch.int64 and places.device.type == "cpu"
@@ -45,7 +45,7 @@ def drawn(name: str, count: int = DRAWS, **options: int) -> list[list[Operation]
 
 
 def assert_as_defined(found: list[Operation], shares: Counter[Operation]) -> None:
-    """Assert that operations, with strength and sign, are as frequent as they should be."""
+    """Assert that operations, with strength and sign, have the expected frequencies."""
     counts = Counter(found)
     assert counts.keys() <= shares.keys(), set(counts) - set(shares)
     expected = [share * len(found) for share in shares.values()]
@@ -54,19 +54,19 @@ def assert_as_defined(found: list[Operation], shares: Counter[Operation]) -> Non
 
 
 def of_table(space: dict[str, tuple[torch.Tensor, bool]], strengths: list[int]) -> Counter[Operation]:
-    """Return the share of each operation of torchvision's table, drawn uniformly with strength and sign."""
+    """Return the probability of each operation of torchvision's table, drawn uniformly with strength and sign."""
     shares: Counter[Operation] = Counter()
     for name, (magnitudes, signed) in space.items():
         for strength in strengths:
             magnitude = float(magnitudes[strength]) if magnitudes.ndim else 0.0
             for negative in (False, True):
-                operation = ours(TORCHVISION_S[name], magnitude, negative and signed)
+                operation = ours(NAMES[name], magnitude, negative and signed)
                 shares[operation] += 1 / len(space) / len(strengths) / 2  # type: ignore[assignment]
     return shares
 
 
 @pytest.mark.parametrize("m", [0, 9, 30])
-def test_randaugment_is_torchvision_s(m: int) -> None:
+def test_randaugment_matches_torchvision(m: int) -> None:
     space = RandAugment()._augmentation_space(31, (32, 32))
     assert len(space) == 14
     turns = drawn("randaug", n=2, m=m)
@@ -75,28 +75,28 @@ def test_randaugment_is_torchvision_s(m: int) -> None:
         assert_as_defined(turn, of_table(space, [m]))
 
 
-def test_trivialaugment_is_torchvision_s_but_for_the_translation() -> None:
+def test_trivialaugment_matches_torchvision_except_translation() -> None:
     space = TrivialAugmentWide()._augmentation_space(31)
     for name in ("TranslateX", "TranslateY"):
-        assert space[name][0][-1] == 32  # the whole of an image
+        assert space[name][0][-1] == 32  # the full side of an image
         space[name] = (RandAugment()._augmentation_space(31, (32, 32))[name][0], True)
     (turn,) = drawn("trivialaug", 200_000)
     assert_as_defined(turn, of_table(space, list(range(31))))
 
 
-def test_autoaugment_is_torchvision_s() -> None:
-    torchvision_s = AutoAugment(AutoAugmentPolicy.CIFAR10)
-    space = torchvision_s._augmentation_space(10, (32, 32))
-    assert len(torchvision_s.policies) == 25
+def test_autoaugment_matches_torchvision() -> None:
+    theirs = AutoAugment(AutoAugmentPolicy.CIFAR10)
+    space = theirs._augmentation_space(10, (32, 32))
+    assert len(theirs.policies) == 25
     pairs: Counter[tuple[Operation, Operation]] = Counter()
-    for sequence in torchvision_s.policies:
+    for sequence in theirs.policies:
         ways = []
         for name, probability, strength in sequence:
             magnitudes, signed = space[name]
             magnitude = float(magnitudes[strength]) if strength is not None else 0.0
             each: Counter[Operation] = Counter({Operation("identity"): 1 - probability})
             for negative in (False, True):
-                each[ours(TORCHVISION_S[name], magnitude, negative and signed)] += probability / 2
+                each[ours(NAMES[name], magnitude, negative and signed)] += probability / 2
             ways.append(each)
         for first, p in ways[0].items():
             for second, q in ways[1].items():
@@ -116,21 +116,21 @@ SEED = {
     "shear_x": (0, 0.3, True), "shear_y": (0, 0.3, True), "cutout": (0, 40, False), "translate_x": (0, 100, True),
     "translate_y": (0, 100, True),
 }  # fmt: skip
-"""The predecessor's operations: least, greatest, and whether the sign is drawn."""
+"""The original scripts' operations: smallest and largest value, and whether the sign is drawn."""
 
 
 @pytest.mark.parametrize("m", [14, 7])
-def test_the_predecessor_s_randaugment(m: int) -> None:
+def test_seed_randaug_matches_the_original_scripts(m: int) -> None:
     assert len(SEED) == 16
     shares: Counter[Operation] = Counter()
     for name, (low, high, signed) in SEED.items():
         strength = low + m / 30 * (high - low)
         if name == "posterize":
-            strength = max(1, int(strength))  # whole bits, and none is too few
+            strength = max(1, int(strength))  # at least one bit
         for sign in (1, -1) if signed else (1, 1):
             shares[Operation(name, round(sign * strength, 4) + 0.0)] += 1 / 32  # type: ignore[assignment]
     turns = drawn("seed-randaug", n=2, m=m)
-    assert len(turns) == 2 and policy("seed-randaug").first
+    assert len(turns) == 2 and policy("seed-randaug").before_crop
     for turn in turns:
         assert_as_defined(turn, shares)
     if m == 14:
@@ -140,19 +140,19 @@ def test_the_predecessor_s_randaugment(m: int) -> None:
 
 
 @pytest.mark.parametrize("name", POLICIES)
-def test_turns_are_independent_and_operations_may_repeat(name: str) -> None:
+def test_operations_are_drawn_independently_with_replacement(name: str) -> None:
     turns = drawn(name)
-    if len(turns) < 2 or name == "autoaug":  # whose pairs are tested above
+    if len(turns) < 2 or name == "autoaug":  # autoaug's pairs are tested above
         return
     pairs = Counter((a.name, b.name) for a, b in zip(*turns, strict=True))
     names = sorted({pair[0] for pair in pairs})
     assert len(pairs) == len(names) ** 2
-    # every pair is as likely as any other: operations are drawn uniformly, with replacement
+    # all pairs have the same probability
     assert chisquare(list(pairs.values())).pvalue > LEAST_P
 
 
 @pytest.mark.parametrize("name", POLICIES)
-def test_draws_hang_on_the_generator_alone(name: str) -> None:
+def test_draws_depend_only_on_the_generator(name: str) -> None:
     made = policy(name)
     a, b, c = (made.draw(500, torch.Generator().manual_seed(seed)) for seed in (1, 1, 2))
     assert torch.equal(a, b) and not torch.equal(a, c)
@@ -160,7 +160,7 @@ def test_draws_hang_on_the_generator_alone(name: str) -> None:
 
 @pytest.mark.parametrize("name", ["randaug", "trivialaug", "autoaug"])
 @pytest.mark.parametrize("shape", [(8, 8), (24, 40)], ids=str)
-def test_translations_are_a_share_of_the_side(name: str, shape: tuple[int, int]) -> None:
+def test_translations_are_relative_to_the_side(name: str, shape: tuple[int, int]) -> None:
     options = {"m": 30} if name == "randaug" else {}
     farthest = {"translate_y": 0.0, "translate_x": 0.0}
     for operation in policy(name, shape, **options).operations:
@@ -172,5 +172,5 @@ def test_translations_are_a_share_of_the_side(name: str, shape: tuple[int, int])
 
 @pytest.mark.parametrize("n", [1, 3, 16])
 @pytest.mark.parametrize("name", ["randaug", "seed-randaug"])
-def test_n_is_how_many(name: str, n: int) -> None:
+def test_n_is_the_number_of_operations(name: str, n: int) -> None:
     assert policy(name, n=n).length == n == len(drawn(name, 10, n=n))

@@ -345,7 +345,7 @@ def test_broken_files_raise_only_request_errors_with_a_location(path: Path) -> N
         except RequestError as error:
             refused += 1
             message = str(error)
-            located = r"line \d+|s\.yaml:\d+|s\.yaml is not YAML|train refuses|s\.yaml must be|does not measure"
+            located = r"line \d+|s\.yaml:\d+|s\.yaml is not valid YAML|train refuses|s\.yaml must be|does not measure"
             assert re.search(located, message), message
             assert "Traceback" not in message and len(message) > 20
     assert refused >= 25

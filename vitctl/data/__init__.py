@@ -1,7 +1,7 @@
-"""The data sets and the augmentations: tables of names.
+"""Tables of data sets and augmentations.
 
-A data set is a function ``load(options: LoadOptions) -> Dataset`` (see :mod:`vitctl.data.dataset`). An augmentation is a
-function ``policy(shape, **options) -> Policy`` (see :mod:`vitctl.data.policies`).
+A data set is a function ``load(options: LoadOptions) -> Dataset`` (see :mod:`vitctl.data.dataset`), and an augmentation
+is a function ``policy(shape, **options) -> Policy`` (see :mod:`vitctl.data.policies`).
 """
 
 from __future__ import annotations
@@ -13,10 +13,10 @@ from vitctl.registry import Entry, Option
 
 @dataclass(frozen=True, kw_only=True)
 class DatasetEntry(Entry):
-    """A data set of the table.
+    """A data set.
 
     Attributes:
-        flip: mirrored images are still of their class, so training may flip them.
+        flip: whether a mirrored image keeps its class, so that training may flip images.
     """
 
     flip: bool = True
@@ -25,67 +25,65 @@ class DatasetEntry(Entry):
 DATASETS: dict[str, DatasetEntry] = {
     "digits": DatasetEntry(
         target="vitctl.data.digits:load",
-        summary="1,797 handwritten digits of 8x8 grey pixels; comes with scikit-learn, needs no network",
+        summary="1,797 greyscale 8x8 digits, included in scikit-learn",
         flip=False,
     ),
     "folder": DatasetEntry(
         target="vitctl.data.folder:load",
-        summary="--data-dir with train/ and test/ (or val/), a folder of images per class",
+        summary="images in --data-dir: train/CLASS/, and test/ or val/",
     ),
     "cifar10": DatasetEntry(
         target="vitctl.data.cifar:load_cifar10",
-        summary="60,000 colour images of 32x32 pixels in 10 classes; downloaded where it is not found",
+        summary="60,000 colour 32x32 images, 10 classes; downloaded if missing",
     ),
     "cifar100": DatasetEntry(
         target="vitctl.data.cifar:load_cifar100",
-        summary="60,000 colour images of 32x32 pixels in 100 classes; downloaded where it is not found",
+        summary="60,000 colour 32x32 images, 100 classes; downloaded if missing",
     ),
 }
-"""Every data set that ``--dataset`` takes."""
+"""Data sets by ``--dataset`` name."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class AugmentationEntry(Entry):
-    """An augmentation of the table; one without a target has no operations but crop and flip.
+    """An augmentation; without a target it is crop and flip, or nothing.
 
     Attributes:
-        crop: random crop is part of it, and flip where the data set allows it.
+        crop: whether it includes random crop, and flip where the data set allows it.
     """
 
     target: str = ""
     crop: bool = True
 
 
-_STRENGTH = "magnitude of all operations"
+_MAGNITUDE = "magnitude of the operations"
 
 AUGMENTATIONS: dict[str, AugmentationEntry] = {
-    "none": AugmentationEntry(summary="images as they are", crop=False),
-    "basic": AugmentationEntry(
-        summary="random crop of the padded image, and flip where mirrored images keep their class"
-    ),
+    "none": AugmentationEntry(summary="no augmentation", crop=False),
+    "basic": AugmentationEntry(summary="random crop of the padded image, and horizontal flip"),
     "randaug": AugmentationEntry(
         target="vitctl.data.policies:randaug",
-        summary="basic, then n of RandAugment's 14 operations at magnitude m of 30",
+        summary="basic, then RandAugment: n of 14 operations, magnitude m",
         options={
             "n": Option(2, "operations per image", low=1, high=16),
-            "m": Option(9, _STRENGTH, low=0, high=30),
+            "m": Option(9, _MAGNITUDE, low=0, high=30),
         },
     ),
     "trivialaug": AugmentationEntry(
         target="vitctl.data.policies:trivialaug",
-        summary="basic, then one of TrivialAugment's 14 operations at a random magnitude",
+        summary="basic, then TrivialAugment: one operation, random magnitude",
     ),
     "autoaug": AugmentationEntry(
         target="vitctl.data.policies:autoaug",
-        summary="basic, then one of the 25 pairs of operations that AutoAugment found on CIFAR-10",
+        summary="basic, then AutoAugment: one of 25 sub-policies for CIFAR-10",
     ),
     "seed-randaug": AugmentationEntry(
         target="vitctl.data.policies:seed_randaug",
-        summary="the predecessor's RandAugment, whose ranges blank out many small images, then basic",
+        summary="the original scripts' RandAugment, then basic",
         options={
             "n": Option(2, "operations per image", low=1, high=16),
-            "m": Option(14, _STRENGTH, low=0, high=30),
+            "m": Option(14, _MAGNITUDE, low=0, high=30),
         },
     ),
 }
-"""Every augmentation that ``--aug`` takes."""
+"""Augmentations by ``--aug`` name."""

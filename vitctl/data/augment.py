@@ -1,6 +1,6 @@
-"""What a policy's draws do to a batch: images are sorted by operation, and each kind is done at once.
+"""Apply an augmentation policy to batches: images are sorted by kind of operation, and each kind runs once.
 
-Letters in shapes: B images of a batch, b those of them that share a kind of operation, C channels, P pixels of each.
+Letters in shapes: B images of a batch, b images that share a kind of operation, C channels, P pixels per image.
 """
 
 from __future__ import annotations
@@ -25,33 +25,32 @@ _KINDS = {
     "sharpness": 7,
     "cutout": 8,
 }
-"""Kind of each operation. Those done by a table are neighbours (2-5), and so are those that need grey images (5-6) and
-those that blend images (6-7)."""
+"""Kind of each operation. Neighbouring kinds share work: 2-5 use lookup tables, 5-6 the luma, and 6-7 blending."""
 
 _STORED_PLACES = 1 << 20
-"""The most places of source pixels that are kept ready: 8 MiB. Larger images have theirs computed at every step."""
+"""Largest number of source pixel indices to keep (8 MiB); for larger images they are computed at every step."""
 
 _CACHE_BYTES = 1 << 20
-"""Bytes of images that are worked on at once on CPU, so that what lies between two kernels stays in the cache."""
+"""Bytes of images to process at once on the CPU, so that intermediate results stay in its cache."""
 
 CUTOUT_COLOUR = (125, 123, 114)
-"""What the predecessor's cutout paints with: about ImageNet's mean."""
+"""Fill colour of the original scripts' cutout, about ImageNet's mean."""
 
 
 class Augment:
     """Applies a policy to batches.
 
     Args:
-        policy: what to draw from.
+        policy: draws the operations.
         shape: channels (1 or 3), height and width of the images.
-        device: where the images are.
+        device: device of the images.
 
     Attributes:
-        first: it comes before crop and flip.
+        before_crop: whether to apply it before crop and flip.
     """
 
     def __init__(self, policy: Policy, shape: tuple[int, int, int], device: torch.device) -> None:
-        self.policy, self.device, self.first = policy, device, policy.first
+        self.policy, self.device, self.before_crop = policy, device, policy.before_crop
         self.channels, self.height, self.width = shape
         operations = policy.operations
         self.kinds = torch.tensor([_KINDS[operation.name] for operation in operations])  # on the CPU
@@ -78,11 +77,11 @@ class Augment:
         return kernels.fixed_point(kernels.affine_matrix(*moved, self.height, self.width))
 
     def __call__(self, images: Tensor, seed: int) -> Tensor:
-        """Augment a batch by draws that hang on ``seed`` alone.
+        """Augment a batch with operations that depend only on ``seed``.
 
         Args:
-            images: uint8 ``[B, C, H, W]`` on the device; left as they are.
-            seed: of this batch.
+            images: uint8 ``[B, C, H, W]`` on the device; not modified.
+            seed: seeds this batch.
 
         Returns:
             uint8 ``[B, C, H, W]``.
@@ -99,17 +98,17 @@ class Augment:
         return torch.cat([self.apply(*each) for each in pieces])
 
     def apply(self, images: Tensor, drawn: Tensor, centres: Tensor) -> Tensor:
-        """Apply the operations drawn, in turn.
+        """Apply the drawn operations in sequence.
 
         Args:
-            images: uint8 ``[B, C, H, W]`` on the device; left as they are.
-            drawn: int64 ``[length, B]`` on the CPU, places among the policy's operations.
-            centres: float64 ``[length, B, 2]`` on the CPU, between 0 and 1: where a cutout is, down and across.
+            images: uint8 ``[B, C, H, W]`` on the device; not modified.
+            drawn: int64 ``[length, B]`` on the CPU, indices into the policy's operations.
+            centres: float64 ``[length, B, 2]`` on the CPU, positions of cutout (y, x) between 0 and 1.
 
         Returns:
             uint8 ``[B, C, H, W]``.
         """
-        place = torch.arange(len(images))  # where each of the sorted images stood at first
+        place = torch.arange(len(images))  # original index of each sorted image
         for operations, where in zip(drawn, centres, strict=True):
             kinds = self.kinds[operations[place]]
             order = kinds.argsort(stable=True)
@@ -123,10 +122,10 @@ class Augment:
         """Apply one operation to each image, in place.
 
         Args:
-            images: sorted by the kind of operation.
-            drawn: int64 ``[B]`` on the CPU, places among the policy's operations.
+            images: uint8 ``[B, C, H, W]``, sorted by kind of operation.
+            drawn: int64 ``[B]`` on the CPU, indices into the policy's operations.
             centres: float64 ``[B, 2]`` on the CPU.
-            counts: images of each kind.
+            counts: number of images of each kind.
         """
         spans = [slice(*ends) for ends in pairwise(accumulate(counts, initial=0))]
         _, affine, fixed, auto, equal, contrast, color, sharp, cutout = spans
@@ -163,16 +162,16 @@ class Augment:
 
 
 def seed_cutout_boxes(sides: Tensor, centres: Tensor, height: int, width: int) -> Tensor:
-    """Return the boxes of the predecessor's cutout, int64 ``[b, 4]``.
+    """Return the boxes of the original scripts' cutout, int64 ``[b, 4]``.
 
-    Its centre is uniform between the first pixel and the far edge; the box goes by half the side up and left of it, or to the
-    edge, and from there by the whole side, both ends included.
+    A box starts half a side above and to the left of its centre, clipped to the image, and ends a full side further,
+    both ends included. A centre of 0 is at the far edge of an axis, and a centre of 1 at coordinate 1.
 
     Args:
         sides: float64 ``[b]``, in pixels.
-        centres: float64 ``[b, 2]``, between 0 and 1.
-        height: of the images.
-        width: of the images.
+        centres: float64 ``[b, 2]``, positions (y, x) between 0 and 1.
+        height: image height.
+        width: image width.
     """
     size = torch.tensor([height, width], dtype=torch.float64)
     start = (size + (1 - size) * centres - sides[:, None] / 2).clamp(min=0).long()  # [b, 2]

@@ -1,8 +1,7 @@
-"""Training batches without worker processes: uint8 images on the device, augmented there.
+"""Training batches without worker processes: uint8 images are augmented on the device.
 
-Which images make up a batch depends on (seed, epoch) alone, and what is done to each of them on (seed, epoch, step)
-alone: both are drawn on the CPU for the whole batch. So samples and draws are the same on any device, for any
-micro-batch, and after any resume.
+The images of a batch depend only on (seed, epoch), and their augmentation only on (seed, epoch, step). Both are drawn on
+the CPU for the complete batch, so they are the same on every device, for every micro-batch size, and after resuming.
 """
 
 from __future__ import annotations
@@ -19,11 +18,11 @@ from vitctl.data.augment import Augment
 from vitctl.devices import fits, to_device
 
 POLICY, ERASE, CUTOUT, MIX = 1, 2, 3, 4
-"""What a further seed is derived for, so that what one of them draws does not hang on the others."""
+"""Purposes of derived seeds, so that each augmentation draws independently of the others."""
 
 
 def derive_seed(*parts: int) -> int:
-    """Return a 63-bit seed that depends on every part, so that neighbouring seeds give unrelated streams."""
+    """Return a 63-bit seed, a hash of ``parts``: similar parts give unrelated seeds."""
     text = ",".join(map(str, parts)).encode()
     return int.from_bytes(hashlib.blake2b(text, digest_size=8).digest(), "little") >> 1
 
@@ -35,16 +34,16 @@ def epoch_order(count: int, seed: int, epoch: int) -> Tensor:
 
 @dataclass(frozen=True, kw_only=True)
 class Extras:
-    """What is done to a batch besides crop and flip.
+    """Augmentation besides crop and flip.
 
     Attributes:
-        policy: an automatic augmentation, or None.
-        erase: probability of a random box painted over.
-        cutout: side of a box painted over in every image, as a share of the image's; 0 is none.
-        colour: that boxes are painted in, a grey level per channel.
-        mixup: alpha of mixup; 0 is off.
-        cutmix: alpha of CutMix; 0 is off.
-        classes: of the data set, K.
+        policy: automatic augmentation, or None.
+        erase: probability of random erasing.
+        cutout: side of cutout's box relative to the image's side; 0 disables it.
+        colour: fill colour of random erasing and cutout, one uint8 value per channel.
+        mixup: alpha of mixup; 0 disables it.
+        cutmix: alpha of CutMix; 0 disables it.
+        classes: number of classes, K.
     """
 
     policy: Augment | None = None
@@ -58,12 +57,12 @@ class Extras:
 
 @dataclass(frozen=True)
 class Draws:
-    """Where an image is cropped, and whether it is flipped.
+    """Crop offsets and flips of a batch.
 
     Attributes:
         top: int64 ``[B]``, first row of the crop in the padded image.
         left: int64 ``[B]``, first column.
-        mirror: bool ``[B]``, flip left and right.
+        mirror: bool ``[B]``, whether to flip horizontally.
     """
 
     top: Tensor
@@ -80,12 +79,12 @@ def draw(count: int, padding: int, flip: bool, seed: int, epoch: int, step: int)
 
 
 def crop_and_flip(images: Tensor, draws: Draws, padding: int) -> Tensor:
-    """Pad by zeros, crop back to size at each image's own offset, and mirror those drawn.
+    """Pad images with zeros, crop each to its size at its own offset, and flip it if drawn.
 
     Args:
         images: uint8 ``[B, C, H, W]``.
-        draws: on the same device.
-        padding: pixels added on every side.
+        draws: offsets and flips, on the same device.
+        padding: pixels added on each side.
 
     Returns:
         uint8 ``[B, C, H, W]``.
@@ -108,17 +107,17 @@ class TrainBatches:
     Args:
         images: uint8 ``[n, C, H, W]``; may be memory-mapped.
         labels: int64 ``[n]``.
-        index: int64 ``[m]``, which of them are trained on.
+        index: int64 ``[m]``, the images to train on.
         batch_size: images per step; the last batch of an epoch may be smaller.
-        device: where batches are wanted. Images move there once if they fit, else batch by batch.
-        seed: of order and draws.
-        augment: crop at random offsets, and flip.
-        flip: mirrored images keep their class.
-        drop_single: leave out a last batch of one image.
-        extras: what is done besides.
+        device: device of the batches; all images are moved there at once if they fit, else batch by batch.
+        seed: seeds the order of the images and the augmentation.
+        augment: whether to crop at random offsets, and to flip if ``flip``.
+        flip: whether mirrored images keep their class.
+        drop_single: drop a last batch of one image.
+        extras: further augmentation.
 
     Attributes:
-        mixed_steps: first steps of the run, whose images are mixed where ``extras`` says so; None is all.
+        mixed_steps: number of steps from the start of the run that use mixup or CutMix; None for all.
     """
 
     def __init__(
@@ -151,30 +150,30 @@ class TrainBatches:
         self._order: tuple[int, Tensor] | None = None
 
     def order(self, epoch: int) -> Tensor:
-        """Return the images of an epoch in order, int64 ``[count]`` into the data set, on the CPU."""
+        """Return the order of the images in an epoch, int64 ``[count]``, indices into the data set, on the CPU."""
         if self._order is None or self._order[0] != epoch:
             permutation = epoch_order(len(self.index), self.seed, epoch)
             self._order = epoch, self.index[permutation][: self.count]
         return self._order[1]
 
     def batch(self, epoch: int, step: int) -> tuple[Tensor, Tensor]:
-        """Return the batch of a step of an epoch, both counted from 0.
+        """Return the batch of ``epoch`` and ``step``, both counted from 0.
 
         Returns:
-            Augmented images, uint8 ``[B, C, H, W]``, and labels, on the device: int64 ``[B]``, or where images are
-            mixed the share of each class, float32 ``[B, K]``.
+            Augmented images, uint8 ``[B, C, H, W]``, and labels, both on the device. Labels are int64 ``[B]``, or the
+            share of each class, float32 ``[B, K]``, if images are mixed.
         """
         chosen = self.order(epoch)[step * self.batch_size : (step + 1) * self.batch_size]
         labels = to_device(self.labels[chosen], self.device)
         images = to_device(self.images.index_select(0, to_device(chosen, self.images.device)), self.device)
         policy = self.extras.policy
-        if policy is not None and policy.first:
+        if policy is not None and policy.before_crop:
             images = policy(images, derive_seed(self.seed, epoch, step, POLICY))
         if self.augment:
             draws = draw(len(chosen), self.padding, self.flip, self.seed, epoch, step)
             on_device = Draws(*(to_device(each, self.device) for each in (draws.top, draws.left, draws.mirror)))
             images = crop_and_flip(images, on_device, self.padding)
-        if policy is not None and not policy.first:
+        if policy is not None and not policy.before_crop:
             images = policy(images, derive_seed(self.seed, epoch, step, POLICY))
         images = self._paint_over(images, epoch, step)
         if not self.mixes(epoch, step):
@@ -187,13 +186,13 @@ class TrainBatches:
         return images, mixing.mixed_labels(labels, drawn, self.extras.classes)
 
     def mixes(self, epoch: int, step: int) -> bool:
-        """Whether the images of a step are mixed."""
+        """Return whether a step uses mixup or CutMix."""
         if not self.extras.mixup and not self.extras.cutmix:
             return False
         return self.mixed_steps is None or epoch * self.steps_per_epoch + step < self.mixed_steps
 
     def _paint_over(self, images: Tensor, epoch: int, step: int) -> Tensor:
-        """Paint over the boxes of random erasing and cutout."""
+        """Apply random erasing and cutout."""
         B, _, H, W = images.shape
         for share, purpose, boxes in (
             (self.extras.erase, ERASE, mixing.erase_boxes),
@@ -206,12 +205,12 @@ class TrainBatches:
 
 
 def scale_and_offset(mean: tuple[float, ...], std: tuple[float, ...], white: int = 255) -> tuple[Tensor, Tensor]:
-    """Return scale and offset, float32 ``[1, C, 1, 1]`` each, that normalise images in one multiply-add.
+    """Return the scale and offset, float32 ``[1, C, 1, 1]`` each, that normalise images in one multiply-add.
 
     Args:
         mean: mean per channel of images scaled to 0-1.
-        std: standard deviation per channel, likewise.
-        white: largest pixel value.
+        std: standard deviation per channel of images scaled to 0-1.
+        white: largest pixel value of the images to normalise.
     """
     deviation = torch.tensor(std, dtype=torch.float64)
     scale, offset = 1 / (white * deviation), -torch.tensor(mean, dtype=torch.float64) / deviation
@@ -224,14 +223,14 @@ def normalized(images: Tensor, scale: Tensor, offset: Tensor) -> Tensor:
 
 
 class Normalize:
-    """Turn uint8 images into what a network sees.
+    """Converts uint8 images to network input.
 
     Args:
-        mean: per channel, of images scaled to 0-1.
-        std: likewise.
-        img_size: side of the network's input; other images are resized (bilinear, antialiased).
-        device: where the images are.
-        channels_last: put the channels innermost, which some convolutional networks are faster with.
+        mean: mean per channel of images scaled to 0-1.
+        std: standard deviation per channel of images scaled to 0-1.
+        img_size: side of the network's input; images of other sizes are resized (bilinear, antialiased).
+        device: device of the images.
+        channels_last: use the channels-last memory format, in which some convolutional networks are faster.
     """
 
     def __init__(
@@ -250,6 +249,6 @@ class Normalize:
         x = normalized(images, self.scale, self.offset)
         if x.shape[-1] != self.img_size or x.shape[-2] != self.img_size:
             x = F.interpolate(x, (self.img_size, self.img_size), mode="bilinear", antialias=True)
-        # The weights stay in rows: convolutions take their layout from the images, and fused optimizers, which walk a
-        # parameter and its state in memory order, would mistake any other.
+        # Weights stay contiguous: convolutions follow the layout of the images, and fused optimizers, which traverse a
+        # parameter and its state in memory order, would mix up other layouts.
         return x.contiguous(memory_format=torch.channels_last) if self.channels_last else x

@@ -1,10 +1,10 @@
-"""Images decoded once, kept as one memory-mapped file.
+"""Cache of decoded images in memory-mapped files.
 
-A cache is a folder ``<data set>-<hash of the place>-<H>x<W>-<key>`` with two files: ``images``, the raw uint8
-[n, C, H, W], and ``meta.json``. The key is a hash of everything that the pixels hang on, so a cache is never brought
-up to date, only replaced. It is built in a hidden folder beside it and renamed when complete; whoever finds it finds
-all of it. While building, the builder holds a lock on ``images``: a hidden folder without a lock is what a crash left.
-Whoever builds one then removes those of data sets that are no longer there.
+A cache is a folder ``<data set>-<hash of the path>-<H>x<W>-<key>`` with two files: ``images``, the raw uint8
+[n, C, H, W], and ``meta.json``. The key is a hash of everything that the pixels depend on, so a cache is never updated,
+only replaced. It is built in a hidden folder next to it and renamed when complete, so that a reader never sees part of
+it. The builder holds the lock file :data:`LOCK` in the hidden folder; a hidden folder without a held lock was left by a
+crash. After building a cache, the builder removes the caches of data sets that no longer exist.
 """
 
 from __future__ import annotations
@@ -37,22 +37,30 @@ from vitctl.observer import SILENT, Observer
 from vitctl.units import format_bytes
 
 FORMAT = 1
-"""Raise it when what is stored, or how images are decoded, changes."""
+"""Version of the format; increase it when the stored data or the decoding changes."""
 
 Image = npt.NDArray[np.uint8]
 Decode = Callable[[str], "Image | str"]
-"""Takes a path; returns uint8 [C, H, W], or why the image cannot be read. Called from several threads."""
+"""Decodes a path to uint8 [C, H, W], or returns why the image cannot be read. Called from several threads."""
 
 _NAME = re.compile(r".+-[0-9a-f]{12}-\d+x\d+-[0-9a-f]{16}")
 LOCK = "lock"
 """Lock file in the folder of an unfinished cache, held by the process that builds it."""
+
+_MAKE_ROOM = "free some space, or set VITCTL_CACHE to a folder on another disk"
 
 _CHUNK_BYTES = 2**20
 _STALLED_SECONDS = 60.0
 
 
 class ImageFile(NamedTuple):
-    """An image of a listing: its path within the data set (with ``/``), bytes, and modification time in ns."""
+    """An image file of a listing.
+
+    Attributes:
+        path: path relative to the data set, with ``/``.
+        size: size in bytes; -1 for a broken link.
+        mtime_ns: modification time in nanoseconds.
+    """
 
     path: str
     size: int
@@ -61,13 +69,13 @@ class ImageFile(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class Decoded:
-    """The images of a listing, decoded.
+    """The decoded images of a listing.
 
     Attributes:
-        images: uint8 [n, C, H, W], memory-mapped; the images that could be read, in the listing's order.
-        mean: per channel, scaled to 0..1, over the images asked for.
-        std: likewise the standard deviation, at least half a grey level.
-        bad: which of the listing could not be read, ascending, and why.
+        images: uint8 [n, C, H, W], memory-mapped; the readable images in the order of the listing.
+        mean: mean per channel of the measured images, scaled to 0-1.
+        std: standard deviation per channel of the measured images, scaled to 0-1; at least half a grey level.
+        bad: indices of unreadable images in the listing, ascending, with the reason.
     """
 
     images: Image
@@ -77,7 +85,7 @@ class Decoded:
 
 
 def cache_folder() -> Path:
-    """Return the folder of all caches: ``$VITCTL_CACHE``, else the user's cache folder for vitctl."""
+    """Return the folder of all caches: ``$VITCTL_CACHE`` or the user's cache folder for vitctl."""
     return Path(os.environ.get("VITCTL_CACHE") or platformdirs.user_cache_dir("vitctl")).expanduser()
 
 
@@ -91,46 +99,48 @@ def decode_all(
     measured: int,
     observer: Observer = SILENT,
 ) -> Decoded:
-    """Return the images of a listing, decoding them unless the cache has them.
+    """Return the images of a listing, from the cache or decoded.
 
-    Several processes may do this at once: one that finds another at work on the same images waits for it.
+    Several processes may call this at once: a process waits while another one decodes the same images.
 
     Args:
-        name: the data set.
-        root: the folder that the paths are relative to.
+        name: name of the data set.
+        root: folder that the paths are relative to.
         files: the listing.
         shape: C, H, W of every decoded image.
-        decode: how to read one.
-        measured: mean and deviation are those of the first so many of the listing.
-        observer: is notified of the decoding.
+        decode: decodes an image.
+        measured: mean and standard deviation are those of this many images from the start of the listing.
+        observer: receives progress.
 
     Raises:
-        RequestError: the cache folder cannot be written, or has no room.
+        RequestError: the cache folder cannot be written, or its disk has too little space.
         RunFailed: the disk filled up.
-        VitctlError: whatever ``decode`` raised.
+        VitctlError: raised by ``decode``.
     """
-    caches = cache_folder() / "pictures"  # the name of earlier versions, which is kept
+    caches = cache_folder() / "pictures"  # keeps the caches of earlier versions valid
     place = hashlib.sha256(os.fsencode(os.path.realpath(root))).hexdigest()[:12]
     prefix = f"{name}-{place}-{shape[1]}x{shape[2]}-"
     key = _key(name, files, shape, measured)
     final = caches / (prefix + key[:16])
     builds = 0
     with _explained(caches), warnings.catch_warnings():
-        # A broken palette or date is nothing to tell of; what matters ends up among the bad images.
+        # Pillow's warnings about broken palettes or dates do not matter; unreadable images are reported as bad.
         warnings.simplefilter("ignore")
         caches.mkdir(parents=True, exist_ok=True)
         while True:
-            # Asked before looking, so that whoever finishes in between is seen by one of the two.
+            # Checked before opening, so that a builder that finishes in between is not missed.
             wait = _other_at_work(caches, prefix, final.name)
             decoded = _open(final, key, shape, len(files))
-            # What could not be read may be readable now, with no change of size or time: a mode, a mount.
+            # Unreadable images may have become readable without a change of size or time: permissions, a mount.
             if decoded and not any(not isinstance(decode(str(root / files[i].path)), str) for i in decoded.bad):
                 return decoded
             if wait:
                 time.sleep(0.1)
                 continue
             if builds == 3:
-                raise RunFailed(f"{final} was lost three times after it was built; set VITCTL_CACHE to another folder")
+                raise RunFailed(
+                    f"{final} disappeared three times after it was built", hint="set VITCTL_CACHE to another folder"
+                )
             for stale in _published(caches, prefix):
                 _discard(stale)
             _build(final, key, root, files, shape, decode, measured, observer)
@@ -140,18 +150,15 @@ def decode_all(
 
 @contextlib.contextmanager
 def _explained(caches: Path) -> Iterator[None]:
-    """Turn what the file system refuses into a sentence."""
+    """Convert errors of the file system."""
     try:
         yield
     except OSError as error:
+        reason = error.strerror or error
         if is_full(error):
-            raise NoSpace(
-                f"the disk of {caches} filled up while images were decoded; free some room, or set VITCTL_CACHE to a "
-                f"folder on another disk"
-            ) from error
+            raise NoSpace(f"cannot write decoded images to {caches}: {reason}", hint=_MAKE_ROOM) from error
         raise RequestError(
-            f"decoded images cannot be kept in {caches} ({error.strerror or error}); set VITCTL_CACHE to a folder "
-            f"that can be written"
+            f"cannot write decoded images to {caches}: {reason}", hint="set VITCTL_CACHE to a writable folder"
         ) from error
 
 
@@ -163,7 +170,7 @@ def _key(name: str, files: Sequence[ImageFile], shape: tuple[int, int, int], mea
 
 
 def _open(final: Path, key: str, shape: tuple[int, int, int], total: int) -> Decoded | None:
-    """Return the cache ``final``, or None when there is none or it is damaged."""
+    """Return the cache ``final``, or None if it is missing or damaged."""
     try:
         meta = json.loads((final / "meta.json").read_text(encoding="utf-8"))
         bad = {int(i): str(reason) for i, reason in meta["bad"].items()}
@@ -173,7 +180,7 @@ def _open(final: Path, key: str, shape: tuple[int, int, int], total: int) -> Dec
             return None
         if (final / "images").stat().st_size != count * math.prod(shape):
             return None
-        # Mode c: the pages are shared and never written back, yet torch takes the array without a warning.
+        # Mode "c" shares the pages and never writes them back; for mode "r", torch would warn.
         images: Image = (
             np.memmap(final / "images", dtype=np.uint8, mode="c", shape=(count, *shape))
             if count
@@ -194,17 +201,17 @@ def _build(
     measured: int,
     observer: Observer,
 ) -> None:
-    """Decode everything and put it at ``final``, unless somebody else has by then."""
+    """Decode all images into ``final``, unless another process finishes first."""
     needed = len(files) * math.prod(shape)
     free = shutil.disk_usage(final.parent).free
     if needed > free:
         raise RequestError(
-            f"the decoded images take {format_bytes(needed)} and {final.parent} has {format_bytes(free)} left; free "
-            f"some, or set VITCTL_CACHE to a folder on another disk"
+            f"the decoded images need {format_bytes(needed)}, but {final.parent} has {format_bytes(free)} free",
+            hint=_MAKE_ROOM,
         )
     temporary = Path(tempfile.mkdtemp(prefix=f".{final.name}.", suffix=".tmp", dir=final.parent))
     try:
-        # Plain writes rather than a mapped file: a full disk is then an error and not a SIGBUS.
+        # Written, not mapped: a full disk then raises an error instead of SIGBUS.
         with contextlib.ExitStack() as lock:
             lock.enter_context(locked(temporary / LOCK))
             with open(temporary / "images", "wb") as file:
@@ -216,7 +223,7 @@ def _build(
                 flush(file)
             if os.name == "nt":
                 lock.close()  # Windows cannot move open files; elsewhere the lock is held until the folder is renamed
-            # Where another process was faster, its folder is in the way and as good as this one.
+            # Renaming fails if another process was faster; its folder has the same content.
             with contextlib.suppress(OSError):
                 os.rename(temporary, final)
     finally:
@@ -224,10 +231,15 @@ def _build(
 
 
 class _Chunk(NamedTuple):
-    """Some images in a row, decoded.
+    """Consecutive decoded images.
 
-    ``total`` images were to be read, ``data`` are those that could be, ``bad`` tells of the others; over ``pixels``
-    of each channel, ``sums`` and ``squares`` are the sums of the values and of their squares, int64 [C].
+    Attributes:
+        total: number of images, readable or not.
+        data: bytes of the readable images.
+        bad: indices of the unreadable images, with the reason.
+        pixels: measured pixels per channel.
+        sums: int64 [C], sum of the measured values.
+        squares: int64 [C], sum of their squares.
     """
 
     total: int
@@ -247,7 +259,7 @@ def _decode_into(
     measured: int,
     observer: Observer,
 ) -> tuple[dict[int, str], list[float], list[float]]:
-    """Write every readable image to ``file``, in order; return the bad ones, the mean and the deviation."""
+    """Write every readable image to ``file``, in order; return the bad ones, the mean and the standard deviation."""
     bad: dict[int, str] = {}
     pixels, done = 0, 0
     sums, squares = np.zeros(shape[0], dtype=np.int64), np.zeros(shape[0], dtype=np.int64)
@@ -263,7 +275,7 @@ def _decode_into(
     pixels = max(pixels, 1)
     mean = [s / pixels / 255 for s in sums.tolist()]
     pairs = zip(sums.tolist(), squares.tolist(), strict=True)
-    # In whole numbers up to the root, so that nothing cancels; a channel of one value has no deviation to divide by.
+    # Integers up to the root avoid cancellation; the lower bound allows division for a constant channel.
     std = [max(math.sqrt((q * pixels - s * s) / pixels**2), 0.5) / 255 for s, q in pairs]
     return bad, mean, std
 
@@ -271,7 +283,7 @@ def _decode_into(
 def _chunks(
     root: Path, files: Sequence[ImageFile], shape: tuple[int, int, int], decode: Decode, measured: int
 ) -> Generator[_Chunk]:
-    """Yield the decoded images in order, with a few chunks decoded ahead on all cores."""
+    """Yield the decoded images in order, decoding a few chunks ahead on all cores."""
     workers = _cores()
     step = max(1, min(32, _CHUNK_BYTES // math.prod(shape)))
 
@@ -311,19 +323,19 @@ def _chunks(
 
 
 def _cores() -> int:
-    """Return how many cores this process may use."""
+    """Return the number of cores that this process may use."""
     if sys.platform == "linux":
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
 
 
 def _published(caches: Path, prefix: str) -> list[Path]:
-    """Return the finished caches of a data set, place and size."""
+    """Return the finished caches with this prefix: of one data set, path and image size."""
     return [caches / entry for entry in os.listdir(caches) if entry.startswith(prefix)]
 
 
 def _discard(folder: Path) -> None:
-    """Delete a finished cache, so that nobody ever finds half of it. Who has it mapped keeps what it has."""
+    """Delete a finished cache so that no process sees part of it; processes that have it mapped keep it."""
     grave = tempfile.mkdtemp(prefix=f".{folder.name}.", suffix=".tmp", dir=folder.parent)
     with contextlib.suppress(OSError):
         os.rename(folder, os.path.join(grave, "old"))
@@ -331,9 +343,9 @@ def _discard(folder: Path) -> None:
 
 
 def _prune(caches: Path) -> None:
-    """Remove the caches of data sets that are no longer there, and what died while they were built or removed.
+    """Remove the caches of data sets that no longer exist, and what crashed processes left of them.
 
-    Only what is named and described like a cache of ours is touched. Several processes may do this at once.
+    Only folders with the name and ``meta.json`` of a cache are touched. Several processes may do this at once.
     """
     with contextlib.suppress(OSError):
         for entry in os.listdir(caches):
@@ -346,7 +358,7 @@ def _prune(caches: Path) -> None:
 
 
 def _orphaned(folder: Path) -> bool:
-    """Whether the images of a finished cache are gone for certain: not behind a mount or a mode."""
+    """Return whether the images of a finished cache are certainly gone, rather than unmounted or unreadable."""
     try:
         root = json.loads((folder / "meta.json").read_text(encoding="utf-8"))["root"]
     except (OSError, ValueError, KeyError, TypeError):
@@ -361,7 +373,7 @@ def _orphaned(folder: Path) -> bool:
 
 
 def _other_at_work(caches: Path, prefix: str, name: str) -> bool:
-    """Remove what builders of a data set, place and size left when they died; return whether one builds ``name``."""
+    """Remove what crashed builders left of caches with ``prefix``; return whether another process builds ``name``."""
     at_work = False
     for entry in os.listdir(caches):
         if not (entry.startswith(f".{prefix}") and entry.endswith(".tmp")):
@@ -369,30 +381,30 @@ def _other_at_work(caches: Path, prefix: str, name: str) -> bool:
         fresh, alive = _signs_of_life(caches / entry)
         if not alive:
             shutil.rmtree(caches / entry, ignore_errors=True)
-        # One that is stopped, or hangs on a mount, is not waited for.
+        # A suspended builder, or one blocked on a mount, is not worth waiting for.
         elif fresh and entry.startswith(f".{name}."):
             at_work = True
     return at_work
 
 
 def _signs_of_life(temporary: Path) -> tuple[bool, bool]:
-    """Return whether the folder's builder wrote of late, and whether it is alive."""
+    """Return whether the builder of ``temporary`` wrote recently, and whether it is alive."""
     try:
         found = (temporary / "images").stat()
     except OSError:
         try:
             fresh = time.time() - temporary.stat().st_mtime < _STALLED_SECONDS
         except OSError:
-            return False, True  # gone by now
+            return False, True  # the folder is gone
         return False, fresh
     fresh = time.time() - found.st_mtime < _STALLED_SECONDS
     if found.st_size == 0 and fresh:
-        return True, True  # it may be just about to take its lock
+        return True, True  # it may not have taken its lock yet
     return fresh, _is_locked(temporary / LOCK, fresh)
 
 
 def _is_locked(path: Path, unknown: bool) -> bool:
-    """Return whether a process holds the lock, or ``unknown`` if the file system cannot tell."""
+    """Return whether a process holds the lock, or ``unknown`` if that cannot be determined."""
     try:
         with locked(path) as held:
             return not held and unknown

@@ -1,4 +1,4 @@
-"""CIFAR-10 and CIFAR-100, from the official archive or its batches, from a folder of images, or downloaded.
+"""CIFAR-10 and CIFAR-100, read from the official archive, its unpacked batches or an image folder, or downloaded.
 
 Krizhevsky, Learning Multiple Layers of Features from Tiny Images, 2009; https://www.cs.toronto.edu/~kriz/cifar.html
 """
@@ -26,17 +26,17 @@ from vitctl.data.download import (
     DamagedArchive,
     DownloadFailed,
     Stalled,
-    alone,
+    download_lock,
     fetch,
     members,
     not_writable,
     unpack,
 )
-from vitctl.data.folder import SPLITS, Listing, decode_image, decode_listing, list_images
+from vitctl.data.folder import SPLITS, Listing, cannot_read, decode_image, decode_listing, list_images
 from vitctl.errors import RequestError, VitctlWarning
 
 MIRROR = "VITCTL_CIFAR_URL"
-"""Environment variable: the address of a folder that has the official archives, to download them from."""
+"""Environment variable: URL of a folder with the official archives, to download from instead."""
 
 _SIDE = 32
 _ROW = 3 * _SIDE * _SIDE
@@ -44,21 +44,21 @@ _ROW = 3 * _SIDE * _SIDE
 
 @dataclass(frozen=True, kw_only=True)
 class Cifar:
-    """What tells one CIFAR from another.
+    """Description of CIFAR-10 or CIFAR-100.
 
     Attributes:
-        name: its name in ``DATASETS``.
-        title: how it is written.
-        classes: what the labels stand for.
-        mean: as published, per channel, of values scaled to 0..1.
-        std: likewise.
-        archive: the official one, with the batches.
-        folder: what the archive unpacks to.
-        train: the batches of the training part and how many images each holds.
-        test: likewise of the test part.
-        meta: the file with the class names.
-        label_key: what the labels are called in a batch.
-        names_key: what the class names are called in ``meta``.
+        name: key in ``DATASETS``.
+        title: name in messages.
+        classes: class names, in the order of the labels.
+        mean: published mean per channel, of values scaled to 0-1.
+        std: published standard deviation per channel, of values scaled to 0-1.
+        archive: the official archive of the batches.
+        folder: folder in the archive.
+        train: number of images in each batch file of the training set.
+        test: number of images in each batch file of the test set.
+        meta: file with the class names.
+        label_key: key of the labels in a batch.
+        names_key: key of the class names in ``meta``.
     """
 
     name: str
@@ -76,11 +76,11 @@ class Cifar:
 
     @property
     def files(self) -> tuple[str, ...]:
-        """The files of the archive that are needed."""
+        """Required files of the archive."""
         return (*self.train, *self.test, self.meta)
 
 
-# Sizes and checksums: MD5 as on the data sets' page and in torchvision, SHA-256 as in Keras.
+# Checksums: MD5 from the data sets' page and torchvision, SHA-256 from Keras.
 CIFAR10 = Cifar(
     name="cifar10",
     title="CIFAR-10",
@@ -139,25 +139,25 @@ CIFAR100 = Cifar(
 def load_cifar10(options: LoadOptions) -> Dataset:
     """Return CIFAR-10: 50,000 training and 10,000 test images, RGB, 32x32, in 10 classes.
 
-    It is looked for in ``--data-dir``, else in ``$VITCTL_DATA/cifar10`` and the user's data folder: as an image folder, as
-    the official batches, or as the official archive, which is unpacked beside itself where that can be written. Where
-    it is not, it is downloaded, unless ``options`` say not to: to an empty ``--data-dir``, else to
-    ``$VITCTL_DATA/cifar10``, else to the user's data folder.
+    It is searched for in ``--data-dir``, or else in ``$VITCTL_DATA/cifar10`` and the user's data folder, in three forms:
+    an image folder, the official batches, or the official archive, which is unpacked next to itself if possible. If
+    missing, it is downloaded to ``--data-dir`` if that is empty, or else to ``$VITCTL_DATA/cifar10`` or the user's data
+    folder, unless ``options.download`` is False.
 
     Raises:
-        RequestError: it is in none of the places and cannot be downloaded, or is damaged, or something else.
+        RequestError: the data set is missing and cannot be downloaded, is damaged, or is a different one.
         RunFailed: the disk filled up.
     """
     return load_cifar(CIFAR10, options)
 
 
 def load_cifar100(options: LoadOptions) -> Dataset:
-    """Return CIFAR-100 with its fine classes: like :func:`load_cifar10`, in 100 classes."""
+    """Return CIFAR-100 with its 100 fine classes; see :func:`load_cifar10`."""
     return load_cifar(CIFAR100, options)
 
 
 def load_cifar(spec: Cifar, options: LoadOptions) -> Dataset:
-    """Return the CIFAR that ``spec`` describes; see :func:`load_cifar10`."""
+    """Return the data set ``spec``; see :func:`load_cifar10`."""
     roots = _roots(spec, options.data_dir)
     place = _find(spec, roots)
     if place is None:
@@ -170,11 +170,14 @@ def load_cifar(spec: Cifar, options: LoadOptions) -> Dataset:
 
 
 def _roots(spec: Cifar, data_dir: str | None) -> list[Path]:
-    """Return where to look for it, the likelier first."""
+    """Return the folders to search, in order."""
     if data_dir is not None:
         root = Path(data_dir).expanduser()
         if not os.path.isdir(root):
-            raise RequestError(f"--data-dir {root} is not a folder; name the one that {spec.title} lies in")
+            raise RequestError(
+                f"--data-dir {root} is not a folder",
+                hint=f"use --data-dir with the folder of {spec.title}, or remove --data-dir to download it",
+            )
         return [root]
     roots = [Path(platformdirs.user_data_dir("vitctl"), spec.name)]
     if os.environ.get("VITCTL_DATA"):
@@ -183,7 +186,7 @@ def _roots(spec: Cifar, data_dir: str | None) -> list[Path]:
 
 
 def _find(spec: Cifar, roots: list[Path]) -> Path | None:
-    """Return the first place that has an image folder or batches."""
+    """Return the first folder with images or batches, or None."""
     for root in roots:
         for place in (root, root / spec.name, root / spec.folder, root / spec.name / spec.folder):
             if _has_images(place) or _has_batches(spec, place):
@@ -192,38 +195,36 @@ def _find(spec: Cifar, roots: list[Path]) -> Path | None:
 
 
 def _has_batches(spec: Cifar, place: Path) -> bool:
-    """Whether it has some of the official files."""
+    """Return whether ``place`` has some of the official files."""
     return any(os.path.isfile(place / file) for file in (*spec.train, *spec.test))
 
 
 def _has_images(place: Path) -> bool:
-    """Whether it is laid out as an image folder."""
+    """Return whether ``place`` has the layout of an image folder."""
     return any(os.path.isdir(place / part) for part in SPLITS)
 
 
 @dataclass(frozen=True)
 class _Batches:
-    """Where batches are read from.
+    """The official batches.
 
     Attributes:
-        place: their folder, or their archive.
-        content: what is in the archive.
+        place: folder of the batches, or their archive.
+        content: the files of the archive; None for a folder.
     """
 
     place: Path
     content: Mapping[str, bytes] | None = None
 
     def read(self, name: str) -> dict[str, Any]:
-        """Return a batch; see :func:`_read_batch`."""
         return _read_batch(self.place / name, None if self.content is None else self.content[name])
 
     def has(self, name: str) -> bool:
-        """Whether there is such a file."""
         return os.path.isfile(self.place / name) if self.content is None else name in self.content
 
 
 def _from_archive(spec: Cifar, roots: list[Path], options: LoadOptions) -> _Batches | None:
-    """Return the batches of an archive that somebody put into one of the places, if it is the official one."""
+    """Return the batches of an official archive in one of the folders, or None."""
     for root in roots:
         for folder in (root, root / spec.name):
             path = folder / spec.archive.name
@@ -232,27 +233,29 @@ def _from_archive(spec: Cifar, roots: list[Path], options: LoadOptions) -> _Batc
             try:
                 fault = spec.archive.fault(path)
             except OSError as error:
-                raise RequestError(f"{path} cannot be read ({error.strerror}); make it readable") from error
+                raise cannot_read(path, error) from error
             if fault is None:
                 return _open_archive(spec, path, options)
-            sentence = f"{path} is damaged, or not the official archive: {fault}"
             if options.data_dir is not None:
-                raise RequestError(f"{sentence}; remove it, and download {_address(spec)} again")
-            warnings.warn(f"{sentence}; it is left alone, and downloaded anew", VitctlWarning, stacklevel=2)
+                raise RequestError(
+                    f"{path} is not the official archive: {fault}",
+                    hint=f"delete it, and download {_address(spec)} to the same folder",
+                )
+            warnings.warn(f"ignoring {path}, which is not the official archive: {fault}", VitctlWarning, stacklevel=2)
     return None
 
 
 def _open_archive(spec: Cifar, path: Path, options: LoadOptions) -> _Batches:
-    """Return the batches of an archive whose checksums are right, unpacked beside it where that can be."""
+    """Return the batches of an archive with the right checksums, unpacked next to it if possible."""
     folder = path.parent / spec.folder
     try:
-        with alone(path.parent, spec.archive, options.observer):
+        with download_lock(path.parent, spec.archive, options.observer):
             if not _has_batches(spec, folder):  # else another process was faster
                 unpack(path, folder, spec.files)
         return _Batches(folder)
     except DamagedArchive as damaged:
-        raise _damaged(path, str(damaged)) from damaged
-    except (OSError, Stalled):  # a folder that cannot be written, or a full disk: nothing to lose a run over
+        raise _damaged(path, str(damaged), delete=path) from damaged
+    except (OSError, Stalled):  # the archive can be read without unpacking it
         return _read_archive(spec, path)
 
 
@@ -260,32 +263,30 @@ def _read_archive(spec: Cifar, path: Path) -> _Batches:
     try:
         return _Batches(path, dict(members(path, spec.folder, spec.files)))
     except DamagedArchive as damaged:
-        raise _damaged(path, str(damaged)) from damaged
+        raise _damaged(path, str(damaged), delete=path) from damaged
     except OSError as error:
-        raise RequestError(f"{path} cannot be read ({error.strerror}); make it readable") from error
+        raise cannot_read(path, error) from error
 
 
 def _download(spec: Cifar, roots: list[Path], options: LoadOptions) -> _Batches:
-    """Download the archive, and return its batches."""
+    """Download the archive and return its batches."""
     home, url = roots[0], _address(spec)
-    looked = f"{spec.title} is not in {' nor in '.join(str(root) for root in roots)}"
+    not_found = f"{spec.title} not found in {' or '.join(str(root) for root in roots)}"
     if not options.download:
-        raise RequestError(
-            f"{looked}; put {url} there, unpacked or not, or name the folder that has it with --data-dir"
-        )
+        raise RequestError(not_found, hint=f"use --data-dir with its folder, or put {url} into {home}")
     try:
         names = os.listdir(home) if options.data_dir is not None else []
     except OSError as error:
-        raise RequestError(f"{home} cannot be listed ({error.strerror}); make it readable") from error
+        raise cannot_read(home, error) from error
     if any(not name.startswith(".") for name in names):
         raise RequestError(
-            f"{looked}, which has other things in it; name the folder that it lies in, or leave --data-dir out and it is "
-            f"downloaded to {_roots(spec, None)[0]}, or train on --dataset digits, which is built in"
+            not_found,
+            hint=f"use --data-dir with its folder, or remove --data-dir to download it to {_roots(spec, None)[0]}",
         )
     folder, path = home / spec.folder, home / spec.archive.name
     try:
         home.mkdir(parents=True, exist_ok=True)
-        with alone(home, spec.archive, options.observer):
+        with download_lock(home, spec.archive, options.observer):
             if _has_batches(spec, folder):  # another process was faster
                 return _Batches(folder)
             part = fetch(spec.archive, url, home, options.observer)
@@ -297,19 +298,22 @@ def _download(spec: Cifar, roots: list[Path], options: LoadOptions) -> _Batches:
             part.unlink()
             return _Batches(folder)
     except DamagedArchive as damaged:
-        raise _damaged(path, str(damaged)) from damaged
+        raise _damaged(path, str(damaged), delete=path) from damaged
     except DownloadFailed as reason:
         raise RequestError(
-            f"{looked}, and {url} cannot be downloaded ({reason}); download it by hand and put it into {home}, or name the "
-            f"folder that has it with --data-dir (or the one above {spec.name}/ with VITCTL_DATA), or train on "
-            f"--dataset digits, which is built in"
+            f"{not_found}, and cannot download {url}: {reason}",
+            hint=f"use --data-dir if you have a copy, put the archive into {home}, or use --dataset digits",
         ) from reason
     except OSError as error:
         raise not_writable(home, spec.archive, error) from error
 
 
 def _address(spec: Cifar) -> str:
-    """Return where the archive is downloaded from."""
+    """Return the URL to download the archive from.
+
+    Raises:
+        RequestError: :data:`MIRROR` is not a valid URL.
+    """
     mirror = os.environ.get(MIRROR)
     if not mirror:
         return spec.archive.url
@@ -320,8 +324,8 @@ def _address(spec: Cifar) -> str:
         sound = False
     if not sound:
         raise RequestError(
-            f"{MIRROR} is not the http:// or https:// address of a folder, without user and password; correct it, or unset "
-            f"it to download from {spec.archive.url}"
+            f"{MIRROR} is not an http:// or https:// URL, or has a user name or password",
+            hint=f"set {MIRROR} to a URL such as https://HOST/FOLDER, or unset it to download from {spec.archive.url}",
         )
     return f"{mirror.rstrip('/')}/{spec.archive.name}"
 
@@ -335,8 +339,8 @@ def _from_folder(spec: Cifar, root: Path, options: LoadOptions) -> Dataset:
         image = decode_image(path, None)
         if image.shape != (3, _SIDE, _SIDE):
             raise RequestError(
-                f"{path} has {image.shape[2]}x{image.shape[1]} pixels and {spec.title} has {_SIDE}x{_SIDE}; train "
-                f"on images of other sizes with --dataset folder --data-dir {root}"
+                f"{path} has {image.shape[2]}x{image.shape[1]} pixels, but {spec.title} has {_SIDE}x{_SIDE}",
+                hint=f"use --dataset folder --data-dir {root} for images of any size",
             )
         return image
 
@@ -345,7 +349,7 @@ def _from_folder(spec: Cifar, root: Path, options: LoadOptions) -> Dataset:
 
 
 def _check_class_folders(spec: Cifar, root: Path) -> None:
-    """Refuse an image folder with other classes, or with some missing or empty, as an unpacking cut short leaves it."""
+    """Refuse an image folder with unknown, missing or empty class folders, as left by an interrupted unpacking."""
     for part in SPLITS:
         if not (root / part).is_dir():
             continue
@@ -356,39 +360,36 @@ def _check_class_folders(spec: Cifar, root: Path) -> None:
                 if os.path.isdir(root / part / name) and not name.startswith(".")
             }
         except OSError as error:
-            raise RequestError(f"{error.filename} cannot be listed ({error.strerror}); make it readable") from error
-        instead = f"or train on what is there with --dataset folder --data-dir {root}"
-        if odd := sorted(set(found) - set(spec.classes)):
+            raise cannot_read(Path(error.filename), error) from error
+        if unknown := sorted(set(found) - set(spec.classes)):
             raise RequestError(
-                f"{root / part} is not {spec.title}'s, as {odd[0]!r} is among its class folders; name another folder, "
-                f"{instead}"
+                f"{root / part} has the folder {unknown[0]!r}, which is not a class of {spec.title}",
+                hint=f"use --dataset folder --data-dir {root}, or another --data-dir",
             )
         lacking = [name for name in spec.classes if not found.get(name)]
         if lacking:
-            what = "missing" if lacking[0] not in found else "empty"
-            more = f" and {len(lacking) - 1} more" if len(lacking) > 1 else ""
+            which = f"class folder {lacking[0]!r} is"
+            if len(lacking) > 1:
+                which = f"class folders {lacking[0]!r} and {len(lacking) - 1} more are"
             raise RequestError(
-                f"{root / part} is not the whole of {spec.title}: of its {len(spec.classes)} class folders, {lacking[0]!r}"
-                f"{more} is {what}; unpack it again, {instead}"
+                f"{root / part} is incomplete: {which} {'empty' if lacking[0] in found else 'missing'}",
+                hint=f"unpack {spec.title} again, or train on the other classes: --dataset folder --data-dir {root}",
             )
 
 
 def _warn_of_counts(spec: Cifar, root: Path, listing: Listing) -> None:
-    """Say so when there are not as many images as there should be."""
+    """Warn if the number of images differs from the official one."""
     train, test = (listing.counts[part] for part in ("train", "test"))
     train, test = (train + listing.counts["val"], test) if test else (train, listing.counts["val"])
-    whole_train, whole_test = sum(spec.train.values()), sum(spec.test.values())
+    official_train, official_test = sum(spec.train.values()), sum(spec.test.values())
     per_class = np.bincount(listing.labels, minlength=len(spec.classes))
-    if (train, test) == (whole_train, whole_test) and len({*per_class.tolist()}) == 1:
+    if (train, test) != (official_train, official_test):
+        what = f"{train:,} training and {test:,} test images, not {official_train:,} and {official_test:,}"
+    elif len({*per_class.tolist()}) > 1:
+        what = "classes of unequal size"
+    else:
         return
-    warnings.warn(
-        f"{root} has {train:,} training and {test:,} test images"
-        + (" in classes of unequal size" if len({*per_class.tolist()}) > 1 else "")
-        + f", and {spec.title} has {whole_train:,} and {whole_test:,}, as many of each class: what is measured on it does "
-        f"not compare with published figures",
-        VitctlWarning,
-        stacklevel=2,
-    )
+    warnings.warn(f"{root} has {what}; results are not comparable with published ones", VitctlWarning, stacklevel=2)
 
 
 def _from_batches(spec: Cifar, batches: _Batches) -> Dataset:
@@ -425,7 +426,7 @@ def _read_part(spec: Cifar, batches: _Batches, files: dict[str, int]) -> Example
 def _rows(path: Path, data: object, count: int) -> npt.NDArray[np.uint8]:
     """Return the images of a batch, uint8 [count, 3072]: all of the red values, then green, then blue."""
     if not isinstance(data, _Array) or data.dtype not in ("u1", "|u1", "uint8"):
-        raise _damaged(path, "its 'data' is no array of bytes")
+        raise _damaged(path, "its 'data' is not an array of bytes")
     if data.shape != (count, _ROW) or not isinstance(data.raw, (bytes, bytearray)) or len(data.raw) != count * _ROW:
         raise _damaged(path, f"its 'data' is not {count} rows of {_ROW} bytes")
     return np.frombuffer(data.raw, dtype=np.uint8).reshape(count, _ROW, order="F" if data.fortran else "C")
@@ -433,31 +434,33 @@ def _rows(path: Path, data: object, count: int) -> npt.NDArray[np.uint8]:
 
 def _labels(path: Path, labels: object, count: int, classes: int) -> list[int]:
     if not isinstance(labels, list) or len(labels) != count:
-        raise _damaged(path, f"it does not have {count} labels")
+        raise _damaged(path, f"it does not have a list of {count} labels")
     if not all(type(label) is int and 0 <= label < classes for label in labels):
-        raise _damaged(path, f"its labels are not all whole numbers from 0 to {classes - 1}")
+        raise _damaged(path, f"its labels are not whole numbers from 0 to {classes - 1}")
     return labels
 
 
 def _text(word: bytes | str) -> str:
-    """Return a string of Python 2 or 3 as text."""
+    """Decode a string pickled by Python 2 or 3."""
     return word.decode("latin1") if isinstance(word, bytes) else word
 
 
-def _damaged(path: Path, reason: str) -> RequestError:
-    return RequestError(
-        f"{path} is damaged, or no batch of this data set ({reason}); unpack the official archive again, or remove "
-        f"{path.parent} to have it downloaded"
-    )
+def _damaged(path: Path, reason: str, delete: Path | None = None) -> RequestError:
+    """Return the error for a damaged archive or batch; ``delete`` is the path to delete, by default its folder."""
+    return RequestError(f"{path} is damaged: {reason}", hint=_unpack_again(delete or path.parent))
 
 
-# A pickle is a program: it names functions and the arguments to call them with. What follows stands in for the few
-# that an array's pickle names, and only takes notes of what they are given, so nothing that a file says is run. The
-# stand-ins are slotted instances, not classes or functions, so that a pickle cannot alter them either.
+def _unpack_again(delete: Path) -> str:
+    return f"unpack the official archive again, or delete {delete} to download it again"
+
+
+# A pickle is a program that calls the functions it names. The stand-ins below replace the few functions that the pickle
+# of an array names, and only record their arguments, so that nothing in a file is executed. They are slotted instances,
+# not classes or functions, so that a pickle cannot modify them either.
 
 
 class _Array:
-    """What a pickle says of an array: shape, type, order and bytes, none of it checked."""
+    """An array as described by a pickle: shape, type, order and bytes, all unchecked."""
 
     __slots__ = ("dtype", "fortran", "raw", "shape")
 
@@ -470,7 +473,7 @@ class _Array:
 
 
 class _Dtype:
-    """What a pickle says of an array's type: its name; byte order and the rest do not matter for bytes."""
+    """An array's type as described by a pickle; only the name matters for bytes."""
 
     __slots__ = ("name",)
 
@@ -482,7 +485,7 @@ class _Dtype:
 
 
 class _Reconstruct:
-    """``_reconstruct(ndarray, (0,), b"b")``: an empty array, filled by its state."""
+    """``_reconstruct(ndarray, (0,), b"b")``: an empty array, to be filled by ``__setstate__``."""
 
     __slots__ = ()
 
@@ -491,7 +494,7 @@ class _Reconstruct:
 
 
 class _FromBuffer:
-    """``_frombuffer(bytes, dtype, shape, order)``, of protocol 5."""
+    """``_frombuffer(bytes, dtype, shape, order)``, used by protocol 5."""
 
     __slots__ = ()
 
@@ -509,18 +512,18 @@ class _MakeDtype:
 
 
 class _Encode:
-    """``_codecs.encode(text, "latin1")``: how Python 3 writes bytes for Python 2."""
+    """``_codecs.encode(text, "latin1")``: bytes written by Python 3 for Python 2."""
 
     __slots__ = ()
 
     def __call__(self, text: object, encoding: object) -> bytes:
         if not isinstance(text, str) or encoding not in ("latin1", b"latin1"):
-            raise pickle.UnpicklingError("it holds text in a strange encoding")
+            raise pickle.UnpicklingError("its text has an unexpected encoding")
         return text.encode("latin1")
 
 
 class _NdArray:
-    """The class ``ndarray`` itself, which is only ever an argument."""
+    """The class ``ndarray``, which occurs only as an argument."""
 
     __slots__ = ()
 
@@ -539,30 +542,27 @@ class _Unpickler(pickle.Unpickler):
         try:
             return _STAND_INS[module, name]
         except KeyError:
-            raise pickle.UnpicklingError(f"it asks for {f'{module}.{name}'[:80]!a}, which no batch needs") from None
+            raise pickle.UnpicklingError(f"it refers to {f'{module}.{name}'[:80]!a}, which is not allowed") from None
 
 
 def _read_batch(path: Path, content: bytes | None = None) -> dict[str, Any]:
-    """Return what a pickled batch holds, by name, with an :class:`_Array` for every array; nothing in it is run.
+    """Return the dictionary in a pickled batch, with :class:`_Array` for arrays, without executing any of its code.
 
     Args:
         path: the file.
-        content: its bytes, where they are known already.
+        content: its bytes, if already read.
 
     Raises:
-        RequestError: the file is missing, truncated, no batch, or names anything else than arrays need.
+        RequestError: the file is missing, truncated, not a batch, or refers to anything that arrays do not need.
     """
     try:
         with open(path, "rb") if content is None else io.BytesIO(content) as file:
             table = _Unpickler(file, encoding="bytes").load()
     except OSError as error:
-        raise RequestError(
-            f"{path} cannot be read ({error.strerror}); unpack the official archive again, or remove {path.parent} to have "
-            f"it downloaded"
-        ) from error
-    # A crafted or broken pickle can make the unpickler raise nearly anything.
+        raise RequestError(f"cannot read {path}: {error.strerror}", hint=_unpack_again(path.parent)) from error
+    # A crafted or damaged pickle can make the unpickler raise nearly any exception.
     except Exception as error:
         raise _damaged(path, " ".join(str(error).split()) or type(error).__name__) from error
     if not isinstance(table, dict):
-        raise _damaged(path, "it holds no table")
+        raise _damaged(path, "it is not a dictionary")
     return {_text(key): value for key, value in table.items() if isinstance(key, (bytes, str))}

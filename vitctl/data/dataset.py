@@ -1,6 +1,6 @@
-"""What a data set is once it is read, and which of its images train, select and test.
+"""Data sets, and their split into training, validation and test images.
 
-Letters in shapes: n images, C channels, H and W their height and width.
+Letters in shapes: n images, C channels, H height, W width.
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ class Examples:
     """Images and their classes.
 
     Attributes:
-        images: uint8 [n, C, H, W] on the CPU; may be a memory-mapped file, so read it piece by piece.
-        labels: int64 [n], each 0 <= label < K classes.
+        images: uint8 [n, C, H, W] on the CPU; may be a memory-mapped file, so read it in pieces.
+        labels: int64 [n], from 0 to K - 1 for K classes.
     """
 
     images: torch.Tensor
@@ -38,18 +38,18 @@ class Examples:
 
 @dataclass(frozen=True, kw_only=True)
 class Dataset:
-    """A data set, read.
+    """A loaded data set.
 
     Attributes:
-        name: its name in ``DATASETS``.
-        classes: what the labels stand for.
-        mean: per channel, over the training images, of values scaled to 0..1.
-        std: likewise the standard deviation, never 0.
-        train: the training part.
-        val: a part that selects, where the data set brings one of its own.
-        test: the test part.
-        source: where it was found, for messages.
-        skipped: images left out because they cannot be read, as paths within the source.
+        name: key in ``DATASETS``.
+        classes: class names, in the order of the labels.
+        mean: mean per channel of the training images, scaled to 0-1.
+        std: standard deviation per channel of the training images, scaled to 0-1; never 0.
+        train: training set.
+        val: the data set's own validation set, if it has one.
+        test: test set.
+        source: its folder or origin, for messages.
+        skipped: paths of unreadable images that were left out, relative to the source.
     """
 
     name: str
@@ -65,14 +65,14 @@ class Dataset:
 
 @dataclass(frozen=True, kw_only=True)
 class LoadOptions:
-    """What a data set's loader is told.
+    """Options of a data set's ``load`` function.
 
     Attributes:
-        data_dir: ``--data-dir``, where given.
-        size: side in pixels that images of any size are decoded to; data sets of one size keep theirs.
-        skip_bad_images: leave out what cannot be read instead of failing.
-        observer: is notified of downloads and decoding.
-        download: download what is not here; else it is missing.
+        data_dir: ``--data-dir``, if given.
+        size: side in pixels to decode images to, for data sets without a size of their own.
+        skip_bad_images: leave out unreadable images instead of failing.
+        observer: receives the progress of downloads and decoding.
+        download: download a missing data set instead of failing.
     """
 
     data_dir: str | None
@@ -94,16 +94,16 @@ def load_dataset(
     """Read the data set ``name`` of ``DATASETS``.
 
     Args:
-        name: a name of the table.
-        data_dir: where it lies, if not in the usual places.
-        size: side in pixels, for data sets whose images have any size.
-        skip_bad_images: leave out images that cannot be read, and list them in :attr:`Dataset.skipped`.
-        observer: is notified of downloads and decoding, in this thread.
-        download: download what is not here; else it is missing.
+        name: key in ``DATASETS``.
+        data_dir: folder of the data set, if not in the default places.
+        size: side in pixels to decode images to, for data sets without a size of their own.
+        skip_bad_images: leave out unreadable images, and list them in :attr:`Dataset.skipped`.
+        observer: receives the progress of downloads and decoding, in this thread.
+        download: download a missing data set instead of failing.
 
     Raises:
-        RequestError: no such data set, or it is missing, damaged or not laid out as it must be.
-        RunFailed: the disk filled up while data were downloaded or images decoded.
+        RequestError: the data set is unknown, missing, damaged or has the wrong layout.
+        RunFailed: the disk filled up during a download or decoding.
     """
     load = lookup(DATASETS, name, "--dataset").load()
     dataset: Dataset = load(
@@ -120,11 +120,11 @@ def load_dataset(
 
 @dataclass(frozen=True)
 class Subset:
-    """Some of the images.
+    """A subset of images.
 
     Attributes:
-        examples: those that it is a part of.
-        index: int64 [m], ascending, which of them.
+        examples: all images.
+        index: int64 [m], ascending indices of the subset.
     """
 
     examples: Examples
@@ -136,14 +136,14 @@ class Subset:
 
 @dataclass(frozen=True, kw_only=True)
 class Splits:
-    """What trains, what selects, what tests.
+    """Training, validation and test images.
 
     Attributes:
-        train: what is trained on.
-        val: what per-epoch figures are measured on.
-        test: what the final figures are measured on.
-        val_split: what ``val`` is: ``holdout`` (held out of the training part), ``val`` (the data set's own),
-            ``test`` (the test part), or None.
+        train: images to train on.
+        val: images to evaluate on after each epoch.
+        test: images for the final evaluation.
+        val_split: source of ``val``: ``holdout`` (held out from the training set), ``val`` (the data set's own
+            validation set), ``test`` (the test set), or None.
     """
 
     train: Subset
@@ -155,23 +155,23 @@ class Splits:
 def split(
     dataset: Dataset, *, val: str, val_fraction: float, split_seed: int, limit_train: int | None, limit_test: int | None
 ) -> Splits:
-    """Choose the images that train, select and test.
+    """Choose the training, validation and test images.
 
-    The choice hangs on ``split_seed`` and on nothing else, no library's random numbers included: images of a class
-    are ordered by a hash of the seed and their place, and the first ones are taken.
+    The choice depends only on ``split_seed``, not on any library's random numbers: the images of a class are ordered by a
+    hash of the seed and their index, and the first ones are taken.
 
     Args:
         dataset: the data set.
-        val: ``holdout``, ``test`` or ``none``, as ``--val``. The data set's own validation part, where it has one,
-            takes the place of the held-out images.
-        val_fraction: share of each class to hold out; at least one image of each, and never all of them.
-        split_seed: seed of the choice.
-        limit_train: train on that many images only, evenly over the classes. What is held out does not change.
-        limit_test: measure on that many validation and that many test images only; classes keep their shares, so
-            that a figure still estimates that of the whole part.
+        val: ``holdout``, ``test`` or ``none``, as in ``--val``. With ``holdout``, the data set's own validation set
+            replaces held-out images.
+        val_fraction: share of each class to hold out; at least one image of each class, and never all.
+        split_seed: seeds the choice.
+        limit_train: largest number of training images, spread evenly over the classes; held-out images do not change.
+        limit_test: largest number of validation images and of test images; classes keep their shares, so that
+            accuracy is still an estimate for all images.
 
     Raises:
-        RequestError: a class is too small to hold out from.
+        RequestError: a class has too few images to hold one out.
     """
     everything = torch.arange(len(dataset.train)).numpy()
     held_out: npt.NDArray[np.int64] | None = None
@@ -197,13 +197,13 @@ def split(
 
 
 def hash_keys(count: int, seed: int | str) -> npt.NDArray[np.uint64]:
-    """Return uint64 [count]: for each place a number that looks random and is the same everywhere, for ever."""
+    """Return a pseudorandom number for each index, uint64 [count], the same on every platform and in every version."""
     digests = (hashlib.sha256(f"{seed}:{i}".encode()).digest()[:8] for i in range(count))
     return np.frombuffer(b"".join(digests), dtype=">u8").astype(np.uint64)
 
 
 def places_in_class(labels: npt.NDArray[Any], keys: npt.NDArray[np.uint64]) -> npt.NDArray[np.int64]:
-    """Return int64 [n]: the place of each image, from 0, when its class is ordered by ``keys``."""
+    """Return the rank of each image, from 0, among those of its class ordered by ``keys``, int64 [n]."""
     order = np.lexsort((keys, labels))
     counts = np.bincount(labels)
     places = np.empty(len(labels), dtype=np.int64)
@@ -212,14 +212,14 @@ def places_in_class(labels: npt.NDArray[Any], keys: npt.NDArray[np.uint64]) -> n
 
 
 def _hold_out(dataset: Dataset, keys: npt.NDArray[np.uint64], fraction: float) -> npt.NDArray[np.int64]:
-    """Return int64 [m], ascending: which training images are held out."""
+    """Return the indices of the held-out training images, int64 [m], ascending."""
     labels = dataset.train.labels.numpy()
     counts = np.bincount(labels, minlength=len(dataset.classes))
     for name, count in zip(dataset.classes, counts, strict=True):
         if count < 2:
             raise RequestError(
-                f"class {name!r} has {plural(count, 'training image')} in {dataset.source}, too few to "
-                f"hold one out; add some, or take --val none (or --val test)"
+                f"class {name!r} has {plural(count, 'training image')} in {dataset.source}, too few to hold one out",
+                hint="add images to the class, or use --val none or --val test",
             )
     share = np.clip(np.floor(counts * fraction + 0.5).astype(np.int64), 1, counts - 1)
     return np.flatnonzero(places_in_class(labels, keys) < share[labels])
@@ -234,13 +234,13 @@ def _limit(
     keys: npt.NDArray[np.uint64] | None = None,
     evenly: bool = False,
 ) -> Subset:
-    """Return at most ``limit`` of the images of ``index``: as many of each class, or in the classes' shares."""
+    """Return at most ``limit`` of the images in ``index``, spread evenly over the classes or in their shares."""
     if limit is not None and limit < len(index):
         if keys is None:
             keys = hash_keys(len(examples), seed)
         labels = examples.labels.numpy()[index]
         places = places_in_class(labels, keys[index])
-        # The first of every class come first, then the seconds; or those in the first hundredth of their class, ...
+        # Evenly: the first image of every class, then the second, ... Else: by relative rank within the class.
         turn = places if evenly else (places + 0.5) / np.bincount(labels)[labels]
         index = np.sort(index[np.lexsort((labels, turn))[:limit]])
     return Subset(examples, torch.from_numpy(index.astype(np.int64)))

@@ -1,4 +1,4 @@
-"""scikit-learn's handwritten digits: a data set that is always there."""
+"""scikit-learn's handwritten digits, a data set that needs no download."""
 
 from __future__ import annotations
 
@@ -13,19 +13,19 @@ _TEST_SHARE = 0.2
 
 
 def load(options: LoadOptions) -> Dataset:
-    """Return the 1,797 grey images of 8x8 pixels; a fifth of each class, always the same, is the test part.
+    """Return the 1,797 greyscale images of 8x8 pixels; a fixed fifth of each class is the test set.
 
     Raises:
-        RequestError: a folder was named, though there is none to read.
+        RequestError: ``--data-dir`` was given.
     """
     if options.data_dir is not None:
         raise RequestError(
-            f"--data-dir {options.data_dir} would do nothing, as --dataset digits comes with scikit-learn; leave it out"
+            f"--data-dir {options.data_dir} does nothing with --dataset digits", hint="remove --data-dir"
         )
-    values, labels = load_digits(return_X_y=True)  # float64 [n, 64], whole numbers 0..16
+    values, labels = load_digits(return_X_y=True)  # float64 [n, 64], whole numbers 0-16
     images = np.rint(values * (255 / 16)).astype(np.uint8).reshape(-1, 1, 8, 8)  # [n, 64] -> [n, 1, 8, 8]
     labels = labels.astype(np.int64)
-    # Not by --split-seed: two runs' test figures compare only on the same test images.
+    # Independent of --split-seed: test results are comparable only on the same images.
     test = (places_in_class(labels, hash_keys(len(labels), "digits test")) + 0.5) / np.bincount(labels)[
         labels
     ] < _TEST_SHARE

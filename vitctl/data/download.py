@@ -1,10 +1,11 @@
-"""Getting an official archive from a server, whole, and the files out of it that are needed.
+"""Download of official archives, and extraction of the required files.
 
-A download grows in a hidden file beside where it will lie, which a later start goes on with where the server can. Only
-a file of the right size and checksums is ever opened. One process at a time works in a folder; the others wait for it.
+A download is written to a hidden file in the target folder, from which a later process resumes if the server supports
+it. An archive is opened only if its size and checksums are right. One process at a time downloads to a folder, and the
+others wait.
 
-torchvision and ``torch.hub`` download too, but know no timeout, and torchvision leaves what it has so far under the name
-of the whole, falls back from https to http, and unpacks whatever an archive holds.
+torchvision and ``torch.hub`` have no timeout. torchvision also leaves an incomplete download under the final name, falls
+back from https to http, and extracts every file of an archive.
 """
 
 from __future__ import annotations
@@ -36,49 +37,50 @@ from vitctl.observer import SILENT, Observer
 from vitctl.units import format_bytes, format_duration
 
 PATIENCE = 15.0
-"""Seconds to wait for a server's answer, and for the next bytes."""
+"""Seconds to wait for a server's response, and for further data."""
 
 FRUITLESS = 2
-"""After so many tries in a row that brought nothing, a download that had begun is given up."""
+"""Number of consecutive attempts without progress after which a download is given up."""
 
 PAUSE = 1.0
-"""Seconds before another try; twice as long before the next."""
+"""Seconds to wait before a retry; twice as long after an attempt without progress."""
 
 SLOWEST = 1024
-"""Bytes a second, over twice :data:`PATIENCE`, below which a connection counts as stalled."""
+"""Bytes per second, averaged over twice :data:`PATIENCE`, below which a connection counts as stalled."""
 
 WORTH = 0.01
-"""The share of an archive that a try must bring to count as one that brought something."""
+"""Share of an archive that an attempt must receive to count as progress."""
 
 STALLED = 120.0
-"""Seconds without a byte written after which another process is no longer waited for."""
+"""Seconds to wait for another process that writes nothing."""
 
 BIGGEST = 2**28
-"""Bytes; no file of an archive is unpacked to more."""
+"""Largest size in bytes of an extracted file."""
 
 _CHUNK = 2**18
+_MAKE_ROOM = "free some space, or set VITCTL_DATA or --data-dir to a folder on another disk"
 
 
 class DownloadFailed(Exception):
-    """An archive cannot be had from a server; the message is a clause that says why."""
+    """An archive cannot be downloaded; the message is a clause with the reason."""
 
 
 class Stalled(RequestError):
-    """Another process has the lock and does nothing."""
+    """The process that holds the lock writes nothing."""
 
 
 class DamagedArchive(Exception):
-    """An archive does not hold what it should; the message is a clause that says why."""
+    """An archive does not contain the required files; the message is a clause with the reason."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Archive:
-    """A ``.tar.gz`` that is known beforehand.
+    """A ``.tar.gz`` file with known checksums.
 
     Attributes:
-        url: where it comes from.
-        size: in bytes.
-        checksums: hexadecimal digests by the name of the algorithm, as :mod:`hashlib` calls it. All must hold.
+        url: official URL.
+        size: size in bytes.
+        checksums: hexadecimal digests by algorithm name in :mod:`hashlib`; all must match.
     """
 
     url: str
@@ -87,14 +89,14 @@ class Archive:
 
     @property
     def name(self) -> str:
-        """What the file is called."""
+        """File name."""
         return self.url.rpartition("/")[2]
 
     def fault(self, path: Path) -> str | None:
-        """Return why ``path`` is not this archive, as a clause, or None when it is.
+        """Return why ``path`` is not this archive, as a clause, or None if it is.
 
         Raises:
-            OSError: it cannot be read.
+            OSError: ``path`` cannot be read.
         """
         size = path.stat().st_size
         if size != self.size:
@@ -111,16 +113,17 @@ class Archive:
 
 
 @contextlib.contextmanager
-def alone(folder: Path, archive: Archive, observer: Observer = SILENT) -> Iterator[None]:
-    """Hold the lock on what is downloaded to and unpacked in ``folder``, waiting for whoever has it.
+def download_lock(folder: Path, archive: Archive, observer: Observer = SILENT) -> Iterator[None]:
+    """Hold the lock for downloading and unpacking ``archive`` in ``folder``; wait while another process holds it.
 
     Raises:
-        Stalled: who has it has written nothing for :data:`STALLED` seconds.
+        Stalled: the other process wrote nothing for :data:`STALLED` seconds.
         OSError: the folder cannot be written.
     """
-    lock = FileLock(folder / f".{archive.name}.lock")
+    lock_file = folder / f".{archive.name}.lock"
+    lock = FileLock(lock_file)
     before, since = -1, time.monotonic()
-    say = f"waiting for another process, which is getting {archive.name}"
+    activity = f"waiting for another process that is downloading {archive.name}"
     while True:
         try:
             lock.acquire(timeout=0.5)
@@ -129,22 +132,23 @@ def alone(folder: Path, archive: Archive, observer: Observer = SILENT) -> Iterat
             written = _written(folder)
             if written != before:
                 before, since = written, time.monotonic()
-            observer.loading(min(written, archive.size - 1), archive.size, download=say)
+            observer.loading(min(written, archive.size - 1), archive.size, download=activity)
             if time.monotonic() - since > STALLED:
                 raise Stalled(
-                    f"another process has begun to get {archive.name} to {folder} and has written nothing for "
-                    f"{format_duration(STALLED)}; end it, and try again"
+                    f"another process that is downloading {archive.name} to {folder} wrote nothing for "
+                    f"{format_duration(STALLED)}",
+                    hint=f"stop the process that holds {lock_file}, then try again",
                 ) from None
     try:
         if before >= 0:
-            observer.loading(archive.size, archive.size, download=say)
+            observer.loading(archive.size, archive.size, download=activity)
         yield
     finally:
         lock.release()
 
 
 def _written(folder: Path) -> int:
-    """Return the bytes of all that is being downloaded and unpacked in a folder."""
+    """Return the number of bytes downloaded and unpacked so far in a folder."""
     total = 0
     for hidden in folder.glob(".*"):
         with contextlib.suppress(OSError):
@@ -154,24 +158,24 @@ def _written(folder: Path) -> int:
 
 
 def fetch(archive: Archive, url: str, folder: Path, observer: Observer = SILENT) -> Path:
-    """Download an archive and return the file, which is whole: its size and checksums are right.
+    """Download an archive and return the file, whose size and checksums are right.
 
-    The file is a hidden one in ``folder``; the caller renames or removes it. What an earlier process left of it is gone
-    on with. A connection that is cut or stalls is opened again, and what turns out to be damaged is begun again, once.
+    The file is a hidden file in ``folder``, which the caller renames or removes. An incomplete file of an earlier process
+    is resumed. After a lost or stalled connection the download is retried, and a damaged file is downloaded again once.
 
     Args:
-        archive: what to download.
-        url: from where.
-        folder: where to; the caller is :func:`alone` there.
-        observer: is notified of the bytes received.
+        archive: the archive to download.
+        url: URL to download from.
+        folder: target folder; the caller holds its :func:`download_lock`.
+        observer: receives progress in bytes.
 
     Raises:
         DownloadFailed: the server cannot be reached, or sends wrong or incomplete data.
-        RequestError: the folder has no room, or cannot be written.
-        RunFailed: the disk filled up; nothing is left.
+        RequestError: the disk has too little space, or the folder cannot be written.
+        RunFailed: the disk filled up; the incomplete file was removed.
     """
     part = folder / f".{archive.name}.part"
-    say = f"downloading {url} to {folder}"
+    activity = f"downloading {url} to {folder}"
     with _explained(folder, archive, part):
         best = first = _size(part)
         fruitless, damaged = 0, 0
@@ -183,14 +187,14 @@ def fetch(archive: Archive, url: str, folder: Path, observer: Observer = SILENT)
             if have < archive.size:
                 _check_room(folder, archive, have)
                 try:
-                    _receive(archive, url, part, have, say, observer)
+                    _receive(archive, url, part, have, activity, observer)
                 except _Broken as broken:
                     have = _size(part)
                     fruitless = 0 if have >= best + WORTH * archive.size else fruitless + 1
                     best = max(best, have)
                     if broken.final or fruitless == FRUITLESS or (broken.unreachable and best == first):
                         raise DownloadFailed(_so_far(broken, have, archive)) from broken
-                    say = f"{broken}; trying again"
+                    activity = f"{broken}; retrying"
                     time.sleep(PAUSE * 2**fruitless)
                     continue
             fault = archive.fault(part)
@@ -199,9 +203,9 @@ def fetch(archive: Archive, url: str, folder: Path, observer: Observer = SILENT)
             part.unlink()
             damaged += 1
             if damaged == 2:
-                raise DownloadFailed(f"what came, twice, is not the official archive: {fault}")
+                raise DownloadFailed(f"the server's file is not the official archive: {fault}")
             best, first, fruitless = 0, -1, 0
-            say = f"what came is damaged ({fault}); beginning again"
+            activity = f"the download is damaged ({fault}); downloading it again"
 
 
 def _size(path: Path) -> int:
@@ -215,14 +219,14 @@ def _check_room(folder: Path, archive: Archive, have: int) -> None:
     free = shutil.disk_usage(folder).free
     if archive.size - have > free:
         raise RequestError(
-            f"{archive.name} takes {format_bytes(archive.size - have)} more and {folder} has {format_bytes(free)} left; "
-            f"free some, or set VITCTL_DATA to a folder on another disk"
+            f"{archive.name} needs {format_bytes(archive.size - have)} more, but {folder} has {format_bytes(free)} free",
+            hint=_MAKE_ROOM,
         )
 
 
 @contextlib.contextmanager
 def _explained(folder: Path, archive: Archive, part: Path) -> Iterator[None]:
-    """Turn what the file system refuses into a sentence."""
+    """Convert errors of the file system."""
     try:
         yield
     except OSError as error:
@@ -230,27 +234,26 @@ def _explained(folder: Path, archive: Archive, part: Path) -> Iterator[None]:
             with contextlib.suppress(OSError):
                 part.unlink()
             raise NoSpace(
-                f"the disk of {folder} filled up while {archive.name} was downloaded; free some room, or set VITCTL_DATA "
-                f"to a folder on another disk"
+                f"cannot download {archive.name} to {folder}: {error.strerror or error}", hint=_MAKE_ROOM
             ) from error
         raise not_writable(folder, archive, error) from error
 
 
 def not_writable(folder: Path, archive: Archive, error: OSError) -> RequestError:
-    """Return the sentence for a folder that nothing can be downloaded to."""
+    """Return the error for a folder that cannot be written."""
     return RequestError(
-        f"{archive.name} cannot be downloaded to {folder} ({error.strerror or error}); set VITCTL_DATA to a folder that "
-        f"can be written"
+        f"cannot download {archive.name} to {folder}: {error.strerror or error}",
+        hint="set VITCTL_DATA or --data-dir to a writable folder",
     )
 
 
 class _Broken(Exception):
-    """A try to download failed; the message is a clause that says why.
+    """An attempt to download failed; the message is a clause with the reason.
 
     Args:
-        reason: why.
-        final: it would fail again.
-        unreachable: no server was there.
+        reason: the reason.
+        final: whether a retry would fail too.
+        unreachable: whether the server could not be reached.
     """
 
     def __init__(self, reason: str, *, final: bool = False, unreachable: bool = False) -> None:
@@ -261,14 +264,14 @@ class _Broken(Exception):
 def _so_far(broken: _Broken, have: int, archive: Archive) -> str:
     if have == 0:
         return str(broken)
-    return f"{broken}; the first {format_bytes(have)} of {format_bytes(archive.size)} are kept for the next start"
+    return f"{broken}; {format_bytes(have)} of {format_bytes(archive.size)} received and kept"
 
 
-def _receive(archive: Archive, url: str, part: Path, have: int, say: str, observer: Observer) -> None:
-    """Append to ``part``, which has ``have`` bytes, what it lacks; or begin it anew where the server sends it whole.
+def _receive(archive: Archive, url: str, part: Path, have: int, activity: str, observer: Observer) -> None:
+    """Append the missing data to ``part``, which has ``have`` bytes; overwrite it if the server sends all data.
 
     Raises:
-        _Broken: the connection failed; ``part`` has what came.
+        _Broken: the connection failed; ``part`` has the data received so far.
         OSError: ``part`` cannot be written.
     """
     request = urllib.request.Request(url, headers={"User-Agent": f"vitctl/{__version__}"})
@@ -278,16 +281,16 @@ def _receive(archive: Archive, url: str, part: Path, have: int, say: str, observ
         if response.status == 206:
             if not str(response.headers.get("Content-Range", "")).startswith(f"bytes {have}-"):
                 part.unlink(missing_ok=True)
-                raise _Broken("the server sends another part than it was asked for")
+                raise _Broken("the server sent a different range than requested")
         else:
             have = 0
         if response.length is not None and have + response.length != archive.size:
             raise _Broken(
-                f"the server has {have + response.length:,} bytes there, and the archive has {archive.size:,}",
+                f"the server's file has {have + response.length:,} bytes, not {archive.size:,}",
                 final=True,
             )
         with open(part, "ab" if have else "wb") as file:
-            _copy(response, file, have, archive, say, observer)
+            _copy(response, file, have, archive, activity, observer)
 
 
 def _copy(
@@ -295,32 +298,32 @@ def _copy(
     file: IO[bytes],
     have: int,
     archive: Archive,
-    say: str,
+    activity: str,
     observer: Observer,
 ) -> None:
     since, then = time.monotonic(), have
     while have < archive.size:
-        observer.loading(have, archive.size, download=say)
+        observer.loading(have, archive.size, download=activity)
         try:
             chunk = response.read1(min(_CHUNK, archive.size - have))
         except (OSError, http.client.HTTPException, ValueError) as error:
             raise _Broken(_reason(error)) from error
         if not chunk:
-            raise _Broken(f"the connection ended after {have:,} of {archive.size:,} bytes")
+            raise _Broken(f"the connection closed after {have:,} of {archive.size:,} bytes")
         file.write(chunk)
         have += len(chunk)
         if (elapsed := time.monotonic() - since) > 2 * PATIENCE:
             if have - then < SLOWEST * elapsed:
-                raise _Broken(f"only {have - then:,} bytes came in {elapsed:.0f} s")
+                raise _Broken(f"only {have - then:,} bytes received in {elapsed:.0f} s")
             since, then = time.monotonic(), have
     file.flush()
-    observer.loading(have, archive.size, download=say)
+    observer.loading(have, archive.size, download=activity)
 
 
 def _open(request: urllib.request.Request, part: Path) -> http.client.HTTPResponse:
-    """Return the server's answer: 200 or 206.
+    """Return the server's response, with status 200 or 206.
 
-    The connection is opened in a thread, as a name server that does not answer knows no timeout.
+    The connection is opened in a thread, as name resolution has no timeout.
     """
     answers: queue.SimpleQueue[http.client.HTTPResponse | Exception] = queue.SimpleQueue()
 
@@ -337,10 +340,10 @@ def _open(request: urllib.request.Request, part: Path) -> http.client.HTTPRespon
         raise _Broken(_reason(TimeoutError()), unreachable=True) from None
     if isinstance(answer, urllib.error.HTTPError):
         answer.close()
-        if answer.code == 416:  # what is there cannot be gone on with
+        if answer.code == 416:  # the file cannot be resumed
             part.unlink(missing_ok=True)
         again = answer.code in (408, 416, 425, 429) or answer.code >= 500
-        raise _Broken(f"the server answers {_status(answer.code)}", final=not again) from answer
+        raise _Broken(f"the server responded {_status(answer.code)}", final=not again) from answer
     if isinstance(answer, Exception):
         gone = isinstance(answer, (urllib.error.URLError, TimeoutError))
         raise _Broken(_reason(answer), final=isinstance(answer, ValueError), unreachable=gone) from answer
@@ -348,7 +351,7 @@ def _open(request: urllib.request.Request, part: Path) -> http.client.HTTPRespon
 
 
 def _status(code: int) -> str:
-    """Return 404 as ``404 Not Found``, in our words: a server's could be anything."""
+    """Return 404 as ``404 Not Found``, with the standard phrase instead of the server's own."""
     try:
         return f"{code} {http.HTTPStatus(code).phrase}"
     except ValueError:
@@ -359,20 +362,19 @@ def _reason(error: BaseException) -> str:
     if isinstance(error, urllib.error.URLError) and isinstance(error.reason, BaseException):
         error = error.reason
     if isinstance(error, TimeoutError):
-        return f"nothing came for {PATIENCE:g} s"
+        return f"no data received for {PATIENCE:g} s"
     text = (isinstance(error, OSError) and error.strerror) or str(error) or type(error).__name__
     return ascii(" ".join(text.split()))[1:-1][:200]
 
 
 def members(path: Path, folder: str, names: Collection[str]) -> Iterator[tuple[str, bytes]]:
-    """Yield the name and the content of the files ``folder/name`` of an archive, in its order.
+    """Yield the name and the content of the files ``folder/name`` of an archive, in the order of the archive.
 
-    Nothing else in it is looked at, and of these nothing but the bytes: what an archive says of paths, links, owners and
-    modes has no effect.
+    Other members are ignored, and so are the paths, links, owners and modes in the archive.
 
     Raises:
-        DamagedArchive: the file is not an archive, or a member is missing, not a regular file, or too big.
-        OSError: it cannot be read.
+        DamagedArchive: the file is not an archive, or a member is missing, not a regular file, or too large.
+        OSError: the file cannot be read.
     """
     wanted = {f"{folder}/{name}": name for name in names}
     try:
@@ -382,9 +384,9 @@ def members(path: Path, folder: str, names: Collection[str]) -> Iterator[tuple[s
                 if name is None:
                     continue
                 if not member.isreg():
-                    raise DamagedArchive(f"{folder}/{name} in it is no plain file")
+                    raise DamagedArchive(f"its member {folder}/{name} is not a regular file")
                 if member.size > BIGGEST:
-                    raise DamagedArchive(f"{folder}/{name} in it has {format_bytes(member.size)}")
+                    raise DamagedArchive(f"its member {folder}/{name} has {format_bytes(member.size)}")
                 file = tar.extractfile(member)
                 assert file is not None
                 yield name, file.read()
@@ -396,19 +398,20 @@ def members(path: Path, folder: str, names: Collection[str]) -> Iterator[tuple[s
 
 
 def unpack(path: Path, folder: Path, names: Collection[str]) -> None:
-    """Put the named files of an archive into ``folder``, which is called as in the archive and appears complete.
+    """Extract files of an archive to ``folder``, which appears once it is complete.
 
     Args:
         path: the archive.
-        folder: where to; the caller is :func:`alone` in its parent.
-        names: of the files within the archive's folder of that name.
+        folder: target folder, with the name of the folder in the archive; the caller holds the :func:`download_lock`
+            of its parent.
+        names: names of the files, relative to the folder in the archive.
 
     Raises:
         DamagedArchive: see :func:`members`.
-        OSError: it cannot be written, or there is a folder with something in it.
+        OSError: ``folder`` cannot be written, or exists and is not empty.
     """
     temporary = folder.with_name(f".{folder.name}.tmp")
-    shutil.rmtree(temporary, ignore_errors=True)  # a killed process left it
+    shutil.rmtree(temporary, ignore_errors=True)  # left by a killed process
     temporary.mkdir()
     try:
         for name, content in members(path, folder.name, names):

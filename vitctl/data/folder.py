@@ -1,4 +1,4 @@
-"""Any folder of images: ``train/`` and ``test/`` (or ``val/``), and in each a folder of images per class."""
+"""Image folders: ``train/`` and ``test/`` or ``val/``, each with one folder of images per class."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from vitctl.errors import RequestError
 SPLITS = ("train", "val", "test")
 
 _REFUSED = ("EPS", "MPEG", "BUFR", "GRIB", "HDF5", "WMF")
-"""Formats that Pillow recognises without decoding them itself; for EPS it would run Ghostscript on the file."""
+"""Formats that Pillow recognises but does not decode itself; for EPS it would run Ghostscript."""
 
 _TURNS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -33,35 +33,42 @@ _TURNS = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
-"""EXIF orientation -> what sets the image upright."""
+"""Transposition that sets an image upright, by EXIF orientation."""
 
 
 class UnreadableImage(RequestError):
-    """A file is no image, or a broken one.
+    """A file is not an image, or is damaged.
 
     Args:
         path: the file.
-        reason: what is wrong with it, in a few words.
+        reason: the reason, as a clause.
     """
 
     def __init__(self, path: str, reason: str) -> None:
-        super().__init__(f"{path} cannot be read as an image ({reason})")
+        super().__init__(
+            f"cannot read the image {path}: {reason}", hint="use another file, such as a JPEG or PNG image"
+        )
         self.reason = reason
 
 
-def load(options: LoadOptions) -> Dataset:
-    """Read ``--data-dir``; every image is decoded to ``options.size``, see :func:`decode_image`.
+def cannot_read(path: Path, error: OSError) -> RequestError:
+    """Return the error for a file or folder that cannot be read."""
+    return RequestError(f"cannot read {path}: {error.strerror}", hint=f"make it readable: chmod -R u+rX {path}")
 
-    ``val/`` is what selects where there is ``test/`` too, else it is the test set. Mean and deviation are those of
-    ``train/``.
+
+def load(options: LoadOptions) -> Dataset:
+    """Read the images of ``--data-dir``, decoded to ``options.size``; see :func:`decode_image`.
+
+    ``val/`` is the validation set if ``test/`` exists, and otherwise the test set. Mean and standard deviation are those
+    of ``train/``.
 
     Raises:
-        RequestError: no such folder, no such layout, or images that cannot be read.
+        RequestError: the folder is missing or has the wrong layout, or an image cannot be read.
         RunFailed: the disk filled up.
     """
     if options.data_dir is None:
         raise RequestError(
-            "--dataset folder needs to be told which; give --data-dir DIR, a folder with train/ and test/ in it"
+            "--dataset folder needs --data-dir", hint="add --data-dir DIR, a folder with train/CLASS/ and test/CLASS/"
         )
     root = Path(options.data_dir).expanduser()
     listing = list_images(root)
@@ -73,10 +80,10 @@ class Listing:
     """The images of a folder.
 
     Attributes:
-        classes: names of the class folders of ``train/``, sorted.
-        files: all images: of train, then val, then test; in each by class, then by path.
-        labels: int64 [n], the class of each.
-        counts: how many are in train, val and test; 0 for a part that is not there.
+        classes: names of the class folders in ``train/``, sorted.
+        files: all images, ordered by split (train, val, test), class and path.
+        labels: int64 [n], the class of each image.
+        counts: number of images per split; 0 for a missing one.
     """
 
     classes: tuple[str, ...]
@@ -88,57 +95,71 @@ class Listing:
 def list_images(root: Path) -> Listing:
     """Find the images of ``train/``, ``val/`` and ``test/`` in ``root``, without opening them.
 
-    Hidden files, and files whose ending is no image format's, are not looked at.
+    Hidden files and files without the suffix of an image format are ignored.
 
     Raises:
-        RequestError: the folder is not there, or not laid out as it must be.
+        RequestError: the folder is missing or has the wrong layout.
     """
     if not root.is_dir():
-        what = "is a file, not a folder" if root.exists() else "is not there"
         raise RequestError(
-            f"{root} {what}; name a folder that has train/ and test/ in it, and there a folder per class"
+            f"--data-dir {root} {'is a file, not a folder' if root.exists() else 'not found'}",
+            hint="use --data-dir with a folder that has train/CLASS/ and test/CLASS/",
         )
     parts = [part for part in SPLITS if (root / part).is_dir()]
     if "train" not in parts or len(parts) == 1:
-        raise RequestError(_no_split(root, parts))
+        raise _no_split(root, parts)
     classes = _class_folders(root, "train")
     if len(classes) < 2:
-        found = f"only the class {classes[0]!r}" if classes else "no class folders"
-        raise RequestError(f"{root / 'train'} has {found}; it takes two or more, each a folder with its images")
+        found = f"only one class folder, {classes[0]!r}" if classes else "no class folders"
+        raise RequestError(
+            f"{root / 'train'} has {found}",
+            hint=f"move the images of each class to {root / 'train'}/CLASS, for two or more classes",
+        )
     files: list[ImageFile] = []
     labels: list[int] = []
     counts = dict.fromkeys(SPLITS, 0)
     for part in parts:
         names = classes if part == "train" else _class_folders(root, part)
         if not names:
-            raise RequestError(f"{root / part} has no class folders; it takes those of train/, each with its images")
+            raise RequestError(
+                f"{root / part} has no class folders",
+                hint=f"move some images of each class in train/ to {root / part}/CLASS",
+            )
         for name in names:
             if name not in classes:
                 raise RequestError(
-                    f"{root / part / name} is of a class that train/ does not have; add {root / 'train' / name}, or "
-                    f"remove it"
+                    f"{root / part / name} is not a class of train/",
+                    hint=f"add training images in {root / 'train' / name}, or remove {root / part / name}",
                 )
             found_files = _images_in(root, f"{part}/{name}")
             if not found_files:
-                raise RequestError(f"{root / part / name} has no images; put some there, or remove the folder")
+                raise RequestError(
+                    f"{root / part / name} has no images", hint=f"add images to {root / part / name}, or remove it"
+                )
             files += found_files
             labels += [classes.index(name)] * len(found_files)
             counts[part] += len(found_files)
     return Listing(classes=tuple(classes), files=files, labels=np.array(labels, dtype=np.int64), counts=counts)
 
 
-def _no_split(root: Path, parts: list[str]) -> str:
+def _no_split(root: Path, parts: list[str]) -> RequestError:
+    train, test = f"{root / 'train'}/CLASS", f"{root / 'test'}/CLASS"
     if parts == ["train"]:
-        return f"{root} has train/ but neither test/ nor val/; move some images of each class to {root / 'test'}"
+        return RequestError(
+            f"{root} has train/ but neither test/ nor val/", hint=f"move some images of each class to {test}"
+        )
     if parts:
-        return f"{root} has {' and '.join(f'{part}/' for part in parts)} but no train/; put a folder per class there"
+        return RequestError(
+            f"{root} has {' and '.join(f'{part}/' for part in parts)} but no train/",
+            hint=f"move the training images of each class to {train}",
+        )
     names = [name for name in _class_folders(root, ".") if _images_in(root, name)]
     if names:
-        return (
-            f"{root} has class folders ({', '.join(names[:3])}{', ...' if len(names) > 3 else ''}) but no split; move "
-            f"most images of each class to {root / 'train'}/CLASS and the others to {root / 'test'}/CLASS"
+        return RequestError(
+            f"{root} has class folders ({', '.join(names[:3])}{', ...' if len(names) > 3 else ''}) but no train/ and test/",
+            hint=f"move most images of each class to {train} and the others to {test}",
         )
-    return f"{root} has no train/ and test/ in it; put a folder of images per class into each"
+    return RequestError(f"{root} has no train/ and test/", hint=f"move the images of each class to {train} and {test}")
 
 
 def _class_folders(root: Path, part: str) -> list[str]:
@@ -147,23 +168,23 @@ def _class_folders(root: Path, part: str) -> list[str]:
 
 
 def find_images(root: Path) -> list[Path]:
-    """Return the images in and below a folder, by path; hidden files and other endings are not looked at.
+    """Return the images in a folder and its subfolders, sorted by path, without hidden files.
 
     Raises:
-        RequestError: a folder cannot be listed.
+        RequestError: a folder cannot be read.
     """
     return [root / file.path for file in _images_in(root, ".")]
 
 
 def _images_in(root: Path, folder: str) -> list[ImageFile]:
-    """Return the images in and below ``root/folder``, sorted by path."""
-    endings = _endings()
+    """Return the images in ``root/folder`` and its subfolders, sorted by path."""
+    suffixes = _suffixes()
     found: list[ImageFile] = []
     seen: set[str] = set()
 
     def walk(inner: str) -> None:
         place = os.path.realpath(root / inner)
-        if place in seen:  # a symbolic link back up
+        if place in seen:  # a cycle of symbolic links
             return
         seen.add(place)
         with _scan(root / inner) as entries:
@@ -173,15 +194,15 @@ def _images_in(root: Path, folder: str) -> list[ImageFile]:
                 path = f"{inner}/{entry.name}"
                 if entry.is_dir():
                     walk(path)
-                elif entry.name.rpartition(".")[2].lower() in endings:
+                elif entry.name.rpartition(".")[2].lower() in suffixes:
                     try:
-                        if entry.is_file():  # not a pipe
+                        if entry.is_file():  # not a FIFO
                             info = entry.stat()
                             found.append(ImageFile(path, info.st_size, info.st_mtime_ns))
                             continue
                     except OSError:
                         pass
-                    if entry.is_symlink():  # to nowhere: an image all the same, and it will not be readable
+                    if entry.is_symlink():  # a broken link counts as an unreadable image
                         found.append(ImageFile(path, -1, 0))
 
     walk(folder)
@@ -192,7 +213,7 @@ def _scan(folder: Path) -> AbstractContextManager[Iterator[os.DirEntry[str]]]:
     try:
         return os.scandir(folder)
     except OSError as error:
-        raise RequestError(f"{folder} cannot be listed ({error.strerror}); make it readable") from error
+        raise cannot_read(folder, error) from error
 
 
 def decode_listing(
@@ -203,18 +224,18 @@ def decode_listing(
     size: int,
     options: LoadOptions,
 ) -> Dataset:
-    """Return a listing's images, from the cache where they are there.
+    """Return the data set of a listing, with images from the cache or decoded.
 
     Args:
-        name: the data set's name in ``DATASETS``.
-        root: where it lies.
+        name: key in ``DATASETS``.
+        root: folder of the data set.
         listing: its images.
-        decode: path -> uint8 [3, size, size]; raises UnreadableImage.
+        decode: decodes a path to uint8 [3, size, size], or raises :class:`UnreadableImage`.
         size: side of the decoded images in pixels.
-        options: what the loader was told.
+        options: options of the loader.
 
     Raises:
-        RequestError: images that cannot be read, and no ``--skip-bad-images``, or none of a class left without them.
+        RequestError: images cannot be read without ``--skip-bad-images``, or all images of a class cannot be read.
         RunFailed: the disk filled up.
     """
 
@@ -236,9 +257,9 @@ def decode_listing(
     bad = list(decoded.bad)
     if bad and not options.skip_bad_images:
         raise RequestError(
-            f"{len(bad)} of {len(listing.files)} images cannot be read, the first being "
-            f"{root / listing.files[bad[0]].path} ({decoded.bad[bad[0]]}); repair or remove them, or leave them out with "
-            f"--skip-bad-images"
+            f"cannot read {len(bad)} of {len(listing.files)} images, such as {root / listing.files[bad[0]].path}: "
+            f"{decoded.bad[bad[0]]}",
+            hint="add --skip-bad-images to leave them out, or replace them",
         )
     images = torch.from_numpy(decoded.images)
     labels = torch.from_numpy(np.delete(listing.labels, bad))
@@ -264,35 +285,37 @@ def decode_listing(
 
 
 def _check_left(root: Path, listing: Listing, parts: dict[str, Examples]) -> None:
-    """Raise RequestError where a class cannot be trained, or a part cannot be measured, without its bad images."""
+    """Raise RequestError if a class of ``train/``, or all of ``val/`` or ``test/``, has no readable images."""
     left = np.bincount(parts["train"].labels.numpy(), minlength=len(listing.classes))
     empty = [root / "train" / name for name, count in zip(listing.classes, left, strict=True) if not count]
     empty += [root / part for part in SPLITS[1:] if listing.counts[part] and not len(parts[part])]
     if empty:
-        raise RequestError(f"no image of {empty[0]} can be read; put some there that can, or remove the folder")
+        raise RequestError(
+            f"none of the images in {empty[0]} can be read", hint=f"add readable images to {empty[0]}, or remove it"
+        )
 
 
 def decode_image(source: str | os.PathLike[str] | BinaryIO, size: int | None) -> npt.NDArray[np.uint8]:
-    """Return an image as the networks see it: uint8 [3, size, size], RGB; with ``size=None`` as big as it is.
+    """Decode an image to RGB, uint8 [3, size, size], or [3, H, W] if ``size`` is None.
 
-    It is set upright (EXIF); grey, palette, CMYK and 16-bit images become 8-bit RGB, what is transparent becomes
-    white, and of several frames the first is taken. Then its shorter side is resized to ``size``, bilinear with
-    antialiasing, and the middle of the longer one is cut out: the arithmetic of torchvision's ``Resize(size)`` and
-    ``CenterCrop(size)``.
+    The image is set upright by its EXIF orientation, greyscale, palette, CMYK and 16-bit images are converted to 8-bit
+    RGB, transparent areas become white, and the first of several frames is used. Then the shorter side is resized to
+    ``size`` (bilinear, antialiased) and the longer side is cropped to its centre, as by torchvision's ``Resize(size)``
+    and ``CenterCrop(size)``.
 
     Args:
-        source: a path, or a file opened in binary mode.
+        source: path, or a file opened in binary mode.
         size: side in pixels.
 
     Raises:
-        UnreadableImage: no image, a broken one, or one of more pixels than Pillow deems safe.
+        UnreadableImage: the file is not an image, is damaged, or has more pixels than Pillow's safety limit.
     """
     try:
         with Image.open(source, formats=_formats()) as image:
             return _to_array(image, size)
     except MemoryError:
         raise
-    # Pillow's plug-ins let out whatever a broken file makes them stumble over: OSError, SyntaxError, struct.error, ...
+    # For damaged files, Pillow's plug-ins raise nearly any exception: OSError, SyntaxError, struct.error, ...
     except Exception as error:
         path = str(source) if isinstance(source, (str, os.PathLike)) else str(getattr(source, "name", "the image"))
         raise UnreadableImage(path, _reason(error)) from error
@@ -300,7 +323,7 @@ def decode_image(source: str | os.PathLike[str] | BinaryIO, size: int | None) ->
 
 def _reason(error: Exception) -> str:
     if isinstance(error, UnidentifiedImageError):
-        return "not an image"  # Pillow's own sentence repeats the path
+        return "not an image"  # Pillow's message repeats the path
     if isinstance(error, OSError) and error.strerror:
         return error.strerror
     return " ".join(str(error).split()).rstrip(".") or type(error).__name__
@@ -308,7 +331,7 @@ def _reason(error: Exception) -> str:
 
 def _to_array(image: Image.Image, size: int | None) -> npt.NDArray[np.uint8]:
     if size is not None:
-        # A JPEG is decoded at 1/2, 1/4 or 1/8 where that leaves twice the side needed: several times faster.
+        # Decoding a JPEG at 1/2, 1/4 or 1/8 scale, to at least twice the needed size, is several times faster.
         short = min(image.size)
         image.draft(None, (max(1, 2 * size * image.width // short), max(1, 2 * size * image.height // short)))
     image.load()
@@ -333,11 +356,11 @@ def _to_rgb(image: Image.Image) -> Image.Image:
 
 
 def _to_8_bit(grey: npt.NDArray[np.generic]) -> npt.NDArray[np.uint8]:
-    """Return grey values of 0..65535, or of 0..1 where they are floating-point, as 0..255."""
+    """Scale integer grey values of 0-65535, or floating-point ones of 0-1, to 0-255."""
     values = grey.astype(np.float64)
     scale = 255.0 if np.issubdtype(grey.dtype, np.floating) else 255 / 65535
     if not (np.isfinite(values).all() and values.min() >= 0 and values.max() * scale <= 255):
-        raise ValueError(f"grey values beyond {'0..1' if scale == 255.0 else '16 bits'}")
+        raise ValueError(f"grey values outside {'0-1' if scale == 255.0 else '0-65535'}")
     return np.rint(values * scale).astype(np.uint8)
 
 
@@ -345,7 +368,7 @@ def _resize_and_crop(image: Image.Image, size: int) -> Image.Image:
     width, height = image.size
     short, long = min(width, height), max(width, height)
     if long > 16 * short:
-        # A thread-like image, enlarged whole, could take gigabytes for a middle that is all that is kept.
+        # Cropped before resizing: a very thin image could take gigabytes otherwise.
         keep = 8 * short + (long - 8 * short) % 2
         before = (long - keep) // 2
         image = image.crop((before, 0, before + keep, height) if width > height else (0, before, width, before + keep))
@@ -358,14 +381,14 @@ def _resize_and_crop(image: Image.Image, size: int) -> Image.Image:
 
 @functools.cache
 def _formats() -> tuple[str, ...]:
-    """Return the image formats that are read, the common ones first."""
+    """Return the supported image formats, the common ones first."""
     Image.init()
     rest = sorted(set(Image.OPEN) - {"JPEG", "PNG", *_REFUSED})
     return ("JPEG", "PNG", *rest)
 
 
 @functools.cache
-def _endings() -> frozenset[str]:
-    """Return the file name endings of those formats, without the dot, in lower case."""
-    formats = {*_formats(), "MPO"}  # MPO: a JPEG of several frames
-    return frozenset(ending[1:] for ending, name in Image.registered_extensions().items() if name in formats)
+def _suffixes() -> frozenset[str]:
+    """Return the suffixes of the supported formats, without the dot, in lower case."""
+    formats = {*_formats(), "MPO"}  # MPO: a JPEG with several frames
+    return frozenset(suffix[1:] for suffix, name in Image.registered_extensions().items() if name in formats)

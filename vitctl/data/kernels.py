@@ -1,11 +1,11 @@
-"""The operations of automatic augmentation, each over a whole batch with a parameter per image.
+"""Operations of automatic augmentation on batches, with one parameter per image.
 
-They compute what Pillow computes, which torchvision's and the predecessor's augmentations call: nearest neighbour and
-black where an image is moved out of its frame, results cut off to whole grey levels. Where Pillow works in whole
-numbers so does this, so that the images do not depend on the device; autocontrast works in whole numbers where Pillow
-does not, and is a level brighter where Pillow's rounding errors fall short of one.
+The results are those of Pillow, which torchvision and the original scripts use: nearest-neighbour sampling, black
+outside the source image, and truncation to integer grey levels. Integer arithmetic is used wherever Pillow uses it, so
+that results do not depend on the device. Autocontrast also uses integers, unlike Pillow, and is one level brighter where
+Pillow's rounding error falls short of a level.
 
-Letters in shapes: b images, C channels (1 or 3), H and W their height and width, P = H * W.
+Letters in shapes: b images, C channels (1 or 3), H height, W width, P = H * W.
 """
 
 from __future__ import annotations
@@ -16,18 +16,18 @@ import torch
 from torch import Tensor
 
 GREY_WEIGHTS = (19595, 38470, 7471)
-"""Red, green and blue in ITU-R 601 luma, of 65536."""
+"""Weights of red, green and blue in ITU-R 601 luma, in 65536ths."""
 
 
 def affine_matrix(name: str, value: float, height: int, width: int) -> tuple[float, ...]:
-    """Return ``(a, b, c, d, e, f)``, which take the point (x, y) of the result to (ax + by + c, dx + ey + f) of the source.
+    """Return ``(a, b, c, d, e, f)``, which map (x, y) in the result to (ax + by + c, dx + ey + f) in the source.
 
     Args:
-        name: ``rotate`` (degrees, counter-clockwise, about the centre), ``shear_x``, ``shear_y`` (a factor, about the upper
-            left corner), ``translate_x`` or ``translate_y`` (pixels to the right, or down).
-        value: how far.
-        height: of the image.
-        width: of the image.
+        name: name of the operation.
+        value: for ``rotate``, degrees counter-clockwise about the centre; for ``shear_x`` and ``shear_y``, a factor about
+            the upper left corner; for ``translate_x`` and ``translate_y``, pixels to the right or down.
+        height: image height.
+        width: image width.
     """
     if name == "shear_x":
         return 1, value, 0, 0, 1, 0
@@ -43,21 +43,21 @@ def affine_matrix(name: str, value: float, height: int, width: int) -> tuple[flo
 
 
 def fixed_point(matrix: tuple[float, ...]) -> list[int]:
-    """Return an affine matrix in 65536ths, its offsets moved to the centre of the first pixel, as Pillow rounds it."""
+    """Return an affine matrix in 65536ths, with offsets at the centre of the first pixel, rounded as by Pillow."""
     a, b, c, d, e, f = matrix
     return [math.floor(v * 65536 + 0.5) for v in (a, b, c + (a + b) / 2, d, e, f + (d + e) / 2)]
 
 
 def source_pixels(matrices: Tensor, height: int, width: int) -> tuple[Tensor, Tensor]:
-    """Return which pixel each pixel of the result is taken from.
+    """Return the source pixel of each pixel of the result.
 
     Args:
-        matrices: int32 ``[b, 6]``, of :func:`fixed_point`.
-        height: of the images.
-        width: of the images.
+        matrices: int32 ``[b, 6]``, from :func:`fixed_point`.
+        height: image height.
+        width: image width.
 
     Returns:
-        int64 ``[b, P]``, a place in the flat source; and uint8 ``[b, P]``, 1 where that lies in the frame.
+        Index into the flattened source, int64 ``[b, P]``; and 1 if it is inside the source, else 0, uint8 ``[b, P]``.
     """
     a, b, c, d, e, f = (column.view(-1, 1, 1) for column in matrices.unbind(1))  # each [b, 1, 1]
     x = torch.arange(width, dtype=torch.int32, device=matrices.device)
@@ -70,12 +70,12 @@ def source_pixels(matrices: Tensor, height: int, width: int) -> tuple[Tensor, Te
 
 
 def warp(images: Tensor, place: Tensor, inside: Tensor) -> Tensor:
-    """Take every pixel from where :func:`source_pixels` says, or black.
+    """Move every pixel to the result from its source pixel, or from black.
 
     Args:
         images: uint8 ``[b, C, H, W]``.
-        place: int64 ``[b, P]``.
-        inside: uint8 ``[b, P]``.
+        place: int64 ``[b, P]``, from :func:`source_pixels`.
+        inside: uint8 ``[b, P]``, from :func:`source_pixels`.
     """
     b, C, H, W = images.shape
     moved = images.view(b, C, H * W).gather(2, place[:, None].expand(b, C, H * W))
@@ -83,21 +83,21 @@ def warp(images: Tensor, place: Tensor, inside: Tensor) -> Tensor:
 
 
 def apply_table(images: Tensor, table: Tensor) -> Tensor:
-    """Replace every grey level by what its image's and channel's table, uint8 ``[b, C, 256]``, has for it."""
+    """Look up every grey level in the table of its image and channel, uint8 ``[b, C, 256]``."""
     b, C, H, W = images.shape
     return table.gather(2, images.view(b, C, H * W).long()).view(b, C, H, W)
 
 
 def blend(images: Tensor, other: Tensor, factor: Tensor) -> Tensor:
-    """Go from ``other`` to ``images`` by ``factor``: 0 is ``other``, 1 is ``images``, and more than 1 goes beyond.
+    """Interpolate from ``other`` (``factor`` 0) to ``images`` (``factor`` 1), and extrapolate above 1.
 
     Args:
-        images: any numbers, ``[b, ...]``.
-        other: float32, of a shape that broadcasts to that of ``images``.
-        factor: float32, likewise.
+        images: ``[b, ...]``, of any type.
+        other: float32, broadcastable to the shape of ``images``.
+        factor: float32, broadcastable to the shape of ``images``.
 
     Returns:
-        uint8, of the shape of ``images``.
+        uint8, in the shape of ``images``.
     """
     return (images - other).mul_(factor).add_(other).clamp_(0, 255).to(torch.uint8)
 
@@ -112,25 +112,25 @@ def grey(images: Tensor) -> Tensor:
 
 
 def smooth(images: Tensor) -> Tensor:
-    """Return images under a 3x3 mean whose centre counts five times, float32 ``[b, C, H, W]``; the rim stays as it is."""
+    """Return the weighted 3x3 mean of images, with centre weight 5, float32 ``[b, C, H, W]``; borders do not change."""
     x = images.float()
     across = x[..., :-2] + x[..., 1:-1] + x[..., 2:]
     total = across[..., :-2, :] + across[..., 1:-1, :] + across[..., 2:, :]
     total.add_(x[..., 1:-1, 1:-1], alpha=4)
-    x[..., 1:-1, 1:-1] = total.add_(6.5).mul_(1 / 13).floor_()  # whole numbers until here; 13 leaves no ties to round
+    x[..., 1:-1, 1:-1] = total.add_(6.5).mul_(1 / 13).floor_()  # totals are integers, and 13 is odd: no ties
     return x
 
 
 def levels(device: torch.device) -> Tensor:
-    """Return the grey levels, int32 ``[256]``."""
+    """Return all grey levels, int32 ``[256]``."""
     return torch.arange(256, dtype=torch.int32, device=device)
 
 
 def contrast_tables(luma: Tensor, factor: Tensor) -> Tensor:
-    """Return tables that move grey levels away from an image's mean, uint8 ``[b, 1, 256]``.
+    """Return tables that scale the distance of grey levels from an image's mean, uint8 ``[b, 1, 256]``.
 
     Args:
-        luma: int32 ``[b, 1, H, W]``, of :func:`grey`.
+        luma: int32 ``[b, 1, H, W]``, from :func:`grey`.
         factor: float32 ``[b]``.
     """
     count = luma[0].numel()
@@ -139,7 +139,7 @@ def contrast_tables(luma: Tensor, factor: Tensor) -> Tensor:
 
 
 def autocontrast_tables(images: Tensor) -> Tensor:
-    """Return tables that stretch each channel over all grey levels, uint8 ``[b, C, 256]``."""
+    """Return tables that stretch each channel to the full range of grey levels, uint8 ``[b, C, 256]``."""
     flat = images.flatten(2)
     low, high = flat.amin(2, keepdim=True).int(), flat.amax(2, keepdim=True).int()  # [b, C, 1]
     stretched = (levels(images.device) - low) * 255 // (high - low).clamp(min=1)
@@ -147,12 +147,12 @@ def autocontrast_tables(images: Tensor) -> Tensor:
 
 
 def equalize_tables(images: Tensor) -> Tensor:
-    """Return tables that make every grey level about as frequent, uint8 ``[b, C, 256]``."""
+    """Return tables that equalize the histogram of each channel, uint8 ``[b, C, 256]``."""
     b, C, H, W = images.shape
     count = torch.zeros(b, C, 256, dtype=torch.int32, device=images.device)
     flat = images.view(b, C, H * W)
     count.scatter_add_(2, flat.long(), torch.ones_like(flat, dtype=torch.int32))
-    # Pillow leaves the brightest level that there is out of the sum, and stretches the others over 255 steps.
+    # Pillow excludes the brightest level that occurs from the sum, and spreads the others over 255 steps.
     step = (H * W - count.gather(2, flat.amax(2, keepdim=True).long())) // 255  # [b, C, 1]
     below = count.cumsum(2, dtype=torch.int32) - count
     table = torch.div(below + step // 2, step.clamp(min=1), rounding_mode="trunc").clamp(max=255)
@@ -160,12 +160,12 @@ def equalize_tables(images: Tensor) -> Tensor:
 
 
 def fixed_table(name: str, value: float) -> Tensor:
-    """Return what becomes of each grey level where that hangs on no image, uint8 ``[256]``, on the CPU.
+    """Return the table of an operation that is the same for every image, uint8 ``[256]``, on the CPU.
 
     Args:
-        name: ``brightness`` (a factor), ``posterize`` (bits kept), ``solarize`` (the level from which on levels are
-            inverted), ``solarize_add`` (levels added before solarizing at 128) or ``invert``.
-        value: by how much.
+        name: name of the operation.
+        value: for ``brightness``, a factor; for ``posterize``, the number of bits to keep; for ``solarize``, the lowest
+            level to invert; for ``solarize_add``, the value to add before solarizing at 128; unused for ``invert``.
     """
     level = levels(torch.device("cpu"))
     if name == "brightness":
@@ -180,12 +180,12 @@ def fixed_table(name: str, value: float) -> Tensor:
 
 
 def inside_boxes(boxes: Tensor, height: int, width: int) -> Tensor:
-    """Return where boxes are, bool ``[b, 1, H, W]``.
+    """Return the masks of boxes, bool ``[b, 1, H, W]``.
 
     Args:
-        boxes: int ``[b, 4]``: first row, first column, and the row and column after the last.
-        height: of the images.
-        width: of the images.
+        boxes: int ``[b, 4]``: top, left, bottom, right; bottom and right are exclusive.
+        height: image height.
+        width: image width.
     """
     top, left, bottom, right = boxes[:, :, None].unbind(1)  # each [b, 1]
     y = torch.arange(height, device=boxes.device)
@@ -195,11 +195,11 @@ def inside_boxes(boxes: Tensor, height: int, width: int) -> Tensor:
 
 
 def fill_boxes(images: Tensor, boxes: Tensor, colour: Tensor) -> Tensor:
-    """Paint a box of each image.
+    """Fill one box per image.
 
     Args:
         images: uint8 ``[b, C, H, W]``.
-        boxes: int ``[b, 4]``, as :func:`inside_boxes` takes them.
+        boxes: int ``[b, 4]``, as in :func:`inside_boxes`.
         colour: uint8 ``[C]``.
     """
     return torch.where(inside_boxes(boxes, *images.shape[2:]), colour.view(1, -1, 1, 1), images)

@@ -1,6 +1,6 @@
-"""Mixup, CutMix, random erasing and cutout, each image by its own draws.
+"""Mixup, CutMix, random erasing and cutout, drawn for each image.
 
-Letters in shapes: B images, C channels, H and W their height and width, K classes.
+Letters in shapes: B images, C channels, H height, W width, K classes.
 """
 
 from __future__ import annotations
@@ -17,27 +17,31 @@ from torch import Tensor
 from vitctl.data import kernels
 from vitctl.devices import to_device
 
-Whole = npt.NDArray[np.int64]
+Integers = npt.NDArray[np.int64]
 Numbers = npt.NDArray[Any]
 
 PARTS = 128
-"""Mixup's shares are whole 128ths: then mixing is exact in 16-bit numbers, and equal on every device."""
+"""Mixup's weights are multiples of 1/128, so that mixing is exact in 16-bit integers and the same on every device."""
 
 ERASE_AREA = (0.02, 0.33)
+"""Range of random erasing's share of the image, as in torchvision."""
+
 ERASE_RATIO = (0.3, 3.3)
+"""Range of random erasing's aspect ratio, height / width, as in torchvision."""
+
 ERASE_TRIES = 10
-"""Random erasing as torchvision has it: share of the image, height by width, and tries to fit one in."""
+"""Number of boxes to try until one fits, as in torchvision."""
 
 
 @dataclass(frozen=True)
 class MixDraws:
-    """With what each image of a batch is mixed.
+    """Draws of mixup and CutMix for a batch.
 
     Attributes:
-        partner: int64 ``[B]``, a permutation; no image is its own partner, unless it is alone.
-        weight: int16 ``[B]``, parts of :data:`PARTS` that an image keeps of itself under mixup; all of them under CutMix.
-        boxes: int64 ``[B, 4]``, what CutMix takes from the partner; empty under mixup.
-        share: float32 ``[B]``, what the image's own label counts for.
+        partner: int64 ``[B]``, index of the image to mix with, a permutation; differs from the image's own index if B > 1.
+        weight: int16 ``[B]``, weight of the image itself in mixup, of :data:`PARTS`; :data:`PARTS` for CutMix.
+        boxes: int64 ``[B, 4]``, box that CutMix copies from the partner; empty for mixup.
+        share: float32 ``[B]``, weight of the image's own label.
     """
 
     partner: Tensor
@@ -51,25 +55,25 @@ class MixDraws:
 
 
 def draw_mix(count: int, height: int, width: int, *, mixup: float, cutmix: float, seed: int) -> MixDraws:
-    """Draw partners and shares, on the CPU.
+    """Draw partners and weights, on the CPU.
 
-    Mixup (Zhang et al. 2018, arXiv 1710.09412): an image keeps a share of Beta(alpha, alpha). CutMix (Yun et al. 2019, arXiv
-    1905.04899): a box of the partner's is pasted in, whose area is 1 minus such a share where it lies in the frame whole,
-    but for rounding down; its centre is uniform, and the image's share is then what was left of it. Where both are on,
-    each image takes either with probability 1/2.
+    Mixup (Zhang et al. 2018, arXiv 1710.09412) draws the weight of an image from Beta(alpha, alpha). CutMix (Yun et al.
+    2019, arXiv 1905.04899) draws a share to keep from the same distribution and pastes a box of the partner with the
+    remaining area. The box has a uniform centre, its sides are rounded down, and it is clipped to the image; the label's
+    weight is the share of the image that is left. If both are enabled, each image uses either with probability 1/2.
 
     Args:
-        count: images of the batch, B.
-        height: of the images.
-        width: of the images.
-        mixup: alpha; 0 is off.
-        cutmix: alpha; 0 is off.
-        seed: of this batch.
+        count: number of images, B.
+        height: image height.
+        width: image width.
+        mixup: alpha of mixup; 0 disables it.
+        cutmix: alpha of CutMix; 0 disables it.
+        seed: seeds this batch.
     """
     random = np.random.default_rng(seed)
     order = random.permutation(count)
     partner = np.empty_like(order)
-    partner[order] = np.roll(order, 1)  # one ring through all of them: nobody is its own partner
+    partner[order] = np.roll(order, 1)  # a single cycle: no image is its own partner
     kept = random.beta(mixup, mixup, count) if mixup else np.ones(count)
     weight = np.rint(PARTS * kept)
     share = weight / PARTS
@@ -91,45 +95,45 @@ def draw_mix(count: int, height: int, width: int, *, mixup: float, cutmix: float
     )
 
 
-def cutmix_boxes(kept: Numbers, y: Whole, x: Whole, height: int, width: int) -> Whole:
-    """Return the boxes of CutMix, which reach equally far, in whole pixels, to either side of their centres; int64 ``[B, 4]``.
+def cutmix_boxes(kept: Numbers, y: Integers, x: Integers, height: int, width: int) -> Integers:
+    """Return the boxes of CutMix, int64 ``[B, 4]``; before clipping they extend equally far on both sides of the centre.
 
     Args:
-        kept: float ``[B]``, what a box that is not cut off leaves of the image, but for rounding down.
+        kept: float ``[B]``, share of the image that a box leaves, before rounding and clipping.
         y: int ``[B]``, rows of the centres.
-        x: int ``[B]``, columns.
-        height: of the images.
-        width: of the images.
+        x: int ``[B]``, columns of the centres.
+        height: image height.
+        width: image width.
     """
     half = 0.5 * np.sqrt(1 - kept)
     return boxes_around(y, x, 2 * np.floor(half * height), 2 * np.floor(half * width), height, width)
 
 
-def boxes_around(y: Whole, x: Whole, tall: Numbers, wide: Numbers, height: int, width: int) -> Whole:
-    """Return boxes about centres, cut off at the frame, int64 ``[B, 4]``: first row, first column, row and column after.
+def boxes_around(y: Integers, x: Integers, tall: Numbers, wide: Numbers, height: int, width: int) -> Integers:
+    """Return boxes around centres, clipped to the image, int64 ``[B, 4]``: top, left, bottom, right.
 
     Args:
         y: int ``[B]``, rows of the centres.
-        x: int ``[B]``, columns.
-        tall: heights; rounded down.
-        wide: widths; rounded down.
-        height: of the images.
-        width: of the images.
+        x: int ``[B]``, columns of the centres.
+        tall: ``[B]``, heights of the boxes; rounded down.
+        wide: ``[B]``, widths of the boxes; rounded down.
+        height: image height.
+        width: image width.
     """
     tall, wide = tall.astype(np.int64), wide.astype(np.int64)
     top, left = y - tall // 2, x - wide // 2
-    corners: Whole = np.stack([top, left, top + tall, left + wide], 1)
+    corners: Integers = np.stack([top, left, top + tall, left + wide], 1)
     return np.clip(corners, 0, np.array([height, width, height, width]))
 
 
 def mix(images: Tensor, draws: MixDraws, *, mixup: bool, cutmix: bool) -> Tensor:
-    """Mix images with their partners, rounded to grey levels.
+    """Mix images with their partners.
 
     Args:
         images: uint8 ``[B, C, H, W]``.
-        draws: on the same device.
-        mixup: some of the draws are mixup's.
-        cutmix: some of the draws are CutMix's.
+        draws: draws for the batch, on the same device.
+        mixup: whether any image uses mixup.
+        cutmix: whether any image uses CutMix.
 
     Returns:
         uint8 ``[B, C, H, W]``.
@@ -147,12 +151,12 @@ def mix(images: Tensor, draws: MixDraws, *, mixup: bool, cutmix: bool) -> Tensor
 
 
 def mixed_labels(labels: Tensor, draws: MixDraws, classes: int) -> Tensor:
-    """Return the share of each class in each image, float32 ``[B, K]``.
+    """Return the share of each class in each mixed image, float32 ``[B, K]``.
 
     Args:
         labels: int64 ``[B]``.
-        draws: on the same device.
-        classes: K.
+        draws: draws for the batch, on the same device.
+        classes: number of classes, K.
     """
     shares = torch.zeros(len(labels), classes, device=labels.device)
     shares.scatter_(1, labels[:, None], draws.share[:, None])
@@ -162,15 +166,15 @@ def mixed_labels(labels: Tensor, draws: MixDraws, classes: int) -> Tensor:
 def erase_boxes(count: int, height: int, width: int, probability: float, seed: int) -> Tensor:
     """Draw the boxes of random erasing (Zhong et al. 2020, arXiv 1708.04896), int64 ``[B, 4]``, on the CPU.
 
-    A box covers 2-33 % of the image, and is 0.3-3.3 times as tall as wide; it is empty where none is drawn, and, as in
-    torchvision, where none of ten fits.
+    A box covers 2-33 % of the image, and is 0.3-3.3 times as tall as wide. It is empty for images that are not erased
+    and, as in torchvision, if none of ten boxes fits.
 
     Args:
-        count: images of the batch, B.
-        height: of the images.
-        width: of the images.
-        probability: that an image has a box.
-        seed: of this batch.
+        count: number of images, B.
+        height: image height.
+        width: image width.
+        probability: probability of erasing an image.
+        seed: seeds this batch.
     """
     generator = torch.Generator().manual_seed(seed)
     chosen = torch.rand(count, generator=generator) < probability
@@ -192,14 +196,14 @@ def erase_boxes(count: int, height: int, width: int, probability: float, seed: i
 def cutout_boxes(count: int, height: int, width: int, share: float, seed: int) -> Tensor:
     """Draw the boxes of cutout (DeVries and Taylor 2017, arXiv 1708.04552), int64 ``[B, 4]``, on the CPU.
 
-    Every image has one, about a pixel drawn uniformly and cut off at the frame.
+    Every image has one box, centred on a uniformly drawn pixel and clipped to the image.
 
     Args:
-        count: images of the batch, B.
-        height: of the images.
-        width: of the images.
-        share: its sides as a share of the image's; at least a pixel.
-        seed: of this batch.
+        count: number of images, B.
+        height: image height.
+        width: image width.
+        share: side of the box relative to the image's side; at least one pixel.
+        seed: seeds this batch.
     """
     random = np.random.default_rng(seed)
     tall, wide = (np.full(count, max(1, round(share * side))) for side in (height, width))

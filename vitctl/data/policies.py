@@ -1,12 +1,11 @@
-"""Policies of automatic augmentation: which operations there are, how strong, and how they are drawn.
+"""Policies of automatic augmentation: their operations, strengths and probabilities.
 
-An operation is a name and a value with a sign. A policy lists every operation that it may draw, and draws places in that
-list for a whole batch at once; :class:`vitctl.data.augment.Augment` applies them.
+An operation is a name and a signed value. A policy lists every operation that it may draw, and draws indices into that
+list for a complete batch; :class:`vitctl.data.augment.Augment` applies them.
 
-Strengths are torchvision's, and every one of them fits a small image, as what is measured in pixels is a share of the
-side: the translation reaches 150/331 of it, as in AutoAugment's paper. TrivialAugment alone differs from torchvision, which
-moves by up to 32 pixels whatever the image, the whole of one of CIFAR's; here it is 150/331 as well. The ranges of
-:func:`seed_randaug` are another matter, see there.
+Strengths are those of torchvision. Translation is relative to the image's side, up to 150/331 as in AutoAugment's paper,
+so it suits small images too. This differs from torchvision only in TrivialAugment, which translates by up to 32 pixels
+there: the full width of a CIFAR image. :func:`seed_randaug` has ranges of its own.
 """
 
 from __future__ import annotations
@@ -19,24 +18,24 @@ import torch
 from torch import Tensor
 
 STRENGTHS = 31
-"""Strengths from least to greatest that RandAugment and TrivialAugment know: 0 to 30."""
+"""Number of strengths of RandAugment and TrivialAugment, 0 to 30; "magnitude" in RandAugment's paper."""
 
 TRANSLATE = 150 / 331
-"""Farthest translation as a share of the side: 150 of 331 pixels in AutoAugment's paper."""
+"""Largest translation relative to the image's side: 150 of 331 pixels in AutoAugment's paper."""
 
 PLAIN = ("identity", "autocontrast", "equalize", "invert")
 """Operations without a strength."""
 
 
 class Operation(NamedTuple):
-    """One thing to do to an image.
+    """An operation on an image.
 
     Attributes:
-        name: of the operation.
-        value: how strongly, in its own units: degrees for ``rotate``, a factor for ``shear_x`` and ``shear_y``, pixels for
-            ``translate_x`` and ``translate_y`` and for the side of ``cutout``, 1 for no change of ``brightness``,
-            ``color``, ``contrast`` and ``sharpness``, bits kept for ``posterize``, the level from which on
-            ``solarize`` inverts, the levels that ``solarize_add`` adds; 0 for the others.
+        name: name of the operation.
+        value: degrees for ``rotate``; a factor for ``shear_x`` and ``shear_y``; pixels for ``translate_x``,
+            ``translate_y`` and the side of ``cutout``; a factor for ``brightness``, ``color``, ``contrast`` and
+            ``sharpness``, where 1 changes nothing; bits to keep for ``posterize``; the lowest grey level to invert for
+            ``solarize``; the value to add for ``solarize_add``; 0 for the others.
     """
 
     name: str
@@ -47,28 +46,28 @@ class Policy(Protocol):
     """Draws operations.
 
     Attributes:
-        operations: all that may be drawn, each with each of its values.
-        length: how many are applied to each image, in turn.
-        first: they come before crop and flip.
+        operations: all operations that may be drawn, one per value.
+        length: number of operations applied to each image, in sequence.
+        before_crop: whether they are applied before crop and flip.
     """
 
     operations: list[Operation]
     length: int
-    first: bool
+    before_crop: bool
 
     def draw(self, count: int, generator: torch.Generator) -> Tensor:
-        """Return places in :attr:`operations`, int64 ``[length, count]``, on the CPU."""
+        """Return indices into :attr:`operations`, int64 ``[length, count]``, on the CPU."""
 
 
 @dataclass(frozen=True)
 class Range:
-    """The strengths of an operation.
+    """Values of an operation by strength.
 
     Attributes:
-        name: of the operation.
-        values: one per strength, or a single one.
-        signed: may be taken with either sign, with probability 1/2.
-        middle: the value of no change, that signed strengths are counted from.
+        name: name of the operation.
+        values: magnitude for each strength, or a single one.
+        signed: whether the sign is drawn, with probability 1/2.
+        middle: value that changes nothing, to which signed magnitudes are added.
     """
 
     name: str
@@ -77,26 +76,26 @@ class Range:
     middle: float = 0.0
 
     def value(self, strength: int, negative: bool) -> float:
-        """Return the operation's value at a strength; the only one, where there is one."""
+        """Return the operation's value at a strength."""
         magnitude = self.values[strength if len(self.values) > 1 else 0]
         return self.middle + (-magnitude if self.signed and negative else magnitude)
 
     def at(self, strength: int) -> Range:
-        """Return the operation at one strength."""
+        """Return the range with a single strength."""
         return replace(self, values=self.values[strength : strength + 1] if len(self.values) > 1 else self.values)
 
 
 class Uniform:
-    """Operations drawn uniformly and with replacement, at a strength and a sign drawn uniformly.
+    """Draws operations, strengths and signs uniformly, with replacement.
 
     Args:
         ranges: the operations.
-        length: how many are applied to each image.
-        first: they come before crop and flip.
+        length: number of operations applied to each image.
+        before_crop: whether they are applied before crop and flip.
     """
 
-    def __init__(self, ranges: Sequence[Range], length: int, first: bool = False) -> None:
-        self.length, self.first = length, first
+    def __init__(self, ranges: Sequence[Range], length: int, before_crop: bool = False) -> None:
+        self.length, self.before_crop = length, before_crop
         strengths = max(len(each.values) for each in ranges)
         self.operations: list[Operation] = []
         place: dict[Operation, int] = {}
@@ -113,19 +112,18 @@ class Uniform:
         self._table = table.flatten()  # [operations * strengths * 2]
 
     def draw(self, count: int, generator: torch.Generator) -> Tensor:
-        """See :class:`Policy`."""
         chosen = torch.randint(0, len(self._table), (self.length, count), generator=generator)
         return self._table[chosen]
 
 
 class SubPolicies:
-    """A list of short sequences, of which each image gets one; each of its operations is applied or left out.
+    """Draws one of several sequences of operations; each operation is applied with a probability of its own.
 
     Args:
-        sequences: per sequence the operations, each as (range, strength, probability).
+        sequences: sequences of (range, strength, probability), all of the same length.
     """
 
-    first = False
+    before_crop = False
 
     def __init__(self, sequences: Sequence[Sequence[tuple[Range, int, float]]]) -> None:
         self.length = len(sequences[0])
@@ -143,7 +141,6 @@ class SubPolicies:
         self._table = table  # [sequences, length, 2]
 
     def draw(self, count: int, generator: torch.Generator) -> Tensor:
-        """See :class:`Policy`."""
         sequence = torch.randint(0, len(self._table), (count,), generator=generator)
         chances = torch.rand(count, self.length, generator=generator)
         negative = torch.randint(0, 2, (count, self.length), generator=generator)
@@ -154,19 +151,19 @@ class SubPolicies:
 def _ranges(
     shape: tuple[int, int], steps: int, *, shear: float, rotate: float, factor: float, bits_lost: int
 ) -> dict[str, Range]:
-    """Return the operations of AutoAugment and its successors, at ``steps`` strengths from nothing to the greatest.
+    """Return the operations of AutoAugment and its successors, with ``steps`` strengths from none to the largest.
 
     Args:
         shape: height and width of the images.
-        steps: how many strengths.
-        shear: greatest factor.
-        rotate: greatest angle, in degrees.
-        factor: greatest change of brightness, color, contrast and sharpness.
-        bits_lost: most bits that posterize drops.
+        steps: number of strengths.
+        shear: largest factor.
+        rotate: largest angle, in degrees.
+        factor: largest change of brightness, color, contrast and sharpness.
+        bits_lost: largest number of bits that posterize drops.
     """
 
-    def up_to(greatest: float) -> list[float]:
-        return [greatest * i / (steps - 1) for i in range(steps)]  # divided last, so that what is whole stays so
+    def up_to(largest: float) -> list[float]:
+        return [largest * i / (steps - 1) for i in range(steps)]  # divided last, so that integers stay exact
 
     height, width = shape
     every = [
@@ -190,25 +187,25 @@ _COMMON = (
 
 
 def randaug(shape: tuple[int, int], *, n: int, m: int) -> Policy:
-    """RandAugment (Cubuk et al. 2020, arXiv 1909.13719) as torchvision has it: 14 operations, ``n`` an image.
+    """RandAugment (Cubuk et al. 2020, arXiv 1909.13719) as in torchvision: ``n`` of 14 operations per image.
 
     At strength 30: shear 0.3, translation 150/331 of the side, rotation 30 degrees, brightness, color, contrast and
-    sharpness changed by 0.9, posterize to 4 bits, solarize from 0. Strength ``m`` is that share of the way.
+    sharpness changed by 0.9, posterize to 4 bits, solarize from 0. Lower strengths are proportional.
 
     Args:
         shape: height and width of the images.
         n: operations per image.
-        m: strength of all, 0-30.
+        m: strength of the operations, 0-30.
     """
     ranges = _ranges(shape, STRENGTHS, shear=0.3, rotate=30, factor=0.9, bits_lost=4)
     return Uniform([ranges[name].at(m) for name in _COMMON], n)
 
 
 def trivialaug(shape: tuple[int, int]) -> Policy:
-    """TrivialAugment "wide" (Müller and Hutter 2021, arXiv 2103.10158): one of 14 operations, at one of 31 strengths.
+    """TrivialAugment "wide" (Müller and Hutter 2021, arXiv 2103.10158): one of 14 operations at one of 31 strengths.
 
-    The greatest: shear 0.99, translation 150/331 of the side (see above), rotation 135 degrees, brightness, color, contrast
-    and sharpness changed by 0.99, posterize to 2 bits, solarize from 0.
+    At the largest: shear 0.99, translation 150/331 of the side, rotation 135 degrees, brightness, color, contrast and
+    sharpness changed by 0.99, posterize to 2 bits, solarize from 0.
     """
     ranges = _ranges(shape, STRENGTHS, shear=0.99, rotate=135, factor=0.99, bits_lost=6)
     return Uniform([ranges[name] for name in _COMMON], 1)
@@ -225,7 +222,7 @@ autocontrast 0.8 0, solarize 0.2 8; brightness 0.1 3, color 0.7 0; solarize 0.4 
 translate_y 0.9 9, translate_y 0.7 9; autocontrast 0.9 0, solarize 0.8 3; equalize 0.8 0, invert 0.1 0;
 translate_y 0.7 9, autocontrast 0.9 0
 """
-"""The 25 sub-policies that AutoAugment found on CIFAR-10: operation, probability, strength 0-9."""
+"""The 25 sub-policies of AutoAugment for CIFAR-10: operation, probability, strength 0-9."""
 
 
 def autoaug(shape: tuple[int, int]) -> Policy:
@@ -239,16 +236,16 @@ def autoaug(shape: tuple[int, int]) -> Policy:
 
 
 def seed_randaug(shape: tuple[int, int], *, n: int, m: int) -> Policy:
-    """RandAugment as in the predecessor's scripts, before crop and flip: 16 operations, ``n`` an image.
+    """RandAugment as in the original scripts, applied before crop and flip: ``n`` of 16 operations per image.
 
-    Each is as strong as ``m`` thirtieths of the way through its range; see ``_SEED_RANGES``. Translation reaches 100 pixels and
-    cutout 40, as the ranges were made for images of 224 pixels: at ``m`` = 14 a translation moves a 32-px image by 46.7 px,
-    and leaves nothing of it but black.
+    An operation's value is ``m`` / 30 of the way through its range in ``_SEED_RANGES``. The ranges were made for images of
+    224 pixels, with translation up to 100 pixels and cutout up to 40: at ``m`` = 14, a translation moves a 32-pixel image
+    by 46.7 pixels, so that only black remains.
 
     Args:
-        shape: height and width of the images; the ranges do not depend on it.
+        shape: height and width of the images; unused, as the ranges do not depend on it.
         n: operations per image.
-        m: strength of all, 0-30.
+        m: strength of the operations, 0-30.
     """
     ranges = []
     for name, low, high in _SEED_RANGES:
@@ -257,7 +254,7 @@ def seed_randaug(shape: tuple[int, int], *, n: int, m: int) -> Policy:
             value = max(1, int(value))
         signed = name in ("rotate", "shear_x", "shear_y", "translate_x", "translate_y")
         ranges.append(Range(name, [0.0 if name in PLAIN else value], signed))
-    return Uniform(ranges, n, first=True)
+    return Uniform(ranges, n, before_crop=True)
 
 
 _SEED_RANGES: tuple[tuple[str, float, float], ...] = (
