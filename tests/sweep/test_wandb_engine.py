@@ -206,11 +206,11 @@ def test_trouble_is_a_sentence(vitctl: Vitctl, service: WandbServer, file: Path,
 
     create = ("create", file, "--engine", "wandb")
     nobody = last(*create, code=2, WANDB_API_KEY="")
-    assert "nobody is logged in; type wandb login" in nobody and "the local engine runs the same file" in nobody
-    assert "nobody is logged in" in last("agent", f"{ENTITY}/sweeps/sweep0", code=2, WANDB_API_KEY="")
+    assert "not logged in; run wandb login" in nobody and "the local engine runs the same file" in nobody
+    assert "not logged in" in last("agent", f"{ENTITY}/sweeps/sweep0", code=2, WANDB_API_KEY="")
     wrong = last(*create, code=1, WANDB_API_KEY="0" * 40)
     assert "W&B failed" in wrong and "API key" in wrong
-    assert "WANDB_BASE_URL cannot be used" in last(*create, code=1, WANDB_BASE_URL="nowhere")
+    assert "WANDB_BASE_URL is invalid" in last(*create, code=1, WANDB_BASE_URL="nowhere")
     gone = last("agent", f"{ENTITY}/sweeps/nosuch", code=1)
     assert f"{ENTITY}/sweeps/nosuch not found" in gone
     assert "--new makes a sweep from a file" in last("agent", f"{ENTITY}/sweeps/x", "--new", code=2)
