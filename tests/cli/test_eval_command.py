@@ -79,21 +79,21 @@ def test_refusals(cli: Cli, refused: Refused, trained: Path, tmp_path: Path) -> 
     ):
         assert sentence in refused("eval", *argv)
     cli("train", *TINY, "--val", "none", "--epochs", 1, "--name", "n")
-    assert "no held-out part" in refused("eval", "runs/n", "--split", "val")
+    assert "no held-out images" in refused("eval", "runs/n", "--split", "val")
 
 
 def test_a_checkpoint_of_an_unknown_network_is_named(refused: Refused, trained: Path, tmp_path: Path) -> None:
     checkpoint = load_checkpoint(trained / "checkpoints" / "last.pt")
     checkpoint["config"]["net"] = "vit_gone"
     save_checkpoint({key: value for key, value in checkpoint.items() if key != "digest"}, tmp_path / "g.pt")
-    assert "'vit_gone' is unknown" in refused("eval", "g.pt")
+    assert "unknown --net 'vit_gone'" in refused("eval", "g.pt")
 
 
 def test_weights_of_another_shape_are_named(refused: Refused, trained: Path, tmp_path: Path) -> None:
     checkpoint = load_checkpoint(trained / "checkpoints" / "last.pt")
     checkpoint["model"]["head.weight"] = torch.zeros(3, 3)
     save_checkpoint({key: value for key, value in checkpoint.items() if key != "digest"}, tmp_path / "g.pt")
-    assert "does not hold the weights of --net cct_2" in refused("eval", "g.pt")
+    assert "do not fit --net cct_2" in refused("eval", "g.pt")
 
 
 def test_another_data_set_must_have_the_same_classes(cli: Cli, refused: Refused, trained: Path, tmp_path: Path) -> None:
