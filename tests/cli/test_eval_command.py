@@ -72,8 +72,8 @@ def test_refusals(cli: Cli, refused: Refused, trained: Path, tmp_path: Path) -> 
         ([trained, "--split", "tset"], "did you mean test"),
         ([trained, "--weights", "bets"], "did you mean best"),
         ([last, "--weights", "best"], "is a single checkpoint"),
-        ([trained, "--device", "mps"], "--device mps is not available here"),
-        ([trained, "--csv", "no/where.csv"], "is not there"),
+        ([trained, "--device", "mps"], "--device mps is not available on this machine"),
+        ([trained, "--csv", "no/where.csv"], "no such folder"),
         ([trained, "--predictions", "."], "--predictions . is a folder"),
         ([tmp_path], "is no run folder"),
     ):

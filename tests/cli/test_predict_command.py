@@ -192,14 +192,14 @@ def test_refusals(refused: Refused, exported: Path, digits_runs: Path, images: P
         (["x.torchscript", images], "loading one runs code in it"),
         ([tmp_path, images], "is no run folder"),
         ([good, "void"], "void contains no images"),
-        ([good, "nowhere.png"], "nowhere.png not found"),
+        ([good, "nowhere.png"], "nowhere.png is not there"),
         ([good, "pipe.png"], "pipe.png is not a file or folder"),
         ([good, images, "--device", "mps"], "ONNX files run on the CPU"),
         ([good, images, "--weights", "best"], "is a single file"),
         ([good, images, "--weights", "bets"], "did you mean best"),
-        ([good, images, "--csv", "no/where.csv"], "is not there"),
+        ([good, images, "--csv", "no/where.csv"], "no such folder"),
         ([good, images, "--csv", "."], "--csv . is a folder"),
-        ([digits_runs / "digits", images, "--device", "warp"], "is unknown"),
+        ([digits_runs / "digits", images, "--device", "warp"], "unknown --device"),
     ):
         assert sentence in refused("predict", *argv), argv
     for name in ("short.onnx", "bare.onnx", "x.pt2"):
