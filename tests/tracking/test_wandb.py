@@ -34,7 +34,7 @@ LOST_SECONDS = 20
 WAITS = wandb.INIT_SECONDS + wandb.FINISH_SECONDS
 
 
-def spared() -> float:
+def saved_seconds() -> float:
     """Return the number of seconds by which a test has shortened the time limits of the client."""
     return WAITS - wandb.INIT_SECONDS - wandb.FINISH_SECONDS
 
@@ -260,7 +260,7 @@ def test_a_failed_login_costs_a_warning_and_a_few_seconds(
     watcher = Watcher()
     start = time.monotonic()
     start_run(resolve_config({**SETTINGS, "wandb": "online"}), tmp_path, "a", watcher)
-    assert time.monotonic() - start + spared() < LOST_SECONDS
+    assert time.monotonic() - start + saved_seconds() < LOST_SECONDS
     assert_same(tmp_path / "a", plain)
     warning, command = watcher.warnings
     assert said.format(port=port) in warning and warning.startswith("warning: W&B: ")
@@ -295,7 +295,7 @@ def test_a_service_that_fails_during_the_run_costs_a_warning_and_a_few_seconds(
     watcher = Watcher(lambda epoch: getattr(service, how)() if epoch == 1 else None)
     start = time.monotonic()
     start_run(resolve_config({**SETTINGS, "wandb": "online"}), tmp_path, "a", watcher)
-    assert time.monotonic() - start + spared() < LOST_SECONDS
+    assert time.monotonic() - start + saved_seconds() < LOST_SECONDS
     assert_same(tmp_path / "a", plain)
     (warning,) = watcher.warnings
     assert "the upload did not finish within 2 s" in warning

@@ -60,7 +60,9 @@ def collect(places: Sequence[Path]) -> list[Path]:
         if place.is_dir():
             inside = find_images(place)
             if not inside:
-                raise RequestError(f"{place} contains no images", hint="use a folder with images, or the paths of images")
+                raise RequestError(
+                    f"{place} contains no images", hint="use a folder with images, or the paths of images"
+                )
             found += inside
         elif place.is_file():
             found.append(place)

@@ -154,7 +154,7 @@ class WandbRun(Tracker):
         self._write_state()
 
     def finished(self, summary: Record) -> None:
-        """Send the final figures."""
+        """Send the final metrics."""
         if self._client is None or not self._works():
             return
         test = {key: summary[key] for key in ("test_loss", "test_acc") if key in summary}
