@@ -72,28 +72,28 @@ def test_refusals(cli: Cli, refused: Refused, trained: Path, tmp_path: Path) -> 
         ([trained, "--split", "tset"], "did you mean test"),
         ([trained, "--weights", "bets"], "did you mean best"),
         ([last, "--weights", "best"], "is a single checkpoint"),
-        ([trained, "--device", "mps"], "--device mps is not available here"),
-        ([trained, "--csv", "no/where.csv"], "is not there"),
+        ([trained, "--device", "mps"], "--device mps is not available on this machine"),
+        ([trained, "--csv", "no/where.csv"], "no such folder"),
         ([trained, "--predictions", "."], "--predictions . is a folder"),
         ([tmp_path], "is not a run folder"),
     ):
         assert sentence in refused("eval", *argv)
     cli("train", *TINY, "--val", "none", "--epochs", 1, "--name", "n")
-    assert "no held-out part" in refused("eval", "runs/n", "--split", "val")
+    assert "no held-out images" in refused("eval", "runs/n", "--split", "val")
 
 
 def test_a_checkpoint_of_an_unknown_network_is_named(refused: Refused, trained: Path, tmp_path: Path) -> None:
     checkpoint = load_checkpoint(trained / "checkpoints" / "last.pt")
     checkpoint["config"]["net"] = "vit_gone"
     save_checkpoint({key: value for key, value in checkpoint.items() if key != "digest"}, tmp_path / "g.pt")
-    assert "'vit_gone' is unknown" in refused("eval", "g.pt")
+    assert "unknown --net 'vit_gone'" in refused("eval", "g.pt")
 
 
 def test_weights_of_another_shape_are_named(refused: Refused, trained: Path, tmp_path: Path) -> None:
     checkpoint = load_checkpoint(trained / "checkpoints" / "last.pt")
     checkpoint["model"]["head.weight"] = torch.zeros(3, 3)
     save_checkpoint({key: value for key, value in checkpoint.items() if key != "digest"}, tmp_path / "g.pt")
-    assert "does not hold the weights of --net cct_2" in refused("eval", "g.pt")
+    assert "do not fit --net cct_2" in refused("eval", "g.pt")
 
 
 def test_another_data_set_must_have_the_same_classes(cli: Cli, refused: Refused, trained: Path, tmp_path: Path) -> None:

@@ -106,9 +106,9 @@ def test_patience_stops_early(cli: Cli) -> None:
     [
         (["--net", "vit_smal"], "did you mean vit_small"),
         (["--net", "vit", "--patch", 5], "patches that do: 1, 2, 4, 8"),
-        (["--device", "mps"], "--device mps is not available here; available: cpu"),
-        (["--device", "cuda:7"], "available: "),
-        (["--device", "gpu"], "'gpu' is unknown"),
+        (["--device", "mps"], "--device mps is not available on this machine\nhint: use cpu"),
+        (["--device", "cuda:7"], "is not available on this machine"),
+        (["--device", "gpu"], "unknown --device 'gpu'"),
         (["--name", "a/b"], "is not a valid folder name"),
         (["--dataset", "folder"], "--data-dir"),
         (["--bs", "many"], "--bs takes a whole number"),

@@ -85,17 +85,17 @@ def test_parameters_without_gradients_in_some_steps_match_adan_pytorch() -> None
 def test_state_dicts_can_be_exchanged_with_adan_pytorch(first: Any, second: Any) -> None:
     params = parameters()
     reference = [nn.Parameter(p.detach().clone()) for p in params]
-    whole = Package(groups(reference), lr=1e-2)
+    uninterrupted = Package(groups(reference), lr=1e-2)
     before = first(groups(params), lr=1e-2)
     stream = list(gradients(20))
     for grads in stream[:10]:
         step(before, params, grads)
-        step(whole, reference, grads)
+        step(uninterrupted, reference, grads)
     after = second(groups(params), lr=1.0)
     after.load_state_dict(copy.deepcopy(before.state_dict()))
     for grads in stream[10:]:
         step(after, params, grads)
-        step(whole, reference, grads)
+        step(uninterrupted, reference, grads)
     for p, q in zip(params, reference, strict=True):
         torch.testing.assert_close(p, q, rtol=0, atol=1e-6)
 

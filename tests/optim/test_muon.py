@@ -121,15 +121,15 @@ def test_other_parameters_match_torch_s_adamw() -> None:
     model = network()
     reference = copy.deepcopy(model)
     optimizer = build_optimizer("muon", OPTIONS, model, lr=0.02, weight_decay=0.1)
-    (rest, spared) = [group for group in optimizer.param_groups if not group["parts"]]
-    assert {group["lr"] for group in (rest, spared)} == {3e-3}
-    assert [group["weight_decay"] for group in (rest, spared)] == [0.1, 0.0]
+    (decayed, undecayed) = [group for group in optimizer.param_groups if not group["parts"]]
+    assert {group["lr"] for group in (decayed, undecayed)} == {3e-3}
+    assert [group["weight_decay"] for group in (decayed, undecayed)] == [0.1, 0.0]
     names = {id(p): name for name, p in model.named_parameters()}
     theirs = dict(reference.named_parameters())
     adamw = torch.optim.AdamW(
         [
             {"params": [theirs[names[id(p)]] for p in group["params"]], "weight_decay": group["weight_decay"]}
-            for group in (rest, spared)
+            for group in (decayed, undecayed)
         ],
         lr=3e-3,
         betas=(0.9, 0.99),
@@ -140,7 +140,7 @@ def test_other_parameters_match_torch_s_adamw() -> None:
         gradients_of(reference, i)
         optimizer.step()
         adamw.step()
-    for group in (rest, spared):
+    for group in (decayed, undecayed):
         for p in group["params"]:
             torch.testing.assert_close(p, theirs[names[id(p)]], rtol=1e-5, atol=1e-6)
 

@@ -89,8 +89,8 @@ def test_warm_down_is_a_trapezoid() -> None:
     assert factors[10:61] == [1.0] * 51
     assert factors[60:] == pytest.approx([1 - i / 40 for i in range(40)])
     assert schedule.factor(100) == 0 and schedule.factor(120) == 0
-    whole, linear = Schedule("constant", 100, 0, warmdown_steps=100), Schedule("linear", 100)
-    assert [whole.factor(i) for i in range(100)] == pytest.approx([linear.factor(i) for i in range(100)])
+    trapezoid, linear = Schedule("constant", 100, 0, warmdown_steps=100), Schedule("linear", 100)
+    assert [trapezoid.factor(i) for i in range(100)] == pytest.approx([linear.factor(i) for i in range(100)])
 
 
 @pytest.mark.parametrize("kind", ["constant", "linear", "cosine", "onecycle"])

@@ -53,12 +53,12 @@ def test_it_trains_and_resumes_bit_identically(name: str) -> None:
     def fresh(model: nn.Module) -> torch.optim.Optimizer:
         return build_optimizer(name, options, model, lr=min(entry.lr, 1e-3), weight_decay=0.01)
 
-    whole = network()
+    uninterrupted = network()
     torch.manual_seed(2)
-    optimizer = fresh(whole)
-    losses = train(whole, optimizer, 3)
-    saved = copy.deepcopy((whole.state_dict(), optimizer.state_dict(), torch.get_rng_state()))
-    losses += train(whole, optimizer, 3)
+    optimizer = fresh(uninterrupted)
+    losses = train(uninterrupted, optimizer, 3)
+    saved = copy.deepcopy((uninterrupted.state_dict(), optimizer.state_dict(), torch.get_rng_state()))
+    losses += train(uninterrupted, optimizer, 3)
     assert losses[-1] < losses[0]
 
     assert content_digest({"optimizer": saved[1]})  # raises for values that a checkpoint cannot hold
@@ -69,7 +69,7 @@ def test_it_trains_and_resumes_bit_identically(name: str) -> None:
     again.load_state_dict(saved[1])
     torch.set_rng_state(saved[2])
     train(resumed, again, 3)
-    assert all(torch.equal(p, q) for p, q in zip(whole.parameters(), resumed.parameters(), strict=True))
+    assert all(torch.equal(p, q) for p, q in zip(uninterrupted.parameters(), resumed.parameters(), strict=True))
     assert {group["weight_decay"] for group in again.param_groups} == {0.0, 0.01}
 
 

@@ -214,7 +214,7 @@ def test_failures_are_errors_without_a_traceback(vitctl: Vitctl, service: WandbS
     assert "not logged in" in error("agent", f"{ENTITY}/sweeps/sweep0", code=2, WANDB_API_KEY="")
     wrong = error(*create, code=1, WANDB_API_KEY="0" * 40)
     assert "W&B failed" in wrong and "API key" in wrong
-    assert "WANDB_BASE_URL cannot be used" in error(*create, code=1, WANDB_BASE_URL="nowhere")
+    assert "WANDB_BASE_URL is invalid" in error(*create, code=1, WANDB_BASE_URL="nowhere")
     gone = error("agent", f"{ENTITY}/sweeps/nosuch", code=1)
     assert f"{ENTITY}/sweeps/nosuch not found" in gone
     assert "--new needs a sweep file" in error("agent", f"{ENTITY}/sweeps/x", "--new", code=2)

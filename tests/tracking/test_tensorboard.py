@@ -1,4 +1,4 @@
-"""TensorBoard's event files, read back by TensorBoard's own reader."""
+"""TensorBoard's event files, read by TensorBoard's own reader."""
 
 import json
 import sys
@@ -20,7 +20,7 @@ def rows(folder: Path) -> list[dict[str, Any]]:
 
 
 def curves(folder: Path) -> dict[str, list[tuple[int, float]]]:
-    """Return every scalar over its steps, as TensorBoard shows it."""
+    """Return the steps and values of every scalar, as TensorBoard shows them."""
     reader = EventAccumulator(str(folder))
     reader.Reload()
     return {name: [(event.step, event.value) for event in reader.Scalars(name)] for name in reader.Tags()["scalars"]}
@@ -34,19 +34,19 @@ def assert_shown(folder: Path) -> None:
         assert shown[name] == [(summary["epoch"], pytest.approx(summary[name], rel=1e-6))]
 
 
-def test_it_shows_each_epoch_once_and_changes_nothing(cli: Cli, tmp_path: Path) -> None:
-    with_it = cli("train", *TINY, "--epochs", 2, "--name", "a", "--tensorboard", "--json")
-    assert cli("train", *TINY, "--epochs", 2, "--name", "plain").code == with_it.code == 0
-    assert with_it.json()["epoch"] == 2
+def test_each_epoch_is_recorded_once_and_the_run_does_not_change(cli: Cli, tmp_path: Path) -> None:
+    recorded = cli("train", *TINY, "--epochs", 2, "--name", "a", "--tensorboard", "--json")
+    assert cli("train", *TINY, "--epochs", 2, "--name", "plain").code == recorded.code == 0
+    assert recorded.json()["epoch"] == 2
     assert_same(tmp_path / "runs/a", tmp_path / "runs/plain")
     assert_shown(tmp_path / "runs/a")
     assert not list((tmp_path / "runs/plain").glob("events*"))
 
 
-def test_a_resumed_run_goes_on_without_doubles(cli: Cli, tmp_path: Path) -> None:
+def test_a_resumed_run_records_no_epoch_twice(cli: Cli, tmp_path: Path) -> None:
     cli("train", *TINY, "--epochs", 2, "--name", "a", "--tensorboard")
     run = tmp_path / "runs/a"
-    # As after a kill: the last epoch was written here, and its checkpoint was lost.
+    # As after a kill: the last epoch was recorded, but its checkpoint was lost.
     (run / "summary.json").unlink()
     (run / "checkpoints/last.pt").write_bytes(b"torn")
     (run / "checkpoints/best.pt").unlink()
@@ -56,19 +56,19 @@ def test_a_resumed_run_goes_on_without_doubles(cli: Cli, tmp_path: Path) -> None
     assert_shown(run)
 
 
-def test_it_can_be_asked_for_later(cli: Cli, tmp_path: Path) -> None:
+def test_it_can_be_enabled_on_resume(cli: Cli, tmp_path: Path) -> None:
     cli("train", *TINY, "--epochs", 1, "--name", "a")
     cli("train", "--resume", "runs/a", "--epochs", 2, "--tensorboard")
     assert_shown(tmp_path / "runs/a")
 
 
-def test_without_its_package_it_is_refused_before_any_work(
+def test_a_missing_package_is_refused_before_the_run_starts(
     refused: Callable[..., str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(sys.modules, "tensorboard", None)
-    assert "pip install 'vitctl[tensorboard]'" in refused("train", *TINY, "--tensorboard")
+    assert "\nhint: install it: pip install 'vitctl[tensorboard]'" in refused("train", *TINY, "--tensorboard")
     assert not (tmp_path / "runs").exists()
 
 
-def test_the_learning_rate_finder_has_nothing_to_show(refused: Callable[..., str]) -> None:
+def test_it_is_refused_with_the_learning_rate_finder(refused: Callable[..., str]) -> None:
     assert "--tensorboard does not go with it" in refused("train", *TINY, "--lr-finder", "--tensorboard")

@@ -1,4 +1,4 @@
-"""W&B, with its own client against a service on loopback: what arrives there, and what trouble costs the run."""
+"""W&B's own client with a service on loopback: data that arrive there, and what failures cost the run."""
 
 import json
 import os
@@ -34,14 +34,14 @@ LOST_SECONDS = 20
 WAITS = wandb.INIT_SECONDS + wandb.FINISH_SECONDS
 
 
-def spared() -> float:
-    """Return by how many seconds a test has shortened the timeouts for a service that does not answer."""
+def saved_seconds() -> float:
+    """Return the number of seconds by which a test has shortened the time limits of the client."""
     return WAITS - wandb.INIT_SECONDS - wandb.FINISH_SECONDS
 
 
 @pytest.fixture(autouse=True)
 def own_account(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Take the user's account, settings and caches away."""
+    """Isolate tests from the user's account, settings and caches."""
     for name in [name for name in os.environ if name.startswith("WANDB_")]:
         monkeypatch.delenv(name)
     home = tmp_path / "home"
@@ -55,7 +55,7 @@ def own_account(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.fixture
 def service(monkeypatch: pytest.MonkeyPatch) -> Iterator[WandbServer]:
-    """Return a service, to whose one account this test is logged in."""
+    """Return a service with one account, to which this test is logged in."""
     with WandbServer() as server:
         monkeypatch.setenv("WANDB_BASE_URL", server.url)
         monkeypatch.setenv("WANDB_API_KEY", KEY)
@@ -72,21 +72,21 @@ def forked_client(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatc
 
 @pytest.fixture
 def patient(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Give a service that answers all the time that it takes on a busy machine."""
+    """Allow more time for a service that responds, as the machine may be busy."""
     monkeypatch.setattr(wandb, "INIT_SECONDS", 60.0)
     monkeypatch.setattr(wandb, "FINISH_SECONDS", 60.0)
 
 
 @pytest.fixture(scope="module")
 def plain(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Return the folder of the run that knows nothing of W&B."""
+    """Return the folder of a run without W&B."""
     runs = tmp_path_factory.mktemp("plain")
     start_run(resolve_config(SETTINGS), runs, "plain", ProgressLines())
     return runs / "plain"
 
 
 class Watcher(ProgressLines):
-    """Keeps what is said, and does something when an epoch is done."""
+    """Stores the messages, and calls a function after each epoch."""
 
     def __init__(self, then: Callable[[int], None] = lambda epoch: None) -> None:
         super().__init__()
@@ -101,7 +101,7 @@ class Watcher(ProgressLines):
 
     @property
     def warnings(self) -> list[str]:
-        """What W&B gave reason to say, but for its address."""
+        """The messages about W&B, without that of its address."""
         return [line for line in self.said if "W&B" in line and not line.startswith("W&B: http")]
 
 
@@ -110,7 +110,7 @@ def rows(folder: Path) -> list[dict[str, Any]]:
 
 
 def assert_arrived(arrived: Run, folder: Path) -> None:
-    """Compare each figure at the service with the run folder's."""
+    """Compare the metrics at the service with those in the run's folder."""
     expected = rows(folder)
     for name in ("train_loss", "train_acc", "val_loss", "val_acc", "lr", "step", "epoch_time", "images_per_second",
                  "data_wait", "seconds"):  # fmt: skip
@@ -123,14 +123,11 @@ def assert_arrived(arrived: Run, folder: Path) -> None:
     assert steps == sorted(set(steps))
     metrics = {node.get("1") or node.get("2"): node for node in arrived.config["_wandb"]["m"]}
     assert metrics.keys() == {"epoch", "*"}
-    assert metrics["*"]["5"] == 1  # drawn over the first of them, epoch
+    assert metrics["*"]["5"] == 1  # plotted over the first metric, epoch
 
 
 def sync(python: list[str], said: str, place: Path, service: WandbServer) -> Run:
-    """Type the command that a sentence ends with, and return the one run that a service then has.
-
-    W&B's own program reads what it left in the folder.
-    """
+    """Run the ``wandb sync`` command at the end of a message, and return the only run that the service then has."""
     program, _, words = said.strip().rpartition(": ")[2].partition(" ")
     assert program == "wandb" and words.startswith("sync ")
     command = f"{shlex.join([*python, '-m', 'wandb'])} {words}"
@@ -141,7 +138,7 @@ def sync(python: list[str], said: str, place: Path, service: WandbServer) -> Run
 
 
 def assert_keyless(*places: Path | str) -> None:
-    """The key is nowhere: in no file below a folder, and in no text."""
+    """Check that the API key is in no file below the folders, and in none of the texts."""
     files = [file for place in places if isinstance(place, Path) for file in place.rglob("*") if file.is_file()]
     assert any(file.name.endswith(".wandb") for file in files) and any(file.suffix == ".log" for file in files)
     for text in [file.read_bytes() for file in files] + [place.encode() for place in places if isinstance(place, str)]:
@@ -149,7 +146,7 @@ def assert_keyless(*places: Path | str) -> None:
 
 
 @pytest.mark.usefixtures("patient")
-def test_a_run_and_its_resumption_are_one_run_there(
+def test_a_resumed_run_continues_the_same_wandb_run(
     cli: Cli, service: WandbServer, plain: Path, tmp_path: Path, own_account: Path
 ) -> None:
     first = cli(
@@ -164,10 +161,10 @@ def test_a_run_and_its_resumption_are_one_run_there(
         "tags": ["small", "quick"],
     }  # fmt: skip
     assert {name: arrived.fields[name] for name in fields} == fields
-    assert arrived.fields.keys().isdisjoint({"repo", "commit"})  # of whatever lies around the working folder
+    assert arrived.fields.keys().isdisjoint({"repo", "commit"})  # of a repository around the working folder
     stored = json.loads((tmp_path / "runs/a/config.json").read_text())
     settings = {key: value for key, value in stored["config"].items() if not key.startswith(("wandb", "tensorboard"))}
-    # Its server leaves out what is empty.
+    # W&B's server omits empty values.
     assert {name: arrived.config.get(name, {}) for name in settings} == settings
     assert arrived.config["vitctl_version"] == vitctl.__version__
     assert arrived.config["git_commit"] == stored["sessions"][0]["git_commit"]
@@ -184,10 +181,8 @@ def test_a_run_and_its_resumption_are_one_run_there(
     assert_keyless(tmp_path, own_account, first.out, first.err, again.out, again.err)
 
 
-def test_offline_files_are_read_by_wandb_itself(
-    cli: Cli, python: list[str], service: WandbServer, tmp_path: Path
-) -> None:
-    (tmp_path / "json.py").write_text("raise SystemExit")  # the working folder's modules are not the client's
+def test_offline_runs_can_be_synced_by_wandb(cli: Cli, python: list[str], service: WandbServer, tmp_path: Path) -> None:
+    (tmp_path / "json.py").write_text("raise SystemExit")  # the client must not import from the working folder
     first = cli("train", *RUN, "--name", "a", "--wandb", "offline")
     again = cli("train", "--resume", "runs/a", "--epochs", 3)
     assert service.requests == []
@@ -204,7 +199,7 @@ def test_offline_files_are_read_by_wandb_itself(
 
 
 @pytest.mark.usefixtures("patient")
-def test_a_run_goes_online_with_the_offline_sessions_yet_to_come(
+def test_an_online_run_offers_to_sync_its_offline_sessions(
     cli: Cli, python: list[str], service: WandbServer, tmp_path: Path
 ) -> None:
     cli("train", *TINY, "--epochs", 1, "--name", "a b", "--wandb", "offline")
@@ -217,24 +212,24 @@ def test_a_run_goes_online_with_the_offline_sessions_yet_to_come(
     assert "to upload" not in cli("train", "--resume", "runs/a b", "--epochs", 3).err
 
 
-def without_key(service: WandbServer, monkeypatch: pytest.MonkeyPatch) -> None:
+def no_key(service: WandbServer, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("WANDB_API_KEY")
 
 
-def with_a_wrong_key(service: WandbServer, monkeypatch: pytest.MonkeyPatch) -> None:
+def wrong_key(service: WandbServer, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("WANDB_API_KEY", "z" * 40)
 
 
-def with_no_key_at_all(service: WandbServer, monkeypatch: pytest.MonkeyPatch) -> None:
+def malformed_key(service: WandbServer, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("WANDB_API_KEY", "short")
 
 
-def never_answering(service: WandbServer, monkeypatch: pytest.MonkeyPatch) -> None:
+def no_response(service: WandbServer, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(wandb, "INIT_SECONDS", 2.0)
     service.fall_silent()
 
 
-def closed(service: WandbServer, monkeypatch: pytest.MonkeyPatch) -> None:
+def closed_port(service: WandbServer, monkeypatch: pytest.MonkeyPatch) -> None:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         monkeypatch.setenv("WANDB_BASE_URL", f"http://127.0.0.1:{free.getsockname()[1]}")
@@ -242,17 +237,17 @@ def closed(service: WandbServer, monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.serial
 @pytest.mark.parametrize(
-    ("trouble", "said"),
+    ("fault", "said"),
     [
-        (without_key, "nobody is logged in; type wandb login"),
-        (with_a_wrong_key, "127.0.0.1:{port} does not take the API key"),
-        pytest.param(with_no_key_at_all, "API key must have 40+ characters", marks=pytest.mark.slow),
-        (never_answering, "127.0.0.1:{port} does not answer"),
-        pytest.param(closed, "127.0.0.1:{port} does not answer", marks=pytest.mark.slow),
+        (no_key, "not logged in; run wandb login"),
+        (wrong_key, "127.0.0.1:{port} rejects the API key; run wandb login --relogin"),
+        pytest.param(malformed_key, "API key must have 40+ characters", marks=pytest.mark.slow),
+        (no_response, "127.0.0.1:{port} does not respond"),
+        pytest.param(closed_port, "127.0.0.1:{port} does not respond", marks=pytest.mark.slow),
     ],
 )
-def test_trouble_costs_a_warning_and_a_few_seconds(
-    trouble: Callable[[WandbServer, pytest.MonkeyPatch], None],
+def test_a_failed_login_costs_a_warning_and_a_few_seconds(
+    fault: Callable[[WandbServer, pytest.MonkeyPatch], None],
     said: str,
     python: list[str],
     service: WandbServer,
@@ -260,34 +255,35 @@ def test_trouble_costs_a_warning_and_a_few_seconds(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    trouble(service, monkeypatch)
+    fault(service, monkeypatch)
     port = os.environ["WANDB_BASE_URL"].rpartition(":")[2]
     watcher = Watcher()
     start = time.monotonic()
     start_run(resolve_config({**SETTINGS, "wandb": "online"}), tmp_path, "a", watcher)
-    assert time.monotonic() - start + spared() < LOST_SECONDS
+    assert time.monotonic() - start + saved_seconds() < LOST_SECONDS
     assert_same(tmp_path / "a", plain)
     warning, command = watcher.warnings
-    assert said.format(port=port) in warning and warning.startswith("warning: W&B: ") and "offline" in warning
+    assert said.format(port=port) in warning and warning.startswith("warning: W&B: ")
+    assert "\nthe run continues offline" in warning
     with WandbServer() as later:
         assert_arrived(sync(python, command, tmp_path, later), tmp_path / "a")
     assert_keyless(tmp_path, *watcher.said)
 
 
 @pytest.mark.parametrize(("name", "value"), [("WANDB_BASE_URL", "notaurl"), ("WANDB_MODE", "bogus")])
-def test_a_mistyped_variable_costs_a_warning_that_names_it(
+def test_an_invalid_environment_variable_costs_a_warning_that_names_it(
     cli: Cli, monkeypatch: pytest.MonkeyPatch, name: str, value: str, tmp_path: Path
 ) -> None:
     monkeypatch.setenv(name, value)
     result = cli("train", *RUN, "--wandb", "online", "--name", "x")
     assert result.code == 0, result.err
-    assert f"warning: W&B: {name} cannot be used: " in result.err and "the run goes on offline" in result.err
+    assert f"warning: W&B: {name} is invalid: " in result.err and "the run continues offline" in result.err
     assert list((tmp_path / "runs/x/wandb").glob("offline-run-*"))
 
 
 @pytest.mark.serial
 @pytest.mark.parametrize("how", ["fall_silent", pytest.param("close", marks=pytest.mark.slow)])
-def test_a_service_that_dies_costs_a_warning_and_a_few_seconds(
+def test_a_service_that_fails_during_the_run_costs_a_warning_and_a_few_seconds(
     how: str,
     python: list[str],
     service: WandbServer,
@@ -299,10 +295,10 @@ def test_a_service_that_dies_costs_a_warning_and_a_few_seconds(
     watcher = Watcher(lambda epoch: getattr(service, how)() if epoch == 1 else None)
     start = time.monotonic()
     start_run(resolve_config({**SETTINGS, "wandb": "online"}), tmp_path, "a", watcher)
-    assert time.monotonic() - start + spared() < LOST_SECONDS
+    assert time.monotonic() - start + saved_seconds() < LOST_SECONDS
     assert_same(tmp_path / "a", plain)
     (warning,) = watcher.warnings
-    assert "did not take everything" in warning
+    assert "the upload did not finish within 2 s" in warning
     with WandbServer() as later:  # nothing is lost
         assert_arrived(sync(python, warning, tmp_path, later), tmp_path / "a")
 
@@ -332,17 +328,17 @@ def test_a_client_that_dies_costs_a_warning(
     watcher = Watcher(kill)
     start_run(resolve_config({**SETTINGS, "wandb": "online"}), tmp_path, "a", watcher)
     (warning,) = watcher.warnings
-    assert "its client ended unexpectedly; the run goes on without it" in warning
+    assert "the client process ended unexpectedly; the run continues without it" in warning
     assert_same(tmp_path / "a", plain)
 
-    # What it missed is sent when the run goes on.
+    # The missing epochs are sent when the run is resumed.
     resume_run(tmp_path / "a", {"epochs": 3}, Watcher())
     (arrived,) = service.runs.values()
     assert {epoch for epoch, _ in arrived.curve("val_acc")} >= {2, 3}
 
 
 @pytest.mark.usefixtures("patient")
-def test_a_failed_run_has_failed_there(service: WandbServer, tmp_path: Path) -> None:
+def test_a_failed_run_is_marked_failed(service: WandbServer, tmp_path: Path) -> None:
     config = resolve_config({**SETTINGS, "wandb": "online", "opt": "sgd", "lr": 1e30, "clip_grad": 0, "warmup": 0})
     with pytest.raises(RunFailed, match="not finite"):
         start_run(config, tmp_path, "a", Watcher())
@@ -351,7 +347,7 @@ def test_a_failed_run_has_failed_there(service: WandbServer, tmp_path: Path) -> 
 
 
 @pytest.mark.usefixtures("patient")
-def test_a_stopped_run_has_failed_there_and_goes_on(service: WandbServer, plain: Path, tmp_path: Path) -> None:
+def test_an_interrupted_run_is_marked_failed_until_resumed(service: WandbServer, plain: Path, tmp_path: Path) -> None:
     watcher = Watcher(lambda epoch: os.kill(os.getpid(), signal.SIGTERM) if epoch == 1 else None)
     with pytest.raises(Interrupted):
         start_run(resolve_config({**SETTINGS, "wandb": "online"}), tmp_path, "a", watcher)
@@ -363,9 +359,9 @@ def test_a_stopped_run_has_failed_there_and_goes_on(service: WandbServer, plain:
     assert_same(tmp_path / "a", plain)
 
 
-@pytest.mark.slow  # the client asks every 15 seconds
+@pytest.mark.slow  # the client polls every 15 seconds
 @pytest.mark.usefixtures("patient")
-def test_its_stop_button_saves_and_stops(service: WandbServer, tmp_path: Path) -> None:
+def test_the_stop_button_saves_and_interrupts_the_run(service: WandbServer, tmp_path: Path) -> None:
     def press(epoch: int) -> None:
         service.stop_runs = True
 
@@ -376,7 +372,7 @@ def test_its_stop_button_saves_and_stops(service: WandbServer, tmp_path: Path) -
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("patient")
-def test_a_trainer_that_is_killed_ends_it_too(service: WandbServer, tmp_path: Path) -> None:
+def test_a_killed_run_is_marked_failed(service: WandbServer, tmp_path: Path) -> None:
     command = [sys.executable, "-m", "vitctl", "train", *TINY, "--epochs", "100000", "--wandb", "online"]
     with subprocess.Popen([*command, "--runs-dir", str(tmp_path)], stderr=subprocess.PIPE, text=True) as trainer:
         assert trainer.stderr is not None
@@ -391,7 +387,7 @@ def test_a_trainer_that_is_killed_ends_it_too(service: WandbServer, tmp_path: Pa
 
 
 @pytest.mark.usefixtures("patient")
-def test_a_trial_of_a_wandb_sweep_is_the_run_that_the_agent_named(
+def test_a_trial_of_a_wandb_sweep_uses_the_run_id_of_the_agent(
     cli: Cli, service: WandbServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     parameters = tmp_path / "parameters.yaml"
@@ -425,24 +421,24 @@ def test_a_trial_of_a_wandb_sweep_is_the_run_that_the_agent_named(
         (["--wandb", "offline", "--lr-finder"], "--wandb does not go with it"),
     ],
 )
-def test_what_cannot_be_is_refused_at_once(flags: list[str], said: str, refused: Callable[..., str]) -> None:
+def test_bad_flags_are_refused_before_the_run_starts(flags: list[str], said: str, refused: Callable[..., str]) -> None:
     assert said in refused("train", *TINY, *flags)
 
 
-def test_the_default_is_none_but_under_an_agent(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_wandb_is_disabled_by_default_except_under_a_sweep_agent(monkeypatch: pytest.MonkeyPatch) -> None:
     assert resolve_config({}).wandb == "disabled"
     monkeypatch.setenv("WANDB_SWEEP_ID", "x")
     assert resolve_config({}).wandb == "online"
     assert resolve_config({"wandb": "offline"}).wandb == "offline"
 
 
-def test_a_project_of_a_file_may_be_left_unused() -> None:
+def test_a_project_in_a_file_may_be_unused() -> None:
     assert resolve_config({"wandb": "disabled"}, {"wandb_project": "p"}).wandb_project == "p"
     with pytest.raises(RequestError, match="does nothing"):
         resolve_config({"wandb_project": "p"}, {"wandb": "disabled"})
 
 
-def test_another_project_is_another_run(cli: Cli, tmp_path: Path) -> None:
+def test_another_project_gets_a_new_wandb_run(cli: Cli, tmp_path: Path) -> None:
     cli("train", *TINY, "--epochs", 1, "--name", "a", "--wandb", "offline")
     before = json.loads((tmp_path / "runs/a" / wandb.STATE).read_text())
     (tmp_path / "runs/a/summary.json").unlink()
@@ -451,8 +447,8 @@ def test_another_project_is_another_run(cli: Cli, tmp_path: Path) -> None:
     assert after["id"] != before["id"] and after["epoch"] == before["epoch"] == 1
 
 
-class Breaks:
-    """A tracker with a fault."""
+class Breaking:
+    """A tracker whose method ``at`` fails."""
 
     def __init__(self, at: str) -> None:
         self.at = at
@@ -468,8 +464,8 @@ class Breaks:
 
 
 @pytest.mark.parametrize("at", ["open", "started", "epoch_done", "finished", "close"])
-def test_a_fault_costs_a_warning_and_the_tracker(at: str) -> None:
-    watcher, broken, sound = Watcher(), Breaks(at), Breaks("")
+def test_a_tracker_that_fails_is_dropped_with_a_warning(at: str) -> None:
+    watcher, broken, sound = Watcher(), Breaking(at), Breaking("")
     both = Tracked(watcher, {"broken": broken, "sound": sound})  # type: ignore[dict-item]
     both._observer.started = lambda *_: None  # type: ignore[method-assign]
     both.open(None)  # type: ignore[arg-type]
@@ -478,6 +474,6 @@ def test_a_fault_costs_a_warning_and_the_tracker(at: str) -> None:
         both.epoch_done({"epoch": epoch})
     both.finished({})
     both.close(0)
-    assert watcher.said == ["warning: broken: ZeroDivisionError: of no use; the run goes on without it"]
+    assert watcher.said == ["warning: broken: ZeroDivisionError: of no use\nthe run continues without broken"]
     assert sound.calls == ["open", "started", "epoch_done", "epoch_done", "finished", "close"]
     assert broken.calls.count(at) == (2 if at == "close" else 1) and broken.calls[-1] == "close"

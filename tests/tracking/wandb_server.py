@@ -1,4 +1,4 @@
-"""As much of W&B's service as its client needs: runs that are created, resumed, filled and ended, in memory, on loopback."""
+"""An in-memory substitute for W&B's service on loopback, with the requests that the client and sweep agent need."""
 
 from __future__ import annotations
 
@@ -14,22 +14,22 @@ from typing import Any, Self
 import yaml
 
 KEY = "planted" + "0123456789abcdef" * 2 + "x"
-"""A key as W&B makes them: 40 characters."""
+"""An API key of W&B's length, 40 characters."""
 
 ENTITY = "tester"
 
 
 @dataclass
 class Run:
-    """What the service knows of a run.
+    """The service's data of a run.
 
     Attributes:
-        fields: the variables of the newest ``UpsertBucket`` that were not null.
-        config: by name.
-        history: rows, as logged.
-        summary: by name.
-        exit_code: of the client, once it ended the run.
-        sessions: how many clients opened it.
+        fields: non-null variables of the ``UpsertBucket`` requests.
+        config: config values by name.
+        history: logged rows.
+        summary: summary values by name.
+        exit_code: exit code from the client, once it has ended the run.
+        sessions: number of clients that have opened it.
     """
 
     fields: dict[str, Any] = field(default_factory=dict)
@@ -40,19 +40,19 @@ class Run:
     sessions: int = 0
 
     def curve(self, name: str) -> list[tuple[int, float]]:
-        """Return ``name`` over epochs."""
+        """Return the pairs of epoch and value of the metric ``name``."""
         return [(row["epoch"], row[name]) for row in self.history if name in row]
 
 
 @dataclass
 class Sweep:
-    """What the service knows of a sweep.
+    """The service's data of a sweep.
 
     Attributes:
-        fields: the variables of ``UpsertSweep`` that were not null.
-        config: the file, as uploaded.
-        trials: parameters that agents are given next.
-        given: run id and parameters of those that they were given.
+        fields: non-null variables of ``UpsertSweep``.
+        config: the uploaded sweep file.
+        trials: parameters of the next trials.
+        given: run id and parameters of the trials given to agents.
     """
 
     fields: dict[str, Any]
@@ -62,14 +62,14 @@ class Sweep:
 
 
 class WandbServer:
-    """A service on a port of its own.
+    """A service on its own port.
 
     Attributes:
-        url: its address.
-        runs: by id.
-        sweeps: by id.
-        requests: what was asked: names of GraphQL operations and paths.
-        stop_runs: tell each client that its run's "Stop" button was pressed.
+        url: address of the service.
+        runs: runs by id.
+        sweeps: sweeps by id.
+        requests: names of GraphQL operations, and paths of other requests.
+        stop_runs: report to every client that the "Stop" button of its run was pressed.
     """
 
     def __init__(self, key: str = KEY) -> None:
@@ -94,7 +94,7 @@ class WandbServer:
 
         class Http(ThreadingHTTPServer):
             def handle_error(self, request: Any, client_address: Any) -> None:
-                """Say nothing of a client that went away."""
+                """Do not print errors of clients that disconnect."""
 
         self._http = Http(("127.0.0.1", 0), Handler)
         self.url = f"http://127.0.0.1:{self._http.server_address[1]}"
@@ -109,7 +109,7 @@ class WandbServer:
         self.close()
 
     def fall_silent(self) -> None:
-        """Go on accepting connections, and never answer again."""
+        """Keep accepting connections, but stop responding."""
         self._silent.set()
 
     def close(self) -> None:
@@ -153,7 +153,7 @@ class WandbServer:
             case "SweepWithRuns":
                 return {"project": {"sweep": self._sweep(variables["sweep"])}}
             case "CreateAgent":
-                return {"createAgent": {"agent": {"id": variables["sweep"]}}}  # an agent is known by its sweep
+                return {"createAgent": {"agent": {"id": variables["sweep"]}}}  # the agent's id is that of its sweep
             case "Heartbeat":
                 commands = self._commands(self.sweeps[variables["id"]], json.loads(variables["runState"]))
                 return {"agentHeartbeat": {"agent": {"id": variables["id"]}, "commands": json.dumps(commands)}}

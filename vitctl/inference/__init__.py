@@ -1,1 +1,1 @@
-"""Inference with a trained network: loading, scoring on a data set, classifying images."""
+"""Inference with a trained network: loading, evaluation on a data set, and classification of images."""

@@ -1,4 +1,4 @@
-"""Whatever gives logits for images, and says what it was trained on: a checkpoint's network, or an exported file."""
+"""A common interface to checkpoints and exported files: logits for images, and the training data."""
 
 from __future__ import annotations
 
@@ -18,23 +18,24 @@ from vitctl.training.setup import batch_pieces, make_normalize
 
 @dataclass(frozen=True, kw_only=True)
 class Classifier:
-    """A trained network that can be asked about images, however it is run.
+    """A trained network that classifies images, independent of the engine that runs it.
 
     Attributes:
-        path: its file.
-        net: what network it is.
-        weights: ``ema`` when they are an average of weights, else ``model``.
-        epoch: epochs trained.
-        classes: what the K logits stand for, in order.
-        channels: C of its images.
-        size: side of its images in pixels.
+        path: file of the weights.
+        net: name of the network.
+        weights: ``ema`` for averaged weights, else ``model``.
+        epoch: number of epochs trained.
+        classes: names of the K classes, in the order of the logits.
+        channels: number of channels C of the images.
+        size: side of the images in pixels.
         provenance: the training data.
         data_dir: folder of the training data, if known and not a default location.
-        skip_bad_images: whether training left out images that cannot be read.
-        device: where it runs.
-        engine: what runs it, and its version.
-        batch: images that it is best asked about at once.
-        logits: uint8 ``[B, C, H, W]`` on the CPU to float32 ``[B, K]`` on the CPU; images of another size are resized.
+        skip_bad_images: whether unreadable images were skipped in training.
+        device: device that runs the network.
+        engine: name and version of the engine.
+        batch: recommended batch size.
+        logits: function from uint8 ``[B, C, H, W]`` to float32 ``[B, K]``, both on the CPU; it resizes images of other
+            sizes.
     """
 
     path: Path
@@ -54,7 +55,7 @@ class Classifier:
 
 
 def classifier_of(trained: Trained, device: torch.device) -> Classifier:
-    """Return ``trained``, which is on ``device``, as a classifier that PyTorch runs."""
+    """Return a classifier that runs ``trained`` with PyTorch on ``device``, where its weights must already be."""
     config = trained.config
     normalize = make_normalize(config, trained.mean, trained.std, device)
     precision = devices.nearest_precision(config.precision, device)

@@ -1,4 +1,4 @@
-"""What a trained network, or an exported file, says of single images."""
+"""Classification of single images."""
 
 from __future__ import annotations
 
@@ -26,12 +26,12 @@ from vitctl.training.evaluate import Progress
 
 @dataclass(frozen=True)
 class Prediction:
-    """What is said of an image.
+    """The most likely classes of an image.
 
     Attributes:
-        image: its path.
-        top: class names and probabilities, the likeliest first; empty where it cannot be read.
-        error: why it cannot be read, or None.
+        image: path of the image.
+        top: class names and probabilities, the most likely first; empty if the image cannot be read.
+        error: reason why the image cannot be read, or None.
     """
 
     image: str
@@ -39,7 +39,7 @@ class Prediction:
     error: str | None = None
 
     def to_dict(self) -> dict[str, Any]:
-        """Return it as JSON values."""
+        """Return the prediction as JSON values."""
         if self.error is not None:
             return {"image": self.image, "picture": self.image, "error": self.error}
         return {
@@ -50,62 +50,68 @@ class Prediction:
 
 
 def collect(places: Sequence[Path]) -> list[Path]:
-    """Return the images that are meant: files as they are named, and all in and below folders, by path.
+    """Return the given files, and all images in the given folders and their subfolders, sorted by path.
 
     Raises:
-        RequestError: something is not there, or a folder has no images.
+        RequestError: a path does not exist, or a folder contains no images.
     """
     found: list[Path] = []
     for place in places:
         if place.is_dir():
             inside = find_images(place)
             if not inside:
-                raise RequestError(f"{place} has no images in it")
+                raise RequestError(
+                    f"{place} contains no images", hint="use a folder with images, or the paths of images"
+                )
             found += inside
         elif place.is_file():
             found.append(place)
         else:
-            raise RequestError(f"the image {place} is {'no file' if place.exists() else 'not there'}")
+            raise RequestError(
+                f"{place} is not a file or folder" if place.exists() else f"{place} not found",
+                hint="use the path of an image or of a folder with images",
+            )
     return found
 
 
 def predict(
     classifier: Classifier, images: Sequence[Path], *, top: int, progress: Progress | None = None
 ) -> Iterator[Prediction]:
-    """Yield what ``classifier`` says of each image, in order; images are decoded on all cores.
+    """Yield a prediction for each image, in order; images are decoded on all cores.
 
-    Each is set upright, its shorter side resized, and the middle cut out, as images of a folder are in training.
+    Images are prepared like a folder's images in training: rotated upright, resized by the shorter side, and cropped to
+    the centre.
 
     Args:
-        classifier: what is asked.
-        images: paths.
-        top: how many classes to name.
-        progress: told how many images are done.
+        classifier: the trained network.
+        images: paths of the images.
+        top: number of classes per image.
+        progress: receives the number of images done.
     """
-    waiting = iter(images)
+    paths = iter(images)
     done = 0
     with ThreadPoolExecutor(os.cpu_count()) as pool:
-        while batch := list(islice(waiting, classifier.batch)):
+        while batch := list(islice(paths, classifier.batch)):
             decoded = list(pool.map(lambda path: _decode(path, classifier), batch))
-            likeliest = iter(_likeliest(classifier, [image for image in decoded if not isinstance(image, str)], top))
+            tops = iter(_most_likely(classifier, [image for image in decoded if not isinstance(image, str)], top))
             for path, image in zip(batch, decoded, strict=True):
                 if isinstance(image, str):
                     yield Prediction(_name(path), [], image)
                 else:
-                    yield Prediction(_name(path), next(likeliest))
+                    yield Prediction(_name(path), next(tops))
             done += len(batch)
             if progress:
                 progress(done, len(images))
 
 
 def _name(path: Path) -> str:
-    """Return a path as text that can be written anywhere: what is no UTF-8, and what steers terminals, as escapes."""
+    """Return a path as text, with invalid UTF-8 and unprintable characters escaped."""
     text = os.fsencode(path).decode("utf-8", "backslashreplace")
     return "".join(letter if letter.isprintable() else repr(letter)[1:-1] for letter in text)
 
 
 def _decode(path: Path, classifier: Classifier) -> npt.NDArray[np.uint8] | str:
-    """Return an image, uint8 ``[C, size, size]``, or why it cannot be read."""
+    """Return an image, uint8 ``[C, size, size]``, or the reason why it cannot be read."""
     try:
         image = decode_image(path, classifier.size)  # [3, size, size]
     except UnreadableImage as error:
@@ -116,8 +122,10 @@ def _decode(path: Path, classifier: Classifier) -> npt.NDArray[np.uint8] | str:
     return np.asarray(grey)[None]  # [1, size, size]
 
 
-def _likeliest(classifier: Classifier, images: list[npt.NDArray[np.uint8]], top: int) -> list[list[tuple[str, float]]]:
-    """Return for each image its likeliest classes with their probabilities."""
+def _most_likely(
+    classifier: Classifier, images: list[npt.NDArray[np.uint8]], top: int
+) -> list[list[tuple[str, float]]]:
+    """Return the most likely classes of each image with their probabilities."""
     if not images:
         return []
     probabilities = classifier.logits(torch.from_numpy(np.stack(images))).double().softmax(1)  # [B, K]
@@ -129,8 +137,9 @@ def _likeliest(classifier: Classifier, images: list[npt.NDArray[np.uint8]], top:
 
 
 def write_csv(predictions: Sequence[Prediction], top: int, path: Path) -> None:
-    """Write a line per image: ``image, class_1, probability_1, ..., error, picture``; the last repeats the path under its
-    name in earlier versions.
+    """Write a CSV line per image: ``image, class_1, probability_1, ..., error, picture``.
+
+    The column ``picture`` repeats ``image`` for readers of files from earlier versions.
 
     Raises:
         RunFailed: the file cannot be written.

@@ -1,4 +1,4 @@
-"""How good a trained network is on a set of images, in detail: what ``vitctl eval`` shows."""
+"""Evaluation of a trained network on a set of images, for ``vitctl eval``."""
 
 from __future__ import annotations
 
@@ -25,16 +25,16 @@ from vitctl.training.evaluate import logits_of
 
 @dataclass(frozen=True)
 class Scores:
-    """Figures of a network on a set of images.
+    """Results of a network on a set of images.
 
     Attributes:
-        figures: ``loss`` (mean cross entropy), ``top1``, ``top5`` (percent; top5 is None below 6 classes), the same with
-            ``_tta`` at the end where ``tta`` asks for them, ``images``, ``seconds``, ``images_per_second``, and which
-            checkpoint, data and device they are of.
-        classes: per class ``class, precision, recall, f1, support``; the first three in percent.
-        confusion: ``[K][K]`` counts, rows true classes, columns predicted ones.
-        labels: int64 ``[n]``.
-        probabilities: float ``[n, K]``.
+        figures: ``loss`` (mean cross entropy), ``top1`` and ``top5`` (percent; top5 is None for fewer than 6 classes),
+            the same with the suffix ``_tta`` under test-time augmentation, ``images``, ``seconds``,
+            ``images_per_second``, and the checkpoint, data and device.
+        classes: ``class, precision, recall, f1, support`` of each class; precision, recall and F1 in percent.
+        confusion: confusion matrix, ``[K][K]`` counts with a row per true class and a column per predicted class.
+        labels: true classes, int64 ``[n]``.
+        probabilities: predicted probabilities, float ``[n, K]``.
     """
 
     figures: dict[str, Any]
@@ -44,7 +44,7 @@ class Scores:
     probabilities: Tensor
 
     def to_dict(self) -> dict[str, Any]:
-        """Return everything but the single predictions, as JSON values."""
+        """Return everything except the predictions of single images, as JSON values."""
         return {**self.figures, "classes": self.classes, "confusion": self.confusion}
 
 
@@ -65,20 +65,20 @@ def score_classifier(
         classifier: a checkpoint's network, or an exported file.
         dataset: name of the data set; None for that of training.
         data_dir: folder of the data; None for that of training.
-        part: ``test``, ``val`` (what the run held out) or ``train`` (what it trained on).
-        limit: evaluate only this many images.
-        tta: ``none``, or ``flip`` to also score the mean of the logits of each image and its mirror image.
-        skip_bad_images: leave out images that cannot be read.
-        observer: is notified of downloads and decoding.
+        part: ``test``, ``val`` (the held-out images) or ``train`` (the images trained on).
+        limit: maximum number of images.
+        tta: ``none``, or ``flip`` to also evaluate the mean of the logits of each image and its mirror image.
+        skip_bad_images: skip images that cannot be read.
+        observer: receives the progress of downloads, decoding and evaluation.
 
     Raises:
-        RequestError: no such data or part, or data of other classes; or mirrored images are to be looked at, and they
-            are not of their class.
+        RequestError: the data or the part are not available, or have other classes; or ``tta`` is ``flip`` for a data
+            set in which a mirrored image may have another class.
     """
     other = dataset not in (None, classifier.provenance.dataset) and dataset in DATASETS and not DATASETS[dataset].flip
     if tta == "flip" and (other or not classifier.provenance.flips):
         name = dataset if other else classifier.provenance.dataset
-        raise RequestError(f"--tta flip: mirrored images of {name} are not of their class; leave --tta out")
+        raise RequestError(f"--tta flip: mirrored images of {name} may have another class", hint="remove --tta")
     data = load_data_for(
         classifier, dataset=dataset, data_dir=data_dir, skip_bad_images=skip_bad_images, observer=observer
     )
@@ -119,7 +119,7 @@ def score_classifier(
 
 
 def _headline(logits: Tensor, labels: Tensor, suffix: str = "") -> dict[str, float | None]:
-    """Return ``loss``, ``top1`` and ``top5`` of logits, float ``[n, K]``, with ``suffix`` at the end of each name."""
+    """Return ``loss``, ``top1`` and ``top5`` of logits, float ``[n, K]``, with ``suffix`` appended to each name."""
     return {
         f"loss{suffix}": F.cross_entropy(logits.double(), labels).item(),
         f"top1{suffix}": 100 * (logits.argmax(1) == labels).double().mean().item(),
@@ -138,12 +138,10 @@ def load_data_for(
     observer: Observer = SILENT,
     download: bool = True,
 ) -> Dataset:
-    """Read a data set that ``classifier`` can be measured on: the one it was trained on, or one of the same classes.
-
-    With ``download=False`` what is not on this machine is missing.
+    """Load the classifier's data set, or another one with the same classes.
 
     Raises:
-        RequestError: the data are not there or damaged, or of other classes or channels.
+        RequestError: the data are missing (and ``download`` is False) or damaged, or have other classes or channels.
     """
     data = load_dataset(
         dataset or classifier.provenance.dataset,
@@ -153,35 +151,40 @@ def load_data_for(
         observer=observer,
         download=download,
     )
+    own = classifier.provenance.dataset
+    hint = f"use --dataset {own}" if dataset not in (None, own) else f"use --data-dir with the images of {own}"
     if data.train.images.shape[1] != classifier.channels:
         raise RequestError(
-            f"{data.source} has images of {data.train.images.shape[1]} channels; the network was trained on "
-            f"{classifier.channels}"
+            f"{data.source} has images with {data.train.images.shape[1]} channels, but the network was trained on "
+            f"{classifier.channels}",
+            hint=hint,
         )
     if data.classes != classifier.classes:
         theirs, ours = ", ".join(data.classes[:5]), ", ".join(classifier.classes[:5])
         raise RequestError(
-            f"{data.source} has {len(data.classes)} classes ({theirs}, ...); the network was trained on "
-            f"{len(classifier.classes)} others ({ours}, ...)"
+            f"{data.source} has {len(data.classes)} classes ({theirs}, ...), but the network was trained on "
+            f"{len(classifier.classes)} others ({ours}, ...)",
+            hint=hint,
         )
     return data
 
 
 def part_for(classifier: Classifier, data: Dataset, part: str, limit: int | None) -> Subset:
-    """Return the images of a part: ``test``, ``val`` (what training held out) or ``train`` (what it saw).
+    """Return a part of a data set: ``test``, ``val`` (the held-out images) or ``train`` (the images trained on).
 
     Args:
-        classifier: says what was held out.
+        classifier: the trained network; its provenance determines the held-out images.
         data: the data set.
-        part: which.
-        limit: that many images only.
+        part: name of the part.
+        limit: maximum number of images.
 
     Raises:
-        RequestError: nothing was held out.
+        RequestError: the part is ``val``, and no images were held out.
     """
     if part == "val" and classifier.provenance.val != "holdout":
         raise RequestError(
-            f"the run trained on every training image (--val {classifier.provenance.val}): it has no held-out part"
+            f"--split val: the run has no held-out images, as it was trained with --val {classifier.provenance.val}",
+            hint="use --split test or --split train",
         )
     if part == "train":
         limit = min((each for each in (limit, classifier.provenance.limit_train) if each is not None), default=None)
@@ -189,7 +192,7 @@ def part_for(classifier: Classifier, data: Dataset, part: str, limit: int | None
         data,
         val="none"
         if part == "test"
-        else classifier.provenance.val,  # a data set with few images a class has test images too
+        else classifier.provenance.val,  # holding out may fail on small data sets, and test images do not depend on it
         val_fraction=classifier.provenance.val_fraction,
         split_seed=classifier.provenance.split_seed,
         limit_train=limit if part == "train" else None,
@@ -203,12 +206,12 @@ def part_for(classifier: Classifier, data: Dataset, part: str, limit: int | None
 def classification(
     labels: Tensor, predicted: Tensor, classes: tuple[str, ...]
 ) -> tuple[list[dict[str, Any]], list[list[int]]]:
-    """Return precision, recall and F1 per class in percent, and the confusion matrix, by scikit-learn.
+    """Return precision, recall and F1 of each class in percent, and the confusion matrix, from scikit-learn.
 
     Args:
-        labels: int64 ``[n]``.
-        predicted: int64 ``[n]``.
-        classes: names of the K classes. One that no image has, or that is never predicted, scores 0.
+        labels: true classes, int64 ``[n]``.
+        predicted: predicted classes, int64 ``[n]``.
+        classes: names of the K classes. A class without images, or without predictions, scores 0.
     """
     from sklearn.metrics import confusion_matrix, precision_recall_fscore_support
 
@@ -230,7 +233,7 @@ def classification(
 
 
 def write_class_table(scores: Scores, path: Path) -> None:
-    """Write the figures per class as CSV.
+    """Write the metrics of each class as CSV.
 
     Raises:
         RunFailed: the file cannot be written.
@@ -239,7 +242,7 @@ def write_class_table(scores: Scores, path: Path) -> None:
 
 
 def write_predictions(scores: Scores, path: Path) -> None:
-    """Write a line per image as CSV: its place in the part, its class, the predicted one, and the probability of that.
+    """Write a CSV line per image: index in the part, true class, predicted class and its probability.
 
     Raises:
         RunFailed: the file cannot be written.

@@ -1,4 +1,4 @@
-"""A trained network, from a checkpoint that describes itself."""
+"""A trained network loaded from a checkpoint."""
 
 from __future__ import annotations
 
@@ -16,23 +16,25 @@ from vitctl.models import build_model, find_model
 from vitctl.training.checkpoint import FILE_SHA256, load_checkpoint
 from vitctl.training.run_folder import BEST, RunFolder
 
+_OTHER_VERSION = "use another checkpoint, or the version of vitctl that wrote this one"
+
 
 @dataclass(frozen=True)
 class Trained:
-    """A network with the weights of a checkpoint, in eval mode.
+    """A model with the weights of a checkpoint, in eval mode.
 
     Attributes:
-        model: on the device asked for.
-        config: the settings that it was trained with.
-        classes: what its logits stand for, in order.
-        mean: what its input was normalised with, per channel.
-        std: likewise.
-        path: the checkpoint's file.
-        weights: ``ema`` when they are an average of weights, else ``model``.
-        epoch: epochs trained.
-        step: optimizer steps taken.
-        history: a record per epoch.
-        sha256: of the checkpoint's file.
+        model: the model, on the requested device.
+        config: settings of the run.
+        classes: names of the classes, in the order of the logits.
+        mean: mean of each channel, for normalisation.
+        std: standard deviation of each channel, for normalisation.
+        path: the checkpoint.
+        weights: ``ema`` for averaged weights, else ``model``.
+        epoch: number of epochs trained.
+        step: number of optimizer steps taken.
+        history: record of each epoch.
+        sha256: SHA-256 of the checkpoint.
     """
 
     model: nn.Module
@@ -49,16 +51,16 @@ class Trained:
 
 
 def load_trained(path: Path, *, weights: str, device: torch.device, warn: Callable[[str], None]) -> Trained:
-    """Load a checkpoint's network, from the checkpoint alone.
+    """Load a trained network; averaged weights are used if the checkpoint has them.
 
     Args:
-        path: a checkpoint, or a run's folder.
-        weights: of a run's folder, ``last`` or ``best``. The average is taken where one was kept.
-        device: where the network is wanted.
-        warn: told when a damaged checkpoint was passed over.
+        path: a checkpoint or the folder of a run.
+        weights: checkpoint to use from a run's folder: ``last`` or ``best``.
+        device: the device for the model.
+        warn: receives a warning if a damaged checkpoint is skipped.
 
     Raises:
-        RequestError: no checkpoint there, a damaged or foreign one, or one of a network that is not registered.
+        RequestError: the checkpoint is missing, damaged or not from vitctl, or its network cannot be built.
     """
     if path.is_dir():
         folder = RunFolder.open(path)
@@ -66,20 +68,19 @@ def load_trained(path: Path, *, weights: str, device: torch.device, warn: Callab
             path = folder.checkpoints / BEST
             if not path.exists():
                 raise RequestError(
-                    f"{path} is not there: only runs with held-out images (--val holdout) have a best checkpoint; take "
-                    f"--weights last"
+                    f"{path} not found; only runs with --val holdout have a best checkpoint", hint="use --weights last"
                 )
             checkpoint = load_checkpoint(path)
         else:
             found = folder.newest(warn)
             if found is None:
-                raise RequestError(
-                    f"the run {path} has saved no checkpoint yet; go on with it by vitctl train --resume"
-                )
+                raise RequestError(f"the run {path} has no checkpoint yet", hint=f"run vitctl train --resume {path}")
             path, checkpoint = found
     else:
         if weights == "best":
-            raise RequestError(f"--weights best chooses within a run's folder, and {path} is a single checkpoint")
+            raise RequestError(
+                f"--weights best needs the folder of a run, and {path} is a single checkpoint", hint="remove --weights"
+            )
         checkpoint = load_checkpoint(path)
     config = TrainConfig.from_dict(checkpoint["config"])
     try:
@@ -91,14 +92,14 @@ def load_trained(path: Path, *, weights: str, device: torch.device, warn: Callab
             num_classes=len(checkpoint["classes"]),
         )
     except RequestError as error:
-        raise RequestError(f"{path} is of a network that this vitctl cannot build: {error}") from error
+        raise RequestError(f"cannot build the network of {path}: {error.message}", hint=_OTHER_VERSION) from error
     kept = "ema" if checkpoint["ema"] is not None else "model"
     try:
         model.load_state_dict(checkpoint[kept])
     except RuntimeError as error:
         raise RequestError(
-            f"{path} does not hold the weights of --net {config.net} as this version builds it: "
-            f"{str(error).splitlines()[-1].strip()}"
+            f"the weights in {path} do not fit --net {config.net}: {str(error).splitlines()[-1].strip()}",
+            hint=_OTHER_VERSION,
         ) from error
     return Trained(
         model=model.to(device).eval(),

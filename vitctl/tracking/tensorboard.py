@@ -1,4 +1,4 @@
-"""TensorBoard: a run's figures as event files in its folder, so that ``tensorboard --logdir runs`` shows every run by name."""
+"""TensorBoard: a run's metrics as event files in its folder; ``tensorboard --logdir runs`` shows all runs by name."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ if TYPE_CHECKING:
 
 
 class TensorBoardLog(Tracker):
-    """Writes a scalar per figure of an epoch; the step of TensorBoard is the epoch.
+    """Writes the metrics of each epoch as scalars, whose step is the epoch.
 
     Args:
-        folder: the run's.
+        folder: the run's folder.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -28,16 +28,16 @@ class TensorBoardLog(Tracker):
         self._writer: SummaryWriter | None = None
 
     def open(self, run: RunStart) -> None:
-        """Begin a file; that of a resumed run takes the place of those before it."""
+        """Create an event file; in a resumed run, it replaces the earlier ones."""
         from torch.utils.tensorboard import SummaryWriter
 
-        # Readers drop what earlier files say of the steps from purge_step on: there is one figure an epoch, also where a
-        # killed run did not get to write it, or a resumed one began before what was written.
+        # Readers discard the steps from purge_step on in earlier files. All epochs are written again, as a killed run may
+        # have missed some, or a resumed run may repeat some.
         purge = 0 if any(self._folder.glob("events.out.tfevents.*")) else None
         self._writer = SummaryWriter(str(self._folder), purge_step=purge)
 
     def started(self, run: RunStart) -> None:
-        """Write the settings, and the epochs that are done."""
+        """Write the settings and the completed epochs."""
         assert self._writer is not None
         self._writer.add_text("config", f"```yaml\n{yaml.safe_dump(dict(run.settings), sort_keys=False)}```", 0)
         now = time.time()
@@ -50,12 +50,12 @@ class TensorBoardLog(Tracker):
         self._write(record, record["epoch"])
 
     def finished(self, summary: Record) -> None:
-        """Write the figures of the final test."""
+        """Write the results of the final test."""
         self._write({key: summary[key] for key in ("test_loss", "test_acc")}, summary["epoch"])
 
-    def _write(self, figures: Mapping[str, Any], epoch: int, wall_time: float | None = None) -> None:
+    def _write(self, metrics: Mapping[str, Any], epoch: int, wall_time: float | None = None) -> None:
         assert self._writer is not None
-        for name, value in numbers(figures).items():
+        for name, value in numbers(metrics).items():
             if name != "epoch":
                 self._writer.add_scalar(name, value, epoch, walltime=wall_time)
         self._writer.flush()

@@ -9,13 +9,13 @@ from vitctl.observer import Observer, Record, RunStart
 
 
 class Tracker(Observer):
-    """An observer that records a run's metrics in a service or in files, and is opened and closed."""
+    """An observer that records a run's metrics in a service or in files; it is opened and closed once."""
 
     def open(self, run: RunStart) -> None:
-        """Prepare for the run; this may take seconds, which ``--max-time`` counts."""
+        """Open the tracker before the run; this may take seconds, which count towards ``--max-time``."""
 
     def close(self, exit_code: int) -> None:
-        """Close the tracker, once, at the end of the run; 0 if the run is done, else the command's exit code."""
+        """Close the tracker at the end of the run; ``exit_code`` is that of the command, 0 if the run completed."""
 
 
 def numbers(record: Mapping[str, Any]) -> Record:

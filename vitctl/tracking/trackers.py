@@ -1,4 +1,4 @@
-"""Opening of the requested trackers, W&B and TensorBoard, whose errors never stop a run."""
+"""The requested trackers, W&B and TensorBoard, whose errors never stop a run."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ class Tracked(Observer):
     A tracker that raises an exception is dropped with a warning; the run continues.
 
     Args:
-        observer: receives every event.
+        observer: receives all events.
         trackers: trackers by name; they receive the start of the run, its epochs and its end.
     """
 
@@ -26,17 +26,17 @@ class Tracked(Observer):
         self._observer = observer
         self._trackers = trackers
 
-    def _tell(self, what: Callable[[Tracker], None]) -> None:
+    def _forward(self, event: Callable[[Tracker], None]) -> None:
         for name, tracker in list(self._trackers.items()):
             try:
-                what(tracker)
+                event(tracker)
             except Exception as error:  # noqa: BLE001 - no error of a tracker may stop the run
                 del self._trackers[name]
                 with contextlib.suppress(Exception):
                     tracker.close(1)
                 text = str(error).strip().splitlines()
                 reason = f"{type(error).__name__}{f': {text[0]}' if text else ''}"
-                self._observer.message(f"warning: {name}: {reason}; the run goes on without it")
+                self._observer.message(f"warning: {name}: {reason}\nthe run continues without {name}")
 
     def message(self, text: str) -> None:
         self._observer.message(text)
@@ -55,28 +55,28 @@ class Tracked(Observer):
 
     def open(self, run: RunStart) -> None:
         """Open the trackers."""
-        self._tell(lambda tracker: tracker.open(run))
+        self._forward(lambda tracker: tracker.open(run))
 
     def started(self, run: RunStart) -> None:
         self._observer.started(run)
-        self._tell(lambda tracker: tracker.started(run))
+        self._forward(lambda tracker: tracker.started(run))
 
     def epoch_done(self, record: Record) -> None:
         self._observer.epoch_done(record)
-        self._tell(lambda tracker: tracker.epoch_done(dict(record)))
+        self._forward(lambda tracker: tracker.epoch_done(dict(record)))
 
     def finished(self, summary: Record) -> None:
         self._observer.finished(summary)
-        self._tell(lambda tracker: tracker.finished(dict(summary)))
+        self._forward(lambda tracker: tracker.finished(dict(summary)))
 
     def close(self, exit_code: int) -> None:
         """Close the trackers."""
-        self._tell(lambda tracker: tracker.close(exit_code))
+        self._forward(lambda tracker: tracker.close(exit_code))
 
 
 @contextlib.contextmanager
 def tracked(run: RunStart, config: TrainConfig, observer: Observer) -> Iterator[Observer]:
-    """Yield ``observer`` together with the trackers that the settings request, opened; close them at the end."""
+    """Open the requested trackers, yield an observer that forwards to them and to ``observer``, and close them."""
     trackers: dict[str, Tracker] = {}
     if config.wandb != "disabled":
         from vitctl.tracking.wandb import WandbRun
@@ -100,12 +100,12 @@ def tracked(run: RunStart, config: TrainConfig, observer: Observer) -> Iterator[
 
 
 def check_trackers(config: TrainConfig) -> None:
-    """Refuse trackers that are not installed.
+    """Check that the packages of the requested trackers are installed.
 
     Raises:
-        RequestError: ``--tensorboard`` without its package.
+        RequestError: ``--tensorboard`` without the package tensorboard.
     """
     if config.tensorboard and importlib.util.find_spec("tensorboard") is None:
         raise RequestError(
-            "--tensorboard needs the tensorboard package: pip install 'vitctl[tensorboard]', or leave --tensorboard out"
+            "--tensorboard needs the package tensorboard", hint="install it: pip install 'vitctl[tensorboard]'"
         )

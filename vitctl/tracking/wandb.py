@@ -1,9 +1,8 @@
-"""W&B: the figures of a run, sent by a process of its own.
+"""W&B: a run's metrics, sent by a separate client process.
 
-W&B's client prompts, retries for minutes, prints, hooks ``sys.exit`` and starts a server of its own. None of that happens
-in the training process: :func:`main` runs in one of its own, is told what to send through a pipe, and is killed when it
-takes too long, upon which W&B's server ends by itself. Whatever it has not uploaded by then lies in the run's folder, where
-``wandb sync`` finds it.
+W&B's client prompts, retries for minutes, prints, hooks ``sys.exit`` and starts its own server. To keep all of that out
+of the training process, :func:`main` runs in a process of its own. It receives metrics through a pipe and is killed if it
+takes too long; W&B's server then ends by itself. Data not uploaded by then remain in the run's folder for ``wandb sync``.
 """
 
 from __future__ import annotations
@@ -33,18 +32,18 @@ from vitctl.tracking.tracker import Tracker, numbers
 from vitctl.units import mask_passwords
 
 LOAD_SECONDS = 60.0
-"""How long the client may take to be loaded: a second, from a disk at hand."""
+"""Time limit for importing W&B, which takes about a second from a local disk."""
 
 INIT_SECONDS = 6.0
-"""How long the client tries to reach the service before the run goes on offline."""
+"""Time limit for reaching the service; after it, the run continues offline."""
 
 FINISH_SECONDS = 6.0
-"""How long the last figures may take to upload; what is left then is for ``wandb sync``."""
+"""Time limit for uploading the last metrics; after it, the rest is left to ``wandb sync``."""
 
 GRACE_SECONDS = 2.0
-"""How much longer than that the client may take, whatever it is doing."""
+"""Time added to these limits before the client is killed."""
 
-ENDED = "its client ended unexpectedly"
+ENDED = "the client process ended unexpectedly"
 DEFAULT_PROJECT = "vitctl"
 STATE = "wandb.json"
 FOLDER = "wandb"
@@ -56,20 +55,21 @@ sys.path.append({str(Path(__file__).parents[2])!r})
 from {__name__} import main
 main()
 """
-"""What the client process runs: without the working folder on its path, with this vitctl wherever it lies."""
+"""Program of the client process; it imports this copy of vitctl, and nothing from the working folder."""
 
 COMMAND = (sys.executable, "-P", "-c", PROGRAM)
 
 
 class WandbRun(Tracker):
-    """Sends a run's figures to W&B, or into W&B's files in the run's folder.
+    """Sends a run's metrics to W&B, or to W&B's offline files in the run's folder.
 
-    The W&B run is called like the run's folder and keeps its id in ``wandb.json`` there, so that a resumed run goes on in
-    it. Figures are drawn over ``epoch``. Trouble with W&B costs a warning and less than 20 seconds.
+    The W&B run has the name of the run's folder. Its id is stored there in ``wandb.json``, so that a resumed run
+    continues the same W&B run. Metrics are plotted over ``epoch``. A failure of W&B costs the run a warning and less than
+    20 seconds.
 
     Args:
-        folder: of the run.
-        warn: told, once, of what does not work, and of how to upload what lies in the folder.
+        folder: the run's folder.
+        warn: receives the W&B run's address, warnings, and the command that uploads offline data.
     """
 
     def __init__(self, folder: Path, warn: Callable[[str], None]) -> None:
@@ -82,7 +82,7 @@ class WandbRun(Tracker):
         self._state: Record = {}
 
     def open(self, run: RunStart) -> None:
-        """Open the W&B run, or go on offline."""
+        """Open the W&B run, or continue offline."""
         settings = run.settings
         wanted = {
             "project": settings["wandb_project"],
@@ -90,7 +90,7 @@ class WandbRun(Tracker):
             "sweep": os.environ.get("WANDB_SWEEP_ID"),
         }
         self._state = self._read_state(wanted)
-        # A run may go on from before what was sent, when its newest checkpoint is damaged.
+        # If the newest checkpoint is damaged, a run resumes before the last epoch that was sent.
         self._state["epoch"] = min(self._state["epoch"], len(run.history))
         start = {
             **wanted,
@@ -108,14 +108,14 @@ class WandbRun(Tracker):
         self._open(start, settings["wandb"])
 
     def started(self, run: RunStart) -> None:
-        """Send the settings, and the epochs that the W&B run does not have."""
+        """Send the settings, and the epochs that have not been sent."""
         if self._client is not None and self._works():
             self._client.send("config", self._config(run))
             for row in run.history:
                 self._send_epoch(row)
 
     def _open(self, start: Record, mode: str) -> None:
-        """Start the client; without the service, a second one that does not need it."""
+        """Start the client; if it cannot reach the service, start another one offline."""
         reason = ""
         for attempt in ("online", "offline") if mode == "online" else ("offline",):
             client = Client(self._files / LOG, offline=attempt == "offline")
@@ -134,13 +134,13 @@ class WandbRun(Tracker):
                 self._write_state()
                 self._online_folder = ready["folder"]
                 if reason:
-                    self._warn(f"warning: W&B: {reason}; the run goes on offline, and its figures go to {self._files}")
+                    self._warn(f"warning: W&B: {reason}\nthe run continues offline; its metrics go to {self._files}")
                 elif not self._offline:
                     self._warn(f"W&B: {ready['url']}")
                 return
             client.kill()
-            reason = reason or answer.get("error", "its client does not answer")
-        self._warn(f"warning: W&B: {reason}; the run goes on without it")
+            reason = reason or answer.get("error", "the client process does not respond")
+        self._warn(f"warning: W&B: {reason}\nthe run continues without W&B")
 
     def epoch_done(self, record: Record) -> None:
         """Send the record of an epoch."""
@@ -154,7 +154,7 @@ class WandbRun(Tracker):
         self._write_state()
 
     def finished(self, summary: Record) -> None:
-        """Send the final figures."""
+        """Send the final metrics."""
         if self._client is None or not self._works():
             return
         test = {key: summary[key] for key in ("test_loss", "test_acc") if key in summary}
@@ -162,20 +162,21 @@ class WandbRun(Tracker):
         self._client.send("summary", summary)
 
     def _works(self) -> bool:
-        """Whether the client still answers for itself; says once that it does not."""
+        """Return whether the client still works; if not, warn and drop it."""
         assert self._client is not None
-        trouble = self._client.trouble()
-        if trouble is None:
+        error = self._client.error()
+        if error is None:
             return True
         self._client.kill()
         self._client = None
         self._warn(
-            f"warning: W&B: {trouble}; the run goes on without it. What it has so far: {self._sync(self._offline)}"
+            f"warning: W&B: {error}; the run continues without it\n"
+            f"to upload the metrics so far: {self._sync(self._offline)}"
         )
         return False
 
     def close(self, exit_code: int) -> None:
-        """End the W&B run: finished with 0, failed with anything else. Takes at most 8 seconds."""
+        """End the W&B run, as finished if ``exit_code`` is 0, else as failed; this takes at most 8 seconds."""
         client, self._client = self._client, None
         if client is None:
             return
@@ -185,29 +186,28 @@ class WandbRun(Tracker):
         finally:
             client.kill()
         if not answer.get("done"):
-            reason = answer.get("error") or f"the service did not take everything in {FINISH_SECONDS:g} s"
-            self._warn(f"warning: W&B: {reason}; to upload the rest: {self._sync(self._offline)}")
+            reason = answer.get("error") or f"the upload did not finish within {FINISH_SECONDS:g} s"
+            self._warn(f"warning: W&B: {reason}\nto upload the rest: {self._sync(self._offline)}")
         elif any(not list(session.glob("*.synced")) for session in self._files.glob(self._offline_folders())):
             self._warn(f"to upload {'the run' if self._offline else 'earlier sessions'} to W&B: {self._sync(True)}")
 
-    # -- what is kept in the folder ----------------------------------------------------------------------------------
+    # -- files in the run's folder -----------------------------------------------------------------------------------
 
     def _read_state(self, wanted: Mapping[str, Any]) -> Record:
-        """Return the id of the W&B run and the last epoch that it was given; another project is another run."""
+        """Return the id of the W&B run and the last epoch sent; another project, entity or sweep gets a new id."""
         path = self._folder / STATE
         with contextlib.suppress(OSError, ValueError, TypeError, KeyError):
             state = json.loads(path.read_text(encoding="utf-8"))
             if all(state[key] == value for key, value in wanted.items()):
                 return {**wanted, "id": str(state["id"]), "epoch": int(state["epoch"])}
-        # The agent of a sweep says which run this is; otherwise the id is made here, so that the run has the same one
-        # whether or not the service answers.
+        # W&B's sweep agent chooses the id. Otherwise it is chosen here, to be the same online and offline.
         return {**wanted, "id": os.environ.get("WANDB_RUN_ID") or secrets.token_hex(4), "epoch": 0}
 
     def _write_state(self) -> None:
         write_text(self._folder / STATE, json.dumps(self._state) + "\n")
 
     def _config(self, run: RunStart) -> Record:
-        """Return what W&B shows as the run's settings: the network, the data, and with which code it was trained."""
+        """Return the config of the W&B run: settings, sizes of network and data, and the version of the code."""
         environment = dict(run.environment)
         return {
             **{key: value for key, value in run.settings.items() if not key.startswith(("wandb", "tensorboard"))},
@@ -221,11 +221,11 @@ class WandbRun(Tracker):
         }
 
     def _offline_folders(self) -> str:
-        """Return the pattern of the folders of offline sessions, this one's and earlier ones'."""
+        """Return a pattern for the folders of all offline sessions of the run."""
         return f"offline-run-*-{self._state['id']}"
 
     def _sync(self, offline: bool) -> str:
-        """Return the command that uploads what offline sessions left, or what is left of the present one."""
+        """Return the command that uploads the offline sessions, or the rest of the present online session."""
         files = shlex.quote(str(self._files))
         if offline:
             return f"wandb sync {files}/{self._offline_folders()}"
@@ -233,24 +233,24 @@ class WandbRun(Tracker):
 
 
 class Client:
-    """The process that speaks to W&B.
+    """The client process.
 
-    Nothing here waits for it but :meth:`answer`: what is sent goes through a thread, as a pipe is full at some point.
+    Only :meth:`answer` waits for it. Messages are sent by a thread, as writing to a full pipe would block.
 
     Args:
-        log: what W&B prints is appended here.
-        offline: it shall not use the network at all.
+        log: file to which W&B's output is appended.
+        offline: never use the network.
 
     Raises:
-        OSError: the log cannot be written, or the process not be started.
+        OSError: the log cannot be written, or the process cannot be started.
     """
 
     def __init__(self, log: Path, *, offline: bool) -> None:
         environment = {**os.environ}
-        environment.pop("WANDB_SERVICE", None)  # W&B's server is to end with this client, so not another's
+        environment.pop("WANDB_SERVICE", None)  # use no other server, as this one must end with the client
         if offline:
-            environment["WANDB_ERROR_REPORTING"] = "false"  # W&B's reports about itself
-            for name in ("WANDB_BASE_URL", "WANDB_MODE"):  # of no use without the network, and perhaps mistyped
+            environment["WANDB_ERROR_REPORTING"] = "false"  # it would use the network
+            for name in ("WANDB_BASE_URL", "WANDB_MODE"):  # unused offline, but an invalid value would be an error
                 environment.pop(name, None)
         log.parent.mkdir(exist_ok=True)
         with open(log, "ab") as file:
@@ -260,7 +260,7 @@ class Client:
                 stdout=subprocess.PIPE,
                 stderr=file,
                 env=environment,
-                # Ctrl-C is for training, which then ends the W&B run in good order.
+                # Ctrl-C must reach only the training process, which then ends the W&B run properly.
                 start_new_session=True,
             )
         self._lines: queue.SimpleQueue[str] = queue.SimpleQueue()
@@ -283,25 +283,25 @@ class Client:
         self._answers.put({"error": ENDED})
 
     def send(self, kind: str, value: Any) -> None:
-        """Send a message, sometime soon."""
+        """Queue a message for sending."""
         self._lines.put(json.dumps([kind, value]) + "\n")
 
     def answer(self, seconds: float) -> Record:
-        """Return the next answer; empty when there is none in time."""
+        """Return the next answer, or an empty one after ``seconds``."""
         try:
             return self._answers.get(timeout=seconds)
         except queue.Empty:
             return {}
 
-    def trouble(self) -> str | None:
-        """Return what went wrong, if anything did since the last look."""
+    def error(self) -> str | None:
+        """Return an error that the client reported since the last call, or None."""
         try:
             return str(self._answers.get_nowait().get("error", ENDED))
         except queue.Empty:
             return None
 
     def kill(self) -> None:
-        """End the process, if it has not ended; W&B's server sees that and ends too."""
+        """Kill the process if it is running; W&B's server then ends too."""
         self._lines.put("")
         self._process.kill()
         self._process.wait()
@@ -311,10 +311,10 @@ class Client:
 
 
 def main() -> None:
-    """Be the client: read messages from stdin, answer on stdout, and end with the process that started this one."""
+    """Run the client: read messages from stdin, write answers to stdout, and end with the parent process."""
     commands = os.fdopen(os.dup(0), encoding="utf-8")
     answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
-    # W&B and its server, which inherits these, shall neither read the one nor write to the other.
+    # W&B and its server inherit stdin and stdout, but must not use the pipes.
     os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
     os.dup2(2, 1)
 
@@ -323,7 +323,7 @@ def main() -> None:
             answers.write(json.dumps(message) + "\n")
             answers.flush()
 
-    exit_code = 1  # of a trainer that ended without a word
+    exit_code = 1  # if the training process ends without a finish message
     try:
         run, seconds = None, FINISH_SECONDS
         for line in commands:
@@ -348,10 +348,10 @@ def main() -> None:
                 answer(done=True)
                 os._exit(0)
         answer(done=False)
-    except BaseException as error:  # noqa: BLE001 - the other process is told, whatever it is
+    except BaseException as error:  # noqa: BLE001 - any error is reported to the parent process
         traceback.print_exception(error)
         answer(error=in_words(error))
-    # Without the hooks that W&B registered, which wait for a service that may never answer.
+    # Skip W&B's exit hooks, which wait for a service that may never respond.
     os._exit(1)
 
 
@@ -359,22 +359,22 @@ def begin(start: Mapping[str, Any], loaded: Callable[[], None]) -> Any:
     """Open the W&B run.
 
     Args:
-        start: what :meth:`WandbRun.started` made.
-        loaded: called when W&B's code is loaded, and no more is to be waited for but the service.
+        start: the start message, see :meth:`WandbRun.open`.
+        loaded: called once W&B is imported.
 
     Raises:
-        OSError: nobody is logged in, or the service refuses or does not answer in :data:`INIT_SECONDS`.
+        OSError: not logged in, or the service rejects the request or does not respond within :data:`INIT_SECONDS`.
     """
     import wandb
 
     loaded()
-    # W&B's own "Stop run" button interrupts its client: pass that on.
+    # W&B's "Stop run" button interrupts the client: forward the signal to the training process.
     signal.signal(signal.SIGINT, lambda *_: os.kill(start["pid"], signal.SIGINT))
     sys.argv = start["argv"]  # the command that W&B shows
     settings = wandb.Settings(
         silent=True,
         console="off",
-        # The code is told by version and commit; the repository around the working folder is not the project's to show.
+        # The config has vitctl's version and commit; a repository around the working folder may be unrelated.
         disable_git=True,
         disable_code=True,
         save_code=False,
@@ -386,11 +386,11 @@ def begin(start: Mapping[str, Any], loaded: Callable[[], None]) -> Any:
         finish_timeout_raises=True,
         x_stats_pid=start["pid"],
     )
-    known = wandb.setup(settings).settings  # also from the environment and W&B's files
-    place: dict[str, Any] = {}
-    if start["sweep"] is None:  # a sweep has its own place
+    known = wandb.setup(settings).settings  # includes those from the environment and W&B's files
+    target: dict[str, Any] = {}
+    if start["sweep"] is None:  # a sweep determines project, entity and id
         project = start["project"] or known.project or DEFAULT_PROJECT
-        place = {"project": project, "entity": start["entity"], "id": start["id"], "resume": "allow"}
+        target = {"project": project, "entity": start["entity"], "id": start["id"], "resume": "allow"}
     try:
         run = wandb.init(
             mode=start["mode"],
@@ -401,12 +401,12 @@ def begin(start: Mapping[str, Any], loaded: Callable[[], None]) -> Any:
             notes=start["notes"],
             allow_val_change=True,  # a resumed run may have more epochs
             settings=settings,
-            **place,
+            **target,
         )
     except wandb.Error as error:
         host = urlsplit(known.base_url).netloc.rpartition("@")[2]
         raise OSError(in_words(error, host)) from error
-    # Not W&B's own step, which may only grow: a resumed run may give an epoch a second time.
+    # W&B's own step can only increase, but a resumed run may log an epoch again.
     run.define_metric("epoch")
     run.define_metric("*", step_metric="epoch")
     return run
@@ -414,18 +414,18 @@ def begin(start: Mapping[str, Any], loaded: Callable[[], None]) -> Any:
 
 NO_KEY = "No API key configured"
 WORDS = {
-    NO_KEY: "nobody is logged in; type wandb login, or set WANDB_API_KEY",
-    r"\b401\b": "{host} does not take the API key; type wandb login --relogin, or set WANDB_API_KEY",
-    "deadline exceeded|[Tt]imed out|connection refused|no such host|unreachable": "{host} does not answer",
+    NO_KEY: "not logged in; run wandb login, or set WANDB_API_KEY",
+    r"\b401\b": "{host} rejects the API key; run wandb login --relogin, or set WANDB_API_KEY",
+    "deadline exceeded|[Tt]imed out|connection refused|no such host|unreachable": "{host} does not respond",
 }
-"""What W&B's errors say, and a sentence for it."""
+"""Patterns of W&B's error messages, and plain messages for them."""
 
 
 def in_words(error: BaseException, host: str = "the service") -> str:
-    """Return a sentence for an error; where there is none, its own first line."""
+    """Return a plain message for an error of W&B; by default, the first line of its own."""
     text = str(error).strip()
-    if found := re.match(r"\d+ validation errors? for Settings\n(\w+)\n\s*([^\[\n]+)", text):  # pydantic's words
-        return f"WANDB_{found[1].upper()} cannot be used: {found[2].strip()}"
+    if found := re.match(r"\d+ validation errors? for Settings\n(\w+)\n\s*([^\[\n]+)", text):  # from pydantic
+        return f"WANDB_{found[1].upper()} is invalid: {found[2].strip()}"
     for pattern, words in WORDS.items():
         if re.search(pattern, text):
             return words.format(host=host)
@@ -433,7 +433,7 @@ def in_words(error: BaseException, host: str = "the service") -> str:
 
 
 def end_after(seconds: float) -> None:
-    """End this process in so many seconds, whatever it is doing."""
+    """Exit this process after ``seconds``, whatever it is doing."""
     timer = threading.Timer(seconds, os._exit, (1,))
     timer.daemon = True
     timer.start()
