@@ -45,19 +45,11 @@ def _dropout(rate: float = 0.1, where: str = "after each projection", name: str 
 
 _EMB_DROPOUT = _dropout(0.1, "on the embedded tokens", "emb_dropout")
 _HEAD_DROPOUT = _dropout(0.0, "before the head")
-_DROP_PATH = {
-    "drop_path_rate": Option(0.0, "drop path rate of the last block, rising linearly from 0", low=0, below=1)
-}
+_DROP_PATH = {"drop_path_rate": Option(0.0, "drop path rate of the last block, rising linearly from 0", low=0, below=1)}
 _POOL = {"pool": Option("cls", "input of the head: class token or mean of the tokens", choices=("cls", "avg"))}
-_INIT = {
-    "init": Option(
-        "vit", "initial weights: of ViT, or of the original scripts", choices=("vit", "predecessor")
-    )
-}
+_INIT = {"init": Option("vit", "initial weights: of ViT, or of the original scripts", choices=("vit", "predecessor"))}
 _POS_INIT = {
-    "pos_init": Option(
-        "normal", "initial position embedding: random or 2-D sin-cos", choices=("normal", "sincos")
-    )
+    "pos_init": Option("normal", "initial position embedding: random or 2-D sin-cos", choices=("normal", "sincos"))
 }
 _CONV_INIT = {
     "init": Option(
@@ -328,9 +320,7 @@ MODELS: dict[str, ModelEntry] = {
         summary="MobileViT-XXS for small images",
         options={
             "variant": Option("xxs", "widths, as in the paper", choices=("xxs", "xs", "s")),
-            "reduction": Option(
-                8, "total stride: image size over last map's size (paper: 32)", choices=(4, 8, 16, 32)
-            ),
+            "reduction": Option(8, "total stride: image size over last map's size (paper: 32)", choices=(4, 8, 16, 32)),
             **_dropout(0.0, "after each projection of the transformer blocks"),
         },
         family="mobilevit",

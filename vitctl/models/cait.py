@@ -14,7 +14,7 @@ from timm.layers.mlp import Mlp
 from torch import Tensor, nn
 
 from vitctl.models.vit import PatchTokens
-from vitctl.models.weights import draw_weights
+from vitctl.models.weights import init_weights
 
 
 class TalkingHeadsAttention(nn.Module):
@@ -210,7 +210,7 @@ def cait(
         num_classes=num_classes,
         emb_dropout=emb_dropout,
     )
-    draw_weights(model, init, (model.pos_embed, model.cls_token))
+    init_weights(model, init, (model.pos_embed, model.cls_token))
     for module in model.modules():
         if isinstance(module, TalkingHeadsAttention):
             for matrix in (module.mix_before, module.mix_after):

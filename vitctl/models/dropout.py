@@ -33,7 +33,7 @@ class Dropout(nn.Dropout):
 
 
 def replace_dropout(model: nn.Module) -> None:
-    """Replace every ``nn.Dropout`` of ``model`` that has a rate above 0 by :class:`Dropout`, in place."""
+    """Replace every ``nn.Dropout`` of ``model`` that has a rate above 0 with :class:`Dropout`, in place."""
     for module in list(model.modules()):
         for name, child in module.named_children():
             if type(child) is nn.Dropout and child.p > 0:

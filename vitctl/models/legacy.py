@@ -281,9 +281,7 @@ def translate(
             continue
         if rule.name is None:
             if not rule.check(tensor):
-                raise RequestError(
-                    f"{theirs} is not the mask of --net {net} with these options", hint=_OPTIONS_HINT
-                )
+                raise RequestError(f"{theirs} is not the mask of --net {net} with these options", hint=_OPTIONS_HINT)
             continue
         ours = match.expand(rule.name) if isinstance(rule.name, str) else rule.name(match)
         if ours not in expected or ours in state:
