@@ -375,7 +375,7 @@ def test_the_loss_of_large_networks_falls_in_two_steps(net: str) -> None:
             "vit",
             {"embed_dim": 1 << 40},
             32,
-            r"--net vit:.*embed_dim=1099511627776.* does not fit into memory\n.*use a smaller embed_dim, depth or --size$",
+            r"--net vit:.*embed_dim=1099511627776.* does not fit into memory\n.*smaller embed_dim, depth or --size$",
         ),
         ("vit_timm", {}, 8, r"or --size 16$"),
     ],
