@@ -426,7 +426,7 @@ def test_a_hundred_classes(cli: Cli, refused: Refused) -> None:
     trained = converted(cli, "vit_tiny", {"net": state}, "--dataset", "cifar100")
     assert (len(trained.classes), trained.mean[0], trained.config.dataset) == (100, 0.5071, "cifar100")
     assert trained.classes == CIFAR100.classes
-    assert "mlp_head.1.weight is [100, 512]" in refused("convert", "old.t7", "--net", "vit_tiny", "-o", "x.pt")
+    assert "mlp_head.1.weight has shape [100, 512]" in refused("convert", "old.t7", "--net", "vit_tiny", "-o", "x.pt")
 
 
 def test_pretrained_vit_of_timm(cli: Cli) -> None:
@@ -526,9 +526,9 @@ def change(state: State, how: str) -> State:
 @pytest.mark.parametrize(
     ("how", "sentence"),
     [
-        ("lacks", "missing blocks.2.attn.qkv.weight"),
-        ("more", "unexpected transformer.layers.9.0.norm.weight"),
-        ("strange", "unexpected classifier.weight"),
+        ("lacks", "missing: blocks.2.attn.qkv.weight"),
+        ("more", "unknown: transformer.layers.9.0.norm.weight"),
+        ("strange", "unknown: classifier.weight"),
         ("shape", "to_qkv.weight has shape [1024, 512], but --net vit with these options needs [1536, 512]"),
         ("patch", "pos_embedding has shape [1, 257, 512]"),
         ("nan", "to_qkv.weight contains NaN or infinity"),

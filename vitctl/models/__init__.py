@@ -208,7 +208,7 @@ MODELS: dict[str, ModelEntry] = {
     ),
     "simplevit": ModelEntry(
         target="vitctl.models.simplevit:simplevit",
-        summary="ViT with fixed sin-cos positions",
+        summary="ViT with fixed positions",
         options={**_patch(), **_widths(512, 6, 8, 1.0, head_dim=64), **_dropout(0.0), **_DROP_PATH, **_INIT},
         family="vit",
         params=9_486_858,
@@ -233,7 +233,7 @@ MODELS: dict[str, ModelEntry] = {
     ),
     "cait": ModelEntry(
         target="vitctl.models.cait:cait",
-        summary="CaiT, 6 + 2 layers of width 512",
+        summary="CaiT, 6 + 2 layers",
         options=_cait_options(num_heads=8, mlp_ratio=1.0),
         family="cait",
         params=12_685_322,
@@ -299,7 +299,7 @@ MODELS: dict[str, ModelEntry] = {
     ),
     "convmixer": ModelEntry(
         target="vitctl.models.mixers:convmixer",
-        summary="ConvMixer-256/16, kernel 8",
+        summary="ConvMixer, 16 blocks, kernel 8",
         options={
             **_patch(1),
             "embed_dim": Option(256, "number of channels", low=8, high=16384),

@@ -267,17 +267,17 @@ def translate(
         expected: state dict of vitctl's network, for its names and shapes.
 
     Raises:
-        RequestError: a tensor is unexpected or missing, or has the wrong shape, the wrong type, NaN or infinity.
+        RequestError: a tensor is unknown or missing, or has the wrong shape, the wrong type, NaN or infinity.
     """
     rules = [(re.compile(rule.pattern), rule) for rule in RULES[net](options)]
     state: dict[str, Tensor] = {}
-    unexpected: list[str] = []
+    unknown: list[str] = []
     for theirs, tensor in tensors.items():
         match, rule = next(
             ((found, rule) for pattern, rule in rules if (found := pattern.fullmatch(theirs))), (None, None)
         )
         if match is None or rule is None:
-            unexpected.append(theirs)
+            unknown.append(theirs)
             continue
         if rule.name is None:
             if not rule.check(tensor):
@@ -285,7 +285,7 @@ def translate(
             continue
         ours = match.expand(rule.name) if isinstance(rule.name, str) else rule.name(match)
         if ours not in expected or ours in state:
-            unexpected.append(theirs)
+            unknown.append(theirs)
             continue
         if tensor.is_floating_point() != expected[ours].is_floating_point() or not tensor.isfinite().all():
             problem = (
@@ -305,10 +305,10 @@ def translate(
                 hint=_OPTIONS_HINT,
             )
     missing = [name for name in expected if name not in state]
-    if unexpected or missing:
+    if unknown or missing:
         parts = [
-            f"{problem} {', '.join(names[:3])}{f' and {len(names) - 3} more' if len(names) > 3 else ''}"
-            for problem, names in (("unexpected", unexpected), ("missing", missing))
+            f"{problem}: {', '.join(names[:3])}{f' and {len(names) - 3} more' if len(names) > 3 else ''}"
+            for problem, names in (("unknown", unknown), ("missing", missing))
             if names
         ]
         raise RequestError(

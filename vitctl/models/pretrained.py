@@ -166,10 +166,10 @@ def load_pretrained(
         for name in own
         if name in tensors and name not in kept and tensors[name].shape != own[name].shape
     ]
-    unexpected = [name for name in tensors if name not in own and not _within(name, heads)]
-    if missing or misshapen or unexpected:
-        problems = [("missing", missing), ("wrong shape", misshapen), ("unexpected", unexpected)]
-        legacy = missing and unexpected and net in LEGACY_RULES
+    unknown = [name for name in tensors if name not in own and not _within(name, heads)]
+    if missing or misshapen or unknown:
+        problems = [("missing", missing), ("wrong shape", misshapen), ("unknown", unknown)]
+        legacy = missing and unknown and net in LEGACY_RULES
         raise RequestError(
             f"--pretrained {path} does not fit --net {net} with {in_chans}x{img_size}x{img_size} images: "
             + "; ".join(f"{problem}: {_some(names)}" for problem, names in problems if names),

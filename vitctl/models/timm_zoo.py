@@ -272,7 +272,7 @@ def _option(name: str, default: Any, annotation: Any) -> Option | None:
         rate = name.endswith("_rate") and isinstance(default, float)
         return Option(
             default,
-            f"timm's argument; default of the class: {default!r}",
+            f"timm's option; class default: {default!r}",
             choices=tuple(_words(annotation)) if isinstance(default, str) else (),
             low=0 if rate else _lower_bound(name, default),
             below=1 if rate else None,
@@ -281,7 +281,7 @@ def _option(name: str, default: Any, annotation: Any) -> Option | None:
     plain: list[Value] = [value for value in (0.0, 0, False, "") if type(value) in kinds]
     if not plain or default not in (None, inspect.Parameter.empty):
         return None
-    return Option(plain[0], "timm's argument; default chosen by timm", low=_lower_bound(name, plain[0]))
+    return Option(plain[0], "timm's option; default chosen by timm", low=_lower_bound(name, plain[0]))
 
 
 def _lower_bound(name: str, default: Any) -> float | None:
