@@ -236,7 +236,7 @@ def damaged(kind: str, weights: Path, path: Path) -> None:
         ("short", "is damaged: "),
         ("code", "has pickled objects"),
         ("other", "has no state dict at its top level or under ema, "),
-        ("list", "has no state dict, but a list"),
+        ("list", "contains a list instead of a state dict"),
         ("vgg", "does not fit --net timm/test_vit"),
     ],
 )

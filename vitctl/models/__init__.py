@@ -47,13 +47,15 @@ _EMB_DROPOUT = _dropout(0.1, "on the embedded tokens", "emb_dropout")
 _HEAD_DROPOUT = _dropout(0.0, "before the head")
 _DROP_PATH = {"drop_path_rate": Option(0.0, "drop path rate of the last block, rising linearly from 0", low=0, below=1)}
 _POOL = {"pool": Option("cls", "input of the head: class token or mean of the tokens", choices=("cls", "avg"))}
-_INIT = {"init": Option("vit", "initial weights: of ViT, or of the original scripts", choices=("vit", "predecessor"))}
+_INIT = {
+    "init": Option("vit", "initial weights; predecessor: as in the original scripts", choices=("vit", "predecessor"))
+}
 _POS_INIT = {
     "pos_init": Option("normal", "initial position embedding: random or 2-D sin-cos", choices=("normal", "sincos"))
 }
 _CONV_INIT = {
     "init": Option(
-        "kaiming", "initial weights: Kaiming, or of the original scripts", choices=("kaiming", "predecessor")
+        "kaiming", "initial weights; predecessor: as in the original scripts", choices=("kaiming", "predecessor")
     )
 }
 _WIDTH = {"width": Option(64, "channels of the first stage, doubled in the next three", low=8)}
@@ -68,7 +70,10 @@ _AUGREG_PAPER = "Steiner et al. 2022, arXiv 2106.10270"
 
 def _class_token_note(mflop: float) -> str:
     """Return the note of a ViT whose last block computes only the class token."""
-    return f"{mflop:,.1f} MFLOP in the original scripts, whose last block computes all tokens, as it does with pool=avg"
+    return (
+        f"{mflop:,.1f} MFLOP in the original scripts, where the last block computes all tokens; "
+        "here, it does so only with pool=avg"
+    )
 
 
 def _vit_options(depth: int = 6, num_heads: int = 8, mlp_ratio: float = 1.0) -> dict[str, Option]:
@@ -241,7 +246,7 @@ MODELS: dict[str, ModelEntry] = {
         tokens=64,
         paper=_CAIT_PAPER,
         published_acc=80.0,
-        note="layer_dropout skips a layer for single images; the original scripts skipped it for the whole batch",
+        note="layer_dropout is drawn per image; the original scripts drew it per batch",
     ),
     "cait_small": ModelEntry(
         target="vitctl.models.cait:cait",
@@ -252,7 +257,7 @@ MODELS: dict[str, ModelEntry] = {
         mflop=954.8,
         tokens=64,
         paper=_CAIT_PAPER,
-        note="layer_dropout skips a layer for single images; the original scripts skipped it for the whole batch",
+        note="layer_dropout is drawn per image; the original scripts drew it per batch",
     ),
     "swin": ModelEntry(
         target="vitctl.models.swin:swin",
@@ -274,7 +279,7 @@ MODELS: dict[str, ModelEntry] = {
         check=checks.check_swin,
         paper="Liu et al. 2021, arXiv 2103.14030",
         published_acc=90.0,
-        note="26,601,718 parameters in the original scripts, which counted 3,072 untrained entries of masks",
+        note="26,601,718 parameters in the original scripts, which counted 3,072 untrained mask entries",
     ),
     "mlpmixer": ModelEntry(
         target="vitctl.models.mixers:mlpmixer",

@@ -99,7 +99,7 @@ class Layer(nn.Module):
         out: Tensor = x + self.gamma1 * self.attn(normed, context)
         out = out + self.gamma2 * self.mlp(self.norm2(out))
         if self.training and self.layer_dropout:
-            # Per image, not per batch: every layer gets a gradient in every step, even with gradient accumulation.
+            # Drawn per image, not per batch, so that layers always get gradients and micro-batches make no difference.
             kept = torch.rand(x.shape[0], 1, 1, device=x.device) >= self.layer_dropout
             return torch.where(kept, out, x)
         return out

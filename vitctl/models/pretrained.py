@@ -123,7 +123,7 @@ def _download_failed(net: str, source: str, error: Exception) -> RequestError:
 def _unreachable(net: str, server: str, command: str, cache: str) -> RequestError:
     return RequestError(
         f"the pretrained weights of --net {net} are not in {cache}, and {server} cannot be reached",
-        hint=f"run {command} on a computer with network access, then {_OTHER_WEIGHTS}",
+        hint=f"run {command} on a computer with network access and use --pretrained FILE, or use --pretrained false",
     )
 
 

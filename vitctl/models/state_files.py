@@ -21,7 +21,7 @@ PREFIXES = ("module.", "_orig_mod.")
 """Prefixes of names that DataParallel and torch.compile add."""
 
 _STATE_DICT = "save only the weights, with torch.save(model.state_dict(), FILE), and use that file"
-_OTHER_FILE = "use a .safetensors file, or a file of torch.save"
+_OTHER_FILE = "use a .safetensors file or a file written by torch.save"
 
 
 def read_state(path: Path, what: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
@@ -40,7 +40,7 @@ def read_state(path: Path, what: str) -> tuple[dict[str, Tensor], dict[str, Any]
     """
     content = _read(path, what)
     if not isinstance(content, Mapping):
-        raise RequestError(f"{what} has no state dict, but a {type(content).__name__}", hint=_STATE_DICT)
+        raise RequestError(f"{what} contains a {type(content).__name__} instead of a state dict", hint=_STATE_DICT)
     more: dict[str, Any] = {}
     state: Mapping[Any, Any] = content
     for key in KEYS:
@@ -51,7 +51,7 @@ def read_state(path: Path, what: str) -> tuple[dict[str, Tensor], dict[str, Any]
     if not tensors or len(tensors) != len(state):
         others = ", ".join([str(name) for name in state if name not in tensors][:3])
         raise RequestError(
-            f"{what} has no state dict at its top level or under {or_list(KEYS)}{others and f', but {others}'}",
+            f"{what} has no state dict at its top level or under {or_list(KEYS)}{others and f'; found: {others}'}",
             hint=_STATE_DICT,
         )
     for name, tensor in tensors.items():
@@ -88,7 +88,7 @@ def _read(path: Path, what: str) -> Any:
             members = archive.infolist()
         if any(member.compress_type != zipfile.ZIP_STORED for member in members):
             # torch.save does not compress, and compressed members can unpack to thousands of times their size.
-            raise RequestError(f"{what} is a compressed archive, not a file of torch.save", hint=_STATE_DICT)
+            raise RequestError(f"{what} is a compressed archive, not a file written by torch.save", hint=_STATE_DICT)
     elif not head.startswith(b"\x80"):  # files of older torch versions are pickles
         raise RequestError(f"{what} is damaged or not a weights file", hint=_OTHER_FILE)
     try:

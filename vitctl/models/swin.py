@@ -247,5 +247,5 @@ def swin(
     init_weights(model, init, [block.pos_embed for block in model.modules() if isinstance(block, WindowAttention)])
     if init == "vit":
         for stage in stages:
-            init_preserving_scale(stage.merge.proj.weight)  # no norm follows, so a smaller std would shrink activations
+            init_preserving_scale(stage.merge.proj.weight)  # no norm follows to undo a smaller scale
     return model

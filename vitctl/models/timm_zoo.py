@@ -195,7 +195,7 @@ def build_timm(*, name: str, img_size: int, in_chans: int, num_classes: int, **o
 
 @functools.lru_cache(maxsize=256)
 def _problem(name: str, img_size: int, options: tuple[tuple[str, Value], ...]) -> str | None:
-    """Return why the network cannot be trained at this size, or None; test this in both modes on ``meta``."""
+    """Return why the network cannot be trained at this size, or None, after running it in both modes on ``meta``."""
     try:
         with torch.device("meta"), torch.no_grad():
             model = build_timm(name=name, img_size=img_size, in_chans=3, num_classes=10, **dict(options))
@@ -272,7 +272,7 @@ def _option(name: str, default: Any, annotation: Any) -> Option | None:
         rate = name.endswith("_rate") and isinstance(default, float)
         return Option(
             default,
-            f"timm's option; class default: {default!r}",
+            f"default of timm's class: {default!r}",
             choices=tuple(_words(annotation)) if isinstance(default, str) else (),
             low=0 if rate else _lower_bound(name, default),
             below=1 if rate else None,
@@ -281,7 +281,7 @@ def _option(name: str, default: Any, annotation: Any) -> Option | None:
     plain: list[Value] = [value for value in (0.0, 0, False, "") if type(value) in kinds]
     if not plain or default not in (None, inspect.Parameter.empty):
         return None
-    return Option(plain[0], "timm's option; default chosen by timm", low=_lower_bound(name, plain[0]))
+    return Option(plain[0], "default chosen by timm", low=_lower_bound(name, plain[0]))
 
 
 def _lower_bound(name: str, default: Any) -> float | None:
