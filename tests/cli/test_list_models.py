@@ -158,7 +158,7 @@ def test_search_of_timm(cli: Cli) -> None:
         (["--sort", "parms"], "--sort 'parms' is unknown; did you mean params"),
         (["--details", "vitt"], "--net 'vitt' is unknown; did you mean vit"),
         (["--details", "vit:dept=2"], "did you mean depth"),
-        (["--details", "vit", "--size", 30], "sizes that it divides: 28, 32"),
+        (["--details", "vit", "--size", 30], "--size 28 or 32"),
         (["--details", "vit", "--sort", "params"], "--sort params is for the table, not for --details"),
         (["vit", "--details", "vit"], "PATTERN and --details ask for different lists"),
         (["--size", 32], "--size 32 belongs to --details"),

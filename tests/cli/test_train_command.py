@@ -105,7 +105,7 @@ def test_patience_stops_early(cli: Cli) -> None:
     ("argv", "sentence"),
     [
         (["--net", "vit_smal"], "did you mean vit_small"),
-        (["--net", "vit", "--patch", 5], "patches that do: 1, 2, 4, 8"),
+        (["--net", "vit", "--patch", 5], "use --patch 1, 2, 4 or 8"),
         (["--device", "mps"], "--device mps is not available on this machine\nhint: use cpu"),
         (["--device", "cuda:7"], "is not available on this machine"),
         (["--device", "gpu"], "unknown --device 'gpu'"),

@@ -1,4 +1,4 @@
-"""What the tests against other people's networks share."""
+"""Helpers for tests that compare networks with other implementations."""
 
 from __future__ import annotations
 
@@ -8,14 +8,11 @@ import torch
 from torch import Tensor, nn
 
 Names = list[tuple[str, str]]
-"""Patterns of our parameters' names, and what stands in their place in the other network."""
+"""Patterns of our parameter names, and their replacements in the other network."""
 
 
-def stirred(model: nn.Module) -> nn.Module:
-    """Move every parameter off its initial value, so that none is 0 or 1 by chance of the initialisation.
-
-    The statistics of BatchNorm move too.
-    """
+def perturbed(model: nn.Module) -> nn.Module:
+    """Add noise to all parameters and BatchNorm statistics, as an initial 0 or 1 could hide a difference."""
     torch.manual_seed(5)
     for parameter in model.parameters():
         parameter.data += (0.02 if parameter.ndim > 1 else 0.2) * torch.randn_like(parameter)
@@ -26,14 +23,14 @@ def stirred(model: nn.Module) -> nn.Module:
 
 
 def renamed(name: str, names: Names) -> str:
-    """Return what the other network calls our parameter ``name``."""
+    """Return the other network's name of our parameter ``name``."""
     for ours, theirs in names:
         name = re.sub(ours, theirs, name)
     return name
 
 
 def copy_weights(ours: nn.Module, theirs: nn.Module, names: Names) -> None:
-    """Give ``theirs`` the weights of ``ours``, all of them, and nothing else."""
+    """Copy the weights of ``ours`` to ``theirs``, and check that the two have the same tensors."""
     expected = theirs.state_dict()
     state = {renamed(name, names): tensor for name, tensor in ours.state_dict().items()}
     assert state.keys() == expected.keys(), state.keys() ^ expected.keys()
@@ -41,7 +38,7 @@ def copy_weights(ours: nn.Module, theirs: nn.Module, names: Names) -> None:
 
 
 def assert_same_gradients(ours: nn.Module, theirs: nn.Module, names: Names, x: Tensor) -> None:
-    """Check the gradients of a random combination of the logits, parameter by parameter, in eval mode."""
+    """Compare the gradients of a random combination of the logits, parameter by parameter."""
     weights = torch.randn(len(x), 10, generator=torch.Generator().manual_seed(3))
     (ours(x) * weights).sum().backward()
     (theirs(x) * weights).sum().backward()

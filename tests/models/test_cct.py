@@ -1,4 +1,4 @@
-"""Compact transformers against vit-pytorch's."""
+"""Compact transformers, compared with vit-pytorch's."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from vit_pytorch import cct as oracle
 
-from tests.models.oracles import assert_same_gradients, copy_weights, renamed, stirred
+from tests.models.oracles import assert_same_gradients, copy_weights, perturbed, renamed
 from tests.models.test_models import build, defaults, images
 from vitctl.models.cct import Block, ConvTokenizer
 from vitctl.registry import Value
@@ -25,12 +25,12 @@ NAMES = [
     (r"^attention_pool\.", "classifier.attention_pool."),
     (r"^head\.", "classifier.fc."),
 ]
-"""Our names, and vit-pytorch's."""
+"""Patterns of our parameter names, and vit-pytorch's names."""
 
 
 def pair(net: str, img_size: int = 32, in_chans: int = 3, **changed: int) -> tuple[nn.Module, nn.Module]:
-    """Return our network and vit-pytorch's with the same weights, both in evaluation mode."""
-    ours = stirred(build(net, img_size, in_chans, 10, **changed)).eval()
+    """Return our network and vit-pytorch's, with the same weights and in evaluation mode."""
+    ours = perturbed(build(net, img_size, in_chans, 10, **changed)).eval()
     options = defaults(net, **changed)
     kernel = int(options["conv_kernel"])
     theirs = oracle.CCT(
@@ -52,7 +52,7 @@ def pair(net: str, img_size: int = 32, in_chans: int = 3, **changed: int) -> tup
 
 
 @pytest.mark.parametrize("net", ["cct_2", "cct_4", "cct_6", "cct_7"])
-def test_logits_equal_vit_pytorchs(net: str) -> None:
+def test_logits_match_vit_pytorch(net: str) -> None:
     ours, theirs = pair(net)
     x = images(3)
     torch.testing.assert_close(ours(x), theirs(x), atol=1e-5, rtol=0)
@@ -68,13 +68,13 @@ def test_logits_equal_vit_pytorchs(net: str) -> None:
         (20, 1, {"conv_kernel": 1, "conv_layers": 3}),
     ],
 )
-def test_any_size_and_tokenizer(img_size: int, in_chans: int, changed: dict[str, int]) -> None:
+def test_logits_match_for_other_sizes_and_tokenizers(img_size: int, in_chans: int, changed: dict[str, int]) -> None:
     ours, theirs = pair("cct_2", img_size, in_chans, **changed)
     x = images(3, in_chans, img_size)
     torch.testing.assert_close(ours(x), theirs(x), atol=1e-5, rtol=0)
 
 
-def test_gradients_equal_vit_pytorchs() -> None:
+def test_gradients_match_vit_pytorch() -> None:
     ours, theirs = pair("cct_2", 16)
     x = images(3, img_size=16)
     weights = torch.randn(3, 10)
@@ -87,7 +87,7 @@ def test_gradients_equal_vit_pytorchs() -> None:
 
 @pytest.mark.parametrize("layers", [1, 2, 4])
 @pytest.mark.parametrize("kernel", [1, 2, 3, 4, 5, 6, 7, 8])
-def test_grid_is_that_of_the_tokens_at_every_size(kernel: int, layers: int) -> None:
+def test_grid_matches_the_number_of_tokens(kernel: int, layers: int) -> None:
     with torch.device("meta"):
         tokenizer = ConvTokenizer([3, *[4] * layers], kernel)
         for img_size in (*range(4, 40), 64, 97, 224, 384):
@@ -96,7 +96,7 @@ def test_grid_is_that_of_the_tokens_at_every_size(kernel: int, layers: int) -> N
             assert tokens.shape[1] >= 1
 
 
-def test_stochastic_depth_grows_linearly() -> None:
+def test_drop_path_rate_rises_linearly() -> None:
     model = build("cct_4", drop_path_rate=0.3)
     blocks = [module for module in model.modules() if isinstance(module, Block)]
     assert [getattr(block.drop_path, "drop_prob", 0.0) for block in blocks] == pytest.approx([0, 0.1, 0.2, 0.3])
@@ -117,8 +117,8 @@ PATCH_NAMES = [(r"^cls_token", "classifier.class_emb"), *NAMES]
 
 
 def patch_pair(net: str, img_size: int = 32, in_chans: int = 3, **changed: Value) -> tuple[nn.Module, nn.Module]:
-    """Return our network over patches and vit-pytorch's parts of it with the same weights, in evaluation mode."""
-    ours = stirred(build(net, img_size, in_chans, 10, **changed)).eval()
+    """Return our patch network and one of vit-pytorch's parts, with the same weights and in evaluation mode."""
+    ours = perturbed(build(net, img_size, in_chans, 10, **changed)).eval()
     options = defaults(net, **changed)
     patch = int(options["patch_size"])
     tokenizer = oracle.Tokenizer(
@@ -146,7 +146,7 @@ def patch_pair(net: str, img_size: int = 32, in_chans: int = 3, **changed: Value
 
 @pytest.mark.parametrize("net", ["cvt", "vit_lite"])
 @pytest.mark.parametrize(("img_size", "in_chans", "patch_size"), [(32, 3, 4), (48, 3, 8), (9, 1, 3)])
-def test_logits_over_patches_equal_vit_pytorchs(net: str, img_size: int, in_chans: int, patch_size: int) -> None:
+def test_logits_of_patch_networks_match_vit_pytorch(net: str, img_size: int, in_chans: int, patch_size: int) -> None:
     ours, theirs = patch_pair(net, img_size, in_chans, patch_size=patch_size)
     x = images(2, in_chans, img_size)
     with torch.no_grad():
@@ -154,6 +154,6 @@ def test_logits_over_patches_equal_vit_pytorchs(net: str, img_size: int, in_chan
 
 
 @pytest.mark.parametrize("net", ["cvt", "vit_lite"])
-def test_gradients_over_patches_equal_vit_pytorchs(net: str) -> None:
+def test_gradients_of_patch_networks_match_vit_pytorch(net: str) -> None:
     ours, theirs = patch_pair(net, 16, embed_dim=32, depth=2)
     assert_same_gradients(ours, theirs, PATCH_NAMES, images(3, img_size=16))

@@ -1,4 +1,4 @@
-"""Costs of networks small enough to count by hand."""
+"""Costs of networks that are small enough to count by hand."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from torch import Tensor, nn
 from vitctl.models.count import activation_floats, count_parameters, forward_cost
 
 
-class Attending(nn.Module):
-    """Takes the pixels of a 4x4 image as 16 tokens of width 2 and attends once."""
+class OneAttention(nn.Module):
+    """Two linear layers and one attention over the pixels of a 4x4 image, as 16 tokens of width 2."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -29,28 +29,28 @@ def test_mflop_of_a_convolution_and_a_linear_layer() -> None:
     assert forward_cost(convolution, 3, 8).mflop * 1e6 == 2 * (8 * 8 * 4 * 27 + 64 * 10)
 
 
-def test_fused_attention_is_counted() -> None:
-    assert forward_cost(Attending, 2, 4).mflop * 1e6 == 2 * (16 * 2 * 5 * 2 + 2 * 16 * 16 * 2)
+def test_mflop_include_fused_attention() -> None:
+    assert forward_cost(OneAttention, 2, 4).mflop * 1e6 == 2 * (16 * 2 * 5 * 2 + 2 * 16 * 16 * 2)
 
 
-def test_parameters_count_once_when_shared() -> None:
+def test_shared_parameters_count_once() -> None:
     model = nn.Sequential(nn.Linear(3, 3), nn.Linear(3, 3))
     assert count_parameters(model) == 24
     model[1].weight = model[0].weight
     assert count_parameters(model) == 15
 
 
-def test_tokens() -> None:
-    assert forward_cost(Attending, 2, 4).tokens == 16
+def test_tokens_are_the_input_of_the_first_block() -> None:
+    assert forward_cost(OneAttention, 2, 4).tokens == 16
     assert forward_cost(convolution, 3, 8).tokens == 0
 
 
-def test_activations_are_those_of_the_widest_module() -> None:
+def test_activations_are_the_largest_output() -> None:
     assert activation_floats(convolution, 3, 8) == 4 * 8 * 8
-    assert activation_floats(Attending, 2, 4) == 16 * 5
+    assert activation_floats(OneAttention, 2, 4) == 16 * 5
 
 
-def test_counting_leaves_the_random_state_alone() -> None:
+def test_counting_preserves_the_random_state() -> None:
     before = torch.get_rng_state()
 
     def build() -> nn.Module:

@@ -1,4 +1,4 @@
-"""Dropout: the right share, the right mean, the right gradient, and nothing in evaluation."""
+"""Dropout: rate, mean, gradient and evaluation mode."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from vitctl.models.dropout import Dropout, replace_dropout
 
 
 @pytest.mark.parametrize("rate", [0.01, 0.1, 0.5, 0.9])
-def test_share_and_mean(rate: float) -> None:
+def test_rate_and_mean(rate: float) -> None:
     torch.manual_seed(0)
     out = Dropout(rate)(torch.ones(1001, 1001))
     dropped = (out == 0).double().mean().item()
@@ -19,14 +19,14 @@ def test_share_and_mean(rate: float) -> None:
     assert out.double().mean().item() == pytest.approx(1, abs=5 * (rate / (1 - rate)) ** 0.5 / 1001)
 
 
-def test_neighbours_are_independent() -> None:
+def test_neighbouring_elements_are_independent() -> None:
     torch.manual_seed(0)
     kept = (Dropout(0.5)(torch.ones(1 << 20)) > 0).double() - 0.5
     for lag in range(1, 9):
         assert abs((kept[lag:] * kept[:-lag]).mean().item()) < 5 * 0.25 / 1024
 
 
-def test_gradient_passes_where_the_value_did() -> None:
+def test_gradient_is_zero_where_the_value_was_dropped() -> None:
     torch.manual_seed(0)
     x = torch.randn(7, 9, 11, requires_grad=True)
     out = Dropout(0.3)(x.transpose(0, 2))
@@ -35,7 +35,7 @@ def test_gradient_passes_where_the_value_did() -> None:
     torch.testing.assert_close(x.grad.transpose(0, 2) * x.transpose(0, 2), out)
 
 
-def test_seed_decides() -> None:
+def test_the_seed_determines_the_mask() -> None:
     x = torch.ones(999)
     torch.manual_seed(3)
     first = Dropout(0.5)(x)
@@ -49,16 +49,16 @@ def test_extreme_rates_stay_finite(rate: float) -> None:
     assert Dropout(rate)(torch.ones(1000)).isfinite().all()
 
 
-def test_nothing_happens_in_evaluation() -> None:
+def test_evaluation_changes_nothing() -> None:
     x = torch.ones(100)
     assert torch.equal(Dropout(0.5).eval()(x), x)
 
 
-def test_half_precision_keeps_its_type() -> None:
+def test_dtype_is_preserved() -> None:
     assert Dropout(0.5)(torch.ones(8, dtype=torch.bfloat16)).dtype == torch.bfloat16
 
 
-def test_replacement_reaches_inner_modules_and_spares_idle_ones() -> None:
+def test_replacement_includes_nested_modules_and_skips_rate_0() -> None:
     model = nn.Sequential(nn.Linear(2, 2), nn.Sequential(nn.Dropout(0.25)), nn.Dropout(0.0))
     replace_dropout(model)
     inner = model[1][0]

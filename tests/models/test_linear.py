@@ -1,3 +1,5 @@
+"""The linear layer that is computed as a convolution, compared with torch's."""
+
 import pytest
 import torch
 from torch import nn
@@ -7,7 +9,7 @@ from vitctl.models.linear import Linear, replace_linear
 
 @pytest.mark.parametrize("bias", [False, True])
 @pytest.mark.parametrize("shape", [(4, 7, 24), (4, 1, 24), (1, 5, 24), (6, 24), (2, 3, 4, 24)])
-def test_values_and_gradients_are_torch_s(bias: bool, shape: tuple[int, ...]) -> None:
+def test_values_and_gradients_match_torch(bias: bool, shape: tuple[int, ...]) -> None:
     torch.manual_seed(0)
     plain = nn.Linear(24, 10, bias=bias)
     ours = nn.Linear(24, 10, bias=bias)
@@ -26,8 +28,8 @@ def test_values_and_gradients_are_torch_s(bias: bool, shape: tuple[int, ...]) ->
         torch.testing.assert_close(b.grad, a.grad, rtol=1e-5, atol=1e-4)
 
 
-def test_no_copy_is_made_of_the_tokens(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The convolution must get the tokens as they lie in memory, else it would copy them into its own order."""
+def test_tokens_are_not_copied(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The convolution gets the tokens in a memory layout that it can use without a copy."""
     seen: list[torch.Tensor] = []
     real = torch.nn.functional.conv2d
     monkeypatch.setattr(torch.nn.functional, "conv2d", lambda x, *rest: (seen.append(x), real(x, *rest))[1])
@@ -37,9 +39,9 @@ def test_no_copy_is_made_of_the_tokens(monkeypatch: pytest.MonkeyPatch) -> None:
     assert result.is_contiguous()
 
 
-def test_evaluation_keeps_the_plain_layer(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_evaluation_uses_the_plain_layer(monkeypatch: pytest.MonkeyPatch) -> None:
     def never(*args: object) -> None:
-        raise AssertionError("a convolution would end in the exported graph")
+        raise AssertionError("an exported graph would contain the convolution")
 
     monkeypatch.setattr(torch.nn.functional, "conv2d", never)
     Linear(24, 10).eval()(torch.randn(4, 7, 24))

@@ -1,4 +1,4 @@
-"""MLP-Mixer and ConvMixer against their formulas, written as their papers print them."""
+"""MLP-Mixer and ConvMixer, compared with the formulas and code of their papers."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
-from tests.models.oracles import assert_same_gradients, copy_weights, stirred
+from tests.models.oracles import assert_same_gradients, copy_weights, perturbed
 from tests.models.test_models import build, defaults, images
 from vitctl.registry import Value
 
 
 def mixer(model: nn.Module, x: Tensor, patch: int) -> Tensor:
-    """Return the logits of ``x``: patches as rows of pixels, tokens mixed by convolutions over their sequence."""
+    """Compute an MLP-Mixer's logits with patches as vectors of pixels, and token MLPs as 1x1 convolutions."""
     w = dict(model.named_parameters())
     project = rearrange(w["stem.proj.weight"], "d c p q -> d (p q c)")
     x = rearrange(x, "b c (h p) (w q) -> b (h w) (p q c)", p=patch, q=patch) @ project.T + w["stem.proj.bias"]
@@ -38,8 +38,8 @@ def mixer(model: nn.Module, x: Tensor, patch: int) -> Tensor:
     ("img_size", "changed"),
     [(32, {}), (48, {"patch_size": 8}), (15, {"patch_size": 3, "embed_dim": 40, "token_ratio": 0.7, "mlp_ratio": 1.1})],
 )
-def test_mixer_equals_the_formula(img_size: int, changed: dict[str, Value], training: bool) -> None:
-    model = stirred(build("mlpmixer", img_size, **changed)).train(training)  # it has its own linear layers for each
+def test_mixer_matches_the_formula(img_size: int, changed: dict[str, Value], training: bool) -> None:
+    model = perturbed(build("mlpmixer", img_size, **changed)).train(training)  # linear layers differ between modes
     options = defaults("mlpmixer", **changed)
     x = images(2, img_size=img_size)
     expected = mixer(model, x, int(options["patch_size"]))
@@ -51,8 +51,8 @@ def test_mixer_equals_the_formula(img_size: int, changed: dict[str, Value], trai
     assert weights["blocks.0.mlp_channels.fc1.weight"].shape == (int(width * ratio), width)
 
 
-def test_mixers_gradients_equal_those_of_the_formula() -> None:
-    model = stirred(build("mlpmixer", 16, embed_dim=40, depth=2)).train()
+def test_mixer_gradients_match_the_formula() -> None:
+    model = perturbed(build("mlpmixer", 16, embed_dim=40, depth=2)).train()
     x, weights = images(3, img_size=16), torch.randn(3, 10)
     (model(x) * weights).sum().backward()
     ours = {name: parameter.grad for name, parameter in model.named_parameters()}
@@ -72,7 +72,7 @@ class Residual(nn.Module):
 
 
 def convmixer(dim: int, depth: int, kernel: int, patch: int) -> nn.Module:
-    """Return the network of the paper's figure 3."""
+    """Build the network of the paper's figure 3."""
     norm = lambda: nn.Sequential(nn.GELU(), nn.BatchNorm2d(dim))
     return nn.Sequential(
         nn.Conv2d(3, dim, patch, patch),
@@ -93,9 +93,9 @@ def convmixer(dim: int, depth: int, kernel: int, patch: int) -> nn.Module:
 
 @pytest.mark.filterwarnings("ignore:Using padding='same'")
 @pytest.mark.parametrize(("kernel", "patch", "img_size"), [(8, 1, 32), (5, 2, 16), (4, 1, 9), (9, 3, 12)])
-def test_convmixer_equals_the_papers(kernel: int, patch: int, img_size: int) -> None:
+def test_convmixer_matches_the_paper(kernel: int, patch: int, img_size: int) -> None:
     size: dict[str, Value] = {"embed_dim": 24, "depth": 3} if img_size < 32 else {}
-    ours = stirred(build("convmixer", img_size, kernel_size=kernel, patch_size=patch, **size)).eval()
+    ours = perturbed(build("convmixer", img_size, kernel_size=kernel, patch_size=patch, **size)).eval()
     dim, depth = (24, 3) if size else (256, 16)
     theirs = convmixer(dim, depth, kernel, patch).eval()
     theirs.load_state_dict(
@@ -107,8 +107,8 @@ def test_convmixer_equals_the_papers(kernel: int, patch: int, img_size: int) -> 
 
 
 @pytest.mark.filterwarnings("ignore:Using padding='same'")
-def test_convmixers_gradients_equal_the_papers() -> None:
-    ours = stirred(build("convmixer", 8, embed_dim=12, depth=2)).eval()
+def test_convmixer_gradients_match_the_paper() -> None:
+    ours = perturbed(build("convmixer", 8, embed_dim=12, depth=2)).eval()
     theirs = convmixer(12, 2, 8, 1).eval()
     names = list(zip(ours.state_dict(), theirs.state_dict(), strict=True))
     exact = [(f"^{name.replace('.', '[.]')}$", other) for name, other in names]
@@ -116,8 +116,8 @@ def test_convmixers_gradients_equal_the_papers() -> None:
     assert_same_gradients(ours, theirs, exact, images(3, img_size=8))
 
 
-def test_convmixer_trains_as_the_papers_does() -> None:
-    """In training, where BatchNorm takes the statistics of the batch."""
+def test_convmixer_matches_the_paper_in_training() -> None:
+    """In training mode, BatchNorm uses the statistics of the batch."""
     ours, theirs = build("convmixer", 8, embed_dim=12, depth=2, kernel_size=5), convmixer(12, 2, 5, 1)
     theirs.load_state_dict(dict(zip(theirs.state_dict(), ours.state_dict().values(), strict=True)))
     x = images(6, img_size=8)
@@ -125,5 +125,5 @@ def test_convmixer_trains_as_the_papers_does() -> None:
 
 
 @pytest.mark.filterwarnings("error")
-def test_even_kernels_give_no_warning() -> None:
+def test_even_kernel_sizes_do_not_warn() -> None:
     build("convmixer", 8, embed_dim=8, depth=1)(images(2, img_size=8))

@@ -1,4 +1,4 @@
-"""MobileViT against vit-pytorch's."""
+"""MobileViT, compared with vit-pytorch's."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import nn
 from vit_pytorch import mobile_vit as oracle
 
-from tests.models.oracles import assert_same_gradients, copy_weights, stirred
+from tests.models.oracles import assert_same_gradients, copy_weights, perturbed
 from tests.models.test_models import build, images
 from vitctl.models.mobilevit import MobileViTBlock
 from vitctl.registry import Value
@@ -56,8 +56,8 @@ NAMES = [
 
 
 def pair(img_size: int, reduction: int, variant: str = "xxs") -> tuple[nn.Module, nn.Module]:
-    """Return our network and vit-pytorch's with the same weights and strides, both in evaluation mode."""
-    ours = stirred(build("mobilevit", img_size, variant=variant, reduction=reduction)).eval()
+    """Return our network and vit-pytorch's, with the same weights and strides and in evaluation mode."""
+    ours = perturbed(build("mobilevit", img_size, variant=variant, reduction=reduction)).eval()
     theirs = oracle.MobileViT(
         (img_size, img_size),
         DIMS[variant],
@@ -76,36 +76,36 @@ def pair(img_size: int, reduction: int, variant: str = "xxs") -> tuple[nn.Module
     ("img_size", "reduction", "variant"),
     [(64, 32, "xxs"), (32, 16, "xxs"), (32, 8, "xxs"), (8, 4, "xxs"), (64, 32, "xs"), (16, 8, "s")],
 )
-def test_logits_equal_vit_pytorchs(img_size: int, reduction: int, variant: str) -> None:
+def test_logits_match_vit_pytorch(img_size: int, reduction: int, variant: str) -> None:
     ours, theirs = pair(img_size, reduction, variant)
     x = images(2, img_size=img_size)
     with torch.no_grad():
         torch.testing.assert_close(ours(x), theirs(x), atol=1e-5, rtol=1e-5)
 
 
-def test_gradients_equal_vit_pytorchs() -> None:
+def test_gradients_match_vit_pytorch() -> None:
     ours, theirs = pair(16, 8)
     assert_same_gradients(ours, theirs, NAMES, images(3, img_size=16))
 
 
 @pytest.mark.parametrize("side", [1, 3, 5])
-def test_a_map_of_odd_size_is_stretched_for_attention_alone(side: int) -> None:
-    block = stirred(MobileViTBlock(6, 16, 2, 2.0, 0.0)).eval()
+def test_maps_of_odd_size_are_resized_only_for_attention(side: int) -> None:
+    block = perturbed(MobileViTBlock(6, 16, 2, 2.0, 0.0)).eval()
     theirs = oracle.MobileViTBlock(16, 2, 6, 3, (2, 2), 32)
     copy_weights(block, theirs, BLOCK)
     theirs.eval()
     x = torch.randn(2, 6, side, side)
     local = F.interpolate(theirs.conv2(theirs.conv1(x)), side + 1, mode="bilinear")
     tokens = local.unfold(2, 2, 2).unfold(3, 2, 2).permute(0, 4, 5, 2, 3, 1)  # [B, 2, 2, y, x, D]
-    seen = theirs.transformer(tokens.flatten(3, 4).flatten(1, 2)).view(tokens.shape)
-    seen = seen.permute(0, 5, 3, 1, 4, 2).reshape(local.shape)  # [B, D, H, W]
-    seen = F.interpolate(seen, side, mode="bilinear")
-    expected = theirs.conv4(torch.cat((theirs.conv3(seen), x), 1))
+    attended = theirs.transformer(tokens.flatten(3, 4).flatten(1, 2)).view(tokens.shape)
+    attended = attended.permute(0, 5, 3, 1, 4, 2).reshape(local.shape)  # [B, D, H, W]
+    attended = F.interpolate(attended, side, mode="bilinear")
+    expected = theirs.conv4(torch.cat((theirs.conv3(attended), x), 1))
     torch.testing.assert_close(block(x), expected, atol=1e-5, rtol=1e-5)
 
 
 @pytest.mark.parametrize(("reduction", "side"), [(4, 8), (8, 4), (16, 2), (32, 1)])
-def test_reduction_is_that_of_the_last_map(reduction: int, side: int) -> None:
+def test_reduction_determines_the_size_of_the_last_map(reduction: int, side: int) -> None:
     model = build("mobilevit", reduction=reduction).eval()
     sides: list[int] = []
     model.stages.register_forward_hook(lambda _, args, out: sides.append(out.shape[-1]))
@@ -113,8 +113,8 @@ def test_reduction_is_that_of_the_last_map(reduction: int, side: int) -> None:
     assert sides == [side]
 
 
-def test_variants_have_the_weights_of_the_paper() -> None:
-    """The paper's 1.3, 2.3 and 5.6 million parameters have 1,000 classes, and heads four times as wide for ``xxs``."""
+def test_variants_have_about_the_parameters_of_the_paper() -> None:
+    """The paper has 1.3, 2.3 and 5.6 million with 1,000 classes, and with heads that are four times as wide in xxs."""
     counts: dict[str, int] = {}
     for variant in ("xxs", "xs", "s"):
         options: dict[str, Value] = {"variant": variant}

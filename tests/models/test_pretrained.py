@@ -1,4 +1,4 @@
-"""Pretrained weights: fitted as timm fits them, frozen and kept as asked, and refused in one sentence."""
+"""Pretrained weights: conversion by timm, frozen backbones, downloads and error messages."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ HUB = "models--timm--test_vit.r160_in1k"
 
 @pytest.fixture(scope="module")
 def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Return weights of timm's ``test_vit`` for 160-px colour images of 1,000 classes, as a safetensors file."""
+    """Return a safetensors file of weights of timm's ``test_vit`` for 160-px colour images and 1,000 classes."""
     torch.manual_seed(11)
     model = timm.create_model("test_vit")
     for parameter in model.parameters():
@@ -45,18 +45,18 @@ def loaded(path: Path, net: str = NET, img_size: int = 32, in_chans: int = 3, cl
     torch.manual_seed(0)
     model = build_model(net, options, img_size=img_size, in_chans=in_chans, num_classes=classes)
     before = torch.get_rng_state()
-    said = load_pretrained(model, net, options, path, img_size=img_size, in_chans=in_chans)
+    message = load_pretrained(model, net, options, path, img_size=img_size, in_chans=in_chans)
     assert torch.equal(torch.get_rng_state(), before)
-    return model.eval(), said
+    return model.eval(), message
 
 
 @pytest.mark.parametrize(
     ("img_size", "in_chans", "options"), [(160, 3, {}), (32, 3, {}), (48, 1, {}), (32, 3, {"patch_size": 8})]
 )
-def test_weights_are_fitted_as_timm_fits_them(
+def test_weights_match_those_that_timm_converts(
     weights: Path, img_size: int, in_chans: int, options: dict[str, Any]
 ) -> None:
-    ours, said = loaded(weights, NET, img_size, in_chans, **options)
+    ours, message = loaded(weights, NET, img_size, in_chans, **options)
     theirs = timm.create_model(
         "test_vit",
         pretrained=True,
@@ -66,28 +66,28 @@ def test_weights_are_fitted_as_timm_fits_them(
         num_classes=10,
         **options,
     )
-    drawn = build_model(NET, options, img_size=img_size, in_chans=in_chans, num_classes=10)
+    initial = build_model(NET, options, img_size=img_size, in_chans=in_chans, num_classes=10)
     for name, tensor in theirs.state_dict().items():
         if not name.startswith("head."):
             assert torch.equal(ours.state_dict()[name], tensor), name
-            assert not torch.equal(drawn.state_dict()[name], tensor), name
-    assert "the head is drawn anew, as that of the file has 1000 classes" in said
+            assert not torch.equal(initial.state_dict()[name], tensor), name
+    assert message.endswith("with a new head: the file's head has 1000 classes")
 
 
-def test_positions_are_resampled(weights: Path) -> None:
+def test_position_embeddings_are_resampled(weights: Path) -> None:
     model, _ = loaded(weights)
     assert model.pos_embed.shape == (1, 5, model.embed_dim)
 
 
-def test_a_head_of_as_many_classes_is_kept(weights: Path) -> None:
-    model, said = loaded(weights, classes=1000)
+def test_a_head_for_the_same_number_of_classes_is_loaded(weights: Path) -> None:
+    model, message = loaded(weights, classes=1000)
     assert torch.equal(model.head.weight, safetensors.torch.load_file(weights)["head.weight"])
-    assert said.endswith("head included")
+    assert "including the head" in message
 
 
 @pytest.mark.parametrize("key", [None, "model", "net", "state_dict"])
 @pytest.mark.parametrize("prefix", ["", "module."])
-def test_files_of_torch(weights: Path, tmp_path: Path, key: str | None, prefix: str) -> None:
+def test_torch_files_can_be_loaded(weights: Path, tmp_path: Path, key: str | None, prefix: str) -> None:
     state = {f"{prefix}{name}": tensor for name, tensor in safetensors.torch.load_file(weights).items()}
     torch.save(state if key is None else {key: state, "epoch": 3}, tmp_path / "w.pt")
     ours, _ = loaded(tmp_path / "w.pt")
@@ -96,8 +96,8 @@ def test_files_of_torch(weights: Path, tmp_path: Path, key: str | None, prefix: 
         assert torch.equal(ours.state_dict()[name], tensor)
 
 
-def test_fine_tuned_networks_take_weights_of_timm(tmp_path: Path) -> None:
-    """The rows of the table, with timm's ViT-Small/16 for 384 px as the file."""
+def test_networks_for_fine_tuning_load_weights_of_timm(tmp_path: Path) -> None:
+    """Row ``vit_small_timm`` loads timm's ViT-Small/16 for 384 px."""
     torch.manual_seed(1)
     state = timm.create_model("vit_small_patch16_384").state_dict()
     safetensors.torch.save_file(state, tmp_path / "w.safetensors")
@@ -121,12 +121,12 @@ def test_fine_tuned_networks_take_weights_of_timm(tmp_path: Path) -> None:
 # -- through the command line ----------------------------------------------------------------------------------------
 
 
-def test_a_run_starts_from_the_file_and_resumes_without_it(cli: Cli, weights: Path, tmp_path: Path) -> None:
+def test_a_run_starts_from_a_file_and_resumes_without_it(cli: Cli, weights: Path, tmp_path: Path) -> None:
     file = tmp_path / "mine.safetensors"
     shutil.copy(weights, file)
     first = cli(*RUN, "--net", NET, "--pretrained", file, "--lr", 0, "--max-steps", 2, "--name", "r")
     assert first.code == 0, first.err
-    assert f"pretrained weights: {file}; the head is drawn anew" in first.err
+    assert f"loaded pretrained weights from {file}, with a new head" in first.err
     content = torch.load("runs/r/checkpoints/last.pt", weights_only=True)
     expected, _ = loaded(weights, in_chans=1)
     assert torch.equal(content["model"]["blocks.0.attn.qkv.weight"], expected.blocks[0].attn.qkv.weight)
@@ -138,23 +138,23 @@ def test_a_run_starts_from_the_file_and_resumes_without_it(cli: Cli, weights: Pa
     assert cli("eval", "runs/r").code == 0
 
 
-def test_weights_of_our_own_networks(cli: Cli, refused: Refused) -> None:
+def test_weights_of_a_run_can_be_loaded(cli: Cli, refused: Refused) -> None:
     net = "cct_2:embed_dim=16,depth=1,conv_width=8"
     assert cli(*RUN, "--net", net, "--max-steps", 2, "--name", "first").code == 0
     before = torch.load("runs/first/checkpoints/last.pt", weights_only=True)["model"]
     file = "runs/first/checkpoints/last.pt"
     second = cli(*RUN, "--net", net, "--pretrained", file, "--lr", 0, "--max-steps", 1, "--name", "second")
-    assert second.code == 0 and "head included" in second.err
+    assert second.code == 0 and "including the head" in second.err
     after = torch.load("runs/second/checkpoints/last.pt", weights_only=True)["model"]
     assert all(torch.equal(after[name], tensor) for name, tensor in before.items())
-    sentence = refused(*RUN, "--net", "cct_2:embed_dim=16,depth=2,conv_width=8", "--pretrained", file)
-    assert "does not fit --net cct_2" in sentence and "it lacks blocks.1." in sentence
-    sentence = refused(*RUN, "--net", "cct_2:embed_dim=32,depth=1,conv_width=8", "--pretrained", file)
-    assert "it has pos_embed [1, 64, 16] instead of [1, 64, 32]" in sentence and "more" in sentence
+    error = refused(*RUN, "--net", "cct_2:embed_dim=16,depth=2,conv_width=8", "--pretrained", file)
+    assert "does not fit --net cct_2" in error and "missing: blocks.1." in error
+    error = refused(*RUN, "--net", "cct_2:embed_dim=32,depth=1,conv_width=8", "--pretrained", file)
+    assert "wrong shape: pos_embed [1, 64, 16] instead of [1, 64, 32]" in error and "more" in error
 
 
 @pytest.mark.parametrize("net", ["timm/test_resnet", "timm/test_vit", "cct_2:embed_dim=16,depth=1,conv_width=8"])
-def test_a_frozen_backbone_stays_to_the_last_bit(net: str, cli: Cli) -> None:
+def test_a_frozen_backbone_does_not_change(net: str, cli: Cli) -> None:
     assert cli(*RUN, "--net", net, "--max-steps", 2, "--name", "first").code == 0
     file = "runs/first/checkpoints/last.pt"
     run = cli(*RUN, "--net", net, "--pretrained", file, "--freeze-backbone", "--epochs", 2, "--name", "f", "--json")
@@ -166,7 +166,7 @@ def test_a_frozen_backbone_stays_to_the_last_bit(net: str, cli: Cli) -> None:
     assert changed and all(name.startswith(("head", "fc")) for name in changed)
 
 
-def test_what_learns_of_a_frozen_network() -> None:
+def test_only_the_head_of_a_frozen_network_is_trained() -> None:
     model = build_model("timm/test_resnet", {}, img_size=32, in_chans=3, num_classes=10)
     freeze_backbone(model, "timm/test_resnet")
     assert [name for name, p in model.named_parameters() if p.requires_grad] == ["fc.weight", "fc.bias"]
@@ -186,7 +186,7 @@ def test_what_learns_of_a_frozen_network() -> None:
         ("timm/deit_tiny_distilled_patch16_224", ["head", "head_dist"]),
     ],
 )
-def test_heads(net: str, expected: list[str]) -> None:
+def test_the_head_is_found(net: str, expected: list[str]) -> None:
     from vitctl.models import MODELS
 
     options = {name: option.default for name, option in MODELS[net].options.items()} if net in MODELS else {}
@@ -196,22 +196,19 @@ def test_heads(net: str, expected: list[str]) -> None:
 
 
 @pytest.mark.parametrize(
-    ("argv", "sentence"),
+    ("argv", "text"),
     [
-        (
-            ["--net", "vit", "--pretrained", "true"],
-            "there are no pretrained weights for --net vit; there are for vit_timm",
-        ),
-        (["--net", NET, "--pretrained", "nowhere.pt"], "--pretrained nowhere.pt: no such file"),
-        (["--net", NET, "--pretrained", "."], "--pretrained .: that is a folder"),
-        (["--net", "cct_2", "--freeze-backbone"], "add --pretrained true, or --pretrained FILE"),
-        (["--net", "vit_timm", "--freeze-backbone", "--pretrained", "no"], "would be random"),
+        (["--net", "vit", "--pretrained", "true"], "no pretrained weights for --net vit"),
+        (["--net", NET, "--pretrained", "nowhere.pt"], "--pretrained nowhere.pt"),
+        (["--net", NET, "--pretrained", "."], "folder"),
+        (["--net", "cct_2", "--freeze-backbone"], "--pretrained FILE"),
+        (["--net", "vit_timm", "--freeze-backbone", "--pretrained", "no"], "random"),
         (["--net", "vit_timm", "--freeze-backbone", "--layer-decay", 0.5], "--layer-decay 0.5 does nothing"),
-        (["--net", "vit_timm", "--layer-decay", 2], "--layer-decay is 2; the greatest is 1"),
+        (["--net", "vit_timm", "--layer-decay", 2], "--layer-decay 2 is too large"),
     ],
 )
-def test_mistakes_are_one_sentence(refused: Refused, argv: list[object], sentence: str) -> None:
-    assert sentence in refused(*RUN, *argv)
+def test_mistakes_are_refused(refused: Refused, argv: list[object], text: str) -> None:
+    assert text in refused(*RUN, *argv)
 
 
 def damaged(kind: str, weights: Path, path: Path) -> None:
@@ -232,20 +229,23 @@ def damaged(kind: str, weights: Path, path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("kind", "sentence"),
+    ("kind", "text"),
     [
-        ("empty", "it is damaged, or no file of weights"),
-        ("text", "it is damaged, or no file of weights"),
-        ("short", "damaged"),
-        ("code", "which vitctl never does"),
-        ("other", "it holds no weights by name"),
-        ("list", "but a list"),
+        ("empty", "is damaged or not a weights file"),
+        ("text", "is damaged or not a weights file"),
+        ("short", "is damaged: "),
+        ("code", "has pickled objects"),
+        ("other", "has no state dict at its top level or under ema, "),
+        ("list", "contains a list instead of a state dict"),
         ("vgg", "does not fit --net timm/test_vit"),
     ],
 )
-def test_bad_files_are_one_sentence(refused: Refused, weights: Path, tmp_path: Path, kind: str, sentence: str) -> None:
+def test_bad_files_are_refused_with_a_hint(
+    refused: Refused, weights: Path, tmp_path: Path, kind: str, text: str
+) -> None:
     damaged(kind, weights, tmp_path / "bad.pt")
-    assert sentence in refused(*RUN, "--net", NET, "--pretrained", "bad.pt")
+    error = refused(*RUN, "--net", NET, "--pretrained", "bad.pt")
+    assert text in error and "hint: " in error
     assert not (tmp_path / "runs").exists()
 
 
@@ -254,7 +254,7 @@ def test_bad_files_are_one_sentence(refused: Refused, weights: Path, tmp_path: P
 
 @pytest.fixture
 def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Return a cache of the hub that holds nothing."""
+    """Return the folder of an empty cache."""
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
     return tmp_path / "hub"
 
@@ -265,7 +265,9 @@ def closed_port() -> str:
         return f"http://127.0.0.1:{probe.getsockname()[1]}"
 
 
-def test_cached_weights_need_no_network(hub: Path, weights: Path, cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_cached_weights_need_no_network_access(
+    hub: Path, weights: Path, cli: Cli, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(constants, "ENDPOINT", closed_port())
     snapshot = hub / HUB / "snapshots" / ("a" * 40)
     snapshot.mkdir(parents=True)
@@ -273,19 +275,21 @@ def test_cached_weights_need_no_network(hub: Path, weights: Path, cli: Cli, monk
     (hub / HUB / "refs" / "main").write_text("a" * 40)
     shutil.copy(weights, snapshot / "model.safetensors")
     run = cli(*RUN, "--net", NET, "--pretrained", "true", "--max-steps", 1)
-    assert run.code == 0 and "pretrained weights: " in run.err, run.err
+    assert run.code == 0 and "loaded pretrained weights" in run.err, run.err
 
 
-def test_without_network_it_says_so_at_once(hub: Path, refused: Refused, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_missing_network_access_is_reported_quickly(
+    hub: Path, refused: Refused, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(constants, "ENDPOINT", closed_port())
     start = time.monotonic()
-    sentence = refused(*RUN, "--net", "vit_timm")
-    assert time.monotonic() - start < 15  # the hub's own client would try for 47 s
-    assert "hf download timm/vit_base_patch16_384.augreg_in21k_ft_in1k model.safetensors" in sentence
-    assert "--pretrained FILE" in sentence and "--pretrained false" in sentence and str(hub) in sentence
+    error = refused(*RUN, "--net", "vit_timm")
+    assert time.monotonic() - start < 15  # the hub's client retries for 47 s
+    assert "hf download timm/vit_base_patch16_384.augreg_in21k_ft_in1k model.safetensors" in error
+    assert "--pretrained FILE" in error and "--pretrained false" in error and str(hub) in error
 
 
-def test_a_server_that_never_answers_is_not_waited_for(hub: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_server_that_never_responds_times_out(hub: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(pretrained, "PATIENCE", 0.3)
     with socket.socket() as mute:
         mute.bind(("127.0.0.1", 0))
@@ -295,17 +299,17 @@ def test_a_server_that_never_answers_is_not_waited_for(hub: Path, monkeypatch: p
         assert time.monotonic() - start < 3
 
 
-def test_offline_mode_of_the_hub_is_kept_to(hub: Path, refused: Refused, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_offline_mode_of_the_hub_is_respected(hub: Path, refused: Refused, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     assert "cannot be reached" in refused(*RUN, "--net", NET, "--pretrained", "true")
 
 
-def test_weights_at_a_plain_address(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_weights_at_a_url_are_downloaded_and_cached(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
     with serve({"/w.pth": b"weights"}) as server:
         found = pretrained._from_url("timm/x", f"{server}/w.pth")
         assert found.read_bytes() == b"weights" and found.parent == tmp_path / "checkpoints"
-    assert pretrained._from_url("timm/x", f"{server}/w.pth") == found  # without the server, from the cache
+    assert pretrained._from_url("timm/x", f"{server}/w.pth") == found  # from the cache, as the server has stopped
 
 
 def test_weights_are_downloaded_from_the_hub(hub: Path, weights: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -320,7 +324,7 @@ def test_weights_are_downloaded_from_the_hub(hub: Path, weights: Path, monkeypat
 
 
 class serve:
-    """Serves files on loopback as the hub does, while open; the value is the address."""
+    """A context manager that serves files on loopback like the hub, and returns the URL."""
 
     def __init__(self, files: dict[str, bytes]) -> None:
         class Handler(BaseHTTPRequestHandler):
@@ -352,6 +356,6 @@ class serve:
 
 @pytest.fixture(autouse=True)
 def no_real_hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Let no test of this file reach the real hub by mistake."""
+    """Keep the tests of this file from reaching the real hub."""
     monkeypatch.setattr(constants, "ENDPOINT", closed_port())
     yield

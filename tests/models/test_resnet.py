@@ -1,4 +1,4 @@
-"""The ResNets against torchvision's."""
+"""ResNets, compared with torchvision's."""
 
 from __future__ import annotations
 
@@ -7,13 +7,13 @@ import torch
 import torchvision
 from torch import nn
 
-from tests.models.oracles import stirred
+from tests.models.oracles import perturbed
 from tests.models.test_models import build, images
 
 
 @pytest.mark.parametrize("layers", [18, 34, 50, 101])
-def test_logits_equal_torchvisions_with_a_small_stem(layers: int) -> None:
-    ours = stirred(build(f"res{layers}", 16))
+def test_logits_match_torchvision_with_a_small_stem(layers: int) -> None:
+    ours = perturbed(build(f"res{layers}", 16))
     with torch.device("meta"):
         oracle = getattr(torchvision.models, f"resnet{layers}")(num_classes=10)
         oracle.conv1 = nn.Conv2d(3, 64, 3, padding=1, bias=False)
@@ -21,7 +21,7 @@ def test_logits_equal_torchvisions_with_a_small_stem(layers: int) -> None:
     oracle.load_state_dict(ours.state_dict(), assign=True)
     x = images(2, img_size=16)
     with torch.no_grad():
-        # Rounding errors grow with depth: relative to the greatest logit.
+        # Rounding errors grow with depth, so the tolerance is relative to the largest logit.
         logits = ours.eval()(x).double()
         expected = oracle.double().eval()(x.double())
         scale = expected.abs().max().item()
@@ -29,7 +29,7 @@ def test_logits_equal_torchvisions_with_a_small_stem(layers: int) -> None:
 
 
 @pytest.mark.parametrize("layers", [18, 50])
-def test_training_equals_torchvisions(layers: int) -> None:
+def test_logits_match_torchvision_in_training(layers: int) -> None:
     ours = build(f"res{layers}", 16)
     oracle = getattr(torchvision.models, f"resnet{layers}")(num_classes=10)
     oracle.conv1 = nn.Conv2d(3, 64, 3, padding=1, bias=False)
@@ -39,7 +39,7 @@ def test_training_equals_torchvisions(layers: int) -> None:
     torch.testing.assert_close(ours.train()(x), oracle.train()(x), atol=1e-4, rtol=1e-4)
 
 
-def test_stem_keeps_the_size_and_the_stages_halve_it() -> None:
+def test_stem_and_first_stage_keep_the_size_and_later_stages_halve_it() -> None:
     model = build("res18")
     sides: list[int] = []
     for name in ("maxpool", "layer1", "layer2", "layer3", "layer4"):
@@ -48,7 +48,7 @@ def test_stem_keeps_the_size_and_the_stages_halve_it() -> None:
     assert sides == [32, 32, 16, 8, 4]
 
 
-def test_width_is_that_of_the_first_stage() -> None:
+def test_width_sets_the_channels_of_the_first_stage() -> None:
     model = build("res50", 8, width=16)
     assert model.get_parameter("layer1.0.conv1.weight").shape[0] == 16
     assert model.get_parameter("fc.weight").shape == (10, 16 * 8 * 4)

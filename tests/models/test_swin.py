@@ -1,4 +1,4 @@
-"""Swin against its formula: attention of all positions, where only those of a cell of the shifted grid see each other."""
+"""Swin, compared with its formula: masked attention over the complete map instead of attention in windows."""
 
 from __future__ import annotations
 
@@ -7,14 +7,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from tests.models.oracles import stirred
+from tests.models.oracles import perturbed
 from tests.models.test_models import build, defaults, images
 from vitctl.models.swin import Swin, WindowAttention, border_mask
 from vitctl.registry import Value
 
 
 def formula(model: Swin, x: Tensor, window: int, head_dim: int) -> Tensor:
-    """Return the logits of ``x``, ``[B, C, H, W]``: F.unfold merges, and masks over whole maps stand for windows."""
+    """Compute the logits of ``x``, ``[B, C, H, W]``, with F.unfold for merging and a mask over the map for windows."""
     w = dict(model.named_parameters())
     for stage, factor in enumerate((2, 2, 2, 1)):
         x = linear(F.unfold(x, factor, stride=factor).transpose(1, 2), w, f"stages.{stage}.merge.proj")  # [B, N, D]
@@ -57,8 +57,8 @@ def linear(x: Tensor, w: dict[str, nn.Parameter], name: str) -> Tensor:
         (8, {"window_size": 1, "embed_dim": 32}),
     ],
 )
-def test_logits_equal_the_formula(img_size: int, changed: dict[str, Value]) -> None:
-    model = stirred(build("swin", img_size, **changed)).eval()
+def test_logits_match_the_formula(img_size: int, changed: dict[str, Value]) -> None:
+    model = perturbed(build("swin", img_size, **changed)).eval()
     assert isinstance(model, Swin)
     options = defaults("swin", **changed)
     x = images(2, img_size=img_size)
@@ -67,8 +67,8 @@ def test_logits_equal_the_formula(img_size: int, changed: dict[str, Value]) -> N
         torch.testing.assert_close(model(x), expected, atol=1e-5, rtol=1e-5)
 
 
-def test_gradients_equal_those_of_the_formula() -> None:
-    model = stirred(build("swin", 32, embed_dim=32, head_dim=16, depth=2)).eval()
+def test_gradients_match_the_formula() -> None:
+    model = perturbed(build("swin", 32, embed_dim=32, head_dim=16, depth=2)).eval()
     assert isinstance(model, Swin)
     x, weights = images(2), torch.randn(2, 10)
     (model(x) * weights).sum().backward()
@@ -79,23 +79,23 @@ def test_gradients_equal_those_of_the_formula() -> None:
         torch.testing.assert_close(ours[name], parameter.grad, atol=1e-5, rtol=1e-4)
 
 
-def test_every_other_block_is_shifted() -> None:
+def test_every_second_block_is_shifted() -> None:
     model = build("swin", embed_dim=32)
     assert [m.shift for m in model.modules() if isinstance(m, WindowAttention)] == [0, 2] * 6
 
 
-def test_no_token_is_left_without_company() -> None:
+def test_every_token_attends_to_some_token() -> None:
     mask = border_mask(8, 4, 2)
     assert mask.shape == (4, 16, 16)
     assert (mask == 0).any(-1).all() and (mask.diagonal(dim1=1, dim2=2) == 0).all()
     assert (mask[0] == 0).all() and (mask[3] == 0).float().mean() == 0.25
 
 
-def test_stochastic_depth_grows_linearly() -> None:
+def test_drop_path_rate_rises_linearly() -> None:
     model = build("swin", embed_dim=32, drop_path_rate=0.22)
     rates = [getattr(m.drop_path, "drop_prob", 0.0) for m in model.modules() if hasattr(m, "drop_path")]
     assert rates == pytest.approx([0.02 * i for i in range(12)])
 
 
-def test_masks_are_no_weights() -> None:
+def test_masks_are_not_in_the_state_dict() -> None:
     assert not [name for name in build("swin", embed_dim=32).state_dict() if "mask" in name or "index" in name]

@@ -1,4 +1,4 @@
-"""``timm/NAME``: built, counted and refused as timm itself would have it."""
+"""``timm/NAME``: networks, figures and errors that agree with timm."""
 
 from __future__ import annotations
 
@@ -35,12 +35,12 @@ TEN: dict[str, tuple[int, dict[str, Value]]] = {
 """A network of each of ten families, with the smallest image size that it accepts and options that make it small."""
 
 
-def test_they_are_ten_families() -> None:
+def test_the_ten_networks_are_of_ten_families() -> None:
     assert len({find_model(f"timm/{name}").family for name in TEN}) == 10
 
 
 @pytest.mark.parametrize("name", TEN)
-def test_two_steps_on_digits_at_the_smallest_size(name: str, cli: Cli, tmp_path: Path) -> None:
+def test_networks_train_and_evaluate_at_their_smallest_size(name: str, cli: Cli, tmp_path: Path) -> None:
     size, options = TEN[name]
     net = format_spec(f"timm/{name}", options)
     result = cli("train", *DIGITS, "--net", net, "--size", size, "--max-steps", 2, "--name", "t", "--json")
@@ -51,7 +51,7 @@ def test_two_steps_on_digits_at_the_smallest_size(name: str, cli: Cli, tmp_path:
         p.numel() for p in build_model(f"timm/{name}", options, img_size=size, in_chans=1, num_classes=10).parameters()
     )
     assert "MFLOP an image" in result.err
-    # The checkpoint says by itself what it is of.
+    # The checkpoint alone identifies the network.
     scores = cli("eval", "runs/t/checkpoints/last.pt", "--limit", 20, "--json")
     assert scores.code == 0, scores.err
     assert scores.json()["loss"] == pytest.approx(
@@ -59,7 +59,7 @@ def test_two_steps_on_digits_at_the_smallest_size(name: str, cli: Cli, tmp_path:
     )
 
 
-def test_it_is_timms_network() -> None:
+def test_logits_match_timm() -> None:
     ours = build_model(
         "timm/test_vit", {"patch_size": 4, "drop_path_rate": 0.1}, img_size=20, in_chans=1, num_classes=7
     )
@@ -70,13 +70,13 @@ def test_it_is_timms_network() -> None:
     assert ours.blocks[-1].drop_path1.drop_prob == pytest.approx(0.1)
 
 
-def test_patch_and_stem_stay_as_they_are_unless_asked() -> None:
+def test_patch_and_stem_are_timms_by_default() -> None:
     assert build_model("timm/test_vit", {}, img_size=32, in_chans=3, num_classes=10).patch_embed.patch_size == (16, 16)
     assert build_model("timm/resnet18", {}, img_size=32, in_chans=3, num_classes=10).conv1.stride == (2, 2)
 
 
-def test_figures() -> None:
-    """ViT-Tiny/16 has 5.7 million parameters with 1,000 classes and 1.26 GMAC; ResNet-18 11.7 and 1.82 (timm's table)."""
+def test_figures_match_timms_table() -> None:
+    """With 1,000 classes, ViT-Tiny/16 has 5.7 M parameters and 1.26 GMAC, and ResNet-18 has 11.7 M and 1.82 GMAC."""
     entry = find_model("timm/vit_tiny_patch16_224")
     assert (entry.params + 193 * 990, entry.tokens, entry.img_size) == (5_717_416, 197, 224)
     assert entry.mflop == pytest.approx(2 * 1258, rel=0.01)
@@ -87,7 +87,7 @@ def test_figures() -> None:
 
 
 @pytest.mark.parametrize("name", ["test_efficientnet", "mobilenetv3_small_050", "regnetx_002", "densenet121"])
-def test_channels_innermost_compute_the_same(name: str) -> None:
+def test_channels_last_images_give_the_same_logits(name: str) -> None:
     assert find_model(f"timm/{name}").channels_last == ("cpu",)
     model = build_model(f"timm/{name}", {}, img_size=32, in_chans=3, num_classes=10).eval()
     x = torch.randn(2, 3, 32, 32)
@@ -97,7 +97,7 @@ def test_channels_innermost_compute_the_same(name: str) -> None:
     assert (logits - expected).norm() <= 1e-5 * expected.norm() and expected.norm() > 0
 
 
-def test_only_options_that_were_asked_for_are_kept() -> None:
+def test_only_given_options_are_kept() -> None:
     config = resolve_config({"dataset": "digits", "net": "timm/test_vit:patch_size=8,qkv_bias=no", "size": 32})
     assert config.net_options == {"patch_size": 8, "qkv_bias": False}
     assert TrainConfig.from_dict(config.to_dict()) == config
@@ -108,43 +108,48 @@ def test_only_options_that_were_asked_for_are_kept() -> None:
 
 
 @pytest.mark.parametrize(
-    ("argv", "sentence"),
+    ("argv", "text"),
     [
         (["--net", "timm/vit_tinny_patch16_224"], "did you mean timm/vit_tiny_patch16_224"),
         (["--net", "timm/vit_tiny"], "did you mean timm/vit_tiny_patch16_224"),
         (["--net", "timm/vit_tinny"], "did you mean timm/vit_tiny_patch16_224"),
         (["--net", "timm/renset18"], "did you mean timm/resnet18"),
-        (["--net", "timm/test_vit", "--size", 40], "sizes that are: 32, 48, 64, 80 (timm: patches of 16"),
-        (["--net", "timm/"], "--net 'timm/' is unknown"),
-        (["--net", "timm/zzzzzzzz"], "vitctl list-models --timm"),
+        (["--net", "timm/test_vit", "--size", 40], "--size 40 does not work with --net timm/test_vit: patches of 16"),
+        (["--net", "timm/test_vit", "--size", 40], "hint: use --size 32, 48, 64 or 80"),
+        (["--net", "timm/"], "unknown --net 'timm/'"),
+        (["--net", "timm/zzzzzzzz"], "hint: run vitctl list-models --timm '*vit*'"),
         (["--net", "timm/vit_tiny_patch16_224.augreg_in21"], "did you mean augreg_in21k"),
-        (["--net", "timm/test_vit", "--size", 30], "sizes that are: 16, 32, 48, 64 (timm: "),
-        (["--net", "timm/test_vit", "--size", 32, "--patch", 5], "--net timm/test_vit:patch_size=5 cannot be had: "),
-        (["--net", "timm/test_vit:num_heads=5"], "--net timm/test_vit:num_heads=5 cannot be had: "),
+        (["--net", "timm/test_vit", "--size", 30], "hint: use --size 16, 32, 48 or 64"),
+        (
+            ["--net", "timm/test_vit", "--size", 32, "--patch", 5],
+            "cannot use --net timm/test_vit:patch_size=5: patches",
+        ),
+        (["--net", "timm/test_vit:num_heads=5"], "hint: change or remove num_heads"),
+        (["--net", "timm/test_vit:num_heads=5"], "cannot use --net timm/test_vit:num_heads=5: "),
         (["--net", "timm/test_vit:pach_size=8"], "did you mean patch_size"),
-        (["--net", "timm/test_vit:drop_path_rate=1"], "it must be less than 1"),
-        (["--net", "timm/test_vit:global_pool=mean"], "is 'mean'"),
+        (["--net", "timm/test_vit:drop_path_rate=1"], "less than 1"),
+        (["--net", "timm/test_vit:global_pool=mean"], "'mean'"),
         (["--net", "timm/test_vit:depth=2.5"], "takes a whole number"),
         (["--net", "timm/resnet18", "--patch", 4], "--net timm/resnet18 has no patches"),
         (["--net", "timm/resnet18", "--size", 32, "--micro-batch", 5], "as its BatchNorm needs the whole batch"),
         (["--net", "timm/resnet18", "--size", 32, "--bs", 1], "BatchNorm"),
-        (["--net", "timm/vgg11", "--size", 8], "--size 8 is not for --net timm/vgg11; sizes that are: 32"),
+        (["--net", "timm/vgg11", "--size", 8], "hint: use --size 32"),
     ],
 )
-def test_mistakes_are_one_sentence(refused: Refused, argv: list[object], sentence: str) -> None:
-    assert sentence in refused("train", "--dataset", "digits", *argv)
+def test_mistakes_are_refused_with_a_hint(refused: Refused, argv: list[object], text: str) -> None:
+    assert text in refused("train", "--dataset", "digits", *argv)
 
 
-def test_search() -> None:
+def test_search_takes_patterns_with_and_without_prefix() -> None:
     names = search("vit_tiny*")
     assert "vit_tiny_patch16_224" in names and all(name.startswith("vit_tiny") for name in names)
     assert search("timm/vit_tiny*") == names
 
 
-def test_resume_of_a_network_of_timm(cli: Cli) -> None:
+def test_a_run_with_a_network_of_timm_can_be_resumed(cli: Cli) -> None:
     run = ["train", *DIGITS, "--net", "timm/test_vit:patch_size=8", "--size", 16]
-    whole = cli(*run, "--max-steps", 4, "--name", "whole", "--json").json()
-    cli(*run, "--max-steps", 2, "--name", "cut")
-    again = cli(*("train", "--resume", "runs/cut", "--max-steps", 4, "--net", "timm/test_vit:patch_size=8", "--json"))
+    complete = cli(*run, "--max-steps", 4, "--name", "complete", "--json").json()
+    cli(*run, "--max-steps", 2, "--name", "short")
+    again = cli(*("train", "--resume", "runs/short", "--max-steps", 4, "--net", "timm/test_vit:patch_size=8", "--json"))
     assert again.code == 0, again.err
-    assert again.json()["step"] == whole["step"] == 4
+    assert again.json()["step"] == complete["step"] == 4

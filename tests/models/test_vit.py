@@ -1,4 +1,4 @@
-"""Vision Transformers against vit-pytorch's."""
+"""Vision Transformers, compared with vit-pytorch's."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from vit_pytorch import simple_vit as simple_oracle
 from vit_pytorch import vit as plain_oracle
 from vit_pytorch import vit_for_small_dataset as small_oracle
 
-from tests.models.oracles import assert_same_gradients, copy_weights, renamed, stirred
+from tests.models.oracles import assert_same_gradients, copy_weights, perturbed, renamed
 from tests.models.test_models import build, defaults, images
 from vitctl.models.count import count_parameters, forward_cost
 from vitctl.models.dropout import Dropout
@@ -39,12 +39,12 @@ SMALL = [
     (r"^fc_norm\.", "mlp_head.0."),
     (r"^head\.", "mlp_head.1."),
 ]
-"""Our names, and vit-pytorch's."""
+"""Patterns of our parameter names, and vit-pytorch's names."""
 
 
 def pair(net: str, img_size: int = 32, in_chans: int = 3, **changed: Value) -> tuple[nn.Module, nn.Module]:
-    """Return our network and vit-pytorch's with the same weights, both in evaluation mode."""
-    ours = stirred(build(net, img_size, in_chans, 10, **changed)).eval()
+    """Return our network and vit-pytorch's, with the same weights and in evaluation mode."""
+    ours = perturbed(build(net, img_size, in_chans, 10, **changed)).eval()
     options = defaults(net, **changed)
     kind = plain_oracle.ViT if net == "vit" else small_oracle.ViT
     theirs = kind(
@@ -65,7 +65,7 @@ def pair(net: str, img_size: int = 32, in_chans: int = 3, **changed: Value) -> t
     state = {renamed(name, PLAIN if net == "vit" else SMALL): tensor for name, tensor in ours.state_dict().items()}
     expected = theirs.state_dict()
     if net == "vit" and options["pool"] == "avg":
-        state["cls_token"] = expected["cls_token"]  # holds no number
+        state["cls_token"] = expected["cls_token"]  # not used with mean pooling
     theirs.load_state_dict({name: tensor.view_as(expected[name]) for name, tensor in state.items()})
     return ours, theirs.eval()
 
@@ -81,7 +81,7 @@ def pair(net: str, img_size: int = 32, in_chans: int = 3, **changed: Value) -> t
         ("vit_tiny", {}),
     ],
 )
-def test_logits_equal_vit_pytorchs(net: str, changed: dict[str, Value], pool: str) -> None:
+def test_logits_match_vit_pytorch(net: str, changed: dict[str, Value], pool: str) -> None:
     ours, theirs = pair(net, **changed, pool=pool)
     x = images(2)
     with torch.no_grad():
@@ -89,14 +89,14 @@ def test_logits_equal_vit_pytorchs(net: str, changed: dict[str, Value], pool: st
 
 
 @pytest.mark.parametrize("net", ["vit", "vit_small"])
-def test_grey_images_of_another_size(net: str) -> None:
+def test_logits_match_for_greyscale_images_of_another_size(net: str) -> None:
     ours, theirs = pair(net, 15, 1, patch_size=3, embed_dim=40, depth=2, num_heads=3, head_dim=12, mlp_ratio=1.5)
     x = images(2, 1, 15)
     torch.testing.assert_close(ours(x), theirs(x), atol=1e-5, rtol=0)
 
 
 @pytest.mark.parametrize(("net", "names"), [("vit", PLAIN), ("vit_small", SMALL)])
-def test_gradients_equal_vit_pytorchs(net: str, names: list[tuple[str, str]]) -> None:
+def test_gradients_match_vit_pytorch(net: str, names: list[tuple[str, str]]) -> None:
     ours, theirs = pair(net, 16, depth=3)
     x = images(3, img_size=16)
     weights = torch.randn(3, 10)
@@ -122,32 +122,32 @@ def test_gradients_equal_vit_pytorchs(net: str, names: list[tuple[str, str]]) ->
         ("vit_tiny", 4, 4_371_438, 587.0),
     ],
 )
-def test_cost_is_the_predecessors(net: str, patch_size: int, params: int, mflop: float) -> None:
+def test_costs_match_the_original_scripts(net: str, patch_size: int, params: int, mflop: float) -> None:
     assert count_parameters(build(net, patch_size=patch_size)) == params
 
-    def whole() -> nn.Module:
+    def complete() -> nn.Module:
         model = build(net, patch_size=patch_size)
-        model.blocks[-1].first_only = False  # the predecessor computed all tokens of the last block
+        model.blocks[-1].first_only = False  # the original scripts compute all tokens of the last block
         return model
 
-    assert forward_cost(whole, 3, 32).mflop == pytest.approx(mflop, abs=0.051)
+    assert forward_cost(complete, 3, 32).mflop == pytest.approx(mflop, abs=0.051)
     saved = 1 - forward_cost(lambda: build(net, patch_size=patch_size), 3, 32).mflop / mflop
     assert 0.08 < saved < 0.17
 
 
 @pytest.mark.parametrize("net", ["vit", "vit_small"])
-def test_the_last_block_leaves_out_only_what_nobody_sees(net: str) -> None:
+def test_the_last_block_skips_only_unused_tokens(net: str) -> None:
     model = build(net, patch_size=4).eval()
     images = torch.randn(3, 3, 32, 32)
-    shortened = model(images)
+    first_only = model(images)
     model.blocks[-1].first_only = False
-    torch.testing.assert_close(shortened, model(images), atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(first_only, model(images), atol=1e-5, rtol=1e-5)
 
 
 @pytest.mark.parametrize(("img_size", "patch_size", "in_chans"), [(8, 4, 3), (12, 3, 1), (6, 1, 2), (5, 5, 3)])
-def test_shifted_patches_equal_vit_pytorchs(img_size: int, patch_size: int, in_chans: int) -> None:
+def test_shifted_patches_match_vit_pytorch(img_size: int, patch_size: int, in_chans: int) -> None:
     ours = ShiftedPatchTokens(img_size=img_size, patch_size=patch_size, in_chans=in_chans, embed_dim=16)
-    stirred(ours)
+    perturbed(ours)
     theirs = small_oracle.SPT(dim=16, patch_size=patch_size, channels=in_chans)
     theirs.to_patch_tokens[1].load_state_dict(ours.norm.state_dict())
     theirs.to_patch_tokens[2].load_state_dict(ours.proj.state_dict())
@@ -156,11 +156,11 @@ def test_shifted_patches_equal_vit_pytorchs(img_size: int, patch_size: int, in_c
     torch.testing.assert_close(ours(x), theirs(x), atol=1e-6, rtol=1e-6)
 
 
-def test_a_patch_is_rows_of_pixels_of_channels() -> None:
+def test_values_of_a_patch_are_ordered_by_row_column_channel() -> None:
     tokens = PatchTokens(img_size=4, patch_size=2, in_chans=3, embed_dim=1)
     x = torch.arange(48.0).view(1, 4, 4, 3).permute(0, 3, 1, 2)  # [1, 3, 4, 4], numbered row, column, channel
     upper_right = [*range(6, 12), *range(18, 24)]
-    assert tokens.cut(x)[0, 1].tolist() == upper_right
+    assert tokens.patchify(x)[0, 1].tolist() == upper_right
 
 
 def attention(num_tokens: int) -> LocalitySelfAttention:
@@ -173,7 +173,7 @@ def test_no_token_attends_to_itself() -> None:
     x = torch.randn(1, 3, 8, requires_grad=True)
     v = nn.Parameter(layer.qkv.weight.detach()[16:])
 
-    # Only the values carry x: queries and keys are those of another x, so a token's output must not move with it.
+    # Queries and keys are constant, so a token's output depends on x only through the values it attends to.
     def forward(values: Tensor) -> Tensor:
         qk = layer.qkv(torch.ones(1, 3, 8))[..., :16]
         layer_input = torch.cat((qk, values @ v.T), dim=-1)
@@ -186,7 +186,7 @@ def test_no_token_attends_to_itself() -> None:
 
 
 def _with_qkv(layer: LocalitySelfAttention, qkv: Tensor) -> Tensor:
-    """Run ``layer`` with these queries, keys and values in place of those it would make."""
+    """Run ``layer`` with given queries, keys and values."""
     handle = layer.qkv.register_forward_hook(lambda *_: qkv)
     try:
         out: Tensor = layer(torch.zeros(1, 3, 8))
@@ -195,7 +195,7 @@ def _with_qkv(layer: LocalitySelfAttention, qkv: Tensor) -> Tensor:
         handle.remove()
 
 
-def test_a_lone_token_attends_to_itself() -> None:
+def test_a_single_token_attends_to_itself() -> None:
     layer = attention(1)
     x = torch.randn(2, 1, 8, requires_grad=True)
     out = layer(x)
@@ -205,14 +205,14 @@ def test_a_lone_token_attends_to_itself() -> None:
     assert x.grad.isfinite().all()
 
 
-def test_two_tokens_see_each_other() -> None:
+def test_two_tokens_attend_to_each_other() -> None:
     layer = attention(2)
     x = torch.randn(2, 2, 8)
     torch.testing.assert_close(layer(x), layer.proj(layer.qkv(x)[..., 16:]).flip(1))
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])
-def test_locality_in_other_precisions(dtype: torch.dtype) -> None:
+def test_locality_self_attention_works_in_other_precisions(dtype: torch.dtype) -> None:
     layer, x = attention(5), torch.randn(2, 5, 8)
     exact = layer(x)
     out = layer.to(dtype)(x.to(dtype))
@@ -220,7 +220,7 @@ def test_locality_in_other_precisions(dtype: torch.dtype) -> None:
     torch.testing.assert_close(out.float(), exact, atol=1e-2, rtol=1e-2)
 
 
-def test_autocast() -> None:
+def test_autocast_gives_finite_gradients() -> None:
     model = build("vit_small", 8, depth=1, embed_dim=32)
     with torch.autocast("cpu", dtype=torch.bfloat16):
         logits = model(images(2, img_size=8))
@@ -229,11 +229,11 @@ def test_autocast() -> None:
     assert all(p.grad is not None and p.grad.isfinite().all() for p in model.parameters())
 
 
-def test_the_mask_is_no_weight() -> None:
+def test_the_mask_is_not_in_the_state_dict() -> None:
     assert not [name for name in build("vit_small", 8).state_dict() if "diagonal" in name]
 
 
-def test_temperature_starts_at_the_usual_scale() -> None:
+def test_temperature_starts_at_the_standard_scale() -> None:
     assert attention(3).temperature.exp().item() == pytest.approx(4**-0.5)
 
 
@@ -247,7 +247,7 @@ def test_initial_weights(net: str) -> None:
 
 
 @pytest.mark.parametrize("net", ["vit", "vit_small"])
-def test_initial_weights_of_the_predecessor(net: str) -> None:
+def test_predecessor_init(net: str) -> None:
     for name, parameter in build(net, depth=1, init="predecessor").named_parameters():
         if name in ("pos_embed", "cls_token"):
             assert parameter.std().item() == pytest.approx(1, rel=0.1), name
@@ -259,27 +259,27 @@ def test_initial_weights_of_the_predecessor(net: str) -> None:
 
 @pytest.mark.parametrize("net", ["vit", "vit_small", "vit_tiny", "dyt"])
 @pytest.mark.parametrize(("pool", "init"), [("cls", "vit"), ("avg", "predecessor")])
-def test_positions_may_start_from_sines_and_cosines(net: str, pool: str, init: str) -> None:
+def test_positions_can_start_from_sin_cos(net: str, pool: str, init: str) -> None:
     models = {}
     for pos_init in ("normal", "sincos"):
         torch.manual_seed(0)
         models[pos_init] = build(net, depth=1, embed_dim=64, pool=pool, init=init, pos_init=pos_init)
-    plain, placed = models["normal"].state_dict(), models["sincos"].state_dict()
-    assert all(torch.equal(placed[name], plain[name]) for name in plain if name != "pos_embed")
+    normal, sincos = models["normal"].state_dict(), models["sincos"].state_dict()
+    assert all(torch.equal(sincos[name], normal[name]) for name in normal if name != "pos_embed")
     theirs = simple_oracle.posemb_sincos_2d(8, 8, 64)
-    assert torch.allclose(placed["pos_embed"][0, -64:], SINCOS_SCALE * theirs, atol=1e-6)
-    assert torch.equal(placed["pos_embed"][0, :-64], plain["pos_embed"][0, :-64]), "the class token's stays"
+    assert torch.allclose(sincos["pos_embed"][0, -64:], SINCOS_SCALE * theirs, atol=1e-6)
+    assert torch.equal(sincos["pos_embed"][0, :-64], normal["pos_embed"][0, :-64]), "that of the class token is normal"
     assert models["sincos"].get_parameter("pos_embed").requires_grad
 
 
 @pytest.mark.parametrize("net", ["vit", "vit_small"])
-def test_stochastic_depth_grows_linearly(net: str) -> None:
+def test_drop_path_rate_rises_linearly(net: str) -> None:
     model = build(net, 8, depth=4, drop_path_rate=0.3)
     blocks = [module for module in model.modules() if isinstance(module, Block)]
     assert [getattr(block.drop_path, "drop_prob", 0.0) for block in blocks] == pytest.approx([0, 0.1, 0.2, 0.3])
 
 
-def test_where_dropout_falls() -> None:
+def test_dropout_follows_embeddings_and_projections() -> None:
     model = build("vit", 8, depth=1, dropout=0.25, emb_dropout=0.5)
     rates = {name: module.p for name, module in model.named_modules() if isinstance(module, Dropout)}
     assert rates == {
@@ -291,7 +291,7 @@ def test_where_dropout_falls() -> None:
 
 
 class Tanh(nn.Module):
-    """Dynamic Tanh as the paper prints it."""
+    """Dynamic Tanh, as printed in the paper."""
 
     def __init__(self, dim: int) -> None:
         super().__init__()
@@ -304,8 +304,8 @@ class Tanh(nn.Module):
 
 
 def dyt_pair(img_size: int = 32, **changed: Value) -> tuple[nn.Module, nn.Module]:
-    """Return our ``dyt``, and vit-pytorch's ViT with its norms replaced, with the same weights, in evaluation mode."""
-    ours = stirred(build("dyt", img_size, **changed)).eval()
+    """Return our ``dyt`` and vit-pytorch's ViT with Dynamic Tanh, with the same weights and in evaluation mode."""
+    ours = perturbed(build("dyt", img_size, **changed)).eval()
     options = defaults("dyt", **changed)
     theirs = plain_oracle.ViT(
         image_size=img_size,
@@ -326,18 +326,18 @@ def dyt_pair(img_size: int = 32, **changed: Value) -> tuple[nn.Module, nn.Module
     return ours, theirs.eval()
 
 
-def test_dyt_equals_vit_pytorchs_with_its_norms_replaced() -> None:
+def test_dyt_matches_vit_pytorch_with_replaced_norms() -> None:
     ours, theirs = dyt_pair()
     with torch.no_grad():
         torch.testing.assert_close(ours(images(2)), theirs(images(2)), atol=1e-5, rtol=1e-5)
 
 
-def test_dyt_has_the_gradients_of_vit_pytorchs() -> None:
+def test_dyt_gradients_match_vit_pytorch() -> None:
     ours, theirs = dyt_pair(16, embed_dim=32, depth=2, num_heads=3, head_dim=8)
     assert_same_gradients(ours, theirs, PLAIN, images(3, img_size=16))
 
 
-def test_dyt_has_no_norm_left() -> None:
+def test_dyt_has_no_layer_norm() -> None:
     assert not [module for module in build("dyt", 8).modules() if isinstance(module, nn.LayerNorm)]
 
 
@@ -355,8 +355,8 @@ SIMPLE = [
 
 
 def simple_pair(img_size: int = 32, **changed: Value) -> tuple[nn.Module, nn.Module]:
-    """Return our ``simplevit`` and vit-pytorch's, normalising as it first did, with the same weights."""
-    ours = stirred(build("simplevit", img_size, **changed)).eval()
+    """Return our ``simplevit`` and vit-pytorch's with the norms of its first version, with the same weights."""
+    ours = perturbed(build("simplevit", img_size, **changed)).eval()
     options = defaults("simplevit", **changed)
     dim = int(options["embed_dim"])
     theirs = simple_oracle.SimpleViT(
@@ -370,26 +370,26 @@ def simple_pair(img_size: int = 32, **changed: Value) -> tuple[nn.Module, nn.Mod
         mlp_dim=int(dim * float(options["mlp_ratio"])),
     )
     theirs.to_patch_embedding[1] = theirs.to_patch_embedding[3] = nn.Identity()
-    theirs.transformer.norm = nn.Identity()  # the mean of the tokens is normalised, not the tokens
+    theirs.transformer.norm = nn.Identity()  # normalises after pooling instead
     theirs.linear_head = nn.Sequential(nn.LayerNorm(dim), theirs.linear_head)
     copy_weights(ours, theirs, SIMPLE)
     return ours, theirs.eval()
 
 
 @pytest.mark.parametrize(("img_size", "changed"), [(32, {}), (48, {"patch_size": 8, "embed_dim": 24, "num_heads": 3})])
-def test_simplevit_equals_vit_pytorchs(img_size: int, changed: dict[str, Value]) -> None:
+def test_simplevit_matches_vit_pytorch(img_size: int, changed: dict[str, Value]) -> None:
     ours, theirs = simple_pair(img_size, **changed)
     x = images(2, img_size=img_size)
     with torch.no_grad():
         torch.testing.assert_close(ours(x), theirs(x), atol=1e-5, rtol=1e-5)
 
 
-def test_simplevit_has_the_gradients_of_vit_pytorchs() -> None:
+def test_simplevit_gradients_match_vit_pytorch() -> None:
     ours, theirs = simple_pair(16, embed_dim=32, depth=2)
     assert_same_gradients(ours, theirs, SIMPLE, images(3, img_size=16))
 
 
-def test_positions_are_no_weights_and_follow_the_device() -> None:
+def test_fixed_positions_are_a_buffer_outside_the_state_dict() -> None:
     model = build("simplevit", 8)
     assert "patch_embed.positions" in dict(model.named_buffers())
     assert not [name for name in model.state_dict() if "positions" in name]

@@ -428,7 +428,7 @@ def test_cifar100_weights_convert_with_dataset_cifar100(cli: Cli, refused: Refus
     trained = converted(cli, "vit_tiny", {"net": state}, "--dataset", "cifar100")
     assert (len(trained.classes), trained.mean[0], trained.config.dataset) == (100, 0.5071, "cifar100")
     assert trained.classes == CIFAR100.classes
-    assert "mlp_head.1.weight is [100, 512]" in refused("convert", "old.t7", "--net", "vit_tiny", "-o", "x.pt")
+    assert "mlp_head.1.weight has shape [100, 512]" in refused("convert", "old.t7", "--net", "vit_tiny", "-o", "x.pt")
 
 
 def test_a_vit_of_timm_converts(cli: Cli) -> None:
@@ -485,13 +485,13 @@ def test_the_checkpoint_starts_a_run_but_cannot_be_resumed(cli: Cli, refused: Re
     assert "use --pretrained new.pt to start a run" in refused("train", "--resume", "new.pt")
     run = ["train", "--dataset", images, "--val", "none", "--net", "vit_tiny:depth=1", "--bs", 10, "--max-steps", 1]
     begun = cli(*run, "--pretrained", "new.pt", "--lr", 0, "--name", "r", "--json")
-    assert begun.code == 0 and "head included" in begun.err, begun.err
+    assert begun.code == 0 and "including the head" in begun.err, begun.err
     last = Path("runs/r/checkpoints/last.pt")
     state = torch.load(last, weights_only=True)["model"]
     assert all(torch.equal(state[name], tensor) for name, tensor in trained.model.state_dict().items())
     shutil.copy("new.pt", last)
     assert "has only weights" in refused("train", "--resume", "runs/r", "--max-steps", 2)
-    assert "vitctl convert first" in refused(*run, "--pretrained", "old.t7")
+    assert "convert weights of the original scripts first: vitctl convert" in refused(*run, "--pretrained", "old.t7")
 
 
 @pytest.mark.slow
@@ -528,15 +528,15 @@ def change(state: State, how: str) -> State:
 @pytest.mark.parametrize(
     ("how", "message"),
     [
-        ("lacks", "nothing becomes blocks.2.attn.qkv.weight"),
-        ("more", "it has transformer.layers.9.0.norm.weight"),
-        ("strange", "it has classifier.weight"),
-        ("shape", "to_qkv.weight is [1024, 512], and --net vit with these options wants [1536, 512]"),
-        ("patch", "pos_embedding is [1, 257, 512]"),
-        ("nan", "to_qkv.weight has NaN or infinity, which is no weight of --net vit"),
-        ("sparse", "to_qkv.weight is sparse, and weights are plain numbers"),
-        ("complex", "to_qkv.weight is torch.complex64, and weights are plain numbers"),
-        ("whole", "to_qkv.weight is int64, which is no weight of --net vit"),
+        ("lacks", "missing: blocks.2.attn.qkv.weight"),
+        ("more", "unknown: transformer.layers.9.0.norm.weight"),
+        ("strange", "unknown: classifier.weight"),
+        ("shape", "to_qkv.weight has shape [1024, 512], but --net vit with these options needs [1536, 512]"),
+        ("patch", "pos_embedding has shape [1, 257, 512]"),
+        ("nan", "to_qkv.weight contains NaN or infinity"),
+        ("sparse", "to_qkv.weight is sparse, not a dense tensor of real numbers"),
+        ("complex", "to_qkv.weight is complex64, not a dense tensor of real numbers"),
+        ("whole", "to_qkv.weight has the wrong type int64"),
     ],
 )
 def test_every_tensor_is_accounted_for(refused: Refused, tmp_path: Path, how: str, message: str) -> None:
@@ -551,17 +551,17 @@ def test_masks_other_than_those_of_the_scripts_are_refused(refused: Refused, tmp
     name = "stage1.layers.0.1.attention_block.fn.fn.left_right_mask"
     state[name] = state[name].T.roll(1, 0)
     torch.save({"net": state}, tmp_path / "old.t7")
-    assert f"{name} is not what" in refused("convert", "old.t7", "--net", "swin", "-o", "new.pt")
+    assert f"{name} is not the mask of --net swin" in refused("convert", "old.t7", "--net", "swin", "-o", "new.pt")
 
 
 @pytest.mark.parametrize(
     ("argv", "message"),
     [
-        (["nowhere.t7", "--net", "vit"], "it cannot be read (No such file or directory)"),
+        (["nowhere.t7", "--net", "vit"], "cannot read nowhere.t7: No such file or directory"),
         (["old.t7", "--net", "vitt"], "did you mean vit"),
         (["old.t7", "--net", "cct_2"], "--net cct_2 is not a network of the original scripts"),
         (["old.t7", "--net", "vit", "--dataset", "cifar1000"], "did you mean cifar100"),
-        (["old.t7", "--net", "vit", "--patch", 5], "patches that do"),
+        (["old.t7", "--net", "vit", "--patch", 5], "use --patch 1, 2, 4, 8"),
         (["old.t7", "--net", "mobilevit"], "accepted only multiples of 64 px"),
         (["old.t7", "--net", "res18", "--size", 48], "converts only at 32 px"),
         (["old.t7", "--net", "mlpmixer", "--size", 64], "used 32 px"),
@@ -571,8 +571,8 @@ def test_masks_other_than_those_of_the_scripts_are_refused(refused: Refused, tmp
         (["old.t7", "--net", "vit", "-o", "text.t7"], "--output text.t7 already exists"),
         (["old.t7", "--net", "vit", "-o", "."], "--output . is a folder"),
         (["old.t7", "--net", "vit", "--convkernel", 3], "--net vit has no kernels to choose"),
-        (["text.t7", "--net", "vit"], "it is damaged, or no file of weights"),
-        (["code.t7", "--net", "vit"], "which vitctl never does"),
+        (["text.t7", "--net", "vit"], "is damaged or not a weights file"),
+        (["code.t7", "--net", "vit"], "has pickled objects"),
     ],
 )
 def test_bad_requests_are_refused(refused: Refused, tmp_path: Path, argv: list[object], message: str) -> None:

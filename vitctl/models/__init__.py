@@ -1,8 +1,8 @@
-"""The networks: a table of names, each one file away from its code.
+"""Networks: a table of names, and functions to look them up and build them.
 
-A network is a function ``build(*, img_size, in_chans, num_classes, **options) -> nn.Module`` whose module maps
-normalised images, float ``[B, C, H, W]``, to logits ``[B, K]``. ``options`` are those of its row here, and what the
-row holds fixed.
+A row's target is a function ``build(*, img_size, in_chans, num_classes, **options) -> nn.Module``. The module maps
+normalised images, float ``[B, C, H, W]``, to logits ``[B, K]``. ``options`` are the row's options and its fixed
+arguments.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from vitctl.models.entry import TIMM as TIMM
 from vitctl.models.entry import Measured as Measured
 from vitctl.models.entry import ModelEntry as ModelEntry
 from vitctl.recipes import RECIPES
-from vitctl.registry import Option, Value, format_spec, unknown
+from vitctl.registry import Option, Value, format_spec, or_list, unknown
 
 if TYPE_CHECKING:
     from torch import nn
@@ -28,47 +28,37 @@ def _widths(
     options = {
         "embed_dim": Option(embed_dim, "width of the tokens", low=8, high=16384),
         "depth": Option(depth, "number of blocks", low=1, high=1000),
-        "num_heads": Option(num_heads, "attention heads", low=1),
+        "num_heads": Option(num_heads, "number of attention heads", low=1),
     }
     if head_dim is not None:
-        options["head_dim"] = Option(head_dim, "width of a head", low=1)
-    return {**options, "mlp_ratio": Option(mlp_ratio, "hidden width of the MLP over embed_dim", low=0.01)}
+        options["head_dim"] = Option(head_dim, "width of each attention head", low=1)
+    return {**options, "mlp_ratio": Option(mlp_ratio, "hidden width of the MLP divided by embed_dim", low=0.01)}
 
 
 def _patch(patch_size: int = 4) -> dict[str, Option]:
-    return {"patch_size": Option(patch_size, "side of a patch in pixels", low=1)}
+    return {"patch_size": Option(patch_size, "patch size in pixels", low=1)}
 
 
 def _dropout(rate: float = 0.1, where: str = "after each projection", name: str = "dropout") -> dict[str, Option]:
-    return {name: Option(rate, f"dropout {where}", low=0, below=1)}
+    return {name: Option(rate, f"dropout rate {where}", low=0, below=1)}
 
 
 _EMB_DROPOUT = _dropout(0.1, "on the embedded tokens", "emb_dropout")
 _HEAD_DROPOUT = _dropout(0.0, "before the head")
-_DROP_PATH = {
-    "drop_path_rate": Option(0.0, "stochastic depth of the last block; earlier ones less, linearly", low=0, below=1)
-}
-_POOL = {
-    "pool": Option("cls", "what the head sees: the class token, or the mean of the tokens", choices=("cls", "avg"))
-}
+_DROP_PATH = {"drop_path_rate": Option(0.0, "drop path rate of the last block, rising linearly from 0", low=0, below=1)}
+_POOL = {"pool": Option("cls", "input of the head: class token or mean of the tokens", choices=("cls", "avg"))}
 _INIT = {
-    "init": Option(
-        "vit",
-        "vit: normal of std 0.02; predecessor: torch's layers, embeddings N(0, 1)",
-        choices=("vit", "predecessor"),
-    )
+    "init": Option("vit", "initial weights; predecessor: as in the original scripts", choices=("vit", "predecessor"))
 }
 _POS_INIT = {
-    "pos_init": Option(
-        "normal",
-        "what learned positions start from: normal, or sincos, which know the rows and columns",
-        choices=("normal", "sincos"),
-    )
+    "pos_init": Option("normal", "initial position embedding: random or 2-D sin-cos", choices=("normal", "sincos"))
 }
 _CONV_INIT = {
-    "init": Option("kaiming", "kaiming, or predecessor: torch's own layers", choices=("kaiming", "predecessor"))
+    "init": Option(
+        "kaiming", "initial weights; predecessor: as in the original scripts", choices=("kaiming", "predecessor")
+    )
 }
-_WIDTH = {"width": Option(64, "channels of the first stage; later ones double them", low=8)}
+_WIDTH = {"width": Option(64, "channels of the first stage, doubled in the next three", low=8)}
 
 _VIT_PAPER = "Dosovitskiy et al. 2021, arXiv 2010.11929"
 _SMALL_PAPER = "Lee et al. 2021, arXiv 2112.13492"
@@ -78,11 +68,11 @@ _RESNET_PAPER = "He et al. 2016, arXiv 1512.03385"
 _AUGREG_PAPER = "Steiner et al. 2022, arXiv 2106.10270"
 
 
-def _less(mflop: float) -> str:
-    """Return the note of a ViT whose last block computes the class token alone."""
+def _class_token_note(mflop: float) -> str:
+    """Return the note of a ViT whose last block computes only the class token."""
     return (
-        f"{mflop:,.1f} MFLOP in the predecessor, which computed tokens in its last block that its head never saw; "
-        "pool=avg computes them all"
+        f"{mflop:,.1f} MFLOP in the original scripts, where the last block computes all tokens; "
+        "here, it does so only with pool=avg"
     )
 
 
@@ -94,7 +84,7 @@ def _vit_options(depth: int = 6, num_heads: int = 8, mlp_ratio: float = 1.0) -> 
 def _compact_options(depth: int, embed_dim: int, num_heads: int, mlp_ratio: float) -> dict[str, Option]:
     return {
         **_widths(embed_dim, depth, num_heads, mlp_ratio),
-        **_dropout(0.0, "on the embedded tokens and after each projection"),
+        **_dropout(0.0, "on the embedded tokens and each projection"),
         **_dropout(0.0, "on the attention weights", "attn_dropout"),
         **_DROP_PATH,
     }
@@ -110,13 +100,13 @@ def _cct(
     measured: Measured | None = None,
 ) -> ModelEntry:
     convolutions = {
-        "conv_layers": Option(2, "convolutions of the tokenizer, each followed by a pooling", low=1, high=4),
-        "conv_kernel": Option(3, "side of their kernels", low=1),
-        "conv_width": Option(64, "channels of all but the last of them", low=1),
+        "conv_layers": Option(2, "tokenizer convolutions, each followed by max-pooling", low=1, high=4),
+        "conv_kernel": Option(3, "kernel size of the tokenizer convolutions", low=1),
+        "conv_width": Option(64, "channels of all tokenizer convolutions but the last", low=1),
     }
     return ModelEntry(
         target="vitctl.models.cct:cct",
-        summary=f"compact conv. ViT, {depth} x {embed_dim}",
+        summary=f"CCT-{depth}/3x2, width {embed_dim}",
         options={**_compact_options(depth, embed_dim, num_heads, mlp_ratio), **convolutions},
         family="cct",
         params=params,
@@ -131,10 +121,10 @@ def _cait_options(num_heads: int, mlp_ratio: float) -> dict[str, Option]:
     return {
         **_patch(),
         **_widths(512, 6, num_heads, mlp_ratio, head_dim=64),
-        "class_depth": Option(2, "number of blocks of the class token", low=1),
+        "class_depth": Option(2, "number of class-attention layers", low=1),
         **_dropout(),
         **_EMB_DROPOUT,
-        **_dropout(0.05, "of whole blocks, drawn for each image", "layer_dropout"),
+        "layer_dropout": Option(0.05, "chance that an image skips a layer in training", low=0, below=1),
         **_INIT,
     }
 
@@ -182,7 +172,7 @@ def _finetuned(
 MODELS: dict[str, ModelEntry] = {
     "vit": ModelEntry(
         target="vitctl.models.vit:vit",
-        summary="Vision Transformer, 6 x 512",
+        summary="ViT, 6 blocks of width 512",
         options=_vit_options(),
         fixed={"kind": "vit"},
         family="vit",
@@ -192,7 +182,7 @@ MODELS: dict[str, ModelEntry] = {
         check=checks.check_vit,
         paper=_VIT_PAPER,
         published_acc=80.0,
-        note=_less(1281.9),
+        note=_class_token_note(1281.9),
     ),
     "vit_small": ModelEntry(
         target="vitctl.models.vit:vit",
@@ -206,11 +196,11 @@ MODELS: dict[str, ModelEntry] = {
         check=checks.check_vit,
         paper=_SMALL_PAPER,
         published_acc=80.0,
-        note=_less(1294.5),
+        note=_class_token_note(1294.5),
     ),
     "vit_tiny": ModelEntry(
         target="vitctl.models.vit:vit",
-        summary="vit_small, 4 x 512, half MLP",
+        summary="vit_small with 4 blocks",
         options=_vit_options(depth=4, num_heads=6, mlp_ratio=0.5),
         fixed={"kind": "small"},
         family="vit",
@@ -219,11 +209,11 @@ MODELS: dict[str, ModelEntry] = {
         tokens=65,
         check=checks.check_vit,
         paper=_SMALL_PAPER,
-        note=_less(587.0),
+        note=_class_token_note(587.0),
     ),
     "simplevit": ModelEntry(
         target="vitctl.models.simplevit:simplevit",
-        summary="fixed positions, mean pooling",
+        summary="ViT with fixed positions",
         options={**_patch(), **_widths(512, 6, 8, 1.0, head_dim=64), **_dropout(0.0), **_DROP_PATH, **_INIT},
         family="vit",
         params=9_486_858,
@@ -234,7 +224,7 @@ MODELS: dict[str, ModelEntry] = {
     ),
     "dyt": ModelEntry(
         target="vitctl.models.vit:vit",
-        summary="vit, Dynamic Tanh for norms",
+        summary="ViT with Dynamic Tanh",
         options=_vit_options(),
         fixed={"kind": "dyt"},
         family="vit",
@@ -244,11 +234,11 @@ MODELS: dict[str, ModelEntry] = {
         check=checks.check_vit,
         paper="Zhu et al. 2025, arXiv 2503.10622",
         published_acc=74.0,
-        note=_less(1281.9),
+        note=_class_token_note(1281.9),
     ),
     "cait": ModelEntry(
         target="vitctl.models.cait:cait",
-        summary="CaiT, 6 + 2 x 512",
+        summary="CaiT, 6 + 2 layers",
         options=_cait_options(num_heads=8, mlp_ratio=1.0),
         family="cait",
         params=12_685_322,
@@ -256,28 +246,28 @@ MODELS: dict[str, ModelEntry] = {
         tokens=64,
         paper=_CAIT_PAPER,
         published_acc=80.0,
-        note="layer_dropout is drawn for each image; the predecessor drew it for the whole batch",
+        note="layer_dropout is drawn per image; the original scripts drew it per batch",
     ),
     "cait_small": ModelEntry(
         target="vitctl.models.cait:cait",
-        summary="cait, 6 heads, half MLP",
+        summary="CaiT with 6 heads",
         options=_cait_options(num_heads=6, mlp_ratio=0.5),
         family="cait",
         params=8_488_522,
         mflop=954.8,
         tokens=64,
         paper=_CAIT_PAPER,
-        note="layer_dropout is drawn for each image; the predecessor drew it for the whole batch",
+        note="layer_dropout is drawn per image; the original scripts drew it per batch",
     ),
     "swin": ModelEntry(
         target="vitctl.models.swin:swin",
         summary="Swin-T for small images",
         options={
-            "window_size": Option(4, "side of a window, in positions of a map", low=1),
-            "embed_dim": Option(96, "width of the first stage; each of the others doubles it", low=8, high=4096),
-            "depth": Option(6, "blocks of the third stage; the others have 2", low=1, high=1000),
-            "head_dim": Option(32, "width of a head; divides embed_dim", low=1),
-            "mlp_ratio": Option(4.0, "hidden width of the MLP over that of the map", low=0.01),
+            "window_size": Option(4, "window size in positions of the feature map", low=1),
+            "embed_dim": Option(96, "width of the first stage, doubled in each later stage", low=8, high=4096),
+            "depth": Option(6, "blocks of the third stage; other stages have 2", low=1, high=1000),
+            "head_dim": Option(32, "width of each attention head; divides embed_dim", low=1),
+            "mlp_ratio": Option(4.0, "hidden width of the MLP divided by the stage's width", low=0.01),
             **_dropout(0.0),
             **_DROP_PATH,
             **_INIT,
@@ -289,19 +279,19 @@ MODELS: dict[str, ModelEntry] = {
         check=checks.check_swin,
         paper="Liu et al. 2021, arXiv 2103.14030",
         published_acc=90.0,
-        note="26,601,718 parameters in the predecessor, which counted 3,072 numbers of masks that were never trained",
+        note="26,601,718 parameters in the original scripts, which counted 3,072 untrained mask entries",
     ),
     "mlpmixer": ModelEntry(
         target="vitctl.models.mixers:mlpmixer",
-        summary="MLP-Mixer, 6 x 512",
+        summary="MLP-Mixer, 6 blocks",
         options={
             **_patch(),
             "embed_dim": Option(512, "width of the tokens", low=8, high=16384),
             "depth": Option(6, "number of blocks", low=1, high=1000),
-            "token_ratio": Option(4.0, "hidden width of the MLP between tokens over their number", low=0.01),
-            "mlp_ratio": Option(0.5, "hidden width of the MLP between channels over embed_dim", low=0.01),
+            "token_ratio": Option(4.0, "hidden width of the token MLP divided by the token count", low=0.01),
+            "mlp_ratio": Option(0.5, "hidden width of the channel MLP divided by embed_dim", low=0.01),
             **_dropout(0.0, "after each layer of the MLPs"),
-            "drop_path_rate": Option(0.0, "stochastic depth, the same in all blocks", low=0, below=1),
+            "drop_path_rate": Option(0.0, "drop path rate of every block", low=0, below=1),
             **_INIT,
         },
         family="mixer",
@@ -314,12 +304,12 @@ MODELS: dict[str, ModelEntry] = {
     ),
     "convmixer": ModelEntry(
         target="vitctl.models.mixers:convmixer",
-        summary="ConvMixer, 16 x 256, kernel 8",
+        summary="ConvMixer, 16 blocks, kernel 8",
         options={
             **_patch(1),
-            "embed_dim": Option(256, "channels", low=8, high=16384),
+            "embed_dim": Option(256, "number of channels", low=8, high=16384),
             "depth": Option(16, "number of blocks", low=1, high=1000),
-            "kernel_size": Option(8, "side of the kernels that filter each channel", low=1),
+            "kernel_size": Option(8, "kernel size of the depthwise convolutions", low=1),
             **_HEAD_DROPOUT,
         },
         family="mixer",
@@ -332,12 +322,10 @@ MODELS: dict[str, ModelEntry] = {
     ),
     "mobilevit": ModelEntry(
         target="vitctl.models.mobilevit:mobilevit",
-        summary="MobileViT-XXS, small images",
+        summary="MobileViT-XXS for small images",
         options={
-            "variant": Option("xxs", "widths of the paper", choices=("xxs", "xs", "s")),
-            "reduction": Option(
-                8, "side of the image over that of the last map; the paper's is 32", choices=(4, 8, 16, 32)
-            ),
+            "variant": Option("xxs", "widths, as in the paper", choices=("xxs", "xs", "s")),
+            "reduction": Option(8, "total stride: image size over last map's size (paper: 32)", choices=(4, 8, 16, 32)),
             **_dropout(0.0, "after each projection of the transformer blocks"),
         },
         family="mobilevit",
@@ -347,7 +335,7 @@ MODELS: dict[str, ModelEntry] = {
         batchnorm=True,
         channels_last=("cpu",),
         paper="Mehta and Rastegari 2022, arXiv 2110.02178",
-        note="the predecessor's cannot run below 64 px; reduction=32 is its network",
+        note="the original scripts need images of at least 64 px; their network is reduction=32",
     ),
     "cct_2": _cct(2, 128, 2, 1.0, 283_723, 70.7, Measured(acc=66.7, recipe="default, muon", epochs=1)),
     "cct_4": _cct(4, 128, 2, 1.0, 482_123, 100.0, Measured(acc=66.6, recipe="default", epochs=3)),
@@ -355,7 +343,7 @@ MODELS: dict[str, ModelEntry] = {
     "cct_7": _cct(7, 256, 4, 2.0, 3_853_259, 578.2),
     "cvt": ModelEntry(
         target="vitctl.models.cct:patch_transformer",
-        summary="compact ViT, CVT-7/4",
+        summary="CVT-7/4, sequence pooling",
         options={**_patch(), **_compact_options(7, 256, 4, 2.0)},
         fixed={"class_token": False},
         family="cct",
@@ -366,7 +354,7 @@ MODELS: dict[str, ModelEntry] = {
     ),
     "vit_lite": ModelEntry(
         target="vitctl.models.cct:patch_transformer",
-        summary="ViT-Lite-7/4, a class token",
+        summary="ViT-Lite-7/4, class token",
         options={**_patch(), **_compact_options(7, 256, 4, 2.0)},
         fixed={"class_token": True},
         family="cct",
@@ -393,29 +381,28 @@ MODELS: dict[str, ModelEntry] = {
     "vit_timm": _finetuned("base", 768, 12, 86_098_186, 110_967.2, 98.5),
     "vit_small_timm": _finetuned("small", 384, 6, 21_815_434, 30_979.9, 97.5),
 }
-"""Every network that ``--net`` takes, besides those of timm."""
+"""Networks for ``--net``, except those of timm."""
 
 
 def find_model(net: str) -> ModelEntry:
-    """Return the row of the network ``net``; for a name that begins with ``timm/``, timm is asked.
+    """Return the row of the network ``net``, a name of :data:`MODELS` or ``timm/NAME``.
 
     Raises:
-        RequestError: no such network; the message offers near matches.
+        RequestError: unknown network; the hint suggests similar names.
     """
     if net.startswith(TIMM):
         from vitctl.models.timm_zoo import timm_entry
 
         return timm_entry(net)
     if net not in MODELS:
-        raise unknown("--net", net, MODELS, f"list them with vitctl list-models; timm's are --net {TIMM}NAME")
+        raise unknown("--net", net, MODELS, f"run vitctl list-models, or use --net {TIMM}NAME for a network of timm")
     return MODELS[net]
 
 
 def best_measured(name: str, entry: ModelEntry) -> Measured | None:
-    """Return the best that vitctl reached with a network on CIFAR-10: of its row, and of the cards of all recipes.
+    """Return vitctl's best CIFAR-10 result with a network, from its row and the cards of all recipes.
 
-    A card counts where it is of whole epochs, and of the row's layers: not where the recipe narrows them; what it does without
-    parameters, such as pooling and dropout, may differ.
+    Cards of runs with ``max_steps`` and of recipes that set options of this network in ``--net`` do not count.
     """
     known = [
         Measured(acc=card.test_acc.mean, recipe=recipe, epochs=card.epochs)
@@ -429,7 +416,7 @@ def best_measured(name: str, entry: ModelEntry) -> Measured | None:
 
 
 def table_row(name: str, entry: ModelEntry) -> dict[str, Any]:
-    """Return a row of the table as JSON values."""
+    """Return a row of the table, as JSON values."""
     measured = best_measured(name, entry)
     return {
         "name": name,
@@ -451,22 +438,20 @@ def table_row(name: str, entry: ModelEntry) -> dict[str, Any]:
 
 
 def build_model(net: str, options: Mapping[str, Value], *, img_size: int, in_chans: int, num_classes: int) -> nn.Module:
-    """Build the network ``net``.
+    """Build the network ``net``, with weights drawn from torch's global random state.
 
     Args:
         net: a name of :data:`MODELS`, or ``timm/NAME``.
-        options: every option of its row, resolved.
-        img_size: side of the square images, in pixels.
-        in_chans: 1 for grey, 3 for colour.
-        num_classes: K, the width of the logits.
+        options: value of every option of the row.
+        img_size: height and width of the images, in pixels.
+        in_chans: 1 for greyscale, 3 for colour.
+        num_classes: number of logits.
 
     Returns:
-        A module that maps float ``[B, in_chans, img_size, img_size]`` to logits ``[B, num_classes]``, initialised
-        from torch's global random state.
+        A module that maps float ``[B, in_chans, img_size, img_size]`` to logits ``[B, num_classes]``.
 
     Raises:
-        RequestError: the network is not registered, or cannot be built at this size or with these options, or does not
-            fit into memory.
+        RequestError: unknown network, impossible size or options, or not enough memory.
     """
     from vitctl.devices import is_out_of_memory
     from vitctl.models.dropout import replace_dropout
@@ -480,8 +465,10 @@ def build_model(net: str, options: Mapping[str, Value], *, img_size: int, in_cha
     except Exception as error:
         if not is_out_of_memory(error):
             raise
+        smaller = [name for name in ("embed_dim", "width", "depth") if name in options]
         raise RequestError(
-            f"--net {format_spec(net, options)} does not fit into memory; take a narrower or shallower one"
+            f"--net {format_spec(net, options)} does not fit into memory",
+            hint=f"use a smaller {or_list([*smaller, '--size'])}",
         ) from error
     replace_dropout(model)
     replace_linear(model)

@@ -1,10 +1,10 @@
-"""Class-attention in image Transformers: layers over the patches, then layers in which a class token looks at them.
+"""CaiT: self-attention layers over the patch tokens, then class-attention layers that update only a class token.
 
-Touvron et al. 2021, arXiv 2103.17239. timm's CaiT cannot have heads of any width; the predecessor's has 6 heads of 64
-at width 512.
+Touvron et al. 2021, arXiv 2103.17239. timm's CaiT requires the widths of the heads to add up to the token width;
+``cait_small`` of the original scripts has 6 heads of width 64 at token width 512.
 
-Shapes: B batch, C channels, H and W sides of the image, P side of a patch, N tokens, M tokens looked at, D width of
-the tokens, h heads, d width of a head, K classes.
+Shapes: B batch, C channels, H and W image height and width, P patch size, N tokens, M context tokens, D token width,
+h heads, d head width, K classes.
 """
 
 from __future__ import annotations
@@ -14,19 +14,19 @@ from timm.layers.mlp import Mlp
 from torch import Tensor, nn
 
 from vitctl.models.vit import PatchTokens
-from vitctl.models.weights import draw_weights
+from vitctl.models.weights import init_weights
 
 
 class TalkingHeadsAttention(nn.Module):
-    """Attention whose heads are mixed before and after the softmax (Shazeer et al. 2020, arXiv 2003.02436).
+    """Attention with heads mixed before and after the softmax (Shazeer et al. 2020, arXiv 2003.02436).
 
-    The mixing stands between the products and the softmax, so no fused kernel computes it.
+    Fused attention kernels do not support the mixing.
 
     Args:
         dim: D.
         num_heads: h.
-        head_dim: d; ``h * d`` need not be D.
-        proj_drop: dropout of the projected output.
+        head_dim: d; ``h * d`` may differ from D.
+        proj_drop: dropout rate after the output projection.
     """
 
     def __init__(self, dim: int, num_heads: int, head_dim: int, proj_drop: float) -> None:
@@ -41,18 +41,18 @@ class TalkingHeadsAttention(nn.Module):
         self.proj_drop = nn.Dropout(proj_drop)
 
     def forward(self, x: Tensor, context: Tensor) -> Tensor:
-        """Return what the tokens ``x``, ``[B, N, D]``, see in ``context``, ``[B, M, D]``: ``[B, N, D]``."""
+        """Attend from the tokens ``x``, ``[B, N, D]``, to ``context``, ``[B, M, D]``; return ``[B, N, D]``."""
         q = torch.unflatten(self.q(x) * self.scale, -1, (self.num_heads, -1))  # [B, N, h, d]
         k, v = torch.unflatten(self.kv(context), -1, (2, self.num_heads, -1)).unbind(2)  # [B, M, h, d] each
         products = q.transpose(1, 2) @ k.permute(0, 2, 3, 1)  # [B, h, N, M]
         weights = self.mix(self.mix_before, products).softmax(dim=-1)
-        seen = self.mix(self.mix_after, weights) @ v.transpose(1, 2)  # [B, h, N, d]
-        out: Tensor = self.proj_drop(self.proj(seen.transpose(1, 2).flatten(2)))  # [B, N, h * d]
+        attended = self.mix(self.mix_after, weights) @ v.transpose(1, 2)  # [B, h, N, d]
+        out: Tensor = self.proj_drop(self.proj(attended.transpose(1, 2).flatten(2)))  # [B, N, h * d]
         return out
 
     def mix(self, matrix: Tensor, maps: Tensor) -> Tensor:
-        """Return the maps ``[B, h, N, M]`` mixed: the new map g is the sum over h of ``matrix[h, g]`` times map h."""
-        # One product over flat maps; an einsum would first bring the heads to the end, and back.
+        """Mix attention maps, ``[B, h, N, M]``: new map g is the sum over h of ``matrix[h, g] * maps[:, h]``."""
+        # One matrix product over flattened maps; einsum would permute the heads to the end and back.
         mixed = matrix.T.to(maps.dtype) @ maps.flatten(2)  # [B, h, N * M]
         return torch.unflatten(mixed, 2, maps.shape[2:])  # [B, h, N, M]
 
@@ -64,10 +64,10 @@ class Layer(nn.Module):
         dim: D.
         num_heads: h.
         head_dim: d.
-        mlp_ratio: hidden width of the MLP over D.
-        dropout: after the attention's projection, and twice in the MLP.
-        layer_dropout: chance that an image skips the layer in training. What is kept is not scaled up.
-        scale: what both branches are multiplied by at first.
+        mlp_ratio: hidden width of the MLP divided by D.
+        dropout: dropout rate after the attention's projection and after both layers of the MLP.
+        layer_dropout: chance that an image skips the layer in training; the other images are not rescaled.
+        scale: initial value of LayerScale in both branches.
     """
 
     def __init__(
@@ -90,32 +90,31 @@ class Layer(nn.Module):
         self.layer_dropout = layer_dropout
 
     def forward(self, x: Tensor, patches: Tensor | None = None) -> Tensor:
-        """Return the tokens ``x`` changed by what they see in themselves and in ``patches``, ``[B, M, D]``.
+        """Update the tokens ``x``, which attend to themselves and to ``patches``, ``[B, M, D]``.
 
-        Only ``x`` is normalised; the patches come as the last layer over them left them.
+        The layer normalises only ``x``, not ``patches``.
         """
         normed = self.norm1(x)
         context = normed if patches is None else torch.cat((normed, patches), dim=1)
         out: Tensor = x + self.gamma1 * self.attn(normed, context)
         out = out + self.gamma2 * self.mlp(self.norm2(out))
         if self.training and self.layer_dropout:
-            # Drawn for each image, not for the whole batch: no layer is ever left without a gradient, and the pieces
-            # of a batch are no different from the batch.
+            # Drawn per image, not per batch, so that layers always get gradients and micro-batches make no difference.
             kept = torch.rand(x.shape[0], 1, 1, device=x.device) >= self.layer_dropout
             return torch.where(kept, out, x)
         return out
 
 
 class CaiT(nn.Module):
-    """Float ``[B, C, H, W]`` to logits ``[B, K]``.
+    """CaiT: float ``[B, C, H, W]`` to logits ``[B, K]``.
 
     Args:
-        patch_embed: makes the tokens.
-        blocks: layers over the patches' tokens.
-        class_blocks: layers in which the class token sees itself and the patches.
+        patch_embed: patch embedding.
+        blocks: self-attention layers over the patch tokens.
+        class_blocks: class-attention layers, in which the class token attends to itself and the patch tokens.
         embed_dim: D.
         num_classes: K.
-        emb_dropout: on the patches' tokens before the first layer.
+        emb_dropout: dropout rate on the patch tokens before the first layer.
     """
 
     def __init__(
@@ -139,7 +138,7 @@ class CaiT(nn.Module):
         self.head = nn.Linear(embed_dim, num_classes)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Return the logits ``[B, K]`` of the images ``[B, C, H, W]``."""
+        """Return the logits, ``[B, K]``."""
         patches = self.blocks(self.pos_drop(self.patch_embed(x) + self.pos_embed))  # [B, N, D]
         token = self.cls_token.expand(patches.shape[0], -1, -1)  # [B, 1, D]
         for block in self.class_blocks:
@@ -148,7 +147,7 @@ class CaiT(nn.Module):
         return logits
 
     def group_matcher(self, coarse: bool = False) -> dict[str, object]:
-        """Return timm's description of which parameters follow which, for layer-wise learning rates."""
+        """Return timm's grouping of parameters by depth, for layer-wise learning-rate decay."""
         return {
             "stem": r"^patch_embed|pos_embed|cls_token",
             "blocks": r"^blocks\.(\d+)",
@@ -173,10 +172,10 @@ def cait(
     layer_dropout: float,
     init: str,
 ) -> nn.Module:
-    """Build a CaiT, as vit-pytorch lays it out.
+    """Build a CaiT with the architecture of vit-pytorch's.
 
-    The module maps float ``[B, in_chans, img_size, img_size]`` to logits ``[B, num_classes]``. LayerScale starts at 0.1
-    in the first 18 layers, at 1e-5 up to the 24th and at 1e-6 from there on, as in section 2 of the paper.
+    LayerScale starts at 0.1 in the first 18 layers, at 1e-5 in the next 6 and at 1e-6 in all further ones, as in
+    section 2 of the paper.
 
     Args:
         img_size: H and W, in pixels.
@@ -184,16 +183,19 @@ def cait(
         num_classes: K.
         patch_size: P, which divides ``img_size``.
         embed_dim: D.
-        depth: number of layers over the patches.
-        class_depth: number of layers of the class token.
+        depth: number of self-attention layers over the patch tokens.
+        class_depth: number of class-attention layers.
         num_heads: h.
-        head_dim: d; the attention's inner width is ``h * d``.
-        mlp_ratio: hidden width of the MLP over D.
-        dropout: after each projection of a layer, twice in its MLP.
-        emb_dropout: on the patches' tokens before the first layer.
+        head_dim: d; ``h * d`` may differ from D.
+        mlp_ratio: hidden width of the MLP divided by D.
+        dropout: dropout rate after the attention's projection and after both layers of the MLP.
+        emb_dropout: dropout rate on the patch tokens before the first layer.
         layer_dropout: chance that an image skips a layer in training.
-        init: ``vit`` (linear layers and embeddings normal of std 0.02, heads mixed by the identity and a normal of std
-            0.02) or ``predecessor`` (torch's own linear layers, embeddings and mixing matrices N(0, 1)).
+        init: ``vit`` (linear layers and embeddings: normal with std 0.02; mixing matrices: identity plus normal with
+            std 0.02) or ``predecessor`` (linear layers: torch's default; embeddings and mixing matrices: N(0, 1)).
+
+    Returns:
+        A module that maps float ``[B, C, H, W]`` to logits ``[B, K]``.
     """
 
     def layers(count: int) -> list[Layer]:
@@ -208,7 +210,7 @@ def cait(
         num_classes=num_classes,
         emb_dropout=emb_dropout,
     )
-    draw_weights(model, init, (model.pos_embed, model.cls_token))
+    init_weights(model, init, (model.pos_embed, model.cls_token))
     for module in model.modules():
         if isinstance(module, TalkingHeadsAttention):
             for matrix in (module.mix_before, module.mix_after):

@@ -1,9 +1,8 @@
-"""Compact transformers: ``cct`` makes its tokens by a few convolutions, ``cvt`` and ``vit_lite`` cut them out as patches.
+"""Compact transformers: ``cct`` with a convolutional tokenizer, ``cvt`` and ``vit_lite`` with a patch embedding.
 
-Hassani et al. 2021, arXiv 2104.05704. ``cct`` and ``cvt`` replace the class token by sequence pooling.
+Hassani et al. 2021, arXiv 2104.05704. ``cct`` and ``cvt`` pool the sequence instead of using a class token.
 
-Shapes: B batch, C channels, H and W sides of the image, h and w those of the last map, N = h * w tokens, D width,
-K classes.
+Shapes: B batch, C channels, H and W image height and width, N tokens, D token width, K classes.
 """
 
 from __future__ import annotations
@@ -20,13 +19,13 @@ from torch import Tensor, nn
 
 
 class ConvTokenizer(nn.Module):
-    """Convolutions without bias, each followed by ReLU and a 3x3 max-pooling of stride 2.
+    """Convolutions without bias, each followed by ReLU and 3x3 max-pooling with stride 2.
 
-    Maps float ``[B, C, H, W]`` to tokens ``[B, N, D]``, row by row.
+    Maps float ``[B, C, H, W]`` to tokens ``[B, N, D]``, in row-major order.
 
     Args:
-        widths: channels before, between and after the convolutions: C first, D last.
-        kernel: side of each of their kernels.
+        widths: channels before, between and after the convolutions, from C to D.
+        kernel: kernel size of the convolutions.
     """
 
     def __init__(self, widths: Sequence[int], kernel: int) -> None:
@@ -38,7 +37,7 @@ class ConvTokenizer(nn.Module):
         )
 
     def grid(self, img_size: int) -> int:
-        """Return the side of the last map for an image of side ``img_size``; it is at least 1."""
+        """Return the height and width of the token grid for a square image; it is at least 1."""
         side = img_size
         for conv in self.convs:
             assert isinstance(conv, nn.Conv2d)
@@ -47,22 +46,22 @@ class ConvTokenizer(nn.Module):
         return side
 
     def forward(self, x: Tensor) -> Tensor:
-        """Return the tokens ``[B, N, D]`` of the images ``[B, C, H, W]``."""
+        """Return the tokens, ``[B, N, D]``."""
         for conv in self.convs:
-            # A CPU convolves and pools faster with the channels innermost, and the tokens want them there anyway.
+            # CPUs convolve and pool channels-last tensors faster, and tokens are channels-last anyway.
             x = conv(x.contiguous(memory_format=torch.channels_last))
-            # ReLU commutes with the maximum, and after the pooling it has a quarter of the work.
+            # ReLU commutes with max-pooling, and is cheaper on the smaller map.
             x = F.relu(F.max_pool2d(x, kernel_size=3, stride=2, padding=1))
         return x.flatten(2).transpose(1, 2)  # [B, N, D]
 
 
 class PatchTokenizer(nn.Module):
-    """Patches, each projected without a bias: float ``[B, C, H, W]`` to tokens ``[B, N, D]``, row by row.
+    """Patch embedding without bias: float ``[B, C, H, W]`` to tokens ``[B, N, D]``, in row-major order.
 
     Args:
         in_chans: C.
         embed_dim: D.
-        patch_size: side of a patch, which divides that of the image.
+        patch_size: patch size in pixels, which divides H and W.
     """
 
     def __init__(self, in_chans: int, embed_dim: int, patch_size: int) -> None:
@@ -70,7 +69,7 @@ class PatchTokenizer(nn.Module):
         self.convs = nn.ModuleList([nn.Conv2d(in_chans, embed_dim, patch_size, patch_size, bias=False)])
 
     def forward(self, x: Tensor) -> Tensor:
-        """Return the tokens ``[B, N, D]`` of the images ``[B, C, H, W]``."""
+        """Return the tokens, ``[B, N, D]``."""
         tokens: Tensor = self.convs[0](x).flatten(2).transpose(1, 2)  # [B, N, D]
         return tokens
 
@@ -78,16 +77,16 @@ class PatchTokenizer(nn.Module):
 class Block(nn.Module):
     """Encoder block of the compact transformers: tokens ``[B, N, D]`` to ``[B, N, D]``.
 
-    Attention is pre-norm; the second norm lies on the main path, so that its output is what the MLP sees and what
-    the MLP's output is added to.
+    The first norm is part of the attention branch. The second is applied to the residual stream, so its output is
+    both the input of the MLP and the tensor to which the MLP's output is added.
 
     Args:
         dim: D.
-        num_heads: attention heads; divides ``dim``.
-        mlp_ratio: hidden width of the MLP over D.
-        dropout: after the attention's projection, and twice in the MLP.
-        attn_dropout: on the attention weights.
-        drop_path: chance that a sample skips a branch in training.
+        num_heads: number of attention heads, which divides ``dim``.
+        mlp_ratio: hidden width of the MLP divided by D.
+        dropout: dropout rate after the attention's projection and after both layers of the MLP.
+        attn_dropout: dropout rate on the attention weights.
+        drop_path: chance that an image skips a branch in training.
     """
 
     def __init__(
@@ -101,7 +100,7 @@ class Block(nn.Module):
         self.drop_path = DropPath(drop_path) if drop_path else nn.Identity()
 
     def forward(self, x: Tensor) -> Tensor:
-        """Return tokens ``[B, N, D]`` for tokens ``[B, N, D]``."""
+        """Return the updated tokens, ``[B, N, D]``."""
         x = self.norm2(x + self.drop_path(self.attn(self.norm1(x))))
         x = x + self.drop_path(self.mlp(x))
         return x
@@ -111,13 +110,13 @@ class CompactTransformer(nn.Module):
     """Compact transformer: float ``[B, C, H, W]`` to logits ``[B, K]``.
 
     Args:
-        tokenizer: makes the tokens.
-        blocks: what they pass through.
+        tokenizer: maps images to tokens.
+        blocks: encoder blocks.
         num_tokens: N.
         embed_dim: D.
         num_classes: K.
-        dropout: on the tokens before the first block.
-        class_token: give the head a learned token that goes before the others, instead of their weighted mean.
+        dropout: dropout rate on the tokens before the first block.
+        class_token: prepend a class token as the head's input, instead of pooling the sequence with learned weights.
     """
 
     def __init__(
@@ -152,7 +151,7 @@ class CompactTransformer(nn.Module):
                     nn.init.zeros_(module.bias)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Return the logits ``[B, K]`` of the images ``[B, C, H, W]``."""
+        """Return the logits, ``[B, K]``."""
         x = self.tokenizer(x)  # [B, N, D]
         if self.cls_token is not None:
             x = torch.cat((self.cls_token.expand(x.shape[0], -1, -1), x), dim=1)  # [B, 1 + N, D]
@@ -166,7 +165,7 @@ class CompactTransformer(nn.Module):
         return logits
 
     def group_matcher(self, coarse: bool = False) -> dict[str, object]:
-        """Return timm's description of which parameters follow which, for layer-wise learning rates."""
+        """Return timm's grouping of parameters by depth, for layer-wise learning-rate decay."""
         return {
             "stem": r"^tokenizer|pos_embed|cls_token",
             "blocks": [(r"^blocks\.(\d+)", None), (r"^norm", (99_999,))],
@@ -202,9 +201,7 @@ def cct(
     attn_dropout: float,
     drop_path_rate: float,
 ) -> nn.Module:
-    """Build a compact convolutional transformer.
-
-    The module maps float ``[B, in_chans, img_size, img_size]`` to logits ``[B, num_classes]``. Positions are learned.
+    """Build a compact convolutional transformer with a learned position embedding.
 
     Args:
         img_size: H and W, in pixels.
@@ -212,14 +209,18 @@ def cct(
         num_classes: K.
         embed_dim: D.
         depth: number of blocks.
-        num_heads: attention heads; divides ``embed_dim``.
-        mlp_ratio: hidden width of the MLP over D.
-        conv_layers: convolutions of the tokenizer, each followed by a pooling that halves the map.
-        conv_kernel: side of their kernels; the stride is 1 up to 5, then grows with it.
-        conv_width: channels of all but the last of them, which has D.
-        dropout: on the tokens before the first block, after each attention's projection, twice in each MLP.
-        attn_dropout: on the attention weights.
-        drop_path_rate: stochastic depth of the last block; it grows linearly from 0 at the first.
+        num_heads: number of attention heads, which divides ``embed_dim``.
+        mlp_ratio: hidden width of the MLP divided by D.
+        conv_layers: number of tokenizer convolutions, each followed by a pooling that halves the map.
+        conv_kernel: kernel size of the convolutions; the stride is 1 up to 5 and grows with larger kernels.
+        conv_width: channels of all convolutions but the last, which has D.
+        dropout: dropout rate on the tokens before the first block, after the attention's projection and after both
+            layers of the MLP.
+        attn_dropout: dropout rate on the attention weights.
+        drop_path_rate: drop path rate of the last block; it rises linearly from 0 in the first.
+
+    Returns:
+        A module that maps float ``[B, C, H, W]`` to logits ``[B, K]``.
     """
     tokenizer = ConvTokenizer([in_chans, *[conv_width] * (conv_layers - 1), embed_dim], conv_kernel)
     return CompactTransformer(
@@ -247,23 +248,25 @@ def patch_transformer(
     attn_dropout: float,
     drop_path_rate: float,
 ) -> nn.Module:
-    """Build a compact transformer over patches: ViT-Lite, or CVT.
-
-    The module maps float ``[B, in_chans, img_size, img_size]`` to logits ``[B, num_classes]``. Positions are learned.
+    """Build a compact transformer with a patch embedding and a learned position embedding: ViT-Lite or CVT.
 
     Args:
-        class_token: ViT-Lite has one; CVT pools the sequence.
+        class_token: use a class token (ViT-Lite) instead of sequence pooling (CVT).
         img_size: H and W, in pixels.
         in_chans: C.
         num_classes: K.
-        patch_size: side of a patch, which divides ``img_size``.
+        patch_size: patch size in pixels, which divides ``img_size``.
         embed_dim: D.
         depth: number of blocks.
-        num_heads: attention heads; divides ``embed_dim``.
-        mlp_ratio: hidden width of the MLP over D.
-        dropout: on the tokens before the first block, after each attention's projection, twice in each MLP.
-        attn_dropout: on the attention weights.
-        drop_path_rate: stochastic depth of the last block; it grows linearly from 0 at the first.
+        num_heads: number of attention heads, which divides ``embed_dim``.
+        mlp_ratio: hidden width of the MLP divided by D.
+        dropout: dropout rate on the tokens before the first block, after the attention's projection and after both
+            layers of the MLP.
+        attn_dropout: dropout rate on the attention weights.
+        drop_path_rate: drop path rate of the last block; it rises linearly from 0 in the first.
+
+    Returns:
+        A module that maps float ``[B, C, H, W]`` to logits ``[B, K]``.
     """
     return CompactTransformer(
         PatchTokenizer(in_chans, embed_dim, patch_size),

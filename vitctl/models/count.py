@@ -1,7 +1,7 @@
-"""What a network costs, found without running it: shapes pass through it on torch's ``meta`` device.
+"""Parameters, operations and output shapes of a network, counted on torch's ``meta`` device.
 
-Every figure is for one image, forward, in evaluation mode. Nothing is allocated or computed, and torch's random
-state is left as it was, so a count may be taken in the middle of anything.
+All figures are for a forward pass of one image in evaluation mode. Nothing is allocated or computed, and torch's random
+state does not change.
 """
 
 from __future__ import annotations
@@ -16,27 +16,26 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 Build = Callable[[], nn.Module]
-"""Makes the network to be counted; called under ``torch.device("meta")``."""
+"""Builds the network to count; called under ``torch.device("meta")``."""
 
 LAYER_NORMS = (nn.LayerNorm, LayerNorm)
-"""Norms over the last dimension alone."""
+"""Norms over the last dimension only."""
 
 
 def count_parameters(model: nn.Module) -> int:
-    """Return how many numbers the parameters of ``model`` hold, each shared one counted once."""
+    """Return the number of parameters of ``model``; shared ones count once."""
     return sum(parameter.numel() for parameter in model.parameters())
 
 
 @dataclass(frozen=True)
 class ForwardCost:
-    """What one image costs.
+    """Cost of a forward pass of one image.
 
     Attributes:
-        mflop: of its way through the network, a multiply-add counted as two, attention products included: on ``meta``
-            the fused kernels that hide them on a CPU do not exist.
-        tokens: length of the sequence that enters the first block, 0 for a network without a sequence. Blocks are what
-            the network keeps under the name ``blocks``. A map is a sequence of its positions where the first block
-            normalises each of them by itself, as those of window transformers do.
+        mflop: 10^6 floating-point operations; a multiply-add counts as two. Attention products are included, as fused
+            kernels, which would hide them from the counter, are not used on ``meta``.
+        tokens: length of the sequence that enters the first module of ``blocks``, or 0. A feature map counts as the
+            sequence of its positions if that module applies a LayerNorm to each position, as window transformers do.
     """
 
     mflop: float
@@ -44,13 +43,7 @@ class ForwardCost:
 
 
 def forward_cost(build: Build, in_chans: int, img_size: int) -> ForwardCost:
-    """Return what one image's way through the network costs.
-
-    Args:
-        build: makes the network.
-        in_chans: C of the image.
-        img_size: H and W of the image.
-    """
+    """Count the operations and tokens of one image of ``[in_chans, img_size, img_size]``."""
     counter = FlopCounterMode(display=False)
     lengths: list[int] = []
 
@@ -73,35 +66,30 @@ def forward_cost(build: Build, in_chans: int, img_size: int) -> ForwardCost:
 
 
 def activation_floats(build: Build, in_chans: int, img_size: int) -> int:
-    """Return the greatest number of floats that any module of the network puts out for one image.
+    """Return the size of the largest output of any module for one image of ``[in_chans, img_size, img_size]``.
 
-    It says how much of a fast memory one image needs while a layer works on it.
-
-    Args:
-        build: makes the network.
-        in_chans: C of the image.
-        img_size: H and W of the image.
+    It indicates how much cache an image needs while a layer processes it.
     """
-    greatest = 0
+    largest = 0
 
     def note(module: nn.Module, args: object, output: object) -> None:
-        nonlocal greatest
+        nonlocal largest
         if isinstance(output, Tensor):
-            greatest = max(greatest, output.numel())
+            largest = max(largest, output.numel())
 
     _trace(build, in_chans, img_size, watch=lambda _, module: module.register_forward_hook(note))
-    return greatest
+    return largest
 
 
 @dataclass(frozen=True)
 class LayerRow:
-    """A layer, as a table of them shows it.
+    """A row of a table of layers.
 
     Attributes:
-        name: within the network.
-        kind: its class.
-        shape: of what it puts out for one image; None where that is no tensor, or it is not reached.
-        params: how many it holds.
+        name: qualified name in the network.
+        kind: name of the class.
+        shape: shape of the output for one image; None if the output is not a tensor or the layer is not called.
+        params: number of parameters.
     """
 
     name: str
@@ -111,14 +99,9 @@ class LayerRow:
 
 
 def layer_table(build: Build, in_chans: int, img_size: int) -> list[LayerRow]:
-    """Return the layers of a network in their order: its children, and those of lists and sequences in their place.
+    """Return the children of a network in order, with lists and sequences replaced by their own children.
 
-    Layers that neither hold a parameter nor are reached are left out.
-
-    Args:
-        build: makes the network.
-        in_chans: C of the image.
-        img_size: H and W of the image.
+    Layers that have no parameters and are not called are left out.
     """
     layers: list[tuple[str, nn.Module]] = []
     shapes: dict[str, tuple[int, ...]] = {}
@@ -156,17 +139,17 @@ def _trace(
     watch: Callable[[str, nn.Module], object] | None = None,
     running: AbstractContextManager[object] | None = None,
 ) -> None:
-    """Pass the shape of one image through the network that ``build`` makes.
+    """Run the network for one image on ``meta``.
 
     Args:
-        build: makes the network.
-        in_chans: C of the image.
-        img_size: H and W of the image.
-        watch: called with each module and its name beforehand, to hang hooks on.
-        running: held open while the network runs.
+        build: builds the network.
+        in_chans: channels of the image.
+        img_size: height and width of the image.
+        watch: called with the name of each module and the module before the run, to register hooks.
+        running: context manager for the run.
     """
     with torch.device("meta"), torch.no_grad():
-        model = build().eval().requires_grad_(False)  # the counter stumbles over views of parameters that want one
+        model = build().eval().requires_grad_(False)  # the counter fails on views of parameters that require gradients
         for name, module in model.named_modules():
             if watch is not None:
                 watch(name, module)

@@ -1,4 +1,4 @@
-"""A network in detail: options, layers and what it costs with them."""
+"""Details of a network for ``vitctl list-models``: its options, layers and costs."""
 
 from __future__ import annotations
 
@@ -14,19 +14,19 @@ from vitctl.registry import Option, split_spec
 
 
 def describe_network(spec: str, size: int | None) -> dict[str, Any]:
-    """Return a network's row, its options and its layers, and what it costs with the options asked for.
+    """Describe a network with given options, for 3 channels and 10 classes.
 
     Args:
         spec: ``NAME[:key=value,...]``.
-        size: side of the images; None is the network's own.
+        size: height and width of the images; None for the network's default.
 
     Returns:
-        The row as :func:`vitctl.models.table_row` gives it, with ``params, mflop, tokens, img_size`` as with these
-        options at this size, 3 channels and 10 classes; ``options`` as a list of ``name, value, allowed, help``; and
-        ``layers`` as one of ``name, kind, shape, params``.
+        The row of :func:`vitctl.models.table_row`, with ``params, mflop, tokens, img_size`` for these options and this
+        size; ``options``, a list of ``name, value, allowed, help``; and ``layers``, a list of ``name, kind, shape,
+        params``.
 
     Raises:
-        RequestError: no such network or option, or it cannot take the size.
+        RequestError: unknown network or option, or impossible size.
     """
     net, given = split_spec(spec, "--details")
     entry = find_model(net)
@@ -60,7 +60,7 @@ def describe_network(spec: str, size: int | None) -> dict[str, Any]:
 
 
 def allowed(option: Option) -> str:
-    """Return what an option may be, in a few words."""
+    """Return a short description of the valid values of an option."""
     if option.choices:
         return ", ".join(str(choice) if choice != "" else "''" for choice in option.choices)
     kind = {bool: "true or false", int: "whole number", float: "number", str: "text"}[type(option.default)]
@@ -69,10 +69,10 @@ def allowed(option: Option) -> str:
 
 
 def timm_rows(names: list[str]) -> list[dict[str, Any]]:
-    """Return timm's networks as JSON values: ``name, img_size, pretrained``."""
+    """Return ``name, img_size, pretrained`` of networks of timm, as JSON values."""
     rows: list[dict[str, Any]] = []
     for name in names:
         config = timm.get_pretrained_cfg(name)
-        assert config is not None  # there is one for every registered name
+        assert config is not None  # every registered name has one
         rows.append({"name": f"timm/{name}", "img_size": config.input_size[-1], "pretrained": bool(config.has_weights)})
     return rows

@@ -1,4 +1,4 @@
-"""Dropout whose random numbers cost a CPU little."""
+"""Dropout with fast random numbers on a CPU."""
 
 from __future__ import annotations
 
@@ -10,17 +10,17 @@ _LEVELS = 1 << 16
 
 
 class Dropout(nn.Dropout):
-    """Dropout that draws 16 random bits for each element on a CPU, and is torch's own elsewhere.
+    """Dropout that uses 16 random bits per element on a CPU, and torch's implementation on other devices.
 
-    torch draws the elements' fates one after the other, from two steps of the generator each, unless the processor is
-    Intel's; in a Vision Transformer that is a tenth of a training step. Here one step serves two elements. The rate is
-    that asked for, rounded to 1/65536, and what is kept is scaled up by the rounded rate, so that the mean stays.
+    On CPUs other than Intel's, torch draws elements one at a time, with two steps of the generator for each. That takes
+    a tenth of a Vision Transformer's training step. Here, one step serves two elements. The rate is rounded to 1/65536,
+    and the scale of the kept elements follows the rounded rate, so that the mean is preserved.
 
-    Maps floats of any shape to floats of the same shape. The draws come from torch's global generator.
+    Maps floats of any shape to floats of the same shape. Random numbers come from torch's global generator.
     """
 
     def forward(self, input: Tensor) -> Tensor:
-        """Return ``input`` with elements zeroed at random while training, and as it is otherwise."""
+        """Return ``input`` with random elements set to zero in training, and unchanged in evaluation."""
         if not self.training or input.device.type != "cpu":
             return F.dropout(input, self.p, self.training)
         dropped = min(round(self.p * _LEVELS), _LEVELS - 1)
@@ -33,7 +33,7 @@ class Dropout(nn.Dropout):
 
 
 def replace_dropout(model: nn.Module) -> None:
-    """Put :class:`Dropout` wherever ``model`` has torch's with a rate above 0."""
+    """Replace every ``nn.Dropout`` of ``model`` that has a rate above 0 with :class:`Dropout`, in place."""
     for module in list(model.modules()):
         for name, child in module.named_children():
             if type(child) is nn.Dropout and child.p > 0:

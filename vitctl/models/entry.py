@@ -9,17 +9,17 @@ from vitctl.models.checks import check_common
 from vitctl.registry import Entry, Value
 
 TIMM = "timm/"
-"""Prefix of the names of timm's networks."""
+"""Prefix for names of timm's networks."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Measured:
-    """What vitctl reached with a network on the CIFAR-10 test set.
+    """A network's result on the CIFAR-10 test set.
 
     Attributes:
         acc: test accuracy of the last weights, in percent.
-        recipe: what it was trained with.
-        epochs: for how long, over all training images that the recipe does not hold out.
+        recipe: recipe of the training run.
+        epochs: number of epochs, over all training images that the recipe does not hold out.
     """
 
     acc: float
@@ -32,21 +32,22 @@ class ModelEntry(Entry):
     """A network of the table.
 
     Attributes:
-        fixed: arguments of the function that tell this row from others of the same function; no options.
-        family: what it is kin to, for listings.
-        params: parameters at 10 classes and :attr:`img_size`, in all.
-        mflop: one forward pass of one image of that size; a multiply-add counts as two, attention products included.
-        tokens: length of the sequence at that size, 0 for networks without one.
-        img_size: the image size to use when nobody asks for another.
-        batchnorm: a batch must not be cut into pieces, as the statistics would change.
-        channels_last: types of devices on which it is faster when images come with their channels innermost.
-        weights: timm's name of pretrained weights for it, or empty where there are none.
-        pretrained: it starts from them unless ``--pretrained`` says otherwise.
-        check: refuses sizes and options that it cannot take, beyond what holds for every network.
-        paper: where it was described.
-        published_acc: what the predecessor published for CIFAR-10, in percent.
-        measured: what vitctl reached; None where nobody measured, or recipes have a card of it.
-        note: how its figures differ from those of the predecessor, and why.
+        fixed: fixed arguments of the target, for rows that share one.
+        family: group of related networks, for listings.
+        params: number of parameters for 10 classes at :attr:`img_size`.
+        mflop: cost of a forward pass of one image at that size, in 10^6 floating-point operations; a multiply-add
+            counts as two, and attention products are included.
+        tokens: sequence length at that size; 0 for networks without tokens.
+        img_size: default image size.
+        batchnorm: whether the network has BatchNorm; if so, gradient accumulation would change its statistics.
+        channels_last: device types on which channels-last images are faster.
+        weights: timm's name of pretrained weights for the network, or empty.
+        pretrained: whether it starts from these weights by default.
+        check: checks sizes and options, in addition to :func:`vitctl.models.checks.check_common`.
+        paper: publication that describes the network.
+        published_acc: CIFAR-10 test accuracy published by the original scripts, in percent.
+        measured: vitctl's result; None if there is none, or only a recipe's card has it.
+        note: how its figures differ from those of the original scripts, and why.
     """
 
     fixed: Mapping[str, Value] = field(default_factory=dict)
@@ -66,15 +67,15 @@ class ModelEntry(Entry):
     note: str = ""
 
     def check_size(self, name: str, options: Mapping[str, Value], img_size: int) -> None:
-        """Refuse an image size that the network cannot take, and options that do not go together.
+        """Check that the network can be built with these options at this image size.
 
         Args:
-            name: what the network is called.
-            options: every option of its row, resolved.
-            img_size: side of the square images, in pixels.
+            name: name of the network in messages.
+            options: value of every option of the row.
+            img_size: height and width of the images, in pixels.
 
         Raises:
-            RequestError: the message names what would do.
+            RequestError: it cannot; the hint names values that work.
         """
         check_common(name, options, img_size)
         if self.check is not None:

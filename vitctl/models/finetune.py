@@ -1,7 +1,4 @@
-"""timm's Vision Transformers as they come, to be started from pretrained weights.
-
-Shapes: B batch, C channels, K classes.
-"""
+"""timm's unmodified Vision Transformers, to fine-tune from pretrained weights."""
 
 from __future__ import annotations
 
@@ -22,22 +19,24 @@ def vit_timm(
     dropout: float,
     drop_path_rate: float,
 ) -> nn.Module:
-    """Build timm's Vision Transformer, with timm's initialisation.
+    """Build timm's Vision Transformer with a class token and timm's initial weights.
 
-    The module maps float ``[B, in_chans, img_size, img_size]`` to logits ``[B, num_classes]``; the head sees the class
-    token. :mod:`vitctl.models.pretrained` gives it pretrained weights, resampling positions and patches to the size.
+    :mod:`vitctl.models.pretrained` loads pretrained weights into it.
 
     Args:
-        img_size: H and W, in pixels.
-        in_chans: C.
-        num_classes: K.
-        patch_size: side of a patch, which divides ``img_size``.
-        embed_dim: width of the tokens.
+        img_size: height and width of the images, in pixels.
+        in_chans: channels of the images.
+        num_classes: number of logits.
+        patch_size: patch size in pixels, which divides ``img_size``.
+        embed_dim: token width.
         depth: number of blocks.
-        num_heads: attention heads; divides ``embed_dim``.
-        mlp_ratio: hidden width of the MLP over ``embed_dim``.
-        dropout: after each projection of a block, twice in its MLP.
-        drop_path_rate: stochastic depth of the last block; it grows linearly from 0 at the first.
+        num_heads: number of attention heads, which divides ``embed_dim``.
+        mlp_ratio: hidden width of the MLP divided by ``embed_dim``.
+        dropout: dropout rate after the attention's projection and after both layers of the MLP.
+        drop_path_rate: drop path rate of the last block; it rises linearly from 0 in the first.
+
+    Returns:
+        A module that maps float ``[B, in_chans, img_size, img_size]`` to logits ``[B, num_classes]``.
     """
     model: nn.Module = VisionTransformer(
         img_size=img_size,
@@ -51,5 +50,5 @@ def vit_timm(
         proj_drop_rate=dropout,
         drop_path_rate=drop_path_rate,
     )
-    nn.init.trunc_normal_(model.get_parameter("head.weight"), std=0.02)  # timm's begins at zero
+    nn.init.trunc_normal_(model.get_parameter("head.weight"), std=0.02)  # timm's head starts at zero
     return model

@@ -1,7 +1,7 @@
-"""What the predecessor's networks call their weights, and what ours call them.
+"""Conversion of weights from the original scripts: rules that map their tensor names and shapes to vitctl's.
 
-Its modules stack ``nn.Sequential``, residual wrappers and pre-norm wrappers, whose numbers these patterns translate. Of
-every tensor it is known what it becomes; nothing is passed over.
+Their modules nest ``nn.Sequential``, residual and pre-norm wrappers, so their names contain indices, which the patterns
+translate. Every tensor must match a rule; none is ignored.
 """
 
 from __future__ import annotations
@@ -23,14 +23,14 @@ Options = Mapping[str, Value]
 
 @dataclass(frozen=True)
 class Rule:
-    """What becomes of the tensors whose name a pattern matches as a whole.
+    """Conversion of the tensors of the original scripts whose full name matches a pattern.
 
     Attributes:
-        pattern: of the predecessor's name.
-        name: ours: a template for :meth:`re.Match.expand`, or a function of the match; None where ours has no such
-            tensor, after ``check`` has found that nothing is lost.
-        change: brings the tensor into our shape.
-        check: refuses a tensor that ours cannot do without.
+        pattern: regular expression for the name in the original scripts.
+        name: name in vitctl: a template for :meth:`re.Match.expand`, or a function of the match. None drops the tensor
+            if ``check`` accepts it.
+        change: converts the tensor to vitctl's shape.
+        check: returns whether a tensor can be dropped without loss.
     """
 
     pattern: str
@@ -64,7 +64,7 @@ def _vit(options: Options) -> list[Rule]:
 
 
 def _vit_small(options: Options) -> list[Rule]:
-    # Its last norm sees the one vector that the head sees.
+    # The last norm is applied after pooling.
     return [Rule(rf"mlp_head\.0\.{_END}", r"fc_norm.\1"), *_vit(options)]
 
 
@@ -112,13 +112,13 @@ def _swin(options: Options) -> list[Rule]:
     layer = r"stage(\d)\.layers\.(\d+)\.([01])\."
 
     def block(tail: str) -> Callable[[re.Match[str]], str]:
-        """Stages count from 1 there, and a layer is a pair of blocks, the second one shifted."""
+        """In the scripts, stages count from 1, and a layer is a pair of blocks, of which the second is shifted."""
         return lambda match: match.expand(
             f"stages.{int(match[1]) - 1}.blocks.{2 * int(match[2]) + int(match[3])}.{tail}"
         )
 
     def expected(upper: bool) -> Callable[[Tensor], bool]:
-        """Of a mask that is not learned, whether it parts the window as ours does: above and below, or left and right."""
+        """Compare an untrained mask with vitctl's, for windows split into upper and lower or left and right parts."""
         window = int(options["window_size"])
         last = border_mask(2 * window, window, window // 2)[2 if upper else 1] if window > 1 else torch.zeros(1, 1)
         return lambda tensor: torch.equal(tensor, last)
@@ -143,7 +143,7 @@ def _mlpmixer(options: Options) -> list[Rule]:
     depth, patch = int(options["depth"]), int(options["patch_size"])
 
     def block(tail: str) -> Callable[[re.Match[str]], str]:
-        """The cutting and the projection of the patches go before the blocks."""
+        """Before the blocks, the scripts have two modules: patch extraction and projection."""
         return lambda match: match.expand(f"blocks.{int(match[1]) - 2}.{tail}")
 
     def convolution(tensor: Tensor) -> Tensor:
@@ -167,7 +167,7 @@ def _mlpmixer(options: Options) -> list[Rule]:
 
 def _convmixer(options: Options) -> list[Rule]:
     def block(tail: str) -> Callable[[re.Match[str]], str]:
-        """The projection of the patches, its activation and its norm go before the blocks."""
+        """Before the blocks, the scripts have three modules: patch projection, activation and norm."""
         return lambda match: match.expand(f"blocks.{int(match[1]) - 3}.{tail}")
 
     return [
@@ -188,24 +188,24 @@ def _mobilevit(options: Options) -> list[Rule]:
         convolution, part = divmod(int(match[2]), 3)
         return f"stages.{residual[int(match[1])]}.conv.{convolution}.{part}.{match[3]}"
 
-    def attending(tail: str) -> Callable[[re.Match[str]], str]:
+    def transformer(tail: str) -> Callable[[re.Match[str]], str]:
         return lambda match: match.expand(f"stages.{int(match[1]) + 2}.1.{tail}")
 
     layer = r"mvit\.(\d)\.transformer\.layers\.(\d+)\."
     rules = [
         Rule(rf"conv1\.([01])\.{_NORM}", r"stem.\1.\2"),
         Rule(rf"mv2\.([0-6])\.conv\.([013467])\.{_NORM}", inverted),
-        Rule(rf"{layer}0\.norm\.{_END}", attending(r"blocks.\2.norm1.\3")),
-        Rule(rf"{layer}0\.fn\.to_qkv\.weight", attending(r"blocks.\2.attn.qkv.weight")),
-        Rule(rf"{layer}0\.fn\.to_out\.0\.{_END}", attending(r"blocks.\2.attn.proj.\3")),
-        Rule(rf"{layer}1\.norm\.{_END}", attending(r"blocks.\2.norm2.\3")),
-        Rule(rf"{layer}1\.fn\.net\.0\.{_END}", attending(r"blocks.\2.mlp.fc1.\3")),
-        Rule(rf"{layer}1\.fn\.net\.3\.{_END}", attending(r"blocks.\2.mlp.fc2.\3")),
+        Rule(rf"{layer}0\.norm\.{_END}", transformer(r"blocks.\2.norm1.\3")),
+        Rule(rf"{layer}0\.fn\.to_qkv\.weight", transformer(r"blocks.\2.attn.qkv.weight")),
+        Rule(rf"{layer}0\.fn\.to_out\.0\.{_END}", transformer(r"blocks.\2.attn.proj.\3")),
+        Rule(rf"{layer}1\.norm\.{_END}", transformer(r"blocks.\2.norm2.\3")),
+        Rule(rf"{layer}1\.fn\.net\.0\.{_END}", transformer(r"blocks.\2.mlp.fc1.\3")),
+        Rule(rf"{layer}1\.fn\.net\.3\.{_END}", transformer(r"blocks.\2.mlp.fc2.\3")),
         Rule(rf"conv2\.([01])\.{_NORM}", r"last.\1.\2"),
         Rule(r"fc\.weight", "head.weight"),
     ]
     for theirs, ours in (("conv1", "conv_in"), ("conv2", "widen"), ("conv3", "narrow"), ("conv4", "conv_out")):
-        rules.append(Rule(rf"mvit\.(\d)\.{theirs}\.([01])\.{_NORM}", attending(rf"{ours}.\2.\3")))
+        rules.append(Rule(rf"mvit\.(\d)\.{theirs}\.([01])\.{_NORM}", transformer(rf"{ours}.\2.\3")))
     return rules
 
 
@@ -250,65 +250,68 @@ RULES: dict[str, Callable[[Options], list[Rule]]] = {
     "vgg": _vgg,
     "vit_timm": _unchanged,
 }
-"""The networks of the predecessor, and how their weights are called."""
+"""For each network of the original scripts, the function that returns its rules."""
+
+_OPTIONS_HINT = "use the --net, --patch, --size, --dataset and --convkernel that the weights were trained with"
 
 
 def translate(
     net: str, options: Options, tensors: Mapping[str, Tensor], expected: Mapping[str, Tensor]
 ) -> dict[str, Tensor]:
-    """Return the predecessor's weights under our names and in our shapes.
+    """Convert weights from the original scripts to vitctl's names and shapes.
 
     Args:
         net: a name of :data:`RULES`.
-        options: every option of its row, resolved.
-        tensors: the predecessor's weights.
-        expected: the state of our network, for its names and shapes.
+        options: value of every option of the row.
+        tensors: weights from the original scripts.
+        expected: state dict of vitctl's network, for its names and shapes.
 
     Raises:
-        RequestError: a tensor that the predecessor's network of these options has not, or that is not there, or of
-            another shape, or no finite numbers.
+        RequestError: a tensor is unknown or missing, or has the wrong shape, the wrong type, NaN or infinity.
     """
     rules = [(re.compile(rule.pattern), rule) for rule in RULES[net](options)]
     state: dict[str, Tensor] = {}
-    foreign: list[str] = []
+    unknown: list[str] = []
     for theirs, tensor in tensors.items():
         match, rule = next(
             ((found, rule) for pattern, rule in rules if (found := pattern.fullmatch(theirs))), (None, None)
         )
         if match is None or rule is None:
-            foreign.append(theirs)
+            unknown.append(theirs)
             continue
         if rule.name is None:
             if not rule.check(tensor):
-                raise RequestError(f"{theirs} is not what --net {net} with these options has there")
+                raise RequestError(f"{theirs} is not the mask of --net {net} with these options", hint=_OPTIONS_HINT)
             continue
         ours = match.expand(rule.name) if isinstance(rule.name, str) else rule.name(match)
         if ours not in expected or ours in state:
-            foreign.append(theirs)
+            unknown.append(theirs)
             continue
         if tensor.is_floating_point() != expected[ours].is_floating_point() or not tensor.isfinite().all():
-            what = (
-                "has NaN or infinity"
-                if tensor.is_floating_point()
-                else f"is {str(tensor.dtype).removeprefix('torch.')}"
+            problem = (
+                "contains NaN or infinity"
+                if tensor.is_floating_point() == expected[ours].is_floating_point()
+                else f"has the wrong type {str(tensor.dtype).removeprefix('torch.')}"
             )
-            raise RequestError(f"{theirs} {what}, which is no weight of --net {net}")
+            raise RequestError(f"{theirs} {problem}", hint="use another file that the original scripts saved")
         try:
             state[ours] = rule.change(tensor)
-        except Exception:  # noqa: BLE001 - einops has errors of its own for what cannot be cut so
+        except Exception:  # noqa: BLE001 - einops raises its own errors for shapes that do not match
             state[ours] = tensor
         if state[ours].shape != expected[ours].shape:
             raise RequestError(
-                f"{theirs} is {list(tensor.shape)}, and --net {net} with these options wants "
-                f"{list(expected[ours].shape)}; was it trained with other options (--patch, --size, --dataset, "
-                f"--convkernel, or a width)?"
+                f"{theirs} has shape {list(tensor.shape)}, but --net {net} with these options needs "
+                f"{list(expected[ours].shape)}",
+                hint=_OPTIONS_HINT,
             )
-    lacking = [name for name in expected if name not in state]
-    if foreign or lacking:
+    missing = [name for name in expected if name not in state]
+    if unknown or missing:
         parts = [
-            f"{what} {', '.join(names[:3])}{f' and {len(names) - 3} more' if len(names) > 3 else ''}"
-            for what, names in (("it has", foreign), ("nothing becomes", lacking))
+            f"{problem}: {', '.join(names[:3])}{f' and {len(names) - 3} more' if len(names) > 3 else ''}"
+            for problem, names in (("unknown", unknown), ("missing", missing))
             if names
         ]
-        raise RequestError(f"it is not of the predecessor's --net {net}: {'; '.join(parts)}")
+        raise RequestError(
+            f"not the weights of --net {net} of the original scripts: {'; '.join(parts)}", hint=_OPTIONS_HINT
+        )
     return {name: state[name].to(expected[name].dtype).contiguous() for name in expected}

@@ -1,6 +1,6 @@
-"""Networks that mix without attention, on timm's classes: ``mlpmixer`` and ``convmixer``.
+"""Mixers, which have no attention, based on timm's classes: ``mlpmixer`` and ``convmixer``.
 
-Shapes: B batch, C channels, H and W sides of the image, P side of a patch, N tokens, D width of the tokens, K classes.
+Shapes: B batch, C channels, H and W image height and width, P patch size, N tokens, D token width, K classes.
 """
 
 from __future__ import annotations
@@ -10,17 +10,17 @@ from timm.models.convmixer import ConvMixer
 from timm.models.mlp_mixer import MlpMixer
 from torch import Tensor, nn
 
-from vitctl.models.weights import draw_weights
+from vitctl.models.weights import init_weights
 
 
 class SameConv2d(nn.Conv2d):
-    """A convolution that keeps the size of its map for kernels of even size too: one zero more at the far end.
+    """A convolution that preserves the map's size even with an even kernel size, by an extra zero at bottom and right.
 
-    torch's ``padding="same"`` does so as well, and warns that it does.
+    torch's ``padding="same"`` computes the same, but warns about the copy that it makes.
     """
 
     def forward(self, input: Tensor) -> Tensor:
-        """Return ``[B, D, H, W]`` for ``[B, D, H, W]``."""
+        """Map ``[B, D, H, W]`` to ``[B, D, H, W]``."""
         before, after = (self.kernel_size[0] - 1) // 2, self.kernel_size[0] // 2
         return F.conv2d(F.pad(input, (before, after, before, after)), self.weight, self.bias, groups=self.groups)
 
@@ -41,9 +41,6 @@ def mlpmixer(
 ) -> nn.Module:
     """Build an MLP-Mixer (Tolstikhin et al. 2021, arXiv 2105.01601).
 
-    The module maps float ``[B, in_chans, img_size, img_size]`` to logits ``[B, num_classes]``. The head sees the mean
-    of the normalised tokens.
-
     Args:
         img_size: H and W, in pixels.
         in_chans: C.
@@ -51,11 +48,15 @@ def mlpmixer(
         patch_size: P, which divides ``img_size``.
         embed_dim: D.
         depth: number of blocks.
-        token_ratio: hidden width of the MLP between tokens over N.
-        mlp_ratio: hidden width of the MLP between channels over D.
-        dropout: after each layer of the MLPs.
-        drop_path_rate: chance that a sample skips a branch in training, the same in all blocks.
-        init: ``vit`` (linear layers normal of std 0.02) or ``predecessor`` (torch's own layers).
+        token_ratio: hidden width of the token MLP divided by N.
+        mlp_ratio: hidden width of the channel MLP divided by D.
+        dropout: dropout rate after each layer of the MLPs.
+        drop_path_rate: chance that an image skips a branch in training, the same in all blocks.
+        init: ``vit`` (linear layers: normal with std 0.02) or ``predecessor`` (torch's default for all layers).
+
+    Returns:
+        A module that maps float ``[B, C, H, W]`` to logits ``[B, K]``. The head's input is the mean of the normalised
+        tokens.
     """
     tokens = (img_size // patch_size) ** 2
     model: nn.Module = MlpMixer(
@@ -65,13 +66,13 @@ def mlpmixer(
         patch_size=patch_size,
         num_blocks=depth,
         embed_dim=embed_dim,
-        # timm's ratios are both of D. Halves, so that rounding down cannot lose a unit that is there.
+        # timm multiplies both ratios by D and rounds down; the added half prevents a loss to rounding errors.
         mlp_ratio=((int(tokens * token_ratio) + 0.5) / embed_dim, (int(embed_dim * mlp_ratio) + 0.5) / embed_dim),
         norm_layer=nn.LayerNorm,
         proj_drop_rate=dropout,
         drop_path_rate=drop_path_rate,
     )
-    draw_weights(model, init)
+    init_weights(model, init)
     return model
 
 
@@ -86,19 +87,20 @@ def convmixer(
     kernel_size: int,
     dropout: float,
 ) -> nn.Module:
-    """Build a ConvMixer (Trockman and Kolter 2022, arXiv 2201.09792), with torch's own initialisation.
-
-    The module maps float ``[B, in_chans, H, W]`` to logits ``[B, num_classes]``. The head sees the mean of the map.
+    """Build a ConvMixer (Trockman and Kolter 2022, arXiv 2201.09792) with torch's default initial weights.
 
     Args:
-        img_size: H and W, in pixels; any that the patch divides will do.
+        img_size: H and W, in pixels; not used.
         in_chans: C.
         num_classes: K.
         patch_size: P.
         embed_dim: D.
         depth: number of blocks.
-        kernel_size: side of the kernels that filter each channel.
-        dropout: before the head.
+        kernel_size: kernel size of the depthwise convolutions.
+        dropout: dropout rate before the head.
+
+    Returns:
+        A module that maps float ``[B, C, H, W]`` to logits ``[B, K]``. The head's input is the mean of the last map.
     """
     model: nn.Module = ConvMixer(
         embed_dim,

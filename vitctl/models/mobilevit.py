@@ -1,9 +1,9 @@
-"""MobileViT: inverted residual blocks, and among them blocks that attend between patches of a map.
+"""MobileViT: inverted residual blocks, and blocks with attention between the patches of a feature map.
 
-Mehta and Rastegari 2022, arXiv 2110.02178; widths of the paper, heads of width 8 as the predecessor had them (the
-paper's, and timm's, fill the width).
+Mehta and Rastegari 2022, arXiv 2110.02178. The widths are the paper's. The attention heads have width 8, as in the
+original scripts; in the paper and in timm, the widths of the heads add up to the token width.
 
-Shapes: B batch, C channels, H and W sides of a map, D width of the tokens, N patches of a map, K classes.
+Shapes: B batch, C channels, H and W height and width of a map, D token width, N patches of a map, K classes.
 """
 
 from __future__ import annotations
@@ -26,20 +26,20 @@ WIDTHS: dict[str, tuple[int, tuple[int, ...], tuple[int, ...], int]] = {
     "xs": (4, (16, 32, 48, 64, 80, 96, 384), (96, 120, 144), 2),
     "s": (4, (16, 32, 64, 96, 128, 160, 640), (144, 192, 240), 2),
 }
-"""For each variant: expansion of the residual blocks; channels after the stem, after the first block, of the four maps,
-before the head; width of the tokens in the last three maps; MLP ratio in the first of these (it is 4 in the others)."""
+"""For each variant: expansion of the residual blocks; channels of the stem, of the five stages, and before the head;
+token width in the last three stages; MLP ratio in the first of these (it is 4 in the other two)."""
 
 _conv = partial(Conv2dNormActivation, activation_layer=nn.SiLU)
 
 
 class InvertedResidual(nn.Module):
-    """Widen, filter each channel, narrow (Sandler et al. 2018): ``[B, C, H, W]`` to ``[B, C', H / s, W / s]``.
+    """Inverted residual block (Sandler et al. 2018): ``[B, C, H, W]`` to ``[B, C', H / s, W / s]``.
 
     Args:
         before: C.
         after: C'.
         stride: s.
-        expansion: how much wider it is inside.
+        expansion: ratio of the inner width to C.
     """
 
     def __init__(self, before: int, after: int, stride: int, expansion: int) -> None:
@@ -50,26 +50,26 @@ class InvertedResidual(nn.Module):
             _conv(wide, wide, 3, stride, groups=wide),
             Conv2dNormActivation(wide, after, 1, activation_layer=None),
         )
-        self.keeps = stride == 1 and before == after
+        self.has_skip = stride == 1 and before == after
 
     def forward(self, x: Tensor) -> Tensor:
-        """Return the map."""
+        """Return the new map."""
         out: Tensor = self.conv(x)
-        return x + out if self.keeps else out
+        return x + out if self.has_skip else out
 
 
 class MobileViTBlock(nn.Module):
-    """Convolve, let each pixel of a 2x2 patch attend to its likes of the other patches, convolve with the input.
+    """Convolution, attention between patches, and a convolution of the result together with the input.
 
-    Maps ``[B, C, H, W]`` to ``[B, C, H, W]``. A map that 2x2 patches do not tile is stretched to the next size that
-    they do, and back, as in the paper's code.
+    Maps ``[B, C, H, W]`` to ``[B, C, H, W]``. Each pixel of a 2x2 patch attends to the pixels at the same position in
+    the other patches. A map of odd size is resized to the next even size for the attention, as in the paper's code.
 
     Args:
         channels: C.
         dim: D.
-        depth: transformer blocks.
-        mlp_ratio: hidden width of their MLP over D.
-        dropout: after each of their projections.
+        depth: number of transformer blocks.
+        mlp_ratio: hidden width of their MLP divided by D.
+        dropout: dropout rate after each of their projections.
     """
 
     def __init__(self, channels: int, dim: int, depth: int, mlp_ratio: float, dropout: float) -> None:
@@ -85,7 +85,7 @@ class MobileViTBlock(nn.Module):
         self.conv_out = _conv(2 * channels, channels, 3)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Return the map."""
+        """Return the new map."""
         local = self.widen(self.conv_in(x))  # [B, D, H, W]
         side = local.shape[-1]
         tiled = -(-side // PATCH) * PATCH
@@ -93,21 +93,21 @@ class MobileViTBlock(nn.Module):
             local = F.interpolate(local, (tiled, tiled), mode="bilinear", align_corners=False)
         tokens = rearrange(local, "b d (y p) (x q) -> (b p q) (y x) d", p=PATCH, q=PATCH)  # [B * 4, N, D]
         tokens = self.blocks(tokens)
-        seen = rearrange(tokens, "(b p q) (y x) d -> b d (y p) (x q)", p=PATCH, q=PATCH, y=tiled // PATCH)
+        attended = rearrange(tokens, "(b p q) (y x) d -> b d (y p) (x q)", p=PATCH, q=PATCH, y=tiled // PATCH)
         if tiled != side:
-            seen = F.interpolate(seen, (side, side), mode="bilinear", align_corners=False)
-        out: Tensor = self.conv_out(torch.cat((self.narrow(seen), x), dim=1))  # of [B, 2 * C, H, W]
+            attended = F.interpolate(attended, (side, side), mode="bilinear", align_corners=False)
+        out: Tensor = self.conv_out(torch.cat((self.narrow(attended), x), dim=1))  # from [B, 2 * C, H, W]
         return out
 
 
 class MobileViT(nn.Module):
-    """Float ``[B, C, H, W]`` to logits ``[B, K]``.
+    """MobileViT: float ``[B, C, H, W]`` to logits ``[B, K]``.
 
     Args:
         stem: the first convolution.
-        stages: what follows, in five steps.
-        last: the widening before the head.
-        embed_dim: its channels.
+        stages: the five stages.
+        last: the 1x1 convolution before the head.
+        embed_dim: channels of ``last``.
         num_classes: K.
     """
 
@@ -121,13 +121,13 @@ class MobileViT(nn.Module):
         self.head = nn.Linear(embed_dim, num_classes, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Return the logits ``[B, K]`` of the images ``[B, C, H, W]``."""
+        """Return the logits, ``[B, K]``."""
         x = self.last(self.stages(self.stem(x)))
         logits: Tensor = self.head(x.mean(dim=(2, 3)))
         return logits
 
     def group_matcher(self, coarse: bool = False) -> dict[str, object]:
-        """Return timm's description of which parameters follow which, for layer-wise learning rates."""
+        """Return timm's grouping of parameters by depth, for layer-wise learning-rate decay."""
         return {"stem": r"^stem", "blocks": [(r"^stages\.(\d+)\.(\d+)", None), (r"^last", (99_999,))]}
 
 
@@ -136,16 +136,17 @@ def mobilevit(
 ) -> nn.Module:
     """Build a MobileViT for images of any size.
 
-    The module maps float ``[B, in_chans, H, W]`` to logits ``[B, num_classes]``.
-
     Args:
-        img_size: H and W, in pixels; any will do, as the last map is averaged.
+        img_size: H and W, in pixels; not used, as the last map is averaged.
         in_chans: C.
         num_classes: K.
         variant: ``xxs``, ``xs`` or ``s``.
-        reduction: side of the image over that of the last map. The paper's 32 would leave one pixel of a 32-px
-            image; what is less is taken from the strides of the first steps. The weights are the same for all.
-        dropout: after each projection of the transformer blocks.
+        reduction: image size divided by the size of the last map. The paper's 32 would reduce a 32-px image to one
+            pixel. Smaller values replace the first strides of 2 by 1; the weights have the same shapes for all values.
+        dropout: dropout rate after each projection of the transformer blocks.
+
+    Returns:
+        A module that maps float ``[B, C, H, W]`` to logits ``[B, K]``.
     """
     expansion, channels, dims, first_ratio = WIDTHS[variant]
     halvings = {4: 2, 8: 3, 16: 4, 32: 5}[reduction]

@@ -1,7 +1,7 @@
-"""Pretrained weights: finding them, fitting them to a network of other classes, sizes and channels, and freezing them.
+"""Pretrained weights: download, conversion to other image sizes, channels and classes, and freezing.
 
-timm's own code fits the weights of its networks: it resamples positions and patches to the image size, sums the
-colours of the first convolution for grey images, and renames what older versions called otherwise.
+For networks that timm has, timm converts the weights: it resamples position embeddings and patch projections, sums the
+first convolution over colours for greyscale images, and renames tensors of older versions.
 """
 
 from __future__ import annotations
@@ -20,34 +20,39 @@ from torch import Tensor, nn
 
 from vitctl.errors import RequestError
 from vitctl.models import find_model
-from vitctl.models.legacy import RULES as PREDECESSORS
+from vitctl.models.legacy import RULES as LEGACY_RULES
 from vitctl.models.state_files import read_state
-from vitctl.registry import Value
+from vitctl.registry import Value, or_list
 
 PATIENCE = 5.0
-"""Seconds to wait for a first answer of the server that has the weights."""
+"""Seconds to wait for the first response of a server."""
 
 FILES = ("model.safetensors", "pytorch_model.bin")
-"""What weights are called on the Hugging Face hub, best first."""
+"""Names of weights files on the Hugging Face Hub, in order of preference."""
 
-NAMED = 3
-"""How many tensors an error names."""
+MAX_NAMES = 3
+"""Number of tensors to name in an error message."""
+
+_OTHER_WEIGHTS = "use --pretrained FILE or --pretrained false"
 
 
 def locate(net: str, pretrained: str) -> Path:
-    """Return the file of the pretrained weights of ``net``, downloading it when it is neither here nor cached.
+    """Return the path of the pretrained weights of ``net``; download them if they are not cached.
 
     Args:
         net: a name of the table, or ``timm/NAME``.
-        pretrained: ``true``, or a file.
+        pretrained: ``true``, or the path of a file.
 
     Raises:
-        RequestError: there is no such file, or it can only be had through a network that is not there; said within
-            :data:`PATIENCE` seconds, with what to do.
+        RequestError: the file is missing, the download failed, or the server did not respond within :data:`PATIENCE`
+            seconds.
     """
     if pretrained != "true":
         if not Path(pretrained).is_file():
-            raise RequestError(f"--pretrained {pretrained}: no such file")
+            raise RequestError(
+                f"--pretrained {pretrained} not found",
+                hint="use --pretrained with the path of a weights file, or --pretrained false",
+            )
         return Path(pretrained)
     weights = find_model(net).weights
     config = timm.get_pretrained_cfg(weights)
@@ -76,11 +81,10 @@ def _from_hub(net: str, hub_id: str, names: tuple[str, ...]) -> Path:
         except EntryNotFoundError:
             continue
         except Exception as error:
-            raise RequestError(
-                f"--net {net}: its pretrained weights {repository} could not be downloaded ({_line(error)}); try again, or "
-                f"take --pretrained FILE, or --pretrained false"
-            ) from error
-    raise RequestError(f"--net {net}: {repository} holds none of {', '.join(names)}; take --pretrained FILE")
+            raise _download_failed(net, repository, error) from error
+    raise RequestError(
+        f"no pretrained weights for --net {net}: {repository} has no {or_list(names)}", hint=_OTHER_WEIGHTS
+    )
 
 
 def _from_url(net: str, url: str) -> Path:
@@ -89,92 +93,99 @@ def _from_url(net: str, url: str) -> Path:
     if path.is_file():
         return path
     if not reachable(url):
-        raise _unreachable(net, url, f"download {url}", str(folder))
+        raise _unreachable(net, url, f"curl -LO {url}", str(folder))
     try:
         folder.mkdir(parents=True, exist_ok=True)
         torch.hub.download_url_to_file(url, str(path))
     except Exception as error:
-        raise RequestError(
-            f"--net {net}: its pretrained weights {url} could not be downloaded ({_line(error)}); try again, or take "
-            f"--pretrained FILE, or --pretrained false"
-        ) from error
+        raise _download_failed(net, url, error) from error
     return path
 
 
 def reachable(url: str) -> bool:
-    """Whether the server of ``url`` answers within :data:`PATIENCE` seconds, whatever it answers; asked once."""
+    """Return whether the server of ``url`` responds within :data:`PATIENCE` seconds, with any status."""
     try:
         urllib.request.urlopen(urllib.request.Request(url, method="HEAD"), timeout=PATIENCE)
     except urllib.error.HTTPError:
         return True
-    except (OSError, ValueError, http.client.HTTPException):  # the last: what answers speaks no HTTP
+    except (OSError, ValueError, http.client.HTTPException):  # HTTPException: the server does not speak HTTP
         return False
     return True
 
 
+def _download_failed(net: str, source: str, error: Exception) -> RequestError:
+    return RequestError(
+        f"cannot download the pretrained weights of --net {net} from {source}: {_first_lines(error)}",
+        hint=f"try again, or {_OTHER_WEIGHTS}",
+    )
+
+
 def _unreachable(net: str, server: str, command: str, cache: str) -> RequestError:
     return RequestError(
-        f"--net {net}: its pretrained weights are not in the cache {cache}, and {server} cannot be reached; where there is "
-        f"a network, {command}, and then give --pretrained FILE here, or take --pretrained false for weights drawn at random"
+        f"the pretrained weights of --net {net} are not in {cache}, and {server} cannot be reached",
+        hint=f"run {command} on a computer with network access and use --pretrained FILE, or use --pretrained false",
     )
 
 
 def load_pretrained(
     model: nn.Module, net: str, options: Mapping[str, Value], path: Path, *, img_size: int, in_chans: int
 ) -> str:
-    """Give ``model`` the weights of ``path``; a head of other classes keeps what it has drawn.
+    """Load pretrained weights into ``model``; a head for another number of classes keeps its initial weights.
 
-    torch's random state is left as it was.
+    torch's random state does not change.
 
     Args:
-        model: the network ``net``, wherever it is.
+        model: the network ``net``, on any device.
         net: a name of the table, or ``timm/NAME``.
-        options: the options that it was built with.
-        path: as :func:`locate` gave it.
-        img_size: side of the images that it was built for.
-        in_chans: their channels.
+        options: options of the network.
+        path: the file, see :func:`locate`.
+        img_size: height and width of the network's images.
+        in_chans: channels of the network's images.
 
     Returns:
-        What was done, for the user.
+        A message for the user.
 
     Raises:
-        RequestError: the file is damaged or foreign, or its weights are another network's.
+        RequestError: the file is damaged or not a weights file, or its weights do not fit the network.
     """
     tensors, _ = read_state(path, f"--pretrained {path}")
     weights = find_model(net).weights
     if weights:
-        tensors = _fitted_by_timm(weights, options, tensors, path, net, img_size=img_size, in_chans=in_chans)
+        tensors = _convert_with_timm(weights, options, tensors, path, net, img_size=img_size, in_chans=in_chans)
     own, heads = model.state_dict(), head_names(model)
-    anew = [
+    kept = [
         name for name in own if _within(name, heads) and (name not in tensors or tensors[name].shape != own[name].shape)
     ]
-    if anew:  # a head is taken as a whole
-        anew = [name for name in own if _within(name, heads)]
-    lacking = [
-        name for name in own if name not in tensors and name not in anew and not name.endswith("num_batches_tracked")
+    if kept:  # the head is loaded completely or not at all
+        kept = [name for name in own if _within(name, heads)]
+    missing = [
+        name for name in own if name not in tensors and name not in kept and not name.endswith("num_batches_tracked")
     ]
-    unlike = [
+    misshapen = [
         f"{name} {list(tensors[name].shape)} instead of {list(own[name].shape)}"
         for name in own
-        if name in tensors and name not in anew and tensors[name].shape != own[name].shape
+        if name in tensors and name not in kept and tensors[name].shape != own[name].shape
     ]
-    foreign = [name for name in tensors if name not in own and not _within(name, heads)]
-    if lacking or unlike or foreign:
-        found = [("it lacks", lacking), ("it has", unlike), ("the network has no", foreign)]
-        theirs = lacking and foreign and net in PREDECESSORS
+    unknown = [name for name in tensors if name not in own and not _within(name, heads)]
+    if missing or misshapen or unknown:
+        problems = [("missing", missing), ("wrong shape", misshapen), ("unknown", unknown)]
+        legacy = missing and unknown and net in LEGACY_RULES
         raise RequestError(
-            f"--pretrained {path} does not fit --net {net} for {img_size}-px images of "
-            f"{in_chans} channel{'s' if in_chans > 1 else ''}: "
-            + "; ".join(f"{verb} {_some(names)}" for verb, names in found if names)
-            + ("; weights that the predecessor's scripts saved go through vitctl convert first" if theirs else "")
+            f"--pretrained {path} does not fit --net {net} with {in_chans}x{img_size}x{img_size} images: "
+            + "; ".join(f"{problem}: {_some(names)}" for problem, names in problems if names),
+            hint=f"convert weights of the original scripts first: vitctl convert {path} --net {net} -o FILE"
+            if legacy
+            else "use the --net and options of the network in the file, or --pretrained false",
         )
-    model.load_state_dict({name: own[name] if name in anew else tensors.get(name, own[name]) for name in own})
-    there = [tensors[name].shape[0] for name in anew if name in tensors and name.endswith("weight")]
-    classes = f", as that of the file has {there[0]} classes" if there else ""
-    return f"pretrained weights: {path}" + (f"; the head is drawn anew{classes}" if anew else ", head included")
+    model.load_state_dict({name: own[name] if name in kept else tensors.get(name, own[name]) for name in own})
+    if not kept:
+        return f"loaded pretrained weights, including the head, from {path}"
+    classes = [tensors[name].shape[0] for name in kept if name in tensors and name.endswith("weight")]
+    why = f": the file's head has {classes[0]} classes" if classes else ""
+    return f"loaded pretrained weights from {path}, with a new head{why}"
 
 
-def _fitted_by_timm(
+def _convert_with_timm(
     weights: str,
     options: Mapping[str, Value],
     tensors: dict[str, Tensor],
@@ -184,7 +195,7 @@ def _fitted_by_timm(
     img_size: int,
     in_chans: int,
 ) -> dict[str, Tensor]:
-    """Return the weights of a network of timm's, resampled to this size and these channels, with the head of the file."""
+    """Convert weights of a network of timm to this size and these channels; the head does not change."""
     config = timm.get_pretrained_cfg(weights)
     assert config is not None
     names = (config.classifier,) if isinstance(config.classifier, str) else tuple(config.classifier or ())
@@ -210,15 +221,18 @@ def _fitted_by_timm(
     }
     logger = logging.getLogger("timm")
     level = logger.level
-    logger.setLevel(logging.ERROR)  # what it would say is said here
+    logger.setLevel(logging.ERROR)  # load_pretrained reports the same in its own words
     try:
         with torch.random.fork_rng(devices=[]):
-            donor = _create(weights, arguments)
+            converted = _create(weights, arguments)
     except Exception as error:
-        raise RequestError(f"--pretrained {path} does not fit --net {net}: {_line(error)}") from error
+        raise RequestError(
+            f"--pretrained {path} does not fit --net {net}: {_first_lines(error)}",
+            hint="use the --net and options of the network in the file, or --pretrained false",
+        ) from error
     finally:
         logger.setLevel(level)
-    return dict(donor.state_dict())
+    return dict(converted.state_dict())
 
 
 def _create(weights: str, arguments: dict[str, Any]) -> nn.Module:
@@ -232,9 +246,9 @@ def _create(weights: str, arguments: dict[str, Any]) -> nn.Module:
 
 
 def head_names(model: nn.Module) -> list[str]:
-    """Return the names of the layers that tell the classes apart: timm's ``get_classifier()``, else ``head``."""
-    ask = getattr(model, "get_classifier", None)
-    found = ask() if ask is not None else getattr(model, "head", None)
+    """Return the names of the classification layers: those of timm's ``get_classifier()``, or else ``head``."""
+    get_classifier = getattr(model, "get_classifier", None)
+    found = get_classifier() if get_classifier is not None else getattr(model, "head", None)
     heads = found if isinstance(found, (tuple, list)) else [found]
     return [
         name
@@ -244,20 +258,22 @@ def head_names(model: nn.Module) -> list[str]:
 
 
 def freeze_backbone(model: nn.Module, net: str) -> None:
-    """Let nothing but the head of ``model`` learn.
+    """Freeze all parameters of ``model`` except those of the head.
 
     Raises:
-        RequestError: the network does not say what its head is.
+        RequestError: the network's head is unknown.
     """
     heads = head_names(model)
     if not heads:
-        raise RequestError(f"--freeze-backbone: --net {net} does not say what its head is; leave it out")
+        raise RequestError(
+            f"--freeze-backbone does not work with --net {net}, whose head is unknown", hint="remove --freeze-backbone"
+        )
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(_within(name, heads))
 
 
 def train_head(model: nn.Module) -> None:
-    """Put the head of ``model`` in training mode and the rest in evaluation mode, so that frozen norms stay as they are."""
+    """Set the head of ``model`` to training mode and the rest to evaluation mode, so that frozen norms stay fixed."""
     model.eval()
     for name in head_names(model):
         model.get_submodule(name).train()
@@ -268,10 +284,10 @@ def _within(name: str, modules: list[str]) -> bool:
 
 
 def _some(names: list[str]) -> str:
-    more = f" and {len(names) - NAMED} more" if len(names) > NAMED else ""
-    return ", ".join(names[:NAMED]) + more
+    more = f" and {len(names) - MAX_NAMES} more" if len(names) > MAX_NAMES else ""
+    return ", ".join(names[:MAX_NAMES]) + more
 
 
-def _line(error: Exception) -> str:
+def _first_lines(error: Exception) -> str:
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return " ".join(lines[:2])[:200] if lines else type(error).__name__

@@ -1,7 +1,4 @@
-"""ResNets for small images: timm's, with a 3x3 first convolution and no max-pooling.
-
-Shapes: B batch, C channels, H and W sides of the image, K classes.
-"""
+"""ResNets for small images: timm's, but with a 3x3 first convolution and without max-pooling."""
 
 from __future__ import annotations
 
@@ -10,7 +7,7 @@ from typing import Any
 from timm.models.resnet import BasicBlock, Bottleneck, ResNet
 from torch import nn
 
-from vitctl.models.weights import draw_weights
+from vitctl.models.weights import init_weights
 
 LAYERS: dict[int, tuple[Any, tuple[int, int, int, int]]] = {
     18: (BasicBlock, (2, 2, 2, 2)),
@@ -18,7 +15,7 @@ LAYERS: dict[int, tuple[Any, tuple[int, int, int, int]]] = {
     50: (Bottleneck, (3, 4, 6, 3)),
     101: (Bottleneck, (3, 4, 23, 3)),
 }
-"""For each depth, its block and how many of them the four stages have."""
+"""For each depth, the type of block and the number of blocks in the four stages."""
 
 
 def resnet(
@@ -32,20 +29,22 @@ def resnet(
     drop_path_rate: float,
     init: str,
 ) -> nn.Module:
-    """Build a CIFAR ResNet of He et al. 2016 (arXiv 1512.03385).
+    """Build a ResNet of He et al. 2016 (arXiv 1512.03385) for small images.
 
-    The module maps float ``[B, in_chans, H, W]`` to logits ``[B, num_classes]``. The map keeps the image's size in
-    the first stage and is halved by each of the other three.
+    The first stage works at the image's size; each of the other three halves it.
 
     Args:
         layers: 18, 34, 50 or 101.
-        img_size: H and W, in pixels; any will do, as the last map is averaged.
-        in_chans: C.
-        num_classes: K.
-        width: channels of the first stage (inside its blocks, where these widen); each stage doubles them.
-        dropout: before the head.
-        drop_path_rate: stochastic depth of the last block; it grows linearly from 0 at the first.
-        init: ``kaiming`` (He et al. 2015, over what goes out) or ``predecessor`` (torch's own layers).
+        img_size: height and width of the images, in pixels; not used, as the last map is averaged.
+        in_chans: channels of the images.
+        num_classes: number of logits.
+        width: channels of the first stage, doubled in each later stage; for bottleneck blocks, their inner channels.
+        dropout: dropout rate before the head.
+        drop_path_rate: drop path rate of the last block; it rises linearly from 0 in the first.
+        init: ``kaiming`` (He et al. 2015, with ``fan_out``) or ``predecessor`` (torch's default for all layers).
+
+    Returns:
+        A module that maps float ``[B, in_chans, H, W]`` to logits ``[B, num_classes]``.
     """
     block, counts = LAYERS[layers]
     model: nn.Module = ResNet(
@@ -61,7 +60,7 @@ def resnet(
     model.conv1 = nn.Conv2d(in_chans, 64, kernel_size=3, padding=1, bias=False)
     model.maxpool = nn.Identity()
     if init == "predecessor":
-        draw_weights(model, init)
+        init_weights(model, init)
     else:
         nn.init.kaiming_normal_(model.conv1.weight, mode="fan_out", nonlinearity="relu")
     return model

@@ -1,9 +1,9 @@
-"""A Vision Transformer with fixed positions, no class token and no dropout, on timm's frame.
+"""``simplevit``: timm's Vision Transformer with a fixed position embedding and without a class token.
 
 Beyer et al. 2022, arXiv 2205.01580.
 
-Shapes: B batch, C channels, H and W sides of the image, P side of a patch, N tokens, D width of the tokens, h heads,
-d width of a head, K classes.
+Shapes: B batch, C channels, H and W image height and width, P patch size, N tokens, D token width, h heads, d head
+width, K classes.
 """
 
 from __future__ import annotations
@@ -15,15 +15,15 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
 from vitctl.models.vit import Block, PatchTokens, SelfAttention
-from vitctl.models.weights import draw_weights, sincos_positions, spread
+from vitctl.models.weights import init_preserving_scale, init_weights, sincos_positions
 
 
-class PlacedPatchTokens(PatchTokens):
-    """Patches projected to tokens that know where they lie: float ``[B, C, H, W]`` to ``[B, N, D]``.
+class PositionedPatchTokens(PatchTokens):
+    """Patch embedding plus a fixed sin-cos position embedding: float ``[B, C, H, W]`` to ``[B, N, D]``.
 
     Args:
         embed_dim: D.
-        **more: as :class:`vitctl.models.vit.PatchTokens`.
+        **more: further arguments of :class:`vitctl.models.vit.PatchTokens`.
     """
 
     positions: Tensor
@@ -33,7 +33,7 @@ class PlacedPatchTokens(PatchTokens):
         self.register_buffer("positions", sincos_positions(self.grid_size[0], embed_dim), persistent=False)  # [N, D]
 
     def forward(self, x: Tensor) -> Tensor:
-        """Return the tokens ``[B, N, D]`` of the images ``[B, C, H, W]``."""
+        """Return the tokens, ``[B, N, D]``."""
         tokens = super().forward(x)
         return tokens + self.positions.to(tokens.dtype)
 
@@ -53,10 +53,7 @@ def simplevit(
     drop_path_rate: float,
     init: str,
 ) -> nn.Module:
-    """Build the plainer Vision Transformer of Beyer et al. 2022, as vit-pytorch lays it out.
-
-    The module maps float ``[B, in_chans, img_size, img_size]`` to logits ``[B, num_classes]``. The head sees the mean
-    of the tokens, normalised.
+    """Build the simplified Vision Transformer of Beyer et al. 2022 with the architecture of vit-pytorch's.
 
     Args:
         img_size: H and W, in pixels.
@@ -66,12 +63,16 @@ def simplevit(
         embed_dim: D, a multiple of 4.
         depth: number of blocks.
         num_heads: h.
-        head_dim: d; the attention's inner width is ``h * d``.
-        mlp_ratio: hidden width of the MLP over D.
-        dropout: after each projection of a block, twice in its MLP.
-        drop_path_rate: stochastic depth of the last block; it grows linearly from 0 at the first.
-        init: ``vit`` (linear layers normal of std 0.02, patches projected to the scale of the positions) or
-            ``predecessor`` (torch's own linear layers).
+        head_dim: d; ``h * d`` may differ from D.
+        mlp_ratio: hidden width of the MLP divided by D.
+        dropout: dropout rate after the attention's projection and after both layers of the MLP.
+        drop_path_rate: drop path rate of the last block; it rises linearly from 0 in the first.
+        init: ``vit`` (linear layers: normal with std 0.02; patch projection: std that preserves the scale of the
+            pixels) or ``predecessor`` (torch's default for linear layers).
+
+    Returns:
+        A module that maps float ``[B, C, H, W]`` to logits ``[B, K]``. The head's input is the normalised mean of the
+        tokens.
     """
     attention: Any = partial(
         SelfAttention, num_heads=num_heads, attn_head_dim=head_dim, proj_drop=dropout, proj_bias=False
@@ -93,10 +94,10 @@ def simplevit(
         fc_norm=True,
         weight_init="skip",
         norm_layer=nn.LayerNorm,
-        embed_layer=PlacedPatchTokens,
+        embed_layer=PositionedPatchTokens,
         block_fn=block,
     )
-    draw_weights(model, init)
+    init_weights(model, init)
     if init == "vit":
-        spread(model.get_parameter("patch_embed.proj.weight"))
+        init_preserving_scale(model.get_parameter("patch_embed.proj.weight"))
     return model

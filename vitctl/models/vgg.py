@@ -1,6 +1,6 @@
-"""VGG with BatchNorm for small images: torchvision's convolutions, one linear layer for a head.
+"""VGG with BatchNorm for small images: torchvision's convolutions, and a single linear layer as the head.
 
-Shapes: B batch, C channels, H and W sides of the image, D channels of the last map, K classes.
+Shapes: B batch, C channels, H and W image height and width, D channels of the last map, K classes.
 """
 
 from __future__ import annotations
@@ -12,20 +12,20 @@ from collections.abc import Callable
 from torch import Tensor, nn
 from torchvision.models.vgg import make_layers
 
-from vitctl.models.weights import draw_weights
+from vitctl.models.weights import init_weights
 
 STAGES = (2, 2, 4, 4, 4)
-"""Convolutions of each stage of VGG-19; a max-pooling follows each."""
+"""Number of convolutions in each stage of VGG-19; max-pooling follows each stage."""
 
 
 class VGG(nn.Module):
-    """Float ``[B, C, H, W]`` to logits ``[B, K]``.
+    """VGG: float ``[B, C, H, W]`` to logits ``[B, K]``.
 
     Args:
-        features: from the image to the last map.
+        features: layers from the image to the last map.
         embed_dim: D.
         num_classes: K.
-        dropout: before the head.
+        dropout: dropout rate before the head.
     """
 
     def __init__(self, features: nn.Sequential, *, embed_dim: int, num_classes: int, dropout: float) -> None:
@@ -35,12 +35,12 @@ class VGG(nn.Module):
         self.head = nn.Linear(embed_dim, num_classes)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Return the logits ``[B, K]`` of the images ``[B, C, H, W]``."""
-        logits: Tensor = self.head(self.head_drop(self.features(x).mean(dim=(2, 3))))  # of [B, D]
+        """Return the logits, ``[B, K]``."""
+        logits: Tensor = self.head(self.head_drop(self.features(x).mean(dim=(2, 3))))  # from [B, D]
         return logits
 
     def group_matcher(self, coarse: bool = False) -> Callable[[str], float]:
-        """Return a function from a parameter's name to its layer, for layer-wise learning rates."""
+        """Return a function that maps a parameter's name to its depth, for layer-wise learning-rate decay."""
         convolutions = [i for i, layer in enumerate(self.features) if isinstance(layer, nn.Conv2d)]
 
         def layer(name: str) -> float:
@@ -54,16 +54,18 @@ class VGG(nn.Module):
 def vgg(*, img_size: int, in_chans: int, num_classes: int, width: int, dropout: float, init: str) -> nn.Module:
     """Build a VGG-19 with BatchNorm (Simonyan and Zisserman 2015, arXiv 1409.1556).
 
-    The module maps float ``[B, in_chans, img_size, img_size]`` to logits ``[B, num_classes]``. Each stage ends by
-    halving the map, as long as it has more than one pixel; what is left is averaged.
+    Each stage ends with max-pooling, except on a map of one pixel. The last map is averaged.
 
     Args:
         img_size: H and W, in pixels.
         in_chans: C.
         num_classes: K.
-        width: channels of the first stage; the next three double them.
-        dropout: before the head.
-        init: ``kaiming`` (He et al. 2015, over what goes out) or ``predecessor`` (torch's own layers).
+        width: channels of the first stage, doubled in each of the next three.
+        dropout: dropout rate before the head.
+        init: ``kaiming`` (He et al. 2015, with ``fan_out``) or ``predecessor`` (torch's default for all layers).
+
+    Returns:
+        A module that maps float ``[B, C, H, W]`` to logits ``[B, K]``.
     """
     plan: list[str | int] = []
     for stage, count in enumerate(STAGES):
@@ -76,11 +78,11 @@ def vgg(*, img_size: int, in_chans: int, num_classes: int, width: int, dropout: 
     for i, layer in enumerate(features):
         if isinstance(layer, nn.MaxPool2d):
             if side == 1:
-                features[i] = nn.Identity()  # in its place, so that the names are those of every size
+                features[i] = nn.Identity()  # keeps the names of the layers independent of the image size
             side = max(1, side // 2)
     model = VGG(features, embed_dim=width << 3, num_classes=num_classes, dropout=dropout)
     if init == "predecessor":
-        draw_weights(model, init)
+        init_weights(model, init)
         return model
     for module in model.modules():
         if isinstance(module, nn.Conv2d):

@@ -1,4 +1,4 @@
-"""How the weights of a new network are drawn, where its families agree on it."""
+"""Initial weights that several networks share."""
 
 from __future__ import annotations
 
@@ -8,15 +8,14 @@ import torch
 from torch import Tensor, nn
 
 
-def draw_weights(model: nn.Module, init: str, embeddings: Iterable[nn.Parameter | None] = ()) -> None:
-    """Draw the weights of ``model`` anew, from torch's global random state.
+def init_weights(model: nn.Module, init: str, embeddings: Iterable[nn.Parameter | None] = ()) -> None:
+    """Initialise ``model`` in place, from torch's global random state.
 
     Args:
-        model: its linear layers and convolutions are drawn; norms keep their ones and zeros.
-        init: ``vit`` (linear layers and embeddings from a normal of std 0.02 cut at two, no bias; convolutions are
-            left as they are) or ``predecessor`` (linear layers and convolutions as torch draws them, embeddings from
-            N(0, 1)).
-        embeddings: learned positions and class tokens; None stands for one that the network does not have.
+        model: the network; its norms do not change.
+        init: ``vit`` (linear layers and embeddings: normal with std 0.02, truncated at ±2; biases: zero; convolutions:
+            unchanged) or ``predecessor`` (linear layers and convolutions: torch's default; embeddings: N(0, 1)).
+        embeddings: position embeddings and class tokens; None is ignored.
     """
     for parameter in embeddings:
         if parameter is None:
@@ -35,9 +34,10 @@ def draw_weights(model: nn.Module, init: str, embeddings: Iterable[nn.Parameter 
 
 
 def sincos_positions(side: int, dim: int) -> Tensor:
-    """Return float ``[side * side, dim]``: sines and cosines of columns, then of rows, at ``dim / 4`` frequencies.
+    """Return a 2-D sin-cos position embedding, float ``[side * side, dim]``, in row-major order.
 
-    The frequencies fall geometrically from 1 to 1/10000. ``dim`` is a multiple of 4 and at least 8.
+    It has the sines and cosines of columns, then those of rows, at ``dim / 4`` frequencies that fall geometrically from
+    1 to 1/10000. ``dim`` is a multiple of 4 and at least 8.
     """
     frequencies = 10_000.0 ** -(torch.arange(dim // 4) / (dim // 4 - 1))
     angles = torch.arange(side)[:, None] * frequencies  # [side, dim / 4]
@@ -46,6 +46,6 @@ def sincos_positions(side: int, dim: int) -> Tensor:
     return torch.cat((columns.sin(), columns.cos(), rows.sin(), rows.cos()), dim=1)
 
 
-def spread(weight: Tensor) -> None:
-    """Draw the weight ``[E, D]`` of a linear layer so that what it puts out is as large as what it takes in."""
+def init_preserving_scale(weight: Tensor) -> None:
+    """Initialise the weight ``[E, D]`` of a linear layer with std ``D ** -0.5``: outputs are as large as inputs."""
     nn.init.trunc_normal_(weight, std=weight.shape[1] ** -0.5)
