@@ -136,8 +136,8 @@ def _print_card(name: str, recipe: Recipe) -> None:
             style="bold",
             markup=False,
         )
-        rows = [[str(epoch), str(band)] for epoch, band in enumerate(card.val_acc, start=1)]
-        for grid in grids([Column("epoch"), Column("accuracy")], [*rows, ["test", str(card.test_acc)]], console.width):
+        bands = [[str(epoch), str(band)] for epoch, band in enumerate(card.val_acc, start=1)]
+        for grid in grids([Column("epoch"), Column("accuracy")], [*bands, ["test", str(card.test_acc)]], console.width):
             console.print(grid)
 
 

@@ -49,7 +49,7 @@ def predict(
         check_table(csv, "--csv")
     for place in images:
         if not place.exists():
-            raise RequestError(f"{place} not found", hint="check the path; folders are searched for images")
+            raise RequestError(f"{place} not found", hint="use the path of an image or of a folder of images")
 
     from vitctl.cli import printing
     from vitctl.cli.progress import make_observer

@@ -460,7 +460,7 @@ class Agent:
         self._emit_end(slot, "released", None, "taken over by another agent after missed heartbeats")
 
     def _watched(self, study: Study, trial: Trial, claim: ClaimLock, slot: _Slot) -> float:
-        """Run the objective and record an unexpected exception, to tell it from Optuna's own errors."""
+        """Run the objective and record an unexpected exception, which is not one of Optuna's."""
         try:
             return self._objective(study, trial, claim, slot)
         except (optuna.TrialPruned, TrialFailed, TrialReleased, Exhausted):

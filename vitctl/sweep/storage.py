@@ -71,7 +71,7 @@ def parse_url(text: str) -> URL:
         return URL.create("sqlite", database=str(Path(url.database).expanduser().absolute()))
     if "@" in (url.host or ""):
         raise RequestError(
-            f"--storage {mask_passwords(text)}: the password contains @", hint="write @ in the password as %40"
+            f"--storage {mask_passwords(text)}: the password contains @", hint="use %40 for @ in the password"
         )
     if not url.database:
         raise RequestError(f"--storage {redacted(url)} names no database", hint="use postgresql://USER@HOST/DATABASE")
