@@ -179,10 +179,10 @@ def make_scaler(device: torch.device, precision: str) -> torch.amp.GradScaler | 
 
 
 def matmul_dtype(device: torch.device, dtype: torch.dtype) -> torch.dtype:
-    """Return the dtype for matrix products of low accuracy, with operands of ``dtype`` on ``device``.
+    """Return the dtype for matrix products that tolerate rounding, with operands of ``dtype`` on ``device``.
 
-    It is bf16 on CUDA devices with native bf16, else fp32, or ``dtype`` if that is not a half precision: emulated bf16
-    is much slower than fp32.
+    It is bf16 on CUDA devices with native bf16, else ``dtype``, with fp32 in place of half precisions, as emulated bf16
+    is much slower.
     """
     if device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False):
         return torch.bfloat16
@@ -214,7 +214,7 @@ def rng_state(device: torch.device) -> dict[str, torch.Tensor]:
 
 
 def set_rng_state(state: dict[str, torch.Tensor], device: torch.device) -> None:
-    """Restore a result of :func:`rng_state`; a device that was not in use then keeps its state."""
+    """Restore a state from :func:`rng_state`; a device that was not in use then is left as it is."""
     torch.set_rng_state(state["cpu"])
     if device.type == "cuda" and "cuda" in state:
         torch.cuda.set_rng_state(state["cuda"], device)
@@ -326,7 +326,7 @@ def out_of_memory(device: torch.device, batch_size: int, micro_batch: int) -> Ou
         f"(peak {format_bytes(peak_memory(device))})",
         hint=f"use --micro-batch {micro_batch // 2} for the same result in less memory, or --bs {batch_size // 2}"
         if micro_batch > 1
-        else "use a smaller --net or --size",
+        else "use a smaller network (--net) or a smaller --size",
         device=str(device),
         batch=batch_size,
     )

@@ -169,7 +169,7 @@ _BY_NET: dict[str, Mapping[str, object]] = {
 """Lower learning rates for wide networks."""
 
 _PRETRAINED: Mapping[str, object] = {"lr_factor": 0.05, "layer_decay": 0.75}
-"""A much lower learning rate for fine-tuning, and the lower the closer a layer is to the input."""
+"""A much lower learning rate for fine-tuning, lowest for the layers near the input."""
 
 _UNLIKE_ADAM: dict[str, Mapping[str, object]] = {
     name: {"lr": None} for name in ("muon", "lion", "adan_official", "timm/*")
@@ -277,7 +277,7 @@ RECIPES: dict[str, Recipe] = {
         ),
     ),
     "vit_small": Recipe(
-        summary="the best results with the architecture vit_small, by Muon",
+        summary="the best results for the architecture vit_small, with Muon",
         settings={"net": "vit_small", "opt": "muon", **_FEW_EPOCHS},
         epochs={"digits": 10, ANY: 5},
         by_net=_BY_NET,

@@ -79,7 +79,7 @@ def load_trained(path: Path, *, weights: str, device: torch.device, warn: Callab
     else:
         if weights == "best":
             raise RequestError(
-                f"--weights best needs the folder of a run, and {path} is a single checkpoint", hint="remove --weights"
+                f"--weights best needs the folder of a run, but {path} is a single checkpoint", hint="remove --weights"
             )
         checkpoint = load_checkpoint(path)
     config = TrainConfig.from_dict(checkpoint["config"])
