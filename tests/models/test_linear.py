@@ -30,12 +30,12 @@ def test_values_and_gradients_match_torch(bias: bool, shape: tuple[int, ...]) ->
 
 def test_tokens_are_not_copied(monkeypatch: pytest.MonkeyPatch) -> None:
     """The convolution gets the tokens in a memory layout that it can use without a copy."""
-    seen: list[torch.Tensor] = []
+    received: list[torch.Tensor] = []
     real = torch.nn.functional.conv2d
-    monkeypatch.setattr(torch.nn.functional, "conv2d", lambda x, *rest: (seen.append(x), real(x, *rest))[1])
+    monkeypatch.setattr(torch.nn.functional, "conv2d", lambda x, *rest: (received.append(x), real(x, *rest))[1])
     layer, tokens = Linear(24, 10).train(), torch.randn(4, 7, 24)
     result = layer(tokens)
-    assert seen[0].data_ptr() == tokens.data_ptr() and seen[0].is_contiguous(memory_format=torch.channels_last)
+    assert received[0].data_ptr() == tokens.data_ptr() and received[0].is_contiguous(memory_format=torch.channels_last)
     assert result.is_contiguous()
 
 

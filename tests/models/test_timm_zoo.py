@@ -51,7 +51,7 @@ def test_networks_train_and_evaluate_at_their_smallest_size(name: str, cli: Cli,
         p.numel() for p in build_model(f"timm/{name}", options, img_size=size, in_chans=1, num_classes=10).parameters()
     )
     assert "MFLOP an image" in result.err
-    # The checkpoint alone identifies the network.
+    # The checkpoint itself identifies the network.
     scores = cli("eval", "runs/t/checkpoints/last.pt", "--limit", 20, "--json")
     assert scores.code == 0, scores.err
     assert scores.json()["loss"] == pytest.approx(
