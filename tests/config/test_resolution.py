@@ -309,7 +309,9 @@ def test_flags_override_inline_options_in_a_file() -> None:
     ],
 )
 def test_a_file_that_sets_something_twice_is_refused(file: dict[str, object], both: str) -> None:
-    with pytest.raises(RequestError, match=rf"and {re.escape(both)} both set .*\nhint: remove {re.escape(both)} from the file"):
+    with pytest.raises(
+        RequestError, match=rf"and {re.escape(both)} both set .*\nhint: remove {re.escape(both)} from the file"
+    ):
         resolve_config({}, file)
 
 
@@ -370,9 +372,7 @@ def test_augmentation_options_in_a_file_override_the_recipe_s() -> None:
         ("seed", "randaug:n=2,m=14", {"net": "vit_small"}),
     ],
 )
-def test_an_augmentation_in_a_file_keeps_its_options(
-    recipe: str, aug: str, flags: dict[str, object]
-) -> None:
+def test_an_augmentation_in_a_file_keeps_its_options(recipe: str, aug: str, flags: dict[str, object]) -> None:
     file = resolve_config({"recipe": recipe, "aug": aug}).to_dict()
     config = resolve_config(flags, file)
     assert (config.aug, config.aug_options) == ("randaug", {"n": 2, "m": 14})
@@ -393,7 +393,7 @@ def test_warmup_and_warmdown_in_a_file_are_dropped_if_a_flag_replaces_the_schedu
 def test_mix_off_in_a_file_is_ignored_if_mixup_is_disabled() -> None:
     assert resolve_config({"mixup": 0.0}, {"mixup": 0.8, "mix_off": 0.4}).mix_off == 0
     assert resolve_config({}, {"mixup": 0.0, "mix_off": 0.4}).mix_off == 0  # for instance in sweeps over mixup
-    with pytest.raises(RequestError, match="--mix-off 0.4 does nothing without --mixup or --cutmix"):
+    with pytest.raises(RequestError, match=r"--mix-off 0\.4 does nothing without --mixup"):
         resolve_config({}, {"mix_off": 0.4})
 
 

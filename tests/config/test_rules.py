@@ -366,20 +366,48 @@ def test_the_preset_of_the_recipe_is_stored() -> None:
 
 
 REFUSED: list[tuple[Rule, dict[str, Any], str]] = [
-    (rules.take_apart_file_specs, {"file": {"opt": "adam:lr=1", "lr": 2}}, "opt adam:lr=... and lr both set lr\nhint: remove lr from the file"),
+    (
+        rules.take_apart_file_specs,
+        {"file": {"opt": "adam:lr=1", "lr": 2}},
+        "opt adam:lr=... and lr both set lr\nhint: remove lr from the file",
+    ),
     (rules.take_apart_file_specs, {"file": {"net": "vit:patch_size=8", "patch": 4}}, "and patch both set patch_size"),
-    (rules.take_apart_file_specs, {"file": {"aug": "randaug:n=1", "aug_options": {"n": 2}}}, "and aug_options.n both set n"),
-    (rules.drop_rates_of_replaced_opt, {"flags": {"opt": "adam:"}}, "--opt 'adam:' is incomplete\nhint: use --opt NAME"),
+    (
+        rules.take_apart_file_specs,
+        {"file": {"aug": "randaug:n=1", "aug_options": {"n": 2}}},
+        "and aug_options.n both set n",
+    ),
+    (
+        rules.drop_rates_of_replaced_opt,
+        {"flags": {"opt": "adam:"}},
+        "--opt 'adam:' is incomplete\nhint: use --opt NAME",
+    ),
     (rules.choose_recipe, {"flags": {"recipe": "fats"}}, "did you mean fast"),
-    (rules.choose_dataset, {"flags": {"dataset": "./nowhere"}}, "no such folder\nhint: use --dataset digits, cifar10 or cifar100"),
+    (
+        rules.choose_dataset,
+        {"flags": {"dataset": "./nowhere"}},
+        "no such folder\nhint: use --dataset digits, cifar10 or cifar100",
+    ),
     (rules.choose_time, {"file": {"max_time": "soon"}}, "--max-time takes a duration"),
     (rules.choose_net, {"flags": {"net": "vitt"}}, "did you mean vit"),
-    (rules.choose_weights, {"flags": {"pretrained": "true"}}, "no pretrained weights for --net cct_2\nhint: use --net vit_timm"),
+    (
+        rules.choose_weights,
+        {"flags": {"pretrained": "true"}},
+        "no pretrained weights for --net cct_2\nhint: use --net vit_timm",
+    ),
     (rules.choose_weights, {"flags": {"pretrained": "nowhere.pt"}}, "no such file"),
     (rules.choose_opt, {"flags": {"opt": "adm"}}, "did you mean adam"),
-    (rules.apply_net_flags, {"flags": {"patch": 8}}, "--patch 8: --net cct_2 has no option patch_size\nhint: remove --patch$"),
+    (
+        rules.apply_net_flags,
+        {"flags": {"patch": 8}},
+        "--patch 8: --net cct_2 has no option patch_size\nhint: remove --patch$",
+    ),
     (rules.apply_net_flags, {"net": "swin", "flags": {"patch": 8}}, "hint: use --net swin:window_size=4"),
-    (rules.apply_net_flags, {"net": "vit", "flags": {"convkernel": 3}}, "--net vit has no option kernel_size\nhint: remove --convkernel"),
+    (
+        rules.apply_net_flags,
+        {"net": "vit", "flags": {"convkernel": 3}},
+        "--net vit has no option kernel_size\nhint: remove --convkernel",
+    ),
     (
         rules.apply_net_flags,
         {"net": "vit", "net_inline": {"patch_size": "4"}, "flags": {"net": "vit:patch_size=4", "patch": 8}},
@@ -387,8 +415,16 @@ REFUSED: list[tuple[Rule, dict[str, Any], str]] = [
     ),
     (rules.fill_in_net_options, {"settings": {"net_options": {"dept": 1}}}, "did you mean depth"),
     (rules.split_rates_from_opt, {"opt_inline": {"lr": "fast"}}, "--lr takes a number"),
-    (rules.apply_adan_betas, {"flags": {"adan_beta1": 0.1}}, "does nothing with --opt muon\nhint: use --opt muon:beta1=0.9"),
-    (rules.apply_adan_betas, {"opt": "sgd", "flags": {"adan_beta1": 0.1}}, "does nothing with --opt sgd\nhint: remove --adan-beta1"),
+    (
+        rules.apply_adan_betas,
+        {"flags": {"adan_beta1": 0.1}},
+        "does nothing with --opt muon\nhint: use --opt muon:beta1=0.9",
+    ),
+    (
+        rules.apply_adan_betas,
+        {"opt": "sgd", "flags": {"adan_beta1": 0.1}},
+        "does nothing with --opt sgd\nhint: remove --adan-beta1",
+    ),
     (
         rules.apply_adan_betas,
         {"opt": "adan", "opt_inline": {"beta1": "0.2"}, "flags": {"adan_beta1": 0.1}},
@@ -410,7 +446,11 @@ REFUSED: list[tuple[Rule, dict[str, Any], str]] = [
         {"opt_rates": {"weight_decay": 0.1}, "flags": {"weight_decay": 0.2}},
         "--opt muon:weight_decay=... and --weight-decay both set weight_decay",
     ),
-    (rules.refuse_zero_lr_with_a_second, {"settings": {"lr": 0.0}}, "--lr 0 would also set the adamw_lr of --opt muon to 0"),
+    (
+        rules.refuse_zero_lr_with_a_second,
+        {"settings": {"lr": 0.0}},
+        "--lr 0 would also set the adamw_lr of --opt muon to 0",
+    ),
     (
         rules.refuse_idle_wandb_flags,
         {"settings": {"wandb": "disabled"}, "flags": {"wandb_group": "g"}},
@@ -418,7 +458,11 @@ REFUSED: list[tuple[Rule, dict[str, Any], str]] = [
     ),
     (rules.choose_aug, {"settings": {"aug": "bazic"}}, "did you mean basic"),
     (rules.choose_aug, {"file": {"aug_options": {"n": 1}}}, "--aug basic has no option 'n'"),
-    (rules.settle_mix_off, {"flags": {"mix_off": 0.5, "mixup": 0.0}}, "--mix-off 0.5 does nothing without --mixup or --cutmix"),
+    (
+        rules.settle_mix_off,
+        {"flags": {"mix_off": 0.5, "mixup": 0.0}},
+        "--mix-off 0.5 does nothing without --mixup or --cutmix",
+    ),
     (rules.settle_mix_off, {"file": {"mix_off": 0.5}}, "hint: add --mixup or --cutmix"),
 ]
 

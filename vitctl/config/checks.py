@@ -30,7 +30,9 @@ def check_frozen_backbone_is_pretrained(config: Settings) -> None:
     """Refuse to freeze random layers: the head could not learn from their output."""
     if config.freeze_backbone and config.pretrained == "false":
         has_weights = config.net not in MODELS or MODELS[config.net].weights
-        hint = "use --pretrained true or --pretrained FILE" if has_weights else "use --net vit_timm, or --pretrained FILE"
+        hint = (
+            "use --pretrained true or --pretrained FILE" if has_weights else "use --net vit_timm, or --pretrained FILE"
+        )
         raise RequestError("--freeze-backbone needs pretrained weights", hint=hint)
 
 
