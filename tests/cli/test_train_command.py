@@ -9,7 +9,7 @@ import pytest
 import yaml
 
 from tests.conftest import TINY, Cli
-from vitctl.config import FLAGS, TrainConfig
+from vitctl.config import TrainConfig
 
 Refused = Callable[..., str]
 
@@ -167,12 +167,6 @@ def test_mistakes_in_a_config_file_are_refused(refused: Refused, tmp_path: Path)
         assert sentence in refused("train", "--config", "c.yaml")
 
 
-def test_help_shows_every_setting_in_its_group(cli: Cli) -> None:
-    text = cli("train", "--help").out
-    for name, flag in FLAGS.items():
-        assert "--" + name.replace("_", "-") in text and flag.panel in text
-
-
 def test_ctrl_c_before_the_run_starts_ends_the_process_with_the_signal(python: list[str], tmp_path: Path) -> None:
     code = (
         "import os, signal; from vitctl.training import start; from vitctl.cli import main\n"
@@ -183,20 +177,6 @@ def test_ctrl_c_before_the_run_starts_ends_the_process_with_the_signal(python: l
     done = subprocess.run([*python, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=False)
     assert done.returncode == -signal.SIGINT and done.stderr == "stopped\n"
     assert not list(tmp_path.iterdir())
-
-
-@pytest.mark.parametrize(
-    ("argv", "shown"), [([], "Usage: vitctl [OPTIONS] COMMAND"), (["sweep"], "Usage: vitctl sweep [OPTIONS]")]
-)
-def test_a_group_without_a_command_shows_its_help(cli: Cli, argv: list[str], shown: str) -> None:
-    result = cli(*argv)
-    assert result.code == 2 and shown in result.out + result.err
-
-
-def test_defaults_stand_in_one_pair_of_brackets(cli: Cli) -> None:
-    shown = " ".join(cli("train", "--help").out.replace("│", "").split())
-    assert "[default: 0]" in shown and "[default: the recipe's]" in shown and "[default: runs]" in shown
-    assert "[default: (" not in shown and "\\[" not in shown and " TEXT " not in shown
 
 
 @pytest.mark.parametrize(

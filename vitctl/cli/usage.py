@@ -42,7 +42,7 @@ def usage_error(error: Any) -> RequestError:
             hint = "remove it; a switch such as --json takes no value"
         else:
             hint = f"remove it, or put quotes around it; {see}"
-        return RequestError(f"unexpected argument: {match[1]}", hint=hint)
+        return RequestError(f"extra argument: {match[1]}", hint=hint)
     return _bad_value(error) or RequestError(message[:1].lower() + message[1:], hint=see)
 
 

@@ -122,7 +122,7 @@ NOT_NEEDED = _by_name(
         "eval_batch_size validation_batch_size val_batch_size test_batch_size per_device_eval_batch_size":
             "evaluation uses what fits into memory",
         "channels_last": "the memory layout is chosen for each network",
-        "deterministic worker_seeding": "runs with the same --seed are repeatable",
+        "deterministic worker_seeding": "runs with equal seeds are repeatable",
         "min_lr lr_min lrf eta_min lr_end warmup_lr": "schedules start and end near 0",
         "no_wandb disable_wandb": "W&B is off unless --wandb online is given",
         "save save_model do_train train": "training and saving are the default",
