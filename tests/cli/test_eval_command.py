@@ -18,7 +18,7 @@ def trained(digits_runs: Path, tmp_path: Path) -> Path:
     return Path(shutil.copytree(digits_runs / "digits", tmp_path / "runs" / "r"))
 
 
-def test_figures_agree_with_the_run_and_with_scikit_learn(cli: Cli, trained: Path, tmp_path: Path) -> None:
+def test_figures_match_those_of_the_run_and_of_scikit_learn(cli: Cli, trained: Path, tmp_path: Path) -> None:
     scores = cli("eval", trained, "--json", "--csv", "classes.csv", "--predictions", "p.csv").json()
     summary = cli("train", "--resume", trained, "--json").json()
     assert scores["top1"] == pytest.approx(summary["test_acc"]) and scores["images"] == summary["test_images"]
@@ -35,7 +35,7 @@ def test_figures_agree_with_the_run_and_with_scikit_learn(cli: Cli, trained: Pat
     assert len((tmp_path / "classes.csv").read_text().splitlines()) == 11
 
 
-def test_loss_is_scikit_learn_s(trained: Path) -> None:
+def test_the_loss_matches_scikit_learn(trained: Path) -> None:
     from vitctl.export.open import open_classifier
     from vitctl.inference.scoring import score_classifier
 
@@ -43,7 +43,7 @@ def test_loss_is_scikit_learn_s(trained: Path) -> None:
     assert scores.figures["loss"] == pytest.approx(log_loss(scores.labels, scores.probabilities), rel=1e-9)
 
 
-def test_parts_and_weights(cli: Cli, trained: Path) -> None:
+def test_split_weights_and_limit_select_images_and_checkpoint(cli: Cli, trained: Path) -> None:
     summary = cli("train", "--resume", trained, "--json").json()
     val = cli("eval", trained, "--split", "val", "--json").json()
     assert val["top1"] == pytest.approx(summary["val_acc"]) and val["images"] == summary["val_images"]
@@ -55,13 +55,13 @@ def test_parts_and_weights(cli: Cli, trained: Path) -> None:
     assert single["top1"] == pytest.approx(summary["test_acc"])
 
 
-def test_the_table_shows_classes_and_confusion(cli: Cli, trained: Path) -> None:
+def test_the_table_shows_figures_per_class_and_the_confusion_matrix(cli: Cli, trained: Path) -> None:
     text = cli("eval", trained).out
     for word in ("top-1 accuracy", "top-5 accuracy", "precision", "recall", "F1", "confusion matrix"):
         assert word in text
 
 
-def test_refusals(cli: Cli, refused: Refused, trained: Path, tmp_path: Path) -> None:
+def test_impossible_requests_are_refused(cli: Cli, refused: Refused, trained: Path, tmp_path: Path) -> None:
     last = trained / "checkpoints" / "last.pt"
     (tmp_path / "text.pt").write_text("hello")
     (tmp_path / "short.pt").write_bytes(last.read_bytes()[:1000])
@@ -82,14 +82,14 @@ def test_refusals(cli: Cli, refused: Refused, trained: Path, tmp_path: Path) -> 
     assert "no held-out images" in refused("eval", "runs/n", "--split", "val")
 
 
-def test_a_checkpoint_of_an_unknown_network_is_named(refused: Refused, trained: Path, tmp_path: Path) -> None:
+def test_a_checkpoint_of_an_unknown_network_is_refused(refused: Refused, trained: Path, tmp_path: Path) -> None:
     checkpoint = load_checkpoint(trained / "checkpoints" / "last.pt")
     checkpoint["config"]["net"] = "vit_gone"
     save_checkpoint({key: value for key, value in checkpoint.items() if key != "digest"}, tmp_path / "g.pt")
     assert "unknown --net 'vit_gone'" in refused("eval", "g.pt")
 
 
-def test_weights_of_another_shape_are_named(refused: Refused, trained: Path, tmp_path: Path) -> None:
+def test_weights_of_another_shape_are_refused(refused: Refused, trained: Path, tmp_path: Path) -> None:
     checkpoint = load_checkpoint(trained / "checkpoints" / "last.pt")
     checkpoint["model"]["head.weight"] = torch.zeros(3, 3)
     save_checkpoint({key: value for key, value in checkpoint.items() if key != "digest"}, tmp_path / "g.pt")

@@ -45,11 +45,11 @@ def props(path: Path) -> dict[str, str]:
 
 
 MADE: dict[str, bytes] = {}
-"""ONNX files of the small runs, by all that they record except on what they are verified: tracing takes longest."""
+"""Traced ONNX files of the small runs, by their metadata apart from ``verified_on``; tracing takes longest."""
 
 
 def sabotage(monkeypatch: pytest.MonkeyPatch, change: Callable[[onnx.ModelProto], None]) -> None:
-    """Alter every ONNX file between its making and its verification."""
+    """Alter every ONNX file before it is verified."""
     real = Onnx.export
 
     def export(self: Onnx, network: Deployed, record: Metadata, *, opset: int) -> dict[str, bytes]:
@@ -69,7 +69,7 @@ def traced_once(monkeypatch: pytest.MonkeyPatch) -> None:
     sabotage(monkeypatch, lambda model: None)
 
 
-def test_an_onnx_file_beside_the_checkpoint_that_others_can_use(cli: Cli, digits_run: Path) -> None:
+def test_an_onnx_file_beside_the_checkpoint_is_usable_without_vitctl(cli: Cli, digits_run: Path) -> None:
     last = digits_run / "checkpoints" / "last.pt"
     result = cli("export", digits_run, "--softmax", "--verify-on", "all", "--json")
     assert result.code == 0, result.err
@@ -79,7 +79,7 @@ def test_an_onnx_file_beside_the_checkpoint_that_others_can_use(cli: Cli, digits
     assert row["path"] == str(path) and path.stat().st_size == row["bytes"]
     assert row["sha256"] == hashlib.sha256(path.read_bytes()).hexdigest()
     assert report["compared_on"] == "359 digits test images" and report["verified"] is True
-    # Used without vitctl: images scaled to 0-1, onnxruntime, numpy.
+    # Without vitctl: only onnxruntime, numpy and images scaled to 0-1.
     images, labels = digits_test()
     session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
     logits, probs = session.run(["logits", "probs"], {"images": (images / 255).astype(np.float32)})
@@ -102,7 +102,7 @@ def test_an_onnx_file_beside_the_checkpoint_that_others_can_use(cli: Cli, digits
     assert str(digits_run.parent) not in path.read_bytes().decode("latin1")
 
 
-def test_every_format_at_once_into_a_folder(cli: Cli, digits_run: Path, tmp_path: Path) -> None:
+def test_every_format_can_be_written_to_a_folder_at_once(cli: Cli, digits_run: Path, tmp_path: Path) -> None:
     (tmp_path / "out").mkdir()
     flags = [word for name in ("onnx", "torchscript", "torch-export", "safetensors") for word in ("--format", name)]
     result = cli("export", digits_run, *flags, "-o", "out", "--input", "uint8", "--layout", "nhwc", "--verify-on", 50)
@@ -120,7 +120,7 @@ def test_every_format_at_once_into_a_folder(cli: Cli, digits_run: Path, tmp_path
 
 
 @pytest.mark.slow
-def test_weights_and_ema(cli: Cli, digits_run: Path, tmp_path: Path) -> None:
+def test_the_best_and_averaged_weights_are_exported(cli: Cli, digits_run: Path, tmp_path: Path) -> None:
     assert cli("export", digits_run, "--weights", "best", "--verify-on", 20).code == 0
     best = digits_run / "checkpoints" / "best.onnx"
     assert props(best)["checkpoint"] == "best.pt"
@@ -132,7 +132,7 @@ def test_weights_and_ema(cli: Cli, digits_run: Path, tmp_path: Path) -> None:
     assert report["files"][0]["top1"] == pytest.approx(cli("eval", "runs/averaged", "--json").json()["top1"])
 
 
-def test_a_network_trained_in_half_precision_is_compared_in_the_file_s(cli: Cli, tmp_path: Path) -> None:
+def test_a_model_trained_in_half_precision_is_verified_in_fp32(cli: Cli, tmp_path: Path) -> None:
     if "bf16" not in devices.half_precisions(torch.device("cpu")):
         pytest.skip("this CPU has no bf16 instructions")
     assert cli("train", *TINY, "--epochs", 1, "--precision", "bf16", "--name", "half").code == 0
@@ -142,9 +142,9 @@ def test_a_network_trained_in_half_precision_is_compared_in_the_file_s(cli: Cli,
 
 
 @pytest.mark.slow
-def test_two_exports_are_the_same_bytes(digits_run: Path, tmp_path: Path) -> None:
+def test_two_exports_are_byte_identical(digits_run: Path, tmp_path: Path) -> None:
     words = ["--quantize", "int8", "--max-drop", "100", "--verify-on", "20"]
-    for seed in ("1", "2"):  # the order of a set is another one in each
+    for seed in ("1", "2"):  # each has another order of sets
         command = [sys.executable, "-m", "vitctl", "export", str(digits_run), "-o", f"{seed}.onnx", *words]
         environment = {**os.environ, "PYTHONHASHSEED": seed}
         subprocess.run(command, cwd=tmp_path, env=environment, check=True, capture_output=True)
@@ -153,7 +153,7 @@ def test_two_exports_are_the_same_bytes(digits_run: Path, tmp_path: Path) -> Non
 
 
 @pytest.mark.slow
-def test_a_network_of_timm_s(cli: Cli, tmp_path: Path) -> None:
+def test_a_timm_model_is_exported_and_read_by_timm(cli: Cli, tmp_path: Path) -> None:
     import timm
 
     net = ["--net", "timm/test_vit:drop_path_rate=0.1", "--size", 32]
@@ -169,7 +169,7 @@ def test_a_network_of_timm_s(cli: Cli, tmp_path: Path) -> None:
     scores = [cli("eval", path, "--json").json()["top1"] for path in paths]
     assert scores[0] == scores[1] == scores[2]
     assert {cli("eval", path, "--split", "train", "--json").json()["images"] for path in paths} == {100}
-    # And timm by itself, from what it reads of any folder.
+    # timm itself reads the folder as one of its own.
     model = timm.create_model("local-dir:out", pretrained=True)
     checkpoint = load_checkpoint(tmp_path / "runs/t/checkpoints/last.pt")
     assert model.pretrained_cfg["mean"] == pytest.approx(checkpoint["mean"])
@@ -187,7 +187,7 @@ def test_a_network_of_timm_s(cli: Cli, tmp_path: Path) -> None:
         pytest.param(["--normalize", "none"], marks=pytest.mark.slow),
     ],
 )
-def test_images_that_are_resized(cli: Cli, resized_run: Path, flags: list[str]) -> None:
+def test_a_model_for_resized_images_scores_as_in_eval(cli: Cli, resized_run: Path, flags: list[str]) -> None:
     report = cli("export", resized_run, *flags, "--verify-on", "all", "--json").json()
     top1 = cli("eval", resized_run, "--json").json()["top1"]
     assert report["files"][0]["top1"] == report["network"]["top1"] == pytest.approx(top1, abs=1.5)
@@ -199,7 +199,7 @@ def test_images_that_are_resized(cli: Cli, resized_run: Path, flags: list[str]) 
 
 
 @pytest.mark.slow
-def test_without_the_data_generated_images_are_compared(
+def test_without_data_the_export_is_verified_on_generated_images(
     cli: Cli, refused: Refused, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from tests.cli.test_train_command import image_folder
@@ -220,7 +220,7 @@ def test_without_the_data_generated_images_are_compared(
 
 
 @pytest.mark.usefixtures("traced_once")
-def test_no_verify_is_recorded(cli: Cli, digits_run: Path, tmp_path: Path) -> None:
+def test_no_verify_is_stored_in_the_file(cli: Cli, digits_run: Path, tmp_path: Path) -> None:
     result = cli("export", digits_run, "-o", "a.onnx", "--no-verify")
     assert result.code == 0 and "not verified (--no-verify)" in result.out
     assert props(tmp_path / "a.onnx")["verified"] == "false" and props(tmp_path / "a.onnx")["verified_on"] == ""
@@ -240,7 +240,7 @@ def disturb(name: str, by: float) -> Callable[[onnx.ModelProto], None]:
 
 
 def state(name: str, value: object) -> Callable[[onnx.ModelProto], None]:
-    """Let the file say something else of itself."""
+    """Change a value of the file's metadata."""
 
     def change(model: onnx.ModelProto) -> None:
         (entry,) = [each for each in model.metadata_props if each.key == name]
@@ -264,7 +264,7 @@ def fixed_batch(model: onnx.ModelProto) -> None:
         (fixed_batch, [], "onnx: "),
     ],
 )
-def test_a_sabotaged_file_fails_and_leaves_nothing(
+def test_an_export_that_does_not_match_fails_and_leaves_no_file(
     refused: Refused,
     digits_run: Path,
     monkeypatch: pytest.MonkeyPatch,
@@ -280,7 +280,7 @@ def test_a_sabotaged_file_fails_and_leaves_nothing(
 
 
 @pytest.mark.slow
-def test_an_unnoticeable_change_passes_with_a_tolerance(
+def test_a_small_difference_passes_with_a_higher_tolerance(
     cli: Cli, digits_run: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     sabotage(monkeypatch, disturb("model.head.bias", 1e-3))
@@ -288,9 +288,7 @@ def test_an_unnoticeable_change_passes_with_a_tolerance(
     assert cli("export", digits_run, "--verify-on", 20, "--tolerance", 0.01).code == 0
 
 
-def test_a_good_file_stays_when_the_next_export_fails(
-    cli: Cli, digits_run: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_failed_export_keeps_the_earlier_file(cli: Cli, digits_run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = digits_run / "checkpoints" / "last.onnx"
     sabotage(monkeypatch, lambda model: None)
     assert cli("export", digits_run, "--verify-on", 20).code == 0
@@ -301,7 +299,9 @@ def test_a_good_file_stays_when_the_next_export_fails(
 
 
 @pytest.mark.usefixtures("traced_once")
-def test_quantized_files(cli: Cli, refused: Refused, digits_run: Path, tmp_path: Path) -> None:
+def test_quantized_files_are_smaller_and_lose_little_accuracy(
+    cli: Cli, refused: Refused, digits_run: Path, tmp_path: Path
+) -> None:
     words = ["--quantize", "int8", "--quantize", "fp16", "--verify-on", "all", "--max-drop", 3]
     report = cli("export", digits_run, "-o", "a.onnx", *words, "--json").json()
     assert [Path(row["path"]).name for row in report["files"]] == ["a.onnx", "a.int8.onnx", "a.fp16.onnx"]
@@ -318,11 +318,13 @@ def test_quantized_files(cli: Cli, refused: Refused, digits_run: Path, tmp_path:
         assert word in shown
 
 
-def test_a_drop_beyond_the_bound(cli: Cli, refused: Refused, digits_run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_quantized_file_that_loses_more_than_max_drop_is_not_written(
+    cli: Cli, refused: Refused, digits_run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     from vitctl.export import quantize
 
     real = quantize.measure
-    monkeypatch.setattr(quantize, "measure", lambda *args: real(*args) - 10)  # of the small files alone
+    monkeypatch.setattr(quantize, "measure", lambda *args: real(*args) - 10)  # only measured for quantized files
     before = names(digits_run / "checkpoints")
     sabotage(monkeypatch, lambda model: None)
     sentence = refused("export", digits_run, "--quantize", "fp16", "--verify-on", 20, code=1)
@@ -333,14 +335,14 @@ def test_a_drop_beyond_the_bound(cli: Cli, refused: Refused, digits_run: Path, m
 
 
 @pytest.mark.slow
-def test_a_run_that_held_nothing_out_is_told(cli: Cli) -> None:
+def test_quantization_without_held_out_images_prints_a_warning(cli: Cli) -> None:
     words = ["--dataset", "digits", "--net", "cct_2:embed_dim=16,depth=1,num_heads=2,conv_width=8", "--size", 8]
     cli("train", *words, "--epochs", 1, "--limit-train", 100, "--val", "none", "--name", "n")
     result = cli("export", "runs/n", "--quantize", "fp16", "--verify-on", 20)
     assert result.code == 0 and "measuring accuracy on training images" in result.err
 
 
-def test_refusals(cli: Cli, refused: Refused, digits_run: Path, tmp_path: Path) -> None:
+def test_impossible_requests_are_refused(cli: Cli, refused: Refused, digits_run: Path, tmp_path: Path) -> None:
     last = digits_run / "checkpoints" / "last.pt"
     (tmp_path / "text.pt").write_text("hello")
     (tmp_path / "empty.pt").write_bytes(b"")
@@ -387,7 +389,7 @@ def test_refusals(cli: Cli, refused: Refused, digits_run: Path, tmp_path: Path) 
     assert before == (names(tmp_path), names(digits_run / "checkpoints"))
 
 
-def test_a_payload_is_never_run(refused: Refused, tmp_path: Path) -> None:
+def test_code_in_a_checkpoint_is_never_executed(refused: Refused, tmp_path: Path) -> None:
     import pickle
 
     class Payload:
@@ -401,7 +403,9 @@ def test_a_payload_is_never_run(refused: Refused, tmp_path: Path) -> None:
     assert not (tmp_path / "canary").exists()
 
 
-def test_a_full_disk(refused: Refused, digits_run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_export_to_a_full_disk_leaves_no_file(
+    refused: Refused, digits_run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     import resource
 
     before = names(digits_run / "checkpoints")
@@ -412,7 +416,7 @@ def test_a_full_disk(refused: Refused, digits_run: Path, monkeypatch: pytest.Mon
         sentence = refused("export", digits_run, "--verify-on", 20, code=1)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
-    assert "cannot write" in sentence and "nothing was exported" in sentence
+    assert "cannot write" in sentence and "File too large" in sentence and "nothing was exported" in sentence
     assert names(digits_run / "checkpoints") == before
 
 
@@ -430,20 +434,20 @@ def start(digits_run: Path, *words: str) -> "subprocess.Popen[str]":
 
 
 @pytest.fixture
-def hang_up_ends() -> Iterator[None]:
-    """Let a child process start with SIGHUP as it usually is, also where the tests run under nohup."""
+def default_sighup() -> Iterator[None]:
+    """Start child processes with the default action of SIGHUP, even under nohup."""
     before = signal.signal(signal.SIGHUP, signal.SIG_DFL)
     yield
     signal.signal(signal.SIGHUP, before)
 
 
 @pytest.mark.slow
-@pytest.mark.usefixtures("hang_up_ends")
+@pytest.mark.usefixtures("default_sighup")
 @pytest.mark.parametrize(
     ("signum", "during"),
     [(signal.SIGTERM, "exporting to onnx"), (signal.SIGINT, "quantizing to"), (signal.SIGHUP, "quantizing to")],
 )
-def test_a_signal_leaves_nothing(digits_run: Path, signum: signal.Signals, during: str) -> None:
+def test_an_interrupted_export_leaves_no_file(digits_run: Path, signum: signal.Signals, during: str) -> None:
     before = names(digits_run / "checkpoints")
     process = start(digits_run, "--quantize", "int8")
     assert process.stderr is not None
@@ -451,7 +455,7 @@ def test_a_signal_leaves_nothing(digits_run: Path, signum: signal.Signals, durin
         if during in line:
             break
     else:
-        pytest.fail(f"it never said {during}")
+        pytest.fail(f"it never printed {during!r}")
     process.send_signal(signum)
     out, err = process.communicate(timeout=120)
     assert process.returncode == -signum and out == ""
@@ -461,7 +465,7 @@ def test_a_signal_leaves_nothing(digits_run: Path, signum: signal.Signals, durin
 
 
 @pytest.mark.slow
-def test_kills_leave_nothing(digits_run: Path) -> None:
+def test_a_killed_export_leaves_no_incomplete_file(digits_run: Path) -> None:
     before = names(digits_run / "checkpoints")
     start_time = time.monotonic()
     assert start(digits_run, "--verify-on", "20").wait(timeout=300) == 0
@@ -484,7 +488,7 @@ def test_kills_leave_nothing(digits_run: Path) -> None:
 
 @pytest.fixture
 def small_disk(tmp_path: Path) -> Iterator[Path]:
-    """Return the folder of a file system of 2 MiB, or skip."""
+    """Return the folder of a 2-MiB file system, or skip."""
     place = tmp_path / "small"
     place.mkdir()
     mounted = (
@@ -494,13 +498,13 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
         ).returncode
     )
     if not mounted:
-        pytest.skip("needs the right to mount a small file system")
+        pytest.skip("needs permission to mount a file system")
     yield place
     subprocess.run(["umount", str(place)], check=True)
 
 
 @pytest.mark.slow
-def test_a_file_system_that_fills_up(refused: Refused, digits_run: Path, small_disk: Path) -> None:
+def test_an_export_to_a_full_file_system_leaves_no_file(refused: Refused, digits_run: Path, small_disk: Path) -> None:
     (small_disk / "filler").write_bytes(bytes((2 << 20) - 60_000))
     flags = ["--format", "onnx", "--format", "torchscript", "--verify-on", 20]
     sentence = refused("export", digits_run, *flags, "-o", small_disk, code=1)
@@ -512,13 +516,13 @@ README = Path(__file__).parents[2] / "README.md"
 
 
 def snippet() -> str:
-    """Return README's program that runs an ONNX file with onnxruntime and numpy."""
+    """Return the README's program that runs an ONNX file with onnxruntime and numpy."""
     blocks = re.split(r"\n(?=\S)", README.read_text(encoding="utf-8"))
     for block in blocks:
         lines = [line[4:] if line.startswith("    ") else "" for line in block.splitlines()]
         if "import onnxruntime" in lines:
             return "\n".join(lines)
-    pytest.skip("README has no program that imports onnxruntime")
+    pytest.skip("no program in README imports onnxruntime")
 
 
 BLOCKED = """
@@ -526,13 +530,13 @@ import sys
 class Blocked:
     def find_spec(self, name, path=None, target=None):
         if name.partition(".")[0] in ("torch", "vitctl", "timm", "torchvision", "onnx"):
-            raise ImportError(f"{name} is not for this program")
+            raise ImportError(f"{name} is blocked")
 sys.meta_path.insert(0, Blocked())
 """
 
 
 @pytest.mark.usefixtures("traced_once")
-def test_readme_s_program_needs_onnxruntime_and_numpy_alone(cli: Cli, digits_run: Path, tmp_path: Path) -> None:
+def test_the_readme_s_program_needs_only_onnxruntime_and_numpy(cli: Cli, digits_run: Path, tmp_path: Path) -> None:
     program = snippet()
     assert cli("export", digits_run, "-o", "model.onnx", "--verify-on", 20).code == 0
     images, labels = digits_test()
@@ -548,8 +552,8 @@ def test_readme_s_program_needs_onnxruntime_and_numpy_alone(cli: Cli, digits_run
 
 @pytest.mark.long
 @pytest.mark.parametrize("net", ["cct_4", "vit_small"])
-def test_all_test_images_of_the_real_cifar10(cli: Cli, real_cifar10: Path, net: str) -> None:
-    """Takes a trained run, in the folder that VITCTL_TRAINED names: NET/ in it."""
+def test_exports_match_on_all_test_images_of_the_real_cifar10(cli: Cli, real_cifar10: Path, net: str) -> None:
+    """Uses the trained run NET/ in the folder VITCTL_TRAINED."""
     runs = os.environ.get("VITCTL_TRAINED")
     if not runs:
         pytest.skip("set VITCTL_TRAINED to a folder with trained runs cct_4/ and vit_small/")

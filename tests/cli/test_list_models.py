@@ -1,4 +1,4 @@
-"""``vitctl list-models``: the table, one network in detail, and timm's."""
+"""``vitctl list-models``: the table, details of one model, and the search of timm."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ FIELDS = [
 ]
 
 
-def test_the_whole_table_as_json(cli: Cli) -> None:
+def test_the_json_has_every_network_and_field(cli: Cli) -> None:
     rows = cli("list-models", "--json").json()
     assert [row["name"] for row in rows] == list(MODELS)
     assert all(list(row) == FIELDS for row in rows)
@@ -42,24 +42,26 @@ def test_the_whole_table_as_json(cli: Cli) -> None:
         ("[cs]*i*", "simplevit cait cait_small swin convmixer"),
     ],
 )
-def test_patterns(cli: Cli, pattern: str, names: str) -> None:
+def test_patterns_select_networks_by_name_or_family(cli: Cli, pattern: str, names: str) -> None:
     assert [row["name"] for row in cli("list-models", pattern, "--json").json()] == names.split()
 
 
 @pytest.mark.parametrize("field", ["name", "family", "params", "mflop", "tokens"])
-def test_costs_are_sorted_upwards(cli: Cli, field: str) -> None:
+def test_costs_are_sorted_in_ascending_order(cli: Cli, field: str) -> None:
     values = [row[field] for row in cli("list-models", "--sort", field, "--json").json()]
     assert values == sorted(values) and len(values) == len(MODELS)
 
 
 @pytest.mark.parametrize("field", ["published_acc", "measured_acc"])
-def test_accuracies_are_sorted_downwards_and_blanks_come_last(cli: Cli, field: str) -> None:
+def test_accuracies_are_sorted_in_descending_order_with_missing_ones_last(cli: Cli, field: str) -> None:
     values = [row[field] for row in cli("list-models", "--sort", field, "--json").json()]
     known = [value for value in values if value is not None]
     assert known and values == sorted(known, reverse=True) + [None] * (len(values) - len(known))
 
 
-def test_what_recipes_measured_is_shown_with_recipe_and_epochs(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_best_measured_accuracy_is_shown_with_its_recipe_and_epochs(
+    cli: Cli, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def card(net: str, acc: float, dataset: str = "cifar10") -> Card:
         return Card(
             net=net,
@@ -92,14 +94,14 @@ def test_the_table_fits_the_terminal(cli: Cli, monkeypatch: pytest.MonkeyPatch, 
     monkeypatch.setenv("COLUMNS", str(columns))
     lines = cli("list-models").out.splitlines()
     assert max(map(len, lines)) <= columns
-    assert not any("…" in line for line in lines), "something was cut off"
+    assert not any("…" in line for line in lines), "text is cut off"
     starts = [line.split()[0] for line in lines if line[1:2].strip()]
     assert [word for word in starts if word in MODELS] == list(MODELS)
-    # A network takes a few lines, not a column of syllables.
+    # Rows must not wrap to many lines.
     assert len(lines) < 3 * len(MODELS) + 6
 
 
-def test_nothing_wraps_on_the_way_to_a_file(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_row_wraps_if_the_output_is_piped(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("COLUMNS")
     rows = [line.split() for line in cli("list-models").out.splitlines()]
     lines = {words[0]: " ".join(words) for words in rows if words and words[0] in MODELS}
@@ -108,7 +110,7 @@ def test_nothing_wraps_on_the_way_to_a_file(cli: Cli, monkeypatch: pytest.Monkey
 
 
 @pytest.mark.parametrize("net", MODELS)
-def test_details_at_the_size_of_the_table_are_its_figures(cli: Cli, net: str) -> None:
+def test_details_at_the_default_size_match_the_table(cli: Cli, net: str) -> None:
     document, entry = cli("list-models", "--details", net, "--json").json(), MODELS[net]
     assert [document[key] for key in ("params", "mflop", "tokens", "img_size")] == [
         *(entry.params, entry.mflop, entry.tokens, entry.img_size)
@@ -121,19 +123,19 @@ def test_details_at_the_size_of_the_table_are_its_figures(cli: Cli, net: str) ->
     assert 2 <= len(layers) < 80 and layers[-1]["shape"][-1] == 10
     with torch.device("meta"):
         model = build_model(net, entry.resolve_options({}, net), img_size=entry.img_size, in_chans=3, num_classes=10)
-    lone = sum(parameter.numel() for name, parameter in model.named_parameters() if "." not in name)  # of no layer
+    lone = sum(parameter.numel() for name, parameter in model.named_parameters() if "." not in name)  # in no layer
     assert document["params"] == lone + sum(layer["params"] for layer in layers)
 
 
-def test_details_with_options_and_a_size_as_text(cli: Cli) -> None:
+def test_details_depend_on_options_and_size(cli: Cli) -> None:
     out = cli("list-models", "--details", "vit:depth=2,embed_dim=64,pool=avg", "--size", 48).out
     for words in ("144 tokens", "at 48 px and 10 classes", "blocks.1", "1 x 10"):
         assert words in out, words
     assert "blocks.2" not in out and "2010.11929" in out and "whole number from 1" in out
-    assert "1,281.9" not in out and "1,281.9" in cli("list-models", "--details", "vit").out  # the row's own
+    assert "1,281.9" not in out and "1,281.9" in cli("list-models", "--details", "vit").out  # only at the default size
 
 
-def test_details_of_timm(cli: Cli) -> None:
+def test_details_of_a_timm_model(cli: Cli) -> None:
     document = cli("list-models", "--details", "timm/test_vit:patch_size=8", "--size", 32, "--json").json()
     assert (document["tokens"], document["img_size"]) == (17, 32)
     values = {option["name"]: option["value"] for option in document["options"]}
@@ -141,7 +143,7 @@ def test_details_of_timm(cli: Cli) -> None:
     assert "timm/test_vit" in cli("list-models", "--details", "timm/test_vit").out
 
 
-def test_search_of_timm(cli: Cli) -> None:
+def test_timm_s_models_are_searched_by_pattern(cli: Cli) -> None:
     rows = cli("list-models", "--timm", "vit*tiny*", "--json").json()
     names = [row["name"] for row in rows]
     assert "timm/vit_tiny_patch16_224" in names and all("tiny" in name for name in names)
@@ -151,21 +153,21 @@ def test_search_of_timm(cli: Cli) -> None:
 
 
 @pytest.mark.parametrize(
-    ("argv", "sentence"),
+    ("argv", "message"),
     [
-        (["vitz"], "no network is called 'vitz'; did you mean vit"),
-        (["q*"], "no network is called 'q*'"),
-        (["--sort", "parms"], "--sort 'parms' is unknown; did you mean params"),
-        (["--details", "vitt"], "--net 'vitt' is unknown; did you mean vit"),
+        (["vitz"], "unknown network 'vitz'\nhint: did you mean vit?"),
+        (["q*"], "unknown network 'q*'\nhint: "),
+        (["--sort", "parms"], "unknown --sort 'parms'\nhint: did you mean params"),
+        (["--details", "vitt"], "unknown --net 'vitt'\nhint: did you mean vit"),
         (["--details", "vit:dept=2"], "did you mean depth"),
         (["--details", "vit", "--size", 30], "--size 28 or 32"),
-        (["--details", "vit", "--sort", "params"], "--sort params is for the table, not for --details"),
-        (["vit", "--details", "vit"], "PATTERN and --details ask for different lists"),
-        (["--size", 32], "--size 32 belongs to --details"),
-        (["--timm", "tinny"], "did you mean"),
-        (["--timm", "vit_tiny"], "--timm '*vit_tiny*' matches"),
-        (["--timm", "zzzzzz*"], "timm has no network that matches 'zzzzzz*'"),
+        (["--details", "vit", "--sort", "params"], "--sort params does nothing with --details\nhint: remove --sort"),
+        (["vit", "--details", "vit"], "PATTERN and --details are mutually exclusive"),
+        (["--size", 32], "--size 32 does nothing without --details\nhint: add --details"),
+        (["--timm", "tinny"], "tiny_vit"),
+        (["--timm", "vit_tiny"], "hint: use --timm '*vit_tiny*'"),
+        (["--timm", "zzzzzz*"], "no model of timm matches 'zzzzzz*'\nhint: use --timm"),
     ],
 )
-def test_mistakes_are_one_sentence(refused: Refused, argv: list[object], sentence: str) -> None:
-    assert sentence in refused("list-models", *argv)
+def test_mistakes_are_refused_with_a_hint(refused: Refused, argv: list[object], message: str) -> None:
+    assert message in refused("list-models", *argv)

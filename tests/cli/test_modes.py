@@ -1,4 +1,4 @@
-"""Every mode of ``train`` with every flag: accepted or refused."""
+"""Modes of ``train``: which flags each accepts."""
 
 from __future__ import annotations
 
@@ -35,9 +35,9 @@ def test_a_mode_accepts_flags_that_it_uses_and_refuses_others(mode: str) -> None
         if name in uses or name == mode:
             assert choose_mode({**asked, name: "x"}, "seed") == mode, name
         else:
-            with pytest.raises(RequestError) as refused:
+            flag = flag_name(name)
+            with pytest.raises(RequestError, match=rf"^{flag} does nothing with.*\nhint: (remove {flag}$|add --)"):
                 choose_mode({**asked, name: "x"}, "seed")
-            assert flag_name(name) in str(refused.value)
 
 
 @pytest.mark.parametrize("second", MODES)
@@ -46,7 +46,7 @@ def test_two_modes_are_refused(first: str, second: str) -> None:
     if first == second:
         assert choose_mode({first: True}, "seed") == first
     else:
-        with pytest.raises(RequestError, match="does not go with it"):
+        with pytest.raises(RequestError, match=r"^--\S+ does nothing with --\S+, which .*\nhint: remove --"):
             choose_mode({first: True, second: True}, "seed")
 
 
@@ -58,10 +58,10 @@ def test_every_flag_is_in_the_table_of_modes() -> None:
 @pytest.mark.parametrize("mode", ["lr_finder", "preview_batch"])
 def test_a_length_is_accepted_if_the_recipe_depends_on_it(mode: str) -> None:
     assert choose_mode({mode: True, "epochs": 1}, "vit_small") == mode
-    with pytest.raises(RequestError, match="--epochs does not go with it"):
+    with pytest.raises(RequestError, match="--epochs does nothing with --"):
         choose_mode({mode: True, "epochs": 1}, "seed")
 
 
 @pytest.mark.parametrize("value", [None, False, "disabled"])
-def test_a_flag_that_is_switched_off_counts_as_not_given(value: object) -> None:
+def test_a_flag_with_an_off_value_counts_as_not_given(value: object) -> None:
     assert choose_mode({"dry_run": True, "wandb": value, "tensorboard": value}, "seed") == "dry_run"

@@ -1,4 +1,4 @@
-"""What is shown of a download: plain lines, and a bar where there is a terminal."""
+"""Progress of downloads: plain lines, or a bar on a terminal."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ MIB = 2**20
 
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
-    """Seconds, to be moved on by hand."""
+    """Return a fake clock as a list with the time in seconds."""
     now = [100.0]
     monkeypatch.setattr(progress.time, "monotonic", lambda: now[0])
     return now
 
 
-def test_plain_lines(clock: list[float], capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_download_prints_a_line_every_30_seconds(clock: list[float], capsys: pytest.CaptureFixture[str]) -> None:
     observer = make_observer()
     assert type(observer) is ProgressLines
     for second in range(101):
@@ -42,23 +42,25 @@ def test_plain_lines(clock: list[float], capsys: pytest.CaptureFixture[str]) -> 
     ]
 
 
-def test_another_try_is_measured_anew(clock: list[float], capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_speed_of_a_resumed_download_is_measured_anew(
+    clock: list[float], capsys: pytest.CaptureFixture[str]
+) -> None:
     observer = make_observer()
     observer.loading(0, 100 * MIB, download="downloading x to y")
     clock[0] += 10
-    observer.loading(50 * MIB, 100 * MIB, download="it was cut; trying again")
+    observer.loading(50 * MIB, 100 * MIB, download="interrupted; trying again")
     clock[0] += 10
-    observer.loading(100 * MIB, 100 * MIB, download="it was cut; trying again")
+    observer.loading(100 * MIB, 100 * MIB, download="interrupted; trying again")
     assert capsys.readouterr().err.splitlines() == [
         "downloading x to y",
         "0 B of 100.0 MiB",
-        "it was cut; trying again",
+        "interrupted; trying again",
         "50.0 MiB of 100.0 MiB",
         "100.0 MiB of 100.0 MiB, 5.0 MiB/s",
     ]
 
 
-def test_images_are_still_counted(clock: list[float], capsys: pytest.CaptureFixture[str]) -> None:
+def test_decoded_images_are_counted(clock: list[float], capsys: pytest.CaptureFixture[str]) -> None:
     observer = make_observer()
     observer.loading(10, 2000)
     observer.loading(2000, 2000)
@@ -67,7 +69,7 @@ def test_images_are_still_counted(clock: list[float], capsys: pytest.CaptureFixt
 
 @contextmanager
 def terminal(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
-    """Let stderr be a terminal; what is written to it is in the list afterwards."""
+    """Replace stderr with a terminal; afterwards the list holds its output."""
     screen, line = pty.openpty()
     seen: list[str] = []
 
@@ -90,7 +92,7 @@ def terminal(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
     os.close(screen)
 
 
-def test_a_bar_on_a_terminal(monkeypatch: pytest.MonkeyPatch, clock: list[float]) -> None:
+def test_a_download_shows_a_bar_on_a_terminal(monkeypatch: pytest.MonkeyPatch, clock: list[float]) -> None:
     with terminal(monkeypatch) as seen, make_observer() as observer:
         assert isinstance(observer, ProgressBars) and observer._progress is not None
         observer.loading(0, 100 * MIB, download="downloading x to y")

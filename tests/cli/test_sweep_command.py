@@ -1,4 +1,4 @@
-"""``vitctl sweep`` from the file to the best trial's settings, with real training on digits."""
+"""``vitctl sweep`` from the file to the best settings, with real training on digits."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def write(**more: object) -> dict[str, object]:
 
 
 @pytest.mark.usefixtures("forked_runs")
-def test_a_sweep_from_its_file_to_its_best_settings(cli: Cli, tmp_path: Path) -> None:
+def test_a_sweep_runs_from_its_file_to_its_best_settings(cli: Cli, tmp_path: Path) -> None:
     write()
     ran = cli("sweep", "agent", "s.yaml", "--seed", 1)
     assert ran.code == 0 and "is finished" in ran.err and "Top 1" in ran.out, ran.err
@@ -55,7 +55,7 @@ def test_a_sweep_from_its_file_to_its_best_settings(cli: Cli, tmp_path: Path) ->
     rows = json.loads(cli("sweep", "export", "s.yaml", "--format", "json").out)
     assert [list(row) for row in rows] == [["trial", "state", "params", "value", "run"]] * 2
     assert [row["state"] for row in rows] == ["complete"] * 2
-    for row in rows:  # the figures are those of ordinary runs
+    for row in rows:  # each trial is an ordinary run
         summary = json.loads((tmp_path / row["run"] / "summary.json").read_text())
         config = json.loads((tmp_path / row["run"] / "config.json").read_text())["config"]
         assert summary["val_acc"] == row["value"]
@@ -96,20 +96,18 @@ def test_a_sweep_from_its_file_to_its_best_settings(cli: Cli, tmp_path: Path) ->
 
 
 @pytest.mark.usefixtures("forked_runs")
-def test_the_best_settings_keep_what_the_recipe_took_for_short_runs(cli: Cli) -> None:
+def test_the_best_settings_keep_the_recipe_s_values_for_short_runs(cli: Cli) -> None:
     tiny = {"value": "vit_small:embed_dim=16,depth=1,num_heads=2,head_dim=8"}
     write(parameters={**PARAMETERS, "net": tiny, "recipe": {"value": "vit_small"}}, run_cap=1)
     assert cli("sweep", "agent", "s.yaml").code == 0
     Path("best.yaml").write_text(cli("sweep", "best", "s.yaml", "--config").out)
     longer = yaml.safe_load(cli("train", "--config", "best.yaml", "--epochs", 5, "--print-config").out)
-    assert (longer["epochs"], longer["aug"]) == (5, "none"), "as the trials had it"
+    assert (longer["epochs"], longer["aug"]) == (5, "none")  # as in the trials
     usual = resolve_config({"recipe": "vit_small", "dataset": "digits", "epochs": 5})
     assert usual.aug == "basic"
 
 
-def test_create_prints_the_id_alone_and_what_is_enqueued_comes_first(
-    cli: Cli, refused: Refused, tmp_path: Path
-) -> None:
+def test_create_prints_only_the_id_and_queued_trials_run_first(cli: Cli, refused: Refused, tmp_path: Path) -> None:
     write()
     created = cli("sweep", "create", "s.yaml")
     id = created.out.strip()
@@ -128,7 +126,7 @@ def test_create_prints_the_id_alone_and_what_is_enqueued_comes_first(
 
 
 @pytest.mark.parametrize(("width", "tables", "across"), [(120, 1, True), (60, 1, False), (30, 3, False)])
-def test_no_figure_of_the_best_trials_is_cut_off(tmp_path: Path, width: int, tables: int, across: bool) -> None:
+def test_the_best_trials_fit_a_narrow_terminal(tmp_path: Path, width: int, tables: int, across: bool) -> None:
     from rich.console import Console
 
     from vitctl.cli.sweep_view import top_tables
@@ -155,7 +153,7 @@ def test_a_dry_run_creates_nothing(cli: Cli, tmp_path: Path) -> None:
     assert not (tmp_path / "runs").exists()
 
 
-def test_a_sweep_that_cannot_be_stored_leaves_nothing(
+def test_a_sweep_that_cannot_be_stored_leaves_no_folder(
     cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from vitctl.sweep import sweep
@@ -189,19 +187,26 @@ def test_a_sweep_that_cannot_be_stored_leaves_nothing(
         (["agent", "s.yaml", "--new", "--gpus", "all"], "this machine has no CUDA device"),
         (["create", "s.yaml", "--pruner", "hyperband:min_epochs=30"], "min_epochs 30 is more than max_epochs 27"),
         (["agent", "s.yaml", "--engine", "wandb", "--max-time", "1h"], "--max-time does nothing with --engine wandb"),
-        (["agent", "me/project/abc", "--engine", "local"], "is the id of a sweep of --engine wandb"),
+        (["agent", "me/project/abc", "--engine", "local"], "me/project/abc is a sweep of --engine wandb"),
         (["create", "s.yaml", "--engine", "wanbd"], "did you mean wandb"),
-        (["top", "me/project/abc"], "https://wandb.ai/me/project/sweeps/abc; vitctl runs its agents"),
+        (["top", "me/project/abc"], "https://wandb.ai/me/project/sweeps/abc"),
     ],
 )
-def test_mistakes_are_one_sentence(refused: Refused, tmp_path: Path, argv: list[str], sentence: str) -> None:
+def test_mistakes_are_refused_with_a_hint(refused: Refused, tmp_path: Path, argv: list[str], sentence: str) -> None:
     write()
     assert sentence in refused("sweep", *argv)
     assert not list((tmp_path / "runs").glob("sweeps/*/study.db"))
 
 
-def test_parameters_that_train_does_not_know_are_refused_at_create(cli: Cli) -> None:
-    write(parameters={**PARAMETERS, "learning_rate": {"values": [1, 2]}, "wieght_decay": {"value": 0.1}})
+def test_unknown_parameters_are_refused_at_create(cli: Cli) -> None:
+    write(parameters={**PARAMETERS, "patch_sise": {"values": [1, 2]}, "wieght_decay": {"value": 0.1}})
     result = cli("sweep", "create", "s.yaml")
     assert result.code == 2 and "2 mistakes" in result.err
-    assert "unknown setting 'learning_rate'" in result.err and "did you mean weight_decay" in result.err
+    assert "'patch_sise'" in result.err and "'wieght_decay'" in result.err
+    assert "did you mean weight_decay" in result.err
+
+
+def test_parameters_may_have_the_names_of_other_tools(cli: Cli) -> None:
+    write(parameters={**{name: PARAMETERS[name] for name in PARAMETERS if name != "lr"}, "lr0": PARAMETERS["lr"]})
+    shown = cli("sweep", "create", "s.yaml", "--dry-run", 1, "--json")
+    assert shown.code == 0 and '"lr"' in shown.out, shown.err

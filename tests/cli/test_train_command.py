@@ -9,12 +9,12 @@ import pytest
 import yaml
 
 from tests.conftest import TINY, Cli
-from vitctl.config import FLAGS, TrainConfig
+from vitctl.config import TrainConfig
 
 Refused = Callable[..., str]
 
 
-def test_a_run_leaves_its_folder_and_prints_json(cli: Cli, tmp_path: Path) -> None:
+def test_a_run_writes_its_folder_and_prints_json(cli: Cli, tmp_path: Path) -> None:
     result = cli("train", *TINY, "--epochs", 2, "--name", "first", "--json")
     assert result.code == 0
     summary = result.json()
@@ -33,18 +33,18 @@ def test_a_run_leaves_its_folder_and_prints_json(cli: Cli, tmp_path: Path) -> No
     assert max(path.name for path in (run / "checkpoints").iterdir()) == "last.pt"
 
 
-def test_the_table_names_what_was_measured(cli: Cli) -> None:
+def test_the_final_table_shows_both_accuracies(cli: Cli) -> None:
     result = cli("train", *TINY, "--epochs", 1)
     assert "test accuracy" in result.out and "held-out accuracy" in result.out
     assert "epoch 1/1" in result.err and "images/s" in result.err
 
 
-def test_plain_lines_have_no_terminal_codes(cli: Cli) -> None:
+def test_output_without_a_terminal_has_no_escape_codes(cli: Cli) -> None:
     result = cli("train", *TINY, "--epochs", 1)
     assert "\x1b" not in result.out + result.err and "\r" not in result.err
 
 
-def test_underscores_aliases_and_switches_with_values(cli: Cli) -> None:
+def test_flags_may_have_underscores_other_names_and_values_for_switches(cli: Cli) -> None:
     result = cli(
         "train", "--n_epochs=7", "--weight_decay=0.1", "--decay_all=True", "--print_config", "--dataset=digits"
     )
@@ -54,7 +54,7 @@ def test_underscores_aliases_and_switches_with_values(cli: Cli) -> None:
     assert yaml.safe_load(result.out)["decay_all"] is False
 
 
-def test_printed_config_trains_the_same(cli: Cli, tmp_path: Path) -> None:
+def test_a_printed_config_gives_an_identical_run(cli: Cli, tmp_path: Path) -> None:
     printed = cli("train", *TINY, "--epochs", 1, "--print-config")
     (tmp_path / "c.yaml").write_text(printed.out)
     a = cli("train", *TINY, "--epochs", 1, "--json").json()
@@ -62,7 +62,7 @@ def test_printed_config_trains_the_same(cli: Cli, tmp_path: Path) -> None:
     assert (a["train_loss"], a["test_loss"]) == (b["train_loss"], b["test_loss"])
 
 
-def test_legacy_flags(cli: Cli, refused: Refused) -> None:
+def test_flags_of_the_original_scripts_are_accepted(cli: Cli, refused: Refused) -> None:
     settings = yaml.safe_load(cli("train", "--noaug", "--noamp", "--nowandb", "--print-config").out)
     assert (settings["aug"], settings["precision"], settings["wandb"]) == ("basic", "fp32", "disabled")
     assert yaml.safe_load(cli("train", "--noaug=True", "--noamp=False", "--print-config").out)["precision"] == "auto"
@@ -72,7 +72,7 @@ def test_legacy_flags(cli: Cli, refused: Refused) -> None:
     assert "--net vit:head_dim" in refused("train", "--dimhead", 32)
 
 
-def test_dry_run_saves_nothing_and_counts(cli: Cli, tmp_path: Path) -> None:
+def test_a_dry_run_estimates_the_cost_and_saves_nothing(cli: Cli, tmp_path: Path) -> None:
     cost = cli("train", *TINY, "--net", "vit_tiny:depth=1", "--size", "8", "--dry-run", "--json").json()
     assert cost["tokens"] == 5 and cost["params"] > 0 and cost["eta"] > 0 and cost["mflop"] > 0
     assert cost["steps_per_epoch"] == 4
@@ -81,22 +81,22 @@ def test_dry_run_saves_nothing_and_counts(cli: Cli, tmp_path: Path) -> None:
     assert "whole run" in table and "precision" in table
 
 
-def test_max_steps_ends_mid_epoch(cli: Cli) -> None:
+def test_max_steps_may_end_within_an_epoch(cli: Cli) -> None:
     summary = cli("train", *TINY, "--max-steps", 6, "--json").json()
     assert (summary["step"], summary["epoch"]) == (6, 2)
 
 
-def test_val_protocols(cli: Cli, tmp_path: Path) -> None:
+def test_val_selects_the_images_of_the_validation(cli: Cli, tmp_path: Path) -> None:
     test = cli("train", *TINY, "--epochs", 1, "--val", "test", "--name", "t", "--json").json()
     assert (test["val_split"], test["val_acc"], test["val_loss"]) == ("test", test["test_acc"], test["test_loss"])
     none = cli("train", *TINY, "--epochs", 1, "--val", "none", "--name", "n", "--json").json()
     assert "val_acc" not in none and none["val_images"] == 0
-    for name in "tn":  # nothing was held out, so nothing may be called the best
+    for name in "tn":  # without held-out images there is no best checkpoint
         assert not (tmp_path / "runs" / name / "checkpoints" / "best.pt").exists()
         assert cli("eval", f"runs/{name}", "--weights", "best").code == 2
 
 
-def test_patience_stops_early(cli: Cli) -> None:
+def test_patience_ends_a_run_early(cli: Cli) -> None:
     summary = cli("train", *TINY, "--epochs", 30, "--lr", "0", "--patience", 2, "--json").json()
     assert summary["stopped_early"] and summary["epoch"] == 3
 
@@ -106,34 +106,33 @@ def test_patience_stops_early(cli: Cli) -> None:
     [
         (["--net", "vit_smal"], "did you mean vit_small"),
         (["--net", "vit", "--patch", 5], "use --patch 1, 2, 4 or 8"),
-        (["--device", "mps"], "--device mps is not available on this machine\nhint: use cpu"),
-        (["--device", "cuda:7"], "is not available on this machine"),
+        (["--device", "mps"], "--device mps is not available on this machine\nhint: use "),
+        (["--device", "cuda:7"], "--device cuda:7 is not available on this machine\nhint: use "),
         (["--device", "gpu"], "unknown --device 'gpu'"),
         (["--name", "a/b"], "is not a valid folder name"),
         (["--dataset", "folder"], "--data-dir"),
         (["--bs", "many"], "--bs takes a whole number"),
-        (["--lr", "-1"], "--lr is -1"),
+        (["--lr", "-1"], "--lr -1 is too small\nhint: use at least 0"),
         (["--val", "tset"], "did you mean test"),
         (["--runs-dir", "/proc/nowhere"], "cannot create run folder"),
         (["--resume", "runs/none"], "run folder runs/none not found"),
-        (["--resume", ".", "--name", "x"], "--name does not go with it"),
-        (["--dry-run", "--name", "x"], "--name does not go with it"),
-        (["--dry-run", "--wandb", "offline"], "--wandb does not go with it"),
-        (["--dry-run", "--tensorboard"], "--tensorboard does not go with it"),
+        (["--resume", ".", "--name", "x"], "--name does nothing with --resume"),
+        (["--dry-run", "--name", "x"], "--name does nothing with --dry-run"),
+        (["--dry-run", "--wandb", "offline"], "--wandb does nothing with --dry-run"),
+        (["--dry-run", "--tensorboard"], "--tensorboard does nothing with --dry-run"),
         (["--dry-run", "--net", "vit_timm", "--pretrained", "nowhere.bin"], "nowhere.bin: no such file"),
-        (["--data-dir", ""], "--data-dir takes a folder"),
+        (["--data-dir", ""], "--data-dir is empty\nhint: use --data-dir FOLDER"),
         (["--resume", "."], "is not a run folder"),
-        (["--epoch", 3], "No such option: --epoch"),
         (["--opt", "sgd:momentum=0,nesterov=true"], "nesterov=true needs momentum"),
         (["--net", "timm/vit_tiny_patch16_224."], "has no weights tagged ''"),
-        (["--print-config", "--dry-run"], "--dry-run does not go with it"),
-        (["--tensorboard=maybe"], "'--tensorboard' does not take a value"),
-        (["--wandb"], "'--wandb' requires an argument"),
-        (["--net", "timm/vit_tiny_patch16_224:patch_size=0"], "patch_size is 0; the least is 1"),
-        (["--net", "timm/vit_tiny_patch16_224:depth=-1"], "depth is -1; the least is 1"),
+        (["--print-config", "--dry-run"], "--dry-run does nothing with --print-config"),
+        (["--net", "timm/vit_tiny_patch16_224:patch_size=0"], "patch_size 0 is too small\nhint: use at least 1"),
+        (["--net", "timm/vit_tiny_patch16_224:depth=-1"], "depth -1 is too small\nhint: use at least 1"),
     ],
 )
-def test_bad_requests_are_one_sentence(refused: Refused, argv: list[object], sentence: str, tmp_path: Path) -> None:
+def test_impossible_requests_are_refused_with_a_hint(
+    refused: Refused, argv: list[object], sentence: str, tmp_path: Path
+) -> None:
     base = [] if "--resume" in argv else [*TINY, "--epochs", "1"]
     if "--net" in argv:
         base = ["--dataset", "digits", "--size", "8"]
@@ -143,7 +142,7 @@ def test_bad_requests_are_one_sentence(refused: Refused, argv: list[object], sen
     assert not (tmp_path / "runs").exists()
 
 
-def test_an_existing_name_is_never_overwritten(cli: Cli, refused: Refused, tmp_path: Path) -> None:
+def test_an_existing_run_is_never_overwritten(cli: Cli, refused: Refused, tmp_path: Path) -> None:
     cli("train", *TINY, "--epochs", 1, "--name", "mine")
     before = {path: path.read_bytes() for path in (tmp_path / "runs" / "mine").rglob("*") if path.is_file()}
     sentence = refused("train", *TINY, "--epochs", 1, "--name", "mine")
@@ -151,13 +150,13 @@ def test_an_existing_name_is_never_overwritten(cli: Cli, refused: Refused, tmp_p
     assert before == {path: path.read_bytes() for path in (tmp_path / "runs" / "mine").rglob("*") if path.is_file()}
 
 
-def test_unnamed_runs_get_folders_of_their_own(cli: Cli, tmp_path: Path) -> None:
+def test_runs_without_a_name_get_separate_folders(cli: Cli, tmp_path: Path) -> None:
     for _ in range(2):
         assert cli("train", *TINY, "--max-steps", 1).code == 0
     assert len(list((tmp_path / "runs").iterdir())) == 2
 
 
-def test_config_file_mistakes(refused: Refused, tmp_path: Path) -> None:
+def test_mistakes_in_a_config_file_are_refused(refused: Refused, tmp_path: Path) -> None:
     for text, sentence in (
         ("epoch: 3", "did you mean epochs"),
         ("lr: 1e-3\nlr: 2e-3", "line 2: duplicate key 'lr'"),
@@ -168,36 +167,16 @@ def test_config_file_mistakes(refused: Refused, tmp_path: Path) -> None:
         assert sentence in refused("train", "--config", "c.yaml")
 
 
-def test_help_shows_every_setting_in_its_group(cli: Cli) -> None:
-    text = cli("train", "--help").out
-    for name, flag in FLAGS.items():
-        assert "--" + name.replace("_", "-") in text and flag.panel in text
-
-
-def test_ctrl_c_before_the_run_starts_ends_the_process_by_the_signal(python: list[str], tmp_path: Path) -> None:
+def test_ctrl_c_before_the_run_starts_ends_the_process_with_the_signal(python: list[str], tmp_path: Path) -> None:
     code = (
         "import os, signal; from vitctl.training import start; from vitctl.cli import main\n"
-        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"  # a shell's & starts programs with it ignored
+        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"  # a shell's & starts programs that ignore it
         "start.open_session = lambda *_, **__: os.kill(os.getpid(), signal.SIGINT)\n"
         "main(['train', '--dataset', 'digits', '--net', 'cct_2', '--name', 'a'])"
     )
     done = subprocess.run([*python, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=False)
     assert done.returncode == -signal.SIGINT and done.stderr == "stopped\n"
     assert not list(tmp_path.iterdir())
-
-
-@pytest.mark.parametrize(
-    ("argv", "shown"), [([], "Usage: vitctl [OPTIONS] COMMAND"), (["sweep"], "Usage: vitctl sweep [OPTIONS]")]
-)
-def test_a_group_alone_shows_its_commands(cli: Cli, argv: list[str], shown: str) -> None:
-    result = cli(*argv)
-    assert result.code == 2 and shown in result.out + result.err
-
-
-def test_defaults_stand_in_one_pair_of_brackets(cli: Cli) -> None:
-    shown = " ".join(cli("train", "--help").out.replace("│", "").split())
-    assert "[default: 0]" in shown and "[default: the recipe's]" in shown and "[default: runs]" in shown
-    assert "[default: (" not in shown and "\\[" not in shown and " TEXT " not in shown
 
 
 @pytest.mark.parametrize(
@@ -258,7 +237,7 @@ def test_a_folder_of_images_trains_resumes_and_is_evaluated_from_anywhere(
     assert cli("eval", "../runs/r", "--split", "val", "--json").json()["images"] == 2
 
 
-def test_images_that_cannot_be_read(cli: Cli, refused: Refused, tmp_path: Path) -> None:
+def test_unreadable_images_are_refused_unless_skipped(cli: Cli, refused: Refused, tmp_path: Path) -> None:
     image_folder(tmp_path / "shades")
     (tmp_path / "shades" / "train" / "dark" / "3.png").write_bytes(b"not an image")
     run = ["train", "--dataset", "shades", "--net", "cct_2:embed_dim=16,depth=1", "--size", 8, "--bs", 8, "--epochs", 1]

@@ -1,4 +1,4 @@
-"""Each check of a complete record in isolation."""
+"""Each check of complete settings in isolation."""
 
 from collections.abc import Callable
 from typing import Any
@@ -11,25 +11,25 @@ from vitctl.errors import RequestError
 Check = Callable[[TrainConfig], None]
 
 CASES: list[tuple[Check, dict[str, Any], str]] = [
-    (checks.check_micro_batch_spares_batchnorm, {"net": "res18", "micro_batch": 16}, "BatchNorm needs the whole batch"),
-    (checks.check_frozen_backbone_is_pretrained, {"freeze_backbone": True}, "add --pretrained true"),
+    (checks.check_micro_batch_spares_batchnorm, {"net": "res18", "micro_batch": 16}, "BatchNorm needs .* batch\nhint: remove --micro-batch, or use --bs 16"),
+    (checks.check_frozen_backbone_is_pretrained, {"freeze_backbone": True}, "pretrained weights\nhint: use --net vit_timm"),
     (checks.check_layer_decay_has_layers, {"freeze_backbone": True, "layer_decay": 0.5}, "--layer-decay 0.5 does nothing"),
-    (checks.check_batchnorm_has_a_batch, {"net": "res18", "bs": 1}, "--bs 1: the BatchNorm of --net res18"),
-    (checks.check_mixing_has_two_images, {"bs": 1, "cutmix": 1.0}, "--cutmix 1 mixes the images of a step"),
+    (checks.check_batchnorm_has_a_batch, {"net": "res18", "bs": 1}, "--bs 1 does not work with --net res18.*\nhint: use --bs 2"),
+    (checks.check_mixing_has_two_images, {"bs": 1, "cutmix": 1.0}, "--cutmix 1 needs several images per step"),
     (checks.check_flip_has_an_augmentation, {"flip": "on", "aug": "none"}, "--flip on does nothing with --aug none"),
-    (checks.check_tta_keeps_classes, {"tta": "flip", "flip": "off"}, "--flip off says so"),
-    (checks.check_tta_keeps_classes, {"tta": "flip", "dataset": "digits"}, "those of --dataset digits"),
-    (checks.check_loss_sum_is_measured, {"loss_sum": True, "val": "none"}, "--val none measures none"),
-    (checks.check_run_ends, {"epochs": None}, "must say when to stop"),
+    (checks.check_tta_keeps_classes, {"tta": "flip", "flip": "off"}, "--tta flip conflicts with --flip off"),
+    (checks.check_tta_keeps_classes, {"tta": "flip", "dataset": "digits"}, "--tta flip conflicts with --dataset digits"),
+    (checks.check_loss_sum_is_measured, {"loss_sum": True, "val": "none"}, "--loss-sum does nothing with --val none"),
+    (checks.check_run_ends, {"epochs": None}, "length of the run is missing\nhint: add --epochs"),
     (checks.check_durations, {"max_time": "soon"}, "--max-time takes a duration"),
-    (checks.check_durations, {"save_every": "often"}, "--save-every takes a number of steps"),
-    (checks.check_wandb_names, {"wandb_project": "a/b"}, "W&B allows no / in it"),
-    (checks.check_wandb_names, {"wandb_entity": "x" * 129}, "--wandb-entity is 129 characters long"),
-    (checks.check_wandb_tags, {"wandb_tags": "a,,b"}, "'' has 0"),
-    (checks.check_wandb_tags, {"wandb_tags": "x" * 65}, "has 65"),
-    (checks.check_warmdown_is_of_a_constant_rate, {"warmdown": 0.2, "schedule": "cosine"}, "cosine falls by itself"),
-    (checks.check_shares_fit_the_run, {"warmup": 0.6, "warmdown": 0.5}, "more than the whole run together"),
-    (checks.check_patience_has_a_holdout, {"patience": 2, "val": "test"}, "--val test holds none out"),
+    (checks.check_durations, {"save_every": "often"}, "--save-every takes steps or a duration"),
+    (checks.check_wandb_names, {"wandb_project": "a/b"}, "--wandb-project 'a/b' .* not allow: /"),
+    (checks.check_wandb_names, {"wandb_entity": "x" * 129}, "--wandb-entity has 129 characters\nhint: use at most 128"),
+    (checks.check_wandb_tags, {"wandb_tags": "a,,b"}, "the tag '' has 0"),
+    (checks.check_wandb_tags, {"wandb_tags": "x" * 65}, "the tag 'x+' has 65"),
+    (checks.check_warmdown_is_of_a_constant_rate, {"warmdown": 0.2, "schedule": "cosine"}, "does nothing with --schedule cosine\nhint: remove --warmdown"),
+    (checks.check_shares_fit_the_run, {"warmup": 0.6, "warmdown": 0.5}, "more than the complete run\nhint: use --warmdown 0.4 or less"),
+    (checks.check_patience_has_a_holdout, {"patience": 2, "val": "test"}, "--val test holds out none\nhint: use --val holdout"),
 ]  # fmt: skip
 
 ALLOWED: list[tuple[Check, dict[str, Any]]] = [
@@ -54,17 +54,18 @@ ALLOWED: list[tuple[Check, dict[str, Any]]] = [
 
 
 def unchecked(settings: dict[str, Any]) -> TrainConfig:
-    """Return a record with these settings, bypassing all checks."""
+    """Return a config with these settings, bypassing all checks."""
     config = TrainConfig(epochs=1)
     for name, value in settings.items():
         object.__setattr__(config, name, value)
     return config
 
 
-@pytest.mark.parametrize(("check", "settings", "sentence"), CASES)
-def test_a_check_refuses_bad_combinations(check: Check, settings: dict[str, Any], sentence: str) -> None:
-    with pytest.raises(RequestError, match=sentence):
+@pytest.mark.parametrize(("check", "settings", "message"), CASES)
+def test_a_check_refuses_bad_combinations(check: Check, settings: dict[str, Any], message: str) -> None:
+    with pytest.raises(RequestError, match=message) as refused:
         check(unchecked(settings))
+    assert refused.value.hint
 
 
 @pytest.mark.parametrize(("check", "settings"), ALLOWED)
@@ -77,7 +78,7 @@ def test_every_check_is_tested() -> None:
         assert {case[0] for case in table} == set(checks.CHECKS)
 
 
-def test_a_record_passes_every_check() -> None:
+def test_every_check_runs_when_a_config_is_built() -> None:
     for _, settings, _ in CASES:
         with pytest.raises(RequestError):
             TrainConfig(**{"epochs": 1, **settings})

@@ -1,4 +1,4 @@
-"""Errors of the command line itself: unknown flags and commands, missing and extra arguments."""
+"""Errors of the command line itself: unknown flags and commands, missing and extra arguments, values of a wrong type."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typer.core import TyperArgument
 from vitctl.cli.options import Command, argument_name
 from vitctl.config import ALIASES, FLAGS, flag_name, foreign_name
 from vitctl.errors import RequestError
-from vitctl.registry import or_list, similar, suggest
+from vitctl.registry import FALSE_WORDS, TRUE_WORDS, check_range, convert, or_list, similar, suggest
 
 
 def usage_error(error: Any) -> RequestError:
@@ -27,16 +27,46 @@ def usage_error(error: Any) -> RequestError:
         if hasattr(error, "possibilities"):
             return _unknown_option(option, context.command if context else None, path)
         if "requires an argument" in message:
-            return RequestError(f"{option} needs a value", hint=f"use {option} VALUE")
+            return RequestError(f"{option} needs a value", hint=f"use {option} {_value_name(option)}")
         return RequestError(f"{option} takes no value", hint=f"use {option} without a value")
     if match := re.match(r"No such command '([^']*)'", message):
         return RequestError(f"unknown command {match[1]!r}", hint=suggest(match[1], context.command.commands, see))
     if message.startswith("Missing argument"):
         arguments = [argument_name(each) for each in context.command.params if isinstance(each, TyperArgument)]
         return RequestError(f"missing argument {argument_name(error.param)}", hint=f"use {path} {' '.join(arguments)}")
+    if message.startswith("Missing option"):
+        option = error.param.opts[0]
+        return RequestError(f"{option} is missing", hint=f"add {option} {error.param.metavar or _value_name(option)}")
     if match := re.fullmatch(r"Got unexpected extra argument\(s\) \((.*)\)", message, re.DOTALL):
-        return RequestError(f"unexpected argument: {match[1]}", hint=f"remove it, or put quotes around it; {see}")
-    return RequestError(message[:1].lower() + message[1:], hint=see)
+        if match[1].lower() in (*TRUE_WORDS, *FALSE_WORDS):
+            hint = "remove it; a switch such as --json takes no value"
+        else:
+            hint = f"remove it, or put quotes around it; {see}"
+        return RequestError(f"extra argument: {match[1]}", hint=hint)
+    return _bad_value(error) or RequestError(message[:1].lower() + message[1:], hint=see)
+
+
+def _value_name(option: str) -> str:
+    """Return the choices of a setting's flag, else the placeholder of its value."""
+    word = option.lstrip("-").replace("-", "_")
+    setting = FLAGS.get(ALIASES.get(word, word))
+    return "VALUE" if setting is None else or_list(setting.choices) or setting.metavar or "VALUE"
+
+
+def _bad_value(error: Any) -> RequestError | None:
+    """Return the error for a number that pydantic, which Typer uses, rejects."""
+    problems = getattr(error.__cause__, "errors", list)()
+    if not problems or not getattr(error, "param", None):
+        return None
+    kind, value, option = problems[0]["type"], problems[0]["input"], max(error.param.opts, key=len)
+    try:
+        if kind == "greater_than_equal":
+            check_range(int(value), option, low=problems[0]["ctx"]["ge"])
+        elif kind in ("int_parsing", "float_parsing"):
+            convert(value, int if kind == "int_parsing" else float, option)
+    except RequestError as mistake:
+        return mistake
+    return None
 
 
 def _unknown_option(option: str, command: Any, path: str) -> RequestError:
@@ -44,13 +74,14 @@ def _unknown_option(option: str, command: Any, path: str) -> RequestError:
     word = option.lstrip("-").replace("-", "_")
     see = f"list all flags with {path} --help"
     if not isinstance(command, Command):
-        return RequestError(f"unknown flag {option}", hint=f"see {path} --help")
+        hint = f"use {path} train {option}" if path == "vitctl" and word in {*FLAGS, *ALIASES} else see
+        return RequestError(f"unknown flag {option}", hint=hint)
     if command.has_settings and (known := foreign_name(word, option)):
         return known
-    names = {name: name for name in command.visible_options()}
+    names = {name[2:].replace("-", "_"): name for name in command.visible_options()}
     if command.has_settings:
-        names |= {flag_name(alias): flag_name(setting) for alias, setting in ALIASES.items()}
+        names |= {alias: flag_name(setting) for alias, setting in ALIASES.items()}
     elif word in FLAGS or word in ALIASES or foreign_name(word, option):
         return RequestError(f"{path} has no flag {option}", hint=see)
-    near = dict.fromkeys(names[name] for name in similar(option, names))
+    near = dict.fromkeys(names[name] for name in similar(word, names))
     return RequestError(f"unknown flag {option}", hint=f"did you mean {or_list([*near])}?" if near else see)

@@ -29,9 +29,11 @@ def check_micro_batch_spares_batchnorm(config: Settings) -> None:
 def check_frozen_backbone_is_pretrained(config: Settings) -> None:
     """Refuse to freeze random layers: the head could not learn from their output."""
     if config.freeze_backbone and config.pretrained == "false":
-        raise RequestError(
-            "--freeze-backbone needs pretrained weights", hint="add --pretrained true or --pretrained FILE"
+        has_weights = config.net not in MODELS or MODELS[config.net].weights
+        hint = (
+            "use --pretrained true or --pretrained FILE" if has_weights else "use --net vit_timm, or --pretrained FILE"
         )
+        raise RequestError("--freeze-backbone needs pretrained weights", hint=hint)
 
 
 def check_layer_decay_has_layers(config: Settings) -> None:

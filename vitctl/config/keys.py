@@ -10,7 +10,7 @@ from vitctl.config.flag import NETWORK, OPTIMIZER, Flag
 from vitctl.config.names import SYNONYMS, foreign_name
 from vitctl.config.train_config import TrainConfig
 from vitctl.errors import RequestError
-from vitctl.registry import suggest
+from vitctl.registry import or_list, similar
 
 NET_FLAGS = {"patch": "patch_size", "convkernel": "kernel_size"}
 """Flags that set an option of the network, with the name of the option."""
@@ -71,10 +71,9 @@ def normalise_keys(values: Mapping[str, Any], source: str) -> dict[str, Any]:
         word = key.strip().lstrip("-").replace("-", "_")
         name = ALIASES.get(word, word)
         if name not in FLAGS and name not in OPTION_TABLES:
-            raise foreign_name(word, f"{source}: {key}") or RequestError(
-                f"{source}: unknown setting {key!r}",
-                hint=suggest(word, [*FLAGS, *ALIASES], "list all settings with vitctl train --help"),
-            )
+            error = foreign_name(word, key) or _unknown_key(key, word)
+            error.add_context(source)
+            raise error
         if name in settings:
             raise RequestError(f"{source}: {key!r} sets {name} a second time", hint=f"remove {key!r}")
         if name in OPTION_TABLES:
@@ -86,3 +85,9 @@ def normalise_keys(values: Mapping[str, Any], source: str) -> dict[str, Any]:
         elif value is not None:
             settings[name] = FLAGS[name].parse(name, value)
     return settings
+
+
+def _unknown_key(key: str, word: str) -> RequestError:
+    near = dict.fromkeys(ALIASES.get(name, name) for name in similar(word, [*FLAGS, *OPTION_TABLES, *ALIASES]))
+    hint = f"did you mean {or_list([*near])}?" if near else "list all settings with vitctl train --help"
+    return RequestError(f"unknown setting {key!r}", hint=hint)

@@ -25,12 +25,14 @@ SYNONYMS = _by_name(
         "max_epochs num_epochs num_train_epochs": "epochs",
         "max_iters num_steps num_train_steps total_steps iterations": "max_steps",
         "imgsz img_size image_size": "size",
+        "dataset_name": "dataset",
+        "seed_everything manual_seed random_seed": "seed",
         "grad_accum_steps gradient_accumulation_steps accumulate_grad_batches accum_iter accum_steps": "accumulate",
         "max_grad_norm gradient_clip_val grad_clip clip_grad_norm": "clip_grad",
         "smoothing label_smoothing_factor": "label_smoothing",
         "sched scheduler lr_scheduler lr_scheduler_type": "schedule",
         "warmup_ratio": "warmup",
-        "reprob erasing random_erasing": "erase",
+        "reprob erasing random_erasing random_erase": "erase",
         "mixup_alpha": "mixup",
         "cutmix_alpha": "cutmix",
         "ema_decay model_ema_decay": "ema",
@@ -57,27 +59,28 @@ INSTEAD = _by_name(
         "heads num_heads": "use --net vit:num_heads=8",
         "dim embed_dim hidden_size": "use --net vit:embed_dim=256",
         "dimhead dim_head head_dim": "use --net vit:head_dim=64",
-        "patch_size": "use --patch 4",
+        "patch_size": "use --net vit --patch 4",
         "input_size": "use --size 32",
-        "data data_path data_root dataset_path dataset_dir root": "use --dataset FOLDER for your images, or --data-dir FOLDER for CIFAR",
+        "data data_path data_root dataset_path dataset_dir root train_dir": "use --dataset FOLDER for your images, or --data-dir FOLDER for CIFAR",
         "aa auto_augment autoaugment": "use --aug autoaug, --aug randaug or --aug trivialaug",
         "randaugment rand_augment randaug": "use --aug randaug:n=2,m=9",
         "trivial_augment trivialaugment trivialaug": "use --aug trivialaug",
         "no_aug noaugment": "use --aug none",
+        "color_jitter hsv_h hsv_s hsv_v degrees translate shear": "use --aug trivialaug or --aug randaug:n=2,m=9",
         "hflip fliplr horizontal_flip": "use --flip on or --flip off",
-        "mixup_off_epoch close_mosaic": "use --mix-off 0.1, a fraction of the run",
+        "mixup_off_epoch close_mosaic": "use --mixup 0.8 --mix-off 0.1, a fraction of the run",
         "model_ema use_ema": "use --ema 0.999",
         "amp fp16 half use_amp mixed_precision": "use --precision fp16; --precision auto is the default",
         "bf16 amp_dtype": "use --precision bf16; --precision auto is the default",
         "fp32 no_amp": "use --precision fp32",
-        "gpu gpus gpu_id devices accelerator cuda": "use --device cuda:0",
+        "gpu gpus gpu_id gpu_ids num_gpus devices accelerator cuda": "use --device cuda:0",
         "mps use_mps_device": "use --device mps",
         "no_cuda use_cpu cpu": "use --device cpu",
-        "dp data_parallel distributed ddp strategy num_nodes world_size local_rank sync_bn":
-            "a run uses one device: use --device cuda:0",
+        "dp data_parallel distributed ddp strategy num_nodes world_size local_rank sync_bn sync_batchnorm":
+            "use --device cuda:0; a run uses one device",
         "val_split validation_split val_ratio": "use --val-fraction 0.1",
         "cos_lr cosine": "use --schedule cosine",
-        "warmup_epochs warmup_steps": "use --warmup 0.05, a fraction of the run",
+        "warmup_epochs warmup_steps lr_warmup_epochs lr_warmup_steps": "use --warmup 0.05, a fraction of the run",
         "cooldown cooldown_epochs decay_epochs": "use --schedule constant --warmdown 0.2, a fraction of the run",
         "time max_train_hours": "use --max-time 1h",
         "early_stop early_stopping": "use --patience 5",
@@ -86,19 +89,23 @@ INSTEAD = _by_name(
         "exist_ok overwrite_output_dir": "use another --name; runs are never overwritten",
         "resume_from_checkpoint ckpt_path resume_path": "use --resume RUN with the run's folder",
         "weights checkpoint initial_checkpoint init_checkpoint finetune load pretrained_weights": "use --pretrained FILE",
-        "freeze freeze_layers": "use --freeze-backbone",
-        "save_period save_freq save_strategy": "use --save-every 10m; every epoch is saved anyway",
+        "freeze freeze_layers": "use --net vit_timm --freeze-backbone, or another pretrained network",
+        "save_period save_freq save_interval save_strategy": "use --save-every 10m; every epoch is saved anyway",
         "save_total_limit checkpoint_hist save_top_k": "use --keep 3",
         "log_wandb use_wandb": "use --wandb online",
         "report_to logger": "use --wandb online or --tensorboard",
+        "log_dir tensorboard_dir": "use --tensorboard, which writes to the run's folder",
+        "torchcompile": "use --compile",
+        "model_name_or_path": "use --net NAME, such as --net timm/resnet18",
         "fast_dev_run": "use --dry-run",
         "overfit_batches limit_train_batches max_train_samples fraction": "use --limit-train 1000, a number of images",
         "limit_val_batches limit_test_batches max_eval_samples": "use --limit-test 1000, a number of images",
         "auto_lr_find lr_find find_lr": "use --lr-finder",
-        "auto_scale_batch_size auto_batch": "run vitctl bench-device --tune",
+        "auto_scale_batch_size auto_find_batch_size auto_batch": "run vitctl bench-device --tune",
         "gradient_checkpointing grad_checkpointing": "use --micro-batch 32, which needs less memory",
         "eval evaluate test test_only eval_only validate do_eval": "run vitctl eval RUN",
-        "profile": "use --dry-run, or run vitctl bench-device",
+        "predict do_predict": "run vitctl predict RUN IMAGE",
+        "profile profiler": "use --dry-run, or run vitctl bench-device",
         "hparams config_file cfg yaml": "use --config FILE.yaml",
     }
 )  # fmt: skip
@@ -106,7 +113,8 @@ INSTEAD = _by_name(
 
 NOT_NEEDED = _by_name(
     {
-        "workers num_workers dataloader_num_workers j pin_mem pin_memory persistent_workers prefetch prefetch_factor cache":
+        "workers num_workers n_workers dataloader_num_workers j pin_mem pin_memory dataloader_pin_memory persistent_workers "
+        "prefetch prefetch_factor cache":
             "images are kept in memory and augmented on the device",
         "num_classes nb_classes nc classes": "classes are read from the data set",
         "in_chans in_channels channels": "channels are read from the data set",
@@ -114,15 +122,17 @@ NOT_NEEDED = _by_name(
         "eval_batch_size validation_batch_size val_batch_size test_batch_size per_device_eval_batch_size":
             "evaluation uses what fits into memory",
         "channels_last": "the memory layout is chosen for each network",
-        "deterministic worker_seeding": "runs with the same --seed are repeatable",
-        "min_lr lrf eta_min lr_end warmup_lr": "schedules start and end near 0",
+        "deterministic worker_seeding": "runs with equal seeds are repeatable",
+        "min_lr lr_min lrf eta_min lr_end warmup_lr": "schedules start and end near 0",
         "no_wandb disable_wandb": "W&B is off unless --wandb online is given",
         "save save_model do_train train": "training and saving are the default",
-        "load_best_model_at_end": "best.pt is kept: vitctl eval RUN --weights best",
-        "verbose log_interval logging_steps log_every_n_steps print_freq logging_dir":
+        "load_best_model_at_end": "best.pt is kept; see vitctl eval RUN --weights best",
+        "verbose log_interval logging_steps logging_strategy log_every_n_steps print_freq logging_dir":
             "every epoch is shown, and recorded in metrics.jsonl",
-        "check_val_every_n_epoch eval_strategy evaluation_strategy eval_steps val_interval":
+        "check_val_every_n_epoch val_check_interval eval_strategy evaluation_strategy eval_steps val_interval":
             "every epoch is evaluated; use --val none to skip it",
+        "eval_metric metric_for_best_model monitor": "best.pt is chosen by held-out accuracy",
+        "enable_progress_bar disable_tqdm": "progress bars are shown only in a terminal",
         "download dataset_download": "CIFAR is downloaded if it is missing",
     }
 )  # fmt: skip
@@ -130,7 +140,7 @@ NOT_NEEDED = _by_name(
 
 
 def foreign_name(name: str, shown: str) -> RequestError | None:
-    """Return the error for a setting's name in another tool; None for a synonym or an unknown name.
+    """Return the error for another tool's name of a setting; None for a synonym or an unknown name.
 
     Args:
         name: the name with underscores.

@@ -26,8 +26,9 @@ def resolve_dataset(name: str, data_dir: str | None) -> tuple[str, str | None]:
             raise RequestError(f"--data-dir does nothing with --dataset {name}, a folder", hint="remove --data-dir")
         return "folder", str(Path(name).expanduser().absolute())
     if "/" in name or name.startswith((".", "~")):
+        names = [each for each in DATASETS if each != "folder"]
         raise RequestError(
-            f"--dataset {name}: no such folder", hint=f"use a folder of images, or {or_list(list(DATASETS))}"
+            f"--dataset {name}: no such folder", hint=f"use --dataset {or_list(names)}, or a folder of images"
         )
     lookup(DATASETS, name, "--dataset")
     raise AssertionError("lookup raises for an unknown name")
@@ -43,10 +44,9 @@ def resolve_pretrained(net: str, entry: ModelEntry, value: str | None) -> str:
         return "true" if entry.pretrained else "false"
     word = pretrained_word(value)
     if word == "true" and not entry.weights:
-        ready = ", --net ".join(name for name, row in MODELS.items() if row.weights)
+        names = [*(name for name, row in MODELS.items() if row.weights), f"{TIMM}NAME"]
         raise RequestError(
-            f"no pretrained weights for --net {net}",
-            hint=f"use --pretrained FILE, or --net {ready} or {TIMM}NAME",
+            f"no pretrained weights for --net {net}", hint=f"use --net {or_list(names)}, or --pretrained FILE"
         )
     if word in ("true", "false"):
         return word

@@ -337,7 +337,7 @@ def apply_adan_betas(draft: Draft) -> None:
             continue
         if opt not in ADANS:
             hint = (
-                f"use --opt {opt}:{beta}=..."
+                f"use --opt {opt}:{beta}={1 - given[name]:g}"
                 if beta in entry.options
                 else f"remove {flag_name(name)}, or use --opt adan"
             )
