@@ -179,7 +179,7 @@ def refused(cli: Cli) -> Callable[..., str]:
         assert "Traceback" not in result.err
         lines = result.err.strip().splitlines()
         said = lines[-2:] if lines[-1].startswith("hint: ") else lines[-1:]
-        assert said[0].startswith("error: ") and "unexpected" not in said[0], result.err
+        assert said[0].startswith("error: ") and not said[0].startswith("error: unexpected "), result.err
         assert result.out == ""
         return "\n".join(said)
 

@@ -27,7 +27,7 @@ from vitctl.data.batches import MIX, derive_seed
 from vitctl.inference.trained import load_trained
 from vitctl.training.checkpoint import load_checkpoint, save_checkpoint
 from vitctl.training.evaluate import evaluate
-from vitctl.training.loop import PREDECESSOR_BATCH, train_step
+from vitctl.training.loop import ORIGINAL_BATCH, train_step
 from vitctl.training.session import Session
 
 Refused = Callable[..., str]
@@ -251,7 +251,7 @@ def test_the_loss_sum_is_that_of_the_original_scripts(cli: Cli, tmp_path: Path, 
     row = load_checkpoint(tmp_path / "runs" / "r" / "checkpoints" / "last.pt")["history"][0]
     assert row["val_loss_sum"] == summary["val_loss_sum"] and row["val_split"] == "test"
     if limit % 100 == 0:
-        assert total == pytest.approx(summary["val_loss"] * limit / PREDECESSOR_BATCH, rel=1e-5)
+        assert total == pytest.approx(summary["val_loss"] * limit / ORIGINAL_BATCH, rel=1e-5)
 
 
 def test_loss_sum_is_a_setting(cli: Cli) -> None:

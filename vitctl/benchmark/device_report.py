@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from vitctl.benchmark.figures import PARTS, Figures, Quartiles
 from vitctl.benchmark.report import format_seconds, is_partial_epoch
 from vitctl.benchmark.tables import NOTHING, Cell, Row, Table
-from vitctl.config import PREDECESSOR_BATCH
+from vitctl.config import ORIGINAL_BATCH
 from vitctl.units import format_bytes, format_duration, plural
 
 if TYPE_CHECKING:
@@ -84,7 +84,7 @@ class DeviceReport:
             self._row("Step time (initial)", lambda each: Cell(format_seconds(each.initial), each.initial), "low"),
             self._row("Step time (stabilized)", stable, "low"),
             self._row("Final training accuracy", lambda each: _accuracy(each, "train_acc"), "high"),
-            self._row(f"Validation step time (batch {PREDECESSOR_BATCH})", validation, "low"),
+            self._row(f"Validation step time (batch {ORIGINAL_BATCH})", validation, "low"),
             self._row("Final validation accuracy", lambda each: _accuracy(each, "val_acc"), "high"),
             self._row("Speedup (epoch time)", speedup, "high"),
             Row(

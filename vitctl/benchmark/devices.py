@@ -20,7 +20,7 @@ from vitctl import devices
 from vitctl.benchmark.device_plan import GENERATED, DevicePlan
 from vitctl.benchmark.figures import PARTS, Figures, Parity, Quartiles
 from vitctl.benchmark.report import format_seconds
-from vitctl.config import PREDECESSOR_BATCH, TrainConfig
+from vitctl.config import ORIGINAL_BATCH, TrainConfig
 from vitctl.data.dataset import Dataset, Examples, Splits, Subset
 from vitctl.errors import RequestError, RunFailed
 from vitctl.observer import SILENT, Observer
@@ -235,13 +235,13 @@ class Lane:
 
     def validate(self) -> None:
         """Time the evaluation of 100 images."""
-        session, index = self.session, self.session.splits.test.index[:PREDECESSOR_BATCH]
+        session, index = self.session, self.session.splits.test.index[:ORIGINAL_BATCH]
         subset = Subset(session.splits.test.examples, index)
         devices.synchronize(self.device)
         start = clock()
         evaluate(session.model, subset, session.normalize, self.device, session.eval_batch, precision=session.precision)
         devices.synchronize(self.device)
-        self.validation.append((clock() - start) * PREDECESSOR_BATCH / len(index))
+        self.validation.append((clock() - start) * ORIGINAL_BATCH / len(index))
         session.train_mode()
 
     def done(self, budget: float) -> bool:

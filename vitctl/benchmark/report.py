@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from vitctl.benchmark.plan import FACTOR
 from vitctl.benchmark.statistics import LEVEL, Pair, Spread, compare
 from vitctl.benchmark.tables import NOTHING, Cell, Row, Table
-from vitctl.config import PREDECESSOR_BATCH
+from vitctl.config import ORIGINAL_BATCH
 from vitctl.registry import format_spec
 from vitctl.units import format_bytes, format_duration, plural
 
@@ -179,13 +179,13 @@ class Report:
         rows = [
             self._row(f"Epoch duration{part}{mark}", "epoch_time", duration, times),
             self._row("Final training accuracy", "train_acc", percent, "high"),
-            self._row(f"Validation step time (batch {PREDECESSOR_BATCH}){mark}", step_time, duration, times),
+            self._row(f"Validation step time (batch {ORIGINAL_BATCH}){mark}", step_time, duration, times),
             self._row(f"Final validation accuracy{on}", "val_acc", percent, "high"),
             self._row("Validation loss", "val_loss", plain, "low"),
         ]
         if plan.config.loss_sum:
             rows.append(
-                self._row(f"Validation loss (sum over batches of {PREDECESSOR_BATCH})", "val_loss_sum", plain, "low")
+                self._row(f"Validation loss (sum over batches of {ORIGINAL_BATCH})", "val_loss_sum", plain, "low")
             )
         rows += [
             Row("Optimizer source", tuple(Cell(cost.source, cost.source) for cost in costs)),
@@ -451,7 +451,7 @@ def step_time(run: Outcome) -> float | None:
     images = (run.summary or {}).get(
         "test_images" if (run.summary or {}).get("val_split") == "test" else "val_images", 0
     )
-    return sum(rows) / len(rows) / images * PREDECESSOR_BATCH if rows and images else None
+    return sum(rows) / len(rows) / images * ORIGINAL_BATCH if rows and images else None
 
 
 _NAMES = ("train_loss", "train_acc", "val_loss", "val_acc", "val_loss_sum", "test_loss", "test_acc")

@@ -183,7 +183,7 @@ def tune_devices(
         }
         settings = {**tuned_for, **best.settings, "device": device}
         write_text(path, head + yaml.safe_dump(settings, sort_keys=False))
-        observer.message(f"written: {path}")
+        observer.message(f"wrote {path}")
     return found
 
 

@@ -81,4 +81,4 @@ def bench_device(
             printing.print_comparison(table)
     if out is not None:  # last, as a disk may be full
         for path in write(out, "bench-device", report.document(), report.tables(), report.figures()):
-            observer.message(f"written: {path}")
+            observer.message(f"wrote {path}")

@@ -113,4 +113,4 @@ def compare_optimizers(
             printing.print_comparison(table)
     if out is not None:  # last, as a disk may be full
         for path in write(out, "compare-optimizers", document, tables, report.figures()):
-            observer.message(f"written: {path}")
+            observer.message(f"wrote {path}")

@@ -105,7 +105,11 @@ def print_summary(summary: Record) -> None:
             "images train / val / test",
             " / ".join(f"{summary[f'{part}_images']:,}" for part in ("train", "val", "test")),
         ),
-        ("epoch duration", format_duration(summary["epoch_time"])),
+        (
+            "epoch duration",
+            format_duration(summary["epoch_time"])
+            + (" (extrapolated)" if summary["step"] < summary.get("steps_per_epoch", 0) else ""),
+        ),
         ("training speed", f"{summary['images_per_second']:,.0f} images/s"),
         ("time waiting for data", f"{100 * summary['data_wait']:.1f} %"),
         ("total time", format_duration(summary["seconds"])),

@@ -20,7 +20,7 @@ from vitctl.config.keys import ADAN_BETAS, ADANS, ALIASES, FLAGS, LENGTHS, MAIN_
 from vitctl.config.names import foreign_name
 from vitctl.config.paths import resolve_dataset
 from vitctl.config.resolution import resolve_config
-from vitctl.config.settings import PREDECESSOR_BATCH, VAL_PROTOCOLS, pretrained_word
+from vitctl.config.settings import ORIGINAL_BATCH, VAL_PROTOCOLS, pretrained_word
 from vitctl.config.train_config import TrainConfig
 
 __all__ = [
@@ -31,7 +31,7 @@ __all__ = [
     "LENGTHS",
     "MAIN_FLAGS",
     "OPTION_TABLES",
-    "PREDECESSOR_BATCH",
+    "ORIGINAL_BATCH",
     "VAL_PROTOCOLS",
     "Flag",
     "TrainConfig",

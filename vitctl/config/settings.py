@@ -26,7 +26,7 @@ from vitctl.optim import OPTIMIZERS
 from vitctl.recipes import RECIPES
 from vitctl.registry import FALSE_WORDS, TRUE_WORDS, Value
 
-PREDECESSOR_BATCH = 100
+ORIGINAL_BATCH = 100
 """Evaluation batch size of the original scripts, which printed the sum of the batches' mean losses."""
 
 VAL_PROTOCOLS = ("holdout", "test", "none")

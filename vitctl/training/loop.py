@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 
 from vitctl import devices
-from vitctl.config import PREDECESSOR_BATCH
+from vitctl.config import ORIGINAL_BATCH
 from vitctl.data.dataset import Subset
 from vitctl.errors import Interrupted, NotFinite
 from vitctl.observer import Observer, Record, RunStart
@@ -261,7 +261,7 @@ def epoch_record(session: Session, observer: Observer, stop: StopRequest) -> Rec
         result = measure(session, splits.val, str(splits.val_split), observer, stop)
         row |= {"val_loss": result.loss, "val_acc": result.acc, "val_split": splits.val_split}
         if session.config.loss_sum:
-            row["val_loss_sum"] = result.sum_of_means(PREDECESSOR_BATCH)
+            row["val_loss_sum"] = result.sum_of_means(ORIGINAL_BATCH)
         row["eval_time"] = round(time.perf_counter() - start, 4)
     row |= {
         "epoch_time": round(progress.train_seconds, 4),
@@ -339,6 +339,7 @@ def final_summary(session: Session, folder: RunFolder, observer: Observer, stop:
     summary |= {
         "stopped_early": progress.stopped_early,
         "train_images": session.batches.count,
+        "steps_per_epoch": session.steps_per_epoch,
         "val_images": len(splits.val.index) if splits.val is not None else 0,
         "test_images": len(splits.test.index),
         "skipped_images": len(session.dataset.skipped),
