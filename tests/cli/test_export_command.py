@@ -144,7 +144,7 @@ def test_a_model_trained_in_half_precision_is_verified_in_fp32(cli: Cli, tmp_pat
 @pytest.mark.slow
 def test_two_exports_are_byte_identical(digits_run: Path, tmp_path: Path) -> None:
     words = ["--quantize", "int8", "--max-drop", "100", "--verify-on", "20"]
-    for seed in ("1", "2"):  # each has another order of sets
+    for seed in ("1", "2"):  # each seed orders sets differently
         command = [sys.executable, "-m", "vitctl", "export", str(digits_run), "-o", f"{seed}.onnx", *words]
         environment = {**os.environ, "PYTHONHASHSEED": seed}
         subprocess.run(command, cwd=tmp_path, env=environment, check=True, capture_output=True)
@@ -254,7 +254,7 @@ def fixed_batch(model: onnx.ModelProto) -> None:
 
 
 @pytest.mark.parametrize(
-    ("change", "flags", "said"),
+    ("change", "flags", "message"),
     [
         (disturb("model.head.weight", 0.01), [], OTHERWISE),
         (disturb("offset", 0.02), [], OTHERWISE),
@@ -270,12 +270,12 @@ def test_an_export_that_does_not_match_fails_and_leaves_no_file(
     monkeypatch: pytest.MonkeyPatch,
     change: Callable[[onnx.ModelProto], None],
     flags: list[str],
-    said: str,
+    message: str,
 ) -> None:
     before = names(digits_run / "checkpoints")
     sabotage(monkeypatch, change)
     sentence = refused("export", digits_run, *flags, code=1)
-    assert said in sentence and "nothing was exported" in sentence and "unexpected" not in sentence
+    assert message in sentence and "nothing was exported" in sentence and "unexpected" not in sentence
     assert names(digits_run / "checkpoints") == before
 
 
@@ -544,9 +544,9 @@ def test_the_readme_s_program_needs_only_onnxruntime_and_numpy(cli: Cli, digits_
     result = subprocess.run(
         [sys.executable, "-c", BLOCKED + program], capture_output=True, text=True, cwd=tmp_path, check=True
     )
-    said = result.stdout.split()
-    assert len(said) == len(labels)
-    top1 = 100 * np.mean([word == str(label) for word, label in zip(said, labels, strict=True)])
+    printed = result.stdout.split()
+    assert len(printed) == len(labels)
+    top1 = 100 * np.mean([word == str(label) for word, label in zip(printed, labels, strict=True)])
     assert top1 == pytest.approx(cli("eval", "model.onnx", "--json").json()["top1"])
 
 

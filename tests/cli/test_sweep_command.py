@@ -209,4 +209,4 @@ def test_unknown_parameters_are_refused_at_create(cli: Cli) -> None:
 def test_parameters_may_have_the_names_of_other_tools(cli: Cli) -> None:
     write(parameters={**{name: PARAMETERS[name] for name in PARAMETERS if name != "lr"}, "lr0": PARAMETERS["lr"]})
     shown = cli("sweep", "create", "s.yaml", "--dry-run", 1, "--json")
-    assert shown.code == 0 and '"lr"' in shown.out, shown.err
+    assert shown.code == 0 and '"lr0"' in shown.out, shown.err

@@ -170,7 +170,7 @@ def test_mistakes_in_a_config_file_are_refused(refused: Refused, tmp_path: Path)
 def test_ctrl_c_before_the_run_starts_ends_the_process_with_the_signal(python: list[str], tmp_path: Path) -> None:
     code = (
         "import os, signal; from vitctl.training import start; from vitctl.cli import main\n"
-        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"  # a shell's & starts programs that ignore it
+        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"  # a shell's & ignores SIGINT
         "start.open_session = lambda *_, **__: os.kill(os.getpid(), signal.SIGINT)\n"
         "main(['train', '--dataset', 'digits', '--net', 'cct_2', '--name', 'a'])"
     )

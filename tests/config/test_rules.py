@@ -400,13 +400,13 @@ REFUSED: list[tuple[Rule, dict[str, Any], str]] = [
     (
         rules.apply_net_flags,
         {"flags": {"patch": 8}},
-        "--patch 8: --net cct_2 has no option patch_size\nhint: remove --patch$",
+        "--patch 8: --net cct_2 has no option patch_size\nhint: remove --patch, or use --net vit$",
     ),
     (rules.apply_net_flags, {"net": "swin", "flags": {"patch": 8}}, "hint: use --net swin:window_size=4"),
     (
         rules.apply_net_flags,
         {"net": "vit", "flags": {"convkernel": 3}},
-        "--net vit has no option kernel_size\nhint: remove --convkernel",
+        "--net vit has no option kernel_size\nhint: remove --convkernel, or use --net convmixer",
     ),
     (
         rules.apply_net_flags,

@@ -26,7 +26,9 @@ def list_models(
     ] = None,
     sort: Annotated[
         str | None,
-        typer.Option(help=", ".join(SORTS), metavar="COLUMN", show_default="by family"),
+        typer.Option(
+            help="column to sort by, such as params or measured_acc", metavar="COLUMN", show_default="by family"
+        ),
     ] = None,
     details: Annotated[
         str | None,

@@ -55,7 +55,7 @@ def _value_name(option: str) -> str:
 
 def _bad_value(error: Any) -> RequestError | None:
     """Return the error for a number that pydantic, which Typer uses, rejects."""
-    problems = getattr(error.__cause__, "errors", list)()
+    problems: list[dict[str, Any]] = getattr(error.__cause__, "errors", list)()
     if not problems or not getattr(error, "param", None):
         return None
     kind, value, option = problems[0]["type"], problems[0]["input"], max(error.param.opts, key=len)

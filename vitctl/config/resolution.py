@@ -286,8 +286,11 @@ def apply_net_flags(draft: Draft) -> None:
         if flag not in given:
             continue
         if option not in draft.net_entry.options:
-            other = "use --net swin:window_size=4" if net == "swin" and flag == "patch" else f"remove --{flag}"
-            raise RequestError(f"--{flag} {given[flag]}: --net {net} has no option {option}", hint=other)
+            suitable = {"patch": "vit", "convkernel": "convmixer"}[flag]
+            hint = f"remove --{flag}, or use --net {suitable}"
+            if net == "swin" and flag == "patch":
+                hint = "use --net swin:window_size=4"
+            raise RequestError(f"--{flag} {given[flag]}: --net {net} has no option {option}", hint=hint)
         if "net" in given and option in draft.net_inline:
             raise RequestError(f"--{flag} and --net {net}:{option}=... both set {option}", hint=f"remove --{flag}")
         draft.settings["net_options"][option] = given[flag]
