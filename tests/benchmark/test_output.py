@@ -15,7 +15,7 @@ import pytest
 from vitctl.benchmark import output
 from vitctl.benchmark.report import format_seconds
 from vitctl.benchmark.tables import NOTHING, Cell, Row, Table, best, csv_text, markdown
-from vitctl.cli.printing import columns_that_fit, print_comparison
+from vitctl.cli.printing import print_comparison
 from vitctl.errors import RequestError, RunFailed
 
 if TYPE_CHECKING:
@@ -88,21 +88,22 @@ def test_the_terminal_marks_the_best_with_a_star(capsys: pytest.CaptureFixture[s
     assert "1.0 s *" in out and "2.0 s *" not in out and "mps [x]" in out and "a note" in out
 
 
-@pytest.mark.parametrize(
-    ("width", "tables"), [(80, [[0, 1, 2], [3, 4]]), (120, [[0, 1, 2, 3, 4]]), (20, [[0], [1], [2], [3], [4]])]
-)
+@pytest.mark.parametrize(("width", "tables"), [(80, 2), (120, 1), (30, 5)])
 def test_a_wide_table_is_split_for_a_narrow_terminal(
-    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, width: int, tables: list[list[int]]
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, width: int, tables: int
 ) -> None:
     names = tuple(f"adan:lr=1e-{i}" for i in range(5))
     wide = Table(
         "five", "Metric", names, (Row("accuracy", tuple(Cell(f"53.0{i} ± 0.47 %", i) for i in range(5)), "high"),)
     )
-    assert columns_that_fit(wide, width) == tables
     monkeypatch.setenv("COLUMNS", str(width))
     print_comparison(wide)
     out = capsys.readouterr().out
-    assert out.count("Metric") == len(tables) and max(map(len, out.splitlines())) <= width
+    assert (
+        out.count("Metric") == tables
+        and all(f"53.0{i} ± 0.47 %" in out for i in range(5))
+        and max(map(len, out.splitlines())) <= width
+    )
     if width >= 80:
         assert all(name in out for name in names) and out.count("% *") == 1 and "53.04 ± 0.47 % *" in out
 

@@ -83,7 +83,7 @@ def test_a_card_for_max_time_shows_the_network_used_for_it(cli: Cli, monkeypatch
         summary="", settings={"net": "cct_2", "opt": "muon"}, by_time={90: {"net": "cct_2:depth=1"}}, cards=(card,)
     )
     monkeypatch.setitem(RECIPES, "timed", recipe)
-    assert "measured: cct_2:depth=1, cifar10, --max-time 60s (50 steps)" in cli("list-recipes", "timed").out
+    assert "measured: cct_2:depth=1, cifar10, --max-time 60s" in cli("list-recipes", "timed").out
 
 
 def test_a_recipe_s_page_shows_its_complete_card(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -201,7 +201,7 @@ def test_impossible_requests_are_refused(
         (["x.torchscript", images], "loading a torchscript file would run code in it"),
         ([tmp_path, images], "is not a run folder"),
         ([good, "void"], "void contains no images"),
-        ([good, "nowhere.png"], "nowhere.png not found\nhint: check the path"),
+        ([good, "nowhere.png"], "nowhere.png not found\nhint: use the path of an image"),
         ([good, "pipe.png"], "pipe.png is not a file or folder"),
         ([good, images, "--device", "mps"], "ONNX files run only on the CPU"),
         ([good, images, "--weights", "best"], "--weights best needs a run's folder"),

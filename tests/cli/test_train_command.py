@@ -78,7 +78,7 @@ def test_a_dry_run_estimates_the_cost_and_saves_nothing(cli: Cli, tmp_path: Path
     assert cost["steps_per_epoch"] == 4
     assert not (tmp_path / "runs").exists()
     table = cli("train", *TINY, "--dry-run").out
-    assert "whole run" in table and "precision" in table
+    assert "complete run" in table and "precision" in table
 
 
 def test_max_steps_may_end_within_an_epoch(cli: Cli) -> None:

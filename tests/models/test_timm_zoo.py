@@ -50,7 +50,7 @@ def test_networks_train_and_evaluate_at_their_smallest_size(name: str, cli: Cli,
     assert summary["params"] == sum(
         p.numel() for p in build_model(f"timm/{name}", options, img_size=size, in_chans=1, num_classes=10).parameters()
     )
-    assert "MFLOP an image" in result.err
+    assert "MFLOP per image" in result.err
     # The checkpoint itself identifies the network.
     scores = cli("eval", "runs/t/checkpoints/last.pt", "--limit", 20, "--json")
     assert scores.code == 0, scores.err
@@ -130,8 +130,8 @@ def test_only_given_options_are_kept() -> None:
         (["--net", "timm/test_vit:drop_path_rate=1"], "less than 1"),
         (["--net", "timm/test_vit:global_pool=mean"], "'mean'"),
         (["--net", "timm/test_vit:depth=2.5"], "takes a whole number"),
-        (["--net", "timm/resnet18", "--patch", 4], "--net timm/resnet18 has no patches"),
-        (["--net", "timm/resnet18", "--size", 32, "--micro-batch", 5], "as its BatchNorm needs the whole batch"),
+        (["--net", "timm/resnet18", "--patch", 4], "--net timm/resnet18 has no option patch_size"),
+        (["--net", "timm/resnet18", "--size", 32, "--micro-batch", 5], "BatchNorm needs the complete batch"),
         (["--net", "timm/resnet18", "--size", 32, "--bs", 1], "BatchNorm"),
         (["--net", "timm/vgg11", "--size", 8], "hint: use --size 32"),
     ],

@@ -310,7 +310,7 @@ def test_an_agent_creates_a_sweep_in_a_given_storage(
         assert cli("sweep", "create", "b.yaml", "--storage", url).code == 0
     monkeypatch.setattr(local, "Agent", functools.partial(Agent, trainer=fake_trainer()))
     first = cli("sweep", "agent", "a.yaml", "--storage", url)
-    assert first.code == 0 and "is created" in first.err
+    assert first.code == 0 and ") created: " in first.err
     assert "is finished" in cli("sweep", "agent", "a.yaml", "--storage", url).err
-    assert "is created" in cli("sweep", "agent", "a.yaml", "--storage", url, "--new").err
+    assert ") created: " in cli("sweep", "agent", "a.yaml", "--storage", url, "--new").err
     assert len(find_sweeps(tmp_path / "runs", url)) == 2 + exists

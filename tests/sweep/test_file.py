@@ -287,7 +287,7 @@ def test_bayes_and_early_terminate_need_a_metric() -> None:
     [
         ({"net": {"values": ["cct_2", "vitt"]}}, {}, "did you mean vit"),
         ({"net": {"values": ["vit", "res18"]}, "patch": {"value": 4}}, {}, "net=res18: --patch 4: --net res18 has no"),
-        ({"adan_beta1": {"min": 0.01, "max": 0.05}}, {"opt": "adam"}, "belongs to --opt adan"),
+        ({"adan_beta1": {"min": 0.01, "max": 0.05}}, {"opt": "adam"}, "does nothing with --opt adam"),
         ({"net_options": {"parameters": {"dpth": {"values": [1, 2]}}}}, {"net": "cct_2"}, "did you mean depth"),
         ({"lr": {"values": [0.1, 0.2]}}, {"val": "none"}, "val: none does not measure val_acc"),
         ({"lr": {"values": [0.1, 0.2]}}, {"val": "test"}, "val: test uses the test set for val_acc"),

@@ -570,7 +570,7 @@ def test_masks_other_than_those_of_the_scripts_are_refused(refused: Refused, tmp
         (["old.t7", "--net", "vit", "-o", "old.t7"], "--output old.t7 is the file to convert"),
         (["old.t7", "--net", "vit", "-o", "text.t7"], "--output text.t7 already exists"),
         (["old.t7", "--net", "vit", "-o", "."], "--output . is a folder"),
-        (["old.t7", "--net", "vit", "--convkernel", 3], "--net vit has no kernels to choose"),
+        (["old.t7", "--net", "vit", "--convkernel", 3], "--net vit has no option kernel_size"),
         (["text.t7", "--net", "vit"], "is damaged or not a weights file"),
         (["code.t7", "--net", "vit"], "has pickled objects"),
     ],

@@ -103,11 +103,20 @@ def _size(column: Column, cells: Sequence[str], width: int) -> int:
     return min(longest, max(WRAPPED, width // 4)) if column.text else longest
 
 
+def show(console: Console, *tables: Table) -> None:
+    """Print tables; without a terminal, lines have no trailing spaces."""
+    if console.is_terminal:
+        console.print(*tables, sep="\n")
+        return
+    with console.capture() as capture:
+        console.print(*tables, sep="\n")
+    sys.stdout.write("\n".join(line.rstrip() for line in capture.get().split("\n")))
+
+
 def print_grid(columns: Sequence[Column], rows: Sequence[Sequence[str | Text]]) -> None:
     """Print rows to stdout in as many tables as the terminal's width requires."""
     console = stdout_console()
-    for table in grids(columns, rows, console.width):
-        console.print(table)
+    show(console, *grids(columns, rows, console.width))
 
 
 def short_labels(names: Sequence[str], length: int = 5) -> list[str] | None:

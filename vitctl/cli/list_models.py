@@ -125,7 +125,7 @@ def timm_search(pattern: str) -> list[dict[str, Any]]:
 
 def print_rows(rows: list[dict[str, Any]]) -> None:
     """Print the table; a measured accuracy is followed by its recipe and epochs."""
-    from vitctl.cli.grid import Column, grids, stdout_console
+    from vitctl.cli.grid import Column, print_grid, stdout_console
 
     console = stdout_console()
     wide = console.width >= WIDE
@@ -157,15 +157,14 @@ def print_rows(rows: list[dict[str, Any]]) -> None:
                 *([row["paper"].rpartition("arXiv ")[2]] if wide else []),
             ]
         )
-    for grid in grids(columns, cells, console.width):
-        console.print(grid)
+    print_grid(columns, cells)
     of = "recipe x epochs" if wide else "x epochs"
     console.print(CAPTION.format(of=of), markup=False)
 
 
 def print_details(spec: str, document: dict[str, Any]) -> None:
     """Print the details of a model."""
-    from vitctl.cli.grid import Column, grids, stdout_console
+    from vitctl.cli.grid import Column, print_grid, stdout_console
     from vitctl.models import MODELS
     from vitctl.registry import format_value
 
@@ -206,8 +205,7 @@ def print_details(spec: str, document: dict[str, Any]) -> None:
         ),
     ):
         console.print(title, style="bold")
-        for grid in grids(columns, rows, console.width):
-            console.print(grid)
+        print_grid(columns, rows)
 
 
 def print_timm(rows: list[dict[str, Any]]) -> None:

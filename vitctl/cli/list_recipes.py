@@ -111,7 +111,7 @@ def _length(card: Card) -> str:
 
 def _print_card(name: str, recipe: Recipe) -> None:
     from vitctl.cli import printing
-    from vitctl.cli.grid import Column, grids, stdout_console
+    from vitctl.cli.grid import Column, print_grid, stdout_console
     from vitctl.config import flag_name
     from vitctl.units import format_duration
 
@@ -137,8 +137,7 @@ def _print_card(name: str, recipe: Recipe) -> None:
             markup=False,
         )
         bands = [[str(epoch), str(band)] for epoch, band in enumerate(card.val_acc, start=1)]
-        for grid in grids([Column("epoch"), Column("accuracy")], [*bands, ["test", str(card.test_acc)]], console.width):
-            console.print(grid)
+        print_grid([Column("epoch"), Column("accuracy")], [*bands, ["test", str(card.test_acc)]])
 
 
 def _words(value: object) -> str:

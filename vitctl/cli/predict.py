@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from vitctl.cli.options import DeviceName, Weights
-from vitctl.errors import RunFailed
+from vitctl.errors import RequestError, RunFailed
 from vitctl.files import check_table
 from vitctl.registry import unknown
 from vitctl.units import plural
@@ -47,6 +47,9 @@ def predict(
         raise unknown("--weights", weights, ("last", "best"))
     if csv is not None:
         check_table(csv, "--csv")
+    for place in images:
+        if not place.exists():
+            raise RequestError(f"{place} not found", hint="use the path of an image or of a folder with images")
     from vitctl.cli import printing
     from vitctl.cli.progress import make_observer
 

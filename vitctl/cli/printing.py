@@ -35,7 +35,7 @@ def print_table(title: str, rows: list[tuple[str, str]]) -> None:
     from rich.markup import escape
     from rich.table import Table
 
-    from vitctl.cli.grid import stdout_console
+    from vitctl.cli.grid import show, stdout_console
 
     table = Table(box=None, show_header=False, padding=(0, 2, 0, 0), pad_edge=False)
     table.add_column(style="bold")
@@ -43,7 +43,7 @@ def print_table(title: str, rows: list[tuple[str, str]]) -> None:
     for name, value in rows:
         table.add_row(escape(name), escape(value))
     print_bold(title)  # a table's own title wraps at the table's width
-    stdout_console().print(table)
+    show(stdout_console(), table)
 
 
 FIGURE = 16
@@ -55,7 +55,7 @@ def print_comparison(comparison: Table) -> None:
     from rich.text import Text
 
     from vitctl.benchmark.tables import best
-    from vitctl.cli.grid import Column, grids, stdout_console
+    from vitctl.cli.grid import Column, print_grid, stdout_console
 
     console = stdout_console()
     console.print(comparison.title, style="bold", markup=False, soft_wrap=True)
@@ -74,8 +74,7 @@ def print_comparison(comparison: Table) -> None:
         ]
         for row, marked in zip(comparison.rows, marks, strict=True)
     ]
-    for grid in grids(columns, rows, console.width):
-        console.print(grid)
+    print_grid(columns, rows)
     for note in [*(["* best of the row"] if any(marks) else []), *comparison.notes]:
         console.print(note, markup=False)
 
@@ -257,7 +256,7 @@ def print_scores(scores: Scores) -> None:
 
 def print_export(report: Record) -> None:
     """Print the report of ``vitctl export``: a column for the model and one for each file."""
-    from vitctl.cli.grid import Column, grids, stdout_console
+    from vitctl.cli.grid import Column, print_grid, stdout_console
 
     network, files = report["network"], report["files"]
     rows: list[list[str]] = []
@@ -298,8 +297,7 @@ def print_export(report: Record) -> None:
     title = f"{report['checkpoint']}: {report['net']}, epoch {report['epoch']}, {compared}"
     console.print(title, style="bold", markup=False, soft_wrap=True)
     columns = [Column("", text=True), *map(Column, ("model", *(file["label"] for file in files)))]
-    for grid in grids(columns, rows, console.width):
-        console.print(grid)
+    print_grid(columns, rows)
     for file in files:
         console.print(", ".join([file["path"], *file["beside"]]), markup=False, soft_wrap=True)
 

@@ -13,6 +13,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
 from vitctl.cli.grid import Column, grids, print_grid, stdout_console
+from vitctl.cli.grid import show as show_tables
 from vitctl.cli.printing import print_bold, print_json, print_table
 from vitctl.observer import Observer
 from vitctl.sweep.space import show, show_params
@@ -143,7 +144,7 @@ def print_top(sweep: Sweep, count: int) -> None:
         print(f"sweep {sweep.id} has no trial with a {sweep.file.metric.name} yet", file=sys.stderr)
         return
     console = stdout_console()
-    console.print(*top_tables(sweep, rows, console.width), sep="\n")
+    show_tables(console, *top_tables(sweep, rows, console.width))
 
 
 def print_best(sweep: Sweep, row: TrialRow) -> None:
@@ -178,9 +179,9 @@ def print_status(sweep: Sweep, snapshot: Snapshot) -> None:
     print_table(f"sweep {sweep.id}: {file.title}, created {plan.created[:16].replace('T', ' ')} UTC", rows)
     console = stdout_console()
     if snapshot.running:
-        console.print(*running_tables(sweep, snapshot, console.width), sep="\n")
+        show_tables(console, *running_tables(sweep, snapshot, console.width))
     if snapshot.best:
-        console.print(*top_tables(sweep, list(snapshot.best), console.width), sep="\n")
+        show_tables(console, *top_tables(sweep, list(snapshot.best), console.width))
 
 
 def running_tables(sweep: Sweep, snapshot: Snapshot, width: int) -> list[Table]:

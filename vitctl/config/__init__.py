@@ -16,7 +16,17 @@ from __future__ import annotations
 from vitctl.config.cards import find_card
 from vitctl.config.checks import check_tracked, split_tags
 from vitctl.config.flag import Flag, flag_name
-from vitctl.config.keys import ADAN_BETAS, ADANS, ALIASES, FLAGS, LENGTHS, MAIN_FLAGS, OPTION_TABLES, normalise_keys
+from vitctl.config.keys import (
+    ADAN_BETAS,
+    ADANS,
+    ALIASES,
+    FLAGS,
+    LENGTHS,
+    MAIN_FLAGS,
+    OPTION_TABLES,
+    normalise_keys,
+    unknown_setting,
+)
 from vitctl.config.names import foreign_name
 from vitctl.config.paths import resolve_dataset
 from vitctl.config.resolution import resolve_config
@@ -44,4 +54,5 @@ __all__ = [
     "resolve_config",
     "resolve_dataset",
     "split_tags",
+    "unknown_setting",
 ]

@@ -56,6 +56,12 @@ LENGTHS = ("epochs", "max_steps", "max_time")
 """Settings that limit the length of a run. Giving one replaces all of the recipe's."""
 
 
+def suggest_setting(word: str) -> str:
+    """Return a hint for an unknown setting, with the similar ones under their own names."""
+    near = dict.fromkeys(ALIASES.get(name, name) for name in similar(word, [*FLAGS, *OPTION_TABLES, *ALIASES]))
+    return f"did you mean {or_list([*near])}?" if near else "list all settings with vitctl train --help"
+
+
 def normalise_keys(values: Mapping[str, Any], source: str) -> dict[str, Any]:
     """Return parsed settings under their canonical names.
 
@@ -71,7 +77,7 @@ def normalise_keys(values: Mapping[str, Any], source: str) -> dict[str, Any]:
         word = key.strip().lstrip("-").replace("-", "_")
         name = ALIASES.get(word, word)
         if name not in FLAGS and name not in OPTION_TABLES:
-            error = foreign_name(word, key) or _unknown_key(key, word)
+            error = unknown_setting(key, word)
             error.add_context(source)
             raise error
         if name in settings:
@@ -87,7 +93,6 @@ def normalise_keys(values: Mapping[str, Any], source: str) -> dict[str, Any]:
     return settings
 
 
-def _unknown_key(key: str, word: str) -> RequestError:
-    near = dict.fromkeys(ALIASES.get(name, name) for name in similar(word, [*FLAGS, *OPTION_TABLES, *ALIASES]))
-    hint = f"did you mean {or_list([*near])}?" if near else "list all settings with vitctl train --help"
-    return RequestError(f"unknown setting {key!r}", hint=hint)
+def unknown_setting(key: str, word: str) -> RequestError:
+    """Return the error for an unknown setting ``key``, which is ``word`` without hyphens."""
+    return foreign_name(word, key) or RequestError(f"unknown setting {key!r}", hint=suggest_setting(word))

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from vitctl.config import ALIASES, FLAGS, LENGTHS, OPTION_TABLES, Flag, normalise_keys, resolve_config
+from vitctl.config import ALIASES, FLAGS, LENGTHS, OPTION_TABLES, Flag, normalise_keys, resolve_config, unknown_setting
 from vitctl.errors import RequestError
 from vitctl.registry import or_list, suggest
 from vitctl.sweep.hyperband import Hyperband
@@ -514,8 +514,8 @@ class _Reader:
                 continue
             group = prefix.rstrip(".")
             if not prefix and setting_of(key) not in FLAGS and key not in OPTION_TABLES:
-                near = suggest(setting_of(key), [*FLAGS, *ALIASES], "list the settings: vitctl train --help")
-                self.wrong(here, f"unknown setting {key!r}", near)
+                error = unknown_setting(key, setting_of(key))
+                self.wrong(here, error.message, error.hint)
                 continue
             if not isinstance(settings, dict):
                 word = "values" if isinstance(settings, list) else "value"
