@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 from vitctl.errors import OutOfMemory, RequestError
-from vitctl.registry import or_list, unknown
+from vitctl.registry import or_list
 from vitctl.units import format_bytes
 
 
@@ -49,7 +49,7 @@ def resolve_device(name: str, what: str = "--device") -> torch.device:
     if name in available:
         return torch.device(name)
     if not re.fullmatch(r"cpu|mps|cuda(:\d+)?", name):
-        raise unknown(what, name, ["auto", "cpu", "mps", "cuda"])
+        raise RequestError(f"unknown {what} {name!r}", hint="use auto, cpu, mps, cuda or cuda:0")
     raise DeviceUnavailable(f"{what} {name} is not available on this machine", hint=f"use {or_list(available)}")
 
 

@@ -141,8 +141,8 @@ def check_range(
 
 
 def _number(value: float) -> str:
-    """Return a whole number in full, and other numbers in six digits."""
-    return str(value) if isinstance(value, int) else f"{value:g}"
+    """Format a bound or a value in an error."""
+    return str(value) if isinstance(value, int) else f"{value:.12g}"
 
 
 @dataclass(frozen=True)

@@ -314,7 +314,7 @@ def test_quantized_files_are_smaller_and_lose_little_accuracy(
     scores = cli("eval", "a.int8.onnx", "--json").json()
     assert scores["top1"] == pytest.approx(int8["top1"])
     shown = cli("export", digits_run, "-o", "b.onnx", *words).out
-    for word in ("onnx int8", "onnx fp16", "held-out accuracy", "accuracy lost", "layers left in float"):
+    for word in ("onnx int8", "onnx fp16", "held-out accuracy", "accuracy lost", "layers in float"):
         assert word in shown
 
 

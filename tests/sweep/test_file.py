@@ -146,7 +146,12 @@ def test_fixed_sets_only_settings_that_the_file_does_not_vary() -> None:
     params = file.space.draw(random.Random(0))
     settings = file.settings(params, fixed)
     assert settings == {"opt": "adan", **params, **fixed} and "n_epochs" not in settings
-    for key, message in (("lr", "varies lr"), ("learning_rate", "unknown setting"), ("bs", "whole number")):
+    for key, message in (
+        ("lr", "varies lr"),
+        ("learning_rate", "conflicts with"),
+        ("learning_rat", "unknown setting"),
+        ("bs", "whole number"),
+    ):
         with pytest.raises(RequestError, match=message):
             check_fixed(file, {key: "0.5"})
 
@@ -182,7 +187,7 @@ runcap: 5
         "  s.yaml:3: unknown metric 'val_accuracy'; did you mean val_acc?",
         "  s.yaml:4: unknown goal 'maximise'; did you mean maximize or minimize?",
         "  s.yaml:7: 'lr': min takes a number, not '1e-4'; remove the quotes: min: 1e-4",
-        "  s.yaml:9: unknown setting 'weigth_decay'; did you mean weight_decay or layer_decay?",
+        "  s.yaml:9: unknown setting 'weigth_decay'; did you mean weight_decay, ema or layer_decay?",
         (
             "  s.yaml:11: 'bs' takes whole numbers, but uniform includes fractions; "
             "use distribution: int_uniform, or a q_ distribution with q: 1"
@@ -232,7 +237,7 @@ def test_a_single_mistake_has_its_own_hint() -> None:
         ({"decay_all": {"min": 0, "max": 1}}, "use a list of values"),
         ({"schedule": {"values": ["cosin", "linear"]}}, "did you mean cosine"),
         ({"epochs": {"values": [1, 2]}, "n_epochs": {"value": 3}}, "both set epochs"),
-        ({"model": {"parameters": {"depth": {"value": 2}}}}, "unknown setting 'model'"),
+        ({"model": {"parameters": {"depth": {"value": 2}}}}, "'model' takes no nested parameters"),
         ({"lr": {"parameters": {"depth": {"value": 2}}}}, "only in net_options, opt_options or aug_options"),
         ({"net_options": {"value": 2}}, "takes nested parameters"),
         ({"l r": {"value": 2}}, "not a valid parameter name"),

@@ -68,7 +68,7 @@ def test_it_stops_when_the_loss_diverges(cli: Cli) -> None:
     above = cli("train", *TINY, *STEPS, "--opt", "adamw", "--lr", 1e4, "--clip-grad", 0, "--lr-finder")
     assert "it diverged first; use --lr 100" in above.out
     short = cli("train", *TINY, "--max-steps", 12, "--opt", "adamw", "--lr", 1e-12, "--lr-finder")
-    assert "more steps may help: --max-steps 24" in short.out
+    assert "use more steps: --max-steps 24" in short.out
 
 
 def test_the_configured_schedule_is_ignored(cli: Cli, tmp_path: Path) -> None:

@@ -82,16 +82,16 @@ def test_the_output_names_the_augmentation_and_the_share_of_blank_images(cli: Cl
     argv = ["train", "--dataset", colourful, "--size", 32, "--bs", 16]
     bad = cli(*argv, "--aug", "seed-randaug", "--erase", 0.25, *SHEET).out
     assert "out.png: 16 augmented images" in bad and "augmentation: --aug seed-randaug:n=2,m=14 --erase 0.25" in bad
-    assert "blank: " in bad and "Nothing can be learned from blank images" in bad
+    assert "blank (one color" in bad and "augmentation is too strong" in bad
     good = cli(*argv, "--aug", "randaug:m=5", *SHEET).out
-    assert "--aug randaug:n=2,m=5" in good and "blank: 0.0 % of 72 images" in good and "Nothing" not in good
+    assert "--aug randaug:n=2,m=5" in good and "0.0 % of 72 images" in good and "too strong" not in good
 
 
 def test_images_blank_before_augmentation_are_counted_separately(cli: Cli, colourful: Path) -> None:
     for path in list((colourful / "train" / "one").iterdir())[:20]:
         Image.new("RGB", (32, 32), (9, 99, 199)).save(path)
     found = cli("train", "--dataset", colourful, "--val", "none", "--size", 32, "--bs", 16, *SHEET)
-    assert "25.0 % of 80 images" in found.out and "(25.0 % before augmentation)" in found.out
+    assert "25.0 % of 80 images" in found.out and ", 25.0 % before augmentation" in found.out
     assert "Nothing" not in found.out
 
 

@@ -35,7 +35,7 @@ def convert(
 
     name = split_spec(net, "--net")[0]
     if name not in MODELS:  # the conversion rules, which know fewer names, import torch
-        raise unknown("--net", name, MODELS)
+        raise unknown("--net", name, MODELS, "list them with vitctl list-models")
     lookup(DATASETS, dataset, "--dataset")
     from vitctl.tools.convert import convert as turn  # torch loads here
     from vitctl.units import plural

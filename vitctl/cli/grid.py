@@ -56,7 +56,7 @@ def grids(columns: Sequence[Column], rows: Sequence[Sequence[str | Text]], width
     from rich.table import Table
     from rich.text import Text
 
-    sizes = [_size(column, [str(row[i]) for row in rows], width) for i, column in enumerate(columns)]
+    sizes = [_size(column, [str(row[i]) for row in rows]) for i, column in enumerate(columns)]
     tables = []
     for part in split_columns(sizes, width):
         table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False, show_edge=False)
@@ -97,10 +97,10 @@ def split_columns(sizes: Sequence[int], width: int) -> list[list[int]]:
     return parts or [[]]
 
 
-def _size(column: Column, cells: Sequence[str], width: int) -> int:
-    """Return the content width that a column needs."""
+def _size(column: Column, cells: Sequence[str]) -> int:
+    """Return the smallest content width of a column."""
     longest = max((len(line) for text in (column.title, *cells) for line in text.split("\n")), default=0)
-    return min(longest, max(WRAPPED, width // 4)) if column.text else longest
+    return min(longest, WRAPPED) if column.text else longest
 
 
 def show(console: Console, *tables: Table) -> None:

@@ -96,7 +96,12 @@ def table_rows(pattern: str | None, sort: str | None) -> list[dict[str, Any]]:
     if not rows:
         families = {entry.family for entry in MODELS.values()}
         names = [*MODELS, *sorted(families - set(MODELS))]
-        raise unknown("network", pattern, names, "list all without a pattern; --timm PATTERN searches timm's")
+        raise unknown(
+            "network",
+            pattern,
+            names,
+            "list them with vitctl list-models, timm's with vitctl list-models --timm PATTERN",
+        )
     if sort is not None:
         best_first = sort.endswith("_acc")
         known = [row for row in rows if row[sort] is not None]
@@ -118,7 +123,11 @@ def timm_search(pattern: str) -> list[dict[str, Any]]:
         stars = f"*{pattern.strip('*')}*"
         more = len(timm_zoo.search(stars))
         near = timm_zoo.near_names(pattern.strip("*"))
-        hint = f"use --timm '{stars}', which matches {more}" if more else suggest(pattern, near, "use --timm '*vit*'")
+        hint = (
+            f"use --timm '{stars}', which matches {more}"
+            if more
+            else suggest(pattern, [f"--timm {name}" for name in near], "use --timm '*vit*'")
+        )
         raise RequestError(f"no model of timm matches {pattern!r}", hint=hint)
     return details.timm_rows(names)
 

@@ -27,7 +27,10 @@ def list_optimizers(
     if not entries and elsewhere:
         raise elsewhere[0]
     if not entries:
-        raise unknown("optimizer", pattern, [*OPTIMIZERS, "timm/*"])
+        from vitctl.optim.timm_rows import timm_names  # torch loads here
+
+        names = [*timm_names()] if pattern.startswith(TIMM) else [*OPTIMIZERS, "timm/*"]
+        raise unknown("optimizer", pattern, names, "list them with vitctl list-optimizers 'timm/*'")
     if as_json:
         printing.print_json(
             [

@@ -13,7 +13,7 @@ from typer.core import TyperArgument, TyperCommand, TyperGroup, TyperOption
 
 from vitctl.config import ALIASES, FLAGS, MAIN_FLAGS, Flag, flag_name
 from vitctl.errors import RequestError
-from vitctl.registry import FALSE_WORDS, TRUE_WORDS, convert
+from vitctl.registry import FALSE_WORDS, TRUE_WORDS, convert, or_list
 
 COMPARISON = "Comparison"
 """Group of the options that comparisons add to those of ``train``."""
@@ -108,11 +108,14 @@ class Command(TyperCommand):
             if getattr(parameter, "is_flag", False) and not getattr(parameter, "secondary_opts", None)
             for name in parameter.opts
         }
-        bare = {flag_name(name) for name, flag in FLAGS.items() if flag.when_true is not None}
+        bare = {flag_name(name) for name, flag in FLAGS.items() if flag.when_true is not None} | {"--pretrained"}
+        words = (*TRUE_WORDS, *FALSE_WORDS)
         plain: list[str] = []
-        for i, argument in enumerate(args):
+        rest = list(args)
+        while rest:
+            argument = rest.pop(0)
             if argument == "--":
-                plain += args[i:]
+                plain += [argument, *rest]
                 break
             if not argument.startswith("--"):
                 plain.append(argument)
@@ -122,12 +125,16 @@ class Command(TyperCommand):
             if name not in own:
                 setting = ALIASES.get(name[2:].replace("-", "_"))
                 name = flag_name(setting) if setting and flag_name(setting) in own else name
-            if equals and name in switches and value.lower() in (*TRUE_WORDS, *FALSE_WORDS):
+            if name in switches and not equals and rest and rest[0].lower() in words:
+                equals, value = "=", rest.pop(0)
+            if equals and name in switches and value.lower() in words:
                 plain.append(switches[name][0 if convert(value, bool, name) else 1])
-            elif equals and name in alone and value.lower() in (*TRUE_WORDS, *FALSE_WORDS):
+            elif equals and name in alone and value.lower() in words:
                 plain += [name] if convert(value, bool, name) else []
-            elif name in bare and not equals and (i + 1 == len(args) or _is_flag(args[i + 1])):
+            elif not equals and name in bare and (not rest or _is_flag(rest[0])):
                 plain.append(f"{name}=true")
+            elif not equals and name in own - alone - switches.keys() and rest and rest[0].partition("=")[0] in own:
+                raise RequestError(f"{name} needs a value", hint=f"use {name} {value_name(name)}")
             else:
                 plain.append(f"{name}{equals}{value}")
         return super().parse_args(ctx, plain)
@@ -139,6 +146,13 @@ class Group(TyperGroup):
     def get_help_option(self, ctx: Any) -> Any:
         """Return the option ``--help``."""
         return _described(super().get_help_option(ctx))
+
+
+def value_name(option: str) -> str:
+    """Return the choices of a setting's flag, else the placeholder of its value."""
+    word = option.lstrip("-").replace("-", "_")
+    setting = FLAGS.get(ALIASES.get(word, word))
+    return "VALUE" if setting is None else or_list(setting.choices) or setting.metavar or "VALUE"
 
 
 def argument_name(argument: TyperArgument) -> str:

@@ -46,6 +46,9 @@ def print_table(title: str, rows: list[tuple[str, str]]) -> None:
     show(stdout_console(), table)
 
 
+LABEL = 24
+"""Width of a class with its probability, such as ``automobile (99.9 %)``; longer cells are wrapped."""
+
 FIGURE = 16
 """Width of figures such as ``53.01 ± 0.47 % *``; longer cells are text."""
 
@@ -315,4 +318,7 @@ def print_predictions(predictions: Sequence[Prediction], top: int) -> None:
     for each in predictions:
         cells = [f"{name} ({100 * p:.1f} %)" for name, p in each.top] or [f"cannot be read: {each.error}"]
         rows.append([each.image, *cells, *[""] * (top - len(cells))])
-    print_grid([Column("image", text=True), *(Column(f"{rank}.", text=True) for rank in range(1, top + 1))], rows)
+    columns = [Column("image", text=True)]
+    for rank in range(1, top + 1):
+        columns.append(Column(f"{rank}.", text=max((len(row[rank]) for row in rows), default=0) > LABEL))
+    print_grid(columns, rows)

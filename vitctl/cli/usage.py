@@ -7,7 +7,7 @@ from typing import Any
 
 from typer.core import TyperArgument
 
-from vitctl.cli.options import Command, argument_name
+from vitctl.cli.options import Command, argument_name, value_name
 from vitctl.config import ALIASES, FLAGS, flag_name, foreign_name
 from vitctl.errors import RequestError
 from vitctl.registry import FALSE_WORDS, TRUE_WORDS, check_range, convert, or_list, similar, suggest
@@ -27,7 +27,7 @@ def usage_error(error: Any) -> RequestError:
         if hasattr(error, "possibilities"):
             return _unknown_option(option, context.command if context else None, path)
         if "requires an argument" in message:
-            return RequestError(f"{option} needs a value", hint=f"use {option} {_value_name(option)}")
+            return RequestError(f"{option} needs a value", hint=f"use {option} {value_name(option)}")
         return RequestError(f"{option} takes no value", hint=f"use {option} without a value")
     if match := re.match(r"No such command '([^']*)'", message):
         return RequestError(f"unknown command {match[1]!r}", hint=suggest(match[1], context.command.commands, see))
@@ -36,7 +36,7 @@ def usage_error(error: Any) -> RequestError:
         return RequestError(f"missing argument {argument_name(error.param)}", hint=f"use {path} {' '.join(arguments)}")
     if message.startswith("Missing option"):
         option = error.param.opts[0]
-        return RequestError(f"{option} is missing", hint=f"add {option} {error.param.metavar or _value_name(option)}")
+        return RequestError(f"{option} is missing", hint=f"add {option} {error.param.metavar or value_name(option)}")
     if match := re.fullmatch(r"Got unexpected extra argument\(s\) \((.*)\)", message, re.DOTALL):
         if match[1].lower() in (*TRUE_WORDS, *FALSE_WORDS):
             hint = "remove it; a switch such as --json takes no value"
@@ -44,13 +44,6 @@ def usage_error(error: Any) -> RequestError:
             hint = f"remove it, or put quotes around it; {see}"
         return RequestError(f"extra argument: {match[1]}", hint=hint)
     return _bad_value(error) or RequestError(message[:1].lower() + message[1:], hint=see)
-
-
-def _value_name(option: str) -> str:
-    """Return the choices of a setting's flag, else the placeholder of its value."""
-    word = option.lstrip("-").replace("-", "_")
-    setting = FLAGS.get(ALIASES.get(word, word))
-    return "VALUE" if setting is None else or_list(setting.choices) or setting.metavar or "VALUE"
 
 
 def _bad_value(error: Any) -> RequestError | None:

@@ -72,8 +72,9 @@ def check_flip_has_an_augmentation(config: Settings) -> None:
 def check_tta_keeps_classes(config: Settings) -> None:
     """Refuse averaging over mirrored images where mirroring changes the class."""
     if config.tta == "flip" and not config.flips:
-        why = "--flip off" if config.flip == "off" else f"--dataset {config.dataset}, where mirroring changes the class"
-        raise RequestError(f"--tta flip conflicts with {why}", hint="remove --tta")
+        off = "--tta flip conflicts with --flip off"
+        mirrored = f"--tta flip: mirrored images of {config.dataset} may have another class"
+        raise RequestError(off if config.flip == "off" else mirrored, hint="remove --tta")
 
 
 def check_loss_sum_is_measured(config: Settings) -> None:
@@ -132,7 +133,7 @@ def check_shares_fit_the_run(config: Settings) -> None:
     """Refuse a warm-up and a warm-down that overlap."""
     if config.warmup + config.warmdown > 1:
         raise RequestError(
-            f"--warmup {config.warmup:g} and --warmdown {config.warmdown:g} add up to more than the complete run",
+            f"--warmup {config.warmup:g} and --warmdown {config.warmdown:g} add up to more than 1",
             hint=f"use --warmdown {1 - config.warmup:g} or less",
         )
 
