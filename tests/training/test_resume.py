@@ -10,7 +10,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -194,13 +194,6 @@ def test_a_killed_run_resumes_to_the_same_result(python: list[str], reference: P
     assert_same(tmp_path / "r", reference)
 
 
-def wait_for(condition: Callable[[], bool], process: "subprocess.Popen[str]") -> None:
-    deadline = time.monotonic() + 60
-    while not condition():
-        assert process.poll() is None and time.monotonic() < deadline
-        time.sleep(0.02)
-
-
 LONG = [
     "--dataset", "digits", "--net", DROPOUT, "--size", "8", "--limit-train", "640", "--bs", "16", "--max-steps", "120",
     "--ema", "0.9",
@@ -217,19 +210,49 @@ def straight(python: list[str], tmp_path_factory: pytest.TempPathFactory) -> Pat
     return folder / "straight"
 
 
+PAUSED = """
+import sys
+from vitctl.training import loop
+
+take_step, steps = loop.train_step, 0
+
+def train_step(*args, **more):
+    global steps
+    steps += 1
+    if steps == 50:
+        print("paused", flush=True)
+        sys.stdin.readline()
+    return take_step(*args, **more)
+
+loop.train_step = train_step
+from vitctl.cli import main
+sys.exit(main(sys.argv[1:]))
+"""
+"""``vitctl``, which waits for a line on stdin before step 50."""
+
+
+@pytest.fixture
+def paused(python: list[str], tmp_path: Path) -> Iterator["subprocess.Popen[str]"]:
+    """Return a run that waits before step 50."""
+    command = [*python, "-c", PAUSED, "train", *LONG, "--runs-dir", str(tmp_path), "--name", "r"]
+    with subprocess.Popen(
+        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stdout is not None and process.stdout.readline() == "paused\n"
+        yield process
+        process.kill()
+
+
 @pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_saves_a_checkpoint_to_resume_from(
-    python: list[str], straight: Path, tmp_path: Path, signum: signal.Signals
+    python: list[str], paused: "subprocess.Popen[str]", straight: Path, tmp_path: Path, signum: signal.Signals
 ) -> None:
-    command = [*python, "-m", "vitctl", "train", *LONG, "--runs-dir", str(tmp_path)]
-    process = subprocess.Popen([*command, "--name", "r"], stderr=subprocess.PIPE, text=True)
-    wait_for((tmp_path / "r" / "metrics.jsonl").exists, process)
-    time.sleep(0.1)  # into the second epoch
-    process.send_signal(signum)
-    _, err = process.communicate(timeout=60)
-    assert process.returncode == -signum, err
+    paused.send_signal(signum)
+    time.sleep(0.1)
+    _, err = paused.communicate("go\n", timeout=60)
+    assert paused.returncode == -signum, err
     assert "Traceback" not in err
-    assert 40 <= load_checkpoint(tmp_path / "r" / "checkpoints" / "last.pt")["step"] < 120
+    assert load_checkpoint(tmp_path / "r" / "checkpoints" / "last.pt")["step"] == 50
     resumed = subprocess.run(
         [*python, "-m", "vitctl", "train", "--resume", str(tmp_path / "r")],
         capture_output=True,
@@ -240,25 +263,14 @@ def test_a_signal_saves_a_checkpoint_to_resume_from(
     assert_same(tmp_path / "r", straight)
 
 
-def test_a_second_signal_quits_immediately(python: list[str], tmp_path: Path) -> None:
-    slow = ["--dataset", "digits", "--net", "vit_small", "--limit-test", "100", "--bs", "1024", "--max-steps", "20"]
-    process = subprocess.Popen(
-        [*python, "-m", "vitctl", "train", *slow, "--runs-dir", str(tmp_path), "--name", "r"],
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-    assert process.stderr is not None
-    for line in process.stderr:
-        if "steps" in line:  # the loop begins
-            break
-    time.sleep(0.5)
-    process.send_signal(signal.SIGINT)
-    assert "press Ctrl-C again to quit immediately" in process.stderr.readline()
-    process.send_signal(signal.SIGINT)
-    start = time.monotonic()
-    process.communicate(timeout=60)
-    assert process.returncode == -signal.SIGINT and time.monotonic() - start < 3
-    assert not list((tmp_path / "r" / "checkpoints").iterdir())
+def test_a_second_signal_quits_immediately(paused: "subprocess.Popen[str]", tmp_path: Path) -> None:
+    before = {path: path.stat().st_mtime_ns for path in (tmp_path / "r" / "checkpoints").iterdir()}
+    paused.send_signal(signal.SIGINT)
+    assert paused.stderr is not None
+    assert any("press Ctrl-C again to quit immediately" in line for line in paused.stderr)
+    paused.send_signal(signal.SIGINT)
+    assert paused.wait(timeout=60) == -signal.SIGINT  # it still waited for stdin
+    assert {path: path.stat().st_mtime_ns for path in (tmp_path / "r" / "checkpoints").iterdir()} == before
 
 
 def test_a_finished_run_can_only_be_extended(cli: Cli, tmp_path: Path) -> None:
