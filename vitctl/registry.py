@@ -142,7 +142,7 @@ def check_range(
 
 def _number(value: float) -> str:
     """Format a bound or a value in an error."""
-    return str(value) if isinstance(value, int) else f"{value:.12g}"
+    return str(value) if isinstance(value, int) else f"{value:.6g}" if abs(value) < 1e6 else f"{value:,.0f}"
 
 
 @dataclass(frozen=True)

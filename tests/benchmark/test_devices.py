@@ -243,7 +243,7 @@ def test_unavailable_devices_can_be_skipped(cli: Cli) -> None:
     ("argv", "words"),
     [
         (["cpu", "cpu"], "device cpu is given twice"),
-        (["gpu"], "did you mean cpu"),
+        (["gpu"], "use auto, cpu, mps"),
         ([ABSENT], "hint: use "),
         ([ABSENT, "--skip-unavailable"], "none of"),
         (["cpu", "--device", "cpu"], "hint: run vitctl bench-device cpu"),

@@ -127,7 +127,10 @@ def test_unreadable_images_are_reported_and_can_be_skipped(cli: Cli, exported: P
     assert cli("predict", exported / "a.onnx", images / "bad.png").code == 1
 
 
-def test_control_characters_in_file_names_are_escaped(cli: Cli, exported: Path, images: Path) -> None:
+def test_control_characters_in_file_names_are_escaped(
+    cli: Cli, exported: Path, images: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "300")
     first, second = sorted(path for path in images.iterdir() if path.is_file())[:2]
     os.rename(first, images / "\x1b[31mred.png")
     second.unlink()

@@ -27,9 +27,11 @@ def list_optimizers(
     if not entries and elsewhere:
         raise elsewhere[0]
     if not entries:
-        from vitctl.optim.timm_rows import timm_names  # torch loads here
+        names = [*OPTIMIZERS, "timm/*"]
+        if pattern.startswith(TIMM):
+            from vitctl.optim.timm_rows import timm_names  # torch loads here
 
-        names = [*timm_names()] if pattern.startswith(TIMM) else [*OPTIMIZERS, "timm/*"]
+            names = timm_names()
         raise unknown("optimizer", pattern, names, "list them with vitctl list-optimizers 'timm/*'")
     if as_json:
         printing.print_json(

@@ -9,6 +9,7 @@ from typer.core import TyperArgument
 
 from vitctl.cli.options import Command, argument_name, value_name
 from vitctl.config import ALIASES, FLAGS, flag_name, foreign_name
+from vitctl.config.names import INSTEAD
 from vitctl.errors import RequestError
 from vitctl.registry import FALSE_WORDS, TRUE_WORDS, check_range, convert, or_list, similar, suggest
 
@@ -76,5 +77,8 @@ def _unknown_option(option: str, command: Any, path: str) -> RequestError:
         names |= {alias: flag_name(setting) for alias, setting in ALIASES.items()}
     elif word in FLAGS or word in ALIASES or foreign_name(word, option):
         return RequestError(f"{path} has no flag {option}", hint=see)
-    near = dict.fromkeys(names[name] for name in similar(word, names))
+    found = similar(word, [*names, *(INSTEAD if command.has_settings else ())])
+    if found and found[0] not in names:
+        return RequestError(f"unknown flag {option}", hint=INSTEAD[found[0]])
+    near = dict.fromkeys(names[name] for name in found if name in names)
     return RequestError(f"unknown flag {option}", hint=f"did you mean {or_list([*near])}?" if near else see)
