@@ -45,7 +45,7 @@ def training(runs: Path) -> dict[int, Path]:
 
 @pytest.mark.parametrize(
     ("agents", "trials", "kills"),
-    [(3, 12, 6), pytest.param(8, 200, 80, marks=[pytest.mark.slow, pytest.mark.timeout(1500)])],
+    [(2, 6, 3), pytest.param(8, 200, 80, marks=[pytest.mark.slow, pytest.mark.timeout(1500)])],
 )
 def test_each_parameter_set_ends_exactly_once(
     request: pytest.FixtureRequest, storage: str, tmp_path: Path, agents: int, trials: int, kills: int
