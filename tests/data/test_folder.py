@@ -14,9 +14,9 @@ import pytest
 from PIL import EpsImagePlugin, Image, ImageOps
 from torchvision.transforms.v2 import functional as TF
 
-from vitctl.data import folder as folder_module
+from vitctl.data import decode as decode_module
 from vitctl.data.dataset import Dataset, load_dataset
-from vitctl.data.folder import UnreadableImage, decode_image
+from vitctl.data.decode import UnreadableImage, decode_image
 from vitctl.errors import RequestError
 from vitctl.observer import Observer
 
@@ -399,7 +399,7 @@ def test_running_out_of_memory_is_not_reported_as_an_unreadable_image(monkeypatc
     def fail(*_: object) -> None:
         raise MemoryError
 
-    monkeypatch.setattr(folder_module, "_to_rgb", fail)
+    monkeypatch.setattr(decode_module, "_to_rgb", fail)
     with pytest.raises(MemoryError):
         decode_image(stored(make_image(4, 4)), 4)
 

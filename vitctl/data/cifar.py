@@ -21,6 +21,7 @@ import platformdirs
 import torch
 
 from vitctl.data.dataset import Dataset, Examples, LoadOptions
+from vitctl.data.decode import decode_image
 from vitctl.data.download import (
     Archive,
     DamagedArchive,
@@ -32,7 +33,8 @@ from vitctl.data.download import (
     not_writable,
     unpack,
 )
-from vitctl.data.folder import SPLITS, Listing, cannot_read, decode_image, decode_listing, list_images
+from vitctl.data.folder import decode_listing
+from vitctl.data.layout import SPLITS, Listing, cannot_read, list_images
 from vitctl.errors import RequestError, VitctlWarning
 
 MIRROR = "VITCTL_CIFAR_URL"

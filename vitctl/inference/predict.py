@@ -17,7 +17,8 @@ import numpy.typing as npt
 import torch
 from PIL import Image
 
-from vitctl.data.folder import UnreadableImage, decode_image, find_images
+from vitctl.data.decode import UnreadableImage, decode_image
+from vitctl.data.layout import find_images
 from vitctl.errors import RequestError
 from vitctl.files import write_text
 from vitctl.inference.classifier import Classifier
