@@ -50,6 +50,14 @@ class TestLayout:
             expected = np.stack([reference(Image.open(path), 16) for path in paths])
             assert np.array_equal(getattr(dataset, part).images.numpy(), expected)
 
+    def test_images_have_a_path_and_an_identity(self, pets: Path) -> None:
+        (pets / "train" / "cat" / "001.png").write_text("not an image")
+        dataset = load(pets, skip=True)
+        assert dataset.train.paths[:3] == ("train/cat/000.png", "train/cat/002.png", "train/cat/003.png")
+        assert dataset.train.identities[:2] == ("cat/000.png", "cat/002.png")
+        assert len(dataset.train.paths) == len(dataset.train.identities) == len(dataset.train) == 8
+        assert dataset.test.paths[0] == "test/cat/000.png"
+
     def test_val_is_the_validation_set_if_test_exists(self, make_folder: MakeFolder) -> None:
         root = make_folder({part: {"a": n, "b": n} for part, n in (("train", 3), ("val", 2), ("test", 1))})
         dataset = load(root)

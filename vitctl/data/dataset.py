@@ -27,10 +27,14 @@ class Examples:
     Attributes:
         images: uint8 [n, C, H, W] on the CPU; may be a memory-mapped file, so read it in pieces.
         labels: int64 [n], from 0 to K - 1 for K classes.
+        paths: file of each image, relative to the data set's source; empty if images have no files.
+        identities: ``CLASS/PATH`` of each image, with the path below its class; empty if images have no files.
     """
 
     images: torch.Tensor
     labels: torch.Tensor
+    paths: tuple[str, ...] = ()
+    identities: tuple[str, ...] = ()
 
     def __len__(self) -> int:
         return len(self.labels)

@@ -84,8 +84,12 @@ def decode_listing(
     labels = torch.from_numpy(np.delete(listing.labels, bad))
     part_of = np.delete(np.repeat(range(len(SPLITS)), [listing.counts[part] for part in SPLITS]), bad)
     ends = np.searchsorted(part_of, range(len(SPLITS)), side="right")
+    skipped = set(bad)
+    kept = [i for i in range(len(listing.files)) if i not in skipped]
+    paths = tuple(listing.files[i].path for i in kept)
+    identities = tuple(listing.identities[i] for i in kept)
     parts = {
-        part: Examples(images[start:end], labels[start:end])
+        part: Examples(images[start:end], labels[start:end], paths[start:end], identities[start:end])
         for part, start, end in zip(SPLITS, (0, *ends[:-1]), ends, strict=True)
     }
     _check_left(root, listing, parts)

@@ -31,12 +31,14 @@ class Listing:
         classes: names of the class folders in ``train/``, sorted.
         files: all images, ordered by split (train, val, test), class and path.
         labels: int64 [n], the class of each image.
+        identities: ``CLASS/PATH`` of each image, with the path below its class folder.
         counts: number of images per split; 0 for a missing one.
     """
 
     classes: tuple[str, ...]
     files: list[ImageFile]
     labels: npt.NDArray[np.int64]
+    identities: tuple[str, ...]
     counts: dict[str, int]
 
 
@@ -87,7 +89,13 @@ def list_images(root: Path) -> Listing:
             files += found_files
             labels += [classes.index(name)] * len(found_files)
             counts[part] += len(found_files)
-    return Listing(classes=tuple(classes), files=files, labels=np.array(labels, dtype=np.int64), counts=counts)
+    return Listing(
+        classes=tuple(classes),
+        files=files,
+        labels=np.array(labels, dtype=np.int64),
+        identities=tuple(file.path.partition("/")[2] for file in files),  # the class folder is below the part's
+        counts=counts,
+    )
 
 
 def _no_split(root: Path, parts: list[str]) -> RequestError:
