@@ -24,7 +24,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("benchmark", "export", "sweep", "tools"),
     ("cli",),
 )
-"""Rooms of the package, lowest layer first. A room may import only from lower layers, not from its own."""
+"""Parts of the package, lowest layer first. A part may import only from lower layers, not from its own."""
 
 HEAVY = {
     "PIL",
@@ -46,7 +46,7 @@ HEAVY = {
     "wandb",
 }
 LIGHT = ("config", "errors", "files", "observer", "process", "recipes", "registry", "units", "yamlfile")
-"""Rooms that import no heavy package, like ``vitctl.cli.app`` and every ``__init__.py``."""
+"""Parts that import no heavy package, like ``vitctl.cli.app`` and every ``__init__.py``."""
 
 
 def name_of(path: Path) -> str:
@@ -85,23 +85,23 @@ def imports(module: str, *, lazy: bool) -> set[str]:
     return found
 
 
-def room_of(module: str) -> str:
+def part_of(module: str) -> str:
     return module.split(".")[1] if "." in module else ""
 
 
-LEVEL = {room: level for level, rooms in enumerate(LAYERS) for room in rooms}
+LEVEL = {part: level for level, parts in enumerate(LAYERS) for part in parts}
 
 
-def test_every_room_has_a_layer() -> None:
-    rooms = {room_of(module) for module in MODULES} - {"", "__main__"}
-    assert rooms == LEVEL.keys()
+def test_every_part_has_a_layer() -> None:
+    parts = {part_of(module) for module in MODULES} - {"", "__main__"}
+    assert parts == LEVEL.keys()
 
 
-@pytest.mark.parametrize("module", [each for each in MODULES if room_of(each) not in ("", "__main__")])
+@pytest.mark.parametrize("module", [each for each in MODULES if part_of(each) not in ("", "__main__")])
 def test_imports_respect_the_layers(module: str) -> None:
-    room = room_of(module)
+    part = part_of(module)
     ours = {each for each in imports(module, lazy=True) if each.startswith("vitctl.")}
-    upwards = {each for each in ours if room_of(each) != room and LEVEL[room_of(each)] >= LEVEL[room]}
+    upwards = {each for each in ours if part_of(each) != part and LEVEL[part_of(each)] >= LEVEL[part]}
     assert not upwards, f"{module} imports from its own or a higher layer"
 
 
@@ -124,7 +124,7 @@ def test_imports_form_no_cycle() -> None:
 LIGHT_MODULES = [
     module
     for module, path in MODULES.items()
-    if path.name == "__init__.py" or room_of(module) in (*LIGHT, "", "__main__") or module == "vitctl.cli.app"
+    if path.name == "__init__.py" or part_of(module) in (*LIGHT, "", "__main__") or module == "vitctl.cli.app"
 ]
 
 

@@ -171,7 +171,7 @@ def test_unfinished_files_of_dead_processes_are_removed(tmp_path: Path) -> None:
         f"b.pt.tmp-{os.getpid()}",
         "notes.tmp",
     }
-    files.remove_temporaries(tmp_path, of_dead_only=False)
+    files.remove_temporaries(tmp_path, keep_running=False)
     assert {path.name for path in tmp_path.iterdir()} == {"notes.tmp"}
 
 

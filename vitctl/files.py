@@ -27,7 +27,7 @@ TABLES = (".csv", ".tsv", ".txt")
 """Suffixes of existing files that a table may replace."""
 
 RUN_FILES = ("config.json", "summary.json", "metrics.jsonl", "failure.json", "wandb.json")
-"""Files of a run's folder, which no output replaces."""
+"""Files of a run's folder, which no output may replace."""
 
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
@@ -97,7 +97,7 @@ def replacing(path: Path) -> Iterator[BinaryIO]:
     """
     if is_stream(path):
         try:
-            with open(path, "ab") as file:  # what the shell's >> keeps stays
+            with open(path, "ab") as file:  # append, to keep what the shell's >> kept
                 yield file
         except OSError as error:
             raise write_failed(error, path) from error
@@ -177,19 +177,19 @@ def is_stream(path: Path) -> bool:
 
 
 def remove_temporaries(
-    folder: Path, prefix: str = "", *, of_dead_only: bool = True, suffixes: Collection[str] | None = None
+    folder: Path, prefix: str = "", *, keep_running: bool = True, suffixes: Collection[str] | None = None
 ) -> None:
     """Remove the unfinished files and folders that a crash left in ``folder``.
 
     Args:
         folder: the folder to search, without its subfolders.
         prefix: only names that start with this; a dot selects the folders of :func:`new_folder`.
-        of_dead_only: keep those of running processes.
-        suffixes: only those of final names with one of these suffixes; None for any.
+        keep_running: keep those of processes that are still running.
+        suffixes: only files whose final name has one of these suffixes; None for all.
     """
     for orphan in list(folder.glob(f"{prefix}*{TEMPORARY}*")):
         name, _, pid = orphan.name.rpartition(TEMPORARY)
-        if (suffixes is not None and Path(name).suffix not in suffixes) or (of_dead_only and process_runs(pid)):
+        if (suffixes is not None and Path(name).suffix not in suffixes) or (keep_running and process_runs(pid)):
             continue
         with contextlib.suppress(OSError):
             if orphan.is_dir():
@@ -211,14 +211,14 @@ def process_runs(pid: str) -> bool:
     return True
 
 
-# -- can this be written? ----------------------------------------------------------------------------------------------
+# -- checks before writing ---------------------------------------------------------------------------------------------
 
 
 def folder_error(folder: Path) -> str | None:
     """Return why no file can be created in ``folder``, or None."""
     if not folder.is_dir():
         return "no such folder"
-    try:  # permission bits do not tell what root can write
+    try:  # try it: permission bits do not apply to root
         with tempfile.TemporaryFile(dir=folder):
             return None
     except OSError as error:
@@ -260,10 +260,10 @@ def check_replaceable(path: Path, flag: str, suffixes: Sequence[str]) -> None:
     Args:
         path: the file; symbolic links are followed.
         flag: the flag that named it.
-        suffixes: of the files that an output of this kind may replace. An empty file may have any name.
+        suffixes: suffixes of the files that this output may replace; it may replace any empty file.
 
     Raises:
-        RequestError: see :func:`check_writable`; or another kind of file, or a file of a run's folder, is there.
+        RequestError: the path cannot be written, or names an existing file of another kind or of a run.
     """
     check_writable(path, flag)
     if is_stream(path) or not path.exists() or not path.stat().st_size:
@@ -284,7 +284,7 @@ def check_table(path: Path, flag: str) -> None:
     """Refuse a table that cannot be written, or that would replace a file that is not a table.
 
     Raises:
-        RequestError: see :func:`check_replaceable`; or a binary file is there.
+        RequestError: see :func:`check_replaceable`; or the path names an existing binary file.
     """
     check_replaceable(path, flag, TABLES)
     if path.is_file() and not is_stream(path) and _is_binary(path):

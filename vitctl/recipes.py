@@ -25,7 +25,7 @@ class Band:
 
     @property
     def floor(self) -> float:
-        """The lowest accuracy to expect: 3 deviations or 1 point below the mean, or 3 points for a single seed."""
+        """The lowest accuracy to expect: 3 deviations below the mean, at least 1 point; 3 points for a single seed."""
         return self.mean - (3.0 if self.deviation is None else max(1.0, 3 * self.deviation))
 
     def __str__(self) -> str:

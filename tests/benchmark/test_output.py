@@ -72,7 +72,7 @@ def test_markdown_has_a_line_per_row_and_escapes_bars() -> None:
     assert lines[-1] == "- a note"
 
 
-def test_csv_reads_back() -> None:
+def test_csv_round_trip() -> None:
     rows = list(csv.DictReader(io.StringIO(csv_text([TABLE]))))
     assert [(row["row"], row["column"], row["value"], row["text"]) for row in rows] == [
         ("step time", "cpu", "2.0", "2.0 s"),

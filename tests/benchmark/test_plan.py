@@ -129,6 +129,8 @@ def test_settings_that_a_recipe_chooses_per_optimizer_are_noted() -> None:
         (["adam", "sgd"], {"val": "none"}, {"lr_search": 3}, "--val none holds out none"),
     ],
 )
-def test_refused(specs: list[str], settings: dict[str, Any], more: dict[str, Any], words: str) -> None:
+def test_invalid_arguments_are_refused(
+    specs: list[str], settings: dict[str, Any], more: dict[str, Any], words: str
+) -> None:
     with pytest.raises(RequestError, match=words):
         make_plan(specs, settings, **more)

@@ -84,7 +84,7 @@ def test_identical_figures_differ_by_zero() -> None:
         ({0: 1.0, 1: 2.0}, {0: 2.0, 1: 3.0}, "same difference for every seed: no interval"),
     ],
 )
-def test_seeds_that_give_no_interval(a: dict[int, float], b: dict[int, float], words: str) -> None:
+def test_too_few_or_equal_differences_give_no_interval(a: dict[int, float], b: dict[int, float], words: str) -> None:
     (pair,) = compare({"a": a, "b": b})
     assert pair.verdict == words and pair.low is None and pair.p is None
 

@@ -55,7 +55,7 @@ def groups(text: str) -> dict[str, list[str]]:
     return result
 
 
-def test_the_walk_finds_every_command() -> None:
+def test_every_command_is_found() -> None:
     assert {("train",), ("eval",), ("sweep", "agent"), ("sweep", "plot")} <= ALL.keys() and len(ALL) > 20
     assert len(OPTIONS) > 200
 

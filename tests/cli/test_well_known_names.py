@@ -263,16 +263,16 @@ def test_no_hint_offers_a_hidden_flag(cli: Cli) -> None:
         hidden = {name for each in command.params if getattr(each, "hidden", False) for name in each.opts}
         assert "--noaug" in hidden
         for name in hidden:
-            for misspelt in (name[:-1], f"{name}s", f"{name[:4]}x{name[4:]}", f"--no-{name[4:]}g"):
-                result = cli(command.name, misspelt)
+            for misspelled in (name[:-1], f"{name}s", f"{name[:4]}x{name[4:]}", f"--no-{name[4:]}g"):
+                result = cli(command.name, misspelled)
                 assert result.code == 2
                 offered = set(re.findall(r"--[a-z][\w-]*", hint_of(result.err.strip())))
-                assert not offered & hidden, (misspelt, result.err)
+                assert not offered & hidden, (misspelled, result.err)
 
 
 @pytest.mark.parametrize("setting", [name for name in FLAGS if len(name) > 4])
-def test_a_misspelt_flag_is_corrected(refused: Refused, setting: str) -> None:
+def test_a_misspelled_flag_gets_a_suggestion(refused: Refused, setting: str) -> None:
     flag = flag_name(setting)
-    misspelt = flag[:4] + flag[5:]
-    hint = hint_of(refused("train", misspelt, "x", "--print-config"))
+    misspelled = flag[:4] + flag[5:]
+    hint = hint_of(refused("train", misspelled, "x", "--print-config"))
     assert flag in hint.replace("?", "").replace(",", "").split()

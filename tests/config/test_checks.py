@@ -11,7 +11,7 @@ from vitctl.errors import RequestError
 Check = Callable[[TrainConfig], None]
 
 CASES: list[tuple[Check, dict[str, Any], str]] = [
-    (checks.check_micro_batch_spares_batchnorm, {"net": "res18", "micro_batch": 16}, "BatchNorm needs .* batch\nhint: remove --micro-batch, or use --bs 16"),
+    (checks.check_micro_batch_without_batchnorm, {"net": "res18", "micro_batch": 16}, "BatchNorm needs .* batch\nhint: remove --micro-batch, or use --bs 16"),
     (checks.check_frozen_backbone_is_pretrained, {"freeze_backbone": True}, "pretrained weights\nhint: use --net vit_timm"),
     (checks.check_layer_decay_has_layers, {"freeze_backbone": True, "layer_decay": 0.5}, "--layer-decay 0.5 does nothing"),
     (checks.check_batchnorm_has_a_batch, {"net": "res18", "bs": 1}, "--bs 1 does not work with --net res18.*\nhint: use --bs 2"),
@@ -27,14 +27,14 @@ CASES: list[tuple[Check, dict[str, Any], str]] = [
     (checks.check_wandb_names, {"wandb_entity": "x" * 129}, "--wandb-entity has 129 characters\nhint: use at most 128"),
     (checks.check_wandb_tags, {"wandb_tags": "a,,b"}, "the tag '' has 0"),
     (checks.check_wandb_tags, {"wandb_tags": "x" * 65}, "the tag 'x+' has 65"),
-    (checks.check_warmdown_is_of_a_constant_rate, {"warmdown": 0.2, "schedule": "cosine"}, "does nothing with --schedule cosine\nhint: remove --warmdown"),
-    (checks.check_shares_fit_the_run, {"warmup": 0.6, "warmdown": 0.5}, "add up to more than 1\nhint: use --warmdown 0.4 or less"),
+    (checks.check_warmdown_has_a_constant_schedule, {"warmdown": 0.2, "schedule": "cosine"}, "does nothing with --schedule cosine\nhint: remove --warmdown"),
+    (checks.check_warmup_and_warmdown_fit, {"warmup": 0.6, "warmdown": 0.5}, "add up to more than 1\nhint: use --warmdown 0.4 or less"),
     (checks.check_patience_has_a_holdout, {"patience": 2, "val": "test"}, "--val test holds out none\nhint: use --val holdout"),
 ]  # fmt: skip
 
 ALLOWED: list[tuple[Check, dict[str, Any]]] = [
-    (checks.check_micro_batch_spares_batchnorm, {"net": "res18", "micro_batch": 128}),
-    (checks.check_micro_batch_spares_batchnorm, {"net": "vit", "micro_batch": 16}),
+    (checks.check_micro_batch_without_batchnorm, {"net": "res18", "micro_batch": 128}),
+    (checks.check_micro_batch_without_batchnorm, {"net": "vit", "micro_batch": 16}),
     (checks.check_frozen_backbone_is_pretrained, {"freeze_backbone": True, "pretrained": "true"}),
     (checks.check_layer_decay_has_layers, {"layer_decay": 0.5}),
     (checks.check_batchnorm_has_a_batch, {"net": "vit", "bs": 1}),
@@ -47,8 +47,8 @@ ALLOWED: list[tuple[Check, dict[str, Any]]] = [
     (checks.check_durations, {"max_time": "60s", "save_every": "10m"}),
     (checks.check_wandb_names, {"wandb_project": "x" * 128, "wandb_entity": "me"}),
     (checks.check_wandb_tags, {"wandb_tags": "a, b," + "x" * 64}),
-    (checks.check_warmdown_is_of_a_constant_rate, {"warmdown": 0.2, "schedule": "constant"}),
-    (checks.check_shares_fit_the_run, {"warmup": 0.5, "warmdown": 0.5}),
+    (checks.check_warmdown_has_a_constant_schedule, {"warmdown": 0.2, "schedule": "constant"}),
+    (checks.check_warmup_and_warmdown_fit, {"warmup": 0.5, "warmdown": 0.5}),
     (checks.check_patience_has_a_holdout, {"patience": 2, "val": "holdout"}),
 ]
 
@@ -62,14 +62,14 @@ def unchecked(settings: dict[str, Any]) -> TrainConfig:
 
 
 @pytest.mark.parametrize(("check", "settings", "message"), CASES)
-def test_a_check_refuses_bad_combinations(check: Check, settings: dict[str, Any], message: str) -> None:
+def test_a_check_refuses_invalid_combinations(check: Check, settings: dict[str, Any], message: str) -> None:
     with pytest.raises(RequestError, match=message) as refused:
         check(unchecked(settings))
     assert refused.value.hint
 
 
 @pytest.mark.parametrize(("check", "settings"), ALLOWED)
-def test_a_check_allows_good_combinations(check: Check, settings: dict[str, Any]) -> None:
+def test_a_check_accepts_valid_combinations(check: Check, settings: dict[str, Any]) -> None:
     check(unchecked(settings))
 
 

@@ -52,7 +52,7 @@ def draft(
 FILE_CASES: list[tuple[Rule, dict[str, Any], dict[str, Any], dict[str, Any]]] = [
     # rule, flags, file before, file after
     (
-        rules.take_apart_file_specs,
+        rules.split_file_specs,
         {},
         {"net": "vit:depth=2", "net_options": {"pool": "avg"}, "opt": "adam:lr=0.5,beta1=0.8", "aug": "randaug:n=1"},
         {
@@ -61,18 +61,18 @@ FILE_CASES: list[tuple[Rule, dict[str, Any], dict[str, Any], dict[str, Any]]] = 
         },
     ),
     (
-        rules.drop_warmup_when_onecycle_begins_or_ends,
+        rules.drop_warmup_if_onecycle_changes,
         {"schedule": "onecycle"},
         {"schedule": "linear", "warmup": 0.1},
         {"schedule": "linear"},
     ),
     (
-        rules.drop_warmup_when_onecycle_begins_or_ends,
+        rules.drop_warmup_if_onecycle_changes,
         {"schedule": "cosine"},
         {"schedule": "linear", "warmup": 0.1},
         {"schedule": "linear", "warmup": 0.1},
     ),
-    (rules.drop_warmup_when_onecycle_begins_or_ends, {"schedule": "onecycle"}, {"warmup": 0.1}, {"warmup": 0.1}),
+    (rules.drop_warmup_if_onecycle_changes, {"schedule": "onecycle"}, {"warmup": 0.1}, {"warmup": 0.1}),
     (
         rules.drop_defaults_of_replaced_choices,
         {"recipe": "seed"},
@@ -367,13 +367,13 @@ def test_the_preset_of_the_recipe_is_stored() -> None:
 
 REFUSED: list[tuple[Rule, dict[str, Any], str]] = [
     (
-        rules.take_apart_file_specs,
+        rules.split_file_specs,
         {"file": {"opt": "adam:lr=1", "lr": 2}},
         "opt adam:lr=... and lr both set lr\nhint: remove lr from the file",
     ),
-    (rules.take_apart_file_specs, {"file": {"net": "vit:patch_size=8", "patch": 4}}, "and patch both set patch_size"),
+    (rules.split_file_specs, {"file": {"net": "vit:patch_size=8", "patch": 4}}, "and patch both set patch_size"),
     (
-        rules.take_apart_file_specs,
+        rules.split_file_specs,
         {"file": {"aug": "randaug:n=1", "aug_options": {"n": 2}}},
         "and aug_options.n both set n",
     ),
@@ -452,7 +452,7 @@ REFUSED: list[tuple[Rule, dict[str, Any], str]] = [
         "--lr 0 would also set the adamw_lr of --opt muon to 0",
     ),
     (
-        rules.refuse_idle_wandb_flags,
+        rules.refuse_unused_wandb_flags,
         {"settings": {"wandb": "disabled"}, "flags": {"wandb_group": "g"}},
         "--wandb-group 'g' does nothing with --wandb disabled",
     ),
@@ -479,11 +479,11 @@ def test_a_rule_refuses_bad_settings(rule: Rule, before: dict[str, Any], message
     [
         (rules.refuse_zero_lr_with_a_second, {"settings": {"lr": 1e-9}}),
         (rules.refuse_zero_lr_with_a_second, {"opt": "adam", "settings": {"lr": 0.0}}),
-        (rules.refuse_idle_wandb_flags, {"settings": {"wandb": "offline"}, "flags": {"wandb_group": "g"}}),
-        (rules.refuse_idle_wandb_flags, {"settings": {"wandb": "disabled"}, "file": {"wandb_group": "g"}}),
+        (rules.refuse_unused_wandb_flags, {"settings": {"wandb": "offline"}, "flags": {"wandb_group": "g"}}),
+        (rules.refuse_unused_wandb_flags, {"settings": {"wandb": "disabled"}, "file": {"wandb_group": "g"}}),
     ],
 )
-def test_a_refusal_allows_good_settings(rule: Rule, before: dict[str, Any]) -> None:
+def test_a_rule_accepts_valid_settings(rule: Rule, before: dict[str, Any]) -> None:
     subject = draft(**before)
     settings = dict(subject.settings)
     rule(subject)

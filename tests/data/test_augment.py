@@ -50,7 +50,7 @@ def test_each_image_gets_the_operations_drawn_for_it(name: str, shape: tuple[int
 
 
 @pytest.mark.parametrize("name", POLICIES)
-def test_pieces_and_stored_places_give_identical_results(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_chunks_and_cached_pixel_indices_give_identical_results(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     shape = (3, 32, 32)
     images = soft(70, shape)
     stored = Augment(policy(name), shape, CPU)

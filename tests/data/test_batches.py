@@ -54,7 +54,7 @@ def test_images_are_not_flipped_where_mirrored_images_change_their_class() -> No
     assert not draw(1000, 1, False, 0, 0, 0).mirror.any()
 
 
-def test_the_order_is_a_permutation_given_by_seed_and_epoch() -> None:
+def test_the_order_is_a_permutation_determined_by_seed_and_epoch() -> None:
     assert torch.equal(epoch_order(50, 1, 2), epoch_order(50, 1, 2))
     assert torch.equal(epoch_order(50, 1, 2).sort().values, torch.arange(50))
     assert len({tuple(epoch_order(50, seed, epoch).tolist()) for seed in range(4) for epoch in range(4)}) == 16

@@ -62,7 +62,7 @@ class TestContract:
         assert len(splits.train) + len(splits.val) == len(dataset.train)
 
 
-def test_an_unknown_data_set_gets_similar_names() -> None:
+def test_an_unknown_data_set_gets_suggestions() -> None:
     with pytest.raises(RequestError, match=r"unknown --dataset 'cifar1'\nhint: did you mean cifar10"):
         load_dataset("cifar1", data_dir=None, size=32, skip_bad_images=False)
 
@@ -192,7 +192,7 @@ class TestSplit:
         assert splits.test.examples is dataset.test and len(splits.train) == 10 and len(splits.test) == 4
 
     @pytest.mark.parametrize("own", [None, [3, 4]])
-    def test_val_none_validates_on_nothing(self, own: list[int] | None) -> None:
+    def test_val_none_leaves_no_validation_images(self, own: list[int] | None) -> None:
         splits = divide(make([5, 5], [2, 2], val=own), val="none")
         assert splits.val is None and splits.val_split is None and len(splits.train) == 10
 

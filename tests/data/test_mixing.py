@@ -31,7 +31,7 @@ from vitctl.data.mixing import (
 )
 
 FRAMES = [(32, 32), (24, 40), (8, 8)]
-LEAST_P = 1e-4
+MIN_P = 1e-4
 
 
 def noise(count: int, height: int = 32, width: int = 32, channels: int = 3) -> Tensor:
@@ -54,7 +54,7 @@ def test_mixup_weights_have_a_beta_distribution(alpha: float) -> None:
     edges = np.array([-1, 4.5, 20.5, 45.5, 63.5, 82.5, 107.5, 123.5, PARTS + 1])  # between integer weights
     counts = np.histogram(draws.weight.numpy(), edges)[0]
     expected = np.diff(beta(alpha, alpha).cdf((edges / PARTS).clip(0, 1)))
-    assert chisquare(counts, 40_000 * expected).pvalue > LEAST_P
+    assert chisquare(counts, 40_000 * expected).pvalue > MIN_P
 
 
 @pytest.mark.parametrize(("mixup", "cutmix"), [(0.8, 0.0), (0.0, 1.0), (0.8, 1.0)])
@@ -84,7 +84,7 @@ def test_label_weights_match_the_shares_of_mixed_images(frame: tuple[int, int], 
 def test_mixup_and_cutmix_together_take_half_of_the_images_each() -> None:
     draws = draw_mix(20_000, 32, 32, mixup=1.0, cutmix=1.0, seed=2)
     pasted = draws.weight == PARTS
-    assert binomtest(int(pasted.sum()), 20_000, 0.5 * (1 + 1 / PARTS)).pvalue > LEAST_P
+    assert binomtest(int(pasted.sum()), 20_000, 0.5 * (1 + 1 / PARTS)).pvalue > MIN_P
     assert not draws.boxes[~pasted].any()
 
 
@@ -119,9 +119,9 @@ def test_cutmix_distributions_match_torchvision(alpha: float) -> None:
     pixels = [
         np.rint(24 * 40 * np.array(each)) for each in (draws.share.numpy(), [each["lam_adjusted"] for each in theirs])
     ]
-    assert ks_2samp(*pixels).pvalue > LEAST_P
+    assert ks_2samp(*pixels).pvalue > MIN_P
     for edge in range(4):
-        assert ks_2samp(draws.boxes[:, edge].numpy(), boxes[:, edge]).pvalue > LEAST_P
+        assert ks_2samp(draws.boxes[:, edge].numpy(), boxes[:, edge]).pvalue > MIN_P
 
 
 @pytest.mark.parametrize("smoothing", [0.0, 0.1])
@@ -174,7 +174,7 @@ def test_random_erasing_boxes_match_torchvision(frame: tuple[int, int]) -> None:
         lambda box: box[:, 0],
         lambda box: box[:, 1],
     ):
-        assert ks_2samp(measure(ours).numpy(), measure(theirs).numpy()).pvalue > LEAST_P
+        assert ks_2samp(measure(ours).numpy(), measure(theirs).numpy()).pvalue > MIN_P
 
 
 @pytest.mark.parametrize("probability", [0.0, 0.25, 1.0])
@@ -194,7 +194,7 @@ def test_cutout_boxes_are_uniform_and_clipped_to_the_image(share: float, side: i
     assert (sides == side).all(1).float().mean() == pytest.approx(((33 - side) / 32) ** 2, abs=0.02)
     middle = boxes[:, 0] + side // 2
     counts = torch.bincount(middle[boxes[:, 0] > 0])[side // 2 + 1 :]
-    assert chisquare(counts.numpy()).pvalue > LEAST_P if len(counts) > 1 else True
+    assert chisquare(counts.numpy()).pvalue > MIN_P if len(counts) > 1 else True
 
 
 @pytest.mark.parametrize("channels", [1, 3])

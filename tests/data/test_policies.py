@@ -13,7 +13,7 @@ from tests.data.augmenting import POLICIES, policy
 from vitctl.data.policies import Operation
 
 DRAWS = 60_000
-LEAST_P = 1e-4
+MIN_P = 1e-4
 """Smallest p-value to accept; seeds are fixed, so that the tests are deterministic."""
 
 NAMES = {
@@ -50,7 +50,7 @@ def assert_as_defined(found: list[Operation], shares: Counter[Operation]) -> Non
     assert counts.keys() <= shares.keys(), set(counts) - set(shares)
     expected = [share * len(found) for share in shares.values()]
     assert sum(shares.values()) == pytest.approx(1) and min(expected) >= 5
-    assert chisquare([counts[op] for op in shares], expected).pvalue > LEAST_P
+    assert chisquare([counts[op] for op in shares], expected).pvalue > MIN_P
 
 
 def of_table(space: dict[str, tuple[torch.Tensor, bool]], strengths: list[int]) -> Counter[Operation]:
@@ -106,7 +106,7 @@ def test_autoaugment_matches_torchvision() -> None:
     counts = Counter(zip(*turns, strict=True))
     assert counts.keys() <= shares.keys()
     expected = [share * 300_000 for share in shares.values()]
-    assert chisquare([counts[pair] for pair in shares], expected).pvalue > LEAST_P
+    assert chisquare([counts[pair] for pair in shares], expected).pvalue > MIN_P
 
 
 SEED = {
@@ -148,7 +148,7 @@ def test_operations_are_drawn_independently_with_replacement(name: str) -> None:
     names = sorted({pair[0] for pair in pairs})
     assert len(pairs) == len(names) ** 2
     # all pairs have the same probability
-    assert chisquare(list(pairs.values())).pvalue > LEAST_P
+    assert chisquare(list(pairs.values())).pvalue > MIN_P
 
 
 @pytest.mark.parametrize("name", POLICIES)

@@ -10,7 +10,7 @@ from vitctl.models.dropout import Dropout, replace_dropout
 
 
 @pytest.mark.parametrize("rate", [0.01, 0.1, 0.5, 0.9])
-def test_rate_and_mean(rate: float) -> None:
+def test_the_rate_is_met_and_the_mean_preserved(rate: float) -> None:
     torch.manual_seed(0)
     out = Dropout(rate)(torch.ones(1001, 1001))
     dropped = (out == 0).double().mean().item()

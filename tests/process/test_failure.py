@@ -50,7 +50,7 @@ def test_only_some_errors_mark_a_run_as_failed() -> None:
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", '{"kind": "failed"}', '"x"'])
-def test_files_that_are_no_failure_record_are_read_as_none(text: str, tmp_path: Path) -> None:
+def test_files_without_a_failure_record_are_read_as_none(text: str, tmp_path: Path) -> None:
     (tmp_path / "f").write_text(text)
     assert Failure.read(tmp_path / "f") is None and Failure.read(tmp_path / "nowhere") is None
 
@@ -102,7 +102,7 @@ def test_a_command_reports_why_it_failed(
         ),
     ],
 )
-def test_a_parent_reads_how_its_child_ended(code: str, expected: tuple[str, int], tmp_path: Path) -> None:
+def test_a_parent_reads_the_failure_of_its_child(code: str, expected: tuple[str, int], tmp_path: Path) -> None:
     log = tmp_path / "logs" / "0000.log"
     log.parent.mkdir()
     Failure(kind="busy", message="from an earlier attempt").write(log.with_suffix(".failure.json"))

@@ -185,9 +185,7 @@ def test_parameters_that_flags_cannot_express_are_passed_in_a_file(
     assert service.runs["trial0"].exit_code == 0 and service.runs["trial0"].curve("val_acc")
 
 
-def test_a_file_stands_for_the_sweep_that_was_created_from_it(
-    vitctl: Vitctl, service: WandbServer, file: Path, home: Path
-) -> None:
+def test_a_file_selects_the_sweep_created_from_it(vitctl: Vitctl, service: WandbServer, file: Path, home: Path) -> None:
     assert vitctl("sweep", "create", file, "--engine", "wandb", "--run-cap", 7).returncode == 0
     same = vitctl("sweep", "agent", file, "--engine", "wandb", "--run-cap", 7)
     assert same.returncode == 0 and f"sweep {ENTITY}/sweeps/sweep0" in same.stderr, same.stderr

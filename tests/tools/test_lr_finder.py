@@ -66,7 +66,7 @@ def test_it_stops_when_the_loss_diverges(cli: Cli) -> None:
     )
     assert found.json()["diverged"] is True and found.json()["steps"] < 60
     above = cli("train", *TINY, *STEPS, "--opt", "adamw", "--lr", 1e4, "--clip-grad", 0, "--lr-finder")
-    assert "it diverged first; use --lr 100" in above.out
+    assert "the loss diverged before it fell\nhint: use --lr 100" in above.out
     short = cli("train", *TINY, "--max-steps", 12, "--opt", "adamw", "--lr", 1e-12, "--lr-finder")
     assert "use more steps: --max-steps 24" in short.out
 

@@ -177,7 +177,7 @@ def test_a_compressed_archive_is_refused(tmp_path: Path) -> None:
         ({**sample(), "format": 99, "digest": ""}, "format 99"),
     ],
 )
-def test_the_error_says_what_a_foreign_file_is(tmp_path: Path, content: Any, sentence: str) -> None:
+def test_the_error_identifies_a_foreign_file(tmp_path: Path, content: Any, sentence: str) -> None:
     file = tmp_path / "x.pt"
     if isinstance(content, bytes):
         file.write_bytes(content)

@@ -278,9 +278,7 @@ def test_a_finished_run_can_only_be_extended(cli: Cli, tmp_path: Path) -> None:
     again = cli("train", "--resume", "runs/r", "--json")
     assert again.code == 0 and "nothing to resume" in again.err and again.json() == first
     idle = cli("train", "--resume", "runs/r", "--wandb", "offline", "--keep", 1)
-    assert (
-        "nothing to resume: run runs/r finished at step 8; without effect: --wandb offline\nto extend it:" in idle.err
-    )
+    assert "nothing to resume: run runs/r finished at step 8; ignored: --wandb offline\nto extend it:" in idle.err
     assert not (tmp_path / "runs/r/wandb").exists()
     shorter = cli("train", "--resume", "runs/r", "--epochs", 1)
     assert shorter.code == 2

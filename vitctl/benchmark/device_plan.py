@@ -13,7 +13,7 @@ from vitctl.errors import RequestError
 from vitctl.units import parse_duration
 
 GENERATED = {"cifar10": 10, "cifar100": 100}
-"""Number of classes of the data sets that generated images replace: images of the same size cost the same."""
+"""Data sets that generated images replace, with their number of classes; images of one size cost the same."""
 
 SECONDS = "60s"
 """Default of ``--max-time``: how long each device is measured."""

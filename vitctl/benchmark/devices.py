@@ -36,13 +36,13 @@ from vitctl.units import plural
 EPOCH, TESTED = 50_000, 1_000
 """Number of generated training images, the same as CIFAR's, and of generated test images."""
 
-LEAST_STEPS, LONG_STEP = 3, 5.0
-"""Minimum number of measured steps; and seconds from which a step is long, so that one micro-batch is its warm-up."""
+MIN_STEPS, LONG_STEP = 3, 5.0
+"""Minimum number of measured steps; seconds above which a step is long, so that only one micro-batch warms up."""
 
 WARM_UP = 2
 """Steps that are not counted if steps are short."""
 
-LEAST_SECONDS = 10.0
+MIN_SECONDS = 10.0
 """Minimum seconds before a median counts as stable, as a machine's speed changes from second to second."""
 
 STABLE = 0.005
@@ -157,7 +157,7 @@ class Lane:
 
     @property
     def long(self) -> bool:
-        """Whether steps are too long for complete ones to serve as warm-up."""
+        """Whether steps are too long to spend complete ones on the warm-up."""
         return self.micro_batch_time * self.micro_batches > LONG_STEP
 
     def memory(self) -> AbstractContextManager[None]:
@@ -187,7 +187,7 @@ class Lane:
 
     def time_parts(self) -> None:
         """Time the parts of further steps on an asynchronous device, where :meth:`step` cannot."""
-        for _ in range(LEAST_STEPS if self.asynchronous else 0):
+        for _ in range(MIN_STEPS if self.asynchronous else 0):
             seconds, stopwatch = self._take(timed_parts=True)
             assert stopwatch is not None
             self._record_parts(stopwatch, seconds)
@@ -246,11 +246,11 @@ class Lane:
 
     def done(self, budget: float) -> bool:
         """Return whether the median is stable, or another step would exceed ``budget`` seconds."""
-        if len(self.steps) < LEAST_STEPS:
+        if len(self.steps) < MIN_STEPS:
             return False
         quartiles = Quartiles.of(self.steps)
         stable = len(self.steps) >= 12 and quartiles.spread / len(self.steps) ** 0.5 < STABLE
-        stable = stable and self.spent >= min(budget, LEAST_SECONDS)
+        stable = stable and self.spent >= min(budget, MIN_SECONDS)
         return stable or self.spent + quartiles.median > budget
 
     # -- results -----------------------------------------------------------------------------------------------------

@@ -15,12 +15,11 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from vitctl.process.failure import ChildReport
 
-# The interpreter's final garbage collection visits every object of torch, which takes a second or more. Frozen objects
-# are skipped.
+# Skip the interpreter's final garbage collection, which takes a second or more to visit every object of torch.
 atexit.register(gc.freeze)
 
 TYPERS_INTERRUPT = 130
-"""Typer's exit code for Ctrl-C. A shell loop would continue after it; it ends if the command died by the signal."""
+"""Typer's exit code for Ctrl-C. The process ends with SIGINT instead, because a shell loop stops only then."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -40,7 +39,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     from vitctl.process.failure import ChildReport
 
     report = ChildReport()
-    mistyped: type[Exception] = typer.BadParameter.__mro__[1]  # UsageError, which Typer keeps to itself
+    usage_errors: type[Exception] = typer.BadParameter.__mro__[1]  # UsageError, which Typer does not export
     debug = os.environ.get("VITCTL_DEBUG", "") not in ("", "0")
     try:
         with _plain_warnings():
@@ -49,7 +48,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if code == TYPERS_INTERRUPT:
             raise KeyboardInterrupt
         return code if isinstance(code, int) else 0
-    except mistyped as error:
+    except usage_errors as error:
         return _usage_error(error, report)
     except SystemExit as stop:
         return stop.code if isinstance(stop.code, int) else 1
@@ -82,7 +81,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _usage_error(error: Any, report: ChildReport) -> int:
-    """Print an error of Typer's parser like any other error."""
+    """Print an error of Typer's parser as ``error:`` and ``hint:`` lines, and return the exit code."""
     from vitctl.cli.usage import usage_error
 
     if type(error).__name__ == "NoArgsIsHelpError":  # its message is the help of a group
@@ -103,17 +102,18 @@ def _plain_warnings() -> Iterator[None]:
         warnings.simplefilter("always", VitctlWarning)
         show = warnings.showwarning
 
-        def print_ours(message: Any, category: type[Warning], *place: Any, **more: Any) -> None:
+        def print_warning(message: Any, category: type[Warning], *place: Any, **more: Any) -> None:
             if issubclass(category, VitctlWarning):
                 print(f"warning: {message}", file=sys.stderr, flush=True)
             else:
                 show(message, category, *place, **more)
 
-        warnings.showwarning = print_ours
+        warnings.showwarning = print_warning
         yield
 
 
 def _die_by(signum: int) -> None:
+    """End this process with a signal, as if it had not been handled."""
     sys.stdout.flush()
     sys.stderr.flush()
     signal.signal(signum, signal.SIG_DFL)

@@ -34,13 +34,13 @@ def convert(
     from vitctl.registry import lookup, split_spec, unknown
 
     name = split_spec(net, "--net")[0]
-    if name not in MODELS:  # the conversion rules, which know fewer names, import torch
+    if name not in MODELS:  # find typing errors before torch loads; convert() checks again
         raise unknown("--net", name, MODELS, "list them with vitctl list-models")
     lookup(DATASETS, dataset, "--dataset")
-    from vitctl.tools.convert import convert as turn  # torch loads here
+    from vitctl.tools.convert import convert as convert_weights  # torch loads here
     from vitctl.units import plural
 
-    done = turn(old, output, net, dataset=dataset, size=size, patch=patch, convkernel=convkernel)
+    done = convert_weights(old, output, net, dataset=dataset, size=size, patch=patch, convkernel=convkernel)
     if as_json:
         printing.print_json(done)
         return

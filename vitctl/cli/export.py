@@ -10,7 +10,7 @@ import typer
 from vitctl.cli.options import Weights
 from vitctl.export import EXPORTERS, QUANTIZERS
 
-SHAPE, CHECK, SMALLER = "Input and output", "Verification", "Quantization"
+INPUT_OUTPUT, VERIFICATION, QUANTIZATION = "Input and output", "Verification", "Quantization"
 
 
 def _rows(table: dict[str, str], incomplete: str) -> list[tuple[str, str]]:
@@ -55,7 +55,7 @@ def export(
         typer.Option(
             metavar="baked|none",
             help="normalize images in the file, or leave it to the caller",
-            rich_help_panel=SHAPE,
+            rich_help_panel=INPUT_OUTPUT,
             show_default="baked",
         ),
     ] = None,
@@ -65,24 +65,24 @@ def export(
             "--input",
             metavar="float32|uint8",
             help="input type: float32 from 0 to 1, or uint8 from 0 to 255",
-            rich_help_panel=SHAPE,
+            rich_help_panel=INPUT_OUTPUT,
             show_default="float32",
         ),
     ] = None,
     layout: Annotated[
         str | None,
-        typer.Option(metavar="nchw|nhwc", help="input layout", rich_help_panel=SHAPE, show_default="nchw"),
+        typer.Option(metavar="nchw|nhwc", help="input layout", rich_help_panel=INPUT_OUTPUT, show_default="nchw"),
     ] = None,
     softmax: Annotated[
         bool | None,
-        typer.Option("--softmax", help="add probabilities as a second output", rich_help_panel=SHAPE),
+        typer.Option("--softmax", help="add probabilities as a second output", rich_help_panel=INPUT_OUTPUT),
     ] = None,
     verify: Annotated[
         bool,
         typer.Option(
             "--verify/--no-verify",
             help="write a file only if its outputs match the model's",
-            rich_help_panel=CHECK,
+            rich_help_panel=VERIFICATION,
         ),
     ] = True,
     verify_on: Annotated[
@@ -90,7 +90,7 @@ def export(
         typer.Option(
             metavar="N|all",
             help="test images to verify on; generated ones without data",
-            rich_help_panel=CHECK,
+            rich_help_panel=VERIFICATION,
             show_default="1000",
         ),
     ] = None,
@@ -99,7 +99,7 @@ def export(
         typer.Option(
             metavar="X",
             help="largest absolute difference of a logit",
-            rich_help_panel=CHECK,
+            rich_help_panel=VERIFICATION,
             show_default="0.0001",
         ),
     ] = None,
@@ -108,20 +108,22 @@ def export(
         typer.Option(
             help="data set or folder of images",
             metavar="NAME|DIR",
-            rich_help_panel=CHECK,
+            rich_help_panel=VERIFICATION,
             show_default="as in training",
         ),
     ] = None,
     data_dir: Annotated[
         str | None,
-        typer.Option(help="folder with the data", metavar="DIR", rich_help_panel=CHECK, show_default="as in training"),
+        typer.Option(
+            help="folder with the data", metavar="DIR", rich_help_panel=VERIFICATION, show_default="as in training"
+        ),
     ] = None,
     quantize: Annotated[
         list[str] | None,
         typer.Option(
             metavar="|".join(QUANTIZERS),
             help="also write a smaller ONNX file; repeatable",
-            rich_help_panel=SMALLER,
+            rich_help_panel=QUANTIZATION,
             show_default=False,
             autocompletion=_quantizers,
         ),
@@ -131,12 +133,12 @@ def export(
         typer.Option(
             metavar="X",
             help="largest loss of held-out accuracy in percentage points",
-            rich_help_panel=SMALLER,
+            rich_help_panel=QUANTIZATION,
             show_default="1",
         ),
     ] = None,
     allow_drop: Annotated[
-        bool, typer.Option("--allow-drop", help="write the file even if it loses more", rich_help_panel=SMALLER)
+        bool, typer.Option("--allow-drop", help="write the file even if it loses more", rich_help_panel=QUANTIZATION)
     ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="print the report as JSON")] = False,
 ) -> None:
@@ -148,10 +150,10 @@ def export(
     A .pt2 file runs code when it is loaded, so load only files that you trust.
     """
     from vitctl.config import resolve_dataset
-    from vitctl.export.request import ExportRequest, Form, parse_verify_on, refuse_idle_flags
+    from vitctl.export.request import ExportRequest, Form, parse_verify_on, refuse_unused_flags
 
     chosen = tuple(formats or ("onnx",))
-    refuse_idle_flags(
+    refuse_unused_flags(
         chosen,
         {
             "--opset": opset,

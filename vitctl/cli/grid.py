@@ -120,6 +120,6 @@ def print_grid(columns: Sequence[Column], rows: Sequence[Sequence[str | Text]]) 
 
 
 def short_labels(names: Sequence[str], length: int = 5) -> list[str] | None:
-    """Return distinct abbreviations of at most ``length`` characters, or None if the names begin alike."""
+    """Return distinct abbreviations of at most ``length`` characters, or None if they would not differ."""
     short = [name[:length] for name in names]
     return short if len(set(short)) == len(short) and all(short) else None

@@ -133,7 +133,7 @@ def timm_search(pattern: str) -> list[dict[str, Any]]:
 
 
 def print_rows(rows: list[dict[str, Any]]) -> None:
-    """Print the table; a measured accuracy is followed by its recipe and epochs."""
+    """Print the table, with the recipe and epochs of each measured accuracy."""
     from vitctl.cli.grid import Column, print_grid, stdout_console
 
     console = stdout_console()

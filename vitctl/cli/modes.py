@@ -21,7 +21,7 @@ class Mode:
 
     Attributes:
         flag: the flag that selects the mode; empty for a new run.
-        does: what the mode does, as a clause of error messages.
+        does: what the mode does, as a clause for error messages: "--lr-finder, which only takes a few steps".
         uses: settings and flags that have an effect in this mode.
         by_length: also accept ``--epochs`` and ``--max-time`` if the recipe's settings depend on them.
     """

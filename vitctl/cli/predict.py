@@ -40,8 +40,8 @@ def predict(
 ) -> None:
     """Classify images.
 
-    Shows the most likely classes of each image and their probabilities. Images of other sizes are rotated upright as
-    their EXIF data say, resized and center-cropped.
+    Shows the most likely classes of each image and their probabilities. Images are rotated upright
+    according to their EXIF data, resized and center-cropped.
     """
     if weights not in ("last", "best"):
         raise unknown("--weights", weights, ("last", "best"))

@@ -122,8 +122,8 @@ def print_summary(summary: Record) -> None:
         ("precision", summary["precision"]),
         ("torch / vitctl / seed", f"{summary['torch']} / {summary['vitctl']} / {summary['seed']}"),
     ]
-    looks = "tested after every epoch" if summary.get("val_split") == "test" else "tested once"
-    print_table(f"{summary['name']}: {weights}, {looks}", rows)
+    when = "tested after every epoch" if summary.get("val_split") == "test" else "tested once"
+    print_table(f"{summary['name']}: {weights}, {when}", rows)
 
 
 def print_dry_run(cost: Record) -> None:
@@ -197,12 +197,10 @@ def print_lr_finder(found: Record) -> None:
     )
     console = Console(highlight=False, soft_wrap=True)
     if found["suggestion"] is None:
-        hint = (
-            f"it diverged first; use --lr {found['config']['lr'] / 100:g}"
-            if found["diverged"] and found["lr"][-1] < found["config"]["lr"]
-            else f"use more steps: --max-steps {2 * found['steps']}"
-        )
-        console.print(f"no suggestion: the loss did not fall by more than its noise\nhint: {hint}", markup=False)
+        reason, hint = "the loss did not fall noticeably", f"use more steps: --max-steps {2 * found['steps']}"
+        if found["diverged"] and found["lr"][-1] < found["config"]["lr"]:
+            reason, hint = "the loss diverged before it fell", f"use --lr {found['config']['lr'] / 100:g}"
+        console.print(f"no suggestion: {reason}\nhint: {hint}", markup=False)
     if found["plot"]:
         console.print(f"plot: {found['plot']}", markup=False)
 

@@ -168,7 +168,7 @@ def find_local(target: str, runs_dir: Path, storage: str | None) -> Sweep:
     return find_sweep(target, runs_dir, storage)
 
 
-def _say(text: str) -> None:
+def _print_note(text: str) -> None:
     typer.echo(text, err=True)
 
 
@@ -305,7 +305,7 @@ def list_sweeps(runs_dir: RunsDir = RUNS, storage: Storage = None, as_json: AsJs
     if as_json:
         printing.print_json(rows)
     elif not rows:
-        _say(
+        _print_note(
             f"no sweeps in {mask_passwords(storage) if storage else runs_dir / 'sweeps'}; "
             f"create one with vitctl sweep create FILE"
         )
@@ -369,7 +369,7 @@ def _set_control(target: str, word: Control, runs_dir: Path, storage: str | None
     running = sweep.ledger().count("running")
     rest = f"; {plural(running, 'running trial')} will finish" if running and word != "running" else ""
     words = {"running": "resumed", "paused": "paused; agents wait", "stopped": "stopped; agents exit"}
-    _say(f"sweep {sweep.id} {words[word]}{rest}")
+    _print_note(f"sweep {sweep.id} {words[word]}{rest}")
 
 
 @app.command(cls=Command)
@@ -407,10 +407,10 @@ def retry(
     sweep = find_local(target, runs_dir, storage)
     again = sweep.retry_failed(trials)
     if not again:
-        _say(f"sweep {sweep.id} has no failed trials")
+        _print_note(f"sweep {sweep.id} has no failed trials")
     else:
         numbers = ", ".join(map(str, again))
-        _say(f"queued for retry: {numbers}; run vitctl sweep agent {sweep.id}")
+        _print_note(f"queued for retry: {numbers}; run vitctl sweep agent {sweep.id}")
 
 
 @app.command(cls=Command)
@@ -436,7 +436,7 @@ def enqueue(
         params[key] = value
     sweep = find_local(target, runs_dir, storage)
     number = sweep.enqueue(params)
-    _say(f"trial {number} is queued; run vitctl sweep agent {sweep.id}")
+    _print_note(f"trial {number} is queued; run vitctl sweep agent {sweep.id}")
 
 
 @app.command(cls=Command)
@@ -499,5 +499,5 @@ def plot(
     from vitctl.sweep.plots import FORMATS, KINDS
     from vitctl.sweep.plots import plot as draw
 
-    for path in draw(sweep, kinds or list(KINDS), forms or list(FORMATS), out or sweep.folder / "plots", _say):
+    for path in draw(sweep, kinds or list(KINDS), forms or list(FORMATS), out or sweep.folder / "plots", _print_note):
         typer.echo(str(path))

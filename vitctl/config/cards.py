@@ -25,15 +25,15 @@ def find_card(config: TrainConfig) -> Card | None:
             usual = resolve_config(asked)
             if usual.net != card.net:
                 usual = resolve_config({**asked, "net": card.net})
-            if _what_counts(usual) == _what_counts(config):
+            if _relevant_settings(usual) == _relevant_settings(config):
                 return card
     return None
 
 
-def _what_counts(config: TrainConfig) -> dict[str, Any]:
+def _relevant_settings(config: TrainConfig) -> dict[str, Any]:
     """Return the settings that affect the result, apart from the seed."""
     free = {name for name, flag in FLAGS.items() if flag.resumable and name not in ("epochs", "max_steps")}
-    counts = {name: value for name, value in config.to_dict().items() if name not in free | {"seed"}}
+    relevant = {name: value for name, value in config.to_dict().items() if name not in free | {"seed"}}
     if config.max_time:  # max_steps then depends on the machine
-        counts |= {"max_time": parse_duration(config.max_time, "--max-time"), "max_steps": None}
-    return counts
+        relevant |= {"max_time": parse_duration(config.max_time, "--max-time"), "max_steps": None}
+    return relevant

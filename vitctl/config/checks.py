@@ -17,7 +17,7 @@ from vitctl.models import MODELS, TIMM, find_model
 from vitctl.units import parse_duration, parse_save_every
 
 
-def check_micro_batch_spares_batchnorm(config: Settings) -> None:
+def check_micro_batch_without_batchnorm(config: Settings) -> None:
     """Refuse micro-batches with BatchNorm, whose statistics need the whole batch."""
     if config.micro_batch != "auto" and int(config.micro_batch) < config.bs and has_batchnorm(config.net):
         raise RequestError(
@@ -120,7 +120,7 @@ def check_wandb_tags(config: Settings) -> None:
             )
 
 
-def check_warmdown_is_of_a_constant_rate(config: Settings) -> None:
+def check_warmdown_has_a_constant_schedule(config: Settings) -> None:
     """Refuse a warm-down of any schedule but ``constant``; the others decay anyway."""
     if config.warmdown and config.schedule != "constant":
         raise RequestError(
@@ -129,7 +129,7 @@ def check_warmdown_is_of_a_constant_rate(config: Settings) -> None:
         )
 
 
-def check_shares_fit_the_run(config: Settings) -> None:
+def check_warmup_and_warmdown_fit(config: Settings) -> None:
     """Refuse a warm-up and a warm-down that overlap."""
     if config.warmup + config.warmdown > 1:
         raise RequestError(
@@ -147,7 +147,7 @@ def check_patience_has_a_holdout(config: Settings) -> None:
 
 
 CHECKS: tuple[Callable[[Settings], None], ...] = (
-    check_micro_batch_spares_batchnorm,
+    check_micro_batch_without_batchnorm,
     check_frozen_backbone_is_pretrained,
     check_layer_decay_has_layers,
     check_batchnorm_has_a_batch,
@@ -159,8 +159,8 @@ CHECKS: tuple[Callable[[Settings], None], ...] = (
     check_durations,
     check_wandb_names,
     check_wandb_tags,
-    check_warmdown_is_of_a_constant_rate,
-    check_shares_fit_the_run,
+    check_warmdown_has_a_constant_schedule,
+    check_warmup_and_warmdown_fit,
     check_patience_has_a_holdout,
 )
 """All checks, in the order they run."""

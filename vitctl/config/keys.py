@@ -57,7 +57,7 @@ LENGTHS = ("epochs", "max_steps", "max_time")
 
 
 def suggest_setting(word: str) -> str:
-    """Return a hint for an unknown setting, with the similar ones under their own names."""
+    """Return a hint for an unknown setting: similar ones by canonical name, else how to list all."""
     near = dict.fromkeys(ALIASES.get(name, name) for name in similar(word, [*FLAGS, *OPTION_TABLES, *ALIASES]))
     return f"did you mean {or_list([*near])}?" if near else "list all settings with vitctl train --help"
 

@@ -97,7 +97,7 @@ class Draft:
 # File settings that flags override
 
 
-def take_apart_file_specs(draft: Draft) -> None:
+def split_file_specs(draft: Draft) -> None:
     """Split the file's ``NAME:key=value`` into separate settings, so that a flag can override each."""
     for key, option_flags in (("net", NET_FLAGS), ("opt", OPT_FLAGS), ("aug", {})):
         if key not in draft.file:
@@ -119,7 +119,7 @@ def take_apart_file_specs(draft: Draft) -> None:
             draft.file[table] = {**draft.file.get(table, {}), **inline}
 
 
-def drop_warmup_when_onecycle_begins_or_ends(draft: Draft) -> None:
+def drop_warmup_if_onecycle_changes(draft: Draft) -> None:
     """Drop the file's warm-up if a flag switches to or from one-cycle, which rises for much longer."""
     schedules = {each["schedule"] for each in (draft.file, draft.flags) if "schedule" in each}
     if len(schedules) == 2 and "onecycle" in schedules:
@@ -359,7 +359,7 @@ def fill_in_opt_options(draft: Draft) -> None:
 
 
 def settle_nesterov(draft: Draft) -> None:
-    """Turn off Nesterov momentum for SGD without momentum; refuse it if it was given.
+    """Turn off Nesterov momentum for SGD without momentum, or refuse it if it was given.
 
     It is stored as off, so that a file from ``--print-config`` does not request it.
     """
@@ -433,7 +433,7 @@ def fill_in_wandb(draft: Draft) -> None:
     draft.settings.setdefault("wandb", "online" if os.environ.get("WANDB_SWEEP_ID") else "disabled")
 
 
-def refuse_idle_wandb_flags(draft: Draft) -> None:
+def refuse_unused_wandb_flags(draft: Draft) -> None:
     """Refuse W&B flags if W&B is disabled."""
     check_tracked(str(draft.settings["wandb"]), draft.flags)
 
@@ -464,7 +464,7 @@ def fill_in_mixing(draft: Draft) -> None:
 
 
 def settle_mix_off(draft: Draft) -> None:
-    """Reset ``mix_off`` if nothing is mixed; refuse it if it was given.
+    """Reset ``mix_off`` without mixup and CutMix, or refuse it if it was given.
 
     A file's ``mix_off`` is only reset if mixup or CutMix is given too, as a flag or a sweep's trial may set it to 0.
     """
@@ -519,8 +519,8 @@ def refuse_size_of_network(draft: Draft, config: TrainConfig) -> None:
 
 RULES: tuple[Callable[[Draft], None], ...] = (
     # File settings that flags override
-    take_apart_file_specs,
-    drop_warmup_when_onecycle_begins_or_ends,
+    split_file_specs,
+    drop_warmup_if_onecycle_changes,
     drop_defaults_of_replaced_choices,
     drop_file_net_options,
     drop_file_opt_options,
@@ -560,7 +560,7 @@ RULES: tuple[Callable[[Draft], None], ...] = (
     remove_recipe_warmdown_of_other_schedules,
     fill_in_size,
     fill_in_wandb,
-    refuse_idle_wandb_flags,
+    refuse_unused_wandb_flags,
     reset_recipe_layer_decay,
     # Augmentation
     choose_aug,

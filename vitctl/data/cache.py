@@ -109,7 +109,7 @@ def decode_all(
         files: the listing.
         shape: C, H, W of every decoded image.
         decode: decodes an image.
-        measured: mean and standard deviation are those of this many images from the start of the listing.
+        measured: number of images, from the start of the listing, to compute mean and standard deviation from.
         observer: receives progress.
 
     Raises:
@@ -129,7 +129,7 @@ def decode_all(
         caches.mkdir(parents=True, exist_ok=True)
         while True:
             # Checked before opening, so that a builder that finishes in between is not missed.
-            wait = _other_at_work(caches, prefix, final.name)
+            wait = _other_is_building(caches, prefix, final.name)
             decoded = _open(final, key, shape, len(files))
             # Unreadable images may have become readable without a change of size or time: permissions, a mount.
             if decoded and not any(not isinstance(decode(str(root / files[i].path)), str) for i in decoded.bad):
@@ -343,7 +343,7 @@ def _discard(folder: Path) -> None:
 
 
 def _prune(caches: Path) -> None:
-    """Remove the caches of data sets that no longer exist, and what crashed processes left of them.
+    """Remove the caches of data sets that no longer exist, also unfinished ones of crashed processes.
 
     Only folders with the name and ``meta.json`` of a cache are touched. Several processes may do this at once.
     """
@@ -372,8 +372,8 @@ def _orphaned(folder: Path) -> bool:
     return False
 
 
-def _other_at_work(caches: Path, prefix: str, name: str) -> bool:
-    """Remove what crashed builders left of caches with ``prefix``; return whether another process builds ``name``."""
+def _other_is_building(caches: Path, prefix: str, name: str) -> bool:
+    """Remove unfinished caches of crashed builders with this prefix; return whether a process is building ``name``."""
     at_work = False
     for entry in os.listdir(caches):
         if not (entry.startswith(f".{prefix}") and entry.endswith(".tmp")):

@@ -335,7 +335,7 @@ def _address(spec: Cifar) -> str:
 def _from_folder(spec: Cifar, root: Path, options: LoadOptions) -> Dataset:
     _check_class_folders(spec, root)
     listing = list_images(root)
-    _warn_of_counts(spec, root, listing)
+    _warn_of_other_counts(spec, root, listing)
 
     def decode(path: str) -> npt.NDArray[np.uint8]:
         image = decode_image(path, None)
@@ -379,7 +379,7 @@ def _check_class_folders(spec: Cifar, root: Path) -> None:
             )
 
 
-def _warn_of_counts(spec: Cifar, root: Path, listing: Listing) -> None:
+def _warn_of_other_counts(spec: Cifar, root: Path, listing: Listing) -> None:
     """Warn if the number of images differs from the official one."""
     train, test = (listing.counts[part] for part in ("train", "test"))
     train, test = (train + listing.counts["val"], test) if test else (train, listing.counts["val"])

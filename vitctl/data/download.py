@@ -40,7 +40,7 @@ PATIENCE = 15.0
 """Seconds to wait for a server's response, and for further data."""
 
 FRUITLESS = 2
-"""Number of consecutive attempts without progress after which a download is given up."""
+"""Maximum number of consecutive attempts without progress."""
 
 PAUSE = 1.0
 """Seconds to wait before a retry; twice as long after an attempt without progress."""

@@ -36,7 +36,7 @@ from vitctl.export.verify import accuracy, run_in_batches
 from vitctl.inference.classifier import Classifier
 
 CALIBRATE_ON, CALIBRATION_BATCH = 256, 32
-"""Number of training images, spread evenly over the classes, that give the ranges of activations; and batch size."""
+"""Number of training images, spread evenly over the classes, for measuring the ranges of activations; batch size."""
 
 MEASURE_ON = 2000
 """Largest number of held-out images on which to measure accuracy."""

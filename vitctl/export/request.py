@@ -152,7 +152,7 @@ def check_output(output: Path, formats: tuple[str, ...]) -> None:
         )
 
 
-def refuse_idle_flags(
+def refuse_unused_flags(
     formats: tuple[str, ...], given: Mapping[str, object], *, verify: bool, quantize: tuple[str, ...]
 ) -> None:
     """Refuse flags that have no effect.

@@ -46,7 +46,7 @@ LATENCY_TURN, SETTLING_RUNS = 20, 10
 """Timed runs of a single image in one turn, and untimed runs before them."""
 
 Progress = Callable[[str, int, int], None]
-"""Called with what is compared, the number of images done, and the total."""
+"""Called with the name of the file, the number of images done, and the total."""
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""Checks of image sizes and options before a network is built. Light: imports no torch."""
+"""Checks of image sizes and options before a network is built, without importing torch."""
 
 from __future__ import annotations
 

@@ -59,6 +59,7 @@ from vitctl.sweep.storage import (
     storage_failed,
 )
 from vitctl.sweep.sweep import Sweep, TrialRow, retry_trial
+from vitctl.units import plural
 
 POLL, CHECK = 0.1, 2.0
 """Seconds between checks of a child process, and between checks of the storage for changes by other processes."""
@@ -240,7 +241,7 @@ class Agent:
             study = self.sweep.study(self._storage) if self._observer.wants_snapshots else None
             looked = 0.0
             while any(thread.is_alive() for thread in threads):
-                self._tell_observer(POLL)
+                self._forward_events(POLL)
                 if self._max_time is not None and self._clock() - start >= self._max_time:
                     if not self._stopping.is_set():
                         self._why = "time"
@@ -249,7 +250,7 @@ class Agent:
                 if study is not None and time.monotonic() - looked >= CHECK:
                     looked = time.monotonic()
                     self._show(study)
-            self._tell_observer(0)
+            self._forward_events(0)
             self._release_lost()
             if study is not None:
                 self._show(study)
@@ -263,7 +264,8 @@ class Agent:
                 )
         return self._why
 
-    def _tell_observer(self, seconds: float) -> None:
+    def _forward_events(self, seconds: float) -> None:
+        """Forward the queued events to the observer, after waiting up to ``seconds`` for the first one."""
         try:
             event = self._events.get(timeout=seconds) if seconds else self._events.get_nowait()
             while True:
@@ -415,7 +417,7 @@ class Agent:
                 self._waiting_reported = False
                 return "claim"
             if running:
-                trials = "1 running trial" if running == 1 else f"{running} running trials"
+                trials = plural(running, "running trial")
                 self._report_waiting(f"no trial left to start; waiting for {trials} in case an agent dies")
         return "wait" if running else "over"
 
@@ -526,7 +528,7 @@ class Agent:
             return value
         if pruned:
             slot.result = "pruned"
-            self._emit_end(slot, "pruned", metric.best(history), f"after {len(history)} values")
+            self._emit_end(slot, "pruned", metric.best(history), f"after {plural(len(history), 'value')}")
             raise optuna.TrialPruned
         if asked and code is not None and code != 0:
             self._emit_end(slot, "released", None, "saved; the next agent resumes it")

@@ -1,7 +1,7 @@
 """Sampling of parameter sets: W&B's grid and random search, or an Optuna sampler.
 
-Proposed values are rounded to the quantized distributions of the file before they are stored, so that the stored values
-are those that are trained with. A parameter set is not proposed twice.
+Proposed values are rounded to the quantized distributions of the file before they are stored, so the stored values are
+those that trials use. A parameter set is not proposed twice.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """Search spaces: W&B's distributions, sampled, quantized and enumerated as W&B does.
 
 A sample is ``quantile(u)`` of a uniform ``u``, as in W&B's ``sweeps`` package, and agrees with W&B's to a relative
-difference of 1e-11. A quantized value is ``k * q`` computed in decimal (0.0009), without W&B's rounding error of binary fractions
-(0.0009000000000000001).
+difference of 1e-11. A quantized value is ``k * q`` computed in decimal, such as 0.0009; W&B computes it in binary, with a
+rounding error: 0.0009000000000000001.
 """
 
 from __future__ import annotations

@@ -22,11 +22,11 @@ from vitctl.units import format_duration, parse_duration, parse_save_every, plur
 MEASURED_SHARE = 0.04
 """Share of the time limit spent on measuring the speed."""
 MEASURED_SECONDS = (1.0, 30.0)
-"""Least and most seconds spent on timing steps."""
+"""Minimum and maximum seconds spent on timing steps."""
 MEASURED_STEPS = 3
-"""Least number of timed steps, however long they take."""
+"""Minimum number of timed steps, however long they take."""
 PLANNED_SHARE = 0.97
-"""Share of the time limit that is planned: a machine's speed varies by a few percent from minute to minute."""
+"""Share of the time limit to plan for, as a machine's speed varies by a few percent from minute to minute."""
 HINT_MARGIN = 1.1
 """Factor on the measured time in the hint for a limit that is too short, so that following the hint works."""
 CLOSING_SECONDS = 0.5
@@ -34,7 +34,7 @@ CLOSING_SECONDS = 0.5
 TRACKER_SECONDS = (2.0, 1.5)
 """Seconds that W&B is assumed to take to open and to close."""
 SAVES_PER_EPOCH = 2
-"""Checkpoints that an epoch writes at most: ``best.pt`` and ``last.pt``."""
+"""Maximum number of checkpoints written per epoch: ``best.pt`` and ``last.pt``."""
 
 clock = time.monotonic
 """Clock for measuring and planning, in seconds; replaced in tests."""

@@ -192,7 +192,7 @@ def train_step(session: Session) -> None:
             loss = F.cross_entropy(logits.float(), target, reduction="sum", label_smoothing=config.label_smoothing)
             torch.autograd.backward(scaler.scale(loss / count) if scaler else loss / count)
             loss_sum += loss.detach()
-            label = target if target.ndim == 1 else target.argmax(1)  # a mixed image's larger part
+            label = target if target.ndim == 1 else target.argmax(1)  # the dominant class of a mixed image
             correct += (logits.detach().argmax(1) == label).sum()
 
         if scaler and config.clip_grad:

@@ -169,7 +169,7 @@ class RunFolder:
     def remove_orphans(self) -> None:
         """Remove temporary files left by a crash."""
         for folder in (self.path, self.checkpoints):
-            remove_temporaries(folder, of_dead_only=False)
+            remove_temporaries(folder, keep_running=False)
 
     # -- config.json -------------------------------------------------------------------------------------------------
 

@@ -314,7 +314,7 @@ def piece_sizes(count: int, bs: int, micro_batch: int, *, joined: bool) -> list[
     Args:
         count: images of the step; more than ``bs`` with gradient accumulation.
         bs: batch size; no micro-batch spans two batches.
-        micro_batch: most images in a micro-batch.
+        micro_batch: maximum number of images in a micro-batch.
         joined: whether a last batch of one image joins the previous batch, as BatchNorm cannot normalise one image.
     """
     full, rest = divmod(count, bs)

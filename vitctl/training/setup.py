@@ -27,17 +27,17 @@ from vitctl.training.preflight import check_length
 from vitctl.training.session import Session, given_length
 
 CACHE_FLOATS = 1 << 22
-"""Most floats in the largest activation of a micro-batch on CPU: 16 MiB of fp32.
+"""Maximum number of floats in the largest activation of a micro-batch on CPU: 16 MiB of fp32.
 
 Measured on Zen 3 and Zen 4 cores with 32 MiB of last-level cache: larger micro-batches exceed the cache, and much
 smaller ones do not keep the cores busy. It is a constant, as micro-batches affect the last bits of a result.
 """
 
 DEVICE_EVAL_BATCH = 1000
-"""Most images per forward pass in evaluation on an accelerator."""
+"""Maximum number of images per forward pass in evaluation on an accelerator."""
 
 DEVICE_FLOATS = 1 << 28
-"""Most floats in the largest activation of such a forward pass: 1 GiB of fp32."""
+"""Maximum number of floats in the largest activation of such a forward pass: 1 GiB of fp32."""
 
 
 def open_session(

@@ -116,14 +116,14 @@ def resume_run(
                     f"--tta {config.tta} has no effect: run {path} has finished and is not tested again",
                     hint=f"run vitctl eval {shlex.quote(str(path))} --tta {config.tta}",
                 )
-            idle = [
+            unused = [
                 f"{flag_name(name)} {value}"
                 for name, value in changes.items()
                 if getattr(config, name) != getattr(stored, name)
             ]
-            unused = f"; without effect: {', '.join(idle)}" if idle else ""
+            ignored = f"; ignored: {', '.join(unused)}" if unused else ""
             observer.message(
-                f"nothing to resume: run {path} finished at step {checkpoint['step']:,}{unused}\n"
+                f"nothing to resume: run {path} finished at step {checkpoint['step']:,}{ignored}\n"
                 f"to extend it: {resume_command(folder)} --epochs N"
             )
             return summary
@@ -156,7 +156,7 @@ def resume_run(
                 )
                 old_end = mixed_steps(stored, run_length(stored, session.steps_per_epoch))
                 new_end = session.batches.mixed_steps
-                if kept := kept_of_recipe(stored, config):
+                if kept := kept_recipe_settings(stored, config):
                     observer.message(kept)
                 if config.mix_off and new_end is not None and old_end <= checkpoint["step"] < new_end:
                     observer.message(
@@ -173,7 +173,7 @@ def resume_run(
             return fit(session, folder, everyone, resume_command(folder), started, find_card(session.config))
 
 
-def kept_of_recipe(stored: TrainConfig, config: TrainConfig) -> str:
+def kept_recipe_settings(stored: TrainConfig, config: TrainConfig) -> str:
     """Return a message about settings that the recipe chose for the stored length only, or ``""``."""
     recipe = RECIPES.get(config.recipe)
     if recipe is None or stored.epochs is None or config.epochs is None:
