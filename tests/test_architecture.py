@@ -151,7 +151,7 @@ FOREIGN = {
     "vitctl.training.checkpoint:load_checkpoint": "torch has one class for damage and for objects that it refuses to load",
     "vitctl.models.state_files:_read": "likewise",
     "vitctl.export.runtime:_first_line": "onnxruntime prefixes messages with its own code and source location",
-    "vitctl.tracking.wandb:in_words": "W&B's errors differ only in their messages",
+    "vitctl.tracking.wandb:plain_message": "W&B's errors differ only in their messages",
 }
 """Functions that may parse the message of a third-party error, and why there is no other way."""
 

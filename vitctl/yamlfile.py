@@ -86,7 +86,7 @@ Place = tuple[str | int, ...]
 
 _USE_LINES = "write one 'key: value' per line"
 
-_MOST_VALUES = 100_000
+_MAX_VALUES = 100_000
 
 
 def line_numbers(text: str, source: str) -> dict[Place, int]:
@@ -101,7 +101,7 @@ def line_numbers(text: str, source: str) -> dict[Place, int]:
 
     def walk(node: yaml.Node, place: Place, line: int) -> None:
         lines[place] = line
-        if len(lines) > _MOST_VALUES or len(place) > 50:
+        if len(lines) > _MAX_VALUES or len(place) > 50:
             raise RequestError(
                 f"{source}, line {line}: too many values, or an alias that contains itself",
                 hint=f"remove aliases from {source}",

@@ -105,9 +105,9 @@ def test_settings_that_a_recipe_chooses_per_optimizer_are_noted() -> None:
     different = [
         name for name in ("clip_grad", "warmup", "bs") if len({getattr(e.config, name) for e in plan.contestants}) > 1
     ]
-    notes = " ".join(plan.unequal())
+    notes = " ".join(plan.unequal_settings())
     assert all(f"--{name.replace('_', '-')} per optimizer" in notes for name in different)
-    assert make_plan(["adam", "sgd"], {}).unequal() == []
+    assert make_plan(["adam", "sgd"], {}).unequal_settings() == []
 
 
 @pytest.mark.parametrize(

@@ -89,7 +89,7 @@ class ComparisonPlan:
         )
         return dataclasses.replace(self, contestants=members)
 
-    def unequal(self) -> list[str]:
+    def unequal_settings(self) -> list[str]:
         """Return a sentence about each setting that differs between contestants because of the recipe."""
         found = []
         own = {"opt", "opt_options", "lr", "weight_decay"}

@@ -115,7 +115,7 @@ class Report:
         means = {label: list(self.values(label, self.key).values()) for label in self.labels}
         return max(means, key=lambda label: (len(means[label]), sum(means[label]) / max(1, len(means[label]))))
 
-    def behind(self, label: str) -> Pair:
+    def compared_with_best(self, label: str) -> Pair:
         """Return the comparison of a contestant with the best."""
         for pair in self.pairs:
             if (pair.first, pair.second) == (label, self.best):
@@ -205,7 +205,7 @@ class Report:
                 "Weight decay",
                 tuple(Cell(f"{each.config.weight_decay:g}", each.config.weight_decay) for each in plan.contestants),
             ),
-            *self._against_best(),
+            *self._comparison_rows(),
             Row("Finished runs", tuple(self._runs(label) for label in self.labels)),
         ]
         return Table(
@@ -230,7 +230,7 @@ class Report:
         words = [f"{done} of {len(self.plan.seeds)}", *self.diverged(label)]
         return Cell("; ".join(words), done)
 
-    def _against_best(self) -> list[Row]:
+    def _comparison_rows(self) -> list[Row]:
         best = self.best
         differences, intervals, verdicts = [], [], []
         for label in self.labels:
@@ -239,7 +239,7 @@ class Report:
                 intervals.append(NOTHING)
                 verdicts.append(NOTHING)
                 continue
-            pair = self.behind(label)
+            pair = self.compared_with_best(label)
             known = pair.difference is not None
             differences.append(Cell(f"{pair.difference:+.2f}", pair.difference) if known else NOTHING)
             bounded = pair.low is not None and pair.high is not None
@@ -309,7 +309,7 @@ class Report:
             notes.append("The runs are shorter than an epoch: its duration is extrapolated from their steps.")
         if self.shared:
             notes.append("The runs shared the machine (--jobs): do not compare their times.")
-        notes += plan.unequal()
+        notes += plan.unequal_settings()
         notes.append(
             f"{environment['device']} ({environment['device_name']}, {plural(environment['threads'], 'thread')}), torch "
             f"{environment['torch']}, vitctl {environment['vitctl']}."
@@ -432,9 +432,9 @@ class Report:
             axes.hlines(spread.mean, i - 0.28, i + 0.28, color=colour, linewidth=2)
             if spread.deviation:
                 axes.errorbar(i, spread.mean, spread.deviation, color=colour, capsize=5, linewidth=1)
-        slanted = len(self.labels) > 4 or max(map(len, self.labels)) > 10
+        rotated = len(self.labels) > 4 or max(map(len, self.labels)) > 10
         axes.set_xticks(
-            range(len(self.labels)), self.labels, rotation=25 if slanted else 0, ha="right" if slanted else "center"
+            range(len(self.labels)), self.labels, rotation=25 if rotated else 0, ha="right" if rotated else "center"
         )
         axes.set_xlim(-0.6, len(self.labels) - 0.4)
 

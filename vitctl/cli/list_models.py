@@ -10,7 +10,7 @@ import typer
 from vitctl.errors import RequestError
 from vitctl.registry import suggest, unknown
 
-SORTS = ("name", "family", "params", "mflop", "tokens", "published_acc", "measured_acc")
+SORT_COLUMNS = ("name", "family", "params", "mflop", "tokens", "published_acc", "measured_acc")
 
 WIDE = 110
 """Terminal width from which the table also shows tokens and papers."""
@@ -86,8 +86,8 @@ def table_rows(pattern: str | None, sort: str | None) -> list[dict[str, Any]]:
     """
     from vitctl.models import MODELS, table_row
 
-    if sort is not None and sort not in SORTS:
-        raise unknown("--sort", sort, SORTS)
+    if sort is not None and sort not in SORT_COLUMNS:
+        raise unknown("--sort", sort, SORT_COLUMNS)
     rows = [
         table_row(name, entry)
         for name, entry in MODELS.items()
@@ -103,9 +103,9 @@ def table_rows(pattern: str | None, sort: str | None) -> list[dict[str, Any]]:
             "list them with vitctl list-models, timm's with vitctl list-models --timm PATTERN",
         )
     if sort is not None:
-        best_first = sort.endswith("_acc")
+        descending = sort.endswith("_acc")
         known = [row for row in rows if row[sort] is not None]
-        known.sort(key=lambda row: row[sort], reverse=best_first)
+        known.sort(key=lambda row: row[sort], reverse=descending)
         rows = known + [row for row in rows if row[sort] is None]
     return rows
 

@@ -102,7 +102,7 @@ class Command(TyperCommand):
             if getattr(parameter, "is_flag", False) and getattr(parameter, "secondary_opts", None)
             for name in parameter.opts
         }
-        alone = {
+        one_way = {  # switches without a --no- form
             name
             for parameter in self.params
             if getattr(parameter, "is_flag", False) and not getattr(parameter, "secondary_opts", None)
@@ -129,11 +129,11 @@ class Command(TyperCommand):
                 equals, value = "=", rest.pop(0)
             if equals and name in switches and value.lower() in words:
                 plain.append(switches[name][0 if convert(value, bool, name) else 1])
-            elif equals and name in alone and value.lower() in words:
+            elif equals and name in one_way and value.lower() in words:
                 plain += [name] if convert(value, bool, name) else []
             elif not equals and name in bare and (not rest or _is_flag(rest[0])):
                 plain.append(f"{name}=true")
-            elif not equals and name in own - alone - switches.keys() and rest and rest[0].partition("=")[0] in own:
+            elif not equals and name in own - one_way - switches.keys() and rest and rest[0].partition("=")[0] in own:
                 raise RequestError(f"{name} needs a value", hint=f"use {name} {value_name(name)}")
             else:
                 plain.append(f"{name}{equals}{value}")

@@ -142,8 +142,8 @@ class Augment:
             stretched = kernels.contrast_tables(luma[: counts[5]], self.values[on_device[contrast]])
             tables.append(stretched.expand(-1, self.channels, -1))
         if tables:
-            tabled = slice(fixed.start, contrast.stop)
-            images[tabled] = kernels.apply_table(images[tabled], torch.cat(tables))
+            looked_up = slice(fixed.start, contrast.stop)
+            images[looked_up] = kernels.apply_table(images[looked_up], torch.cat(tables))
         if counts[6]:
             factor = self.values[on_device[color]].view(-1, 1, 1, 1)
             images[color] = kernels.blend(images[color], luma[counts[5] :].float(), factor)

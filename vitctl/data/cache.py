@@ -123,7 +123,7 @@ def decode_all(
     key = _key(name, files, shape, measured)
     final = caches / (prefix + key[:16])
     builds = 0
-    with _explained(caches), warnings.catch_warnings():
+    with _translated_errors(caches), warnings.catch_warnings():
         # Pillow's warnings about broken palettes or dates do not matter; unreadable images are reported as bad.
         warnings.simplefilter("ignore")
         caches.mkdir(parents=True, exist_ok=True)
@@ -149,7 +149,7 @@ def decode_all(
 
 
 @contextlib.contextmanager
-def _explained(caches: Path) -> Iterator[None]:
+def _translated_errors(caches: Path) -> Iterator[None]:
     """Convert errors of the file system."""
     try:
         yield
@@ -336,10 +336,10 @@ def _published(caches: Path, prefix: str) -> list[Path]:
 
 def _discard(folder: Path) -> None:
     """Delete a finished cache so that no process sees part of it; processes that have it mapped keep it."""
-    grave = tempfile.mkdtemp(prefix=f".{folder.name}.", suffix=".tmp", dir=folder.parent)
+    trash = tempfile.mkdtemp(prefix=f".{folder.name}.", suffix=".tmp", dir=folder.parent)
     with contextlib.suppress(OSError):
-        os.rename(folder, os.path.join(grave, "old"))
-    shutil.rmtree(grave, ignore_errors=True)
+        os.rename(folder, os.path.join(trash, "old"))
+    shutil.rmtree(trash, ignore_errors=True)
 
 
 def _prune(caches: Path) -> None:
@@ -374,7 +374,7 @@ def _orphaned(folder: Path) -> bool:
 
 def _other_is_building(caches: Path, prefix: str, name: str) -> bool:
     """Remove unfinished caches of crashed builders with this prefix; return whether a process is building ``name``."""
-    at_work = False
+    building = False
     for entry in os.listdir(caches):
         if not (entry.startswith(f".{prefix}") and entry.endswith(".tmp")):
             continue
@@ -383,8 +383,8 @@ def _other_is_building(caches: Path, prefix: str, name: str) -> bool:
             shutil.rmtree(caches / entry, ignore_errors=True)
         # A suspended builder, or one blocked on a mount, is not worth waiting for.
         elif fresh and entry.startswith(f".{name}."):
-            at_work = True
-    return at_work
+            building = True
+    return building
 
 
 def _signs_of_life(temporary: Path) -> tuple[bool, bool]:

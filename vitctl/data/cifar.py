@@ -321,10 +321,10 @@ def _address(spec: Cifar) -> str:
         return spec.archive.url
     try:
         parts = urlsplit(mirror)
-        sound = parts.scheme in ("http", "https") and parts.hostname and not parts.username and parts.port != 0
+        valid = parts.scheme in ("http", "https") and parts.hostname and not parts.username and parts.port != 0
     except ValueError:
-        sound = False
-    if not sound:
+        valid = False
+    if not valid:
         raise RequestError(
             f"{MIRROR} is not an http:// or https:// URL, or has a user name or password",
             hint=f"set {MIRROR} to a URL such as https://HOST/FOLDER, or unset it to download from {spec.archive.url}",

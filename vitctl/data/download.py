@@ -39,22 +39,22 @@ from vitctl.units import format_bytes, format_duration
 PATIENCE = 15.0
 """Seconds to wait for a server's response, and for further data."""
 
-FRUITLESS = 2
+MAX_FAILURES = 2
 """Maximum number of consecutive attempts without progress."""
 
 PAUSE = 1.0
 """Seconds to wait before a retry; twice as long after an attempt without progress."""
 
-SLOWEST = 1024
+MIN_SPEED = 1024
 """Bytes per second, averaged over twice :data:`PATIENCE`, below which a connection counts as stalled."""
 
-WORTH = 0.01
+MIN_PROGRESS = 0.01
 """Share of an archive that an attempt must receive to count as progress."""
 
 STALLED = 120.0
 """Seconds to wait for another process that writes nothing."""
 
-BIGGEST = 2**28
+MAX_MEMBER_BYTES = 2**28
 """Largest size in bytes of an extracted file."""
 
 _CHUNK = 2**18
@@ -176,7 +176,7 @@ def fetch(archive: Archive, url: str, folder: Path, observer: Observer = SILENT)
     """
     part = folder / f".{archive.name}.part"
     activity = f"downloading {url} to {folder}"
-    with _explained(folder, archive, part):
+    with _translated_errors(folder, archive, part):
         best = first = _size(part)
         fruitless, damaged = 0, 0
         while True:
@@ -190,10 +190,10 @@ def fetch(archive: Archive, url: str, folder: Path, observer: Observer = SILENT)
                     _receive(archive, url, part, have, activity, observer)
                 except _Broken as broken:
                     have = _size(part)
-                    fruitless = 0 if have >= best + WORTH * archive.size else fruitless + 1
+                    fruitless = 0 if have >= best + MIN_PROGRESS * archive.size else fruitless + 1
                     best = max(best, have)
-                    if broken.final or fruitless == FRUITLESS or (broken.unreachable and best == first):
-                        raise DownloadFailed(_so_far(broken, have, archive)) from broken
+                    if broken.final or fruitless == MAX_FAILURES or (broken.unreachable and best == first):
+                        raise DownloadFailed(_with_progress(broken, have, archive)) from broken
                     activity = f"{broken}; retrying"
                     time.sleep(PAUSE * 2**fruitless)
                     continue
@@ -225,7 +225,7 @@ def _check_room(folder: Path, archive: Archive, have: int) -> None:
 
 
 @contextlib.contextmanager
-def _explained(folder: Path, archive: Archive, part: Path) -> Iterator[None]:
+def _translated_errors(folder: Path, archive: Archive, part: Path) -> Iterator[None]:
     """Convert errors of the file system."""
     try:
         yield
@@ -261,7 +261,7 @@ class _Broken(Exception):
         self.final, self.unreachable = final, unreachable
 
 
-def _so_far(broken: _Broken, have: int, archive: Archive) -> str:
+def _with_progress(broken: _Broken, have: int, archive: Archive) -> str:
     if have == 0:
         return str(broken)
     return f"{broken}; {format_bytes(have)} of {format_bytes(archive.size)} received and kept"
@@ -313,7 +313,7 @@ def _copy(
         file.write(chunk)
         have += len(chunk)
         if (elapsed := time.monotonic() - since) > 2 * PATIENCE:
-            if have - then < SLOWEST * elapsed:
+            if have - then < MIN_SPEED * elapsed:
                 raise _Broken(f"only {have - then:,} bytes received in {elapsed:.0f} s")
             since, then = time.monotonic(), have
     file.flush()
@@ -385,7 +385,7 @@ def members(path: Path, folder: str, names: Collection[str]) -> Iterator[tuple[s
                     continue
                 if not member.isreg():
                     raise DamagedArchive(f"its member {folder}/{name} is not a regular file")
-                if member.size > BIGGEST:
+                if member.size > MAX_MEMBER_BYTES:
                     raise DamagedArchive(f"its member {folder}/{name} has {format_bytes(member.size)}")
                 file = tar.extractfile(member)
                 assert file is not None

@@ -242,7 +242,7 @@ def measure_speed(runs: Mapping[str, tuple[Run, Metadata]], sample: Sample) -> d
     """
     single = {name: as_input(sample.first(1), record) for name, (_, record) in runs.items()}
     times: dict[str, list[float]] = {name: [] for name in runs}
-    begun = time.perf_counter()
+    start = time.perf_counter()
     limit = LATENCY_SECONDS * len(runs)
     while len(next(iter(times.values()))) < LATENCY_RUNS:
         for name, (run, _) in runs.items():
@@ -252,7 +252,7 @@ def measure_speed(runs: Mapping[str, tuple[Run, Metadata]], sample: Sample) -> d
             while len(turn) < LATENCY_TURN and sum(turn) < LATENCY_SECONDS / 4:
                 turn.append(_timed(run, single[name]))
             times[name] += turn
-        if time.perf_counter() - begun > limit and min(map(len, times.values())) >= 5:
+        if time.perf_counter() - start > limit and min(map(len, times.values())) >= 5:
             break
     slowest = max(statistics.median(seconds) for seconds in times.values())
     batch = max(1, min(SPEED_BATCH, int(SPEED_SECONDS / slowest)))

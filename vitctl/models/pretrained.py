@@ -161,14 +161,14 @@ def load_pretrained(
     missing = [
         name for name in own if name not in tensors and name not in kept and not name.endswith("num_batches_tracked")
     ]
-    misshapen = [
+    wrong_shape = [
         f"{name} {list(tensors[name].shape)} instead of {list(own[name].shape)}"
         for name in own
         if name in tensors and name not in kept and tensors[name].shape != own[name].shape
     ]
     unknown = [name for name in tensors if name not in own and not _within(name, heads)]
-    if missing or misshapen or unknown:
-        problems = [("missing", missing), ("wrong shape", misshapen), ("unknown", unknown)]
+    if missing or wrong_shape or unknown:
+        problems = [("missing", missing), ("wrong shape", wrong_shape), ("unknown", unknown)]
         legacy = missing and unknown and net in LEGACY_RULES
         raise RequestError(
             f"--pretrained {path} does not fit --net {net} with {in_chans}x{img_size}x{img_size} images: "

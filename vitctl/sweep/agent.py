@@ -37,7 +37,7 @@ from vitctl.sweep.ledger import (
     FAILURE_KIND,
     FIXED,
     KILLS,
-    MOST_RETRIES,
+    MAX_RETRIES,
     RUN,
     Ledger,
     root_of,
@@ -191,7 +191,7 @@ class Agent:
         heartbeat: int = HEARTBEAT,
         grace: int = GRACE,
         pause: float = PAUSE,
-        retries: int = MOST_RETRIES,
+        retries: int = MAX_RETRIES,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.sweep = sweep
@@ -239,7 +239,7 @@ class Agent:
             for thread in threads:
                 thread.start()
             study = self.sweep.study(self._storage) if self._observer.wants_snapshots else None
-            looked = 0.0
+            shown = 0.0
             while any(thread.is_alive() for thread in threads):
                 self._forward_events(POLL)
                 if self._max_time is not None and self._clock() - start >= self._max_time:
@@ -247,8 +247,8 @@ class Agent:
                         self._why = "time"
                         self._observer.message("time limit reached; saving the running trials")
                     self._stopping.set()
-                if study is not None and time.monotonic() - looked >= CHECK:
-                    looked = time.monotonic()
+                if study is not None and time.monotonic() - shown >= CHECK:
+                    shown = time.monotonic()
                     self._show(study)
             self._forward_events(0)
             self._release_lost()
@@ -561,13 +561,13 @@ class Agent:
                     unreported.append((row["epoch"], float(value)))
                     self._emit_progress(slot.number, row["epoch"], float(value))
             try:
-                news = bool(unreported)
+                reported = bool(unreported)
                 while unreported:
                     epoch, value = unreported[0]
                     trial.report(value, epoch)
                     del unreported[0]
                 # Once for all new values, so that a resumed trial is not compared again at bands that it passed.
-                if news and code is None and not child.asked and trial.should_prune():
+                if reported and code is None and not child.asked and trial.should_prune():
                     pruned = True
                     child.ask()
                 if time.monotonic() - checked >= CHECK and code is None:

@@ -88,8 +88,8 @@ _METRIC_KEYS = ("name", "goal", "target", "impute", "impute_while_running")
 _HYPERBAND_KEYS = ("type", "min_iter", "max_iter", "s", "eta", "strict")
 _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_.-]*")
 _TYPICAL = 64
-_MOST_CHECKED = 2000
-_MOST_ON_A_GRID = 100_000
+_MAX_CHECKED = 2000
+_MAX_GRID_VALUES = 100_000
 
 
 @dataclass(frozen=True)
@@ -484,11 +484,11 @@ class _Reader:
                     f"remove {parameter.name} or {seen[setting]}",
                 )
             seen.setdefault(setting, parameter.name)
-            if method == "grid" and parameter.on_a_grid and parameter.grid_count > _MOST_ON_A_GRID:
+            if method == "grid" and parameter.on_a_grid and parameter.grid_count > _MAX_GRID_VALUES:
                 self.wrong(
                     place,
                     f"{parameter.name!r} has {parameter.grid_count:,} values, too many for method: grid",
-                    f"use at most {_MOST_ON_A_GRID:,} values, or method: random",
+                    f"use at most {_MAX_GRID_VALUES:,} values, or method: random",
                 )
             if method == "grid" and not parameter.on_a_grid:
                 hint = "use values, int_uniform or q_uniform"
@@ -802,7 +802,7 @@ def check_trains(file: SweepFile, fixed: Mapping[str, Any]) -> None:
     if file.method == "grid":
         points = []
         for i, point in enumerate(space.grid_points()):
-            if i == _MOST_CHECKED:
+            if i == _MAX_CHECKED:
                 break
             points.append(point)
     rng = random.Random(0)
@@ -841,8 +841,8 @@ def length_notes(file: SweepFile, fixed: Mapping[str, Any]) -> list[str]:
             continue
         settings = [file.settings(first | {name: length}, fixed) for length in lengths]
         configs = [resolve_config({}, normalise_keys(each, file.name)).to_dict() for each in settings]
-        apart = {key for config in configs for key in config if config[key] != configs[0][key]} - set(LENGTHS)
-        differing = sorted(apart - set(OPTION_TABLES))
+        changing = {key for config in configs for key in config if config[key] != configs[0][key]} - set(LENGTHS)
+        differing = sorted(changing - set(OPTION_TABLES))
         if differing:
             notes.append(
                 f"{name}: the recipe chooses {', '.join(differing)} by length; set {'it' if len(differing) == 1 else 'them'} "

@@ -22,7 +22,7 @@ enqueued parameters (an attribute of Optuna)."""
 HISTORY, ORIGINAL = "retry_history", "failed_trial"
 """Optuna's attributes of a trial that retries another."""
 
-MOST_RETRIES = 20
+MAX_RETRIES = 20
 """Retries of a parameter set whose training is killed by a signal in the same epoch each time.
 
 An attempt that gets further resets the count, and the death of an agent does not count. The limit is high because a

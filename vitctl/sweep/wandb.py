@@ -29,7 +29,7 @@ from vitctl.sweep.file import (
 )
 from vitctl.sweep.local import creating, indented, new_needs_file
 from vitctl.sweep.sweep import is_file, now
-from vitctl.tracking.wandb import DEFAULT_PROJECT, NO_KEY, in_words
+from vitctl.tracking.wandb import DEFAULT_PROJECT, NO_KEY, plain_message
 
 RECORD = "wandb.json"
 COMMAND = ["${env}", "${interpreter}", "-m", "vitctl", "train", "${args}"]
@@ -206,8 +206,8 @@ def translated_wandb_errors() -> Iterator[None]:
         try:
             yield
         except (wandb.Error, OSError, ValueError) as error:  # W&B raises ValueError for bad settings
-            words = in_words(error)
-            if words == in_words(OSError(NO_KEY)):
+            words = plain_message(error)
+            if words == plain_message(OSError(NO_KEY)):
                 raise RequestError(
                     "not logged in to W&B",
                     hint="run wandb login, or set WANDB_API_KEY; --engine local needs no account",

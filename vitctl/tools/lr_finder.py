@@ -25,19 +25,19 @@ from vitctl.training.setup import open_session
 LOW, HIGH, STEPS = 1e-3, 1e3, 200
 """Learning rates at the first and last step, as multiples of the configured one, and the default number of steps."""
 
-MEMORY = 0.9
+AVERAGE_DECAY = 0.9
 """Decay of the moving average of the loss that detects divergence."""
 
-DIVERGED = 4.0
+DIVERGENCE_FACTOR = 4.0
 """The test stops when the moving average exceeds its minimum by this factor."""
 
-SKIPPED = 5
+MIN_STEPS = 5
 """Number of first steps at which the test does not stop, because the average has too few losses."""
 
 WINDOW = 4
 """Number of neighbours on each side for smoothing the loss."""
 
-FALL = 0.02
+MIN_FALL = 0.02
 """Smallest relative fall of the loss that permits a suggestion."""
 
 PLOT_FORMATS = (".png", ".svg", ".pdf")
@@ -83,9 +83,9 @@ def find_lr(config: TrainConfig, observer: Observer, plot: Path | None = None, s
         )
     start = time.monotonic()
     steps = steps or STEPS
-    if steps <= 2 * SKIPPED:
+    if steps <= 2 * MIN_STEPS:
         raise RequestError(
-            f"--max-steps {steps} is too small for --lr-finder", hint=f"use --max-steps {2 * SKIPPED + 1} or more"
+            f"--max-steps {steps} is too small for --lr-finder", hint=f"use --max-steps {2 * MIN_STEPS + 1} or more"
         )
     # Mix images to the end: the loss would fall at any rate when mixing stops.
     found_with = dataclasses.replace(
@@ -133,7 +133,7 @@ def _rising_run(session: Session, steps: int, observer: Observer) -> tuple[list[
     rates: list[float] = []
     losses: list[float] = []
     mean, least = 0.0, math.inf
-    begun = time.monotonic()
+    start = time.monotonic()
     for step in range(steps):
         seen_before, sum_before = progress.seen, progress.loss_sum
         try:
@@ -146,10 +146,10 @@ def _rising_run(session: Session, steps: int, observer: Observer) -> tuple[list[
             return rates, losses, True
         rates.append(session.lr(step))
         losses.append(loss)
-        mean = MEMORY * mean + (1 - MEMORY) * loss
-        corrected = mean / (1 - MEMORY ** (step + 1))
+        mean = AVERAGE_DECAY * mean + (1 - AVERAGE_DECAY) * loss
+        corrected = mean / (1 - AVERAGE_DECAY ** (step + 1))
         least = min(least, corrected)
-        if step > SKIPPED and corrected > DIVERGED * least:
+        if step > MIN_STEPS and corrected > DIVERGENCE_FACTOR * least:
             return rates, losses, True
         observer.stepped(
             {
@@ -162,7 +162,7 @@ def _rising_run(session: Session, steps: int, observer: Observer) -> tuple[list[
                 "train_acc": 100 * progress.correct / progress.seen,
                 "images_per_second": progress.seen / progress.train_seconds,
                 "data_wait": progress.data_seconds / progress.train_seconds,
-                "eta": (time.monotonic() - begun) / (step + 1) * (steps - step - 1),
+                "eta": (time.monotonic() - start) / (step + 1) * (steps - step - 1),
             }
         )
         if progress.step_in_epoch == session.steps_per_epoch:
@@ -184,13 +184,13 @@ def smooth(losses: Sequence[float]) -> list[float]:
 def suggest(rates: Sequence[float], smoothed: Sequence[float]) -> dict[str, float | None]:
     """Return ``suggestion``, ``lowest`` and ``lowest_tenth``; see :func:`find_lr`.
 
-    All are None unless the loss falls by at least the share :data:`FALL`.
+    All are None unless the loss falls by at least the share :data:`MIN_FALL`.
     """
     nothing: dict[str, float | None] = {"suggestion": None, "lowest": None, "lowest_tenth": None}
     if not smoothed:
         return nothing
     bottom = min(range(len(smoothed)), key=smoothed.__getitem__)
-    if bottom < 2 or smoothed[bottom] > (1 - FALL) * smoothed[0]:
+    if bottom < 2 or smoothed[bottom] > (1 - MIN_FALL) * smoothed[0]:
         return nothing
     slopes = {i: (smoothed[i + 1] - smoothed[i - 1]) / math.log(rates[i + 1] / rates[i - 1]) for i in range(1, bottom)}
     steepest = min(slopes, key=slopes.__getitem__)

@@ -350,7 +350,7 @@ def main() -> None:
         answer(done=False)
     except BaseException as error:  # noqa: BLE001 - any error is reported to the parent process
         traceback.print_exception(error)
-        answer(error=in_words(error))
+        answer(error=plain_message(error))
     # Skip W&B's exit hooks, which wait for a service that may never respond.
     os._exit(1)
 
@@ -405,7 +405,7 @@ def begin(start: Mapping[str, Any], loaded: Callable[[], None]) -> Any:
         )
     except wandb.Error as error:
         host = urlsplit(known.base_url).netloc.rpartition("@")[2]
-        raise OSError(in_words(error, host)) from error
+        raise OSError(plain_message(error, host)) from error
     # W&B's own step can only increase, but a resumed run may log an epoch again.
     run.define_metric("epoch")
     run.define_metric("*", step_metric="epoch")
@@ -421,7 +421,7 @@ WORDS = {
 """Patterns of W&B's error messages, and plain messages for them."""
 
 
-def in_words(error: BaseException, host: str = "the service") -> str:
+def plain_message(error: BaseException, host: str = "the service") -> str:
     """Return a plain message for an error of W&B; by default, the first line of its own."""
     text = str(error).strip()
     if found := re.match(r"\d+ validation errors? for Settings\n(\w+)\n\s*([^\[\n]+)", text):  # from pydantic

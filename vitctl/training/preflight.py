@@ -27,8 +27,8 @@ def check_config(config: TrainConfig, observer: Observer, *, weights: bool = Tru
     devices.resolve_precision(config.precision, devices.resolve_device(config.device))
     if weights and config.pretrained != "false":
         locate(config.net, config.pretrained)
-    if doubt := doubtful_betas(config.opt, config.opt_options):
-        observer.message(f"warning: {doubt}")
+    if warning := doubtful_betas(config.opt, config.opt_options):
+        observer.message(f"warning: {warning}")
 
 
 def check_length(session: Session) -> None:

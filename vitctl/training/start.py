@@ -62,7 +62,7 @@ def start_run(
     with folder.training():
         if session.pretrained:
             observer.message(session.pretrained)
-        with tracked(run_start(session, folder.path), session.config, observer) as everyone:
+        with tracked(run_start(session, folder.path), session.config, observer) as observers:
             if plan:
                 observer.message(plan.fit_again())
             folder.add_session(
@@ -71,7 +71,7 @@ def start_run(
                 0,
                 **({"pretrained": session.pretrained} if session.pretrained else {}),
             )
-            return fit(session, folder, everyone, resume_command(folder), started, find_card(session.config))
+            return fit(session, folder, observers, resume_command(folder), started, find_card(session.config))
 
 
 def resume_run(
@@ -169,8 +169,8 @@ def resume_run(
         environment = run_environment(session)
         warn_of_differences(document["sessions"], environment, observer.message, dropout=has_dropout(config))
         folder.add_session(config, environment, session.progress.step)
-        with tracked(run_start(session, folder.path), session.config, observer) as everyone:
-            return fit(session, folder, everyone, resume_command(folder), started, find_card(session.config))
+        with tracked(run_start(session, folder.path), session.config, observer) as observers:
+            return fit(session, folder, observers, resume_command(folder), started, find_card(session.config))
 
 
 def kept_recipe_settings(stored: TrainConfig, config: TrainConfig) -> str:
