@@ -106,8 +106,8 @@ def test_patience_ends_a_run_early(cli: Cli) -> None:
     [
         (["--net", "vit_smal"], "did you mean vit_small"),
         (["--net", "vit", "--patch", 5], "use --patch 1, 2, 4 or 8"),
-        (["--device", "mps"], "--device mps is not available on this machine\nhint: use "),
-        (["--device", "cuda:7"], "--device cuda:7 is not available on this machine\nhint: use "),
+        (["--device", "mps"], "--device mps is not available on this machine\nhint: use --device "),
+        (["--device", "cuda:7"], "--device cuda:7 is not available on this machine\nhint: use --device "),
         (["--device", "gpu"], "unknown --device 'gpu'"),
         (["--name", "a/b"], "is not a valid folder name"),
         (["--dataset", "folder"], "--data-dir"),

@@ -30,9 +30,9 @@ def bench_device(
         ),
     ] = False,
     out: Out = None,
-    runs_dir: Annotated[Path, typer.Option(help="folder for the runs of --epochs", rich_help_panel=COMPARISON)] = Path(
-        "runs"
-    ),
+    runs_dir: Annotated[
+        Path, typer.Option(metavar="DIR", help="folder for the runs of --epochs", rich_help_panel=COMPARISON)
+    ] = Path("runs"),
     config_file: ConfigFile = None,
     as_json: AsJson = False,
 ) -> None:

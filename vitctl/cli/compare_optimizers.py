@@ -52,6 +52,7 @@ def compare_optimizers(
     name: Annotated[
         str | None,
         typer.Option(
+            metavar="NAME",
             help="name of the comparison's folder",
             rich_help_panel=COMPARISON,
             show_default="from network, data and settings",
@@ -64,7 +65,7 @@ def compare_optimizers(
         ),
     ] = False,
     runs_dir: Annotated[
-        Path, typer.Option(help="folder for runs, in comparisons/NAME", rich_help_panel=COMPARISON)
+        Path, typer.Option(metavar="DIR", help="folder for runs, in comparisons/NAME", rich_help_panel=COMPARISON)
     ] = Path("runs"),
     config_file: ConfigFile = None,
     as_json: AsJson = False,

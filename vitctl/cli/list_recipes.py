@@ -126,7 +126,7 @@ def _print_card(name: str, recipe: Recipe) -> None:
         rows.append(("network options", _mapping(recipe.net_options)))
     rows += [(f"options of --opt {opt}", _mapping(values)) for opt, values in recipe.opt_options.items()]
     rows += [("paper", recipe.paper)] if recipe.paper else []
-    rows += [] if recipe.cards else [("measured", NOT_MEASURED)]
+    rows += [] if recipe.cards else [("test accuracy", NOT_MEASURED)]
     printing.print_table(f"{name}: {recipe.summary}", rows)
     console = stdout_console()
     for card in recipe.cards:

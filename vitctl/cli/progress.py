@@ -152,7 +152,7 @@ class ProgressLines(Observer):
     def evaluating(self, what: str, done: int, total: int) -> None:
         """Print the progress of a long evaluation."""
         if done < total and self._due():
-            self.print(f"evaluating on {what}: {done:,} of {total:,} images")
+            self.print(f"evaluating {what}: {done:,} of {total:,} images")
 
     def epoch_done(self, record: Record) -> None:
         """Print the line of the epoch."""

@@ -119,7 +119,7 @@ class TimePlan:
         spare = self._budget * (1 - PLANNED_SHARE) + left - self._seconds(steps)
         rest = f" with {format_duration(spare)} to spare" if steps == self._limit else ""
         length = f"{plural(steps, 'step')} ({epochs:.2f} epochs)"
-        return f"{images:.0f} images/s: {length} fit into --max-time {self._text}{rest}"
+        return f"{images:,.0f} images/s: {length} fit into --max-time {self._text}{rest}"
 
 
 def measure_speed(session: Session, budget: float, runs_dir: Path | None = None) -> Speed:
