@@ -6,6 +6,7 @@ Letters in shapes: n images, C channels, H height, W width.
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -136,6 +137,20 @@ class Subset:
 
     def __len__(self) -> int:
         return len(self.index)
+
+
+def image_names(dataset: Dataset, examples: Examples, index: Sequence[int]) -> list[str]:
+    """Return the path of each image relative to the source, or ``PART/INDEX`` for images without files.
+
+    Args:
+        dataset: the data set.
+        examples: one of its parts; held-out images are in ``train``.
+        index: indices of the images in this part.
+    """
+    if examples.paths:
+        return [examples.paths[i] for i in index]
+    part = "train" if examples is dataset.train else "test" if examples is dataset.test else "val"
+    return [f"{part}/{i}" for i in index]
 
 
 @dataclass(frozen=True, kw_only=True)
