@@ -30,12 +30,14 @@ class Examples:
         labels: int64 [n], from 0 to K - 1 for K classes.
         paths: file of each image, relative to the data set's source; empty if images have no files.
         identities: ``CLASS/PATH`` of each image, with the path below its class; empty if images have no files.
+        digests: uint8 [n, 16], see :func:`vitctl.data.duplicates.image_digests`; None if not computed yet.
     """
 
     images: torch.Tensor
     labels: torch.Tensor
     paths: tuple[str, ...] = ()
     identities: tuple[str, ...] = ()
+    digests: npt.NDArray[np.uint8] | None = None
 
     def __len__(self) -> int:
         return len(self.labels)
