@@ -45,6 +45,20 @@ class Mutant:
 MUTANTS = (
     # -- loop
     Mutant(
+        "loop: a run that is extended keeps its old predictions until it ends",
+        "training/run_folder.py",
+        'for name in ("summary.json", PREDICTIONS, FAILURE):',
+        'for name in ("summary.json", FAILURE):',
+        "tests/training/test_predictions.py",
+    ),
+    Mutant(
+        "loop: the stored class of an image is the true one",
+        "training/evaluate.py",
+        "self.predicted.append(logits.argmax(1))",
+        "self.predicted.append(labels.clone())",
+        "tests/training/test_predictions.py tests/training/test_loop.py",
+    ),
+    Mutant(
         "loop: the schedule runs a step ahead",
         "training/loop.py",
         "factor = session.schedule.factor(progress.step)",

@@ -3,6 +3,7 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from sklearn.metrics import accuracy_score, f1_score, log_loss
@@ -33,6 +34,25 @@ def test_figures_match_those_of_the_run_and_of_scikit_learn(cli: Cli, trained: P
     assert 100 * sum(scores["confusion"][i][i] for i in range(10)) / len(rows) == pytest.approx(scores["top1"])
     assert scores["top1"] <= scores["top5"] <= 100
     assert len((tmp_path / "classes.csv").read_text().splitlines()) == 11
+
+
+def test_predictions_list_image_and_most_likely_classes(cli: Cli, trained: Path, tmp_path: Path) -> None:
+    for part, prefix in (("test", "test/"), ("val", "train/")):
+        cli("eval", trained, "--split", part, "--predictions", "p.csv")
+        with open(tmp_path / "p.csv") as file:
+            rows = list(csv.DictReader(file))
+        assert list(rows[0])[:5] == ["index", "label", "predicted", "probability", "image"] and len(rows[0]) == 11
+        with np.load(trained / "predictions.npz") as stored:
+            assert [row["image"] for row in rows] == stored[f"{part}_paths"].tolist()
+            for row, label, chances in zip(
+                rows, stored[f"{part}_labels"], stored[f"{part}_probabilities"], strict=True
+            ):
+                top = [float(row[f"probability_{rank}"]) for rank in (1, 2, 3)]
+                assert top == pytest.approx(sorted(chances.tolist(), reverse=True)[:3], rel=2e-3, abs=1e-6)
+                for rank in (1, 2, 3):
+                    assert float(chances[int(row[f"class_{rank}"])]) == pytest.approx(top[rank - 1], rel=2e-3, abs=1e-6)
+                assert (row["predicted"], row["probability"]) == (row["class_1"], row["probability_1"])
+                assert row["label"] == str(label) and row["image"].startswith(prefix)
 
 
 def test_the_loss_matches_scikit_learn(trained: Path) -> None:

@@ -162,6 +162,8 @@ def _alter(change: Callable[[dict[str, object]], object]) -> Callable[[Path], ob
 DAMAGES: dict[str, Callable[[Path], object]] = {
     "images cut": _cut,
     "images longer": lambda folder: (folder / "images").write_bytes((folder / "images").read_bytes() + b"0"),
+    "digests cut": lambda folder: os.truncate(folder / "digests", 100),
+    "digests gone": lambda folder: (folder / "digests").unlink(),
     "images gone": lambda folder: (folder / "images").unlink(),
     "meta gone": lambda folder: (folder / "meta.json").unlink(),
     "meta cut": lambda folder: (folder / "meta.json").write_text('{"key": "'),

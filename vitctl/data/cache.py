@@ -1,7 +1,7 @@
 """Cache of decoded images in memory-mapped files.
 
-A cache is a folder ``<data set>-<hash of the path>-<H>x<W>-<key>`` with two files: ``images``, the raw uint8
-[n, C, H, W], and ``meta.json``. The key is a hash of everything that the pixels depend on, so a cache is never updated,
+A cache is a folder ``<data set>-<hash of the path>-<H>x<W>-<key>`` with three files: ``images``, the raw uint8
+[n, C, H, W], ``digests``, a digest of each, uint8 [n, 16], and ``meta.json``. The key is a hash of everything that the pixels depend on, so a cache is never updated,
 only replaced. It is built in a hidden folder next to it and renamed when complete, so that a reader never sees part of
 it. The builder holds the lock file :data:`LOCK` in the hidden folder; a hidden folder without a held lock was left by a
 crash. After building a cache, the builder removes the caches of data sets that no longer exist.
@@ -31,12 +31,13 @@ import numpy as np
 import numpy.typing as npt
 import platformdirs
 
+from vitctl.data.duplicates import DIGEST_BYTES, Digests, image_digests
 from vitctl.errors import NoSpace, RequestError, RunFailed
 from vitctl.files import Locked, flush, is_full, locked
 from vitctl.observer import SILENT, Observer
 from vitctl.units import format_bytes
 
-FORMAT = 1
+FORMAT = 2
 """Version of the format; increase it when the stored data or the decoding changes."""
 
 Image = npt.NDArray[np.uint8]
@@ -76,12 +77,14 @@ class Decoded:
         mean: mean per channel of the measured images, scaled to 0-1.
         std: standard deviation per channel of the measured images, scaled to 0-1; at least half a grey level.
         bad: indices of unreadable images in the listing, ascending, with the reason.
+        digests: uint8 [n, 16], see :func:`image_digests`.
     """
 
     images: Image
     mean: tuple[float, ...]
     std: tuple[float, ...]
     bad: dict[int, str]
+    digests: Digests
 
 
 def cache_folder() -> Path:
@@ -180,6 +183,7 @@ def _open(final: Path, key: str, shape: tuple[int, int, int], total: int) -> Dec
             return None
         if (final / "images").stat().st_size != count * math.prod(shape):
             return None
+        digests = np.frombuffer((final / "digests").read_bytes(), dtype=np.uint8).reshape(count, DIGEST_BYTES)
         # Mode "c" shares the pages and never writes them back; for mode "r", torch would warn.
         images: Image = (
             np.memmap(final / "images", dtype=np.uint8, mode="c", shape=(count, *shape))
@@ -188,7 +192,7 @@ def _open(final: Path, key: str, shape: tuple[int, int, int], total: int) -> Dec
         )
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return None
-    return Decoded(images=images, mean=mean, std=std, bad=bad)
+    return Decoded(images=images, mean=mean, std=std, bad=bad, digests=digests)
 
 
 def _build(
@@ -214,9 +218,10 @@ def _build(
         # Written, not mapped: a full disk then raises an error instead of SIGBUS.
         with contextlib.ExitStack() as lock:
             lock.enter_context(locked(temporary / LOCK))
-            with open(temporary / "images", "wb") as file:
-                bad, mean, std = _decode_into(file, root, files, shape, decode, measured, observer)
+            with open(temporary / "images", "wb") as file, open(temporary / "digests", "wb") as digests:
+                bad, mean, std = _decode_into(file, digests, root, files, shape, decode, measured, observer)
                 flush(file)
+                flush(digests)
             meta: dict[str, Any] = {"key": key, "root": os.path.realpath(root), "mean": mean, "std": std, "bad": bad}
             with open(temporary / "meta.json", "wb") as file:
                 file.write(json.dumps(meta).encode())
@@ -236,6 +241,7 @@ class _Chunk(NamedTuple):
     Attributes:
         total: number of images, readable or not.
         data: bytes of the readable images.
+        digests: their digests.
         bad: indices of the unreadable images, with the reason.
         pixels: measured pixels per channel.
         sums: int64 [C], sum of the measured values.
@@ -244,6 +250,7 @@ class _Chunk(NamedTuple):
 
     total: int
     data: bytes
+    digests: bytes
     bad: dict[int, str]
     pixels: int
     sums: npt.NDArray[np.int64]
@@ -252,6 +259,7 @@ class _Chunk(NamedTuple):
 
 def _decode_into(
     file: IO[bytes],
+    digests: IO[bytes],
     root: Path,
     files: Sequence[ImageFile],
     shape: tuple[int, int, int],
@@ -259,13 +267,14 @@ def _decode_into(
     measured: int,
     observer: Observer,
 ) -> tuple[dict[int, str], list[float], list[float]]:
-    """Write every readable image to ``file``, in order; return the bad ones, the mean and the standard deviation."""
+    """Write every readable image and its digest, in order; return the bad ones, the mean and the standard deviation."""
     bad: dict[int, str] = {}
     pixels, done = 0, 0
     sums, squares = np.zeros(shape[0], dtype=np.int64), np.zeros(shape[0], dtype=np.int64)
     with contextlib.closing(_chunks(root, files, shape, decode, measured)) as chunks:
         for chunk in chunks:
             file.write(chunk.data)
+            digests.write(chunk.digests)
             bad.update(chunk.bad)
             pixels += chunk.pixels
             sums += chunk.sums
@@ -303,6 +312,7 @@ def _chunks(
         return _Chunk(
             total=stop - start,
             data=images.tobytes(),
+            digests=image_digests(images).tobytes(),
             bad=bad,
             pixels=seen.size // shape[0],
             sums=seen.sum(axis=(0, 2, 3), dtype=np.int64),

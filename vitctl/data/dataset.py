@@ -6,6 +6,7 @@ Letters in shapes: n images, C channels, H height, W width.
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -29,12 +30,14 @@ class Examples:
         labels: int64 [n], from 0 to K - 1 for K classes.
         paths: file of each image, relative to the data set's source; empty if images have no files.
         identities: ``CLASS/PATH`` of each image, with the path below its class; empty if images have no files.
+        digests: uint8 [n, 16], see :func:`vitctl.data.duplicates.image_digests`; None if not computed yet.
     """
 
     images: torch.Tensor
     labels: torch.Tensor
     paths: tuple[str, ...] = ()
     identities: tuple[str, ...] = ()
+    digests: npt.NDArray[np.uint8] | None = None
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -136,6 +139,20 @@ class Subset:
 
     def __len__(self) -> int:
         return len(self.index)
+
+
+def image_names(dataset: Dataset, examples: Examples, index: Sequence[int]) -> list[str]:
+    """Return the path of each image relative to the source, or ``PART/INDEX`` for images without files.
+
+    Args:
+        dataset: the data set.
+        examples: one of its parts; held-out images are in ``train``.
+        index: indices of the images in this part.
+    """
+    if examples.paths:
+        return [examples.paths[i] for i in index]
+    part = "train" if examples is dataset.train else "test" if examples is dataset.test else "val"
+    return [f"{part}/{i}" for i in index]
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -89,7 +89,9 @@ def decode_listing(
     paths = tuple(listing.files[i].path for i in kept)
     identities = tuple(listing.identities[i] for i in kept)
     parts = {
-        part: Examples(images[start:end], labels[start:end], paths[start:end], identities[start:end])
+        part: Examples(
+            images[start:end], labels[start:end], paths[start:end], identities[start:end], decoded.digests[start:end]
+        )
         for part, start, end in zip(SPLITS, (0, *ends[:-1]), ends, strict=True)
     }
     _check_left(root, listing, parts)

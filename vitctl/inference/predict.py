@@ -97,15 +97,15 @@ def predict(
             tops = iter(_most_likely(classifier, [image for image in decoded if not isinstance(image, str)], top))
             for path, image in zip(batch, decoded, strict=True):
                 if isinstance(image, str):
-                    yield Prediction(_name(path), [], image)
+                    yield Prediction(printable(path), [], image)
                 else:
-                    yield Prediction(_name(path), next(tops))
+                    yield Prediction(printable(path), next(tops))
             done += len(batch)
             if progress:
                 progress(done, len(images))
 
 
-def _name(path: Path) -> str:
+def printable(path: Path) -> str:
     """Return a path as text, with invalid UTF-8 and unprintable characters escaped."""
     text = os.fsencode(path).decode("utf-8", "backslashreplace")
     return "".join(letter if letter.isprintable() else repr(letter)[1:-1] for letter in text)

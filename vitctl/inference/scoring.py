@@ -15,12 +15,16 @@ from torch import Tensor
 
 from vitctl import devices
 from vitctl.data import DATASETS
-from vitctl.data.dataset import Dataset, Subset, load_dataset, split
+from vitctl.data.dataset import Dataset, Subset, image_names, load_dataset, split
 from vitctl.errors import RequestError
 from vitctl.files import write_text
 from vitctl.inference.classifier import Classifier
+from vitctl.inference.predict import printable
 from vitctl.observer import SILENT, Observer
 from vitctl.training.evaluate import logits_of
+
+_TOP = 3
+"""Classes per image in the table of predictions."""
 
 
 @dataclass(frozen=True)
@@ -35,6 +39,7 @@ class Scores:
         confusion: confusion matrix, ``[K][K]`` counts with a row per true class and a column per predicted class.
         labels: true classes, int64 ``[n]``.
         probabilities: predicted probabilities, float ``[n, K]``.
+        images: path of each image, or ``PART/INDEX`` in the data set for images without files.
     """
 
     figures: dict[str, Any]
@@ -42,6 +47,7 @@ class Scores:
     confusion: list[list[int]]
     labels: Tensor
     probabilities: Tensor
+    images: list[str]
 
     def to_dict(self) -> dict[str, Any]:
         """Return everything except the predictions of single images, as JSON values."""
@@ -115,7 +121,9 @@ def score_classifier(
         **devices.environment(classifier.device),
     }
     rows, confusion = classification(labels, logits.argmax(1), classifier.classes)
-    return Scores(figures, rows, confusion, labels, logits.double().softmax(1))
+    names = image_names(data, subset.examples, subset.index.tolist())
+    images = [printable(Path(data.source) / name) for name in names] if subset.examples.paths else names
+    return Scores(figures, rows, confusion, labels, logits.double().softmax(1), images)
 
 
 def _headline(logits: Tensor, labels: Tensor, suffix: str = "") -> dict[str, float | None]:
@@ -242,16 +250,27 @@ def write_class_table(scores: Scores, path: Path) -> None:
 
 
 def write_predictions(scores: Scores, path: Path) -> None:
-    """Write a CSV line per image: index in the part, true class, predicted class and its probability.
+    """Write a CSV line per image: its index among those evaluated, classes, path, and the most likely classes.
+
+    The columns are ``index, label, predicted, probability, image, class_1, probability_1, ...``, for up to
+    :data:`_TOP` classes; the last ones are named as in the table of ``vitctl predict``.
 
     Raises:
         RunFailed: the file cannot be written.
     """
     classes = [row["class"] for row in scores.classes]
-    best = scores.probabilities.max(1)
-    lines = zip(scores.labels.tolist(), best.indices.tolist(), best.values.tolist(), strict=True)
-    rows = [[i, classes[label], classes[guess], f"{p:.6f}"] for i, (label, guess, p) in enumerate(lines)]
-    _write_csv(path, [["index", "label", "predicted", "probability"], *rows])
+    ranks = range(min(_TOP, len(classes)))
+    # Stable, so that among equal probabilities the first class is predicted, as argmax does.
+    values, indices = (each[:, : len(ranks)] for each in scores.probabilities.sort(dim=1, descending=True, stable=True))
+    rows: list[list[Any]] = [
+        ["index", "label", "predicted", "probability", "image"]
+        + [f"{what}_{rank + 1}" for rank in ranks for what in ("class", "probability")]
+    ]
+    lines = zip(scores.labels.tolist(), scores.images, indices.tolist(), values.tolist(), strict=True)
+    for i, (label, image, guesses, probabilities) in enumerate(lines):
+        top = [(classes[guess], f"{p:.6f}") for guess, p in zip(guesses, probabilities, strict=True)]
+        rows.append([i, classes[label], *top[0], image, *[cell for pair in top for cell in pair]])
+    _write_csv(path, rows)
 
 
 def _write_csv(path: Path, rows: list[list[Any]]) -> None:

@@ -23,11 +23,15 @@ class Evaluation:
 
     Attributes:
         losses: cross-entropy of each image without label smoothing, float64 ``[N]``, in the order of the subset.
+        predicted: class with the largest logit, int64 ``[N]``.
+        probabilities: predicted probabilities, float16 ``[N, K]``; equal ones may differ before rounding.
         acc: top-1 accuracy in percent.
         mirrored: the same for logits averaged over each image and its mirror image, or None.
     """
 
     losses: Tensor
+    predicted: Tensor
+    probabilities: Tensor
     acc: float
     mirrored: Evaluation | None = None
 
@@ -46,21 +50,30 @@ class Stopped(Exception):
 
 
 class Scorer:
-    """Accumulates losses and correct predictions on ``device``, so that the CPU waits for it only once."""
+    """Accumulates losses and predictions on ``device``, so that the CPU waits for it only once."""
 
     def __init__(self, device: torch.device) -> None:
         self.losses: list[Tensor] = []
+        self.predicted: list[Tensor] = []
+        self.probabilities: list[Tensor] = []
         self.correct = torch.zeros((), device=device, dtype=torch.int64)
 
     def add(self, logits: Tensor, labels: Tensor) -> None:
         """Score ``logits``, float ``[B, K]``, against ``labels``, int64 ``[B]``."""
         self.losses.append(F.cross_entropy(logits, labels, reduction="none"))
-        self.correct += (logits.argmax(1) == labels).sum()
+        self.predicted.append(logits.argmax(1))
+        self.probabilities.append(logits.softmax(1).half())
+        self.correct += (self.predicted[-1] == labels).sum()
 
     def read(self) -> Evaluation:
         """Wait for the device and return the result."""
         losses = torch.cat(self.losses).cpu().double()
-        return Evaluation(losses=losses, acc=100 * self.correct.item() / len(losses))
+        return Evaluation(
+            losses=losses,
+            predicted=torch.cat(self.predicted).cpu(),
+            probabilities=torch.cat(self.probabilities).cpu(),
+            acc=100 * self.correct.item() / len(losses),
+        )
 
 
 @torch.inference_mode()

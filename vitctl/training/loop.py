@@ -18,7 +18,8 @@ from vitctl.process.signals import StopRequest
 from vitctl.recipes import Card
 from vitctl.training.card import CardWatch
 from vitctl.training.evaluate import Evaluation, Stopped, evaluate
-from vitctl.training.run_folder import RunFolder, git_commit
+from vitctl.training.predictions import write_predictions
+from vitctl.training.run_folder import PREDICTIONS, RunFolder, git_commit
 from vitctl.training.session import Session, describe, parameters, piece_sizes, trainable_parameters
 from vitctl.units import parse_save_every, plural
 
@@ -57,6 +58,7 @@ def fit(
         parse_save_every(config.save_every, "--save-every") if config.save_every else (None, None)
     )
     last_save = time.monotonic()
+    evaluation: Evaluation | None = None  # of the last epoch, if it was trained in this session
     observer.started(run_start(session, folder.path))
     if not progress.step:
         watch.expect(observer.message)
@@ -97,7 +99,7 @@ def fit(
                     raise stopped()
 
             try:
-                row = epoch_record(session, observer, stop)
+                row, evaluation = epoch_record(session, observer, stop)
             except Stopped:
                 save()  # all steps of the epoch are done; a resumed run continues with its evaluation
                 raise stopped() from None
@@ -123,10 +125,12 @@ def fit(
                 raise stopped()
 
         try:
-            summary = final_summary(session, folder, observer, stop, clock)
+            evaluations = final_evaluations(session, evaluation, observer, stop)
         except Stopped:
             raise stopped() from None
+        summary = final_summary(session, folder, evaluations["test"], clock)
         summary |= watch.final(summary, observer.message)
+        write_predictions(folder.path / PREDICTIONS, session.dataset, session.splits, evaluations, progress.step)
         folder.write_summary(summary)
     observer.finished(summary)
     return summary
@@ -241,8 +245,8 @@ def check_finite(session: Session, *values: float) -> None:
     raise NotFinite(message, hint=hint, step=step, device=str(session.device), batch=session.config.bs)
 
 
-def epoch_record(session: Session, observer: Observer, stop: StopRequest) -> Record:
-    """Evaluate at the end of an epoch and return the epoch's record.
+def epoch_record(session: Session, observer: Observer, stop: StopRequest) -> tuple[Record, Evaluation | None]:
+    """Evaluate at the end of an epoch, and return the epoch's record and the evaluation, if the run has one.
 
     Raises:
         Stopped: a signal arrived during the evaluation.
@@ -256,6 +260,7 @@ def epoch_record(session: Session, observer: Observer, stop: StopRequest) -> Rec
         "train_loss": progress.loss_sum / progress.seen,
         "train_acc": 100 * progress.correct / progress.seen,
     }
+    result = None
     if splits.val is not None:
         start = time.perf_counter()
         result = measure(session, splits.val, str(splits.val_split), observer, stop)
@@ -269,7 +274,7 @@ def epoch_record(session: Session, observer: Observer, stop: StopRequest) -> Rec
         "data_wait": round(progress.data_seconds / progress.train_seconds, 5),
         "overhead": round(1 - progress.busy_seconds / progress.train_seconds, 5),
     }
-    return row
+    return row, result
 
 
 def measure(
@@ -305,12 +310,36 @@ def measure(
     return result
 
 
-def final_summary(session: Session, folder: RunFolder, observer: Observer, stop: StopRequest, clock: Clock) -> Record:
-    """Evaluate the final weights on the test set and return the run's summary.
+def final_evaluations(
+    session: Session, last: Evaluation | None, observer: Observer, stop: StopRequest
+) -> dict[str, Evaluation]:
+    """Return the evaluation of the final weights on the test set, and on the held-out images if there are any.
+
+    Args:
+        session: the session.
+        last: the evaluation after the last epoch; None if it was in an earlier session, and is repeated if needed.
+        observer: receives the progress.
+        stop: ends the evaluation when a signal arrives.
+
+    Returns:
+        Evaluations by part: ``test`` and ``val``.
 
     Raises:
-        Stopped: a signal arrived during the evaluation.
+        Stopped: a signal arrived.
     """
+    splits, mirror = session.splits, session.config.tta == "flip"
+    if splits.val_split == "test":
+        reused = last if not mirror else None
+        return {"test": reused or measure(session, splits.test, "test", observer, stop, mirror=mirror)}
+    found = {}
+    if splits.val is not None:
+        found["val"] = last or measure(session, splits.val, str(splits.val_split), observer, stop)
+    found["test"] = measure(session, splits.test, "test", observer, stop, mirror=mirror)
+    return found
+
+
+def final_summary(session: Session, folder: RunFolder, test: Evaluation, clock: Clock) -> Record:
+    """Return the run's summary, with the evaluation of the final weights on the test set."""
     progress, splits, config = session.progress, session.splits, session.config
     row = session.history[-1]
     summary: Record = {
@@ -326,14 +355,9 @@ def final_summary(session: Session, folder: RunFolder, observer: Observer, stop:
     }
     if splits.val_split in ("holdout", "val"):
         summary |= {"best_val_acc": progress.best_val_acc, "best_epoch": progress.best_epoch}
-    mirror = config.tta == "flip"
-    if splits.val_split == "test" and row["step"] == progress.step and not mirror:
-        summary |= {"test_loss": row["val_loss"], "test_acc": row["val_acc"]}  # already measured with these weights
-    else:
-        result = measure(session, splits.test, "test", observer, stop, mirror=mirror)
-        summary |= {"test_loss": result.loss, "test_acc": result.acc}
-        if result.mirrored is not None:
-            summary |= {"test_loss_tta": result.mirrored.loss, "test_acc_tta": result.mirrored.acc, "tta": config.tta}
+    summary |= {"test_loss": test.loss, "test_acc": test.acc}
+    if test.mirrored is not None:
+        summary |= {"test_loss_tta": test.mirrored.loss, "test_acc_tta": test.mirrored.acc, "tta": config.tta}
     epochs = session.history
     trained = sum(row["epoch_time"] for row in epochs)
     summary |= {

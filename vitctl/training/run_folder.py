@@ -8,6 +8,8 @@
     the newest checkpoint, the one with the best held-out accuracy, and older ones
 ``summary.json``
     the final figures
+``predictions.npz``
+    what the final evaluations predicted for each image; see :mod:`vitctl.training.predictions`
 ``failure.json``
     why the run failed: kind, step, message and hint; removed by ``--resume``
 """
@@ -37,7 +39,7 @@ from vitctl.training.checkpoint import Checkpoint, load_checkpoint, save_checkpo
 from vitctl.units import mask_passwords
 
 LAST, BEST = "last.pt", "best.pt"
-FAILURE, LOCK = "failure.json", ".lock"
+FAILURE, LOCK, PREDICTIONS = "failure.json", ".lock", "predictions.npz"
 _NOT_IN_NAMES = re.compile(r"[/\\\0]+")
 
 
@@ -243,9 +245,9 @@ class RunFolder:
         return Failure.read(self.path / FAILURE)
 
     def resumed(self) -> None:
-        """Remove ``summary.json`` and ``failure.json``, as the run is being resumed."""
-        (self.path / "summary.json").unlink(missing_ok=True)
-        (self.path / FAILURE).unlink(missing_ok=True)
+        """Remove ``summary.json``, ``predictions.npz`` and ``failure.json``, as the run is being resumed."""
+        for name in ("summary.json", PREDICTIONS, FAILURE):
+            (self.path / name).unlink(missing_ok=True)
 
     def _write(self, name: str, text: str) -> None:
         write_text(self.path / name, text)

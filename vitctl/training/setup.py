@@ -14,6 +14,7 @@ from vitctl.data import AUGMENTATIONS, AugmentationEntry
 from vitctl.data.augment import Augment
 from vitctl.data.batches import Extras, Normalize, TrainBatches
 from vitctl.data.dataset import Dataset, Splits, load_dataset, split
+from vitctl.data.duplicates import describe_equal_images
 from vitctl.errors import RequestError
 from vitctl.models import build_model, find_model
 from vitctl.models.count import activation_floats, forward_cost
@@ -122,10 +123,10 @@ def open_session(
 
 
 def open_data(config: TrainConfig, observer: Observer = SILENT) -> tuple[Dataset, Splits]:
-    """Return the data set and its splits.
+    """Return the data set and its splits, and warn of equal images in two parts or classes.
 
     Raises:
-        RequestError: the data are not available as requested.
+        RequestError: the data are not available as requested, or have equal images with ``--strict-data``.
     """
     dataset = load_dataset(
         config.dataset,
@@ -134,6 +135,10 @@ def open_data(config: TrainConfig, observer: Observer = SILENT) -> tuple[Dataset
         skip_bad_images=config.skip_bad_images,
         observer=observer,
     )
+    if equal := describe_equal_images(dataset):
+        if config.strict_data:
+            raise RequestError(f"--strict-data: {equal}", hint="delete one image of each pair, or remove --strict-data")
+        observer.message(f"warning: {equal}")
     splits = split(
         dataset,
         val=config.val,
