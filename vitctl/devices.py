@@ -50,7 +50,8 @@ def resolve_device(name: str, what: str = "--device") -> torch.device:
         return torch.device(name)
     if not re.fullmatch(r"cpu|mps|cuda(:\d+)?", name):
         raise RequestError(f"unknown {what} {name!r}", hint="use auto, cpu, mps, cuda or cuda:0")
-    raise DeviceUnavailable(f"{what} {name} is not available on this machine", hint=f"use {or_list(available)}")
+    flag = f"{what} " if what.startswith("--") else ""
+    raise DeviceUnavailable(f"{what} {name} is not available on this machine", hint=f"use {flag}{or_list(available)}")
 
 
 def device_label(device: torch.device) -> str:

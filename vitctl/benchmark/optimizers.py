@@ -25,7 +25,7 @@ from vitctl.process.child import Child, LifeLine, Metrics, TrialRun, job_environ
 from vitctl.process.signals import StopRequest
 from vitctl.training import start
 from vitctl.training.preflight import check_config
-from vitctl.training.run_folder import RunFolder
+from vitctl.training.run_folder import RunFolder, check_folder_name
 
 FOLDER, RECORD = "comparisons", "comparison.json"
 POLL_SECONDS = 0.2
@@ -115,10 +115,8 @@ class ComparisonFolder:
         Raises:
             RequestError: the name belongs to another comparison, or the folder cannot be created.
         """
-        if name is not None and ("/" in name or "\\" in name or name in ("", ".", "..")):
-            raise RequestError(
-                f"--name {name!r} is not a valid folder name", hint="use --name with a name without slashes"
-            )
+        if name is not None:
+            check_folder_name(name)
         parent, base = runs_dir / FOLDER, name or plan.name
         number, path, newest = 1, parent / base, None
         while path.exists():

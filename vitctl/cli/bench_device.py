@@ -10,7 +10,7 @@ import typer
 from vitctl.cli.options import COMPARISON, AsJson, ConfigFile, Out, takes_settings
 
 
-@takes_settings
+@takes_settings(hidden=("device",))
 def bench_device(
     settings: dict[str, Any],
     names: Annotated[
@@ -25,21 +25,22 @@ def bench_device(
         bool,
         typer.Option(
             "--tune",
-            help="find the fastest settings, write them to tuned-DEVICE.yaml",
+            help="find the fastest settings and save tuned-DEVICE.yaml",
             rich_help_panel=COMPARISON,
         ),
     ] = False,
     out: Out = None,
-    runs_dir: Annotated[Path, typer.Option(help="folder for the runs of --epochs", rich_help_panel=COMPARISON)] = Path(
-        "runs"
-    ),
+    runs_dir: Annotated[
+        Path, typer.Option(metavar="DIR", help="folder for the runs of --epochs", rich_help_panel=COMPARISON)
+    ] = Path("runs"),
     config_file: ConfigFile = None,
     as_json: AsJson = False,
 ) -> None:
     """Compare training speed across devices.
 
     All devices start from the same weights and train on the same batches, in turns. This takes about a minute per device
-    (see --max-time) and needs no data set. With --epochs N, each device also trains and is evaluated.
+    (see --max-time) and needs no data set. With --epochs N, each device then also trains
+    and evaluates a complete run.
     """
     from vitctl.benchmark.device_plan import make_device_plan
     from vitctl.benchmark.output import check_out, write

@@ -12,14 +12,18 @@ def convert(
     old: Annotated[
         Path, typer.Argument(metavar="OLD.t7", help="weights saved by the original scripts", show_default=False)
     ],
-    net: Annotated[str, typer.Option(help="--net of the original run", show_default=False)],
+    net: Annotated[str, typer.Option(metavar="NAME", help="--net of the original run", show_default=False)],
     output: Annotated[
         Path, typer.Option("--output", "-o", metavar="FILE", help="checkpoint to write", show_default=False)
     ],
-    patch: Annotated[int | None, typer.Option(help="--patch of the original run", min=1, show_default="4")] = None,
-    size: Annotated[int | None, typer.Option(help="--size of the original run", min=4, show_default="32")] = None,
+    patch: Annotated[
+        int | None, typer.Option(metavar="N", help="--patch of the original run", min=1, show_default="4")
+    ] = None,
+    size: Annotated[
+        int | None, typer.Option(metavar="N", help="--size of the original run", min=4, show_default="32")
+    ] = None,
     convkernel: Annotated[
-        int | None, typer.Option(help="--convkernel of the original run", min=1, show_default="8")
+        int | None, typer.Option(metavar="N", help="--convkernel of the original run", min=1, show_default="8")
     ] = None,
     dataset: Annotated[str, typer.Option(help="data set of the original run", metavar="cifar10|cifar100")] = "cifar10",
     as_json: Annotated[bool, typer.Option("--json", help="print the result as JSON")] = False,

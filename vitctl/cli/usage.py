@@ -28,7 +28,8 @@ def usage_error(error: Any) -> RequestError:
         if hasattr(error, "possibilities"):
             return _unknown_option(option, context.command if context else None, path)
         if "requires an argument" in message:
-            return RequestError(f"{option} needs a value", hint=f"use {option} {value_name(option)}")
+            parameters = context.command.params if context else []
+            return RequestError(f"{option} needs a value", hint=f"use {option} {value_name(option, parameters)}")
         return RequestError(f"{option} takes no value", hint=f"use {option} without a value")
     if match := re.match(r"No such command '([^']*)'", message):
         return RequestError(f"unknown command {match[1]!r}", hint=suggest(match[1], context.command.commands, see))
@@ -37,7 +38,7 @@ def usage_error(error: Any) -> RequestError:
         return RequestError(f"missing argument {argument_name(error.param)}", hint=f"use {path} {' '.join(arguments)}")
     if message.startswith("Missing option"):
         option = error.param.opts[0]
-        return RequestError(f"{option} is missing", hint=f"add {option} {error.param.metavar or value_name(option)}")
+        return RequestError(f"{option} is missing", hint=f"add {option} {error.param.metavar or 'VALUE'}")
     if match := re.fullmatch(r"Got unexpected extra argument\(s\) \((.*)\)", message, re.DOTALL):
         if match[1].lower() in (*TRUE_WORDS, *FALSE_WORDS):
             hint = "remove it; a switch such as --json takes no value"
@@ -79,6 +80,9 @@ def _unknown_option(option: str, command: Any, path: str) -> RequestError:
         return RequestError(f"{path} has no flag {option}", hint=see)
     found = similar(word, [*names, *(INSTEAD if command.has_settings else ())])
     if found and found[0] not in names:
-        return RequestError(f"unknown flag {option}", hint=INSTEAD[found[0]])
+        hint = (
+            see if f"use {option} " in INSTEAD[found[0]] else INSTEAD[found[0]]
+        )  # a flag of train, but not of this one
+        return RequestError(f"unknown flag {option}", hint=hint)
     near = dict.fromkeys(names[name] for name in found if name in names)
     return RequestError(f"unknown flag {option}", hint=f"did you mean {or_list([*near])}?" if near else see)
