@@ -112,7 +112,7 @@ def test_patience_ends_a_run_early(cli: Cli) -> None:
         (["--name", "a/b"], "is not a valid folder name"),
         (["--dataset", "folder"], "--data-dir"),
         (["--bs", "many"], "--bs takes a whole number"),
-        (["--lr", "-1"], "--lr -1 is too small\nhint: use at least 0"),
+        (["--lr", "-1"], "--lr -1 is too small\nhint: use 0 or more"),
         (["--val", "tset"], "did you mean test"),
         (["--runs-dir", "/proc/nowhere"], "cannot create run folder"),
         (["--resume", "runs/none"], "run folder runs/none not found"),
@@ -126,8 +126,8 @@ def test_patience_ends_a_run_early(cli: Cli) -> None:
         (["--opt", "sgd:momentum=0,nesterov=true"], "nesterov=true needs momentum"),
         (["--net", "timm/vit_tiny_patch16_224."], "has no weights tagged ''"),
         (["--print-config", "--dry-run"], "--dry-run does nothing with --print-config"),
-        (["--net", "timm/vit_tiny_patch16_224:patch_size=0"], "patch_size 0 is too small\nhint: use at least 1"),
-        (["--net", "timm/vit_tiny_patch16_224:depth=-1"], "depth -1 is too small\nhint: use at least 1"),
+        (["--net", "timm/vit_tiny_patch16_224:patch_size=0"], "patch_size 0 is too small\nhint: use 1 or more"),
+        (["--net", "timm/vit_tiny_patch16_224:depth=-1"], "depth -1 is too small\nhint: use 1 or more"),
     ],
 )
 def test_impossible_requests_are_refused_with_a_hint(

@@ -115,8 +115,6 @@ class ComparisonFolder:
         Raises:
             RequestError: the name belongs to another comparison, or the folder cannot be created.
         """
-        if name is not None:
-            check_folder_name(name)
         parent, base = runs_dir / FOLDER, name or plan.name
         number, path, newest = 1, parent / base, None
         while path.exists():
@@ -230,6 +228,8 @@ def compare_optimizers(
         RunFailed: all runs diverged, or memory or disk space ran out.
         Interrupted: a signal arrived; everything is saved, and the same arguments resume the comparison.
     """
+    if name is not None:
+        check_folder_name(name)
     for each in plan.contestants:
         check_config(each.config, observer, weights=False)
     device = devices.resolve_device(plan.config.device)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from typing import Any
 
 from typer.core import TyperArgument
@@ -71,18 +72,30 @@ def _unknown_option(option: str, command: Any, path: str) -> RequestError:
     if not isinstance(command, Command):
         hint = f"use {path} train {option}" if path == "vitctl" and word in {*FLAGS, *ALIASES} else see
         return RequestError(f"unknown flag {option}", hint=hint)
+    # Devices and optimizers that a command takes as arguments are hidden flags of it.
+    hidden = [
+        flag_name(name) for name in FLAGS if command.has_settings and flag_name(name) not in command.visible_options()
+    ]
     if command.has_settings and (known := foreign_name(word, option)):
-        return known
+        return RequestError(known.message, hint=_without(hidden, known.hint or see))
     names = {name[2:].replace("-", "_"): name for name in command.visible_options()}
     if command.has_settings:
-        names |= {alias: flag_name(setting) for alias, setting in ALIASES.items()}
+        names |= {alias: flag_name(setting) for alias, setting in ALIASES.items() if flag_name(setting) not in hidden}
     elif word in FLAGS or word in ALIASES or foreign_name(word, option):
         return RequestError(f"{path} has no flag {option}", hint=see)
-    found = similar(word, [*names, *(INSTEAD if command.has_settings else ())])
-    if found and found[0] not in names:
-        hint = (
-            see if f"use {option} " in INSTEAD[found[0]] else INSTEAD[found[0]]
-        )  # a flag of train, but not of this one
+    refused = [flag[2:].replace("-", "_") for flag in hidden]
+    found = similar(word, [*names, *refused, *(INSTEAD if command.has_settings else ())])
+    if found and found[0] in INSTEAD and found[0] not in names:
+        hint = _without(hidden, INSTEAD[found[0]])
+        if f"use {option} " in hint:  # a flag of train that this command lacks
+            hint = see
         return RequestError(f"unknown flag {option}", hint=hint)
     near = dict.fromkeys(names[name] for name in found if name in names)
     return RequestError(f"unknown flag {option}", hint=f"did you mean {or_list([*near])}?" if near else see)
+
+
+def _without(flags: Sequence[str], hint: str) -> str:
+    """Return ``hint`` without ``flags``, whose values are arguments: ``use --opt adam`` -> ``use adam``."""
+    for flag in flags:
+        hint = hint.replace(f"{flag} ", "")
+    return hint
