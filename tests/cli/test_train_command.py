@@ -121,13 +121,13 @@ def test_patience_ends_a_run_early(cli: Cli) -> None:
         (["--dry-run", "--wandb", "offline"], "--wandb does nothing with --dry-run"),
         (["--dry-run", "--tensorboard"], "--tensorboard does nothing with --dry-run"),
         (["--dry-run", "--net", "vit_timm", "--pretrained", "nowhere.bin"], "nowhere.bin: no such file"),
-        (["--data-dir", ""], "--data-dir is empty\nhint: use --data-dir FOLDER"),
+        (["--data-dir", ""], "--data-dir is empty\nhint: use --data-dir DIR"),
         (["--resume", "."], "is not a run folder"),
         (["--opt", "sgd:momentum=0,nesterov=true"], "nesterov=true needs momentum"),
         (["--net", "timm/vit_tiny_patch16_224."], "has no weights tagged ''"),
         (["--print-config", "--dry-run"], "--dry-run does nothing with --print-config"),
-        (["--net", "timm/vit_tiny_patch16_224:patch_size=0"], "patch_size 0 is too small\nhint: use 1 or more"),
-        (["--net", "timm/vit_tiny_patch16_224:depth=-1"], "depth -1 is too small\nhint: use 1 or more"),
+        (["--net", "timm/vit_tiny_patch16_224:patch_size=0"], "patch_size=0 is too small\nhint: use 1 or more"),
+        (["--net", "timm/vit_tiny_patch16_224:depth=-1"], "depth=-1 is too small\nhint: use 1 or more"),
     ],
 )
 def test_impossible_requests_are_refused_with_a_hint(

@@ -224,7 +224,7 @@ def test_a_single_mistake_has_its_own_hint() -> None:
         ({"lr": {"distribution": "log_unifrom", "min": 1, "max": 2}}, "did you mean log_uniform"),
         ({"lr": {"distribution": "normal"}}, "can become -5.9978: --lr -5.99781 is too small\nhint: use 0 or more"),
         ({"lr": {"distribution": "log_uniform", "min": 0, "max": 1e4}}, "too large"),
-        ({"lr": {"values": []}}, "values takes a list"),
+        ({"lr": {"values": []}}, "values is empty"),
         ({"lr": {"values": [0.1, "fast"]}}, "--lr takes a number, not 'fast'"),
         ({"lr": {"values": [0.1, -2]}}, "--lr -2 is too small\nhint: use 0 or more"),
         ({"lr": {"values": [[1]]}}, "a number, text, true or false"),

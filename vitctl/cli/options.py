@@ -115,6 +115,7 @@ class Command(TyperCommand):
             for name in parameter.opts
         }
         bare = {flag_name(name) for name, flag in FLAGS.items() if flag.when_true is not None} | {"--pretrained"}
+        given = not ctx.resilient_parsing  # shell completion asks for the value of the last option
         takes_value = own - alone - switches.keys()
         words = (*TRUE_WORDS, *FALSE_WORDS)
         plain: list[str] = []
@@ -125,7 +126,7 @@ class Command(TyperCommand):
                 plain += [argument, *rest]
                 break
             if not argument.startswith("--"):
-                if argument in takes_value and not rest:
+                if argument in takes_value and not rest and given:
                     raise RequestError(
                         f"{argument} needs a value", hint=f"use {argument} {value_name(argument, self.params)}"
                     )
@@ -144,11 +145,12 @@ class Command(TyperCommand):
                 plain += [name] if convert(value, bool, name) else []
             elif not equals and name in bare and (not rest or _is_flag(rest[0])):
                 plain.append(f"{name}=true")
-            elif not equals and name in takes_value and (not rest or rest[0].partition("=")[0] in own):
+            elif not equals and name in takes_value and (rest[0].partition("=")[0] in own if rest else given):
                 raise RequestError(f"{name} needs a value", hint=f"use {name} {value_name(name, self.params)}")
             else:
                 plain.append(f"{name}{equals}{value}")
-        self._check_not_empty(ctx, plain, takes_value)
+        if given:
+            self._check_not_empty(ctx, plain, takes_value)
         return super().parse_args(ctx, plain)
 
     def _check_not_empty(self, ctx: Any, args: Sequence[str], takes_value: Container[str]) -> None:
