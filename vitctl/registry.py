@@ -151,7 +151,7 @@ def _range(low: float | None, high: float | None, below: float | None, above: fl
 
 def _number(value: float) -> str:
     """Format a bound or a value in an error."""
-    return str(value) if isinstance(value, int) else f"{value:.6g}" if abs(value) < 1e6 else f"{value:,.0f}"
+    return str(value) if isinstance(value, int) else f"{value:.6g}"
 
 
 @dataclass(frozen=True)

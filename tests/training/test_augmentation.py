@@ -303,10 +303,10 @@ def test_the_network_sees_augmented_images() -> None:
         (["--aug", "basic:m=3"], "--aug basic has no option 'm'"),
         (["--aug", "randaug:"], "use --aug NAME or --aug NAME:key=value"),
         (["--aug", ""], "--aug"),
-        (["--mixup", "-0.5"], "--mixup -0.5 is too small\nhint: use a value from 0 to 1,000,000"),
+        (["--mixup", "-0.5"], "--mixup -0.5 is too small\nhint: use a value from 0 to 1e+06"),
         (["--mixup", "nan"], "--mixup takes a number"),
         (["--mixup", "some"], "--mixup takes a number"),
-        (["--cutmix=-1"], "--cutmix -1 is too small\nhint: use a value from 0 to 1,000,000"),
+        (["--cutmix=-1"], "--cutmix -1 is too small\nhint: use a value from 0 to 1e+06"),
         (["--cutmix", "inf"], "--cutmix takes a number"),
         (
             ["--mixup", "0.8", "--limit-train", "1"],
