@@ -557,7 +557,7 @@ def test_masks_other_than_those_of_the_scripts_are_refused(refused: Refused, tmp
 @pytest.mark.parametrize(
     ("argv", "message"),
     [
-        (["nowhere.t7", "--net", "vit"], "cannot read nowhere.t7: No such file or directory"),
+        (["nowhere.t7", "--net", "vit"], "nowhere.t7 not found"),
         (["old.t7", "--net", "vitt"], "did you mean vit"),
         (["old.t7", "--net", "cct_2"], "--net cct_2 is not a network of the original scripts"),
         (["old.t7", "--net", "vit", "--dataset", "cifar1000"], "did you mean cifar100"),
