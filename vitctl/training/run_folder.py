@@ -133,8 +133,10 @@ class RunFolder:
             run = path.parent.parent if path.parent.name == "checkpoints" else path.parent
             if (run / "config.json").is_file():
                 hint = f"use the run's folder: {run}"
+            elif path.suffix in (".pt", ".pth", ".bin", ".safetensors"):
+                hint = f"use --pretrained {path} to start a run from its weights"
             else:
-                hint = f"use the folder of a run, or --pretrained {path} if the file holds weights"
+                hint = _use_a_run_in(path.parent)
             raise RequestError(f"{path} is a file, not a run folder", hint=hint)
         if not (path / "config.json").is_file():
             raise RequestError(f"{path} is not a run folder: it has no config.json", hint=_use_a_run_in(path))
