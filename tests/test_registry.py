@@ -103,9 +103,9 @@ def test_options_are_checked() -> None:
     assert entry.resolve_options({"depth": "3"}, "--net x") == {"depth": 3, "p": 0.1, "beta": 0.1, "pool": "cls"}
     for given, said in (
         ({"dept": 1}, "--net x has no option 'dept'\nhint: did you mean depth"),
-        ({"depth": 0}, "--net x:depth 0 is too small\nhint: use at least 1"),
-        ({"p": 1}, "--net x:p 1 is too large\nhint: use at least 0 and less than 1"),
-        ({"beta": 0}, "--net x:beta 0 is too small\nhint: use more than 0"),
+        ({"depth": 0}, "--net x:depth=0 is too small\nhint: use 1 or more"),
+        ({"p": 1}, "--net x:p=1 is too large\nhint: use a value of at least 0 and less than 1"),
+        ({"beta": 0}, "--net x:beta=0 is too small\nhint: use a value of more than 0"),
         ({"pool": "avgg"}, "unknown --net x:pool 'avgg'\nhint: did you mean avg"),
         ({"depth": "two"}, "--net x:depth takes a whole number, not 'two'\nhint: use a whole number such as 8"),
     ):

@@ -10,6 +10,7 @@ import contextlib
 import errno
 import os
 import re
+import shlex
 import shutil
 import stat
 import tempfile
@@ -64,7 +65,11 @@ def write_failed(
             f"cannot write {path}:{needs and f'{needs},'} {os.strerror(error.errno or 0)}{free}", hint=remedy
         )
     reason = os.strerror(error.errno) if error.errno else error
-    return RunFailed(f"cannot write {path}: {reason}{f'; {outcome}' if outcome else ''}")
+    if error.errno == errno.EISDIR:
+        hint = f"move or delete the folder {path}"
+    else:
+        hint = f"check that {path.parent} exists and is writable: ls -ld {shlex.quote(str(path.parent))}"
+    return RunFailed(f"cannot write {path}: {reason}{f'; {outcome}' if outcome else ''}", hint=hint)
 
 
 # -- writing -----------------------------------------------------------------------------------------------------------

@@ -129,20 +129,29 @@ def check_range(
     small = (low is not None and value < low) or (above is not None and value <= above)
     large = (high is not None and value > high) or (below is not None and value >= below)
     if small or large:
-        bounds = [
-            *([f"at least {_number(low)}"] if low is not None else []),
-            *([f"more than {_number(above)}"] if above is not None else []),
-            *([f"at most {_number(high)}"] if high is not None else []),
-            *([f"less than {_number(below)}"] if below is not None else []),
-        ]
-        raise RequestError(
-            f"{what} {_number(value)} is too {'small' if small else 'large'}", hint=f"use {' and '.join(bounds)}"
-        )
+        named = f"{what}{'=' if ':' in what else ' '}{_number(value)}"  # an option is written --net vit:depth=8
+        hint = f"use {_range(low, high, below, above)}"
+        raise RequestError(f"{named} is too {'small' if small else 'large'}", hint=hint)
+
+
+def _range(low: float | None, high: float | None, below: float | None, above: float | None) -> str:
+    """Describe the valid numbers: ``1 or more``, ``a value from 0 to 30``, ``a value of at least 0 and less than 1``."""
+    if low is not None and high is not None:
+        return f"a value from {_number(low)} to {_number(high)}"
+    if above is None and below is None:
+        return f"{_number(low)} or more" if low is not None else f"{_number(high)} or less" if high is not None else ""
+    bounds = [
+        *([f"at least {_number(low)}"] if low is not None else []),
+        *([f"more than {_number(above)}"] if above is not None else []),
+        *([f"at most {_number(high)}"] if high is not None else []),
+        *([f"less than {_number(below)}"] if below is not None else []),
+    ]
+    return f"a value of {' and '.join(bounds)}"
 
 
 def _number(value: float) -> str:
     """Format a bound or a value in an error."""
-    return str(value) if isinstance(value, int) else f"{value:.6g}" if abs(value) < 1e6 else f"{value:,.0f}"
+    return str(value) if isinstance(value, int) else f"{value:.6g}"
 
 
 @dataclass(frozen=True)

@@ -117,7 +117,7 @@ def test_settings_that_a_recipe_chooses_per_optimizer_are_noted() -> None:
         (["adam", "adamm"], {}, {}, "did you mean adam"),
         (["adam", "sgd:mometum=0.9"], {}, {}, "did you mean momentum"),
         (["adam", "sgd:lr"], {}, {}, "is not of the form key=value"),
-        (["adam", "sgd:lr=-1"], {}, {}, "use at least 0"),
+        (["adam", "sgd:lr=-1"], {}, {}, "use 0 or more"),
         (["adam", "sgd"], {}, {"seeds": 0}, "use --seeds 1 or more"),
         (["adam", "sgd"], {"opt": "adam"}, {}, "remove --opt, and add adam to the arguments"),
         (["adam", "sgd"], {"adan_beta1": 0.1}, {}, "does nothing without adan or adan_pytorch"),

@@ -363,7 +363,7 @@ def test_impossible_requests_are_refused(cli: Cli, refused: Refused, digits_run:
         ([digits_run, "--weights", "bets"], "did you mean best"),
         ([digits_run, "--format", "onxx"], "did you mean onnx"),
         ([digits_run, "--quantize", "int4"], "did you mean int8"),
-        ([digits_run, "--opset", 5], "--opset 5 is too small\nhint: use at least 18 and at most 23"),
+        ([digits_run, "--opset", 5], "--opset 5 is too small\nhint: use a value from 18 to 23"),
         ([digits_run, "-o", "no/where.onnx"], "no such folder"),
         ([digits_run, "-o", "nowhere"], "or create the folder: mkdir -p nowhere"),
         ([digits_run, "-o", last], "must end in .onnx"),

@@ -166,7 +166,7 @@ def test_timm_s_models_are_searched_by_pattern(cli: Cli) -> None:
         (["--size", 32], "--size 32 does nothing without --details\nhint: add --details"),
         (["--timm", "tinny"], "tiny_vit"),
         (["--timm", "vit_tiny"], "hint: use --timm '*vit_tiny*'"),
-        (["--timm", "zzzzzz*"], "no model of timm matches 'zzzzzz*'\nhint: use --timm"),
+        (["--timm", "zzzzzz*"], "no timm model matches 'zzzzzz*'\nhint: use --timm"),
     ],
 )
 def test_mistakes_are_refused_with_a_hint(refused: Refused, argv: list[object], message: str) -> None:

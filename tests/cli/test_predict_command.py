@@ -237,7 +237,7 @@ def test_damaged_or_foreign_safetensors_files_are_refused(
     for options, sentence in (
         ({"embed_dim": 32}, "does not fit the network in b.json"),
         ({"nonsense": 1}, "has no option 'nonsense'"),
-        ({"depth": 1_000_000}, "depth 1000000 is too large"),
+        ({"depth": 1_000_000}, "depth=1000000 is too large"),
         ({"depth": 200}, "..."),  # torch names each of the weights that are missing
         ({"depth": "many"}, "takes a whole number"),
     ):

@@ -35,22 +35,22 @@ CASES = [
     ("sweep creat", "unknown command 'creat'", "did you mean create"),
     # missing values
     ("train --wandb", "--wandb needs a value", "use --wandb online, offline or disabled"),
-    ("train --batch-size", "--batch-size needs a value", "use --batch-size VALUE"),
+    ("train --batch-size", "--batch-size needs a value", "use --batch-size N"),
     ("train --data-dir", "--data-dir needs a value", "use --data-dir DIR"),
-    ("eval run --limit", "--limit needs a value", "use --limit VALUE"),
-    ("sweep top s.yaml -k", "-k needs a value", "use -k VALUE"),
+    ("eval run --limit", "--limit needs a value", "use --limit N"),
+    ("sweep top s.yaml -k", "-k needs a value", "use -k N"),
     # values for switches
     ("train --compile=maybe", "--compile takes no value", "use --compile without a value"),
     ("train --print-config=5", "--print-config takes no value", "use --print-config without a value"),
     ("train --print-config true", "extra argument: true", "a switch such as --json takes no value"),
     # values of a wrong type
     ("eval run --limit x", "--limit takes a whole number, not 'x'", "use a whole number such as 8"),
-    ("eval run --limit 0", "--limit 0 is too small", "use at least 1"),
+    ("eval run --limit 0", "--limit 0 is too small", "use 1 or more"),
     ("export run --tolerance x", "--tolerance takes a number, not 'x'", "use a number such as 0.1"),
-    ("sweep top s.yaml -k 0", "--count 0 is too small", "use at least 1"),
+    ("sweep top s.yaml -k 0", "--count 0 is too small", "use 1 or more"),
     # missing arguments and flags
     ("eval", "missing argument CKPT|RUN|FILE", "use vitctl eval CKPT|RUN|FILE"),
-    ("predict run", "missing argument IMAGE...|FOLDER", "use vitctl predict CKPT|RUN|FILE IMAGE...|FOLDER"),
+    ("predict run", "missing argument IMAGE|FOLDER...", "use vitctl predict CKPT|RUN|FILE IMAGE|FOLDER..."),
     ("compare-optimizers", "missing argument OPT...", "use vitctl compare-optimizers OPT..."),
     ("sweep create", "missing argument FILE", "use vitctl sweep create FILE"),
     ("convert old.t7 -o new.pt", "--net is missing", "add --net NAME"),

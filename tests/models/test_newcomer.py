@@ -67,5 +67,5 @@ def test_it_is_listed_and_bad_options_are_refused(cli: Cli) -> None:
     assert (row["name"], row["params"], row["options"]) == ("quarters", 1482, {"embed_dim": 64})
     document = cli("list-models", "--details", "quarters:embed_dim=16", "--json").json()
     assert [layer["name"] for layer in document["layers"]] == ["embed", "head"]
-    assert "use at least 8" in cli("train", "--net", "quarters:embed_dim=4").err
+    assert "use 8 or more" in cli("train", "--net", "quarters:embed_dim=4").err
     assert "did you mean quarters?" in cli("train", "--net", "quarterz").err

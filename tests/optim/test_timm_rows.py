@@ -99,7 +99,7 @@ def test_options_reach_the_optimizer(name: str, given: dict[str, Any], attribute
         ("timm/bnbadam", {}, "needs CUDA and the package bitsandbytes"),
         ("timm/lamb", {"esp": 1}, "did you mean eps"),
         ("timm/lamb", {"eps": "small"}, "takes a number"),
-        ("timm/lamb", {"beta1": 1.5}, "1.5 is too large\nhint: use at least 0 and less than 1"),
+        ("timm/lamb", {"beta1": 1.5}, "1.5 is too large\nhint: use a value of at least 0 and less than 1"),
         ("timm/sgdp", {"momentum": 1.5}, "is too large"),
         ("timm/lars", {"momentum": -0.5}, "-0.5 is too small"),
         ("timm/lamb", {"trust_clip": "maybe"}, "takes true or false"),

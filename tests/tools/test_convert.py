@@ -482,7 +482,7 @@ def test_eval_predict_and_export_accept_the_checkpoint(cli: Cli, images: Path) -
 
 def test_the_checkpoint_starts_a_run_but_cannot_be_resumed(cli: Cli, refused: Refused, images: Path) -> None:
     trained = converted(cli, "vit_tiny:depth=1", {"model": shallow()})
-    assert "use --pretrained new.pt to start a run" in refused("train", "--resume", "new.pt")
+    assert "or --pretrained new.pt if the file holds weights" in refused("train", "--resume", "new.pt")
     run = ["train", "--dataset", images, "--val", "none", "--net", "vit_tiny:depth=1", "--bs", 10, "--max-steps", 1]
     begun = cli(*run, "--pretrained", "new.pt", "--lr", 0, "--name", "r", "--json")
     assert begun.code == 0 and "including the head" in begun.err, begun.err
@@ -557,7 +557,7 @@ def test_masks_other_than_those_of_the_scripts_are_refused(refused: Refused, tmp
 @pytest.mark.parametrize(
     ("argv", "message"),
     [
-        (["nowhere.t7", "--net", "vit"], "cannot read nowhere.t7: No such file or directory"),
+        (["nowhere.t7", "--net", "vit"], "nowhere.t7 not found"),
         (["old.t7", "--net", "vitt"], "did you mean vit"),
         (["old.t7", "--net", "cct_2"], "--net cct_2 is not a network of the original scripts"),
         (["old.t7", "--net", "vit", "--dataset", "cifar1000"], "did you mean cifar100"),

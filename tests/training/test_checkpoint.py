@@ -170,7 +170,7 @@ def test_a_compressed_archive_is_refused(tmp_path: Path) -> None:
     ("content", "sentence"),
     [
         (b"", "it is empty"),
-        (b"hello\n", "truncated, or another kind of file"),
+        (b"hello\n", "truncated, or a file of another kind"),
         ({"net": {}, "acc": 80.0, "epoch": 3}, "the original scripts"),
         ({"model": {}}, "hint: convert it: vitctl convert"),
         ([1, 2], "it contains something else"),

@@ -503,8 +503,9 @@ def measure_lanes(lanes: Sequence[Lane], budget: float, message: Callable[[str],
     for lane in lanes:  # before anything else runs on the device, so that the first micro-batch is a cold start
         with lane.memory():
             lane.warm_up()
-        parts = f"{lane.micro_batches} x " if lane.micro_batches > 1 else ""
-        message(f"{lane.label}: warmed up; a step takes about {parts}{format_seconds(lane.micro_batch_time)}")
+        seconds = format_seconds(lane.micro_batches * lane.micro_batch_time)
+        parts = f" ({lane.micro_batches} micro-batches)" if lane.micro_batches > 1 else ""
+        message(f"{lane.label}: warmed up; a step takes about {seconds}{parts}")
     with first.memory():
         reference = reference_of(first, first.session.config, (first.session.dataset, first.session.splits))
     parities, gemms = [], []

@@ -25,7 +25,7 @@ from vitctl.process.child import Child, LifeLine, Metrics, TrialRun, job_environ
 from vitctl.process.signals import StopRequest
 from vitctl.training import start
 from vitctl.training.preflight import check_config
-from vitctl.training.run_folder import RunFolder
+from vitctl.training.run_folder import RunFolder, check_folder_name
 
 FOLDER, RECORD = "comparisons", "comparison.json"
 POLL_SECONDS = 0.2
@@ -115,10 +115,6 @@ class ComparisonFolder:
         Raises:
             RequestError: the name belongs to another comparison, or the folder cannot be created.
         """
-        if name is not None and ("/" in name or "\\" in name or name in ("", ".", "..")):
-            raise RequestError(
-                f"--name {name!r} is not a valid folder name", hint="use --name with a name without slashes"
-            )
         parent, base = runs_dir / FOLDER, name or plan.name
         number, path, newest = 1, parent / base, None
         while path.exists():
@@ -232,6 +228,8 @@ def compare_optimizers(
         RunFailed: all runs diverged, or memory or disk space ran out.
         Interrupted: a signal arrived; everything is saved, and the same arguments resume the comparison.
     """
+    if name is not None:
+        check_folder_name(name)
     for each in plan.contestants:
         check_config(each.config, observer, weights=False)
     device = devices.resolve_device(plan.config.device)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import atexit
+import errno
 import gc
 import os
 import signal
@@ -10,9 +11,11 @@ import sys
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from vitctl.errors import RequestError
     from vitctl.process.failure import ChildReport
 
 # Skip the interpreter's final garbage collection, which takes a second or more to visit every object of torch.
@@ -20,6 +23,10 @@ atexit.register(gc.freeze)
 
 TYPERS_INTERRUPT = 130
 """Typer's exit code for Ctrl-C. The process ends with SIGINT instead, because a shell loop stops only then."""
+
+
+_LONGEST_SHOWN = 200
+"""Characters of a path in an error; longer ones are cut off."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -68,9 +75,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     except Exception as error:
-        report.write(error)
+        request = _path_error(error)
+        report.write(request or error)
         if debug:
             raise
+        if request:
+            print(f"error: {request}", file=sys.stderr)
+            return request.exit_code
         print(
             f"error: unexpected {type(error).__name__}: {error}\n"
             f"hint: please report this bug, with the output under VITCTL_DEBUG=1",
@@ -78,6 +89,19 @@ def main(argv: Sequence[str] | None = None) -> int:
         )
         return 1
     return 0
+
+
+def _path_error(error: Exception) -> RequestError | None:
+    """Return the error for a path that the system refuses: too long, a loop of links, or in a closed folder."""
+    from vitctl.errors import RequestError
+
+    refused = (errno.ENAMETOOLONG, errno.ELOOP, errno.EACCES, errno.EPERM)
+    if not isinstance(error, OSError) or error.errno not in refused or not isinstance(error.filename, (str, Path)):
+        return None
+    path = str(error.filename)
+    shown = path if len(path) <= _LONGEST_SHOWN else f"{path[:_LONGEST_SHOWN]}..."
+    hint = "use a shorter path" if error.errno == errno.ENAMETOOLONG else f"check its permissions: ls -ld {shown}"
+    return RequestError(f"cannot use {shown}: {error.strerror}", hint=hint)
 
 
 def _usage_error(error: Any, report: ChildReport) -> int:

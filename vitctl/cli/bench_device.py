@@ -10,7 +10,7 @@ import typer
 from vitctl.cli.options import COMPARISON, AsJson, ConfigFile, Out, takes_settings
 
 
-@takes_settings
+@takes_settings(hidden=("device",))
 def bench_device(
     settings: dict[str, Any],
     names: Annotated[
@@ -25,7 +25,7 @@ def bench_device(
         bool,
         typer.Option(
             "--tune",
-            help="find the fastest settings, write them to tuned-DEVICE.yaml",
+            help="find the fastest settings and save tuned-DEVICE.yaml",
             rich_help_panel=COMPARISON,
         ),
     ] = False,
@@ -39,7 +39,8 @@ def bench_device(
     """Compare training speed across devices.
 
     All devices start from the same weights and train on the same batches, in turns. This takes about a minute per device
-    (see --max-time) and needs no data set. With --epochs N, each device also trains and is evaluated.
+    (see --max-time) and needs no data set. With --epochs N, each device then also trains
+    and evaluates a complete run.
     """
     from vitctl.benchmark.device_plan import make_device_plan
     from vitctl.benchmark.output import check_out, write

@@ -10,7 +10,7 @@ import typer
 from vitctl.cli.options import COMPARISON, AsJson, ConfigFile, Out, takes_settings
 
 
-@takes_settings
+@takes_settings(hidden=("opt",))
 def compare_optimizers(
     settings: dict[str, Any],
     optimizers: Annotated[
@@ -27,22 +27,22 @@ def compare_optimizers(
         int | None,
         typer.Option(
             metavar="N",
-            help="first search N learning rates for optimizers without one",
+            help="first try N learning rates for each OPT without lr=",
             rich_help_panel=COMPARISON,
-            show_default="none",
+            show_default="no search",
         ),
     ] = None,
     from_sweep: Annotated[
         str | None,
         typer.Option(
-            metavar="ID|FILE",
+            metavar="FILE|ID",
             help="start from the settings of a sweep's best trial",
             rich_help_panel=COMPARISON,
         ),
     ] = None,
     storage: Annotated[
         str | None,
-        typer.Option(metavar="URL", help="database of the sweep of --from-sweep", rich_help_panel=COMPARISON),
+        typer.Option(metavar="URL", help="database that holds the sweep of --from-sweep", rich_help_panel=COMPARISON),
     ] = None,
     jobs: Annotated[
         int,
@@ -61,11 +61,14 @@ def compare_optimizers(
     new: Annotated[
         bool,
         typer.Option(
-            "--new", help="start anew even if a comparison with these settings exists", rich_help_panel=COMPARISON
+            "--new", help="start over even if a comparison with these settings exists", rich_help_panel=COMPARISON
         ),
     ] = False,
     runs_dir: Annotated[
-        Path, typer.Option(metavar="DIR", help="folder for runs, in comparisons/NAME", rich_help_panel=COMPARISON)
+        Path,
+        typer.Option(
+            metavar="DIR", help="folder for runs, which go to DIR/comparisons/NAME", rich_help_panel=COMPARISON
+        ),
     ] = Path("runs"),
     config_file: ConfigFile = None,
     as_json: AsJson = False,

@@ -30,19 +30,21 @@ def evaluate(
         str | None, typer.Option(help="folder with the data", metavar="DIR", show_default="as in training")
     ] = None,
     part: Annotated[str, typer.Option("--split", help="part of the data set", metavar="test|val|train")] = "test",
-    limit: Annotated[int | None, typer.Option("--limit", help="evaluate on only N images", metavar="N", min=1)] = None,
+    limit: Annotated[
+        int | None, typer.Option("--limit", help="evaluate on at most N images", metavar="N", min=1)
+    ] = None,
     tta: Annotated[
         str,
         typer.Option(
-            help="also report figures averaged over mirrored images",
+            help="also report metrics averaged over mirrored images",
             metavar="none|flip",
         ),
     ] = "none",
     device: DeviceName = "auto",
     skip_bad_images: Annotated[bool, typer.Option("--skip-bad-images", help="skip unreadable images")] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="print all figures as JSON")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="print all metrics as JSON")] = False,
     csv: Annotated[
-        Path | None, typer.Option("--csv", metavar="FILE", help="write the figures per class to this file")
+        Path | None, typer.Option("--csv", metavar="FILE", help="write the per-class metrics to this file")
     ] = None,
     predictions: Annotated[
         Path | None, typer.Option("--predictions", metavar="FILE", help="write one line per image to this CSV file")
@@ -50,7 +52,7 @@ def evaluate(
 ) -> None:
     """Evaluate a trained model or an exported file.
 
-    Reports loss, top-1 and top-5 accuracy, figures per class and the confusion matrix.
+    Reports loss, top-1 and top-5 accuracy, per-class metrics and the confusion matrix.
     """
     from vitctl.config import resolve_dataset
 

@@ -89,7 +89,7 @@ def export(
         str | None,
         typer.Option(
             metavar="N|all",
-            help="test images to verify on; generated ones without data",
+            help="test images to verify on; random ones if data is missing",
             rich_help_panel=VERIFICATION,
             show_default="1000",
         ),
@@ -98,7 +98,7 @@ def export(
         float | None,
         typer.Option(
             metavar="X",
-            help="largest absolute difference of a logit",
+            help="maximum absolute difference of any logit",
             rich_help_panel=VERIFICATION,
             show_default="0.0001",
         ),
@@ -132,13 +132,16 @@ def export(
         float | None,
         typer.Option(
             metavar="X",
-            help="largest loss of held-out accuracy in percentage points",
+            help="maximum drop in held-out accuracy, in percentage points",
             rich_help_panel=QUANTIZATION,
             show_default="1",
         ),
     ] = None,
     allow_drop: Annotated[
-        bool, typer.Option("--allow-drop", help="write the file even if it loses more", rich_help_panel=QUANTIZATION)
+        bool,
+        typer.Option(
+            "--allow-drop", help="write the file even if accuracy drops by more", rich_help_panel=QUANTIZATION
+        ),
     ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="print the report as JSON")] = False,
 ) -> None:

@@ -22,7 +22,7 @@ MFLOP: cost of a forward pass for one image"""
 
 def list_models(
     pattern: Annotated[
-        str | None, typer.Argument(help="name, family or pattern such as 'vit*'", show_default="all")
+        str | None, typer.Argument(metavar="PATTERN", help="name, family or pattern such as 'vit*'", show_default="all")
     ] = None,
     sort: Annotated[
         str | None,
@@ -100,7 +100,7 @@ def table_rows(pattern: str | None, sort: str | None) -> list[dict[str, Any]]:
             "network",
             pattern,
             names,
-            "list them with vitctl list-models, timm's with vitctl list-models --timm PATTERN",
+            "list all with vitctl list-models, or timm's with vitctl list-models --timm '*vit*'",
         )
     if sort is not None:
         descending = sort.endswith("_acc")
@@ -128,7 +128,7 @@ def timm_search(pattern: str) -> list[dict[str, Any]]:
             if more
             else suggest(pattern, [f"--timm {name}" for name in near], "use --timm '*vit*'")
         )
-        raise RequestError(f"no model of timm matches {pattern!r}", hint=hint)
+        raise RequestError(f"no timm model matches {pattern!r}", hint=hint)
     return details.timm_rows(names)
 
 

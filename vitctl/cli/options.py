@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Container, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -28,7 +28,7 @@ Out = Annotated[
     Path | None,
     typer.Option(
         metavar="FILE|FOLDER",
-        help=".json .csv .md .png .svg .html, or a folder for all",
+        help="output: .json .csv .md .png .svg .html, or folder for all",
         rich_help_panel=COMPARISON,
     ),
 ]
@@ -66,6 +66,12 @@ class Command(TyperCommand):
     def get_help_option(self, ctx: Any) -> Any:
         """Return the option ``--help``."""
         return _described(super().get_help_option(ctx))
+
+    def collect_usage_pieces(self, ctx: Any) -> list[str]:
+        """Return the words after the command's name in the usage line, with the arguments as errors name them."""
+        arguments = [each for each in self.get_params(ctx) if isinstance(each, TyperArgument)]
+        words = [(argument_name(each), each.required) for each in arguments]
+        return ["[OPTIONS]", *(name if required else f"[{name}]" for name, required in words)]
 
     def format_options(self, ctx: Any, formatter: Any) -> None:
         """Write the arguments, and the options in their groups."""
@@ -109,6 +115,8 @@ class Command(TyperCommand):
             for name in parameter.opts
         }
         bare = {flag_name(name) for name, flag in FLAGS.items() if flag.when_true is not None} | {"--pretrained"}
+        given = not ctx.resilient_parsing  # shell completion asks for the value of the last option
+        takes_value = own - one_way - switches.keys()
         words = (*TRUE_WORDS, *FALSE_WORDS)
         plain: list[str] = []
         rest = list(args)
@@ -118,6 +126,10 @@ class Command(TyperCommand):
                 plain += [argument, *rest]
                 break
             if not argument.startswith("--"):
+                if argument in takes_value and not rest and given:
+                    raise RequestError(
+                        f"{argument} needs a value", hint=f"use {argument} {value_name(argument, self.params)}"
+                    )
                 plain.append(argument)
                 continue
             name, equals, value = argument.partition("=")
@@ -133,11 +145,28 @@ class Command(TyperCommand):
                 plain += [name] if convert(value, bool, name) else []
             elif not equals and name in bare and (not rest or _is_flag(rest[0])):
                 plain.append(f"{name}=true")
-            elif not equals and name in own - one_way - switches.keys() and rest and rest[0].partition("=")[0] in own:
-                raise RequestError(f"{name} needs a value", hint=f"use {name} {value_name(name)}")
+            elif not equals and name in takes_value and (rest[0].partition("=")[0] in own if rest else given):
+                raise RequestError(f"{name} needs a value", hint=f"use {name} {value_name(name, self.params)}")
             else:
                 plain.append(f"{name}{equals}{value}")
+        if given:
+            self._check_not_empty(ctx, plain, takes_value)
         return super().parse_args(ctx, plain)
+
+    def _check_not_empty(self, ctx: Any, args: Sequence[str], takes_value: Container[str]) -> None:
+        """Refuse an empty value or argument: as a path, it would mean the current folder."""
+        option = ""
+        for argument in args:
+            name, equals, value = argument.partition("=")
+            if (option and not argument) or (equals and not value and name in takes_value):
+                name = option or name
+                hint = f"use {name} {value_name(name, self.params)}, or remove {name}"
+                raise RequestError(f"{name} is empty", hint=hint)
+            if not argument:
+                words = self.collect_usage_pieces(ctx)[1:]
+                hint = f"use {ctx.command_path} {' '.join(words)}" if words else "remove it"
+                raise RequestError("an argument is empty", hint=hint)
+            option = argument if argument in takes_value and not option else ""
 
 
 class Group(TyperGroup):
@@ -148,11 +177,13 @@ class Group(TyperGroup):
         return _described(super().get_help_option(ctx))
 
 
-def value_name(option: str) -> str:
-    """Return the choices of a setting's flag, else the placeholder of its value."""
+def value_name(option: str, parameters: Iterable[Any]) -> str:
+    """Return the choices of a setting's flag, else the placeholder of its value in ``--help``."""
     word = option.lstrip("-").replace("-", "_")
     setting = FLAGS.get(ALIASES.get(word, word))
-    return "VALUE" if setting is None else or_list(setting.choices) or setting.metavar or "VALUE"
+    if setting is not None and setting.choices:
+        return or_list(setting.choices)
+    return next((each.metavar for each in parameters if option in each.opts and each.metavar), "VALUE")
 
 
 def argument_name(argument: TyperArgument) -> str:
@@ -175,11 +206,19 @@ def _is_flag(word: str) -> bool:
     return word.startswith("-") and not word[1:2].isdigit() and word[1:2] != "."
 
 
-def takes_settings(command: Callable[..., None]) -> Callable[..., None]:
-    """Add a flag for every setting to ``command``; its parameter ``settings`` receives the given ones, parsed.
+def takes_settings(*, hidden: Sequence[str] = ()) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Return a decorator that adds a flag for every setting to a command.
 
-    :meth:`vitctl.config.Flag.parse` parses them, as it does those of files and sweeps, so that errors are the same.
+    The command's parameter ``settings`` receives the given ones, parsed by :meth:`vitctl.config.Flag.parse` like those of
+    files and sweeps, so that errors are the same.
+
+    Args:
+        hidden: settings that the command refuses, which ``--help`` does not list.
     """
+    return functools.partial(_add_settings, hidden=hidden)
+
+
+def _add_settings(command: Callable[..., None], hidden: Sequence[str]) -> Callable[..., None]:
     signature = inspect.signature(command, eval_str=True)
     own = [
         parameter.replace(kind=inspect.Parameter.KEYWORD_ONLY)
@@ -187,7 +226,12 @@ def takes_settings(command: Callable[..., None]) -> Callable[..., None]:
         if name != "settings"
     ]
     flags = [
-        inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=_annotation(name, FLAGS[name]))
+        inspect.Parameter(
+            name,
+            inspect.Parameter.KEYWORD_ONLY,
+            default=None,
+            annotation=_annotation(name, FLAGS[name], name in hidden),
+        )
         for name in dict.fromkeys([*MAIN_FLAGS, *FLAGS])
     ]
     legacy = [
@@ -236,13 +280,13 @@ def legacy_settings(given: Mapping[str, bool | None], flags: Mapping[str, Any]) 
     return settings
 
 
-def _annotation(name: str, flag: Flag) -> Any:
+def _annotation(name: str, flag: Flag, hidden: bool) -> Any:
     long = flag_name(name)
     panel = MAIN if name in MAIN_FLAGS else flag.panel
     shown = flag.shown or _shown_default(name)
     if flag.kind is bool:
         names = [f"{long}/--no-{long[2:]}"]
-        option = typer.Option(*names, help=flag.help, rich_help_panel=panel, show_default=shown)
+        option = typer.Option(*names, help=flag.help, rich_help_panel=panel, show_default=shown, hidden=hidden)
         return Annotated[bool | None, option]
     option = typer.Option(
         long,
@@ -252,6 +296,7 @@ def _annotation(name: str, flag: Flag) -> Any:
         metavar=flag.metavar or "|".join(flag.choices) or {int: "N", float: "X", str: "TEXT"}[flag.kind],
         show_default=shown,
         autocompletion=_completion(flag),
+        hidden=hidden,
     )
     return Annotated[str | None, option]
 

@@ -25,7 +25,7 @@ def predict(
     ],
     images: Annotated[
         list[Path],
-        typer.Argument(metavar="IMAGE...|FOLDER", help="images or folders of images", show_default=False),
+        typer.Argument(metavar="IMAGE|FOLDER...", help="images or folders of images", show_default=False),
     ],
     top: Annotated[int, typer.Option("--top", "-k", help="number of classes to show", metavar="K", min=1)] = 5,
     weights: Weights = "last",
@@ -40,8 +40,8 @@ def predict(
 ) -> None:
     """Classify images.
 
-    Shows the most likely classes of each image and their probabilities. Images are rotated upright
-    according to their EXIF data, resized and center-cropped.
+    Shows the most likely classes of each image and their probabilities. Images are rotated as their
+    EXIF data says, then resized and center-cropped if their size differs.
     """
     if weights not in ("last", "best"):
         raise unknown("--weights", weights, ("last", "best"))

@@ -436,7 +436,11 @@ def enqueue(
         params[key] = value
     sweep = find_local(target, runs_dir, storage)
     number = sweep.enqueue(params)
-    _print_note(f"trial {number} is queued; run vitctl sweep agent {sweep.id}")
+    control = sweep.control()
+    if control == "running":
+        _print_note(f"trial {number} is queued; run vitctl sweep agent {sweep.id}")
+    else:
+        _print_note(f"trial {number} is queued, but the sweep is {control}; resume it: vitctl sweep resume {sweep.id}")
 
 
 @app.command(cls=Command)

@@ -348,7 +348,7 @@ class SweepLines(Observer):
                 {
                     "finished": f"{self._name} is finished",
                     "stopped": f"{self._name} was stopped; resume it: vitctl sweep resume {self.sweep.id}",
-                    "count": f"this agent has started its {self._count} trials",
+                    "count": "this agent has started as many trials as --count allows",
                     "time": f"time is up; continue with vitctl sweep agent {self.sweep.id}",
                 }[why]
             )

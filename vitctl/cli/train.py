@@ -13,7 +13,7 @@ from vitctl.cli.options import takes_settings
 RUN = "Run"
 
 
-@takes_settings
+@takes_settings()
 def train(
     settings: dict[str, Any],
     resume: Annotated[
@@ -61,19 +61,19 @@ def train(
     preview_batch: Annotated[
         Path | None,
         typer.Option(
-            help="save the first augmented batch as an image, train nothing",
+            help="save the first augmented batch as an image, do not train",
             metavar="FILE.png",
             rich_help_panel=RUN,
         ),
     ] = None,
     as_json: Annotated[
-        bool, typer.Option("--json", help="print the final figures as JSON", rich_help_panel=RUN)
+        bool, typer.Option("--json", help="print the final metrics as JSON", rich_help_panel=RUN)
     ] = False,
 ) -> None:
     """Train a model.
 
-    By default, trains cct_2, a small compact transformer, for ten epochs on CIFAR-10. Settings, metrics, checkpoints and
-    final figures are saved in the run's folder. Resume an interrupted run with --resume.
+    By default, trains cct_2, a small compact transformer, for ten epochs on CIFAR-10. Settings, metrics and
+    checkpoints are saved in the run's folder. Resume an interrupted run with --resume.
     """
     from vitctl.cli.modes import choose_mode
     from vitctl.config import normalise_keys, resolve_config, resolve_dataset

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from typing import Any
 
 from typer.core import TyperArgument
@@ -28,7 +29,8 @@ def usage_error(error: Any) -> RequestError:
         if hasattr(error, "possibilities"):
             return _unknown_option(option, context.command if context else None, path)
         if "requires an argument" in message:
-            return RequestError(f"{option} needs a value", hint=f"use {option} {value_name(option)}")
+            parameters = context.command.params if context else []
+            return RequestError(f"{option} needs a value", hint=f"use {option} {value_name(option, parameters)}")
         return RequestError(f"{option} takes no value", hint=f"use {option} without a value")
     if match := re.match(r"No such command '([^']*)'", message):
         return RequestError(f"unknown command {match[1]!r}", hint=suggest(match[1], context.command.commands, see))
@@ -37,7 +39,7 @@ def usage_error(error: Any) -> RequestError:
         return RequestError(f"missing argument {argument_name(error.param)}", hint=f"use {path} {' '.join(arguments)}")
     if message.startswith("Missing option"):
         option = error.param.opts[0]
-        return RequestError(f"{option} is missing", hint=f"add {option} {error.param.metavar or value_name(option)}")
+        return RequestError(f"{option} is missing", hint=f"add {option} {error.param.metavar or 'VALUE'}")
     if match := re.fullmatch(r"Got unexpected extra argument\(s\) \((.*)\)", message, re.DOTALL):
         if match[1].lower() in (*TRUE_WORDS, *FALSE_WORDS):
             hint = "remove it; a switch such as --json takes no value"
@@ -70,15 +72,30 @@ def _unknown_option(option: str, command: Any, path: str) -> RequestError:
     if not isinstance(command, Command):
         hint = f"use {path} train {option}" if path == "vitctl" and word in {*FLAGS, *ALIASES} else see
         return RequestError(f"unknown flag {option}", hint=hint)
+    # Devices and optimizers that a command takes as arguments are hidden flags of it.
+    hidden = [
+        flag_name(name) for name in FLAGS if command.has_settings and flag_name(name) not in command.visible_options()
+    ]
     if command.has_settings and (known := foreign_name(word, option)):
-        return known
+        return RequestError(known.message, hint=_without(hidden, known.hint or see))
     names = {name[2:].replace("-", "_"): name for name in command.visible_options()}
     if command.has_settings:
-        names |= {alias: flag_name(setting) for alias, setting in ALIASES.items()}
+        names |= {alias: flag_name(setting) for alias, setting in ALIASES.items() if flag_name(setting) not in hidden}
     elif word in FLAGS or word in ALIASES or foreign_name(word, option):
         return RequestError(f"{path} has no flag {option}", hint=see)
-    found = similar(word, [*names, *(INSTEAD if command.has_settings else ())])
-    if found and found[0] not in names:
-        return RequestError(f"unknown flag {option}", hint=INSTEAD[found[0]])
+    refused = [flag[2:].replace("-", "_") for flag in hidden]
+    found = similar(word, [*names, *refused, *(INSTEAD if command.has_settings else ())])
+    if found and found[0] in INSTEAD and found[0] not in names:
+        hint = _without(hidden, INSTEAD[found[0]])
+        if f"use {option} " in hint:  # a flag of train that this command lacks
+            hint = see
+        return RequestError(f"unknown flag {option}", hint=hint)
     near = dict.fromkeys(names[name] for name in found if name in names)
     return RequestError(f"unknown flag {option}", hint=f"did you mean {or_list([*near])}?" if near else see)
+
+
+def _without(flags: Sequence[str], hint: str) -> str:
+    """Return ``hint`` without ``flags``, whose values are arguments: ``use --opt adam`` -> ``use adam``."""
+    for flag in flags:
+        hint = hint.replace(f"{flag} ", "")
+    return hint

@@ -26,7 +26,7 @@ INPUT_ONLY: dict[str, Flag] = {
     "patch": Flag(kind=int, help="patch size in pixels, for networks with patches", panel=NETWORK, low=1),
     "convkernel": Flag(kind=int, help="kernel size of convmixer", panel=NETWORK, low=1),
     **{
-        name: Flag(kind=float, help=f"{beta} of Adan as in its paper: 1 - Adam's beta", panel=OPTIMIZER)
+        name: Flag(kind=float, help=f"Adan's {beta} as in its paper: 1 minus the usual {beta}", panel=OPTIMIZER)
         for name, beta in OPT_FLAGS.items()
     },
 }

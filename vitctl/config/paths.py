@@ -8,7 +8,7 @@ from vitctl.config.settings import pretrained_word
 from vitctl.data import DATASETS
 from vitctl.errors import RequestError
 from vitctl.models import MODELS, TIMM, ModelEntry
-from vitctl.registry import lookup, or_list
+from vitctl.registry import or_list, similar
 
 
 def resolve_dataset(name: str, data_dir: str | None) -> tuple[str, str | None]:
@@ -19,19 +19,22 @@ def resolve_dataset(name: str, data_dir: str | None) -> tuple[str, str | None]:
     """
     if data_dir is not None and not data_dir.strip():
         raise RequestError("--data-dir is empty", hint="use --data-dir FOLDER, or remove --data-dir")
+    if not name.strip():
+        raise RequestError("--dataset is empty", hint="use --dataset NAME or --dataset FOLDER, or remove --dataset")
     if name in DATASETS:
         return name, data_dir and str(Path(data_dir).expanduser().absolute())
     if Path(name).expanduser().is_dir():
         if data_dir is not None:
             raise RequestError(f"--data-dir does nothing with --dataset {name}, a folder", hint="remove --data-dir")
         return "folder", str(Path(name).expanduser().absolute())
+    names = [each for each in DATASETS if each != "folder"]
+    hint = f"use --dataset {or_list(names)}, or a folder of images"
+    if Path(name).expanduser().exists():
+        raise RequestError(f"--dataset {name} is a file, not a folder", hint=hint)
     if "/" in name or name.startswith((".", "~")):
-        names = [each for each in DATASETS if each != "folder"]
-        raise RequestError(
-            f"--dataset {name}: no such folder", hint=f"use --dataset {or_list(names)}, or a folder of images"
-        )
-    lookup(DATASETS, name, "--dataset")
-    raise AssertionError("lookup raises for an unknown name")
+        raise RequestError(f"--dataset {name}: no such folder", hint=hint)
+    near = similar(name, names)
+    raise RequestError(f"unknown --dataset {name!r}", hint=f"did you mean {or_list(near)}?" if near else hint)
 
 
 def resolve_pretrained(net: str, entry: ModelEntry, value: str | None) -> str:
@@ -53,7 +56,7 @@ def resolve_pretrained(net: str, entry: ModelEntry, value: str | None) -> str:
     path = Path(word).expanduser().absolute()
     if not path.is_file():
         raise RequestError(
-            f"--pretrained {value}: {'not a file but a folder' if path.is_dir() else 'no such file'}",
-            hint="use --pretrained true, --pretrained false, or a file of weights",
+            f"--pretrained {value}: {'this is a folder, not a file' if path.is_dir() else 'no such file'}",
+            hint=f"use the path of a weights file, or --pretrained {'true' if entry.weights else 'false'}",
         )
     return str(path)

@@ -69,7 +69,7 @@ class Settings:
         NETWORK,
         low=4,
         high=4096,
-        shown="32; for pretrained networks their own",
+        shown="32, or the size of the pretrained network",
     )
     pretrained: str = _setting(
         "false",
@@ -101,7 +101,7 @@ class Settings:
     val: str = _setting(
         "holdout",
         str,
-        "images that every epoch is evaluated on",
+        "images to evaluate on after every epoch",
         DATA,
         choices=VAL_PROTOCOLS,
         shown="from the recipe",
@@ -139,11 +139,11 @@ class Settings:
         shown="from the recipe",
     )  # fmt: skip
     mixup: float = _setting(
-        0.0, float, "mixup alpha; true: the recipe's or 0.8; 0: off", AUGMENTATION, low=0, high=1e6,
+        0.0, float, "mixup alpha; true: the recipe's, else 0.8; 0: off", AUGMENTATION, low=0, high=1e6,
         shown="from the recipe", when_true=0.8,
     )  # fmt: skip
     cutmix: float = _setting(
-        0.0, float, "CutMix alpha; true: the recipe's or 1; 0: off", AUGMENTATION, low=0, high=1e6,
+        0.0, float, "CutMix alpha; true: the recipe's, else 1; 0: off", AUGMENTATION, low=0, high=1e6,
         shown="from the recipe", when_true=1.0,
     )  # fmt: skip
     mix_off: float = _setting(
@@ -153,7 +153,7 @@ class Settings:
     tta: str = _setting(
         "none",
         str,
-        "also report test figures averaged over mirrored images",
+        "also report test metrics averaged over mirrored images",
         DATA,
         choices=("none", "flip"),
         resumable=True,
@@ -161,7 +161,7 @@ class Settings:
     loss_sum: bool = _setting(
         False,
         bool,
-        "also record the validation loss as the original scripts did",
+        "also record the original scripts' summed validation loss",
         DATA,
         shown="from the recipe",
     )
@@ -194,7 +194,9 @@ class Settings:
         resumable=True,
     )
     max_steps: int | None = _setting(None, int, "stop after N optimizer steps", SCHEDULE, low=1, resumable=True)
-    max_time: str | None = _setting(None, str, "fit the complete run into 60s, 10m or 1h", SCHEDULE, metavar="TIME")
+    max_time: str | None = _setting(
+        None, str, "time budget of the whole run, such as 60s, 10m or 1h", SCHEDULE, metavar="TIME"
+    )
     schedule: str = _setting(
         "linear",
         str,
@@ -212,7 +214,7 @@ class Settings:
         shown="from the recipe",
     )  # fmt: skip
     warmdown: float = _setting(
-        0.0, float, "final fraction of --schedule constant that decays to 0", SCHEDULE, low=0, high=1,
+        0.0, float, "final fraction of --schedule constant with decay to 0", SCHEDULE, low=0, high=1,
         shown="from the recipe",
     )  # fmt: skip
     label_smoothing: float = _setting(0.1, float, "label smoothing", OPTIMIZER, low=0, below=1, shown="from the recipe")
@@ -231,13 +233,15 @@ class Settings:
     ema: float = _setting(
         0.0,
         float,
-        "decay of the weight average that is evaluated; 0: off",
+        "decay of the EMA weights, which are evaluated; 0: off",
         OPTIMIZER,
         low=0,
         below=1,
         shown="from the recipe",
     )
-    patience: int | None = _setting(None, int, "stop after N epochs without better held-out accuracy", SCHEDULE, low=1)
+    patience: int | None = _setting(
+        None, int, "stop early after N epochs without better held-out accuracy", SCHEDULE, low=1
+    )
 
     device: str = _setting("auto", str, "auto, cpu, mps, cuda or cuda:INDEX", DEVICE, resumable=True, metavar="NAME")
     micro_batch: int | str = _setting(
@@ -257,10 +261,15 @@ class Settings:
         resumable=True,
     )
     compile: bool = _setting(False, bool, "compile the training step with torch.compile", DEVICE, resumable=True)
-    threads: int | None = _setting(None, int, "CPU threads", DEVICE, low=1, shown="torch's", resumable=True)
+    threads: int | None = _setting(None, int, "CPU threads", DEVICE, low=1, high=1024, shown="torch's", resumable=True)
 
     save_every: str | None = _setting(
-        None, str, "also save every N steps, or every 30s, 10m or 1h", CHECKPOINTS, resumable=True, metavar="N|TIME"
+        None,
+        str,
+        "also checkpoint every N steps, or every 30s, 10m or 1h",
+        CHECKPOINTS,
+        resumable=True,
+        metavar="N|TIME",
     )
     keep: int = _setting(
         1, int, "older checkpoints to keep besides last.pt and best.pt", CHECKPOINTS, low=0, resumable=True

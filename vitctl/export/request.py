@@ -132,7 +132,13 @@ def check_output(output: Path, formats: tuple[str, ...]) -> None:
     """
     if len(set(formats)) > 1 and not output.is_dir():
         what = "is a file" if output.exists() else "does not exist"
-        hint = "use --output with a folder" if output.exists() or output.suffix else f"create it: mkdir -p {output}"
+        folder = output.with_suffix("") if output.suffix else output
+        hint = (
+            f"create a folder, mkdir -p {folder}, and use --output {folder}"
+            if output.suffix
+            else f"create it: mkdir -p {output}"
+        )
+        hint = "use --output with a folder" if folder.is_file() else hint
         raise RequestError(f"several formats need a folder, and --output {output} {what}", hint=hint)
     if not output.is_dir():
         suffixes = EXPORTERS[formats[0]].suffixes

@@ -74,6 +74,8 @@ def _read(path: Path, what: str) -> Any:
     try:
         with open(path, "rb") as file:
             head = file.read(16)
+    except FileNotFoundError as error:
+        raise RequestError(f"{what} not found", hint="use the path of an existing file") from error
     except OSError as error:
         raise RequestError(f"cannot read {what}: {error.strerror}", hint="use the path of a readable file") from error
     if head[8:9] == b"{" and int.from_bytes(head[:8], "little") < 1 << 30:  # the length of a JSON header

@@ -656,7 +656,7 @@ class _Reader:
         if not isinstance(values, list) or not values:
             self.wrong(
                 (*place, "values"),
-                f"{name!r}: values takes a list, not {_shown(values)}",
+                f"{name!r}: values {'is empty' if values == [] else f'takes a list, not {_shown(values)}'}",
                 "use a list such as values: [1, 2]",
             )
             return

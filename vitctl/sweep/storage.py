@@ -205,7 +205,9 @@ _SQLITE_FAULTS = {
     sqlite3.SQLITE_FULL: _NO_SPACE,
     sqlite3.SQLITE_READONLY: _READ_ONLY,
     sqlite3.SQLITE_ERROR: _NO_SWEEP,  # Optuna's statements are valid, so a table is missing
-    sqlite3.SQLITE_CANTOPEN: Fault("cannot open the file", "check the path and its permissions", final=False),
+    sqlite3.SQLITE_CANTOPEN: Fault(
+        "cannot open the file", "use --storage with the path of a file that you can read and write", final=False
+    ),
     sqlite3.SQLITE_BUSY: Fault(
         f"locked by another process for {BUSY_TIMEOUT:.0f} s", "try again when that process has finished", final=False
     ),

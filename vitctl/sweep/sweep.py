@@ -42,7 +42,7 @@ from vitctl.sweep.storage import (
     sqlite_file,
     translated_errors,
 )
-from vitctl.units import mask_passwords, parse_duration
+from vitctl.units import mask_passwords, parse_duration, plural
 
 RECORD = "sweep.json"
 _PLAN, _CONTROL = "vitctl", "control"
@@ -437,7 +437,7 @@ class Sweep:
                 used, cap = self.used(ledger), self.plan.run_cap
                 if cap is not None and used >= cap:
                     raise RequestError(
-                        f"sweep {self.id} is full: it has {used} trials, and run_cap is {cap}",
+                        f"sweep {self.id} is full: it has {plural(used, 'trial')}, and run_cap is {cap}",
                         hint=f"create another sweep: vitctl sweep create {file.name} --run-cap {cap + 1}",
                     )
                 raise RequestError(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import shlex
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -73,6 +74,10 @@ def convert(
     settings |= {key: value for key, value in (("patch", patch), ("convkernel", convkernel)) if value is not None}
     config = dataclasses.replace(resolve_config(settings), dataset=dataset)
     tensors, more = read_state(old, str(old))
+    if {"format", "config"} <= more.keys():
+        raise RequestError(
+            f"{old} is already a vitctl checkpoint", hint=f"use it as it is: vitctl eval {shlex.quote(str(old))}"
+        )
     classes, mean, std = DATA[dataset]
     torch.manual_seed(0)
     model = build_model(config.net, config.net_options, img_size=size, in_chans=3, num_classes=len(classes))

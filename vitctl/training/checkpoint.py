@@ -51,7 +51,9 @@ FILE_SHA256 = "file_sha256"
 """Key that :func:`load_checkpoint` adds: the SHA-256 of the file."""
 
 _NOT_DIGESTED = ("digest", FILE_SHA256)
-_NO_ARCHIVE = "it is truncated, or another kind of file"
+_NO_ARCHIVE = "it is truncated, or a file of another kind"
+
+_EXPORTED = (".onnx", ".pt2", ".safetensors")
 
 Checkpoint = dict[str, Any]
 
@@ -242,4 +244,5 @@ def _use_another(path: Path) -> str:
     for name in ("last.pt", "best.pt"):
         if path.name != name and (other := path.with_name(name)).is_file():
             return f"use another checkpoint, such as {other}"
-    return "use a checkpoint of a run, such as runs/NAME/checkpoints/best.pt"
+    checkpoint = "the checkpoint that it was exported from" if path.suffix in _EXPORTED else "a checkpoint of a run"
+    return f"use {checkpoint}, such as runs/NAME/checkpoints/best.pt"

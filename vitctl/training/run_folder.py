@@ -43,6 +43,23 @@ FAILURE, LOCK, PREDICTIONS = "failure.json", ".lock", "predictions.npz"
 _NOT_IN_NAMES = re.compile(r"[/\\\0]+")
 
 
+_LONGEST_NAME = 200
+"""Bytes; file systems allow 255, and temporary names are longer."""
+
+
+def check_folder_name(name: str) -> None:
+    """Check a name for the folder of a run or a comparison.
+
+    Raises:
+        RequestError: the name is empty, is too long or contains slashes.
+    """
+    if _NOT_IN_NAMES.search(name) or name in ("", ".", ".."):
+        valid = _NOT_IN_NAMES.sub("-", name).strip(".-")[:50] or "my-run"
+        raise RequestError(f"--name {name!r} is not a valid folder name", hint=f"use --name {shlex.quote(valid)}")
+    if (length := len(os.fsencode(name))) > _LONGEST_NAME:
+        raise RequestError(f"--name is too long: {length} bytes", hint=f"use --name with at most {_LONGEST_NAME} bytes")
+
+
 class RunFolder:
     """A run's folder on disk; the module's docstring lists its files.
 
@@ -68,9 +85,8 @@ class RunFolder:
         Raises:
             RequestError: the name is taken or not valid, or ``runs_dir`` is not writable.
         """
-        if name is not None and (_NOT_IN_NAMES.search(name) or name in ("", ".", "..")):
-            valid = _NOT_IN_NAMES.sub("-", name).strip(".-") or "my-run"
-            raise RequestError(f"--name {name!r} is not a valid folder name", hint=f"use --name {shlex.quote(valid)}")
+        if name is not None:
+            check_folder_name(name)
         base = name or "-".join(
             [
                 config.net.replace("/", "-"),
@@ -119,8 +135,10 @@ class RunFolder:
             run = path.parent.parent if path.parent.name == "checkpoints" else path.parent
             if (run / "config.json").is_file():
                 hint = f"use the run's folder: {run}"
+            elif path.suffix in (".pt", ".pth", ".bin", ".safetensors"):
+                hint = f"use --pretrained {path} to start a run from its weights"
             else:
-                hint = f"use --pretrained {path} to start a run from the weights of a checkpoint"
+                hint = _use_a_run_in(path.parent)
             raise RequestError(f"{path} is a file, not a run folder", hint=hint)
         if not (path / "config.json").is_file():
             raise RequestError(f"{path} is not a run folder: it has no config.json", hint=_use_a_run_in(path))
@@ -184,6 +202,8 @@ class RunFolder:
         path = self.path / "config.json"
         try:
             document = json.loads(path.read_text(encoding="utf-8"))
+            if not isinstance(document, dict):
+                raise TypeError("it is not a JSON object")
             if not isinstance(document["config"], dict) or not isinstance(document["sessions"], list):
                 raise TypeError("config or sessions has the wrong type")
         except (OSError, ValueError, KeyError, TypeError) as error:
@@ -341,6 +361,8 @@ class RunFolder:
 
 def _use_a_run_in(folder: Path) -> str:
     """Return a hint that names the newest runs in ``folder``, if any."""
+    if (folder.parent / "config.json").is_file():  # the folder of its checkpoints
+        return f"use the run's folder: {folder.parent}"
     try:
         runs = [run for run in folder.iterdir() if (run / "config.json").is_file()]
     except OSError:

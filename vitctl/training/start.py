@@ -23,7 +23,7 @@ from vitctl.training.budget import TimePlan
 from vitctl.training.compiling import compile_network
 from vitctl.training.loop import fit, run_start
 from vitctl.training.preflight import check_config, check_length
-from vitctl.training.run_folder import RunFolder
+from vitctl.training.run_folder import RunFolder, check_folder_name
 from vitctl.training.session import Session, mixed_steps, run_length
 from vitctl.training.setup import open_session
 from vitctl.units import plural
@@ -52,6 +52,8 @@ def start_run(
     """
     started = time.monotonic() if started is None else started
     check_config(config, observer)
+    if name is not None:
+        check_folder_name(name)
     if name is not None and (runs_dir / name / "config.json").exists():
         RunFolder.create(runs_dir, name, config)  # raises the error before data are decoded
     session = open_session(config, observer)
