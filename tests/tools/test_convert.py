@@ -482,7 +482,7 @@ def test_eval_predict_and_export_accept_the_checkpoint(cli: Cli, images: Path) -
 
 def test_the_checkpoint_starts_a_run_but_cannot_be_resumed(cli: Cli, refused: Refused, images: Path) -> None:
     trained = converted(cli, "vit_tiny:depth=1", {"model": shallow()})
-    assert "or --pretrained new.pt if the file holds weights" in refused("train", "--resume", "new.pt")
+    assert "use --pretrained new.pt to start a run" in refused("train", "--resume", "new.pt")
     run = ["train", "--dataset", images, "--val", "none", "--net", "vit_tiny:depth=1", "--bs", 10, "--max-steps", 1]
     begun = cli(*run, "--pretrained", "new.pt", "--lr", 0, "--name", "r", "--json")
     assert begun.code == 0 and "including the head" in begun.err, begun.err
