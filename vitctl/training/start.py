@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from vitctl import devices
-from vitctl.config import FLAGS, TrainConfig, check_tracked, find_card, flag_name, pretrained_word
+from vitctl.config import FLAGS, TrainConfig, check_tracked, find_card, flag_name, pretrained_word, resolve_labels
 from vitctl.data import AUGMENTATIONS
 from vitctl.errors import RequestError
 from vitctl.models import find_model
@@ -255,6 +255,8 @@ def same_value(stored: TrainConfig, name: str, value: Any) -> bool:
     """Return whether ``value``, as given by a flag, equals the stored setting."""
     if name == "pretrained" and pretrained_word(value) not in ("true", "false"):
         value = str(Path(value).expanduser().absolute())
+    elif name == "labels":
+        value = resolve_labels(value, stored.dataset, stored.data_dir)
     elif name == "pretrained":
         value = pretrained_word(value)
     if value is True and FLAGS[name].when_true is not None:
