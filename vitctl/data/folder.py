@@ -115,15 +115,14 @@ def decode_listing(
 
 def _check_left(root: Path, listing: Listing, parts: dict[str, Examples]) -> None:
     """Raise RequestError if a class of ``train/``, or all of ``val/`` or ``test/``, has no readable images."""
-    for part, folder in listing.folders.items():
-        if not len(parts[part]):
-            raise RequestError(
-                f"none of the images in {root / folder} can be read", hint=f"add readable images to {root / folder}"
-            )
-    left = np.bincount(parts["train"].labels.numpy(), minlength=len(listing.classes))
-    empty = [name for name, count in zip(listing.classes, left, strict=True) if not count]
-    if empty and "train" in listing.folders:
+    empty: list[Path | str] = []
+    if "train" in listing.folders:
+        left = np.bincount(parts["train"].labels.numpy(), minlength=len(listing.classes))
+        folder = root / listing.folders["train"]
+        lost = [name for name, count in zip(listing.classes, left, strict=True) if not count]
+        empty += [folder / name if (folder / name).is_dir() else f"class {name!r}" for name in lost]
+    empty += [root / folder for part, folder in listing.folders.items() if not len(parts[part])]
+    if empty:
         raise RequestError(
-            f"none of the training images of class {empty[0]!r} in {root} can be read",
-            hint=f"add readable images of {empty[0]!r}, or remove the class",
+            f"none of the images in {empty[0]} can be read", hint=f"add readable images to {empty[0]}, or remove it"
         )

@@ -20,6 +20,7 @@ from vitctl.data.labels import Row, find_labelled, has_labels, read_annotations,
 from vitctl.data.tree import CONTAINERS, HEIF_HINT, Tree, join, part_of
 from vitctl.errors import RequestError
 from vitctl.registry import or_list, similar
+from vitctl.units import plural
 
 SPLITS = ("train", "val", "test")
 
@@ -239,7 +240,7 @@ def from_labels(tree: Tree, path: Path) -> Layout:
             folder = ""
         parts[str(split)] = Part(folder, _by_class(members, folder))
     rest = len(images) - sum(image.size >= 0 for image, _ in found)
-    unused = (f"{rest:,} images without a label",) if rest else ()
+    unused = (f"{plural(rest, 'image')} without a label",) if rest else ()
     return Layout(parts=parts, unused=unused, labels=path)
 
 

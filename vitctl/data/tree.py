@@ -6,7 +6,7 @@ import itertools
 import os
 import re
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
@@ -35,7 +35,7 @@ _PART_WORDS = {
 }
 _FILLERS = CONTAINERS | {"set"}
 _WORD = re.compile(r"[A-Z]?[a-z]+|[A-Z]+(?![a-z])|\d+|[^\W\d_a-zA-Z]+")
-_ENDING = re.compile(r".\.([a-z][a-z0-9]{0,9})\Z", re.IGNORECASE)
+_ENDING = re.compile(r".\.([a-z][a-z0-9]{0,9})\Z", re.IGNORECASE | re.DOTALL)
 
 
 def part_of(name: str) -> tuple[str | None, tuple[str, ...]]:
@@ -127,20 +127,19 @@ class Tree:
         """Return whether a folder or one of its subfolders has an image."""
         return any(level.images for level in self.walk(folder))
 
-    def skipped(self, folders: Iterable[str], *, besides: Iterable[str] = ()) -> list[str]:
+    def skipped(self, folders: Iterable[str], *, besides: Collection[str] = ()) -> list[str]:
         """Return sentences that count what is skipped in ``folders`` and their subfolders, and the litter above them.
 
         Args:
             folders: folders that contain the data, none of them in another, or the root.
             besides: names of files that were read for another purpose.
         """
-        places = set(folders)
+        places = sorted(set(folders))
         levels = [level for folder in places for level in self.walk(folder)]
         above = {inner for folder in places for inner in ("", *itertools.accumulate(folder.split("/")[:-1], join))}
-        counts = Counter(
-            _ending(name) or "without an ending" for level in levels for name in {*level.others} - {*besides}
-        )
-        for level in (*levels, *map(self.read, above - places)):
+        others = (name for level in levels for name in level.others if name not in besides)
+        counts = Counter(_ending(name) or "without an ending" for name in others)
+        for level in (*levels, *map(self.read, sorted(above.difference(places)))):
             counts.update(name if name.casefold() in LITTER else "hidden" for name in level.litter)
         heif = {each: counts.pop(each) for each in sorted(counts) if each.removeprefix(".") in HEIF_SUFFIXES}
         sentences = [f"{count:,} {each} skipped; {HEIF_HINT}" for each, count in heif.items()]

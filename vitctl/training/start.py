@@ -209,6 +209,9 @@ def changed_config(stored: TrainConfig, changes: Mapping[str, Any]) -> TrainConf
     Raises:
         RequestError: a setting that a resumed run must keep would change.
     """
+    if "labels" in changes:
+        place = changes.get("data_dir", stored.data_dir)
+        changes = {**changes, "labels": resolve_labels(changes["labels"], stored.dataset, place)}
     refused = {
         flag_name(name): f"{flag_name(name)} {value} (the run has {stored_value(stored, name)})"
         for name, value in changes.items()
@@ -255,8 +258,6 @@ def same_value(stored: TrainConfig, name: str, value: Any) -> bool:
     """Return whether ``value``, as given by a flag, equals the stored setting."""
     if name == "pretrained" and pretrained_word(value) not in ("true", "false"):
         value = str(Path(value).expanduser().absolute())
-    elif name == "labels":
-        value = resolve_labels(value, stored.dataset, stored.data_dir)
     elif name == "pretrained":
         value = pretrained_word(value)
     if value is True and FLAGS[name].when_true is not None:
