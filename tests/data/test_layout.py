@@ -415,6 +415,8 @@ class TestLitter:
             RequestError, match=r"a has only images that Pillow does not read\nhint: run pip install pil"
         ):
             list_images(tmp_path)
+        with pytest.raises(RequestError, match=r"IMG_0.HEIC: a HEIC image, which needs pillow-heif"):
+            decode.decode_image(tmp_path / "train/a/IMG_0.HEIC", 4)
 
     def test_heic_images_are_read_with_pillow_heif(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         images(tmp_path, "train/a", "train/b", "test/a", count=1)
@@ -460,9 +462,10 @@ class TestMeasuring:
         (tmp_path / "test" / "unknown").mkdir()
         assert list_test_images(tmp_path, self.CLASSES).labels.tolist() == [2, 2]
 
-    def test_labels_may_be_in_a_file(self, tmp_path: Path) -> None:
-        labelled(tmp_path, "image,class\n0,dog\n2,bird\n")
-        listing = list_test_images(tmp_path, self.CLASSES, labels="labels.csv")
+    @pytest.mark.parametrize("name", ["labels.csv", "trainLabels.csv"])
+    def test_labels_may_be_in_a_file(self, name: str, tmp_path: Path) -> None:
+        labelled(tmp_path, "image,class\n0,dog\n2,bird\n", name=name)
+        listing = list_test_images(tmp_path, self.CLASSES, labels=name)
         assert listing.identities == ("bird/all/2.png", "dog/all/0.png") and listing.labels.tolist() == [0, 2]
 
     @pytest.mark.parametrize(

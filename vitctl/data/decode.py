@@ -74,11 +74,13 @@ def decode_image(source: str | os.PathLike[str] | BinaryIO, size: int | None) ->
     # For damaged files, Pillow's plug-ins raise nearly any exception: OSError, SyntaxError, struct.error, ...
     except Exception as error:
         path = str(source) if isinstance(source, (str, os.PathLike)) else str(getattr(source, "name", "the image"))
-        raise UnreadableImage(path, _reason(error)) from error
+        raise UnreadableImage(path, _reason(error, path)) from error
 
 
-def _reason(error: Exception) -> str:
+def _reason(error: Exception, path: str) -> str:
     if isinstance(error, UnidentifiedImageError):
+        if path.rpartition(".")[2].lower() in HEIF_SUFFIXES - image_suffixes():
+            return "a HEIC image, which needs pillow-heif"
         return "not an image"  # Pillow's message repeats the path
     if isinstance(error, OSError) and error.strerror:
         return error.strerror

@@ -415,14 +415,15 @@ def list_test_images(root: Path, classes: tuple[str, ...], *, labels: str | None
     Args:
         root: folder of the data set.
         classes: the network's classes.
-        labels: as for :func:`list_images`.
+        labels: as for :func:`list_images`; then also the images of a part named ``train`` are measured, if no other is.
 
     Raises:
         RequestError: the folder or file is missing, has the wrong layout or a class that the network does not have.
     """
     tree = _open(root)
     layout = find_layout(tree, known=classes) if labels is None else from_labels(tree, root / labels)
-    chosen = next((split for split in ("test", "val", WHOLE) if layout and _classes(layout, split)), None)
+    order = ("test", "val", WHOLE, *(["train"] if labels else []))
+    chosen = next((split for split in order if layout and _classes(layout, split)), None)
     if layout is None or chosen is None:
         raise _not_measurable(tree, layout, classes)
     part = layout.parts[chosen]
