@@ -314,11 +314,18 @@ WRONG: dict[str, tuple[str, Callable[[Path], object], str, str | None, str]] = {
         r"train has images but no class folders\nhint: add --labels trainLabels.csv",
     ),
     "labels without test": (
-        "labels without test",
+        "labels without a part",
         lambda root: labelled(root, "id,label\n0,a\n1,b\n", name="trainLabels.csv", places=("train", "test")),
         "",
         "trainLabels.csv",
         r"trainLabels.csv has no test images\nhint: add a column named split",
+    ),
+    "labels of one class": (
+        "labels without a part",
+        lambda root: labelled(root, "id,label,split\n0,a,train\n1,a,test\n"),
+        "",
+        "labels.csv",
+        r"labels.csv has training images of one class\nhint: add images of two or more classes",
     ),
     "no labels in test": (
         "no split",

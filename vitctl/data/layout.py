@@ -214,8 +214,9 @@ def from_labels(tree: Tree, path: Path) -> Layout:
         RequestError: see :func:`read_labels` and :func:`find_labelled`.
     """
     top = ""
-    while (child := _only_child(tree, top)) and not _part_folders(tree, top):
-        top = child
+    for _ in range(_NESTED):
+        if not _part_folders(tree, top):
+            top = _only_child(tree, top) or top
     folders = {split: join(top, name) for split, name in _part_folders(tree, top).items()}
     named = part_of(path.stem)[0]
     rows = read_labels(path)
@@ -224,21 +225,19 @@ def from_labels(tree: Tree, path: Path) -> Layout:
     found = find_labelled(by_name, images, _relative(path.parent, tree.root), folders, f"--labels {path}")
     in_column = {row.name: row.part for row in rows}
 
-    def split_of(image: ImageFile, row: Row) -> str | None:
+    def split_of(image: ImageFile, row: Row) -> str:
         inside = (split for split, folder in folders.items() if image.path.startswith(f"{folder}/"))
-        return in_column[row.name] or next(inside, None) or named
+        return in_column[row.name] or next(inside, None) or named or WHOLE
 
-    by_split: defaultdict[str | None, list[tuple[ImageFile, Row]]] = defaultdict(list)
+    by_split: defaultdict[str, list[tuple[ImageFile, Row]]] = defaultdict(list)
     for image, row in found:
         by_split[split_of(image, row)].append((image, row))
-    if None in by_split:
-        by_split = defaultdict(list, {WHOLE: found})
     parts = {}
-    for split, members in by_split.items():
-        folder = folders.get(str(split), "")
+    for split, members in ({WHOLE: found} if WHOLE in by_split else by_split).items():
+        folder = folders.get(split, "")
         if not all(image.path.startswith(f"{folder}/") for image, _ in members):
             folder = ""
-        parts[str(split)] = Part(folder, _by_class(members, folder))
+        parts[split] = Part(folder, _by_class(members, folder))
     rest = len(images) - sum(image.size >= 0 for image, _ in found)
     unused = (f"{plural(rest, 'image')} without a label",) if rest else ()
     return Layout(parts=parts, unused=unused, labels=path)
@@ -297,13 +296,18 @@ def one_level_too_high(tree: Tree, layout: Layout | None) -> RequestError | None
     )
 
 
-def labels_without_test(tree: Tree, layout: Layout | None) -> RequestError | None:
-    """Recognise a file of labels without images to test on."""
+def labels_without_part(tree: Tree, layout: Layout | None) -> RequestError | None:
+    """Recognise a file of labels without images to test on, or with fewer than two classes to train on."""
     if layout is None or layout.labels is None:
         return None
-    lacking = "training" if "train" not in layout.parts and WHOLE not in layout.parts else "test"
+    trained = _classes(layout, "train") or _classes(layout, WHOLE)
+    if len(trained) < 2:
+        return RequestError(
+            f"--labels {layout.labels} has training images of {'one class' if trained else 'no class'}",
+            hint="add images of two or more classes to it, or use --labels with another file",
+        )
     return RequestError(
-        f"--labels {layout.labels} has no {lacking} images",
+        f"--labels {layout.labels} has no test images",
         hint="add a column named split to it, with train or test for each image",
     )
 
@@ -364,7 +368,7 @@ def nothing(tree: Tree, layout: Layout | None) -> RequestError | None:
 
 
 MISTAKES: dict[str, Callable[[Tree, Layout | None], RequestError | None]] = {
-    "labels without test": labels_without_test,
+    "labels without a part": labels_without_part,
     "detection": marked_up,
     "too low": one_level_too_low,
     "too high": one_level_too_high,
