@@ -120,8 +120,77 @@ def test_another_data_set_must_have_the_same_classes(cli: Cli, refused: Refused,
     from tests.cli.test_train_command import image_folder
 
     image_folder(tmp_path / "shades")
-    assert "channels" in refused("eval", trained, "--dataset", "shades")
+    assert "channels" in refused("eval", trained, "--dataset", "shades", "--split", "train")
+    assert "is not one of the network's" in refused("eval", trained, "--dataset", "shades")
     cli("train", "--dataset", "shades", "--net", TINY_NET, "--size", 8, "--bs", 8, "--epochs", 1, "--name", "s")
     (tmp_path / "shades" / "train" / "dark").rename(tmp_path / "shades" / "train" / "black")
     (tmp_path / "shades" / "test" / "dark").rename(tmp_path / "shades" / "test" / "black")
-    assert "the network was trained on" in refused("eval", "runs/s", "--dataset", "shades")
+    assert "the network was trained on" in refused("eval", "runs/s", "--dataset", "shades", "--split", "train")
+    assert "class 'black' in" in refused("eval", "runs/s", "--dataset", "shades")
+
+
+SHADES_NET = ("--net", TINY_NET, "--size", 8, "--bs", 8, "--epochs", 1, "--json")
+
+
+@pytest.fixture
+def shades_run(cli: Cli, tmp_path: Path) -> Path:
+    """Return a run that was trained on ``shades``, a folder with the classes dark and light."""
+    from tests.cli.test_train_command import image_folder
+
+    image_folder(tmp_path / "shades")
+    assert cli("train", "--dataset", "shades", *SHADES_NET, "--name", "s").code == 0
+    return tmp_path / "runs" / "s"
+
+
+def test_another_folder_needs_only_what_is_measured(cli: Cli, shades_run: Path, tmp_path: Path) -> None:
+    own = cli("eval", shades_run, "--json").json()
+    shutil.copytree(tmp_path / "shades" / "test", tmp_path / "only" / "test")
+    shutil.copytree(tmp_path / "shades" / "test", tmp_path / "flat")
+    shutil.copytree(tmp_path / "shades" / "test" / "light", tmp_path / "subset" / "light")
+    for folder in ("only", "flat", "shades"):
+        scores = cli("eval", shades_run, "--dataset", folder, "--json").json()
+        assert (scores["images"], scores["top1"], scores["loss"]) == (8, own["top1"], own["loss"])
+        assert scores["confusion"] == own["confusion"]
+    subset = cli("eval", shades_run, "--dataset", "subset", "--json").json()
+    assert subset["confusion"] == [[0, 0], own["confusion"][1]]
+
+
+def test_a_file_of_labels_is_used_by_training_resume_and_evaluation(
+    cli: Cli, refused: Refused, shades_run: Path, tmp_path: Path
+) -> None:
+    lines = ["id,label,split"]
+    (tmp_path / "mixed").mkdir()
+    for path in sorted((tmp_path / "shades").rglob("*.png")):
+        part, name, file = path.relative_to(tmp_path / "shades").parts
+        shutil.copy(path, tmp_path / "mixed" / f"{part}-{name}-{file}")
+        lines.append(f"{part}-{name}-{path.stem},{name},{part}")
+    (tmp_path / "mixed" / "labels.csv").write_text("\n".join(lines))
+    (tmp_path / "test.csv").write_text("\n".join(lines))
+    assert "hint: add --labels labels.csv" in refused("train", "--dataset", "mixed", *SHADES_NET)
+    trained = cli("train", "--dataset", "mixed", "--labels", "labels.csv", *SHADES_NET, "--name", "m")
+    assert trained.code == 0 and "train 24, test 8, labels of labels.csv" in trained.err
+    known = cli("eval", "runs/s", "--json").json()
+    scores = cli("eval", "runs/m", "--json").json()
+    assert scores["top1"] == trained.json()["test_acc"]
+    (tmp_path / "mixed").rename(tmp_path / "moved")
+    assert cli("eval", "runs/m", "--data-dir", "moved", "--json").json()["loss"] == scores["loss"]
+    resumed = cli("train", "--resume", "runs/m", "--data-dir", "moved", "--labels", "labels.csv", "--epochs", 2)
+    assert resumed.code == 0, resumed.err
+    assert "--resume cannot change --labels" in refused(
+        "train", "--resume", "runs/m", "--data-dir", "moved", "--labels", tmp_path / "test.csv"
+    )
+    other = cli("eval", "runs/s", "--dataset", "moved", "--labels", "test.csv", "--json").json()
+    assert other["loss"] == pytest.approx(known["loss"]) and other["confusion"] == known["confusion"]
+
+
+@pytest.mark.parametrize(
+    ("argv", "expected"),
+    [
+        (["train", "--dataset", "digits", "--labels", "x.csv"], "--labels does nothing with --dataset digits"),
+        (["train", "--dataset", "shades", "--labels", "x.csv"], "--labels x.csv not found\nhint: use --labels with a file in"),
+        (["train", "--dataset", "shades", "--labels", ""], "--labels is empty"),
+        (["eval", "runs/s", "--labels", "x.csv"], "--labels x.csv needs --dataset\nhint: add --dataset DIR"),
+    ],
+)  # fmt: skip
+def test_labels_without_effect_are_refused(refused: Refused, shades_run: Path, argv: list[str], expected: str) -> None:
+    assert expected in refused(*argv)

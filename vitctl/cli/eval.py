@@ -29,6 +29,12 @@ def evaluate(
     data_dir: Annotated[
         str | None, typer.Option(help="folder with the data", metavar="DIR", show_default="as in training")
     ] = None,
+    labels: Annotated[
+        str | None,
+        typer.Option(
+            help="CSV file with the labels of a folder's images", metavar="FILE", show_default="as in training"
+        ),
+    ] = None,
     part: Annotated[str, typer.Option("--split", help="part of the data set", metavar="test|val|train")] = "test",
     limit: Annotated[
         int | None, typer.Option("--limit", help="evaluate on at most N images", metavar="N", min=1)
@@ -54,7 +60,7 @@ def evaluate(
 
     Reports loss, top-1 and top-5 accuracy, per-class metrics and the confusion matrix.
     """
-    from vitctl.config import resolve_dataset
+    from vitctl.config import resolve_dataset, resolve_labels
 
     for flag, value, choices in (
         ("--weights", weights, ("last", "best")),
@@ -70,6 +76,10 @@ def evaluate(
             check_table(target, flag)
     if dataset is not None:
         dataset, data_dir = resolve_dataset(dataset, data_dir)
+    if labels is not None:
+        if data_dir is None:
+            raise RequestError(f"--labels {labels} needs --dataset", hint="add --dataset DIR, the folder of the images")
+        labels = resolve_labels(labels, dataset or "folder", str(Path(data_dir).expanduser().absolute()))
 
     from vitctl.cli import printing
     from vitctl.cli.progress import make_observer
@@ -82,6 +92,7 @@ def evaluate(
             open_classifier(path, weights=weights, device_name=device, warn=observer.message),
             dataset=dataset,
             data_dir=data_dir,
+            labels=labels,
             part=part,
             limit=limit,
             tta=tta,

@@ -58,7 +58,7 @@ def predict(
         from vitctl.inference import predict as predicting
 
         classifier = open_classifier(path, weights=weights, device_name=device, warn=observer.message)
-        found = predicting.collect(images)
+        found = predicting.collect(images, observer)
         predictions = list(
             predicting.predict(
                 classifier, found, top=top, progress=lambda done, count: observer.evaluating("images", done, count)

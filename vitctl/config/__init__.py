@@ -28,7 +28,7 @@ from vitctl.config.keys import (
     unknown_setting,
 )
 from vitctl.config.names import foreign_name
-from vitctl.config.paths import resolve_dataset
+from vitctl.config.paths import resolve_dataset, resolve_labels
 from vitctl.config.resolution import resolve_config
 from vitctl.config.settings import ORIGINAL_BATCH, VAL_PROTOCOLS, pretrained_word
 from vitctl.config.train_config import TrainConfig
@@ -53,6 +53,7 @@ __all__ = [
     "pretrained_word",
     "resolve_config",
     "resolve_dataset",
+    "resolve_labels",
     "split_tags",
     "unknown_setting",
 ]

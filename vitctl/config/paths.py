@@ -37,6 +37,27 @@ def resolve_dataset(name: str, data_dir: str | None) -> tuple[str, str | None]:
     raise RequestError(f"unknown --dataset {name!r}", hint=f"did you mean {or_list(near)}?" if near else hint)
 
 
+def resolve_labels(labels: str | None, dataset: str, data_dir: str | None) -> str | None:
+    """Return the file of ``--labels``, relative to the folder of the images if it lies there, else absolute.
+
+    It is looked for in the folder of the images, then in the current one.
+
+    Raises:
+        RequestError: no such file, or the data set is not a folder of images.
+    """
+    if not labels:
+        return labels
+    if dataset != "folder" or data_dir is None:
+        raise RequestError(
+            f"--labels does nothing with --dataset {dataset}", hint="remove --labels, or use --dataset DIR"
+        )
+    root = Path(data_dir)
+    for path in (root / labels, Path(labels).expanduser().absolute()):
+        if path.is_file():
+            return path.relative_to(root).as_posix() if path.is_relative_to(root) else str(path)
+    raise RequestError(f"--labels {labels} not found", hint=f"use --labels with a file in {root}, or its full path")
+
+
 def resolve_pretrained(net: str, entry: ModelEntry, value: str | None) -> str:
     """Return ``true``, ``false``, or the absolute path of the file that ``--pretrained`` names.
 

@@ -14,7 +14,7 @@ from typing import Any
 from vitctl.config.checks import check_tracked
 from vitctl.config.flag import flag_name
 from vitctl.config.keys import ADANS, FLAGS, LENGTHS, NET_FLAGS, OPT_FLAGS
-from vitctl.config.paths import resolve_dataset, resolve_pretrained
+from vitctl.config.paths import resolve_dataset, resolve_labels, resolve_pretrained
 from vitctl.config.train_config import TrainConfig
 from vitctl.data import AUGMENTATIONS, AugmentationEntry
 from vitctl.errors import RequestError
@@ -146,7 +146,7 @@ def drop_defaults_of_replaced_choices(draft: Draft) -> None:
     draft.drop_defaults(of_net, "opt", "opt_options")
     draft.drop_defaults(of_net, *LENGTHS)
     draft.drop_defaults(of_opt, "aug", "aug_options")
-    for name in of_opt.keys() - {*CHOICES, "data_dir", "opt", *LENGTHS, "aug", "aug_options"}:
+    for name in of_opt.keys() - {*CHOICES, "data_dir", "labels", "opt", *LENGTHS, "aug", "aug_options"}:
         draft.drop_defaults(of_opt, name)
 
 
@@ -217,7 +217,8 @@ def choose_recipe(draft: Draft) -> None:
 def choose_dataset(draft: Draft) -> None:
     """Resolve the data set, which may be given as a folder of images."""
     name, data_dir = resolve_dataset(str(draft.given.get("dataset", "cifar10")), draft.given.get("data_dir"))
-    draft.settings.update(dataset=name, data_dir=data_dir)
+    labels = resolve_labels(draft.given.get("labels"), name, data_dir)
+    draft.settings.update(dataset=name, data_dir=data_dir, labels=labels)
 
 
 def choose_time(draft: Draft) -> None:

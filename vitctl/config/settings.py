@@ -98,6 +98,7 @@ class Settings:
         resumable=True,
         metavar="DIR",
     )
+    labels: str | None = _setting(None, str, "CSV file with the labels of a folder's images", DATA, metavar="FILE")
     val: str = _setting(
         "holdout",
         str,

@@ -34,7 +34,8 @@ from vitctl.data.download import (
     unpack,
 )
 from vitctl.data.folder import decode_listing
-from vitctl.data.layout import SPLITS, Listing, cannot_read, list_images
+from vitctl.data.layout import SPLITS, Listing, list_images
+from vitctl.data.tree import cannot_read
 from vitctl.errors import RequestError, VitctlWarning
 
 MIRROR = "VITCTL_CIFAR_URL"

@@ -80,6 +80,8 @@ class LoadOptions:
         skip_bad_images: leave out unreadable images instead of failing.
         observer: receives the progress of downloads and decoding.
         download: download a missing data set instead of failing.
+        labels: CSV file with the labels of a folder's images, absolute or relative to the folder.
+        test_classes: classes of a trained network, to read only the images of a folder that it can be tested on.
     """
 
     data_dir: str | None
@@ -87,6 +89,8 @@ class LoadOptions:
     skip_bad_images: bool
     observer: Observer
     download: bool = True
+    labels: str | None = None
+    test_classes: tuple[str, ...] | None = None
 
 
 def load_dataset(
@@ -97,6 +101,8 @@ def load_dataset(
     skip_bad_images: bool,
     observer: Observer = SILENT,
     download: bool = True,
+    labels: str | None = None,
+    test_classes: tuple[str, ...] | None = None,
 ) -> Dataset:
     """Read the data set ``name`` of ``DATASETS``.
 
@@ -107,6 +113,8 @@ def load_dataset(
         skip_bad_images: leave out unreadable images, and list them in :attr:`Dataset.skipped`.
         observer: receives the progress of downloads and decoding, in this thread.
         download: download a missing data set instead of failing.
+        labels: CSV file with the labels of a folder's images, absolute or relative to the folder.
+        test_classes: classes of a trained network, to read only the images of a folder that it can be tested on.
 
     Raises:
         RequestError: the data set is unknown, missing, damaged or has the wrong layout.
@@ -120,6 +128,8 @@ def load_dataset(
             skip_bad_images=skip_bad_images,
             observer=observer,
             download=download,
+            labels=labels,
+            test_classes=test_classes,
         )
     )
     return dataset

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
+import importlib
 import os
+import warnings
 from typing import BinaryIO
 
 import numpy as np
@@ -14,6 +17,12 @@ from vitctl.errors import RequestError
 
 _REFUSED = ("EPS", "MPEG", "BUFR", "GRIB", "HDF5", "WMF")
 """Formats that Pillow recognises but does not decode itself; for EPS it would run Ghostscript."""
+
+HEIF_SUFFIXES = frozenset({"heic", "heics", "heif", "heifs", "hif"})
+"""Endings of the format of iPhones, which Pillow reads if pillow-heif is installed."""
+
+_SIGNED = ("JPEG", "PNG", "GIF", "WEBP", "BMP", "TIFF", "JPEG2000", "AVIF", "HEIF")
+"""Formats that begin with a signature, so that no other file is taken for one."""
 
 _TURNS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -65,11 +74,13 @@ def decode_image(source: str | os.PathLike[str] | BinaryIO, size: int | None) ->
     # For damaged files, Pillow's plug-ins raise nearly any exception: OSError, SyntaxError, struct.error, ...
     except Exception as error:
         path = str(source) if isinstance(source, (str, os.PathLike)) else str(getattr(source, "name", "the image"))
-        raise UnreadableImage(path, _reason(error)) from error
+        raise UnreadableImage(path, _reason(error, path)) from error
 
 
-def _reason(error: Exception) -> str:
+def _reason(error: Exception, path: str) -> str:
     if isinstance(error, UnidentifiedImageError):
+        if path.rpartition(".")[2].lower() in HEIF_SUFFIXES - image_suffixes():
+            return "a HEIC image, which needs pillow-heif"
         return "not an image"  # Pillow's message repeats the path
     if isinstance(error, OSError) and error.strerror:
         return error.strerror
@@ -126,10 +137,24 @@ def _resize_and_crop(image: Image.Image, size: int) -> Image.Image:
     return image.crop((left, top, left + size, top + size))
 
 
+def is_image(path: str) -> bool:
+    """Return whether the content of a file is of a common image format; only its head is read."""
+    _formats()
+    try:
+        with warnings.catch_warnings(action="ignore"), Image.open(path, formats=[*filter(Image.OPEN.get, _SIGNED)]):
+            return True
+    except Image.DecompressionBombError:
+        return True
+    except Exception:  # noqa: BLE001 - as in decode_image
+        return False
+
+
 @functools.cache
 def _formats() -> tuple[str, ...]:
     """Return the supported image formats, the common ones first."""
     Image.init()
+    with contextlib.suppress(ImportError):
+        importlib.import_module("pillow_heif").register_heif_opener()
     rest = sorted(set(Image.OPEN) - {"JPEG", "PNG", *_REFUSED})
     return ("JPEG", "PNG", *rest)
 

@@ -1,4 +1,4 @@
-"""Image folders: ``train/`` and ``test/`` or ``val/``, each with one folder of images per class."""
+"""Image folders of the layouts in :mod:`vitctl.data.layout`."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import torch
 from vitctl.data.cache import decode_all
 from vitctl.data.dataset import Dataset, Examples, LoadOptions
 from vitctl.data.decode import UnreadableImage, decode_image
-from vitctl.data.layout import SPLITS, Listing, list_images
+from vitctl.data.layout import SPLITS, Listing, list_images, list_test_images
 from vitctl.errors import RequestError
 
 
@@ -20,7 +20,7 @@ def load(options: LoadOptions) -> Dataset:
     """Read the images of ``--data-dir``, decoded to ``options.size``; see :func:`decode_image`.
 
     ``val/`` is the validation set if ``test/`` exists, and otherwise the test set. Mean and standard deviation are those
-    of ``train/``.
+    of ``train/``. With ``options.test_classes``, only the test set is read, and the training set is empty.
 
     Raises:
         RequestError: the folder is missing or has the wrong layout, or an image cannot be read.
@@ -31,7 +31,12 @@ def load(options: LoadOptions) -> Dataset:
             "--dataset folder needs --data-dir", hint="add --data-dir DIR, a folder with train/CLASS/ and test/CLASS/"
         )
     root = Path(options.data_dir).expanduser()
-    listing = list_images(root)
+    if options.test_classes is None:
+        listing = list_images(root, labels=options.labels)
+    else:
+        listing = list_test_images(root, options.test_classes, labels=options.labels)
+    for line in (listing.summary, *listing.skipped):
+        options.observer.message(line)
     return decode_listing("folder", root, listing, lambda path: decode_image(path, options.size), options.size, options)
 
 
@@ -65,7 +70,8 @@ def decode_listing(
             return error.reason
 
     decoded = decode_all(
-        name,
+        # A cache of its own: there is one for each name and root, and that of a training run must stay.
+        name if listing.counts["train"] else f"{name}-test",
         root,
         listing.files,
         shape=(3, size, size),
@@ -111,9 +117,13 @@ def decode_listing(
 
 def _check_left(root: Path, listing: Listing, parts: dict[str, Examples]) -> None:
     """Raise RequestError if a class of ``train/``, or all of ``val/`` or ``test/``, has no readable images."""
-    left = np.bincount(parts["train"].labels.numpy(), minlength=len(listing.classes))
-    empty = [root / "train" / name for name, count in zip(listing.classes, left, strict=True) if not count]
-    empty += [root / part for part in SPLITS[1:] if listing.counts[part] and not len(parts[part])]
+    empty: list[Path | str] = []
+    if "train" in listing.folders:
+        left = np.bincount(parts["train"].labels.numpy(), minlength=len(listing.classes))
+        folder = root / listing.folders["train"]
+        lost = [name for name, count in zip(listing.classes, left, strict=True) if not count]
+        empty += [folder / name if (folder / name).is_dir() else f"class {name!r}" for name in lost]
+    empty += [root / folder for part, folder in listing.folders.items() if not len(parts[part])]
     if empty:
         raise RequestError(
             f"none of the images in {empty[0]} can be read", hint=f"add readable images to {empty[0]}, or remove it"

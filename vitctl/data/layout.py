@@ -1,26 +1,38 @@
-"""Images of a folder: which files there are, and the part and class of each. Nothing is opened."""
+"""Layouts of image folders: the part and class of each image. No image is decoded.
+
+A layout is a rule of :data:`LAYOUTS`, which looks at one folder and says what it recognises. If no layout can be used,
+the rules of :data:`MISTAKES` say why.
+"""
 
 from __future__ import annotations
 
-import os
-from collections.abc import Iterator
-from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from collections import defaultdict
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
+from shlex import quote
 
 import numpy as np
 import numpy.typing as npt
 
 from vitctl.data.cache import ImageFile
-from vitctl.data.decode import image_suffixes
+from vitctl.data.labels import Row, find_labelled, has_labels, read_annotations, read_labels
+from vitctl.data.tree import CONTAINERS, HEIF_HINT, Tree, join, part_of
 from vitctl.errors import RequestError
+from vitctl.registry import or_list, similar
+from vitctl.units import plural
 
 SPLITS = ("train", "val", "test")
 
+WHOLE = "whole"
+"""Key of images that are not divided into parts, instead of one of :data:`SPLITS`."""
 
-def cannot_read(path: Path, error: OSError) -> RequestError:
-    """Return the error for a file or folder that cannot be read."""
-    return RequestError(f"cannot read {path}: {error.strerror}", hint=f"make it readable: chmod -R u+rX {path}")
+_SHOWN = 5
+_NESTED = 4
+"""Most folders to descend into, each the only one in its parent."""
+
+_MARKUP = frozenset({"labels", "annotations", "masks", "bboxes", "labeltxt", "segmentationclass", "imagesets"})
+"""Names of folders beside the images of sets for detection and segmentation, in lower case."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,11 +40,14 @@ class Listing:
     """The images of a folder.
 
     Attributes:
-        classes: names of the class folders in ``train/``, sorted.
+        classes: names of the classes, sorted.
         files: all images, ordered by split (train, val, test), class and path.
         labels: int64 [n], the class of each image.
-        identities: ``CLASS/PATH`` of each image, with the path below its class folder.
+        identities: ``CLASS/PATH`` of each image, with the path below its class.
         counts: number of images per split; 0 for a missing one.
+        folders: folder of each split that exists, relative to the root; ``""`` for the root.
+        summary: what was understood, in one line.
+        skipped: sentences that count the files that were skipped.
     """
 
     classes: tuple[str, ...]
@@ -40,133 +55,552 @@ class Listing:
     labels: npt.NDArray[np.int64]
     identities: tuple[str, ...]
     counts: dict[str, int]
+    folders: dict[str, str]
+    summary: str
+    skipped: tuple[str, ...]
 
 
-def list_images(root: Path) -> Listing:
-    """Find the images of ``train/``, ``val/`` and ``test/`` in ``root``, without opening them.
+@dataclass(frozen=True)
+class ClassImages:
+    """The images of a class.
 
-    Hidden files and files without the suffix of an image format are ignored.
+    Attributes:
+        folder: folder that contains them, for their identity.
+        files: the images.
+    """
+
+    folder: str
+    files: list[ImageFile]
+
+
+@dataclass(frozen=True)
+class Part:
+    """A part of a data set.
+
+    Attributes:
+        folder: its folder.
+        classes: the images of each class.
+        table: name of the file with the labels, if it lies in the folder.
+    """
+
+    folder: str
+    classes: dict[str, ClassImages]
+    table: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Layout:
+    """What a rule recognised.
+
+    Attributes:
+        parts: parts by split, or the images that are not divided under :data:`WHOLE`.
+        unused: folders beside the parts and other images that are not used.
+        labels: the file with the labels, if they come from one.
+    """
+
+    parts: dict[str, Part]
+    unused: tuple[str, ...] = ()
+    labels: Path | None = None
+
+
+# -- labels of one part ------------------------------------------------------------------------------------------------
+
+
+def annotated(tree: Tree, folder: str) -> Part | None:
+    """Recognise images with a file such as ``val_annotations.txt``, as in Tiny ImageNet."""
+    tables = [name for name in tree.read(folder).others if name.endswith("annotations.txt")]
+    rows = read_annotations(tree.root / folder / tables[0]) if tables else []
+    if not rows:
+        return None
+    inner = next((join(folder, name) for name in tree.folders(folder) if name.casefold() in CONTAINERS), folder)
+    found = find_labelled(rows, tree.images(folder), inner, {}, str(tree.root / folder / tables[0]))
+    return Part(folder, _by_class(found, inner), tables[0])
+
+
+def in_class_folders(tree: Tree, folder: str) -> Part | None:
+    """Recognise a folder of images for each class."""
+    names = tree.folders(folder)
+    contained = len(names) == 1 and names[0].casefold() in CONTAINERS
+    if not names or contained or _is_markup(names) or len(_part_folders(tree, folder)) > 1:
+        return None
+    places = {name: join(folder, name) for name in names}
+    return Part(folder, {name: ClassImages(place, tree.images(place)) for name, place in places.items()})
+
+
+LABELLINGS: dict[str, Callable[[Tree, str], Part | None]] = {
+    "annotations": annotated,
+    "class folders": in_class_folders,
+}
+"""Ways to label the images of one part; the first that recognises a folder is used."""
+
+
+def labelled(tree: Tree, folder: str, split: str) -> Part | None:
+    """Return a part with the labels of its images, or None if they have none.
+
+    A folder that has only a folder of the same part, as ``seg_train/seg_train``, or only ``images`` with further folders,
+    is skipped.
+    """
+    for _ in range(_NESTED):
+        child = _only_child(tree, folder)
+        name = child.rpartition("/")[2] if child else ""
+        if child is None or (part_of(name)[0] != split and name.casefold() not in CONTAINERS):
+            break
+        folder = child
+    return next(filter(None, (find(tree, folder) for find in LABELLINGS.values())), None)
+
+
+# -- layouts -----------------------------------------------------------------------------------------------------------
+
+
+def in_parts(tree: Tree, folder: str, known: Collection[str] = ()) -> Layout | None:
+    """Recognise folders named after the parts, such as ``Training/`` and ``Testing/``, complete or not."""
+    chosen = {split: name for split, name in _part_folders(tree, folder).items() if name not in known}
+    others = [name for name in tree.folders(folder) if name not in chosen.values()]
+    if len(chosen) == 1 and others:
+        lone = join(folder, *chosen.values())
+        if tree.read(lone).images and any(tree.has_images(join(folder, name)) for name in others):
+            return None  # a class named train, among others
+    parts: dict[str, Part] = {}
+    unused = [f"{join(folder, name)}/" for name in others]
+    for split in SPLITS:
+        if split in chosen:
+            place = join(folder, chosen[split])
+            part = labelled(tree, place, split)
+            if part is None and split != "train" and tree.has_images(place):
+                unused.append(f"{place}/ (no labels)")
+            else:
+                parts[split] = part or Part(place, {})
+    return Layout(parts=parts, unused=tuple(unused)) if chosen else None
+
+
+def in_one_set(tree: Tree, folder: str, known: Collection[str] = ()) -> Layout | None:
+    """Recognise class folders that are not divided into parts."""
+    names = [name for name in tree.folders(folder) if tree.has_images(join(folder, name))]
+    nested = len(names) == 1 and not tree.read(join(folder, names[0])).images and names[0] not in known
+    part = None if nested else in_class_folders(tree, folder)
+    if part is None or not names:
+        return None
+    unused = tuple(f"{join(folder, name)}/" for name in part.classes if name not in names)
+    return Layout(parts={WHOLE: Part(folder, {name: part.classes[name] for name in names})}, unused=unused)
+
+
+LAYOUTS: dict[str, Callable[[Tree, str, Collection[str]], Layout | None]] = {
+    "parts": in_parts,
+    "class folders": in_one_set,
+}
+"""Layouts of a folder: functions of the tree, the folder and known names of classes. The first to recognise it is used."""
+
+
+def find_layout(tree: Tree, folder: str = "", known: Collection[str] = ()) -> Layout | None:
+    """Return the layout of a folder, or of the only folder in it, and so on; None if nothing is recognised."""
+    for _ in range(_NESTED):
+        for find in LAYOUTS.values():
+            if layout := find(tree, folder, known):
+                return layout
+        child = _only_child(tree, folder)
+        if child is None:
+            break
+        folder = child
+    return None
+
+
+def from_labels(tree: Tree, path: Path) -> Layout:
+    """Return the layout of images whose labels are in a CSV file.
+
+    The part of an image is that of a column of the file, else that of its folder, else that in the name of the file, as of
+    ``trainLabels.csv``.
 
     Raises:
-        RequestError: the folder is missing or has the wrong layout.
+        RequestError: see :func:`read_labels` and :func:`find_labelled`.
     """
+    top = ""
+    for _ in range(_NESTED):
+        if not _part_folders(tree, top):
+            top = _only_child(tree, top) or top
+    folders = {split: join(top, name) for split, name in _part_folders(tree, top).items()}
+    named = part_of(path.stem)[0]
+    rows = read_labels(path)
+    images = tree.images("")
+    by_name = [row if row.part else row._replace(part=named) for row in rows]
+    found = find_labelled(by_name, images, _relative(path.parent, tree.root), folders, f"--labels {path}")
+    in_column = {row.name: row.part for row in rows}
+
+    def split_of(image: ImageFile, row: Row) -> str:
+        inside = (split for split, folder in folders.items() if image.path.startswith(f"{folder}/"))
+        return in_column[row.name] or next(inside, None) or named or WHOLE
+
+    by_split: defaultdict[str, list[tuple[ImageFile, Row]]] = defaultdict(list)
+    for image, row in found:
+        by_split[split_of(image, row)].append((image, row))
+    parts = {}
+    for split, members in ({WHOLE: found} if WHOLE in by_split else by_split).items():
+        folder = folders.get(split, "")
+        if not all(image.path.startswith(f"{folder}/") for image, _ in members):
+            folder = ""
+        parts[split] = Part(folder, _by_class(members, folder))
+    rest = len(images) - sum(image.size >= 0 for image, _ in found)
+    unused = (f"{plural(rest, 'image')} without a label",) if rest else ()
+    return Layout(parts=parts, unused=unused, labels=path)
+
+
+# -- mistakes ----------------------------------------------------------------------------------------------------------
+
+
+def marked_up(tree: Tree, layout: Layout | None) -> RequestError | None:
+    """Recognise a set for object detection or segmentation, with ``labels/`` or ``masks/`` beside its images."""
+    inner = [part.folder for part in layout.parts.values()] if layout else tree.folders("")
+    unlabelled = layout is not None and not any(part.classes for part in layout.parts.values())
+    for place in ("", *inner):
+        names = tree.folders(place)
+        markup = [name for name in names if name.casefold() in _MARKUP]
+        if _is_markup(names) or (markup and unlabelled):
+            return RequestError(
+                f"{tree.root / place} has {markup[0]}/, as a set for object detection or segmentation",
+                hint=f"use a set with one class per image: {tree.root}/train/CLASS and {tree.root}/test/CLASS",
+            )
+    return None
+
+
+def one_level_too_low(tree: Tree, layout: Layout | None) -> RequestError | None:
+    """Recognise a folder that is itself a part of a data set."""
+    root = tree.root.absolute()
+    if layout is not None and WHOLE not in layout.parts:
+        return None
+    for above in (root.parent, root.parent.parent):
+        try:
+            whole = in_parts(Tree(above), "")
+        except RequestError:  # a folder that belongs to someone else
+            continue
+        places = [above / part.folder for part in whole.parts.values()] if whole else []
+        inside = any(place.is_relative_to(root) or root.is_relative_to(place) for place in places)
+        if whole and inside and _can_train(whole):
+            return RequestError(
+                f"{tree.root} is only a part of a data set", hint=f"did you mean --dataset {quote(str(above))}?"
+            )
+    return None
+
+
+def one_level_too_high(tree: Tree, layout: Layout | None) -> RequestError | None:
+    """Recognise a folder with one or several data sets in it."""
+    if layout is not None and "train" in layout.parts:
+        return None
+    inner = {name: find_layout(tree, name) for name in tree.folders("")}
+    sets = [name for name, found in inner.items() if found and _can_train(found)]
+    if layout is None and not sets:
+        sets = [name for name, found in inner.items() if found and len(_classes(found, WHOLE)) > 1]
+    if not sets:
+        return None
+    return RequestError(
+        f"{tree.root} is not a data set, but has {', '.join(f'{name}/' for name in sets[:_SHOWN])} in it",
+        hint=f"did you mean --dataset {or_list([quote(str(tree.root / name)) for name in sets[:3]])}?",
+    )
+
+
+def labels_without_part(tree: Tree, layout: Layout | None) -> RequestError | None:
+    """Recognise a file of labels without images to test on, or with fewer than two classes to train on."""
+    if layout is None or layout.labels is None:
+        return None
+    trained = _classes(layout, "train") or _classes(layout, WHOLE)
+    if len(trained) < 2:
+        return RequestError(
+            f"--labels {layout.labels} has training images of {'one class' if trained else 'no class'}",
+            hint="add images of two or more classes to it, or use --labels with another file",
+        )
+    return RequestError(
+        f"--labels {layout.labels} has no test images",
+        hint="add a column named split to it, with train or test for each image",
+    )
+
+
+def labels_elsewhere(tree: Tree, layout: Layout | None) -> RequestError | None:
+    """Recognise images without class folders beside a CSV file with their labels."""
+    if layout is not None and ("train" not in layout.parts or layout.parts["train"].classes):
+        return None
+    place = layout.parts["train"].folder if layout else ""
+    table = _table(tree, place)
+    if table is None or not tree.has_images(place):
+        return None
+    return RequestError(f"{tree.root / place} has images but no class folders", hint=f"add --labels {table}")
+
+
+def too_few_classes(tree: Tree, layout: Layout | None) -> RequestError | None:
+    """Recognise a training set with fewer than two classes."""
+    if layout is None or "train" not in layout.parts or (len(layout.parts) == 1 and layout.parts["train"].classes):
+        return None
+    classes = list(layout.parts["train"].classes)
+    place = tree.root / layout.parts["train"].folder
+    found = f"only one class folder, {classes[0]!r}" if classes else "no class folders"
+    return RequestError(
+        f"{place} has {found}", hint=f"move the images of each class to {place}/CLASS, for two or more classes"
+    )
+
+
+def no_split(tree: Tree, layout: Layout | None) -> RequestError | None:
+    """Recognise training images without test images, test images without training images, and class folders."""
+    train, test = f"{tree.root / 'train'}/CLASS", f"{tree.root / 'test'}/CLASS"
+    if layout is None or not layout.parts:
+        return None
+    if WHOLE in layout.parts:
+        part = layout.parts[WHOLE]
+        names = list(part.classes)
+        return RequestError(
+            f"{tree.root / part.folder} has class folders ({_first(names, 3)}) but no train/ and test/",
+            hint=f"move most images of each class to {train} and the others to {test}",
+        )
+    if "train" in layout.parts:
+        place = layout.parts["train"].folder
+        unlabelled = f"; not used: {', '.join(layout.unused)}" if layout.unused else ""
+        return RequestError(
+            f"{tree.root} has {place}/ but neither test/ nor val/{unlabelled}",
+            hint=f"move some images of each class to {test}",
+        )
+    return RequestError(
+        f"{tree.root} has {' and '.join(f'{part.folder}/' for part in layout.parts.values())} but no train/",
+        hint=f"move the training images of each class to {train}",
+    )
+
+
+def nothing(tree: Tree, layout: Layout | None) -> RequestError | None:
+    """Describe a folder in which nothing is recognised."""
+    train, test = f"{tree.root / 'train'}/CLASS", f"{tree.root / 'test'}/CLASS"
+    what = "images but no class folders" if tree.has_images("") else "no train/ and test/"
+    return RequestError(f"{tree.root} has {what}", hint=f"move the images of each class to {train} and {test}")
+
+
+MISTAKES: dict[str, Callable[[Tree, Layout | None], RequestError | None]] = {
+    "labels without a part": labels_without_part,
+    "detection": marked_up,
+    "too low": one_level_too_low,
+    "too high": one_level_too_high,
+    "labels elsewhere": labels_elsewhere,
+    "too few classes": too_few_classes,
+    "no split": no_split,
+    "nothing": nothing,
+}
+"""What may be wrong with a folder that cannot be used. The first that recognises it describes it."""
+
+
+# -- listings ----------------------------------------------------------------------------------------------------------
+
+
+def list_images(root: Path, *, labels: str | None = None) -> Listing:
+    """Find the images of a data set and their classes.
+
+    Args:
+        root: folder of the data set.
+        labels: CSV file with the labels, absolute or relative to ``root``; None if the folders name the classes.
+
+    Raises:
+        RequestError: the folder or file is missing or has the wrong layout.
+    """
+    tree = _open(root)
+    layout = find_layout(tree) if labels is None else from_labels(tree, root / labels)
+    if layout is None or not _can_train(layout):
+        raise next(filter(None, (explain(tree, layout) for explain in MISTAKES.values())))
+    classes = tuple(sorted(layout.parts["train"].classes))
+    for part in layout.parts.values():
+        place = root / part.folder
+        if not part.classes:
+            raise RequestError(
+                f"{place} has no class folders",
+                hint=f"move some images of each class in {layout.parts['train'].folder}/ to {place}/CLASS",
+            )
+        for name in sorted(part.classes):
+            if name not in classes:
+                raise _foreign_class(root, layout, place, name)
+            if not part.classes[name].files:
+                raise _no_images(tree, join(part.folder, name))
+    return _listing(tree, layout, classes)
+
+
+def list_test_images(root: Path, classes: tuple[str, ...], *, labels: str | None = None) -> Listing:
+    """Find images to measure a trained network on: ``test/``, else ``val/``, else all images. Classes may be missing.
+
+    Args:
+        root: folder of the data set.
+        classes: the network's classes.
+        labels: as for :func:`list_images`; then also the images of a part named ``train`` are measured, if no other is.
+
+    Raises:
+        RequestError: the folder or file is missing, has the wrong layout or a class that the network does not have.
+    """
+    tree = _open(root)
+    layout = find_layout(tree, known=classes) if labels is None else from_labels(tree, root / labels)
+    order = ("test", "val", WHOLE, *(["train"] if labels else []))
+    chosen = next((split for split in order if layout and _classes(layout, split)), None)
+    if layout is None or chosen is None:
+        raise _not_measurable(tree, layout, classes)
+    part = layout.parts[chosen]
+    part = replace(part, classes={name: found for name, found in part.classes.items() if found.files})
+    for name in part.classes:
+        if name not in classes:
+            near = similar(name, classes)
+            raise RequestError(
+                f"class {name!r} in {root / part.folder} is not one of the network's: {_first(classes, _SHOWN)}",
+                hint=f"did you mean {or_list(near)}?" if near else f"remove {name!r}, or use another --dataset",
+            )
+    if not part.classes:
+        raise _no_images(tree, part.folder)
+    return _listing(tree, replace(layout, parts={"test": part}), classes)
+
+
+def _open(root: Path) -> Tree:
     if not root.is_dir():
         raise RequestError(
             f"--data-dir {root} {'is a file, not a folder' if root.exists() else 'not found'}",
             hint="use --data-dir with a folder that has train/CLASS/ and test/CLASS/",
         )
-    parts = [part for part in SPLITS if (root / part).is_dir()]
-    if "train" not in parts or len(parts) == 1:
-        raise _no_split(root, parts)
-    classes = _class_folders(root, "train")
-    if len(classes) < 2:
-        found = f"only one class folder, {classes[0]!r}" if classes else "no class folders"
-        raise RequestError(
-            f"{root / 'train'} has {found}",
-            hint=f"move the images of each class to {root / 'train'}/CLASS, for two or more classes",
-        )
+    return Tree(root)
+
+
+def _listing(tree: Tree, layout: Layout, classes: tuple[str, ...]) -> Listing:
     files: list[ImageFile] = []
     labels: list[int] = []
+    identities: list[str] = []
     counts = dict.fromkeys(SPLITS, 0)
-    for part in parts:
-        names = classes if part == "train" else _class_folders(root, part)
-        if not names:
-            raise RequestError(
-                f"{root / part} has no class folders",
-                hint=f"move some images of each class in train/ to {root / part}/CLASS",
-            )
-        for name in names:
-            if name not in classes:
-                raise RequestError(
-                    f"{root / part / name} is not a class of train/",
-                    hint=f"add training images in {root / 'train' / name}, or remove {root / part / name}",
-                )
-            found_files = _images_in(root, f"{part}/{name}")
-            if not found_files:
-                raise RequestError(
-                    f"{root / part / name} has no images", hint=f"add images to {root / part / name}, or remove it"
-                )
-            files += found_files
-            labels += [classes.index(name)] * len(found_files)
-            counts[part] += len(found_files)
+    for split in SPLITS:
+        part = layout.parts.get(split)
+        for name in sorted(part.classes) if part else ():
+            assert part is not None
+            found = part.classes[name]
+            files += found.files
+            labels += [classes.index(name)] * len(found.files)
+            counts[split] += len(found.files)
+            start = len(found.folder) + 1 if found.folder else 0
+            identities += [f"{name}/{file.path[start:]}" for file in found.files]
+    folders = {split: layout.parts[split].folder for split in SPLITS if split in layout.parts}
+    tables = {part.table for part in layout.parts.values() if part.table} | (
+        {layout.labels.name} if layout.labels else set()
+    )
     return Listing(
-        classes=tuple(classes),
+        classes=classes,
         files=files,
         labels=np.array(labels, dtype=np.int64),
-        identities=tuple(file.path.partition("/")[2] for file in files),  # the class folder is below the part's
+        identities=tuple(identities),
         counts=counts,
+        folders=folders,
+        summary=_summary(tree, layout, counts),
+        skipped=tuple(tree.skipped(set(folders.values()), besides=tables)),
     )
 
 
-def _no_split(root: Path, parts: list[str]) -> RequestError:
-    train, test = f"{root / 'train'}/CLASS", f"{root / 'test'}/CLASS"
-    if parts == ["train"]:
+def _summary(tree: Tree, layout: Layout, counts: Mapping[str, int]) -> str:
+    """Return one line such as ``images: train/ 22, valid/ 2 as held-out, test/ 24; not used: seg_pred/``."""
+    use = {"val": " as held-out" if "test" in layout.parts else " as test"}
+    whole = "" if layout.labels else f"{tree.root.name}/"
+    parts = [
+        f"{f'{part.folder}/' if part.folder else whole or split} {counts[split]:,}{use.get(split, '')}"
+        for split in SPLITS
+        if (part := layout.parts.get(split))
+    ]
+    labels = f", labels of {layout.labels.name}" if layout.labels else ""
+    unused = f"; not used: {_first(layout.unused, _SHOWN)}" if layout.unused else ""
+    return f"images: {', '.join(parts)}{labels}{unused}"
+
+
+def _foreign_class(root: Path, layout: Layout, place: Path, name: str) -> RequestError:
+    if layout.labels:
         return RequestError(
-            f"{root} has train/ but neither test/ nor val/", hint=f"move some images of each class to {test}"
+            f"class {name!r} of {layout.labels} has test images but no training images",
+            hint=f"add training images of {name!r}, or remove its lines",
         )
-    if parts:
+    train = layout.parts["train"].folder
+    return RequestError(
+        f"{place / name} is not a class of {train}/",
+        hint=f"add training images in {root / train / name}, or remove {place / name}",
+    )
+
+
+def _no_images(tree: Tree, folder: str) -> RequestError:
+    place = tree.root / folder
+    unread = [each for each in tree.skipped([folder]) if HEIF_HINT in each]
+    if unread:
+        return RequestError(f"{place} has only images that Pillow does not read", hint="run pip install pillow-heif")
+    return RequestError(f"{place} has no images", hint=f"add images to {place}, or remove it")
+
+
+def _not_measurable(tree: Tree, layout: Layout | None, classes: Collection[str]) -> RequestError:
+    if layout is not None and _classes(layout, "train"):
+        place = tree.root / layout.parts["train"].folder
         return RequestError(
-            f"{root} has {' and '.join(f'{part}/' for part in parts)} but no train/",
-            hint=f"move the training images of each class to {train}",
+            f"{tree.root} has no labelled test images", hint=f"use --dataset {quote(str(place))} to evaluate on it"
         )
-    names = [name for name in _class_folders(root, ".") if _images_in(root, name)]
-    if names:
+    if tree.root.absolute().name in classes:
         return RequestError(
-            f"{root} has class folders ({', '.join(names[:3])}{', ...' if len(names) > 3 else ''}) but no train/ and test/",
-            hint=f"move most images of each class to {train} and the others to {test}",
+            f"{tree.root} has the images of one class",
+            hint=f"did you mean --dataset {quote(str(tree.root.absolute().parent))}?",
         )
-    return RequestError(f"{root} has no train/ and test/", hint=f"move the images of each class to {train} and {test}")
+    for explain in (marked_up, one_level_too_high, labels_elsewhere):
+        if error := explain(tree, layout):
+            return error
+    return RequestError(
+        f"{tree.root} has no test/CLASS/ and no class folders",
+        hint=f"use --dataset with the images of each class in {tree.root}/CLASS",
+    )
 
 
-def _class_folders(root: Path, part: str) -> list[str]:
-    with _scan(root / part) as entries:
-        return sorted(entry.name for entry in entries if not entry.name.startswith(".") and entry.is_dir())
+def _can_train(layout: Layout) -> bool:
+    return len(_classes(layout, "train")) > 1 and ("test" in layout.parts or "val" in layout.parts)
 
 
-def find_images(root: Path) -> list[Path]:
-    """Return the images in a folder and its subfolders, sorted by path, without hidden files.
+def _classes(layout: Layout, split: str) -> Collection[str]:
+    return layout.parts[split].classes if split in layout.parts else ()
 
-    Raises:
-        RequestError: a folder cannot be read.
+
+def _part_folders(tree: Tree, folder: str) -> dict[str, str]:
+    """Return the folder of each part: ``train``, ``Testing``, or names with the same rest, as ``seg_train, seg_test``.
+
+    Of several folders of a part, the one with the shortest name is used.
     """
-    return [root / file.path for file in _images_in(root, ".")]
+    by_rest: defaultdict[tuple[str, ...], dict[str, str]] = defaultdict(dict)
+    for name in sorted(tree.folders(folder), key=len):
+        part, rest = part_of(name)
+        if part is None:
+            continue
+        group = by_rest[rest]
+        if part not in group or not tree.has_images(join(folder, group[part])):
+            group[part] = name
+    if () in by_rest:
+        return by_rest[()]
+    complete = [group for group in by_rest.values() if "train" in group and len(group) > 1]
+    return complete[0] if len(complete) == 1 else {}
 
 
-def _images_in(root: Path, folder: str) -> list[ImageFile]:
-    """Return the images in ``root/folder`` and its subfolders, sorted by path."""
-    suffixes = image_suffixes()
-    found: list[ImageFile] = []
-    seen: set[str] = set()
-
-    def walk(inner: str) -> None:
-        place = os.path.realpath(root / inner)
-        if place in seen:  # a cycle of symbolic links
-            return
-        seen.add(place)
-        with _scan(root / inner) as entries:
-            for entry in entries:
-                if entry.name.startswith("."):
-                    continue
-                path = f"{inner}/{entry.name}"
-                if entry.is_dir():
-                    walk(path)
-                elif entry.name.rpartition(".")[2].lower() in suffixes:
-                    try:
-                        if entry.is_file():  # not a FIFO
-                            info = entry.stat()
-                            found.append(ImageFile(path, info.st_size, info.st_mtime_ns))
-                            continue
-                    except OSError:
-                        pass
-                    if entry.is_symlink():  # a broken link counts as an unreadable image
-                        found.append(ImageFile(path, -1, 0))
-
-    walk(folder)
-    return sorted(found)
+def _only_child(tree: Tree, folder: str) -> str | None:
+    """Return the only folder in ``folder``, unless there are images beside it or it has nothing but images."""
+    level = tree.read(folder)
+    if level.images or len(level.folders) != 1:
+        return None
+    child = join(folder, level.folders[0])
+    return None if tree.read(child).images or not tree.folders(child) else child
 
 
-def _scan(folder: Path) -> AbstractContextManager[Iterator[os.DirEntry[str]]]:
-    try:
-        return os.scandir(folder)
-    except OSError as error:
-        raise cannot_read(folder, error) from error
+def _is_markup(names: Collection[str]) -> bool:
+    folded = {name.casefold() for name in names}
+    return bool(folded & _MARKUP and folded & CONTAINERS)
+
+
+def _table(tree: Tree, folder: str) -> str | None:
+    """Return the CSV file with labels in the root or in ``folder``, relative to the root."""
+    places = [join(place, name) for place in dict.fromkeys(("", folder)) for name in tree.read(place).others]
+    tables = [place for place in places if place.lower().endswith((".csv", ".tsv")) and has_labels(tree.root / place)]
+    # Not the table of a competition's sample submission.
+    return min(tables, key=lambda each: ("submission" in each.lower(), "label" not in each.lower(), each), default=None)
+
+
+def _by_class(found: list[tuple[ImageFile, Row]], folder: str) -> dict[str, ClassImages]:
+    files: defaultdict[str, list[ImageFile]] = defaultdict(list)
+    for image, row in found:
+        files[row.label].append(image)
+    return {name: ClassImages(folder, sorted(files[name])) for name in sorted(files)}
+
+
+def _relative(path: Path, root: Path) -> str:
+    """Return ``path`` relative to ``root``, or ``""`` if it is elsewhere."""
+    inside = path.absolute().is_relative_to(root.absolute())
+    text = path.absolute().relative_to(root.absolute()).as_posix() if inside else ""
+    return "" if text == "." else text
+
+
+def _first(names: Collection[str], count: int) -> str:
+    return ", ".join([*list(names)[:count], *(["..."] if len(names) > count else [])])

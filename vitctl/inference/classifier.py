@@ -36,6 +36,7 @@ class Classifier:
         batch: recommended batch size.
         logits: function from uint8 ``[B, C, H, W]`` to float32 ``[B, K]``, both on the CPU; it resizes images of other
             sizes.
+        labels: file with the labels of the training data, if they come from one; relative to ``data_dir`` or absolute.
     """
 
     path: Path
@@ -52,6 +53,7 @@ class Classifier:
     engine: str
     batch: int
     logits: Callable[[Tensor], Tensor]
+    labels: str | None = None
 
 
 def classifier_of(trained: Trained, device: torch.device) -> Classifier:
@@ -90,4 +92,5 @@ def classifier_of(trained: Trained, device: torch.device) -> Classifier:
         engine=f"torch {torch.__version__}",
         batch=batch_pieces(config, device, build, len(trained.mean), batchnorm=False)[1],
         logits=logits,
+        labels=config.labels,
     )

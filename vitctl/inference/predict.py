@@ -18,10 +18,11 @@ import torch
 from PIL import Image
 
 from vitctl.data.decode import UnreadableImage, decode_image
-from vitctl.data.layout import find_images
+from vitctl.data.tree import HEIF_HINT, find_images
 from vitctl.errors import RequestError
 from vitctl.files import write_text
 from vitctl.inference.classifier import Classifier
+from vitctl.observer import SILENT, Observer
 from vitctl.training.evaluate import Progress
 
 
@@ -50,8 +51,12 @@ class Prediction:
         }
 
 
-def collect(places: Sequence[Path]) -> list[Path]:
+def collect(places: Sequence[Path], observer: Observer = SILENT) -> list[Path]:
     """Return the given files, and all images in the given folders and their subfolders, sorted by path.
+
+    Args:
+        places: files and folders.
+        observer: receives the number of files that were skipped in folders.
 
     Raises:
         RequestError: a path does not exist, or a folder contains no images.
@@ -59,11 +64,15 @@ def collect(places: Sequence[Path]) -> list[Path]:
     found: list[Path] = []
     for place in places:
         if place.is_dir():
-            inside = find_images(place)
+            inside, skipped = find_images(place)
             if not inside:
+                heif = any(HEIF_HINT in each for each in skipped)
                 raise RequestError(
-                    f"{place} contains no images", hint="use a folder with images, or the paths of images"
+                    f"{place} contains no images{' that Pillow reads' if heif else ''}",
+                    hint="run pip install pillow-heif" if heif else "use a folder with images, or the paths of images",
                 )
+            for line in skipped:
+                observer.message(line)
             found += inside
         elif place.is_file():
             found.append(place)

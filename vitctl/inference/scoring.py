@@ -59,6 +59,7 @@ def score_classifier(
     *,
     dataset: str | None = None,
     data_dir: str | None = None,
+    labels: str | None = None,
     part: str = "test",
     limit: int | None = None,
     tta: str = "none",
@@ -71,6 +72,7 @@ def score_classifier(
         classifier: a checkpoint's network, or an exported file.
         dataset: name of the data set; None for that of training.
         data_dir: folder of the data; None for that of training.
+        labels: CSV file with the labels of a folder's images; None for that of training, if it exists there.
         part: ``test``, ``val`` (the held-out images) or ``train`` (the images trained on).
         limit: maximum number of images.
         tta: ``none``, or ``flip`` to also evaluate the mean of the logits of each image and its mirror image.
@@ -86,7 +88,13 @@ def score_classifier(
         name = dataset if other else classifier.provenance.dataset
         raise RequestError(f"--tta flip: mirrored images of {name} may have another class", hint="remove --tta")
     data = load_data_for(
-        classifier, dataset=dataset, data_dir=data_dir, skip_bad_images=skip_bad_images, observer=observer
+        classifier,
+        dataset=dataset,
+        data_dir=data_dir,
+        labels=labels,
+        only_test=part == "test",
+        skip_bad_images=skip_bad_images,
+        observer=observer,
     )
     subset = part_for(classifier, data, part, limit)
     start = time.perf_counter()
@@ -103,7 +111,7 @@ def score_classifier(
         mirrored += [] if both is None else [both]
     seconds = time.perf_counter() - start
     logits = torch.cat(outputs)  # [n, K]
-    labels = subset.examples.labels[subset.index]
+    truth = subset.examples.labels[subset.index]
     figures = {
         "checkpoint": str(classifier.path),
         "net": classifier.net,
@@ -111,19 +119,19 @@ def score_classifier(
         "epoch": classifier.epoch,
         "dataset": data.name,
         "split": part,
-        "images": len(labels),
-        **_headline(logits, labels),
-        **({"tta": tta, **_headline(torch.cat(mirrored), labels, "_tta")} if mirrored else {}),
+        "images": len(truth),
+        **_headline(logits, truth),
+        **({"tta": tta, **_headline(torch.cat(mirrored), truth, "_tta")} if mirrored else {}),
         "skipped_images": len(data.skipped),
         "seconds": round(seconds, 3),
-        "images_per_second": round(len(labels) / seconds, 1),
+        "images_per_second": round(len(truth) / seconds, 1),
         "engine": classifier.engine,
         **devices.environment(classifier.device),
     }
-    rows, confusion = classification(labels, logits.argmax(1), classifier.classes)
+    rows, confusion = classification(truth, logits.argmax(1), classifier.classes)
     names = image_names(data, subset.examples, subset.index.tolist())
     images = [printable(Path(data.source) / name) for name in names] if subset.examples.paths else names
-    return Scores(figures, rows, confusion, labels, logits.double().softmax(1), images)
+    return Scores(figures, rows, confusion, truth, logits.double().softmax(1), images)
 
 
 def _headline(logits: Tensor, labels: Tensor, suffix: str = "") -> dict[str, float | None]:
@@ -142,24 +150,31 @@ def load_data_for(
     *,
     dataset: str | None = None,
     data_dir: str | None = None,
+    labels: str | None = None,
+    only_test: bool = False,
     skip_bad_images: bool = False,
     observer: Observer = SILENT,
     download: bool = True,
 ) -> Dataset:
     """Load the classifier's data set, or another one with the same classes.
 
+    Of another folder with ``only_test``, only the test images are read, and classes may be missing.
+
     Raises:
         RequestError: the data are missing (and ``download`` is False) or damaged, or have other classes or channels.
     """
+    own = classifier.provenance.dataset
+    name = dataset or own
     data = load_dataset(
-        dataset or classifier.provenance.dataset,
-        data_dir=data_dir or (classifier.data_dir if dataset in (None, classifier.provenance.dataset) else None),
+        name,
+        data_dir=data_dir or (classifier.data_dir if name == own else None),
+        labels=labels or (_own_labels(classifier, data_dir) if name == own else None),
+        test_classes=classifier.classes if only_test and name == "folder" and data_dir is not None else None,
         size=classifier.size,
         skip_bad_images=skip_bad_images or classifier.skip_bad_images,
         observer=observer,
         download=download,
     )
-    own = classifier.provenance.dataset
     hint = f"use --dataset {own}" if dataset not in (None, own) else f"use --data-dir with the images of {own}"
     if data.train.images.shape[1] != classifier.channels:
         raise RequestError(
@@ -175,6 +190,14 @@ def load_data_for(
             hint=hint,
         )
     return data
+
+
+def _own_labels(classifier: Classifier, data_dir: str | None) -> str | None:
+    """Return the file with the labels of the training data, unless the data are in another folder without it."""
+    if classifier.labels is None or data_dir is None:
+        return classifier.labels
+    inside = not Path(classifier.labels).is_absolute() and (Path(data_dir) / classifier.labels).is_file()
+    return classifier.labels if inside else None
 
 
 def part_for(classifier: Classifier, data: Dataset, part: str, limit: int | None) -> Subset:

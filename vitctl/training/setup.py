@@ -134,6 +134,7 @@ def open_data(config: TrainConfig, observer: Observer = SILENT) -> tuple[Dataset
         size=config.size,
         skip_bad_images=config.skip_bad_images,
         observer=observer,
+        labels=config.labels,
     )
     if equal := describe_equal_images(dataset):
         if config.strict_data:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from vitctl import devices
-from vitctl.config import FLAGS, TrainConfig, check_tracked, find_card, flag_name, pretrained_word
+from vitctl.config import FLAGS, TrainConfig, check_tracked, find_card, flag_name, pretrained_word, resolve_labels
 from vitctl.data import AUGMENTATIONS
 from vitctl.errors import RequestError
 from vitctl.models import find_model
@@ -211,6 +211,9 @@ def changed_config(stored: TrainConfig, changes: Mapping[str, Any]) -> TrainConf
     Raises:
         RequestError: a setting that a resumed run must keep would change.
     """
+    if "labels" in changes:
+        place = changes.get("data_dir", stored.data_dir)
+        changes = {**changes, "labels": resolve_labels(changes["labels"], stored.dataset, place)}
     refused = {
         flag_name(name): f"{flag_name(name)} {value} (the run has {stored_value(stored, name)})"
         for name, value in changes.items()

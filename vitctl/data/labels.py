@@ -1,0 +1,161 @@
+"""Labels of images in a table: the CSV file of ``--labels``, and the annotations of Tiny ImageNet."""
+
+from __future__ import annotations
+
+import csv
+import io
+import re
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from vitctl.data.cache import ImageFile
+from vitctl.data.tree import cannot_read, join, part_of
+from vitctl.errors import RequestError
+
+FILE_COLUMNS = (
+    "filepath", "filepaths", "imagepath", "path", "paths", "filename", "filenames", "file", "files", "imagename", "imageid",
+    "image", "images", "img", "idcode", "id", "name",
+)  # fmt: skip
+LABEL_COLUMNS = (
+    "label", "labels", "class", "classes", "classname", "category", "categories", "target", "species", "breed", "diagnosis",
+    "dx", "labelid", "classid", "categoryid",
+)  # fmt: skip
+PART_COLUMNS = ("split", "subset", "set", "part", "partition", "dataset")
+"""Names of columns without spaces, ``_`` and ``-``, in lower case, the first to be preferred."""
+
+
+class Row(NamedTuple):
+    """A line of a table of labels.
+
+    Attributes:
+        name: path, file name or file name without ending, with ``/``.
+        label: name of the class.
+        part: ``train``, ``val``, ``test``, or None if the table has no such column.
+    """
+
+    name: str
+    label: str
+    part: str | None = None
+
+
+def read_labels(path: Path) -> list[Row]:
+    """Read a CSV file whose first line names its columns; lines without a label are left out.
+
+    Columns are separated by commas, semicolons or tabs.
+
+    Raises:
+        RequestError: the file cannot be read, or a column is missing.
+    """
+    lines = _lines(path)
+    columns = [re.sub(r"[\s_-]", "", name.casefold()) for name in lines[0]] if lines else []
+    file, label, part = (
+        next((columns.index(name) for name in names if name in columns), None)
+        for names in (FILE_COLUMNS, LABEL_COLUMNS, PART_COLUMNS)
+    )
+    for index, what, instead in ((file, "files", "filename"), (label, "labels", "label")):
+        if index is None:
+            raise RequestError(
+                f"--labels {path} has no column of {what}, but {', '.join(lines[0]) if lines else 'nothing'}",
+                hint=f"add {instead} to its first line, as the name of the column with the {what}",
+            )
+    assert file is not None and label is not None
+    rows = []
+    for number, line in enumerate(lines[1:], start=2):
+        cells = [*line, *[""] * (len(columns) - len(line))]
+        if cells[file].strip() and cells[label].strip():
+            chosen = None if part is None else _part(path, number, cells[part].strip())
+            rows.append(Row(_slashes(cells[file]), cells[label].strip(), chosen))
+    if not rows:
+        raise RequestError(f"--labels {path} has no lines with a label", hint="use --labels with another file")
+    return rows
+
+
+def has_labels(path: Path) -> bool:
+    """Return whether a file is one that :func:`read_labels` accepts."""
+    try:
+        return bool(read_labels(path))
+    except RequestError:
+        return False
+
+
+def read_annotations(path: Path) -> list[Row]:
+    """Read a file of Tiny ImageNet, whose lines begin with file name and class, separated by tabs."""
+    return [Row(_slashes(line[0]), line[1].strip()) for line in _lines(path, "\t") if len(line) > 1]
+
+
+def find_labelled(
+    rows: Sequence[Row], images: Iterable[ImageFile], folder: str, parts: Mapping[str, str], where: str
+) -> list[tuple[ImageFile, Row]]:
+    """Return the image of each row; a row without one gets a file of size -1, which cannot be read.
+
+    A name is compared with the end of each path, with and without its ending. If several images have that name, those in
+    the folder of the row's part are preferred.
+
+    Args:
+        rows: the table.
+        images: images to choose from.
+        folder: folder that missing files are named in.
+        parts: folder of each part.
+        where: the table, for messages.
+
+    Raises:
+        RequestError: no image was found, a name has several images, or an image has several labels.
+    """
+    by_name: defaultdict[str, list[tuple[str, ImageFile]]] = defaultdict(list)
+    for image in images:
+        stem = image.path.rpartition(".")[0]
+        for path in {image.path, stem} if "/" not in image.path[len(stem) :] else {image.path}:
+            by_name[path.rpartition("/")[2]].append((path, image))
+    chosen: dict[str, tuple[ImageFile, Row]] = {}
+    for row in rows:
+        near = f"/{row.name}"
+        found = [(path, image) for path, image in by_name[row.name.rpartition("/")[2]] if f"/{path}".endswith(near)]
+        exact = [each for each in found if each[0] in (row.name, join(folder, row.name))]
+        part = parts.get(row.part) if row.part else None
+        inside = [each for each in found if part and each[0].startswith(f"{part}/")]
+        best = {image.path: image for _, image in exact or inside or found}
+        if len(best) > 1:
+            raise RequestError(
+                f"{where}: {row.name!r} may be {' or '.join(sorted(best)[:2])}",
+                hint="use paths in the file, such as train/1.png, or add a column named split",
+            )
+        image = next(iter(best.values()), ImageFile(join(folder, row.name), -1, 0))
+        if image.path in chosen and chosen[image.path][1].label != row.label:
+            raise RequestError(
+                f"{where}: {row.name!r} has the labels {chosen[image.path][1].label!r} and {row.label!r}",
+                hint=f"remove one of the two lines of {row.name!r} in the file",
+            )
+        chosen[image.path] = (image, row)
+    if rows and all(image.size < 0 for image, _ in chosen.values()):
+        raise RequestError(
+            f"{where}: none of its {len(rows):,} images was found, such as {rows[0].name!r}",
+            hint="use --dataset with the folder of these images",
+        )
+    return list(chosen.values())
+
+
+def _lines(path: Path, separator: str = "") -> list[list[str]]:
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+    except OSError as error:
+        raise cannot_read(path, error) from error
+    except UnicodeDecodeError as error:
+        raise RequestError(f"{path} is not text in UTF-8", hint="use --labels with a CSV file in UTF-8") from error
+    head = text.partition("\n")[0]
+    separator = separator or max(",;\t", key=head.count)
+    return [line for line in csv.reader(io.StringIO(text), delimiter=separator) if any(line)]
+
+
+def _part(path: Path, number: int, value: str) -> str:
+    part = part_of(value)[0]
+    if part is None:
+        raise RequestError(
+            f"--labels {path}, line {number}: unknown part {value!r}", hint="use train, val or test in this column"
+        )
+    return part
+
+
+def _slashes(name: str) -> str:
+    return name.strip().replace("\\", "/").removeprefix("./").lstrip("/")
