@@ -286,6 +286,14 @@ class TestFolders:
             with pytest.raises(RequestError, match="KMNIST not found in"):
                 load(spec, data_dir)
 
+    @idx_only
+    def test_the_name_of_vitctl_data_does_not_matter(
+        self, spec: Named, files: dict[str, bytes], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setenv("VITCTL_DATA", str(tmp_path / "MNIST"))
+        write(files, tmp_path / "MNIST" / "kmnist")
+        assert is_complete(spec, load(spec))
+
     @two_formats
     def test_archives_in_a_read_only_folder_are_read(
         self, spec: Named, files: dict[str, bytes], tmp_path: Path
@@ -344,6 +352,18 @@ class TestFolders:
         for name in str(caught.value.hint).removeprefix("delete ").removesuffix(" there, then try again").split(", "):
             (place / name).unlink()
         assert is_complete(spec, load(spec))
+
+    @two_formats
+    def test_files_that_cannot_be_read_are_not_called_damaged(
+        self, spec: Named, files: dict[str, bytes], home: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        def refuse(*_: object) -> None:
+            raise PermissionError(13, os.strerror(13))
+
+        write(files, home)
+        monkeypatch.setattr(named, "_reader", refuse)
+        with pytest.raises(RequestError, match=rf"^cannot read {home}\S*: Permission denied\nhint: make it readable"):
+            load(spec)
 
     @two_formats
     def test_an_archive_without_its_files_is_refused(

@@ -232,7 +232,9 @@ def _candidates(spec: Named, places: Places) -> list[Path]:
         found = [place for place in found if place.name == spec.folder]
     # The files of MNIST, Fashion-MNIST and KMNIST have the same names.
     others = {each.reader for each in NAMED.values()} - {spec.reader}
-    return [place for place in dict.fromkeys(found) if not others & {place.name, place.parent.name}]
+    return [
+        place for place in dict.fromkeys(found) if (place.parent if place.name == "raw" else place).name not in others
+    ]
 
 
 def _holds(spec: Named, places: Places, place: Path) -> bool:
@@ -334,6 +336,8 @@ def _read_part(spec: Named, place: Path, source: Path, part: str) -> Examples:
         reader = _reader(spec, place, part)
     except MemoryError:
         raise
+    except OSError as error:
+        raise cannot_read(source, error) from error
     # For damaged files, torchvision's and scipy's readers raise nearly any exception.
     except Exception as error:
         raise _damaged(spec, source, " ".join(str(error).split()) or type(error).__name__) from error
