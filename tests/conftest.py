@@ -92,7 +92,8 @@ def own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.Monk
     monkeypatch.setenv("VITCTL_CACHE", str(tmp_path_factory.getbasetemp() / "cache"))
     monkeypatch.delenv("VITCTL_DEBUG", raising=False)
     # Tests download only from their own servers.
-    monkeypatch.setenv("VITCTL_CIFAR_URL", "http://127.0.0.1:9/closed")
+    for name in ("CIFAR", "MNIST", "FASHIONMNIST", "KMNIST", "SVHN", "STL10"):
+        monkeypatch.setenv(f"VITCTL_{name}_URL", "http://127.0.0.1:9/closed")
     monkeypatch.setenv("no_proxy", "127.0.0.1,localhost")
     monkeypatch.setenv("COLUMNS", "120")
 

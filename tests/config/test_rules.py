@@ -386,7 +386,7 @@ REFUSED: list[tuple[Rule, dict[str, Any], str]] = [
     (
         rules.choose_dataset,
         {"flags": {"dataset": "./nowhere"}},
-        "no such folder\nhint: use --dataset digits, cifar10 or cifar100",
+        "no such folder\nhint: use --dataset digits, cifar10, cifar100, mnist, fashionmnist, kmnist, svhn or stl10",
     ),
     (rules.choose_time, {"file": {"max_time": "soon"}}, "--max-time takes a duration"),
     (rules.choose_net, {"flags": {"net": "vitt"}}, "did you mean vit"),

@@ -10,8 +10,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from tests.data import small_sets
 from vitctl.data.cifar import CIFAR10, CIFAR100
 from vitctl.data.dataset import Dataset, load_dataset
+from vitctl.data.named import NAMED
 from vitctl.errors import VitctlWarning
 
 Counts = Mapping[str, Mapping[str, int]]
@@ -68,6 +70,12 @@ def load_small(make_folder: MakeFolder, tmp_path: Path) -> Callable[[str], Datas
             "cifar10": {part: dict.fromkeys(CIFAR10.classes, 2) for part in ("train", "test")},
             "cifar100": {part: dict.fromkeys(CIFAR100.classes, 2) for part in ("train", "test")},
         }
+        if name in NAMED:
+            small, files = small_sets.small(name)
+            with pytest.MonkeyPatch.context() as patch:
+                patch.setitem(NAMED, name, small)
+                root = small_sets.write(files, tmp_path / name)
+                return load_dataset(name, data_dir=str(root), size=16, skip_bad_images=False)
         if name not in counts:
             pytest.fail(f"no small version of the data set {name!r}: add its image counts to this fixture")
         made = counts[name]

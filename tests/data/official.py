@@ -127,7 +127,9 @@ def known(spec: Cifar, path: Path) -> Cifar:
 
 
 class Server(http.server.ThreadingHTTPServer):
-    """Serves one file under any name on 127.0.0.1, with one step of ``plan`` per request, and then ``complete``.
+    """Serves files on 127.0.0.1, with one step of ``plan`` per request, and then ``complete``.
+
+    ``content`` is one file under any name, or files by name.
 
     Steps of a plan:
 
@@ -150,7 +152,9 @@ class Server(http.server.ThreadingHTTPServer):
 
     daemon_threads = True
 
-    def __init__(self, content: bytes, *plan: str, ranges: bool = True, seconds: float = 5.0) -> None:
+    def __init__(
+        self, content: bytes | dict[str, bytes], *plan: str, ranges: bool = True, seconds: float = 5.0
+    ) -> None:
         super().__init__(("127.0.0.1", 0), _Handler)
         self.content, self.plan, self.seconds, self.understands_ranges = content, list(plan), seconds, ranges
         self.ranges: list[str | None] = []
@@ -165,7 +169,7 @@ class Server(http.server.ThreadingHTTPServer):
 
 
 @contextlib.contextmanager
-def serving(content: bytes, *plan: str, **options: Any) -> Iterator[Server]:
+def serving(content: bytes | dict[str, bytes], *plan: str, **options: Any) -> Iterator[Server]:
     """Run a :class:`Server` in a thread."""
     server = Server(content, *plan, **options)
     thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True)
@@ -187,7 +191,8 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         server.ranges.append(asked)
         what, _, number = (server.plan.pop(0) if server.plan else "complete").partition(" ")
         start = int(asked.removeprefix("bytes=").removesuffix("-")) if asked and server.understands_ranges else 0
-        content = server.content[start:]
+        file = server.content if isinstance(server.content, bytes) else server.content[self.path.rpartition("/")[2]]
+        content = file[start:]
         if what == "mute":
             server.over.wait()
             return
@@ -206,7 +211,7 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         self.send_response(206 if start else 200)
         if start:
             first = start - 1 if what == "shift" else start
-            self.send_header("Content-Range", f"bytes {first}-{len(server.content) - 1}/{len(server.content)}")
+            self.send_header("Content-Range", f"bytes {first}-{len(file) - 1}/{len(file)}")
         if what != "endless":
             self.send_header("Content-Length", str(len(content)))
         self.end_headers()

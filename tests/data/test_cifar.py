@@ -17,7 +17,7 @@ import torchvision
 from PIL import Image
 
 from tests.data.official import batch, numbers, python2, rows_of, small, write_batches
-from vitctl.data import cifar
+from vitctl.data import cifar, places
 from vitctl.data.dataset import Dataset, load_dataset
 from vitctl.errors import RequestError, VitctlWarning
 
@@ -378,7 +378,7 @@ class TestPlaces:
         self, tiny: Path, batches: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         home, data = tmp_path / "home", tmp_path / "data"
-        monkeypatch.setattr(cifar.platformdirs, "user_data_dir", lambda name: str(home / name))
+        monkeypatch.setattr(places.platformdirs, "user_data_dir", lambda name: str(home / name))
         (home / "vitctl").mkdir(parents=True)
         data.mkdir()
         tiny.rename(home / "vitctl" / "cifar10")
@@ -391,18 +391,34 @@ class TestPlaces:
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         monkeypatch.setenv("VITCTL_DATA", str(tmp_path / "data"))
-        monkeypatch.setattr(cifar.platformdirs, "user_data_dir", lambda name: str(tmp_path / "home" / name))
+        monkeypatch.setattr(places.platformdirs, "user_data_dir", lambda name: str(tmp_path / "home" / name))
         with pytest.raises(RequestError) as caught:
             load(None)
         message, hint = caught.value.message, str(caught.value.hint)
         assert caught.value.exit_code == 2
-        assert f"not found in {tmp_path}/data/cifar10 or {tmp_path}/home/vitctl/cifar10, and cannot download" in message
+        assert (
+            f"not found in {tmp_path}/data/cifar10, {tmp_path}/home/vitctl/cifar10 or {Path.cwd()}/data, "
+            "and cannot download"
+        ) in message
         assert "http://127" in message and "cifar-10-python.tar.gz: " in message
         assert (
             f"put the archive into {tmp_path}/data/cifar10" in hint
             and "--data-dir" in hint
             and "--dataset digits" in hint
         )
+
+    def test_batches_in_data_are_used_if_there_are_no_others(
+        self, batches: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        (tmp_path / "work" / "data" / "train" / "cat").mkdir(parents=True)  # somebody's own images
+        monkeypatch.chdir(tmp_path / "work")
+        with pytest.raises(RequestError, match="CIFAR-10 not found in"):
+            load(None)
+        tutorial = Path(shutil.copytree(batches, tmp_path / "work" / "data" / "cifar-10-batches-py"))
+        assert load(None).source == str(tutorial)
+        monkeypatch.setenv("VITCTL_DATA", str(tmp_path / "first"))
+        shutil.copytree(batches, tmp_path / "first" / "cifar10")
+        assert load(None).source == str(tmp_path / "first" / "cifar10")
 
     def test_only_data_dir_is_searched_if_given(
         self, tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

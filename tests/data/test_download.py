@@ -38,7 +38,7 @@ from tests.data.official import (
     small,
     write_archive,
 )
-from vitctl.data import cifar, download
+from vitctl.data import cifar, download, places
 from vitctl.data.cifar import Cifar
 from vitctl.data.dataset import Dataset, load_dataset
 from vitctl.data.download import Archive, DamagedArchive, DownloadFailed, Stalled, download_lock, fetch, members, unpack
@@ -568,7 +568,7 @@ class TestDownload:
         self, spec: Cifar, official: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         monkeypatch.delenv("VITCTL_DATA")
-        monkeypatch.setattr(cifar.platformdirs, "user_data_dir", lambda name: str(tmp_path / "home" / name))
+        monkeypatch.setattr(places.platformdirs, "user_data_dir", lambda name: str(tmp_path / "home" / name))
         with serving(official.read_bytes()) as server:
             monkeypatch.setenv("VITCTL_CIFAR_URL", server.url)
             dataset = load(spec)
@@ -603,11 +603,11 @@ class TestDownload:
     def test_an_offline_download_is_refused_with_a_hint(
         self, spec: Cifar, home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr(cifar.platformdirs, "user_data_dir", lambda name: str(tmp_path / "home" / name))
+        monkeypatch.setattr(places.platformdirs, "user_data_dir", lambda name: str(tmp_path / "home" / name))
         with pytest.raises(RequestError) as caught:
             load(spec)
         assert str(caught.value) == (
-            f"{spec.title} not found in {home} or {tmp_path}/home/vitctl/{spec.name}, "
+            f"{spec.title} not found in {home}, {tmp_path}/home/vitctl/{spec.name} or {Path.cwd()}/data, "
             f"and cannot download http://127.0.0.1:9/closed/{spec.archive.name}: Connection refused\n"
             f"hint: use --data-dir if you have a copy, put the archive into {home}, or use --dataset digits"
         )
@@ -619,7 +619,7 @@ class TestDownload:
         with serving(official.read_bytes()) as server:
             monkeypatch.setenv("VITCTL_CIFAR_URL", server.url)
             with pytest.raises(
-                RequestError, match=rf"{spec.title} not found in {home} or .*\nhint: use --data-dir .* put \S+gz into"
+                RequestError, match=rf"{spec.title} not found in {home}, .*\nhint: use --data-dir .* put \S+gz into"
             ):
                 load_dataset(spec.name, data_dir=None, size=32, skip_bad_images=False, download=False)
             assert server.ranges == [] and not home.exists()
@@ -692,17 +692,20 @@ class TestDownload:
 
 
 class TestArchiveByHand:
-    @pytest.mark.parametrize("place", ["data-dir", "below data-dir", "VITCTL_DATA", "user"])
+    @pytest.mark.parametrize("place", ["data-dir", "below data-dir", "VITCTL_DATA", "user", "data"])
     def test_an_archive_is_unpacked_next_to_itself(
         self, place: str, spec: Cifar, official: Path, home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr(cifar.platformdirs, "user_data_dir", lambda name: str(tmp_path / "home" / name))
+        monkeypatch.setattr(places.platformdirs, "user_data_dir", lambda name: str(tmp_path / "home" / name))
         folder = {
             "data-dir": tmp_path / "mine",
             "below data-dir": tmp_path / "mine" / spec.name,
             "VITCTL_DATA": home,
             "user": tmp_path / "home" / "vitctl" / spec.name,
+            "data": tmp_path / "work" / "data",
         }[place]
+        (tmp_path / "work").mkdir()
+        monkeypatch.chdir(tmp_path / "work")
         folder.mkdir(parents=True)
         shutil.copy(official, folder)
         data_dir = tmp_path / "mine" if "data-dir" in place else None
@@ -764,7 +767,7 @@ class TestArchiveByHand:
         other = {"cifar10": cifar.CIFAR100, "cifar100": cifar.CIFAR10}[spec.name]
         home.mkdir(parents=True)
         shutil.copy(official, home / other.archive.name)
-        with pytest.raises(RequestError, match=rf"{spec.title} not found in {home} or"):
+        with pytest.raises(RequestError, match=rf"{spec.title} not found in {home}, "):
             load(spec)
 
     def test_a_malicious_archive_with_the_right_checksum_is_refused(

@@ -74,6 +74,8 @@ def train(
 
     By default, trains cct_2, a small compact transformer, for ten epochs on CIFAR-10. Settings, metrics and
     checkpoints are saved in the run's folder. Resume an interrupted run with --resume.
+
+    Data sets by name: digits, cifar10, cifar100, mnist, fashionmnist, kmnist, svhn and stl10.
     """
     from vitctl.cli.modes import choose_mode
     from vitctl.config import normalise_keys, resolve_config, resolve_dataset

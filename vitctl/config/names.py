@@ -133,7 +133,7 @@ NOT_NEEDED = _by_name(
             "every epoch is evaluated; use --val none to skip it",
         "eval_metric metric_for_best_model monitor": "best.pt is chosen by held-out accuracy",
         "enable_progress_bar disable_tqdm": "progress bars are shown only in a terminal",
-        "download dataset_download": "CIFAR is downloaded if it is missing",
+        "download dataset_download": "named data sets are downloaded if missing",
     }
 )  # fmt: skip
 """Names of other tools for what needs no setting here: why."""

@@ -84,7 +84,7 @@ class Settings:
     dataset: str = _setting(
         "cifar10",
         str,
-        f"{', '.join(name for name in DATASETS if name != 'folder')} or a folder of images",
+        "digits, cifar10, mnist, svhn, ... or a folder of images",
         DATA,
         table=DATASETS,
         metavar="NAME|DIR",
@@ -92,9 +92,9 @@ class Settings:
     data_dir: str | None = _setting(
         None,
         str,
-        "folder with the data; CIFAR is downloaded if missing",
+        "folder with the data; named sets are downloaded if missing",
         DATA,
-        shown="$VITCTL_DATA/DATASET, then the user's data folder",
+        shown="$VITCTL_DATA/DATASET, the user's data folder, ./data",
         resumable=True,
         metavar="DIR",
     )
@@ -128,7 +128,7 @@ class Settings:
     flip: str = _setting(
         "auto",
         str,
-        "random horizontal flips; auto: on, except for digits",
+        "horizontal flips; auto: on, except for digits and characters",
         AUGMENTATION,
         choices=("auto", "on", "off"),
     )

@@ -40,6 +40,29 @@ DATASETS: dict[str, DatasetEntry] = {
         target="vitctl.data.cifar:load_cifar100",
         summary="60,000 colour 32x32 images, 100 classes; downloaded if missing",
     ),
+    "mnist": DatasetEntry(
+        target="vitctl.data.named:load_mnist",
+        summary="70,000 greyscale 28x28 digits; downloaded if missing",
+        flip=False,
+    ),
+    "fashionmnist": DatasetEntry(
+        target="vitctl.data.named:load_fashionmnist",
+        summary="70,000 greyscale 28x28 clothes; downloaded if missing",
+    ),
+    "kmnist": DatasetEntry(
+        target="vitctl.data.named:load_kmnist",
+        summary="70,000 greyscale 28x28 characters; downloaded if missing",
+        flip=False,
+    ),
+    "svhn": DatasetEntry(
+        target="vitctl.data.named:load_svhn",
+        summary="99,289 colour 32x32 house numbers; downloaded if missing",
+        flip=False,
+    ),
+    "stl10": DatasetEntry(
+        target="vitctl.data.named:load_stl10",
+        summary="13,000 colour 96x96 images, 10 classes; downloaded if missing",
+    ),
 }
 """Data sets by ``--dataset`` name."""
 

@@ -13,28 +13,17 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
 
 import numpy as np
 import numpy.typing as npt
-import platformdirs
 import torch
 
 from vitctl.data.dataset import Dataset, Examples, LoadOptions
 from vitctl.data.decode import decode_image
-from vitctl.data.download import (
-    Archive,
-    DamagedArchive,
-    DownloadFailed,
-    Stalled,
-    download_lock,
-    fetch,
-    members,
-    not_writable,
-    unpack,
-)
+from vitctl.data.download import Archive, DamagedArchive, Stalled, download_lock, fetch, members, unpack
 from vitctl.data.folder import decode_listing
 from vitctl.data.layout import SPLITS, Listing, list_images
+from vitctl.data.places import Places, address, check_download, downloading, has_archive, places_of
 from vitctl.data.tree import cannot_read
 from vitctl.errors import RequestError, VitctlWarning
 
@@ -143,9 +132,10 @@ def load_cifar10(options: LoadOptions) -> Dataset:
     """Return CIFAR-10: 50,000 training and 10,000 test images, RGB, 32x32, in 10 classes.
 
     It is searched for in ``--data-dir``, or else in ``$VITCTL_DATA/cifar10`` and the user's data folder, in three forms:
-    an image folder, the official batches, or the official archive, which is unpacked next to itself if possible. If
-    missing, it is downloaded to ``--data-dir`` if that is empty, or else to ``$VITCTL_DATA/cifar10`` or the user's data
-    folder, unless ``options.download`` is False.
+    an image folder, the official batches, or the official archive, which is unpacked next to itself if possible. Batches
+    and archives are also searched for in ``./data``, where torchvision's tutorials put them. If missing, it is downloaded
+    to ``--data-dir`` if that is empty, or else to ``$VITCTL_DATA/cifar10`` or the user's data folder, unless
+    ``options.download`` is False.
 
     Raises:
         RequestError: the data set is missing and cannot be downloaded, is damaged, or is a different one.
@@ -161,10 +151,10 @@ def load_cifar100(options: LoadOptions) -> Dataset:
 
 def load_cifar(spec: Cifar, options: LoadOptions) -> Dataset:
     """Return the data set ``spec``; see :func:`load_cifar10`."""
-    roots = _roots(spec, options.data_dir)
-    place = _find(spec, roots)
+    places = places_of(spec.name, spec.title, options.data_dir)
+    place = _find(spec, places)
     if place is None:
-        batches = _from_archive(spec, roots, options) or _download(spec, roots, options)
+        batches = _from_archive(spec, places, options) or _download(spec, places, options)
     elif _has_images(place):
         return _from_folder(spec, place, options)
     else:
@@ -172,29 +162,13 @@ def load_cifar(spec: Cifar, options: LoadOptions) -> Dataset:
     return _from_batches(spec, batches)
 
 
-def _roots(spec: Cifar, data_dir: str | None) -> list[Path]:
-    """Return the folders to search, in order."""
-    if data_dir is not None:
-        root = Path(data_dir).expanduser()
-        if not os.path.isdir(root):
-            raise RequestError(
-                f"--data-dir {root} is not a folder",
-                hint=f"use --data-dir with the folder of {spec.title}, or remove --data-dir to download it",
-            )
-        return [root]
-    roots = [Path(platformdirs.user_data_dir("vitctl"), spec.name)]
-    if os.environ.get("VITCTL_DATA"):
-        roots.insert(0, Path(os.environ["VITCTL_DATA"], spec.name).expanduser())
-    return roots
-
-
-def _find(spec: Cifar, roots: list[Path]) -> Path | None:
+def _find(spec: Cifar, places: Places) -> Path | None:
     """Return the first folder with images or batches, or None."""
-    for root in roots:
+    for root in places.own:
         for place in (root, root / spec.name, root / spec.folder, root / spec.name / spec.folder):
             if _has_images(place) or _has_batches(spec, place):
                 return place
-    return None
+    return next((root / spec.folder for root in places.shared if _has_batches(spec, root / spec.folder)), None)
 
 
 def _has_batches(spec: Cifar, place: Path) -> bool:
@@ -226,25 +200,13 @@ class _Batches:
         return os.path.isfile(self.place / name) if self.content is None else name in self.content
 
 
-def _from_archive(spec: Cifar, roots: list[Path], options: LoadOptions) -> _Batches | None:
+def _from_archive(spec: Cifar, places: Places, options: LoadOptions) -> _Batches | None:
     """Return the batches of an official archive in one of the folders, or None."""
-    for root in roots:
-        for folder in (root, root / spec.name):
-            path = folder / spec.archive.name
-            if not os.path.isfile(path):
-                continue
-            try:
-                fault = spec.archive.fault(path)
-            except OSError as error:
-                raise cannot_read(path, error) from error
-            if fault is None:
-                return _open_archive(spec, path, options)
-            if options.data_dir is not None:
-                raise RequestError(
-                    f"{path} is not the official archive: {fault}",
-                    hint=f"delete it, and download {_address(spec)} to the same folder",
-                )
-            warnings.warn(f"ignoring {path}, which is not the official archive: {fault}", VitctlWarning, stacklevel=2)
+    below = [folder for root in places.own for folder in (root, root / spec.name)]
+    for folder in (*below, *places.shared):
+        path = folder / spec.archive.name
+        if has_archive(places, spec.archive, path):
+            return _open_archive(spec, path, options)
     return None
 
 
@@ -271,23 +233,12 @@ def _read_archive(spec: Cifar, path: Path) -> _Batches:
         raise cannot_read(path, error) from error
 
 
-def _download(spec: Cifar, roots: list[Path], options: LoadOptions) -> _Batches:
+def _download(spec: Cifar, places: Places, options: LoadOptions) -> _Batches:
     """Download the archive and return its batches."""
-    home, url = roots[0], _address(spec)
-    not_found = f"{spec.title} not found in {' or '.join(str(root) for root in roots)}"
-    if not options.download:
-        raise RequestError(not_found, hint=f"use --data-dir with its folder, or put {url} into {home}")
-    try:
-        names = os.listdir(home) if options.data_dir is not None else []
-    except OSError as error:
-        raise cannot_read(home, error) from error
-    if any(not name.startswith(".") for name in names):
-        raise RequestError(
-            not_found,
-            hint=f"use --data-dir with its folder, or remove --data-dir to download it to {_roots(spec, None)[0]}",
-        )
+    home, url = places.own[0], address(spec.archive, MIRROR)
+    check_download(places, [url], allowed=options.download)
     folder, path = home / spec.folder, home / spec.archive.name
-    try:
+    with downloading(places, spec.archive, url, "the archive"):
         home.mkdir(parents=True, exist_ok=True)
         with download_lock(home, spec.archive, options.observer):
             if _has_batches(spec, folder):  # another process was faster
@@ -295,42 +246,13 @@ def _download(spec: Cifar, roots: list[Path], options: LoadOptions) -> _Batches:
             part = fetch(spec.archive, url, home, options.observer)
             try:
                 unpack(part, folder, spec.files)
+            except DamagedArchive as damaged:
+                raise _damaged(path, str(damaged), delete=path) from damaged
             except OSError:
                 part.replace(path)
                 return _read_archive(spec, path)
             part.unlink()
             return _Batches(folder)
-    except DamagedArchive as damaged:
-        raise _damaged(path, str(damaged), delete=path) from damaged
-    except DownloadFailed as reason:
-        raise RequestError(
-            f"{not_found}, and cannot download {url}: {reason}",
-            hint=f"use --data-dir if you have a copy, put the archive into {home}, or use --dataset digits",
-        ) from reason
-    except OSError as error:
-        raise not_writable(home, spec.archive, error) from error
-
-
-def _address(spec: Cifar) -> str:
-    """Return the URL to download the archive from.
-
-    Raises:
-        RequestError: :data:`MIRROR` is not a valid URL.
-    """
-    mirror = os.environ.get(MIRROR)
-    if not mirror:
-        return spec.archive.url
-    try:
-        parts = urlsplit(mirror)
-        valid = parts.scheme in ("http", "https") and parts.hostname and not parts.username and parts.port != 0
-    except ValueError:
-        valid = False
-    if not valid:
-        raise RequestError(
-            f"{MIRROR} is not an http:// or https:// URL, or has a user name or password",
-            hint=f"set {MIRROR} to a URL such as https://HOST/FOLDER, or unset it to download from {spec.archive.url}",
-        )
-    return f"{mirror.rstrip('/')}/{spec.archive.name}"
 
 
 def _from_folder(spec: Cifar, root: Path, options: LoadOptions) -> Dataset:

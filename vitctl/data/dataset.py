@@ -76,7 +76,8 @@ class LoadOptions:
 
     Attributes:
         data_dir: ``--data-dir``, if given.
-        size: side in pixels to decode images to, for data sets without a size of their own.
+        size: side in pixels to decode images to, for data sets without a size of their own; some others reduce larger
+            images to it.
         skip_bad_images: leave out unreadable images instead of failing.
         observer: receives the progress of downloads and decoding.
         download: download a missing data set instead of failing.
@@ -109,7 +110,8 @@ def load_dataset(
     Args:
         name: key in ``DATASETS``.
         data_dir: folder of the data set, if not in the default places.
-        size: side in pixels to decode images to, for data sets without a size of their own.
+        size: side in pixels to decode images to, for data sets without a size of their own; some others reduce larger
+            images to it.
         skip_bad_images: leave out unreadable images, and list them in :attr:`Dataset.skipped`.
         observer: receives the progress of downloads and decoding, in this thread.
         download: download a missing data set instead of failing.

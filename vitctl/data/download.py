@@ -75,7 +75,7 @@ class DamagedArchive(Exception):
 
 @dataclass(frozen=True, kw_only=True)
 class Archive:
-    """A ``.tar.gz`` file with known checksums.
+    """An official file with known checksums.
 
     Attributes:
         url: official URL.
@@ -421,3 +421,27 @@ def unpack(path: Path, folder: Path, names: Collection[str]) -> None:
         os.rename(temporary, folder)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+def gunzip(path: Path, target: Path) -> None:
+    """Decompress a ``.gz`` file to ``target``, which appears once it is complete.
+
+    The caller holds the :func:`download_lock` of the folder of ``target``.
+
+    Raises:
+        DamagedArchive: the file is not a ``.gz`` file, is damaged, or holds more than :data:`MAX_MEMBER_BYTES` bytes.
+        OSError: ``target`` cannot be written.
+    """
+    temporary = target.with_name(f".{target.name}.part")
+    try:
+        with gzip.open(path) as packed, open(temporary, "wb") as file:
+            while chunk := packed.read(_CHUNK):
+                file.write(chunk)
+                if file.tell() > MAX_MEMBER_BYTES:
+                    raise DamagedArchive(f"it holds more than {format_bytes(MAX_MEMBER_BYTES)}")
+            flush(file)
+        temporary.replace(target)
+    except (gzip.BadGzipFile, zlib.error, EOFError) as error:
+        raise DamagedArchive(" ".join(str(error).split()) or type(error).__name__) from error
+    finally:
+        temporary.unlink(missing_ok=True)
