@@ -21,8 +21,8 @@ from torchvision import datasets
 
 from vitctl.data.dataset import Dataset, Examples, LoadOptions
 from vitctl.data.download import Archive, DamagedArchive, Stalled, download_lock, fetch, gunzip, unpack
-from vitctl.data.layout import cannot_read
 from vitctl.data.places import Places, address, check_download, downloading, has_archive, places_of
+from vitctl.data.tree import cannot_read
 from vitctl.errors import RequestError
 
 _PIECE = 4096

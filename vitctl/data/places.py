@@ -13,7 +13,7 @@ from urllib.parse import urlsplit
 import platformdirs
 
 from vitctl.data.download import Archive, DownloadFailed, not_writable
-from vitctl.data.layout import cannot_read
+from vitctl.data.tree import cannot_read
 from vitctl.errors import RequestError, VitctlWarning
 from vitctl.registry import or_list
 
