@@ -8,6 +8,7 @@ from vitctl import devices
 from vitctl.config import TrainConfig
 from vitctl.observer import SILENT, Observer, Record
 from vitctl.training.budget import TimePlan
+from vitctl.training.evaluate import uneven
 from vitctl.training.loop import train_step
 from vitctl.training.preflight import check_config
 from vitctl.training.session import parameters
@@ -27,8 +28,8 @@ def dry_run(
         steps: number of timed steps.
 
     Returns:
-        ``params``, ``mflop`` (forward pass of one image), ``tokens``, ``steps_per_epoch``, ``total_steps``,
-        ``micro_batch``, ``step_time`` (median, in seconds), ``images_per_second``, ``eta`` (seconds for the complete
+        ``params``, ``mflop`` (forward pass of one image), ``tokens``, ``class_images`` (training images of each class),
+        ``uneven_classes`` (whether these differ much), ``steps_per_epoch``, ``total_steps``, ``micro_batch``, ``step_time`` (median, in seconds), ``images_per_second``, ``eta`` (seconds for the complete
         run, with evaluations), ``peak_memory`` (bytes), and the settings under ``config``.
 
     Raises:
@@ -55,12 +56,17 @@ def dry_run(
     evaluated += len(session.splits.test.index) * (2 if config.tta == "flip" else 1)
     eta = session.total_steps * step_time + evaluated * step_time / batch / 3  # a step costs about 3 forward passes
 
+    train = session.splits.train
+    class_images = train.examples.labels[train.index].bincount(minlength=len(session.dataset.classes))
+
     return {
         "net": config.net,
         "params": parameters(session),
         "mflop": round(session.cost.mflop, 1),
         "tokens": session.cost.tokens,
         "train_images": session.batches.count,
+        "class_images": dict(zip(session.dataset.classes, class_images.tolist(), strict=True)),
+        "uneven_classes": uneven(class_images),
         "steps_per_epoch": session.steps_per_epoch,
         "total_steps": session.total_steps,
         "micro_batch": session.micro_batch,

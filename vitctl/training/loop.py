@@ -18,6 +18,7 @@ from vitctl.process.signals import StopRequest
 from vitctl.recipes import Card
 from vitctl.training.card import CardWatch
 from vitctl.training.evaluate import Evaluation, Stopped, evaluate
+from vitctl.training.loss import total_weight
 from vitctl.training.run_folder import RunFolder, git_commit
 from vitctl.training.session import Session, describe, parameters, piece_sizes, trainable_parameters
 from vitctl.units import parse_save_every, plural
@@ -57,6 +58,7 @@ def fit(
         parse_save_every(config.save_every, "--save-every") if config.save_every else (None, None)
     )
     last_save = time.monotonic()
+    evaluated: Evaluation | None = None
     observer.started(run_start(session, folder.path))
     if not progress.step:
         watch.expect(observer.message)
@@ -97,7 +99,7 @@ def fit(
                     raise stopped()
 
             try:
-                row = epoch_record(session, observer, stop)
+                row, evaluated = epoch_record(session, observer, stop)
             except Stopped:
                 save()  # all steps of the epoch are done; a resumed run continues with its evaluation
                 raise stopped() from None
@@ -123,7 +125,7 @@ def fit(
                 raise stopped()
 
         try:
-            summary = final_summary(session, folder, observer, stop, clock)
+            summary = final_summary(session, folder, observer, stop, clock, evaluated)
         except Stopped:
             raise stopped() from None
         summary |= watch.final(summary, observer.message)
@@ -177,7 +179,7 @@ def train_step(session: Session) -> None:
     factor = session.schedule.factor(progress.step)
     for group in session.optimizer.param_groups:
         group["lr"] = config.lr * group.get("lr_scale", 1.0) * factor
-    count = len(labels)
+    count, weight = len(labels), total_weight(labels, session.class_weights)
     sizes = piece_sizes(count, config.bs, session.micro_batch, joined=session.batches.drop_single)
     loss_sum = torch.zeros((), device=device)
     correct = torch.zeros((), device=device, dtype=torch.int64)
@@ -189,8 +191,14 @@ def train_step(session: Session) -> None:
             normalize_seconds += time.perf_counter() - normalize_start
             with session.autocast():
                 logits = session.forward(x)
-            loss = F.cross_entropy(logits.float(), target, reduction="sum", label_smoothing=config.label_smoothing)
-            torch.autograd.backward(scaler.scale(loss / count) if scaler else loss / count)
+            loss = F.cross_entropy(
+                logits.float(),
+                target,
+                weight=session.class_weights,
+                reduction="sum",
+                label_smoothing=config.label_smoothing,
+            )
+            torch.autograd.backward(scaler.scale(loss / weight) if scaler else loss / weight)
             loss_sum += loss.detach()
             label = target if target.ndim == 1 else target.argmax(1)  # a mixed image's larger part
             correct += (logits.detach().argmax(1) == label).sum()
@@ -212,7 +220,7 @@ def train_step(session: Session) -> None:
         session.optimizer.zero_grad()
         if session.average:
             session.average.update(session.model, progress.step + 1)
-        session.tally.add(loss_sum, correct, count)
+        session.tally.add(loss_sum * (count / weight), correct, count)
         if device.type == "cpu" or (progress.step + 1) % READ_EVERY == 0:
             session.tally.read(progress)
             check_finite(session, progress.loss_sum)
@@ -241,8 +249,8 @@ def check_finite(session: Session, *values: float) -> None:
     raise NotFinite(message, hint=hint, step=step, device=str(session.device), batch=session.config.bs)
 
 
-def epoch_record(session: Session, observer: Observer, stop: StopRequest) -> Record:
-    """Evaluate at the end of an epoch and return the epoch's record.
+def epoch_record(session: Session, observer: Observer, stop: StopRequest) -> tuple[Record, Evaluation | None]:
+    """Evaluate at the end of an epoch, and return the epoch's record and its evaluation, None without validation.
 
     Raises:
         Stopped: a signal arrived during the evaluation.
@@ -256,6 +264,7 @@ def epoch_record(session: Session, observer: Observer, stop: StopRequest) -> Rec
         "train_loss": progress.loss_sum / progress.seen,
         "train_acc": 100 * progress.correct / progress.seen,
     }
+    result = None
     if splits.val is not None:
         start = time.perf_counter()
         result = measure(session, splits.val, str(splits.val_split), observer, stop)
@@ -269,7 +278,7 @@ def epoch_record(session: Session, observer: Observer, stop: StopRequest) -> Rec
         "data_wait": round(progress.data_seconds / progress.train_seconds, 5),
         "overhead": round(1 - progress.busy_seconds / progress.train_seconds, 5),
     }
-    return row
+    return row, result
 
 
 def measure(
@@ -305,8 +314,23 @@ def measure(
     return result
 
 
-def final_summary(session: Session, folder: RunFolder, observer: Observer, stop: StopRequest, clock: Clock) -> Record:
+def final_summary(
+    session: Session,
+    folder: RunFolder,
+    observer: Observer,
+    stop: StopRequest,
+    clock: Clock,
+    evaluated: Evaluation | None,
+) -> Record:
     """Evaluate the final weights on the test set and return the run's summary.
+
+    Args:
+        session: the session.
+        folder: the run's folder.
+        observer: receives the progress.
+        stop: ends the evaluation when a signal arrives.
+        clock: measures the run.
+        evaluated: evaluation of the last epoch in this session, or None.
 
     Raises:
         Stopped: a signal arrived during the evaluation.
@@ -327,13 +351,15 @@ def final_summary(session: Session, folder: RunFolder, observer: Observer, stop:
     if splits.val_split in ("holdout", "val"):
         summary |= {"best_val_acc": progress.best_val_acc, "best_epoch": progress.best_epoch}
     mirror = config.tta == "flip"
-    if splits.val_split == "test" and row["step"] == progress.step and not mirror:
-        summary |= {"test_loss": row["val_loss"], "test_acc": row["val_acc"]}  # already measured with these weights
+    if splits.val_split == "test" and evaluated is not None and not mirror:
+        result = evaluated  # already measured with these weights
     else:
         result = measure(session, splits.test, "test", observer, stop, mirror=mirror)
-        summary |= {"test_loss": result.loss, "test_acc": result.acc}
-        if result.mirrored is not None:
-            summary |= {"test_loss_tta": result.mirrored.loss, "test_acc_tta": result.mirrored.acc, "tta": config.tta}
+    summary |= {"test_loss": result.loss, "test_acc": result.acc}
+    if result.balanced_acc is not None:
+        summary |= {"test_balanced_acc": result.balanced_acc}
+    if result.mirrored is not None:
+        summary |= {"test_loss_tta": result.mirrored.loss, "test_acc_tta": result.mirrored.acc, "tta": config.tta}
     epochs = session.history
     trained = sum(row["epoch_time"] for row in epochs)
     summary |= {

@@ -111,6 +111,7 @@ class Session:
         micro_batch: images per forward pass in training.
         eval_batch: images per forward pass in evaluation.
         cost: cost of a forward pass of one image.
+        class_weights: weight of each class in the training loss, float32 ``[K]``, or None for equal weights.
         precision: ``fp32``, ``bf16`` or ``fp16``.
         scaler: scaler of the fp16 loss, or None.
         forward: the network as the training step calls it, compiled with ``--compile``.
@@ -136,6 +137,7 @@ class Session:
     micro_batch: int
     eval_batch: int
     cost: ForwardCost
+    class_weights: torch.Tensor | None = None
     precision: str = "fp32"
     scaler: torch.amp.GradScaler | None = None
     forward: Callable[[torch.Tensor], torch.Tensor] = field(init=False)

@@ -23,6 +23,7 @@ from vitctl.optim.build import build_optimizer
 from vitctl.registry import lookup
 from vitctl.training.compiling import compile_network
 from vitctl.training.ema import WeightAverage
+from vitctl.training.loss import balanced_weights
 from vitctl.training.preflight import check_length
 from vitctl.training.session import Session, given_length
 
@@ -108,6 +109,7 @@ def open_session(
         micro_batch=micro_batch,
         eval_batch=eval_batch,
         cost=forward_cost(build, in_chans, config.size),
+        class_weights=class_weights(config, splits, num_classes, device),
         precision=precision,
         scaler=devices.make_scaler(device, precision),
         pretrained=loaded,
@@ -161,6 +163,13 @@ def train_batches(
         drop_single=drop_single,
         extras=extras,
     )
+
+
+def class_weights(config: TrainConfig, splits: Splits, classes: int, device: torch.device) -> torch.Tensor | None:
+    """Return the weight of each class in the training loss, float32 ``[classes]``, or None for equal weights."""
+    if config.class_weights == "none":
+        return None
+    return balanced_weights(splits.train.examples.labels[splits.train.index], classes).to(device)
 
 
 def make_normalize(
