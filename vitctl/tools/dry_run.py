@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Container
 
 from vitctl import devices
 from vitctl.config import TrainConfig
@@ -19,6 +20,7 @@ def dry_run(
     config: TrainConfig,
     observer: Observer = SILENT,
     steps: int = 3,
+    free: Container[str] = (),
 ) -> Record:
     """Take a few training steps without saving anything, and estimate the cost of the complete run.
 
@@ -26,6 +28,7 @@ def dry_run(
         config: the settings.
         observer: receives events and messages.
         steps: number of timed steps.
+        free: settings that may be fitted to the number of training images; see :func:`vitctl.config.free_settings`.
 
     Returns:
         ``params``, ``mflop`` (forward pass of one image), ``tokens``, ``class_images`` (training images of each class),
@@ -38,7 +41,8 @@ def dry_run(
     """
     started = time.monotonic()
     check_config(config, observer)
-    session = open_session(config, observer, pretrained=False)
+    session = open_session(config, observer, pretrained=False, free=free)
+    config = session.config
     if config.max_time:
         TimePlan(session, started).fit()
     session.train_mode()

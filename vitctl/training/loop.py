@@ -17,6 +17,7 @@ from vitctl.observer import Observer, Record, RunStart
 from vitctl.process.signals import StopRequest
 from vitctl.recipes import Card
 from vitctl.training.card import CardWatch
+from vitctl.training.diagnosis import LossWatch, warn_at_chance
 from vitctl.training.evaluate import Evaluation, Stopped, evaluate
 from vitctl.training.loss import total_weight
 from vitctl.training.run_folder import RunFolder, git_commit
@@ -53,7 +54,7 @@ def fit(
         Interrupted: SIGINT or SIGTERM arrived, and the state was saved.
     """
     progress, config = session.progress, session.config
-    clock, watch = Clock(session, started), CardWatch(session, card)
+    clock, watch, loss_watch = Clock(session, started), CardWatch(session, card), LossWatch(session)
     save_steps, save_seconds = (
         parse_save_every(config.save_every, "--save-every") if config.save_every else (None, None)
     )
@@ -91,6 +92,7 @@ def fit(
             while progress.step_in_epoch < steps:
                 train_step(session)
                 observer.stepped(clock.record(steps))
+                loss_watch.step(observer.message)
                 due = save_steps is not None and progress.step % save_steps == 0
                 due = due or (save_seconds is not None and time.monotonic() - last_save >= save_seconds)
                 if stop or (due and progress.step_in_epoch < steps):
@@ -221,9 +223,11 @@ def train_step(session: Session) -> None:
         if session.average:
             session.average.update(session.model, progress.step + 1)
         session.tally.add(loss_sum * (count / weight), correct, count)
-        if device.type == "cpu" or (progress.step + 1) % READ_EVERY == 0:
+        if device.type == "cpu" or not progress.step or (progress.step + 1) % READ_EVERY == 0:
             session.tally.read(progress)
             check_finite(session, progress.loss_sum)
+        if not progress.step:
+            progress.first_loss = progress.loss_sum / count
 
     end = time.perf_counter()
     progress.step += 1
@@ -360,6 +364,7 @@ def final_summary(
         summary |= {"test_balanced_acc": result.balanced_acc}
     if result.mirrored is not None:
         summary |= {"test_loss_tta": result.mirrored.loss, "test_acc_tta": result.mirrored.acc, "tta": config.tta}
+    summary |= warn_at_chance(session, result, observer.message)
     epochs = session.history
     trained = sum(row["epoch_time"] for row in epochs)
     summary |= {

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Container
 
 import torch
 from torch import nn
 
 from vitctl import devices
-from vitctl.config import TrainConfig
+from vitctl.config import TrainConfig, fit_to_images, fitting_note
 from vitctl.data import AUGMENTATIONS, AugmentationEntry
 from vitctl.data.augment import Augment
 from vitctl.data.batches import Extras, Normalize, TrainBatches
@@ -48,6 +48,7 @@ def open_session(
     pretrained: bool = True,
     resumed: bool = False,
     data: tuple[Dataset, Splits] | None = None,
+    free: Container[str] = (),
 ) -> Session:
     """Build everything that a run needs, and compile the network with ``--compile``.
 
@@ -58,6 +59,7 @@ def open_session(
             or weights do not matter.
         resumed: whether the caller restores a checkpoint, and then checks the length and compiles.
         data: data to use instead of those that the settings name.
+        free: settings that may be fitted to the number of training images; see :func:`vitctl.config.free_settings`.
 
     Raises:
         RequestError: device, data, network or weights are not available as requested.
@@ -67,6 +69,7 @@ def open_session(
     devices.prepare(device, config.threads, config.precision)
     weights = locate(config.net, config.pretrained) if pretrained and config.pretrained != "false" else None
     dataset, splits = data or open_data(config, observer)
+    config = fitted(config, splits, free, observer)
     in_chans, num_classes = dataset.train.images.shape[1], len(dataset.classes)
     extras = batch_extras(config, dataset, splits, device)
 
@@ -145,6 +148,15 @@ def open_data(config: TrainConfig, observer: Observer = SILENT) -> tuple[Dataset
         limit_test=config.limit_test,
     )
     return dataset, splits
+
+
+def fitted(config: TrainConfig, splits: Splits, free: Container[str], observer: Observer) -> TrainConfig:
+    """Return the settings fitted to the number of training images, and report what changed."""
+    images = len(splits.train)
+    after = fit_to_images(config, images, free)
+    if after != config:
+        observer.message(fitting_note(config, after, images))
+    return after
 
 
 def train_batches(
