@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from vitctl.inference.scoring import Scores
 
 MAX_CONFUSION = 20
-"""Largest number of classes whose confusion matrix is printed."""
+"""Largest number of classes whose confusion matrix and sizes are printed."""
 
 Record = dict[str, Any]
 
@@ -87,6 +87,11 @@ def print_summary(summary: Record) -> None:
     weights = "EMA weights" if summary["weights"] == "ema" else "last weights"
     rows = [
         ("test accuracy", f"{summary['test_acc']:.2f} %"),
+        *(
+            [("balanced test accuracy", f"{balanced:.2f} %")]
+            if (balanced := summary.get("test_balanced_acc")) is not None
+            else []
+        ),
         ("test loss", f"{summary['test_loss']:.4f}"),
     ]
     if "test_acc_tta" in summary:
@@ -135,6 +140,7 @@ def print_dry_run(cost: Record) -> None:
             ("forward pass", f"{cost['mflop']:,} MFLOP per image"),
             ("tokens", str(cost["tokens"]) if cost["tokens"] else "-"),
             ("training images", f"{cost['train_images']:,}"),
+            ("images per class", class_sizes(cost["class_images"])),
             ("steps", f"{cost['total_steps']:,} ({cost['steps_per_epoch']:,} per epoch)"),
             ("micro-batch", f"{cost['micro_batch']} images"),
             (
@@ -149,6 +155,18 @@ def print_dry_run(cost: Record) -> None:
             *([("compile time", format_duration(cost["compile_time"]))] if "compile_time" in cost else []),
         ],
     )
+    if cost["uneven_classes"] and cost["config"]["class_weights"] == "none":
+        print("the classes are uneven: --class-weights balanced gives all the same weight in the loss")
+
+
+def class_sizes(images: dict[str, int]) -> str:
+    """Return the number of images of each class as text, or the range of numbers if there are many classes."""
+    least, most = min(images, key=images.__getitem__), max(images, key=images.__getitem__)
+    if images[least] == images[most]:
+        return f"{images[least]:,} each of {len(images)} classes"
+    if len(images) <= MAX_CONFUSION:
+        return ", ".join(f"{name} {count:,}" for name, count in images.items())
+    return f"{images[least]:,} ({least}) to {images[most]:,} ({most}), {len(images)} classes"
 
 
 BLANK = 0.02
@@ -217,6 +235,11 @@ def print_scores(scores: Scores) -> None:
         [
             ("top-1 accuracy", f"{figures['top1']:.2f} %"),
             ("top-5 accuracy", f"{figures['top5']:.2f} %" if figures["top5"] is not None else "-"),
+            *(
+                [("balanced accuracy", f"{balanced:.2f} %")]
+                if (balanced := figures["balanced_acc"]) is not None
+                else []
+            ),
             ("loss", f"{figures['loss']:.4f}"),
             *([("top-1 accuracy with --tta flip", f"{figures['top1_tta']:.2f} %")] if "top1_tta" in figures else []),
             ("images", f"{figures['images']:,}"),

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from vitctl import STARTED
 from vitctl.cli.options import takes_settings
+
+if TYPE_CHECKING:
+    from vitctl.config import TrainConfig
 
 RUN = "Run"
 
@@ -78,11 +82,11 @@ def train(
     Data sets by name: digits, cifar10, cifar100, mnist, fashionmnist, kmnist, svhn and stl10.
     """
     from vitctl.cli.modes import choose_mode
-    from vitctl.config import normalise_keys, resolve_config, resolve_dataset
+    from vitctl.config import free_settings, normalise_keys, resolve_config, resolve_dataset
     from vitctl.process.signals import watch_parent
     from vitctl.yamlfile import read_yaml
 
-    watch_parent()
+    in_sweep = watch_parent() or "WANDB_SWEEP_ID" in os.environ
     file = normalise_keys(read_yaml(config_file), str(config_file)) if config_file and resume is None else {}
     flags = {
         "resume": resume,
@@ -103,10 +107,9 @@ def train(
             settings.update({"data_dir": place} if place else {})
     else:
         config = resolve_config(settings, file)
+        free = () if in_sweep else free_settings(config, {**file, **settings})
         if mode == "print_config":
-            import yaml
-
-            typer.echo(yaml.safe_dump(config.to_dict(), sort_keys=False), nl=False)
+            typer.echo(settings_file(config, free), nl=False)
             return
 
     from vitctl.cli import printing
@@ -125,19 +128,19 @@ def train(
             elif lr_finder_out is None:
                 observer.message(f"no plot, as matplotlib is not installed; install it: {EXTRA}")
             # The recipe's length is meant for training runs.
-            summary = find_lr(config, observer, lr_finder_out, settings.get("max_steps") or file.get("max_steps"))
+            summary = find_lr(config, observer, lr_finder_out, settings.get("max_steps") or file.get("max_steps"), free)
         elif preview_batch is not None:
             from vitctl.tools.preview import preview_batch as draw_preview
 
-            summary = draw_preview(config, preview_batch, observer)
+            summary = draw_preview(config, preview_batch, observer, free)
         elif mode == "dry_run":
             from vitctl.tools.dry_run import dry_run as measure_cost
 
-            summary = measure_cost(config, observer)
+            summary = measure_cost(config, observer, free=free)
         else:
             from vitctl.training.start import start_run
 
-            summary = start_run(config, runs_dir or Path("runs"), name, observer, started=STARTED)
+            summary = start_run(config, runs_dir or Path("runs"), name, observer, started=STARTED, free=free)
     if as_json:
         printing.print_json(summary)
         return
@@ -147,3 +150,15 @@ def train(
         "dry_run": printing.print_dry_run,
     }
     show.get(mode, printing.print_summary)(summary)
+
+
+def settings_file(config: TrainConfig, free: tuple[str, ...]) -> str:
+    """Return settings as a ``--config`` file, with those that a run fits to its images as comments."""
+    import yaml
+
+    settings = config.to_dict()
+    if not free:
+        return yaml.safe_dump(settings, sort_keys=False)
+    rest = {name: value for name, value in settings.items() if name not in free}
+    note = "# fitted to the number of training images when the run starts, unless given; the recipe's values:\n"
+    return yaml.safe_dump(rest, sort_keys=False) + note + "".join(f"# {name}: {settings[name]}\n" for name in free)

@@ -8,6 +8,7 @@
 - :mod:`~vitctl.config.names`: what other tools call our settings;
 - :mod:`~vitctl.config.paths`: data sets and weights given by path;
 - :mod:`~vitctl.config.resolution`: the rules of :func:`resolve_config`, which completes the given settings;
+- :mod:`~vitctl.config.fitting`: batch size and epochs of small folders of images;
 - :mod:`~vitctl.config.cards`: the recipe card that a run can be compared with.
 """
 
@@ -15,6 +16,7 @@ from __future__ import annotations
 
 from vitctl.config.cards import find_card
 from vitctl.config.checks import check_tracked, split_tags
+from vitctl.config.fitting import FITTED, fit_to_images, fitting_note, free_settings
 from vitctl.config.flag import Flag, flag_name
 from vitctl.config.keys import (
     ADAN_BETAS,
@@ -37,6 +39,7 @@ __all__ = [
     "ADAN_BETAS",
     "ADANS",
     "ALIASES",
+    "FITTED",
     "FLAGS",
     "LENGTHS",
     "MAIN_FLAGS",
@@ -47,8 +50,11 @@ __all__ = [
     "TrainConfig",
     "check_tracked",
     "find_card",
+    "fit_to_images",
+    "fitting_note",
     "flag_name",
     "foreign_name",
+    "free_settings",
     "normalise_keys",
     "pretrained_word",
     "resolve_config",

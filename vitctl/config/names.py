@@ -33,6 +33,7 @@ SYNONYMS = _by_name(
         "sched scheduler lr_scheduler lr_scheduler_type": "schedule",
         "warmup_ratio": "warmup",
         "reprob erasing random_erasing random_erase": "erase",
+        "class_weight": "class_weights",
         "mixup_alpha": "mixup",
         "cutmix_alpha": "cutmix",
         "ema_decay model_ema_decay": "ema",

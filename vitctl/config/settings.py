@@ -219,6 +219,13 @@ class Settings:
         shown="from the recipe",
     )  # fmt: skip
     label_smoothing: float = _setting(0.1, float, "label smoothing", OPTIMIZER, low=0, below=1, shown="from the recipe")
+    class_weights: str = _setting(
+        "none",
+        str,
+        "weight the training loss by class",
+        OPTIMIZER,
+        choices=("none", "balanced"),
+    )
     clip_grad: float = _setting(
         1.0, float, "maximum gradient norm; 0: no clipping", OPTIMIZER, low=0, shown="from the recipe"
     )

@@ -21,7 +21,7 @@ from vitctl.files import write_text
 from vitctl.inference.classifier import Classifier
 from vitctl.inference.predict import printable
 from vitctl.observer import SILENT, Observer
-from vitctl.training.evaluate import logits_of
+from vitctl.training.evaluate import balanced_accuracy, logits_of, uneven
 
 _TOP = 3
 """Classes per image in the table of predictions."""
@@ -33,7 +33,7 @@ class Scores:
 
     Attributes:
         figures: ``loss`` (mean cross entropy), ``top1`` and ``top5`` (percent; top5 is None for fewer than 6 classes),
-            the same with the suffix ``_tta`` under test-time augmentation, ``images``, ``seconds``,
+            ``balanced_acc`` (mean recall in percent; None if the classes are about equally large), the same with the suffix ``_tta`` under test-time augmentation, ``images``, ``seconds``,
             ``images_per_second``, and the checkpoint, data and device.
         classes: ``class, precision, recall, f1, support`` of each class; precision, recall and F1 in percent.
         confusion: confusion matrix, ``[K][K]`` counts with a row per true class and a column per predicted class.
@@ -135,13 +135,15 @@ def score_classifier(
 
 
 def _headline(logits: Tensor, labels: Tensor, suffix: str = "") -> dict[str, float | None]:
-    """Return ``loss``, ``top1`` and ``top5`` of logits, float ``[n, K]``, with ``suffix`` appended to each name."""
+    """Return the figures of logits, float ``[n, K]``, as in :class:`Scores`, with ``suffix`` appended to each name."""
+    predicted = logits.argmax(1)
     return {
         f"loss{suffix}": F.cross_entropy(logits.double(), labels).item(),
-        f"top1{suffix}": 100 * (logits.argmax(1) == labels).double().mean().item(),
+        f"top1{suffix}": 100 * (predicted == labels).double().mean().item(),
         f"top5{suffix}": 100 * (logits.topk(5).indices == labels[:, None]).any(1).double().mean().item()
         if logits.shape[1] > 5
         else None,
+        f"balanced_acc{suffix}": balanced_accuracy(labels, predicted) if uneven(labels.bincount()) else None,
     }
 
 

@@ -59,14 +59,17 @@ WATCH_SECONDS = 30.0
 """Seconds in which a process must save and end after its parent has ended."""
 
 
-def watch_parent() -> None:
+def watch_parent() -> bool:
     """End this process when its parent ends, which closes the pipe in :data:`WATCH_FD`, if that is set.
 
     The process sends itself SIGTERM, so that a run saves and stops, and SIGKILL after :data:`WATCH_SECONDS`.
+
+    Returns:
+        Whether there is such a parent: a sweep or a comparison.
     """
     text = os.environ.pop(WATCH_FD, None)
     if text is None or not text.isdigit():
-        return
+        return False
     descriptor = int(text)
 
     def watch() -> None:
@@ -81,3 +84,4 @@ def watch_parent() -> None:
         os.kill(os.getpid(), signal.SIGKILL)
 
     threading.Thread(target=watch, name="watch", daemon=True).start()
+    return True

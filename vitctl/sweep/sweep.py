@@ -19,7 +19,7 @@ from optuna.study import Study, StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 from sqlalchemy.engine import URL
 
-from vitctl.config import OPTION_TABLES, normalise_keys, resolve_config
+from vitctl.config import OPTION_TABLES, free_settings, normalise_keys, resolve_config
 from vitctl.errors import RequestError, RunFailed
 from vitctl.files import write_text
 from vitctl.recipes import RECIPES
@@ -652,8 +652,9 @@ def find_sweep(target: str, runs_dir: Path, storage: str | None = None) -> Sweep
 def best_settings(target: str, runs_dir: Path = Path("runs"), storage: str | None = None) -> dict[str, Any]:
     """Return the settings of a sweep's best trial: its parameters, the file's constants and ``--fixed``.
 
-    They include the settings that the recipe chose for runs as short as the trials. The parameters were selected with
-    these settings, so a longer run must keep them.
+    They include the settings that the recipe chose for runs as short as the trials, and for folders of images the
+    values that a run would fit to their number. The parameters were selected with these settings, so a longer run must
+    keep them.
 
     Args:
         target: id or file of the sweep.
@@ -667,7 +668,8 @@ def best_settings(target: str, runs_dir: Path = Path("runs"), storage: str | Non
     settings = normalise_keys(sweep.settings(sweep.best()), f"sweep {sweep.id}")
     config = resolve_config({}, settings)
     seconds = parse_duration(config.max_time, "max_time") if config.max_time else None
-    for name in RECIPES[config.recipe].by_length(seconds, settings.get("epochs")):
+    of_length = RECIPES[config.recipe].by_length(seconds, settings.get("epochs"))
+    for name in (*of_length, *free_settings(config, settings)):
         if name not in settings:
             settings[name] = getattr(config, name)
             if (table := f"{name}_options") in OPTION_TABLES:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Container
 
 from vitctl import devices
 from vitctl.config import TrainConfig
 from vitctl.observer import SILENT, Observer, Record
 from vitctl.training.budget import TimePlan
+from vitctl.training.evaluate import uneven
 from vitctl.training.loop import train_step
 from vitctl.training.preflight import check_config
 from vitctl.training.session import parameters
@@ -18,6 +20,7 @@ def dry_run(
     config: TrainConfig,
     observer: Observer = SILENT,
     steps: int = 3,
+    free: Container[str] = (),
 ) -> Record:
     """Take a few training steps without saving anything, and estimate the cost of the complete run.
 
@@ -25,10 +28,11 @@ def dry_run(
         config: the settings.
         observer: receives events and messages.
         steps: number of timed steps.
+        free: settings that may be fitted to the number of training images; see :func:`vitctl.config.free_settings`.
 
     Returns:
-        ``params``, ``mflop`` (forward pass of one image), ``tokens``, ``steps_per_epoch``, ``total_steps``,
-        ``micro_batch``, ``step_time`` (median, in seconds), ``images_per_second``, ``eta`` (seconds for the complete
+        ``params``, ``mflop`` (forward pass of one image), ``tokens``, ``class_images`` (training images of each class),
+        ``uneven_classes`` (whether these differ much), ``steps_per_epoch``, ``total_steps``, ``micro_batch``, ``step_time`` (median, in seconds), ``images_per_second``, ``eta`` (seconds for the complete
         run, with evaluations), ``peak_memory`` (bytes), and the settings under ``config``.
 
     Raises:
@@ -37,7 +41,8 @@ def dry_run(
     """
     started = time.monotonic()
     check_config(config, observer)
-    session = open_session(config, observer, pretrained=False)
+    session = open_session(config, observer, pretrained=False, free=free)
+    config = session.config
     if config.max_time:
         TimePlan(session, started).fit()
     session.train_mode()
@@ -55,12 +60,17 @@ def dry_run(
     evaluated += len(session.splits.test.index) * (2 if config.tta == "flip" else 1)
     eta = session.total_steps * step_time + evaluated * step_time / batch / 3  # a step costs about 3 forward passes
 
+    train = session.splits.train
+    class_images = train.examples.labels[train.index].bincount(minlength=len(session.dataset.classes))
+
     return {
         "net": config.net,
         "params": parameters(session),
         "mflop": round(session.cost.mflop, 1),
         "tokens": session.cost.tokens,
         "train_images": session.batches.count,
+        "class_images": dict(zip(session.dataset.classes, class_images.tolist(), strict=True)),
+        "uneven_classes": uneven(class_images),
         "steps_per_epoch": session.steps_per_epoch,
         "total_steps": session.total_steps,
         "micro_batch": session.micro_batch,

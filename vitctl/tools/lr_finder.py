@@ -6,7 +6,7 @@ import dataclasses
 import importlib.util
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 from pathlib import Path
 
 from vitctl import devices
@@ -20,7 +20,7 @@ from vitctl.tools.plots import check_plot
 from vitctl.training.loop import train_step
 from vitctl.training.preflight import check_config
 from vitctl.training.session import Session
-from vitctl.training.setup import open_session
+from vitctl.training.setup import fitted, open_data, open_session
 
 LOW, HIGH, STEPS = 1e-3, 1e3, 200
 """Learning rates at the first and last step, as multiples of the configured one, and the default number of steps."""
@@ -46,7 +46,13 @@ EXTRA = "pip install 'vitctl[plots]'"
 """Command that installs matplotlib."""
 
 
-def find_lr(config: TrainConfig, observer: Observer, plot: Path | None = None, steps: int | None = None) -> Record:
+def find_lr(
+    config: TrainConfig,
+    observer: Observer,
+    plot: Path | None = None,
+    steps: int | None = None,
+    free: Container[str] = (),
+) -> Record:
     """Train for a few steps with an exponentially rising learning rate, without saving anything, and suggest a rate.
 
     After Smith 2017 (arXiv 1506.01186). The rate rises from a thousandth of the configured one to a thousand times it;
@@ -59,6 +65,7 @@ def find_lr(config: TrainConfig, observer: Observer, plot: Path | None = None, s
         observer: receives events and messages.
         plot: path of a plot of the loss, in one of the :data:`PLOT_FORMATS`.
         steps: number of steps; None for :data:`STEPS`.
+        free: settings that may be fitted to the number of training images; see :func:`vitctl.config.free_settings`.
 
     Returns:
         ``lr``, ``loss`` and ``smoothed``: lists with a value per step; ``suggestion``, ``lowest`` (the rate at the
@@ -87,12 +94,14 @@ def find_lr(config: TrainConfig, observer: Observer, plot: Path | None = None, s
         raise RequestError(
             f"--max-steps {steps} is too small for --lr-finder", hint=f"use --max-steps {2 * MIN_STEPS + 1} or more"
         )
+    check_config(dataclasses.replace(config, wandb="disabled", tensorboard=False), observer)
+    data = open_data(config, observer)
+    config = fitted(config, data[1], free, observer)
     # Mix images to the end: the loss would fall at any rate when mixing stops.
     found_with = dataclasses.replace(
         config, epochs=None, max_time=None, max_steps=steps, patience=None, mix_off=0.0, warmdown=0.0
     )
-    check_config(dataclasses.replace(found_with, wandb="disabled", tensorboard=False), observer)
-    session = open_session(found_with, observer)
+    session = open_session(found_with, observer, data=data)
     session.schedule = RangeTest("range", steps, low=LOW, high=HIGH)
     rates, losses, diverged = _rising_run(session, steps, observer)
     smoothed = smooth(losses)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import io
+from collections.abc import Container
 from pathlib import Path
 
 import torch
@@ -18,7 +19,7 @@ from vitctl.models import find_model
 from vitctl.observer import SILENT, Observer, Record
 from vitctl.registry import format_spec
 from vitctl.tools.plots import check_plot
-from vitctl.training.setup import batch_extras, make_normalize, open_data, train_batches
+from vitctl.training.setup import batch_extras, fitted, make_normalize, open_data, train_batches
 
 FLAG = "--preview-batch"
 SUFFIXES = (".png",)
@@ -38,7 +39,7 @@ CELL = 96
 GAP, LINE, FONT = 8, 14, 12
 
 
-def preview_batch(config: TrainConfig, path: Path, observer: Observer = SILENT) -> Record:
+def preview_batch(config: TrainConfig, path: Path, observer: Observer = SILENT, free: Container[str] = ()) -> Record:
     """Draw the images of the first step as the network would see them, without training.
 
     An image is blank if it has a single colour, apart from the padding of a random crop.
@@ -47,6 +48,7 @@ def preview_batch(config: TrainConfig, path: Path, observer: Observer = SILENT) 
         config: the settings.
         path: the contact sheet, a PNG file.
         observer: receives download and decoding progress.
+        free: settings that may be fitted to the number of training images; see :func:`vitctl.config.free_settings`.
 
     Returns:
         ``file``; ``shown``, the number of images on the sheet; ``size``, their size in pixels as the network sees them;
@@ -63,6 +65,7 @@ def preview_batch(config: TrainConfig, path: Path, observer: Observer = SILENT) 
     device = devices.resolve_device(config.device)
     devices.prepare(device, config.threads)
     dataset, splits = open_data(config, observer)
+    config = fitted(config, splits, free, observer)
     extras = batch_extras(config, dataset, splits, device)
     batches = train_batches(config, splits, extras, device, drop_single=find_model(config.net).batchnorm)
     normalize = make_normalize(config, dataset.mean, dataset.std, device)

@@ -17,22 +17,26 @@ Progress = Callable[[int, int], None]
 """Called with the number of images done and in total."""
 
 
+UNEVEN = 1.5
+"""Ratio of the largest to the smallest class above which balanced accuracy is reported too."""
+
+
 @dataclass(frozen=True)
 class Evaluation:
     """Loss and accuracy on a set of images.
 
     Attributes:
         losses: cross-entropy of each image without label smoothing, float64 ``[N]``, in the order of the subset.
-        predicted: class with the largest logit, int64 ``[N]``.
+        labels: true classes, int64 ``[N]``.
+        predicted: predicted classes, int64 ``[N]``.
         probabilities: predicted probabilities, float16 ``[N, K]``; equal ones may differ before rounding.
-        acc: top-1 accuracy in percent.
         mirrored: the same for logits averaged over each image and its mirror image, or None.
     """
 
     losses: Tensor
+    labels: Tensor
     predicted: Tensor
     probabilities: Tensor
-    acc: float
     mirrored: Evaluation | None = None
 
     @property
@@ -40,9 +44,42 @@ class Evaluation:
         """Mean loss per image."""
         return self.losses.mean().item()
 
+    @property
+    def acc(self) -> float:
+        """Top-1 accuracy in percent."""
+        return 100 * (self.predicted == self.labels).sum().item() / len(self.labels)
+
+    @property
+    def balanced_acc(self) -> float | None:
+        """Mean accuracy of the classes that have images, in percent; None if the classes are about equally large."""
+        return balanced_accuracy(self.labels, self.predicted) if uneven(self.labels.bincount()) else None
+
     def sum_of_means(self, batch: int) -> float:
         """Return the sum of the mean losses of consecutive batches of ``batch`` images; the last may be smaller."""
         return sum(piece.mean().item() for piece in torch.split(self.losses, batch))
+
+
+def uneven(counts: Tensor) -> bool:
+    """Return whether classes differ so much in size that accuracy hides the small ones.
+
+    Args:
+        counts: images of each class, int64 ``[K]``; classes without images are ignored.
+    """
+    present = counts[counts > 0]
+    return bool(present.max() > UNEVEN * present.min())
+
+
+def balanced_accuracy(labels: Tensor, predicted: Tensor) -> float:
+    """Return the mean accuracy of the classes that have images, in percent.
+
+    Args:
+        labels: true classes, int64 ``[N]``.
+        predicted: predicted classes, int64 ``[N]``.
+    """
+    counts = labels.bincount()
+    correct = labels[labels == predicted].bincount(minlength=len(counts))
+    present = counts > 0
+    return 100 * (correct[present].double() / counts[present]).mean().item()
 
 
 class Stopped(Exception):
@@ -50,29 +87,28 @@ class Stopped(Exception):
 
 
 class Scorer:
-    """Accumulates losses and predictions on ``device``, so that the CPU waits for it only once."""
+    """Accumulates losses and predictions on their device, so that the CPU waits for it only once."""
 
-    def __init__(self, device: torch.device) -> None:
+    def __init__(self) -> None:
         self.losses: list[Tensor] = []
+        self.labels: list[Tensor] = []
         self.predicted: list[Tensor] = []
         self.probabilities: list[Tensor] = []
-        self.correct = torch.zeros((), device=device, dtype=torch.int64)
 
     def add(self, logits: Tensor, labels: Tensor) -> None:
         """Score ``logits``, float ``[B, K]``, against ``labels``, int64 ``[B]``."""
         self.losses.append(F.cross_entropy(logits, labels, reduction="none"))
+        self.labels.append(labels)
         self.predicted.append(logits.argmax(1))
         self.probabilities.append(logits.softmax(1).half())
-        self.correct += (self.predicted[-1] == labels).sum()
 
     def read(self) -> Evaluation:
         """Wait for the device and return the result."""
-        losses = torch.cat(self.losses).cpu().double()
         return Evaluation(
-            losses=losses,
+            losses=torch.cat(self.losses).cpu().double(),
+            labels=torch.cat(self.labels).cpu(),
             predicted=torch.cat(self.predicted).cpu(),
             probabilities=torch.cat(self.probabilities).cpu(),
-            acc=100 * self.correct.item() / len(losses),
         )
 
 
@@ -113,7 +149,7 @@ def evaluate(
 
     was_training = model.training
     model.eval()
-    plain, both = Scorer(device), Scorer(device)
+    plain, both = Scorer(), Scorer()
     try:
         for logits, averaged, labels in logits_of(
             run, subset, batch_size, device=device, mirror=mirror, progress=progress

@@ -17,7 +17,9 @@ from vitctl.observer import Observer, Record, RunStart
 from vitctl.process.signals import StopRequest
 from vitctl.recipes import Card
 from vitctl.training.card import CardWatch
+from vitctl.training.diagnosis import LossWatch, warn_at_chance
 from vitctl.training.evaluate import Evaluation, Stopped, evaluate
+from vitctl.training.loss import total_weight
 from vitctl.training.predictions import write_predictions
 from vitctl.training.run_folder import PREDICTIONS, RunFolder, git_commit
 from vitctl.training.session import Session, describe, parameters, piece_sizes, trainable_parameters
@@ -53,7 +55,7 @@ def fit(
         Interrupted: SIGINT or SIGTERM arrived, and the state was saved.
     """
     progress, config = session.progress, session.config
-    clock, watch = Clock(session, started), CardWatch(session, card)
+    clock, watch, loss_watch = Clock(session, started), CardWatch(session, card), LossWatch(session)
     save_steps, save_seconds = (
         parse_save_every(config.save_every, "--save-every") if config.save_every else (None, None)
     )
@@ -91,6 +93,7 @@ def fit(
             while progress.step_in_epoch < steps:
                 train_step(session)
                 observer.stepped(clock.record(steps))
+                loss_watch.step(observer.message)
                 due = save_steps is not None and progress.step % save_steps == 0
                 due = due or (save_seconds is not None and time.monotonic() - last_save >= save_seconds)
                 if stop or (due and progress.step_in_epoch < steps):
@@ -128,7 +131,7 @@ def fit(
             evaluations = final_evaluations(session, evaluation, observer, stop)
         except Stopped:
             raise stopped() from None
-        summary = final_summary(session, folder, evaluations["test"], clock)
+        summary = final_summary(session, folder, evaluations["test"], observer, clock)
         summary |= watch.final(summary, observer.message)
         write_predictions(folder.path / PREDICTIONS, session.dataset, session.splits, evaluations, progress.step)
         folder.write_summary(summary)
@@ -181,7 +184,7 @@ def train_step(session: Session) -> None:
     factor = session.schedule.factor(progress.step)
     for group in session.optimizer.param_groups:
         group["lr"] = config.lr * group.get("lr_scale", 1.0) * factor
-    count = len(labels)
+    count, weight = len(labels), total_weight(labels, session.class_weights)
     sizes = piece_sizes(count, config.bs, session.micro_batch, joined=session.batches.drop_single)
     loss_sum = torch.zeros((), device=device)
     correct = torch.zeros((), device=device, dtype=torch.int64)
@@ -193,8 +196,14 @@ def train_step(session: Session) -> None:
             normalize_seconds += time.perf_counter() - normalize_start
             with session.autocast():
                 logits = session.forward(x)
-            loss = F.cross_entropy(logits.float(), target, reduction="sum", label_smoothing=config.label_smoothing)
-            torch.autograd.backward(scaler.scale(loss / count) if scaler else loss / count)
+            loss = F.cross_entropy(
+                logits.float(),
+                target,
+                weight=session.class_weights,
+                reduction="sum",
+                label_smoothing=config.label_smoothing,
+            )
+            torch.autograd.backward(scaler.scale(loss / weight) if scaler else loss / weight)
             loss_sum += loss.detach()
             label = target if target.ndim == 1 else target.argmax(1)  # the dominant class of a mixed image
             correct += (logits.detach().argmax(1) == label).sum()
@@ -216,10 +225,12 @@ def train_step(session: Session) -> None:
         session.optimizer.zero_grad()
         if session.average:
             session.average.update(session.model, progress.step + 1)
-        session.tally.add(loss_sum, correct, count)
-        if device.type == "cpu" or (progress.step + 1) % READ_EVERY == 0:
+        session.tally.add(loss_sum * (count / weight), correct, count)
+        if device.type == "cpu" or not progress.step or (progress.step + 1) % READ_EVERY == 0:
             session.tally.read(progress)
             check_finite(session, progress.loss_sum)
+        if not progress.step:
+            progress.first_loss = progress.loss_sum / count
 
     end = time.perf_counter()
     progress.step += 1
@@ -324,6 +335,14 @@ def final_evaluations(
     Returns:
         Evaluations by part: ``test`` and ``val``.
 
+    Args:
+        session: the session.
+        folder: the run's folder.
+        observer: receives the progress.
+        stop: ends the evaluation when a signal arrives.
+        clock: measures the run.
+        evaluated: evaluation of the last epoch in this session, or None.
+
     Raises:
         Stopped: a signal arrived.
     """
@@ -338,7 +357,7 @@ def final_evaluations(
     return found
 
 
-def final_summary(session: Session, folder: RunFolder, test: Evaluation, clock: Clock) -> Record:
+def final_summary(session: Session, folder: RunFolder, test: Evaluation, observer: Observer, clock: Clock) -> Record:
     """Return the run's summary, with the evaluation of the final weights on the test set."""
     progress, splits, config = session.progress, session.splits, session.config
     row = session.history[-1]
@@ -356,8 +375,11 @@ def final_summary(session: Session, folder: RunFolder, test: Evaluation, clock: 
     if splits.val_split in ("holdout", "val"):
         summary |= {"best_val_acc": progress.best_val_acc, "best_epoch": progress.best_epoch}
     summary |= {"test_loss": test.loss, "test_acc": test.acc}
+    if test.balanced_acc is not None:
+        summary |= {"test_balanced_acc": test.balanced_acc}
     if test.mirrored is not None:
         summary |= {"test_loss_tta": test.mirrored.loss, "test_acc_tta": test.mirrored.acc, "tta": config.tta}
+    summary |= warn_at_chance(session, test, observer.message)
     epochs = session.history
     trained = sum(row["epoch_time"] for row in epochs)
     summary |= {

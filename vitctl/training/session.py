@@ -47,6 +47,7 @@ class Progress:
         seconds: wall time of all sessions.
         recorded_step: step of the last record; less than ``step`` until the current epoch is evaluated.
         stopped_early: whether ``--patience`` ended the run.
+        first_loss: loss of the first step, before any update; None in checkpoints of earlier versions.
     """
 
     epoch: int = 0
@@ -63,6 +64,7 @@ class Progress:
     seconds: float = 0.0
     recorded_step: int = 0
     stopped_early: bool = False
+    first_loss: float | None = None
 
     def begin_epoch(self) -> None:
         """Reset the figures of the current epoch."""
@@ -71,12 +73,20 @@ class Progress:
 
 
 class Tally:
-    """Sums loss and correct predictions on the device, as reading them at each step would wait for it."""
+    """Sums loss and correct predictions on the device, as reading them at each step would wait for it.
+
+    Attributes:
+        count: number of images whose sums were not read yet.
+        loss_total: sum of the losses read in this session.
+        seen_total: number of their images.
+    """
 
     def __init__(self, device: torch.device) -> None:
         self.loss_sum = torch.zeros((), device=device)
         self.correct = torch.zeros((), device=device, dtype=torch.int64)
         self.count = 0
+        self.loss_total = 0.0
+        self.seen_total = 0
 
     def add(self, loss_sum: torch.Tensor, correct: torch.Tensor, count: int) -> None:
         """Add the sums of a step over its ``count`` images."""
@@ -86,9 +96,12 @@ class Tally:
 
     def read(self, progress: Progress) -> None:
         """Wait for the device and move the sums into ``progress``."""
-        progress.loss_sum += self.loss_sum.item()
+        loss_sum = self.loss_sum.item()
+        progress.loss_sum += loss_sum
         progress.correct += int(self.correct.item())
         progress.seen += self.count
+        self.loss_total += loss_sum
+        self.seen_total += self.count
         self.count = 0
         self.loss_sum.zero_()
         self.correct.zero_()
@@ -111,6 +124,7 @@ class Session:
         micro_batch: images per forward pass in training.
         eval_batch: images per forward pass in evaluation.
         cost: cost of a forward pass of one image.
+        class_weights: weight of each class in the training loss, float32 ``[K]``, or None for equal weights.
         precision: ``fp32``, ``bf16`` or ``fp16``.
         scaler: scaler of the fp16 loss, or None.
         forward: the network as the training step calls it, compiled with ``--compile``.
@@ -136,6 +150,7 @@ class Session:
     micro_batch: int
     eval_batch: int
     cost: ForwardCost
+    class_weights: torch.Tensor | None = None
     precision: str = "fp32"
     scaler: torch.amp.GradScaler | None = None
     forward: Callable[[torch.Tensor], torch.Tensor] = field(init=False)

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Container
 
 import torch
 from torch import nn
 
 from vitctl import devices
-from vitctl.config import TrainConfig
+from vitctl.config import TrainConfig, fit_to_images, fitting_note
 from vitctl.data import AUGMENTATIONS, AugmentationEntry
 from vitctl.data.augment import Augment
 from vitctl.data.batches import Extras, Normalize, TrainBatches
@@ -24,6 +24,7 @@ from vitctl.optim.build import build_optimizer
 from vitctl.registry import lookup
 from vitctl.training.compiling import compile_network
 from vitctl.training.ema import WeightAverage
+from vitctl.training.loss import balanced_weights
 from vitctl.training.preflight import check_length
 from vitctl.training.session import Session, given_length
 
@@ -48,6 +49,7 @@ def open_session(
     pretrained: bool = True,
     resumed: bool = False,
     data: tuple[Dataset, Splits] | None = None,
+    free: Container[str] = (),
 ) -> Session:
     """Build everything that a run needs, and compile the network with ``--compile``.
 
@@ -58,6 +60,7 @@ def open_session(
             or weights do not matter.
         resumed: whether the caller restores a checkpoint, and then checks the length and compiles.
         data: data to use instead of those that the settings name.
+        free: settings that may be fitted to the number of training images; see :func:`vitctl.config.free_settings`.
 
     Raises:
         RequestError: device, data, network or weights are not available as requested.
@@ -67,6 +70,7 @@ def open_session(
     devices.prepare(device, config.threads, config.precision)
     weights = locate(config.net, config.pretrained) if pretrained and config.pretrained != "false" else None
     dataset, splits = data or open_data(config, observer)
+    config = fitted(config, splits, free, observer)
     in_chans, num_classes = dataset.train.images.shape[1], len(dataset.classes)
     extras = batch_extras(config, dataset, splits, device)
 
@@ -109,6 +113,7 @@ def open_session(
         micro_batch=micro_batch,
         eval_batch=eval_batch,
         cost=forward_cost(build, in_chans, config.size),
+        class_weights=class_weights(config, splits, num_classes, device),
         precision=precision,
         scaler=devices.make_scaler(device, precision),
         pretrained=loaded,
@@ -151,6 +156,15 @@ def open_data(config: TrainConfig, observer: Observer = SILENT) -> tuple[Dataset
     return dataset, splits
 
 
+def fitted(config: TrainConfig, splits: Splits, free: Container[str], observer: Observer) -> TrainConfig:
+    """Return the settings fitted to the number of training images, and report what changed."""
+    images = len(splits.train)
+    after = fit_to_images(config, images, free)
+    if after != config:
+        observer.message(fitting_note(config, after, images))
+    return after
+
+
 def train_batches(
     config: TrainConfig, splits: Splits, extras: Extras, device: torch.device, *, drop_single: bool
 ) -> TrainBatches:
@@ -167,6 +181,13 @@ def train_batches(
         drop_single=drop_single,
         extras=extras,
     )
+
+
+def class_weights(config: TrainConfig, splits: Splits, classes: int, device: torch.device) -> torch.Tensor | None:
+    """Return the weight of each class in the training loss, float32 ``[classes]``, or None for equal weights."""
+    if config.class_weights == "none":
+        return None
+    return balanced_weights(splits.train.examples.labels[splits.train.index], classes).to(device)
 
 
 def make_normalize(

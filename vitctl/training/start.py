@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import shlex
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Container, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +36,7 @@ def start_run(
     observer: Observer = SILENT,
     *,
     started: float | None = None,
+    free: Container[str] = (),
 ) -> Record:
     """Train a new run and return its summary.
 
@@ -45,6 +46,7 @@ def start_run(
         name: name of the run's folder; None for a generated one.
         observer: receives every event.
         started: start of the run and of ``--max-time``, as :func:`time.monotonic` counts; None for now.
+        free: settings that may be fitted to the number of training images; see :func:`vitctl.config.free_settings`.
 
     Raises:
         RequestError: device, data, network or folder are not available as requested; nothing was written.
@@ -56,7 +58,7 @@ def start_run(
         check_folder_name(name)
     if name is not None and (runs_dir / name / "config.json").exists():
         RunFolder.create(runs_dir, name, config)  # raises the error before data are decoded
-    session = open_session(config, observer)
+    session = open_session(config, observer, free=free)
     plan = TimePlan(session, started, runs_dir.absolute()) if config.max_time else None
     if plan:
         plan.fit()  # raises, if the time is too short, before anything is written
