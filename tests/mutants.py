@@ -68,8 +68,8 @@ MUTANTS = (
     Mutant(
         "loop: the loss of a short batch is divided by the batch size",
         "training/loop.py",
-        "torch.autograd.backward(scaler.scale(loss / count) if scaler else loss / count)",
-        "torch.autograd.backward(scaler.scale(loss / count) if scaler else loss / config.bs)",
+        "torch.autograd.backward(scaler.scale(loss / weight) if scaler else loss / weight)",
+        "torch.autograd.backward(scaler.scale(loss / weight) if scaler else loss / config.bs)",
         "tests/training/test_loop.py",
     ),
     Mutant(
