@@ -155,7 +155,7 @@ def test_a_resumed_run_continues_the_same_wandb_run(
     )  # fmt: skip
     assert first.code == 0 and first.json()["epoch"] == 2
     ((id, arrived),) = service.runs.items()
-    assert f"W&B: {service.url}/tester/digits/runs/{id}" in first.err and "warning" not in first.err
+    assert f"W&B: {service.url}/tester/digits/runs/{id}" in first.err and "warning: W&B" not in first.err
     fields = {
         "displayName": "a", "project": "digits", "entity": "tester", "groupName": "few", "notes": "two epochs",
         "tags": ["small", "quick"],
@@ -186,7 +186,7 @@ def test_offline_runs_can_be_synced_by_wandb(cli: Cli, python: list[str], servic
     first = cli("train", *RUN, "--name", "a", "--wandb", "offline")
     again = cli("train", "--resume", "runs/a", "--epochs", 3)
     assert service.requests == []
-    assert first.code == again.code == 0 and "warning" not in first.err + again.err
+    assert first.code == again.code == 0 and "warning: W&B" not in first.err + again.err
     assert_keyless(tmp_path, first.out, first.err)
 
     assert (
@@ -397,7 +397,7 @@ def test_a_trial_of_a_wandb_sweep_uses_the_run_id_of_the_agent(
     monkeypatch.setenv("WANDB_PROJECT", "sweeps")
     monkeypatch.setenv("WANDB_SWEEP_PARAM_PATH", str(parameters))
     result = cli("train", *TINY, "--epochs", 1, "--lr=0.01", "--name", "a")
-    assert result.code == 0 and "warning" not in result.err
+    assert result.code == 0 and "warning: W&B" not in result.err
     arrived = service.runs["trial123"]
     assert (arrived.fields["sweep"], arrived.fields["project"]) == ("sweep123", "sweeps")
     assert arrived.config["lr"] == 0.01 and arrived.summary["val_acc"] == rows(tmp_path / "runs/a")[0]["val_acc"]

@@ -117,7 +117,8 @@ def probability_of_at_least(successes: int, trials: int, probability: float) -> 
     n, p = (torch.tensor(each, dtype=torch.float64) for each in (trials, min(1.0, probability)))
     k = torch.arange(successes, trials + 1, dtype=torch.float64)
     ways = torch.lgamma(n + 1) - torch.lgamma(k + 1) - torch.lgamma(n - k + 1)
-    return (ways + torch.xlogy(k, p) + torch.special.xlog1py(n - k, -p)).logsumexp(0).exp().item()
+    logs: Tensor = ways + torch.xlogy(k, p) + torch.special.xlog1py(n - k, -p)
+    return logs.logsumexp(0).exp().item()
 
 
 @dataclass(frozen=True)
