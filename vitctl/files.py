@@ -26,7 +26,7 @@ TEMPORARY = ".tmp-"
 TABLES = (".csv", ".tsv", ".txt")
 """Suffixes of existing files that a table may replace."""
 
-RUN_FILES = ("config.json", "summary.json", "metrics.jsonl", "failure.json", "wandb.json")
+RUN_FILES = ("config.json", "data.json.gz", "summary.json", "metrics.jsonl", "failure.json", "wandb.json")
 """Files of a run's folder, which no output replaces."""
 
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)

@@ -31,6 +31,9 @@ def evaluate(
     ] = None,
     part: Annotated[str, typer.Option("--split", help="part of the data set", metavar="test|val|train")] = "test",
     limit: Annotated[int | None, typer.Option("--limit", help="evaluate on only N images", metavar="N", min=1)] = None,
+    accept_data: Annotated[
+        bool, typer.Option("--accept-data", help="evaluate even if the training images changed")
+    ] = False,
     tta: Annotated[
         str,
         typer.Option(
@@ -63,6 +66,10 @@ def evaluate(
             raise unknown(flag, value, choices)
     if csv is not None and predictions is not None and csv.absolute() == predictions.absolute():
         raise RequestError(f"--csv and --predictions both name {csv}", hint="use two different files")
+    if accept_data and part == "test":
+        raise RequestError(
+            "--accept-data does nothing with --split test", hint="remove --accept-data, or use --split val"
+        )
     for flag, target in (("--csv", csv), ("--predictions", predictions)):
         if target is not None:
             check_table(target, flag)
@@ -82,6 +89,7 @@ def evaluate(
             data_dir=data_dir,
             part=part,
             limit=limit,
+            accept_data=accept_data,
             tta=tta,
             skip_bad_images=skip_bad_images,
             observer=observer,

@@ -1,7 +1,7 @@
 """Cache of decoded images in memory-mapped files.
 
-A cache is a folder ``<data set>-<hash of the path>-<H>x<W>-<key>`` with two files: ``images``, the raw uint8
-[n, C, H, W], and ``meta.json``. The key is a hash of everything that the pixels depend on, so a cache is never updated,
+A cache is a folder ``<data set>-<hash of the path>-<H>x<W>-<key>`` with three files: ``images``, the raw uint8
+[n, C, H, W], ``digests``, a digest of each image, and ``meta.json``. The key is a hash of everything that the pixels depend on, so a cache is never updated,
 only replaced. It is built in a hidden folder next to it and renamed when complete, so that a reader never sees part of
 it. The builder holds the lock file :data:`LOCK` in the hidden folder; a hidden folder without a held lock was left by a
 crash. After building a cache, the builder removes the caches of data sets that no longer exist.
@@ -36,7 +36,7 @@ from vitctl.files import Locked, flush, is_full, locked
 from vitctl.observer import SILENT, Observer
 from vitctl.units import format_bytes
 
-FORMAT = 1
+FORMAT = 2
 """Version of the format; increase it when the stored data or the decoding changes."""
 
 Image = npt.NDArray[np.uint8]
@@ -48,6 +48,9 @@ LOCK = "lock"
 """Lock file in the folder of an unfinished cache, held by the process that builds it."""
 
 _MAKE_ROOM = "free some space, or set VITCTL_CACHE to a folder on another disk"
+
+DIGEST_BYTES = 16
+"""Length of the digest of an image: the start of the SHA-256 of its decoded pixels."""
 
 _CHUNK_BYTES = 2**20
 _STALLED_SECONDS = 60.0
@@ -76,12 +79,14 @@ class Decoded:
         mean: mean per channel of the measured images, scaled to 0-1.
         std: standard deviation per channel of the measured images, scaled to 0-1; at least half a grey level.
         bad: indices of unreadable images in the listing, ascending, with the reason.
+        digests: digest of the pixels of each readable image, as hexadecimal digits.
     """
 
     images: Image
     mean: tuple[float, ...]
     std: tuple[float, ...]
     bad: dict[int, str]
+    digests: tuple[str, ...]
 
 
 def cache_folder() -> Path:
@@ -178,7 +183,8 @@ def _open(final: Path, key: str, shape: tuple[int, int, int], total: int) -> Dec
         count = total - len(bad)
         if meta["key"] != key or len(mean) != shape[0] or len(std) != shape[0]:
             return None
-        if (final / "images").stat().st_size != count * math.prod(shape):
+        digests = (final / "digests").read_bytes()
+        if (final / "images").stat().st_size != count * math.prod(shape) or len(digests) != count * DIGEST_BYTES:
             return None
         # Mode "c" shares the pages and never writes them back; for mode "r", torch would warn.
         images: Image = (
@@ -188,7 +194,14 @@ def _open(final: Path, key: str, shape: tuple[int, int, int], total: int) -> Dec
         )
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return None
-    return Decoded(images=images, mean=mean, std=std, bad=bad)
+    starts = range(0, len(digests), DIGEST_BYTES)
+    return Decoded(
+        images=images,
+        mean=mean,
+        std=std,
+        bad=bad,
+        digests=tuple(digests[start : start + DIGEST_BYTES].hex() for start in starts),
+    )
 
 
 def _build(
@@ -214,9 +227,10 @@ def _build(
         # Written, not mapped: a full disk then raises an error instead of SIGBUS.
         with contextlib.ExitStack() as lock:
             lock.enter_context(locked(temporary / LOCK))
-            with open(temporary / "images", "wb") as file:
-                bad, mean, std = _decode_into(file, root, files, shape, decode, measured, observer)
+            with open(temporary / "images", "wb") as file, open(temporary / "digests", "wb") as digests:
+                bad, mean, std = _decode_into(file, digests, root, files, shape, decode, measured, observer)
                 flush(file)
+                flush(digests)
             meta: dict[str, Any] = {"key": key, "root": os.path.realpath(root), "mean": mean, "std": std, "bad": bad}
             with open(temporary / "meta.json", "wb") as file:
                 file.write(json.dumps(meta).encode())
@@ -236,6 +250,7 @@ class _Chunk(NamedTuple):
     Attributes:
         total: number of images, readable or not.
         data: bytes of the readable images.
+        digests: their digests, :data:`DIGEST_BYTES` each.
         bad: indices of the unreadable images, with the reason.
         pixels: measured pixels per channel.
         sums: int64 [C], sum of the measured values.
@@ -244,6 +259,7 @@ class _Chunk(NamedTuple):
 
     total: int
     data: bytes
+    digests: bytes
     bad: dict[int, str]
     pixels: int
     sums: npt.NDArray[np.int64]
@@ -252,6 +268,7 @@ class _Chunk(NamedTuple):
 
 def _decode_into(
     file: IO[bytes],
+    digests: IO[bytes],
     root: Path,
     files: Sequence[ImageFile],
     shape: tuple[int, int, int],
@@ -259,13 +276,14 @@ def _decode_into(
     measured: int,
     observer: Observer,
 ) -> tuple[dict[int, str], list[float], list[float]]:
-    """Write every readable image to ``file``, in order; return the bad ones, the mean and the standard deviation."""
+    """Write every readable image and its digest, in order; return the bad ones, the mean and the standard deviation."""
     bad: dict[int, str] = {}
     pixels, done = 0, 0
     sums, squares = np.zeros(shape[0], dtype=np.int64), np.zeros(shape[0], dtype=np.int64)
     with contextlib.closing(_chunks(root, files, shape, decode, measured)) as chunks:
         for chunk in chunks:
             file.write(chunk.data)
+            digests.write(chunk.digests)
             bad.update(chunk.bad)
             pixels += chunk.pixels
             sums += chunk.sums
@@ -303,6 +321,7 @@ def _chunks(
         return _Chunk(
             total=stop - start,
             data=images.tobytes(),
+            digests=b"".join(hashlib.sha256(image).digest()[:DIGEST_BYTES] for image in images),
             bad=bad,
             pixels=seen.size // shape[0],
             sums=seen.sum(axis=(0, 2, 3), dtype=np.int64),

@@ -34,7 +34,7 @@ from vitctl.data.download import (
     unpack,
 )
 from vitctl.data.folder import decode_listing
-from vitctl.data.layout import SPLITS, Listing, cannot_read, list_images
+from vitctl.data.layout import SPLITS, Listing, cannot_read, has_split, list_images
 from vitctl.errors import RequestError, VitctlWarning
 
 MIRROR = "VITCTL_CIFAR_URL"
@@ -351,7 +351,12 @@ def _from_folder(spec: Cifar, root: Path, options: LoadOptions) -> Dataset:
 
 
 def _check_class_folders(spec: Cifar, root: Path) -> None:
-    """Refuse an image folder with unknown, missing or empty class folders, as left by an interrupted unpacking."""
+    """Refuse an image folder with unknown, missing or empty folders, as left by an interrupted unpacking."""
+    if not has_split(root):
+        raise RequestError(
+            f"{root} has train/ but neither test/ nor val/",
+            hint=f"unpack {spec.title} again, or use --dataset folder --data-dir {root} --test-fraction 0.2",
+        )
     for part in SPLITS:
         if not (root / part).is_dir():
             continue

@@ -1,4 +1,4 @@
-"""Image folders: ``train/`` and ``test/`` or ``val/``, each with one folder of images per class."""
+"""Image folders: ``train/``, ``val/`` and ``test/`` with a folder of images per class, or only such class folders."""
 
 from __future__ import annotations
 
@@ -13,14 +13,15 @@ from vitctl.data.cache import decode_all
 from vitctl.data.dataset import Dataset, Examples, LoadOptions
 from vitctl.data.decode import UnreadableImage, decode_image
 from vitctl.data.layout import SPLITS, Listing, list_images
+from vitctl.data.manifest import Entry, Manifest
 from vitctl.errors import RequestError
 
 
 def load(options: LoadOptions) -> Dataset:
     """Read the images of ``--data-dir``, decoded to ``options.size``; see :func:`decode_image`.
 
-    ``val/`` is the validation set if ``test/`` exists, and otherwise the test set. Mean and standard deviation are those
-    of ``train/``.
+    ``val/`` is the validation set if ``test/`` exists, and otherwise the test set. If both are missing, the share
+    ``options.test_fraction`` of the images is the test set. Mean and standard deviation are those of the training images.
 
     Raises:
         RequestError: the folder is missing or has the wrong layout, or an image cannot be read.
@@ -31,7 +32,7 @@ def load(options: LoadOptions) -> Dataset:
             "--dataset folder needs --data-dir", hint="add --data-dir DIR, a folder with train/CLASS/ and test/CLASS/"
         )
     root = Path(options.data_dir).expanduser()
-    listing = list_images(root)
+    listing = list_images(root, options.test_fraction)
     return decode_listing("folder", root, listing, lambda path: decode_image(path, options.size), options.size, options)
 
 
@@ -94,6 +95,8 @@ def decode_listing(
     }
     _check_left(root, listing, parts)
     own_val = parts["val"] if len(parts["val"]) and len(parts["test"]) else None
+    entries = (Entry(listing.files[i].size, digest) for i, digest in zip(kept, decoded.digests, strict=True))
+    names = (f"{part}/{identity}" for part, examples in parts.items() for identity in examples.identities)
     return Dataset(
         name=name,
         classes=listing.classes,
@@ -104,6 +107,7 @@ def decode_listing(
         test=parts["test"] if len(parts["test"]) else parts["val"],
         source=str(root),
         skipped=tuple(listing.files[i].path for i in bad),
+        manifest=Manifest.of(zip(names, entries, strict=True)),
     )
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from vitctl.data.cache import ImageFile
+from vitctl.data.choice import identity_keys, keys_below
 from vitctl.data.decode import image_suffixes
 from vitctl.errors import RequestError
 
@@ -42,10 +43,21 @@ class Listing:
     counts: dict[str, int]
 
 
-def list_images(root: Path) -> Listing:
+def has_split(root: Path) -> bool:
+    """Return whether a folder has test or validation images of its own."""
+    return any((root / part).is_dir() for part in SPLITS[1:])
+
+
+def list_images(root: Path, test_fraction: float | None = None) -> Listing:
     """Find the images of ``train/``, ``val/`` and ``test/`` in ``root``, without opening them.
 
-    Hidden files and files without the suffix of an image format are ignored.
+    Hidden files and files without the suffix of an image format are ignored. In ``val/`` and ``test/``, a class folder
+    without images is as if missing.
+
+    Args:
+        root: the folder.
+        test_fraction: share of each class to use as test set, if ``root`` has only class folders, or only ``train/``.
+            The choice depends only on each image's identity.
 
     Raises:
         RequestError: the folder is missing or has the wrong layout.
@@ -56,15 +68,12 @@ def list_images(root: Path) -> Listing:
             hint="use --data-dir with a folder that has train/CLASS/ and test/CLASS/",
         )
     parts = [part for part in SPLITS if (root / part).is_dir()]
+    if test_fraction is not None and not has_split(root):
+        return _divided(root, "train/" if parts else "", test_fraction)
     if "train" not in parts or len(parts) == 1:
         raise _no_split(root, parts)
     classes = _class_folders(root, "train")
-    if len(classes) < 2:
-        found = f"only one class folder, {classes[0]!r}" if classes else "no class folders"
-        raise RequestError(
-            f"{root / 'train'} has {found}",
-            hint=f"move the images of each class to {root / 'train'}/CLASS, for two or more classes",
-        )
+    _check_several(classes, root / "train")
     files: list[ImageFile] = []
     labels: list[int] = []
     counts = dict.fromkeys(SPLITS, 0)
@@ -76,12 +85,14 @@ def list_images(root: Path) -> Listing:
                 hint=f"move some images of each class in train/ to {root / part}/CLASS",
             )
         for name in names:
+            found_files = _images_in(root, f"{part}/{name}")
+            if not found_files and part != "train":
+                continue
             if name not in classes:
                 raise RequestError(
                     f"{root / part / name} is not a class of train/",
                     hint=f"add training images in {root / 'train' / name}, or remove {root / part / name}",
                 )
-            found_files = _images_in(root, f"{part}/{name}")
             if not found_files:
                 raise RequestError(
                     f"{root / part / name} has no images", hint=f"add images to {root / part / name}, or remove it"
@@ -89,6 +100,8 @@ def list_images(root: Path) -> Listing:
             files += found_files
             labels += [classes.index(name)] * len(found_files)
             counts[part] += len(found_files)
+        if not counts[part]:
+            raise RequestError(f"{root / part} has no images", hint=f"add images to {root / part}/CLASS, or remove it")
     return Listing(
         classes=tuple(classes),
         files=files,
@@ -98,11 +111,39 @@ def list_images(root: Path) -> Listing:
     )
 
 
+def _divided(root: Path, prefix: str, test_fraction: float) -> Listing:
+    """Divide the images of the class folders ``root/prefix*`` into training and test images."""
+    by_class = {name: _images_in(root, f"{prefix}{name}") for name in _class_folders(root, prefix)}
+    by_class = {name: files for name, files in by_class.items() if files}
+    _check_several(list(by_class), root / prefix)
+    files = [file for each in by_class.values() for file in each]
+    labels = np.repeat(np.arange(len(by_class)), [len(each) for each in by_class.values()])
+    identities = [file.path.removeprefix(prefix) for file in files]
+    test = keys_below(test_fraction, labels, identity_keys(identities, "test"))
+    order = np.argsort(test, kind="stable")
+    return Listing(
+        classes=tuple(by_class),
+        files=[files[i] for i in order],
+        labels=labels[order],
+        identities=tuple(identities[i] for i in order),
+        counts={"train": int((~test).sum()), "val": 0, "test": int(test.sum())},
+    )
+
+
+def _check_several(classes: Sequence[str], place: Path) -> None:
+    if len(classes) < 2:
+        found = f"only one class folder, {classes[0]!r}" if classes else "no class folders"
+        raise RequestError(
+            f"{place} has {found}", hint=f"move the images of each class to {place}/CLASS, for two or more classes"
+        )
+
+
 def _no_split(root: Path, parts: list[str]) -> RequestError:
     train, test = f"{root / 'train'}/CLASS", f"{root / 'test'}/CLASS"
     if parts == ["train"]:
         return RequestError(
-            f"{root} has train/ but neither test/ nor val/", hint=f"move some images of each class to {test}"
+            f"{root} has train/ but neither test/ nor val/",
+            hint=f"add --test-fraction 0.2, or move some images of each class to {test}",
         )
     if parts:
         return RequestError(
@@ -113,7 +154,7 @@ def _no_split(root: Path, parts: list[str]) -> RequestError:
     if names:
         return RequestError(
             f"{root} has class folders ({', '.join(names[:3])}{', ...' if len(names) > 3 else ''}) but no train/ and test/",
-            hint=f"move most images of each class to {train} and the others to {test}",
+            hint="add --test-fraction 0.2 to test on a fifth of each class and train on the others",
         )
     return RequestError(f"{root} has no train/ and test/", hint=f"move the images of each class to {train} and {test}")
 

@@ -16,11 +16,13 @@ from torch import Tensor
 from vitctl import devices
 from vitctl.data import DATASETS
 from vitctl.data.dataset import Dataset, Subset, load_dataset, split
+from vitctl.data.manifest import require_unchanged
 from vitctl.errors import RequestError
 from vitctl.files import write_text
 from vitctl.inference.classifier import Classifier
 from vitctl.observer import SILENT, Observer
 from vitctl.training.evaluate import logits_of
+from vitctl.training.run_folder import MANIFEST
 
 
 @dataclass(frozen=True)
@@ -31,7 +33,8 @@ class Scores:
         figures: ``loss`` (mean cross entropy), ``top1`` and ``top5`` (percent; top5 is None for fewer than 6 classes),
             the same with the suffix ``_tta`` under test-time augmentation, ``images``, ``seconds``,
             ``images_per_second``, and the checkpoint, data and device.
-        classes: ``class, precision, recall, f1, support`` of each class; precision, recall and F1 in percent.
+        classes: ``class, precision, recall, f1, support`` of each class; precision, recall and F1 in percent, or
+            None for a class without images.
         confusion: confusion matrix, ``[K][K]`` counts with a row per true class and a column per predicted class.
         labels: true classes, int64 ``[n]``.
         probabilities: predicted probabilities, float ``[n, K]``.
@@ -55,6 +58,7 @@ def score_classifier(
     data_dir: str | None = None,
     part: str = "test",
     limit: int | None = None,
+    accept_data: bool = False,
     tta: str = "none",
     skip_bad_images: bool = False,
     observer: Observer = SILENT,
@@ -67,12 +71,13 @@ def score_classifier(
         data_dir: folder of the data; None for that of training.
         part: ``test``, ``val`` (the held-out images) or ``train`` (the images trained on).
         limit: maximum number of images.
+        accept_data: evaluate ``val`` or ``train`` even if the training data changed.
         tta: ``none``, or ``flip`` to also evaluate the mean of the logits of each image and its mirror image.
         skip_bad_images: skip images that cannot be read.
         observer: receives the progress of downloads, decoding and evaluation.
 
     Raises:
-        RequestError: the data or the part are not available, or have other classes; or ``tta`` is ``flip`` for a data
+        RequestError: the data or the part are not available, have other classes, or changed; or ``tta`` is ``flip`` for a data
             set in which a mirrored image may have another class.
     """
     other = dataset not in (None, classifier.provenance.dataset) and dataset in DATASETS and not DATASETS[dataset].flip
@@ -82,6 +87,16 @@ def score_classifier(
     data = load_data_for(
         classifier, dataset=dataset, data_dir=data_dir, skip_bad_images=skip_bad_images, observer=observer
     )
+    accepted = None
+    if part != "test" and data.name == classifier.provenance.dataset:
+        accepted = require_unchanged(
+            data.manifest,
+            classifier.provenance.data_sha256,
+            classifier.path.parent.parent / MANIFEST,  # missing unless the checkpoint is in a run's folder
+            data.source,
+            accept=accept_data,
+            hint="restore them, or add --accept-data, or use --split test",
+        )
     subset = part_for(classifier, data, part, limit)
     start = time.perf_counter()
     outputs: list[Tensor] = []
@@ -109,6 +124,7 @@ def score_classifier(
         **_headline(logits, labels),
         **({"tta": tta, **_headline(torch.cat(mirrored), labels, "_tta")} if mirrored else {}),
         "skipped_images": len(data.skipped),
+        **({"accepted_data": accepted} if accepted else {}),
         "seconds": round(seconds, 3),
         "images_per_second": round(len(labels) / seconds, 1),
         "engine": classifier.engine,
@@ -150,6 +166,7 @@ def load_data_for(
         skip_bad_images=skip_bad_images or classifier.skip_bad_images,
         observer=observer,
         download=download,
+        test_fraction=classifier.provenance.test_fraction,
     )
     own = classifier.provenance.dataset
     hint = f"use --dataset {own}" if dataset not in (None, own) else f"use --data-dir with the images of {own}"
@@ -195,6 +212,7 @@ def part_for(classifier: Classifier, data: Dataset, part: str, limit: int | None
         else classifier.provenance.val,  # holding out may fail on small data sets, and test images do not depend on it
         val_fraction=classifier.provenance.val_fraction,
         split_seed=classifier.provenance.split_seed,
+        holdout_by=classifier.provenance.holdout_by,
         limit_train=limit if part == "train" else None,
         limit_test=limit if part != "train" else None,
     )
@@ -211,7 +229,7 @@ def classification(
     Args:
         labels: true classes, int64 ``[n]``.
         predicted: predicted classes, int64 ``[n]``.
-        classes: names of the K classes. A class without images, or without predictions, scores 0.
+        classes: names of the K classes. A class without predictions scores 0, and one without images None.
     """
     from sklearn.metrics import confusion_matrix, precision_recall_fscore_support
 
@@ -222,9 +240,9 @@ def classification(
     rows = [
         {
             "class": name,
-            "precision": 100 * float(precision[i]),
-            "recall": 100 * float(recall[i]),
-            "f1": 100 * float(f1[i]),
+            "precision": 100 * float(precision[i]) if support[i] else None,
+            "recall": 100 * float(recall[i]) if support[i] else None,
+            "f1": 100 * float(f1[i]) if support[i] else None,
             "support": int(support[i]),
         }
         for i, name in enumerate(classes)

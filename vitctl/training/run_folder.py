@@ -2,6 +2,8 @@
 
 ``config.json``
     the settings, and for each session its command, versions and device
+``data.json.gz``
+    the manifest: size and digest of each image, if the data set has files (:mod:`vitctl.data.manifest`)
 ``metrics.jsonl``
     one line per epoch
 ``checkpoints/last.pt``, ``best.pt``, ``kept-N.pt``
@@ -37,7 +39,7 @@ from vitctl.training.checkpoint import Checkpoint, load_checkpoint, save_checkpo
 from vitctl.units import mask_passwords
 
 LAST, BEST = "last.pt", "best.pt"
-FAILURE, LOCK = "failure.json", ".lock"
+FAILURE, LOCK, MANIFEST = "failure.json", ".lock", "data.json.gz"
 _NOT_IN_NAMES = re.compile(r"[/\\\0]+")
 
 

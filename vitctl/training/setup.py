@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from pathlib import Path
 
 import torch
 from torch import nn
@@ -14,6 +15,7 @@ from vitctl.data import AUGMENTATIONS, AugmentationEntry
 from vitctl.data.augment import Augment
 from vitctl.data.batches import Extras, Normalize, TrainBatches
 from vitctl.data.dataset import Dataset, Splits, load_dataset, split
+from vitctl.data.layout import has_split
 from vitctl.errors import RequestError
 from vitctl.models import build_model, find_model
 from vitctl.models.count import activation_floats, forward_cost
@@ -127,18 +129,25 @@ def open_data(config: TrainConfig, observer: Observer = SILENT) -> tuple[Dataset
     Raises:
         RequestError: the data are not available as requested.
     """
+    if config.test_fraction is not None and config.data_dir and has_split(Path(config.data_dir)):
+        raise RequestError(
+            f"--test-fraction {config.test_fraction:g}: {config.data_dir} has test or validation images already",
+            hint="remove --test-fraction",
+        )
     dataset = load_dataset(
         config.dataset,
         data_dir=config.data_dir,
         size=config.size,
         skip_bad_images=config.skip_bad_images,
         observer=observer,
+        test_fraction=config.test_fraction,
     )
     splits = split(
         dataset,
         val=config.val,
         val_fraction=config.val_fraction,
         split_seed=config.split_seed,
+        holdout_by=config.holdout_by,
         limit_train=config.limit_train,
         limit_test=config.limit_test,
     )
