@@ -200,8 +200,8 @@ def test_a_comparison_continues_only_on_the_same_images(cli: Cli, refused: Refus
 def test_class_folders_train_and_are_evaluated_on_the_share_for_testing(cli: Cli, refused: Refused, run: Path) -> None:
     flat = Path("shades/train")
     assert "hint: add --test-fraction 0.2 " in refused("train", "--dataset", flat, *NET)
-    words = ("--test-fraction", 0.2, *NET, "--epochs", 1, "--name", "flat", "--json")
-    trained = cli("train", "--dataset", flat, *words)
+    words = ("--test-fraction", 0.2, *NET, "--epochs", 1, "--json")
+    trained = cli("train", "--dataset", flat, *words, "--name", "flat")
     assert trained.code == 0, trained.err
     summary = trained.json()
     assert sum(summary[f"{part}_images"] for part in ("train", "val", "test")) == 40 and summary["test_images"] > 2

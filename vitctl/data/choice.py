@@ -49,5 +49,7 @@ def keys_below(fraction: float, labels: npt.NDArray[Any], keys: Keys) -> npt.NDA
     """
     places = places_in_class(labels, keys)
     last = np.bincount(labels)[labels] - 1
-    chosen: npt.NDArray[np.bool_] = (keys < np.uint64(int(fraction * 2**64))) | (places == 0)
-    return chosen & (places < last)
+    below: npt.NDArray[np.bool_] = keys < np.uint64(int(fraction * 2**64))
+    below |= places == 0
+    below &= places < last
+    return below
