@@ -27,7 +27,9 @@ TEMPORARY = ".tmp-"
 TABLES = (".csv", ".tsv", ".txt")
 """Suffixes of existing files that a table may replace."""
 
-RUN_FILES = ("config.json", "summary.json", "predictions.npz", "metrics.jsonl", "failure.json", "wandb.json")
+RUN_FILES = (
+    "config.json", "data.json.gz", "summary.json", "predictions.npz", "metrics.jsonl", "failure.json", "wandb.json",
+)  # fmt: skip
 """Files of a run's folder, which no output may replace."""
 
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -134,3 +135,13 @@ def test_invalid_arguments_are_refused(
 ) -> None:
     with pytest.raises(RequestError, match=words):
         make_plan(specs, settings, **more)
+
+
+def test_settings_of_later_versions_are_part_of_the_identity_only_if_they_differ(tmp_path: Path) -> None:
+    """Comparisons that earlier versions started are found again."""
+    one, two, three = (
+        make_plan(["adam", "sgd"], settings).identity()["optimizers"]["adam"]
+        for settings in ({}, {"dataset": str(tmp_path)}, {"dataset": str(tmp_path), "holdout_by": "position"})
+    )
+    assert not {"holdout_by", "test_fraction"} & {*one, *three}
+    assert two["holdout_by"] == "identity" and "test_fraction" not in two

@@ -138,6 +138,13 @@ SETTINGS_CASES: list[tuple[Rule, dict[str, Any], dict[str, Any]]] = [
         {"flags": {"dataset": "digits"}, "file": {"data_dir": "/data"}},
         {"dataset": "digits", "data_dir": "/data"},
     ),
+    (rules.choose_holdout_rule, {}, {"holdout_by": "position"}),
+    (rules.choose_holdout_rule, {"settings": {"dataset": "folder"}}, {"holdout_by": "identity"}),
+    (
+        rules.choose_holdout_rule,
+        {"settings": {"dataset": "folder"}, "file": {"holdout_by": "position"}},
+        {"holdout_by": "position"},
+    ),
     (rules.choose_net, {"net": "vit"}, {"net": "cct_2"}),
     (rules.choose_net, {"seconds": 60.0}, {"net": "cct_4"}),
     (rules.choose_net, {"file": {"net": "swin"}, "flags": {"net": "vit:depth=2"}}, {"net": "vit"}),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import fcntl
+import hashlib
 import json
 import os
 import shutil
@@ -162,9 +163,9 @@ def _alter(change: Callable[[dict[str, object]], object]) -> Callable[[Path], ob
 DAMAGES: dict[str, Callable[[Path], object]] = {
     "images cut": _cut,
     "images longer": lambda folder: (folder / "images").write_bytes((folder / "images").read_bytes() + b"0"),
+    "images gone": lambda folder: (folder / "images").unlink(),
     "digests cut": lambda folder: os.truncate(folder / "digests", 100),
     "digests gone": lambda folder: (folder / "digests").unlink(),
-    "images gone": lambda folder: (folder / "images").unlink(),
     "meta gone": lambda folder: (folder / "meta.json").unlink(),
     "meta cut": lambda folder: (folder / "meta.json").write_text('{"key": "'),
     "meta empty": lambda folder: (folder / "meta.json").write_text(""),
@@ -185,6 +186,18 @@ def test_a_damaged_cache_is_rebuilt(damage: str, pets: Path, cache: Path, decode
     DAMAGES[damage](cache / "pictures" / folder)
     assert content(load(pets)) == before and len(decoded) == 28
     assert caches(cache) == [folder]
+
+
+def test_digests_are_those_of_the_pixels(pets: Path) -> None:
+    (pets / "train" / "dog" / "002.png").write_text("hello")
+    for _ in range(2):  # decoded, and from the cache
+        dataset = load(pets, skip=True)
+        assert dataset.manifest is not None and len(dataset.manifest.images) == 13
+        for part, examples in (("train", dataset.train), ("test", dataset.test)):
+            for image, identity in zip(examples.images, examples.identities, strict=True):
+                entry = dataset.manifest.images[f"{part}/{identity}"]
+                assert entry.content == hashlib.blake2b(image.numpy().tobytes(), digest_size=16).hexdigest()
+                assert entry.size == (pets / part / identity).stat().st_size
 
 
 def test_only_unreadable_images_are_tried_again(pets: Path, decoded: list[str]) -> None:

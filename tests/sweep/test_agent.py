@@ -24,7 +24,7 @@ from vitctl.sweep import local
 from vitctl.sweep.agent import Agent, StorageGone, TrialsFailed
 from vitctl.sweep.optuna_parts import WandbPruner
 from vitctl.sweep.storage import TrialStorage, diagnose
-from vitctl.sweep.sweep import Sweep, find_sweeps
+from vitctl.sweep.sweep import Sweep, SweepPlan, find_sweeps
 
 pytestmark = pytest.mark.usefixtures("forked_trainers")
 
@@ -179,6 +179,15 @@ def test_enqueued_parameters_are_tried_next_and_only_once(tmp_path: Path) -> Non
 def test_a_sweep_ends_when_its_target_is_reached(tmp_path: Path) -> None:
     sweep = small(tmp_path, metric={"name": "val_acc", "goal": "maximize", "target": 1})
     assert run_agent(sweep)[0] == "finished" and len(sweep.rows()) == 1
+
+
+def test_trials_of_sweeps_of_earlier_versions_hold_out_images_by_position(tmp_path: Path) -> None:
+    plan = make_sweep(sweep_text({"lr": {"min": 0.1, "max": 1.0}}), tmp_path).plan
+    stored = plan.to_dict()
+    assert SweepPlan.from_dict(stored, "here").settings({"lr": 0.1}) == {"lr": 0.1}
+    earlier = SweepPlan.from_dict({**stored, "format": 1}, "here")
+    assert earlier.settings({"lr": 0.1}) == {"holdout_by": "position", "lr": 0.1}
+    assert earlier.to_dict()["format"] == 1 and stored["format"] == 2
 
 
 def test_a_deleted_storage_ends_the_agent_with_an_error(tmp_path: Path) -> None:

@@ -77,6 +77,21 @@ def check_tta_keeps_classes(config: Settings) -> None:
         raise RequestError(off if config.flip == "off" else mirrored, hint="remove --tta")
 
 
+def check_folder_settings_have_a_folder(config: Settings) -> None:
+    """Refuse choices by identity, and of test images, for named data sets, whose split is fixed."""
+    if config.dataset == "folder":
+        return
+    if config.holdout_by == "identity":
+        raise RequestError(
+            f"--holdout-by identity needs a folder of images, not --dataset {config.dataset}",
+            hint="use --holdout-by position",
+        )
+    if config.test_fraction is not None:
+        raise RequestError(
+            f"--test-fraction {config.test_fraction:g}: {config.dataset} has test images", hint="remove --test-fraction"
+        )
+
+
 def check_loss_sum_is_measured(config: Settings) -> None:
     """Refuse the summed validation loss if ``--val none`` skips validation."""
     if config.loss_sum and config.val == "none":
@@ -154,6 +169,7 @@ CHECKS: tuple[Callable[[Settings], None], ...] = (
     check_mixing_has_two_images,
     check_flip_has_an_augmentation,
     check_tta_keeps_classes,
+    check_folder_settings_have_a_folder,
     check_loss_sum_is_measured,
     check_run_ends,
     check_durations,

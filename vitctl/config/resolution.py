@@ -221,6 +221,12 @@ def choose_dataset(draft: Draft) -> None:
     draft.settings.update(dataset=name, data_dir=data_dir, labels=labels)
 
 
+def choose_holdout_rule(draft: Draft) -> None:
+    """Hold out a folder's images by identity, so that adding images moves no others; named data sets never change."""
+    by_default = "identity" if draft.settings["dataset"] == "folder" else "position"
+    draft.settings["holdout_by"] = draft.given.get("holdout_by", by_default)
+
+
 def choose_time(draft: Draft) -> None:
     """Parse the time before the network is chosen, as a recipe may use another network for a short run."""
     if draft.given.get("max_time") is not None:
@@ -533,6 +539,7 @@ RULES: tuple[Callable[[Draft], None], ...] = (
     # Choices: recipe, data set, network, weights, optimizer
     choose_recipe,
     choose_dataset,
+    choose_holdout_rule,
     choose_time,
     choose_net,
     choose_weights,

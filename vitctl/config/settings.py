@@ -32,6 +32,9 @@ ORIGINAL_BATCH = 100
 VAL_PROTOCOLS = ("holdout", "test", "none")
 """Values of ``--val``."""
 
+HOLDOUT_RULES = ("identity", "position")
+"""Values of ``--holdout-by``."""
+
 
 def _setting(default: Any, kind: type, help: str, panel: str, **more: Any) -> Any:
     return dataclasses.field(default=default, metadata={"flag": Flag(kind=kind, help=help, panel=panel, **more)})
@@ -111,6 +114,17 @@ class Settings:
         0.1, float, "fraction of the training set to hold out, per class", DATA, low=0.001, high=0.9
     )
     split_seed: int = _setting(0, int, "seed for the held-out split, independent of --seed", DATA, low=0)
+    holdout_by: str = _setting(
+        "position",  # the rule of runs from before this setting
+        str,
+        "choose held-out images by class and path, or by position",
+        DATA,
+        choices=HOLDOUT_RULES,
+        shown="identity for a folder, else position",
+    )
+    test_fraction: float | None = _setting(
+        None, float, "fraction of class folders without a split to test on", DATA, low=0.001, high=0.9
+    )
     limit_train: int | None = _setting(None, int, "train on only N images, balanced across classes", DATA, low=1)
     limit_test: int | None = _setting(None, int, "evaluate on at most N held-out and N test images", DATA, low=1)
     skip_bad_images: bool = _setting(False, bool, "skip and list unreadable images", DATA)

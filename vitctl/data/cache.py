@@ -1,8 +1,8 @@
 """Cache of decoded images in memory-mapped files.
 
 A cache is a folder ``<data set>-<hash of the path>-<H>x<W>-<key>`` with three files: ``images``, the raw uint8
-[n, C, H, W], ``digests``, a digest of each, uint8 [n, 16], and ``meta.json``. The key is a hash of everything that the pixels depend on, so a cache is never updated,
-only replaced. It is built in a hidden folder next to it and renamed when complete, so that a reader never sees part of
+[n, C, H, W], ``digests``, a digest of each, uint8 [n, 16], and ``meta.json``. The key is a hash of everything that the
+pixels depend on, so a cache is never updated, only replaced. It is built in a hidden folder next to it and renamed when complete, so that a reader never sees part of
 it. The builder holds the lock file :data:`LOCK` in the hidden folder; a hidden folder without a held lock was left by a
 crash. After building a cache, the builder removes the caches of data sets that no longer exist.
 """

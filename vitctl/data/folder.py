@@ -13,14 +13,16 @@ from vitctl.data.cache import decode_all
 from vitctl.data.dataset import Dataset, Examples, LoadOptions
 from vitctl.data.decode import UnreadableImage, decode_image
 from vitctl.data.layout import SPLITS, Listing, list_images, list_test_images
+from vitctl.data.manifest import Entry, Manifest
 from vitctl.errors import RequestError
 
 
 def load(options: LoadOptions) -> Dataset:
     """Read the images of ``--data-dir``, decoded to ``options.size``; see :func:`decode_image`.
 
-    ``val/`` is the validation set if ``test/`` exists, and otherwise the test set. Mean and standard deviation are those
-    of ``train/``. With ``options.test_classes``, only the test set is read, and the training set is empty.
+    ``val/`` is the validation set if ``test/`` exists, and otherwise the test set. If both are missing, the share
+    ``options.test_fraction`` of the images is the test set. Mean and standard deviation are those of the training images.
+    With ``options.test_classes``, only the test set is read, and the training set is empty.
 
     Raises:
         RequestError: the folder is missing or has the wrong layout, or an image cannot be read.
@@ -32,9 +34,11 @@ def load(options: LoadOptions) -> Dataset:
         )
     root = Path(options.data_dir).expanduser()
     if options.test_classes is None:
-        listing = list_images(root, labels=options.labels)
+        listing = list_images(root, labels=options.labels, test_fraction=options.test_fraction)
     else:
-        listing = list_test_images(root, options.test_classes, labels=options.labels)
+        listing = list_test_images(
+            root, options.test_classes, labels=options.labels, test_fraction=options.test_fraction
+        )
     for line in (listing.summary, *listing.skipped):
         options.observer.message(line)
     return decode_listing("folder", root, listing, lambda path: decode_image(path, options.size), options.size, options)
@@ -102,6 +106,10 @@ def decode_listing(
     }
     _check_left(root, listing, parts)
     own_val = parts["val"] if len(parts["val"]) and len(parts["test"]) else None
+    entries = (
+        Entry(listing.files[i].size, digest.tobytes().hex()) for i, digest in zip(kept, decoded.digests, strict=True)
+    )
+    names = (f"{part}/{identity}" for part, examples in parts.items() for identity in examples.identities)
     return Dataset(
         name=name,
         classes=listing.classes,
@@ -112,6 +120,7 @@ def decode_listing(
         test=parts["test"] if len(parts["test"]) else parts["val"],
         source=str(root),
         skipped=tuple(listing.files[i].path for i in bad),
+        manifest=Manifest.of(zip(names, entries, strict=True)),
     )
 
 

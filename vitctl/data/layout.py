@@ -16,6 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from vitctl.data.cache import ImageFile
+from vitctl.data.choice import identity_keys, keys_below
 from vitctl.data.labels import Row, find_labelled, has_labels, read_annotations, read_labels
 from vitctl.data.tree import CONTAINERS, HEIF_HINT, Tree, join, part_of
 from vitctl.errors import RequestError
@@ -33,6 +34,10 @@ _NESTED = 4
 
 _MARKUP = frozenset({"labels", "annotations", "masks", "bboxes", "labeltxt", "segmentationclass", "imagesets"})
 """Names of folders beside the images of sets for detection and segmentation, in lower case."""
+
+
+class Undivided(RequestError):
+    """A folder has labelled images, but does not say which of them to test on."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,6 +76,10 @@ class ClassImages:
 
     folder: str
     files: list[ImageFile]
+
+    def identity(self, name: str, file: ImageFile) -> str:
+        """Return the class ``name`` and the path of an image below its folder, as ``CLASS/PATH``."""
+        return f"{name}/{file.path[len(self.folder) + 1 if self.folder else 0 :]}"
 
 
 @dataclass(frozen=True)
@@ -306,9 +315,9 @@ def labels_without_part(tree: Tree, layout: Layout | None) -> RequestError | Non
             f"--labels {layout.labels} has training images of {'one class' if trained else 'no class'}",
             hint="add images of two or more classes to it, or use --labels with another file",
         )
-    return RequestError(
+    return Undivided(
         f"--labels {layout.labels} has no test images",
-        hint="add a column named split to it, with train or test for each image",
+        hint="add --test-fraction 0.2, or a column named split with train or test for each image",
     )
 
 
@@ -327,12 +336,7 @@ def too_few_classes(tree: Tree, layout: Layout | None) -> RequestError | None:
     """Recognise a training set with fewer than two classes."""
     if layout is None or "train" not in layout.parts or (len(layout.parts) == 1 and layout.parts["train"].classes):
         return None
-    classes = list(layout.parts["train"].classes)
-    place = tree.root / layout.parts["train"].folder
-    found = f"only one class folder, {classes[0]!r}" if classes else "no class folders"
-    return RequestError(
-        f"{place} has {found}", hint=f"move the images of each class to {place}/CLASS, for two or more classes"
-    )
+    return _too_few(tree, layout.parts["train"])
 
 
 def no_split(tree: Tree, layout: Layout | None) -> RequestError | None:
@@ -343,16 +347,16 @@ def no_split(tree: Tree, layout: Layout | None) -> RequestError | None:
     if WHOLE in layout.parts:
         part = layout.parts[WHOLE]
         names = list(part.classes)
-        return RequestError(
+        return Undivided(
             f"{tree.root / part.folder} has class folders ({_first(names, 3)}) but no train/ and test/",
-            hint=f"move most images of each class to {train} and the others to {test}",
+            hint="add --test-fraction 0.2 to test on a fifth of each class and train on the others",
         )
     if "train" in layout.parts:
         place = layout.parts["train"].folder
         unlabelled = f"; not used: {', '.join(layout.unused)}" if layout.unused else ""
-        return RequestError(
+        return Undivided(
             f"{tree.root} has {place}/ but neither test/ nor val/{unlabelled}",
-            hint=f"move some images of each class to {test}",
+            hint=f"add --test-fraction 0.2, or move some images of each class to {test}",
         )
     return RequestError(
         f"{tree.root} has {' and '.join(f'{part.folder}/' for part in layout.parts.values())} but no train/",
@@ -383,12 +387,15 @@ MISTAKES: dict[str, Callable[[Tree, Layout | None], RequestError | None]] = {
 # -- listings ----------------------------------------------------------------------------------------------------------
 
 
-def list_images(root: Path, *, labels: str | None = None) -> Listing:
+def list_images(root: Path, *, labels: str | None = None, test_fraction: float | None = None) -> Listing:
     """Find the images of a data set and their classes.
+
+    Class folders without images are ignored in ``val/`` and ``test/``.
 
     Args:
         root: folder of the data set.
         labels: CSV file with the labels, absolute or relative to ``root``; None if the folders name the classes.
+        test_fraction: share of each class to test on if the data set does not say which images to test on.
 
     Raises:
         RequestError: the folder or file is missing or has the wrong layout.
@@ -396,7 +403,16 @@ def list_images(root: Path, *, labels: str | None = None) -> Listing:
     tree = _open(root)
     layout = find_layout(tree) if labels is None else from_labels(tree, root / labels)
     if layout is None or not _can_train(layout):
-        raise next(filter(None, (explain(tree, layout) for explain in MISTAKES.values())))
+        error = next(filter(None, (explain(tree, layout) for explain in MISTAKES.values())))
+        if layout is None or test_fraction is None or not isinstance(error, Undivided):
+            raise error
+        layout = divided(tree, layout, test_fraction)
+    elif test_fraction is not None:
+        places = [f"{layout.parts[split].folder or split}/" for split in SPLITS[1:] if split in layout.parts]
+        raise RequestError(
+            f"--test-fraction {test_fraction:g}: {root} has {' and '.join(places)} already",
+            hint="remove --test-fraction",
+        )
     classes = tuple(sorted(layout.parts["train"].classes))
     for part in layout.parts.values():
         place = root / part.folder
@@ -405,27 +421,36 @@ def list_images(root: Path, *, labels: str | None = None) -> Listing:
                 f"{place} has no class folders",
                 hint=f"move some images of each class in {layout.parts['train'].folder}/ to {place}/CLASS",
             )
-        for name in sorted(part.classes):
+        for name, found in sorted(part.classes.items()):
+            if not found.files and part is not layout.parts["train"]:
+                continue
             if name not in classes:
                 raise _foreign_class(root, layout, place, name)
-            if not part.classes[name].files:
+            if not found.files:
                 raise _no_images(tree, join(part.folder, name))
+        if not any(found.files for found in part.classes.values()):
+            raise _no_images(tree, part.folder)
     return _listing(tree, layout, classes)
 
 
-def list_test_images(root: Path, classes: tuple[str, ...], *, labels: str | None = None) -> Listing:
+def list_test_images(
+    root: Path, classes: tuple[str, ...], *, labels: str | None = None, test_fraction: float | None = None
+) -> Listing:
     """Find images to measure a trained network on: ``test/``, else ``val/``, else all images. Classes may be missing.
 
     Args:
         root: folder of the data set.
         classes: the network's classes.
         labels: as for :func:`list_images`; then also the images of a part named ``train`` are measured, if no other is.
+        test_fraction: share of each class that the network is tested on, if it was trained on the others.
 
     Raises:
         RequestError: the folder or file is missing, has the wrong layout or a class that the network does not have.
     """
     tree = _open(root)
     layout = find_layout(tree, known=classes) if labels is None else from_labels(tree, root / labels)
+    if layout is not None and test_fraction is not None and layout.parts.keys() <= {WHOLE, "train"}:
+        layout = divided(tree, layout, test_fraction)
     order = ("test", "val", WHOLE, *(["train"] if labels else []))
     chosen = next((split for split in order if layout and _classes(layout, split)), None)
     if layout is None or chosen is None:
@@ -442,6 +467,38 @@ def list_test_images(root: Path, classes: tuple[str, ...], *, labels: str | None
     if not part.classes:
         raise _no_images(tree, part.folder)
     return _listing(tree, replace(layout, parts={"test": part}), classes)
+
+
+def divided(tree: Tree, layout: Layout, test_fraction: float) -> Layout:
+    """Return the layout with a share of the images of each class as test images, chosen by identity.
+
+    Raises:
+        RequestError: there are fewer than two classes, or each has only one image.
+    """
+    part = layout.parts.get("train") or layout.parts[WHOLE]
+    if len(part.classes) < 2:
+        raise _too_few(tree, part)
+    parts = {split: Part(part.folder, {}, part.table) for split in ("train", "test")}
+    for name, found in part.classes.items():
+        keys = identity_keys([found.identity(name, file) for file in found.files], "test")
+        tested = keys_below(test_fraction, np.zeros(len(keys), dtype=np.int64), keys)
+        for split, chosen in (("train", ~tested), ("test", tested)):
+            files = [file for file, is_in in zip(found.files, chosen, strict=True) if is_in]
+            parts[split].classes[name] = replace(found, files=files)
+    if not any(found.files for found in parts["test"].classes.values()):
+        raise RequestError(
+            f"--test-fraction {test_fraction:g} leaves no test images, as each class has one image",
+            hint=f"add images of each class to {tree.root / part.folder}",
+        )
+    return replace(layout, parts=parts)
+
+
+def _too_few(tree: Tree, part: Part) -> RequestError:
+    place = tree.root / part.folder
+    found = f"only one class folder, {next(iter(part.classes))!r}" if part.classes else "no class folders"
+    return RequestError(
+        f"{place} has {found}", hint=f"move the images of each class to {place}/CLASS, for two or more classes"
+    )
 
 
 def _open(root: Path) -> Tree:
@@ -466,8 +523,7 @@ def _listing(tree: Tree, layout: Layout, classes: tuple[str, ...]) -> Listing:
             files += found.files
             labels += [classes.index(name)] * len(found.files)
             counts[split] += len(found.files)
-            start = len(found.folder) + 1 if found.folder else 0
-            identities += [f"{name}/{file.path[start:]}" for file in found.files]
+            identities += [found.identity(name, file) for file in found.files]
     folders = {split: layout.parts[split].folder for split in SPLITS if split in layout.parts}
     tables = {part.table for part in layout.parts.values() if part.table} | (
         {layout.labels.name} if layout.labels else set()
@@ -488,11 +544,15 @@ def _summary(tree: Tree, layout: Layout, counts: Mapping[str, int]) -> str:
     """Return one line such as ``images: train/ 22, valid/ 2 as held-out, test/ 24; not used: seg_pred/``."""
     use = {"val": " as held-out" if "test" in layout.parts else " as test"}
     whole = "" if layout.labels else f"{tree.root.name}/"
-    parts = [
-        f"{f'{part.folder}/' if part.folder else whole or split} {counts[split]:,}{use.get(split, '')}"
-        for split in SPLITS
-        if (part := layout.parts.get(split))
-    ]
+    parts = []
+    named = ""
+    for split in SPLITS:
+        if part := layout.parts.get(split):
+            name = f"{part.folder}/" if part.folder else whole or split
+            parts.append(
+                f"{counts[split]:,} to {split} on" if name == named else f"{name} {counts[split]:,}{use.get(split, '')}"
+            )
+            named = name
     labels = f", labels of {layout.labels.name}" if layout.labels else ""
     unused = f"; not used: {_first(layout.unused, _SHOWN)}" if layout.unused else ""
     return f"images: {', '.join(parts)}{labels}{unused}"

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from vitctl.config import VAL_PROTOCOLS
+from vitctl.config import HOLDOUT_RULES, VAL_PROTOCOLS
 from vitctl.data import DATASETS
 from vitctl.errors import RequestError
 from vitctl.export.request import Form
@@ -124,9 +124,11 @@ class Metadata:
                 f"{path} has metadata of version {texts['format']}; this vitctl reads version {FORMAT}",
                 hint="upgrade vitctl: pip install --upgrade vitctl",
             )
-        # Early files of this version lack these two fields.
+        # Earlier files of this version lack these fields.
         dataset = DATASETS.get(texts.get("dataset", ""))
-        texts = {"limit_train": "null", "flips": json.dumps(dataset is None or dataset.flip), **texts}
+        later = {"limit_train": "null", "flips": json.dumps(dataset is None or dataset.flip)}
+        later |= {"holdout_by": "position", "test_fraction": "null", "data_sha256": ""}
+        texts = {**later, **texts}
         try:
             values, trained_on = (
                 {f.name: _read(str(f.type), texts[f.name]) for f in dataclasses.fields(kind) if f.name not in _NESTED}
@@ -153,6 +155,8 @@ class Metadata:
         data = self.provenance
         if data.val not in VAL_PROTOCOLS or not 0 < data.val_fraction < 1:
             raise ValueError("val or val_fraction out of range")
+        if data.holdout_by not in HOLDOUT_RULES or (data.test_fraction is not None and not 0 < data.test_fraction < 1):
+            raise ValueError("holdout_by or test_fraction out of range")
         if data.limit_train is not None and data.limit_train < 1:
             raise ValueError("limit_train out of range")
         if not len(self.mean) == len(self.std) == self.channels:
@@ -178,10 +182,10 @@ def _read(kind: str, text: str) -> Any:
     elif kind == "bool":
         if isinstance(value, bool):
             return value
-    elif value is None and kind == "int | None":
+    elif value is None and kind.endswith("| None"):
         return None
     elif _is_number(value):
-        if kind == "float":
+        if kind.startswith("float"):
             return float(value)
         if int(value) == value:
             return int(value)

@@ -152,7 +152,7 @@ def _metadata(request: ExportRequest, trained: Trained, sample: Sample | None) -
         mean=trained.mean,
         std=trained.std,
         form=request.form,
-        provenance=Provenance.of(config),
+        provenance=Provenance.of(config, trained.data_sha256),
         run=_run_name(trained.path),
         checkpoint=trained.path.name,
         checkpoint_sha256=trained.sha256,

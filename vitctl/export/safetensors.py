@@ -184,6 +184,8 @@ def open_safetensors(path: Path, device: torch.device) -> Classifier:
             val=record.provenance.val,
             val_fraction=record.provenance.val_fraction,
             split_seed=record.provenance.split_seed,
+            holdout_by=record.provenance.holdout_by,
+            test_fraction=record.provenance.test_fraction,
             limit_train=record.provenance.limit_train,
             flip="on" if record.provenance.flips else "off",
             epochs=1,
@@ -196,6 +198,7 @@ def open_safetensors(path: Path, device: torch.device) -> Classifier:
         epoch=record.epoch,
         step=0,
         history=[],
+        data_sha256=record.provenance.data_sha256,
     )
     return classifier_of(trained, device)
 

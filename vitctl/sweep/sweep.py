@@ -63,6 +63,7 @@ class SweepPlan:
         seed: seeds the sampler.
         created: time of creation in UTC, in ISO 8601 format.
         storage: URL of the storage, without a password.
+        format: version of the record; trials of version 1 hold out images by position.
     """
 
     id: str
@@ -74,11 +75,17 @@ class SweepPlan:
     seed: int
     created: str
     storage: str
+    format: int = 2
+
+    def settings(self, params: Mapping[str, Any]) -> dict[str, Any]:
+        """Return the settings of a trial, as in a ``--config`` file; ``params`` are the varied parameters."""
+        implied = {"holdout_by": "position"} if self.format == 1 else {}
+        return {**implied, **self.file.settings(params, self.fixed)}
 
     def to_dict(self) -> dict[str, Any]:
         """Return the plan as JSON values."""
         return {
-            "format": 1,
+            "format": self.format,
             "id": self.id,
             "file": self.file.name,
             "fixed": dict(self.fixed),
@@ -100,7 +107,7 @@ class SweepPlan:
         """
         try:
             file = parse_sweep_file(values["text"], values["file"], f"{source} ({values['file']})")
-            keys = ("id", "fixed", "run_cap", "sampler", "pruner", "seed", "created", "storage")
+            keys = ("id", "fixed", "run_cap", "sampler", "pruner", "seed", "created", "storage", "format")
             return cls(file=file, **{key: values[key] for key in keys})
         except (KeyError, TypeError, AttributeError) as error:
             raise RequestError(
@@ -406,7 +413,7 @@ class Sweep:
 
     def settings(self, row: TrialRow) -> dict[str, Any]:
         """Return the settings that repeat a trial with ``train --config``."""
-        return self.file.settings(row.params, self.plan.fixed)
+        return self.plan.settings(row.params)
 
     # -- changes to the queue ----------------------------------------------------------------------------------------
 

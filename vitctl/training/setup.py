@@ -140,6 +140,7 @@ def open_data(config: TrainConfig, observer: Observer = SILENT) -> tuple[Dataset
         skip_bad_images=config.skip_bad_images,
         observer=observer,
         labels=config.labels,
+        test_fraction=config.test_fraction,
     )
     if equal := describe_equal_images(dataset):
         if config.strict_data:
@@ -150,6 +151,7 @@ def open_data(config: TrainConfig, observer: Observer = SILENT) -> tuple[Dataset
         val=config.val,
         val_fraction=config.val_fraction,
         split_seed=config.split_seed,
+        holdout_by=config.holdout_by,
         limit_train=config.limit_train,
         limit_test=config.limit_test,
     )
