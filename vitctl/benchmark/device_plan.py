@@ -24,7 +24,7 @@ _RUN_ONLY = (
 )
 """Settings that only affect training runs."""
 
-_DATA_ONLY = ("data_dir", "split_seed", "skip_bad_images", "limit_test")
+_DATA_ONLY = ("data_dir", "split_seed", "skip_bad_images", "limit_test", "fit", "value_range")
 """Settings of real data, which do not affect generated images."""
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import atexit
 import gc
+import io
 import os
 import signal
 import sys
@@ -41,6 +42,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     report = ChildReport()
     mistyped: type[Exception] = typer.BadParameter.__mro__[1]  # UsageError, which Typer keeps to itself
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # as stderr: a file's name may be no valid UTF-8
     debug = os.environ.get("VITCTL_DEBUG", "") not in ("", "0")
     try:
         with _plain_warnings():

@@ -35,6 +35,7 @@ from vitctl.data.download import (
 )
 from vitctl.data.folder import decode_listing
 from vitctl.data.layout import SPLITS, Listing, cannot_read, list_images
+from vitctl.data.reading import Traits
 from vitctl.errors import RequestError, VitctlWarning
 
 MIRROR = "VITCTL_CIFAR_URL"
@@ -337,8 +338,8 @@ def _from_folder(spec: Cifar, root: Path, options: LoadOptions) -> Dataset:
     listing = list_images(root)
     _warn_of_counts(spec, root, listing)
 
-    def decode(path: str) -> npt.NDArray[np.uint8]:
-        image = decode_image(path, None)
+    def decode(path: str, traits: Traits) -> npt.NDArray[np.uint8]:
+        image = decode_image(path, None, traits=traits)
         if image.shape != (3, _SIDE, _SIDE):
             raise RequestError(
                 f"{path} has {image.shape[2]}x{image.shape[1]} pixels, but {spec.title} has {_SIDE}x{_SIDE}",

@@ -14,6 +14,7 @@ import numpy.typing as npt
 import torch
 
 from vitctl.data import DATASETS
+from vitctl.data.reading import FULL, Traits
 from vitctl.errors import RequestError
 from vitctl.observer import SILENT, Observer
 from vitctl.registry import lookup
@@ -53,7 +54,9 @@ class Dataset:
         val: the data set's own validation set, if it has one.
         test: test set.
         source: its folder or origin, for messages.
-        skipped: paths of unreadable images that were left out, relative to the source.
+        skipped: paths of unreadable images that were left out, relative to the source, escaped.
+        value_range: value range of its images, see :class:`~vitctl.data.reading.Reading`.
+        traits: what the training images were like before they were made square and 8-bit, if they are files.
     """
 
     name: str
@@ -65,6 +68,8 @@ class Dataset:
     test: Examples
     source: str
     skipped: tuple[str, ...] = ()
+    value_range: str = FULL
+    traits: Traits | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,6 +82,8 @@ class LoadOptions:
         skip_bad_images: leave out unreadable images instead of failing.
         observer: receives the progress of downloads and decoding.
         download: download a missing data set instead of failing.
+        fit: how image files become square, a key of :data:`~vitctl.data.reading.FITS`.
+        value_range: ``--value-range``, for image files.
     """
 
     data_dir: str | None
@@ -84,6 +91,8 @@ class LoadOptions:
     skip_bad_images: bool
     observer: Observer
     download: bool = True
+    fit: str = "crop"
+    value_range: str = FULL
 
 
 def load_dataset(
@@ -94,6 +103,8 @@ def load_dataset(
     skip_bad_images: bool,
     observer: Observer = SILENT,
     download: bool = True,
+    fit: str = "crop",
+    value_range: str = FULL,
 ) -> Dataset:
     """Read the data set ``name`` of ``DATASETS``.
 
@@ -104,6 +115,8 @@ def load_dataset(
         skip_bad_images: leave out unreadable images, and list them in :attr:`Dataset.skipped`.
         observer: receives the progress of downloads and decoding, in this thread.
         download: download a missing data set instead of failing.
+        fit: how image files become square, a key of :data:`~vitctl.data.reading.FITS`.
+        value_range: ``--value-range``, for image files.
 
     Raises:
         RequestError: the data set is unknown, missing, damaged or has the wrong layout.
@@ -117,6 +130,8 @@ def load_dataset(
             skip_bad_images=skip_bad_images,
             observer=observer,
             download=download,
+            fit=fit,
+            value_range=value_range,
         )
     )
     return dataset

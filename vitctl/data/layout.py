@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import unicodedata
 from collections.abc import Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -14,6 +15,7 @@ import numpy.typing as npt
 from vitctl.data.cache import ImageFile
 from vitctl.data.decode import image_suffixes
 from vitctl.errors import RequestError
+from vitctl.units import escaped
 
 SPLITS = ("train", "val", "test")
 
@@ -23,15 +25,23 @@ def cannot_read(path: Path, error: OSError) -> RequestError:
     return RequestError(f"cannot read {path}: {error.strerror}", hint=f"make it readable: chmod -R u+rX {path}")
 
 
+def class_name(folder: str) -> str:
+    """Return the name of a folder's class: in Unicode NFC, and :func:`~vitctl.units.escaped`.
+
+    A Mac stores ``é`` as two characters (NFD), other systems usually as one (NFC).
+    """
+    return unicodedata.normalize("NFC", escaped(folder))
+
+
 @dataclass(frozen=True, kw_only=True)
 class Listing:
     """The images of a folder.
 
     Attributes:
-        classes: names of the class folders in ``train/``, sorted.
+        classes: names of the classes of ``train/``, see :func:`class_name`, sorted by their folders' names.
         files: all images, ordered by split (train, val, test), class and path.
         labels: int64 [n], the class of each image.
-        identities: ``CLASS/PATH`` of each image, with the path below its class folder.
+        identities: ``CLASS/PATH`` of each image, with the path below its class folder, named like a class.
         counts: number of images per split; 0 for a missing one.
     """
 
@@ -58,7 +68,7 @@ def list_images(root: Path) -> Listing:
     parts = [part for part in SPLITS if (root / part).is_dir()]
     if "train" not in parts or len(parts) == 1:
         raise _no_split(root, parts)
-    classes = _class_folders(root, "train")
+    classes = list(dict.fromkeys(map(class_name, _class_folders(root, "train"))))
     if len(classes) < 2:
         found = f"only one class folder, {classes[0]!r}" if classes else "no class folders"
         raise RequestError(
@@ -69,31 +79,34 @@ def list_images(root: Path) -> Listing:
     labels: list[int] = []
     counts = dict.fromkeys(SPLITS, 0)
     for part in parts:
-        names = classes if part == "train" else _class_folders(root, part)
-        if not names:
+        folders = _class_folders(root, part)
+        if not folders:
             raise RequestError(
                 f"{root / part} has no class folders",
                 hint=f"move some images of each class in train/ to {root / part}/CLASS",
             )
-        for name in names:
-            if name not in classes:
+        for folder in folders:
+            if class_name(folder) not in classes:
                 raise RequestError(
-                    f"{root / part / name} is not a class of train/",
-                    hint=f"add training images in {root / 'train' / name}, or remove {root / part / name}",
+                    f"{root / part / folder} is not a class of train/",
+                    hint=f"add training images in {root / 'train' / folder}, or remove {root / part / folder}",
                 )
-            found_files = _images_in(root, f"{part}/{name}")
+        for label, folder in sorted((classes.index(class_name(folder)), folder) for folder in folders):
+            found_files = _images_in(root, f"{part}/{folder}")
             if not found_files:
                 raise RequestError(
-                    f"{root / part / name} has no images", hint=f"add images to {root / part / name}, or remove it"
+                    f"{root / part / folder} has no images", hint=f"add images to {root / part / folder}, or remove it"
                 )
             files += found_files
-            labels += [classes.index(name)] * len(found_files)
+            labels += [label] * len(found_files)
             counts[part] += len(found_files)
     return Listing(
         classes=tuple(classes),
         files=files,
         labels=np.array(labels, dtype=np.int64),
-        identities=tuple(file.path.partition("/")[2] for file in files),  # the class folder is below the part's
+        identities=tuple(
+            class_name(file.path.partition("/")[2]) for file in files
+        ),  # the class folder is below the part's
         counts=counts,
     )
 

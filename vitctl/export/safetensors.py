@@ -186,6 +186,8 @@ def open_safetensors(path: Path, device: torch.device) -> Classifier:
             split_seed=record.provenance.split_seed,
             limit_train=record.provenance.limit_train,
             flip="on" if record.provenance.flips else "off",
+            fit=record.provenance.fit,
+            value_range=record.provenance.value_range,
             epochs=1,
         ),
         classes=record.classes,

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from vitctl.config import TrainConfig
+from vitctl.data.reading import FULL
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -18,6 +19,8 @@ class Provenance:
         split_seed: seeds the choice of the held-out images.
         limit_train: number of training images used; None for all.
         flips: whether a mirrored image keeps its class.
+        fit: how its images became square.
+        value_range: grey values of its 16-bit and float images that became black and white.
     """
 
     dataset: str
@@ -26,6 +29,8 @@ class Provenance:
     split_seed: int
     limit_train: int | None
     flips: bool
+    fit: str = "crop"
+    value_range: str = FULL
 
     @classmethod
     def of(cls, config: TrainConfig) -> Provenance:
@@ -37,4 +42,6 @@ class Provenance:
             split_seed=config.split_seed,
             limit_train=config.limit_train,
             flips=config.flips,
+            fit=config.fit,
+            value_range=config.value_range,
         )

@@ -16,11 +16,13 @@ from torch import Tensor
 from vitctl import devices
 from vitctl.data import DATASETS
 from vitctl.data.dataset import Dataset, Subset, load_dataset, split
+from vitctl.data.layout import class_name
 from vitctl.errors import RequestError
 from vitctl.files import write_text
 from vitctl.inference.classifier import Classifier
 from vitctl.observer import SILENT, Observer
 from vitctl.training.evaluate import logits_of
+from vitctl.units import escaped
 
 
 @dataclass(frozen=True)
@@ -99,7 +101,7 @@ def score_classifier(
     logits = torch.cat(outputs)  # [n, K]
     labels = subset.examples.labels[subset.index]
     figures = {
-        "checkpoint": str(classifier.path),
+        "checkpoint": escaped(str(classifier.path)),
         "net": classifier.net,
         "weights": classifier.weights,
         "epoch": classifier.epoch,
@@ -150,6 +152,8 @@ def load_data_for(
         skip_bad_images=skip_bad_images or classifier.skip_bad_images,
         observer=observer,
         download=download,
+        fit=classifier.provenance.fit,
+        value_range=classifier.provenance.value_range,
     )
     own = classifier.provenance.dataset
     hint = f"use --dataset {own}" if dataset not in (None, own) else f"use --data-dir with the images of {own}"
@@ -159,7 +163,7 @@ def load_data_for(
             f"{classifier.channels}",
             hint=hint,
         )
-    if data.classes != classifier.classes:
+    if data.classes != tuple(map(class_name, classifier.classes)):  # earlier versions exported the folders' names
         theirs, ours = ", ".join(data.classes[:5]), ", ".join(classifier.classes[:5])
         raise RequestError(
             f"{data.source} has {len(data.classes)} classes ({theirs}, ...), but the network was trained on "
