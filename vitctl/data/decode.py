@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import math
 import os
 import threading
 from typing import BinaryIO
 
 import numpy as np
 import numpy.typing as npt
-from PIL import ExifTags, Image, UnidentifiedImageError
+from PIL import ExifTags, Image, PngImagePlugin, UnidentifiedImageError
 
-from vitctl.data.reading import Reading, Traits
+from vitctl.data.reading import DEFAULT, Reading, Traits
 from vitctl.errors import RequestError
 
 MAX_PIXELS = 500_000_000
@@ -28,6 +29,7 @@ _BAND_PIXELS = 1 << 22
 _one_large_image = threading.Lock()
 
 Image.MAX_IMAGE_PIXELS = MAX_PIXELS // 2  # Pillow refuses images of more than twice as many, also within other images
+PngImagePlugin.MAX_TEXT_CHUNK = PngImagePlugin.MAX_TEXT_MEMORY  # long metadata do not make an image unreadable
 
 _REFUSED = ("EPS", "MPEG", "BUFR", "GRIB", "HDF5", "WMF")
 """Formats that Pillow recognises but does not decode itself; for EPS it would run Ghostscript."""
@@ -62,7 +64,7 @@ class UnreadableImage(RequestError):
 def decode_image(
     source: str | os.PathLike[str] | BinaryIO,
     size: int | None,
-    reading: Reading = Reading(),  # noqa: B008  (it is immutable)
+    reading: Reading = DEFAULT,
     traits: Traits | None = None,
 ) -> npt.NDArray[np.uint8]:
     """Decode an image to RGB, uint8 [3, size, size], or [3, H, W] if ``size`` is None.
@@ -143,15 +145,17 @@ def _turn(image: Image.Image) -> Image.Transpose | None:
 
 
 def _shrink(image: Image.Image, size: int, reading: Reading, traits: Traits) -> Image.Image:
-    """Return an image as RGB, with sides divided by a whole number; its bands take little memory each."""
+    """Return an image as RGB, with sides divided by a whole number and rounded; its bands take little memory each."""
     side = max(image.size) if reading.fit == "pad" else min(image.size)
     factor = max(2, side // (2 * size))
-    small = Image.new("RGB", (-(-image.width // factor), -(-image.height // factor)))
+    width, height = image.width / factor, image.height / factor
+    small = Image.new("RGB", (math.ceil(width), math.ceil(height)))
     lines = factor * max(1, _BAND_PIXELS // (factor * image.width))
     for top in range(0, image.height, lines):
         band = image.crop((0, top, image.width, min(top + lines, image.height)))
         small.paste(_to_rgb(band, reading, traits).reduce(factor), (0, top // factor))
-    return small
+    rounded = max(1, round(width)), max(1, round(height))
+    return small.resize(rounded, Image.Resampling.BILINEAR, box=(0, 0, width, height))
 
 
 def _is_deep(image: Image.Image) -> bool:

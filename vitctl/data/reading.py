@@ -51,6 +51,9 @@ class Reading:
         return None if self.value_range == FULL else parse_range(self.value_range)
 
 
+DEFAULT = Reading()
+
+
 def parse_range(text: str) -> Range:
     """Return the two numbers of ``LOW,HIGH``.
 
