@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from vitctl.benchmark.plan import differences, make_plan
+from vitctl.benchmark.plan import _ADDED, differences, make_plan
 from vitctl.config import TrainConfig, normalise_keys, resolve_config
 from vitctl.errors import RequestError
 from vitctl.optim import OPTIMIZERS
@@ -143,5 +143,6 @@ def test_settings_of_later_versions_are_part_of_the_identity_only_if_they_differ
         make_plan(["adam", "sgd"], settings).identity()["optimizers"]["adam"]
         for settings in ({}, {"dataset": str(tmp_path)}, {"dataset": str(tmp_path), "holdout_by": "position"})
     )
-    assert not {"holdout_by", "test_fraction"} & {*one, *three}
-    assert two["holdout_by"] == "identity" and "test_fraction" not in two
+    assert not set(_ADDED) & {*one}
+    assert {*three} & set(_ADDED) == {"value_range"}
+    assert {name: two[name] for name in _ADDED if name in two} == {"holdout_by": "identity", "value_range": "auto"}

@@ -265,6 +265,13 @@ SETTINGS_CASES: list[tuple[Rule, dict[str, Any], dict[str, Any]]] = [
     ),
     (rules.fill_in_size, {"net": "vit_timm"}, {"size": 384}),
     (rules.fill_in_size, {"net": "vit_timm", "settings": {"size": 64}}, {"size": 64}),
+    (rules.measure_value_range_of_folders, {"settings": {"dataset": "folder"}}, {"value_range": "auto"}),
+    (
+        rules.measure_value_range_of_folders,
+        {"settings": {"dataset": "folder", "value_range": "0,1"}},
+        {"value_range": "0,1"},
+    ),
+    (rules.measure_value_range_of_folders, {"settings": {"dataset": "digits"}}, {"dataset": "digits"}),
     (rules.fill_in_wandb, {}, {"wandb": "disabled"}),
     (rules.fill_in_wandb, {"settings": {"wandb": "offline"}}, {"wandb": "offline"}),
     (rules.reset_recipe_layer_decay, {"settings": {"layer_decay": 0.5}}, {"layer_decay": 1.0}),

@@ -35,9 +35,9 @@ def decoded(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     names: list[str] = []
     decode = folder_module.decode_image
 
-    def count(source: str, size: int | None) -> np.ndarray:
+    def count(source: str, *more: object) -> np.ndarray:
         names.append(os.path.basename(source))
-        return decode(source, size)
+        return decode(source, *more)
 
     monkeypatch.setattr(folder_module, "decode_image", count)
     return names
@@ -215,11 +215,11 @@ from vitctl.data.dataset import load_dataset
 from vitctl.observer import Observer
 root, pause = sys.argv[1], float(sys.argv[2])
 decode, count = folder.decode_image, 0
-def slow(source, size):
+def slow(source, *more):
     global count
     count += 1
     time.sleep(pause)
-    return decode(source, size)
+    return decode(source, *more)
 folder.decode_image = slow
 class Progress(Observer):
     def loading(self, done, total, *, download=""):

@@ -66,6 +66,8 @@ def record_of(net: str, model_size: int, form: Form, mean: tuple[float, ...] = M
             limit_train=2000,
             flips=True,
             data_sha256="",
+            fit="crop",
+            value_range="full",
         ),
         "run": "r",
         "checkpoint": "last.pt",

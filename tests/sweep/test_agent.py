@@ -186,7 +186,7 @@ def test_trials_of_sweeps_of_earlier_versions_hold_out_images_by_position(tmp_pa
     stored = plan.to_dict()
     assert SweepPlan.from_dict(stored, "here").settings({"lr": 0.1}) == {"lr": 0.1}
     earlier = SweepPlan.from_dict({**stored, "format": 1}, "here")
-    assert earlier.settings({"lr": 0.1}) == {"holdout_by": "position", "lr": 0.1}
+    assert earlier.settings({"lr": 0.1}) == {"holdout_by": "position", "value_range": "full", "lr": 0.1}
     assert earlier.to_dict()["format"] == 1 and stored["format"] == 2
 
 

@@ -25,7 +25,8 @@ _RUN_ONLY = (
 """Settings that only affect training runs."""
 
 _DATA_ONLY = (
-    "data_dir", "labels", "split_seed", "holdout_by", "test_fraction", "skip_bad_images", "strict_data", "limit_test",
+    "data_dir", "labels", "split_seed", "holdout_by", "test_fraction", "skip_bad_images", "strict_data", "fit", "value_range",
+    "limit_test",
 )  # fmt: skip
 """Settings of real data, which do not affect generated images."""
 

@@ -15,8 +15,8 @@ from vitctl.errors import RequestError
 from vitctl.optim import find_optimizer
 from vitctl.registry import Value, format_spec, or_list, split_spec
 
-_ADDED = {"holdout_by": "position", "test_fraction": None}
-"""Settings that comparisons of earlier versions lack, with the values that they imply."""
+_ADDED = ("labels", "strict_data", "class_weights", "holdout_by", "test_fraction", "fit", "value_range")
+"""Settings that comparisons of earlier versions lack, and that identify a comparison only if they have been changed."""
 
 FACTOR = 3.0
 """Ratio of neighbouring learning rates in a search; the loss hardly changes within a smaller factor."""
@@ -73,7 +73,7 @@ class ComparisonPlan:
             each.label: {
                 key: value
                 for key, value in each.config.to_dict().items()
-                if key != "seed" and (key not in _ADDED or value != _ADDED[key])
+                if key != "seed" and (key not in _ADDED or value != getattr(TrainConfig, key))
             }
             for each in self.contestants
         }

@@ -69,6 +69,17 @@ def check_flip_has_an_augmentation(config: Settings) -> None:
         raise RequestError(f"--flip on does nothing with --aug {config.aug}", hint="use --aug basic")
 
 
+def check_reading_has_files(config: Settings) -> None:
+    """Refuse to choose how files are read for data sets whose images are square and 8-bit."""
+    for name in ("fit", "value_range"):
+        value = getattr(config, name)
+        if config.dataset != "folder" and value != getattr(Settings, name):
+            raise RequestError(
+                f"{flag_name(name)} {value} does nothing with --dataset {config.dataset}",
+                hint=f"remove {flag_name(name)}, or use --dataset DIR with a folder of images",
+            )
+
+
 def check_tta_keeps_classes(config: Settings) -> None:
     """Refuse averaging over mirrored images where mirroring changes the class."""
     if config.tta == "flip" and not config.flips:
@@ -168,6 +179,7 @@ CHECKS: tuple[Callable[[Settings], None], ...] = (
     check_batchnorm_has_a_batch,
     check_mixing_has_two_images,
     check_flip_has_an_augmentation,
+    check_reading_has_files,
     check_tta_keeps_classes,
     check_folder_settings_have_a_folder,
     check_loss_sum_is_measured,

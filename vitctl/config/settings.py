@@ -20,6 +20,7 @@ from vitctl.config.flag import (
     flag_name,
 )
 from vitctl.data import AUGMENTATIONS, DATASETS
+from vitctl.data.reading import AUTO, FITS, FULL, parse_range, range_text
 from vitctl.errors import RequestError
 from vitctl.models import MODELS
 from vitctl.optim import OPTIMIZERS
@@ -129,6 +130,15 @@ class Settings:
     limit_test: int | None = _setting(None, int, "evaluate on at most N held-out and N test images", DATA, low=1)
     skip_bad_images: bool = _setting(False, bool, "skip and list unreadable images", DATA)
     strict_data: bool = _setting(False, bool, "refuse equal images in two parts or two classes", DATA, resumable=True)
+    fit: str = _setting("crop", str, "how images of a folder become square", DATA, choices=tuple(FITS))
+    value_range: str = _setting(
+        FULL,
+        str,
+        "grey values of 16-bit and float images to read: LOW,HIGH",
+        DATA,
+        shown="auto: from the training images",
+        metavar="LOW,HIGH|auto|full",
+    )
     aug: str = _setting(
         "basic",
         str,
@@ -327,6 +337,8 @@ class Settings:
             if "flag" in field.metadata:
                 self._parse(field)
         self._parse_micro_batch()
+        if self.value_range not in (AUTO, FULL):
+            object.__setattr__(self, "value_range", range_text(*parse_range(self.value_range)))
         object.__setattr__(self, "pretrained", pretrained_word(self.pretrained))
 
     def _parse(self, field: dataclasses.Field[Any]) -> None:

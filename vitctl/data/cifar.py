@@ -24,6 +24,7 @@ from vitctl.data.download import Archive, DamagedArchive, Stalled, download_lock
 from vitctl.data.folder import decode_listing
 from vitctl.data.layout import SPLITS, Listing, Undivided, list_images
 from vitctl.data.places import Places, address, check_download, downloading, has_archive, places_of
+from vitctl.data.reading import Traits
 from vitctl.data.tree import cannot_read
 from vitctl.errors import RequestError, VitctlWarning
 
@@ -266,8 +267,8 @@ def _from_folder(spec: Cifar, root: Path, options: LoadOptions) -> Dataset:
         ) from error
     _warn_of_other_counts(spec, root, listing)
 
-    def decode(path: str) -> npt.NDArray[np.uint8]:
-        image = decode_image(path, None)
+    def decode(path: str, traits: Traits) -> npt.NDArray[np.uint8]:
+        image = decode_image(path, None, traits=traits)
         if image.shape != (3, _SIDE, _SIDE):
             raise RequestError(
                 f"{path} has {image.shape[2]}x{image.shape[1]} pixels, but {spec.title} has {_SIDE}x{_SIDE}",

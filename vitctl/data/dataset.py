@@ -16,6 +16,7 @@ import torch
 from vitctl.data import DATASETS
 from vitctl.data.choice import Keys, hash_keys, identity_keys, keys_below, places_in_class
 from vitctl.data.manifest import Manifest
+from vitctl.data.reading import FULL, Traits
 from vitctl.errors import RequestError
 from vitctl.observer import SILENT, Observer
 from vitctl.registry import lookup
@@ -57,8 +58,10 @@ class Dataset:
         val: the data set's own validation set, if it has one.
         test: test set.
         source: its folder or origin, for messages.
-        skipped: paths of unreadable images that were left out, relative to the source.
+        skipped: paths of unreadable images that were left out, relative to the source, escaped.
         manifest: its images and their content; None if they have no files.
+        value_range: value range of its images, see :class:`~vitctl.data.reading.Reading`.
+        traits: what the training images were like before they were made square and 8-bit, if they are files.
     """
 
     name: str
@@ -71,6 +74,8 @@ class Dataset:
     source: str
     skipped: tuple[str, ...] = ()
     manifest: Manifest | None = None
+    value_range: str = FULL
+    traits: Traits | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,6 +92,8 @@ class LoadOptions:
         labels: CSV file with the labels of a folder's images, absolute or relative to the folder.
         test_classes: classes of a trained network, to read only the images of a folder that it can be tested on.
         test_fraction: share of each class to use as test set, for folders without one; None for no such share.
+        fit: how image files become square, a key of :data:`~vitctl.data.reading.FITS`.
+        value_range: ``--value-range``, for image files.
     """
 
     data_dir: str | None
@@ -97,6 +104,8 @@ class LoadOptions:
     labels: str | None = None
     test_classes: tuple[str, ...] | None = None
     test_fraction: float | None = None
+    fit: str = "crop"
+    value_range: str = FULL
 
 
 def load_dataset(
@@ -110,6 +119,8 @@ def load_dataset(
     labels: str | None = None,
     test_classes: tuple[str, ...] | None = None,
     test_fraction: float | None = None,
+    fit: str = "crop",
+    value_range: str = FULL,
 ) -> Dataset:
     """Read the data set ``name`` of ``DATASETS``.
 
@@ -124,6 +135,8 @@ def load_dataset(
         labels: CSV file with the labels of a folder's images, absolute or relative to the folder.
         test_classes: classes of a trained network, to read only the images of a folder that it can be tested on.
         test_fraction: share of each class to use as test set, for folders without one.
+        fit: how image files become square, a key of :data:`~vitctl.data.reading.FITS`.
+        value_range: ``--value-range``, for image files.
 
     Raises:
         RequestError: the data set is unknown, missing, damaged or has the wrong layout.
@@ -140,6 +153,8 @@ def load_dataset(
             labels=labels,
             test_classes=test_classes,
             test_fraction=test_fraction,
+            fit=fit,
+            value_range=value_range,
         )
     )
     return dataset

@@ -6,6 +6,7 @@ the rules of :data:`MISTAKES` say why.
 
 from __future__ import annotations
 
+import unicodedata
 from collections import defaultdict
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, replace
@@ -21,7 +22,7 @@ from vitctl.data.labels import Row, find_labelled, has_labels, read_annotations,
 from vitctl.data.tree import CONTAINERS, HEIF_HINT, Tree, join, part_of
 from vitctl.errors import RequestError
 from vitctl.registry import or_list, similar
-from vitctl.units import plural
+from vitctl.units import escaped, plural
 
 SPLITS = ("train", "val", "test")
 
@@ -40,15 +41,23 @@ class Undivided(RequestError):
     """A folder has labelled images, but does not say which of them to test on."""
 
 
+def class_name(folder: str) -> str:
+    """Return the name of a folder's class: in Unicode NFC, and :func:`~vitctl.units.escaped`.
+
+    A Mac stores ``é`` as two characters (NFD), other systems usually as one (NFC).
+    """
+    return unicodedata.normalize("NFC", escaped(folder))
+
+
 @dataclass(frozen=True, kw_only=True)
 class Listing:
     """The images of a folder.
 
     Attributes:
-        classes: names of the classes, sorted.
+        classes: names of the classes, see :func:`class_name`, sorted by the names of their folders.
         files: all images, ordered by split (train, val, test), class and path.
         labels: int64 [n], the class of each image.
-        identities: ``CLASS/PATH`` of each image, with the path below its class.
+        identities: ``CLASS/PATH`` of each image, with the path below its class, named like a class.
         counts: number of images per split; 0 for a missing one.
         folders: folder of each split that exists, relative to the root; ``""`` for the root.
         summary: what was understood, in one line.
@@ -79,7 +88,7 @@ class ClassImages:
 
     def identity(self, name: str, file: ImageFile) -> str:
         """Return the class ``name`` and the path of an image below its folder, as ``CLASS/PATH``."""
-        return f"{name}/{file.path[len(self.folder) + 1 if self.folder else 0 :]}"
+        return class_name(f"{name}/{file.path[len(self.folder) + 1 if self.folder else 0 :]}")
 
 
 @dataclass(frozen=True)
@@ -132,8 +141,19 @@ def in_class_folders(tree: Tree, folder: str) -> Part | None:
     contained = len(names) == 1 and names[0].casefold() in CONTAINERS
     if not names or contained or _is_markup(names) or len(_part_folders(tree, folder)) > 1:
         return None
-    places = {name: join(folder, name) for name in names}
-    return Part(folder, {name: ClassImages(place, tree.images(place)) for name, place in places.items()})
+    places: defaultdict[str, list[str]] = defaultdict(list)
+    for name in names:
+        places[class_name(name)].append(join(folder, name))
+    # Two folders may differ only in their Unicode form.
+    return Part(
+        folder,
+        {
+            name: ClassImages(
+                inner[0] if len(inner) == 1 else folder, [file for each in inner for file in tree.images(each)]
+            )
+            for name, inner in places.items()
+        },
+    )
 
 
 LABELLINGS: dict[str, Callable[[Tree, str], Part | None]] = {
@@ -163,7 +183,7 @@ def labelled(tree: Tree, folder: str, split: str) -> Part | None:
 
 def in_parts(tree: Tree, folder: str, known: Collection[str] = ()) -> Layout | None:
     """Recognise folders named after the parts, such as ``Training/`` and ``Testing/``, complete or not."""
-    chosen = {split: name for split, name in _part_folders(tree, folder).items() if name not in known}
+    chosen = {split: name for split, name in _part_folders(tree, folder).items() if class_name(name) not in known}
     others = [name for name in tree.folders(folder) if name not in chosen.values()]
     if len(chosen) == 1 and others:
         lone = join(folder, *chosen.values())
@@ -185,12 +205,15 @@ def in_parts(tree: Tree, folder: str, known: Collection[str] = ()) -> Layout | N
 def in_one_set(tree: Tree, folder: str, known: Collection[str] = ()) -> Layout | None:
     """Recognise class folders that are not divided into parts."""
     names = [name for name in tree.folders(folder) if tree.has_images(join(folder, name))]
-    nested = len(names) == 1 and not tree.read(join(folder, names[0])).images and names[0] not in known
+    nested = len(names) == 1 and not tree.read(join(folder, names[0])).images and class_name(names[0]) not in known
     part = None if nested else in_class_folders(tree, folder)
     if part is None or not names:
         return None
-    unused = tuple(f"{join(folder, name)}/" for name in part.classes if name not in names)
-    return Layout(parts={WHOLE: Part(folder, {name: part.classes[name] for name in names})}, unused=unused)
+    unused = tuple(f"{join(folder, name)}/" for name, found in part.classes.items() if not found.files)
+    return Layout(
+        parts={WHOLE: replace(part, classes={name: found for name, found in part.classes.items() if found.files})},
+        unused=unused,
+    )
 
 
 LAYOUTS: dict[str, Callable[[Tree, str, Collection[str]], Layout | None]] = {
@@ -413,7 +436,7 @@ def list_images(root: Path, *, labels: str | None = None, test_fraction: float |
             f"--test-fraction {test_fraction:g}: {root} has {' and '.join(places)} already",
             hint="remove --test-fraction",
         )
-    classes = tuple(sorted(layout.parts["train"].classes))
+    classes = tuple(layout.parts["train"].classes)
     for part in layout.parts.values():
         place = root / part.folder
         if not part.classes:
@@ -421,13 +444,13 @@ def list_images(root: Path, *, labels: str | None = None, test_fraction: float |
                 f"{place} has no class folders",
                 hint=f"move some images of each class in {layout.parts['train'].folder}/ to {place}/CLASS",
             )
-        for name, found in sorted(part.classes.items()):
+        for name, found in part.classes.items():
             if not found.files and part is not layout.parts["train"]:
                 continue
             if name not in classes:
                 raise _foreign_class(root, layout, place, name)
             if not found.files:
-                raise _no_images(tree, join(part.folder, name))
+                raise _no_images(tree, found.folder)
         if not any(found.files for found in part.classes.values()):
             raise _no_images(tree, part.folder)
     return _listing(tree, layout, classes)
@@ -517,9 +540,7 @@ def _listing(tree: Tree, layout: Layout, classes: tuple[str, ...]) -> Listing:
     counts = dict.fromkeys(SPLITS, 0)
     for split in SPLITS:
         part = layout.parts.get(split)
-        for name in sorted(part.classes) if part else ():
-            assert part is not None
-            found = part.classes[name]
+        for name, found in part.classes.items() if part else ():
             files += found.files
             labels += [classes.index(name)] * len(found.files)
             counts[split] += len(found.files)
@@ -585,7 +606,7 @@ def _not_measurable(tree: Tree, layout: Layout | None, classes: Collection[str])
         return RequestError(
             f"{tree.root} has no labelled test images", hint=f"use --dataset {quote(str(place))} to evaluate on it"
         )
-    if tree.root.absolute().name in classes:
+    if class_name(tree.root.absolute().name) in classes:
         return RequestError(
             f"{tree.root} has the images of one class",
             hint=f"did you mean --dataset {quote(str(tree.root.absolute().parent))}?",
@@ -652,7 +673,7 @@ def _by_class(found: list[tuple[ImageFile, Row]], folder: str) -> dict[str, Clas
     files: defaultdict[str, list[ImageFile]] = defaultdict(list)
     for image, row in found:
         files[row.label].append(image)
-    return {name: ClassImages(folder, sorted(files[name])) for name in sorted(files)}
+    return {class_name(name): ClassImages(folder, sorted(files[name])) for name in sorted(files)}
 
 
 def _relative(path: Path, root: Path) -> str:

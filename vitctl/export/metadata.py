@@ -11,6 +11,7 @@ from typing import Any
 
 from vitctl.config import HOLDOUT_RULES, VAL_PROTOCOLS
 from vitctl.data import DATASETS
+from vitctl.data.reading import FITS, FULL, parse_range
 from vitctl.errors import RequestError
 from vitctl.export.request import Form
 from vitctl.inference.provenance import Provenance
@@ -21,9 +22,6 @@ FORMAT = 1
 
 EXPORT_AGAIN = "export the checkpoint again with vitctl export"
 """Hint for a damaged file."""
-
-RESIZE = "resize the shorter side to size, bilinear with antialiasing, then crop the centre"
-"""How to make an image of another size ``size`` by ``size`` pixels."""
 
 _NESTED = {"form", "provenance"}
 _FORM_TEXTS = {"normalize", "input", "layout", "values", "resize"}
@@ -87,7 +85,7 @@ class Metadata:
             "layout": self.form.layout,
             "values": self.form.values,
             "softmax": json.dumps(self.form.softmax),
-            "resize": RESIZE,
+            "resize": FITS[self.provenance.fit],
             "verified": json.dumps(bool(self.verified_on)),
         }
 
@@ -127,7 +125,13 @@ class Metadata:
         # Earlier files of this version lack these fields.
         dataset = DATASETS.get(texts.get("dataset", ""))
         later = {"limit_train": "null", "flips": json.dumps(dataset is None or dataset.flip)}
-        later |= {"holdout_by": "position", "test_fraction": "null", "data_sha256": ""}
+        later |= {
+            "holdout_by": "position",
+            "test_fraction": "null",
+            "data_sha256": "",
+            "fit": "crop",
+            "value_range": FULL,
+        }
         texts = {**later, **texts}
         try:
             values, trained_on = (
@@ -159,6 +163,10 @@ class Metadata:
             raise ValueError("holdout_by or test_fraction out of range")
         if data.limit_train is not None and data.limit_train < 1:
             raise ValueError("limit_train out of range")
+        if data.fit not in FITS:
+            raise ValueError(f"unknown fit {data.fit!r}")
+        if data.value_range != FULL:
+            parse_range(data.value_range)
         if not len(self.mean) == len(self.std) == self.channels:
             raise ValueError("mean or std of the wrong length")
         if not all(math.isfinite(number) for number in (*self.mean, *self.std)) or not all(std > 0 for std in self.std):

@@ -188,6 +188,8 @@ def open_safetensors(path: Path, device: torch.device) -> Classifier:
             test_fraction=record.provenance.test_fraction,
             limit_train=record.provenance.limit_train,
             flip="on" if record.provenance.flips else "off",
+            fit=record.provenance.fit,
+            value_range=record.provenance.value_range,
             epochs=1,
         ),
         classes=record.classes,

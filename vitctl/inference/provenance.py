@@ -21,6 +21,8 @@ class Provenance:
         limit_train: number of training images used; None for all.
         flips: whether a mirrored image keeps its class.
         data_sha256: digest of the images, see :attr:`vitctl.data.manifest.Manifest.digest`; empty if not recorded.
+        fit: how its images became square.
+        value_range: grey values of its 16-bit and float images that became black and white.
     """
 
     dataset: str
@@ -32,6 +34,8 @@ class Provenance:
     limit_train: int | None
     flips: bool
     data_sha256: str
+    fit: str
+    value_range: str
 
     @classmethod
     def of(cls, config: TrainConfig, data_sha256: str) -> Provenance:
@@ -46,4 +50,6 @@ class Provenance:
             limit_train=config.limit_train,
             flips=config.flips,
             data_sha256=data_sha256,
+            fit=config.fit,
+            value_range=config.value_range,
         )

@@ -18,6 +18,7 @@ from torch import Tensor
 from vitctl import devices
 from vitctl.data import DATASETS
 from vitctl.data.dataset import Dataset, Subset, image_names, load_dataset, split
+from vitctl.data.layout import class_name
 from vitctl.data.manifest import require_unchanged
 from vitctl.errors import RequestError
 from vitctl.files import write_text
@@ -26,6 +27,7 @@ from vitctl.inference.predict import printable
 from vitctl.observer import SILENT, Observer
 from vitctl.training.evaluate import balanced_accuracy, logits_of, uneven
 from vitctl.training.run_folder import MANIFEST
+from vitctl.units import escaped
 
 _TOP = 3
 """Classes per image in the table of predictions."""
@@ -37,7 +39,8 @@ class Scores:
 
     Attributes:
         figures: ``loss`` (mean cross entropy), ``top1`` and ``top5`` (percent; top5 is None for fewer than 6 classes),
-            ``balanced_acc`` (mean recall in percent; None if the classes are about equally large), the same with the suffix ``_tta`` under test-time augmentation, ``images``, ``seconds``,
+            ``balanced_acc`` (mean recall in percent; None if the classes are about equally large), the same with the
+            suffix ``_tta`` under test-time augmentation, ``images``, ``seconds``,
             ``images_per_second``, and the checkpoint, data and device.
         classes: ``class, precision, recall, f1, support`` of each class; precision, recall and F1 in percent, or
             None for a class without images.
@@ -130,7 +133,7 @@ def score_classifier(
     logits = torch.cat(outputs)  # [n, K]
     truth = subset.examples.labels[subset.index]
     figures = {
-        "checkpoint": str(classifier.path),
+        "checkpoint": escaped(str(classifier.path)),
         "net": classifier.net,
         "weights": classifier.weights,
         "epoch": classifier.epoch,
@@ -194,6 +197,8 @@ def load_data_for(
         size=classifier.size,
         skip_bad_images=skip_bad_images or classifier.skip_bad_images,
         download=download,
+        fit=classifier.provenance.fit,
+        value_range=classifier.provenance.value_range,
     )
     fraction = classifier.provenance.test_fraction
     if only_test and name == "folder" and data_dir is not None:
@@ -210,7 +215,7 @@ def load_data_for(
             f"{classifier.channels}",
             hint=hint,
         )
-    if data.classes != classifier.classes:
+    if data.classes != tuple(map(class_name, classifier.classes)):  # earlier versions exported the folders' names
         theirs, ours = ", ".join(data.classes[:5]), ", ".join(classifier.classes[:5])
         raise RequestError(
             f"{data.source} has {len(data.classes)} classes ({theirs}, ...), but the network was trained on "

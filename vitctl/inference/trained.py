@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from vitctl.config import TrainConfig
+from vitctl.data.layout import class_name
 from vitctl.errors import RequestError
 from vitctl.models import build_model, find_model
 from vitctl.training.checkpoint import DATA_SHA256, FILE_SHA256, load_checkpoint
@@ -106,7 +107,7 @@ def load_trained(path: Path, *, weights: str, device: torch.device, warn: Callab
     return Trained(
         model=model.to(device).eval(),
         config=config,
-        classes=tuple(checkpoint["classes"]),
+        classes=tuple(map(class_name, checkpoint["classes"])),  # earlier versions stored the folders' names
         mean=tuple(checkpoint["mean"]),
         std=tuple(checkpoint["std"]),
         path=path,

@@ -63,7 +63,7 @@ class SweepPlan:
         seed: seeds the sampler.
         created: time of creation in UTC, in ISO 8601 format.
         storage: URL of the storage, without a password.
-        format: version of the record; trials of version 1 hold out images by position.
+        format: version of the record; trials of version 1 hold out by position and read full value ranges.
     """
 
     id: str
@@ -79,7 +79,7 @@ class SweepPlan:
 
     def settings(self, params: Mapping[str, Any]) -> dict[str, Any]:
         """Return the settings of a trial, as in a ``--config`` file; ``params`` are the varied parameters."""
-        implied = {"holdout_by": "position"} if self.format == 1 else {}
+        implied = {"holdout_by": "position", "value_range": "full"} if self.format == 1 else {}
         return {**implied, **self.file.settings(params, self.fixed)}
 
     def to_dict(self) -> dict[str, Any]:

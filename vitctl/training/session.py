@@ -18,6 +18,7 @@ from vitctl import devices
 from vitctl.config import TrainConfig
 from vitctl.data.batches import Normalize, TrainBatches
 from vitctl.data.dataset import Dataset, Splits
+from vitctl.data.layout import class_name
 from vitctl.errors import RequestError
 from vitctl.models import MODELS
 from vitctl.models.count import ForwardCost, count_parameters
@@ -311,7 +312,7 @@ def check_same_run(config: TrainConfig, classes: list[str], checkpoint: Checkpoi
     if theirs != ours:
         names = [f"{net}, --opt {opt}{', with EMA' if ema else ''}" for net, opt, ema in (theirs, ours)]
         raise RequestError(f"the checkpoint holds {names[0]}; this run trains {names[1]}", hint=_REPLACE)
-    if list(checkpoint["classes"]) != classes:
+    if list(map(class_name, checkpoint["classes"])) != classes:  # earlier versions stored the folders' names
         raise RequestError(
             "the data set's classes differ from those that the checkpoint was trained on",
             hint=f"restore the data set in {config.data_dir}" if config.data_dir else _REPLACE,
