@@ -127,7 +127,7 @@ def warning(text: str) -> str:
         ("noise", "--epochs 50 --lr 3", "high_rate", "the loss rose from 1."),
         (
             "noise",
-            "--epochs 60 --lr 0.01 --seed 1",
+            "--epochs 60 --lr 0.01 --seed 4",
             "only_training",
             "only training images are learned; check the test labels",
         ),
