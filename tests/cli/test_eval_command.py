@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from sklearn.metrics import accuracy_score, f1_score, log_loss
 
 from tests.conftest import TINY, TINY_NET, Cli
@@ -53,6 +54,29 @@ def test_predictions_list_image_and_most_likely_classes(cli: Cli, trained: Path,
                     assert float(chances[int(row[f"class_{rank}"])]) == pytest.approx(top[rank - 1], rel=2e-3, abs=1e-6)
                 assert (row["predicted"], row["probability"]) == (row["class_1"], row["probability_1"])
                 assert row["label"] == str(label) and row["image"].startswith(prefix)
+
+
+def test_predictions_of_a_finished_run_need_no_data(cli: Cli, tmp_path: Path) -> None:
+    for part in ("train", "test"):
+        for name, low in (("dark", 0), ("light", 60)):
+            (tmp_path / "images" / part / name).mkdir(parents=True)
+            for i in range(6):
+                noise = np.random.default_rng(i).integers(low, 200, (8, 8, 3), dtype=np.uint8)
+                Image.fromarray(noise).save(tmp_path / "images" / part / name / f"{i}.png")
+    assert cli("train", "--dataset", "images", "--net", TINY_NET, "--size", 8, "--epochs", 2, "--name", "r").code == 0
+    measured = {part: cli("eval", "runs/r", "--split", part, "--json").json() for part in ("test", "val")}
+    shutil.rmtree("images")
+    assert cli("eval", "runs/r").code == 2
+    for part, expected in measured.items():
+        stored = cli("eval", "runs/r", "--split", part, "--predictions", "p.csv", "--json").json()
+        for key in ("top1", "top5", "balanced_acc", "classes", "confusion", "images", "epoch", "weights"):
+            assert stored[key] == expected[key], key
+        assert stored["loss"] == pytest.approx(expected["loss"], rel=1e-6) and stored["images_per_second"] is None
+        with open("p.csv") as file:
+            assert all(Path(row["image"]).is_absolute() for row in csv.DictReader(file))
+    assert "predictions.npz" in cli("eval", "runs/r", "--predictions", "p.csv").out
+    for words in (["--limit", 2], ["--tta", "flip"], ["--split", "train"], ["--data-dir", "images"]):
+        assert cli("eval", "runs/r", *words, "--predictions", "p.csv").code == 2, words
 
 
 def test_the_loss_matches_scikit_learn(trained: Path) -> None:

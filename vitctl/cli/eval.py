@@ -95,8 +95,12 @@ def evaluate(
         from vitctl.export.open import open_classifier  # torch loads here
         from vitctl.inference import scoring
 
-        scores = scoring.score_classifier(
-            open_classifier(path, weights=weights, device_name=device, warn=observer.message),
+        classifier = open_classifier(path, weights=weights, device_name=device, warn=observer.message)
+        scores = None
+        if predictions is not None and (dataset, data_dir, labels, limit, tta) == (None, None, None, None, "none"):
+            scores = scoring.stored_scores(classifier, part)
+        scores = scores or scoring.score_classifier(
+            classifier,
             dataset=dataset,
             data_dir=data_dir,
             labels=labels,

@@ -245,9 +245,18 @@ def print_scores(scores: Scores) -> None:
             ("images", f"{figures['images']:,}"),
             *([("changed images", figures["accepted_data"])] if "accepted_data" in figures else []),
             ("weights", f"{figures['net']}, {figures['weights']}, epoch {figures['epoch']}"),
-            ("speed", f"{figures['images_per_second']:,.0f} images/s"),
             ("engine", figures["engine"]),
-            ("device", f"{figures['device']} ({figures['device_name']}, {plural(figures['threads'], 'thread')})"),
+            *(
+                [
+                    ("speed", f"{figures['images_per_second']:,.0f} images/s"),
+                    (
+                        "device",
+                        f"{figures['device']} ({figures['device_name']}, {plural(figures['threads'], 'thread')})",
+                    ),
+                ]
+                if figures["images_per_second"] is not None
+                else []
+            ),
         ],
     )
     print_grid(

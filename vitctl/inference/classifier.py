@@ -37,6 +37,7 @@ class Classifier:
         logits: function from uint8 ``[B, C, H, W]`` to float32 ``[B, K]``, both on the CPU; it resizes images of other
             sizes.
         labels: file with the labels of the training data, if they come from one; relative to ``data_dir`` or absolute.
+        trained: the checkpoint, or None for an exported file.
     """
 
     path: Path
@@ -54,6 +55,7 @@ class Classifier:
     batch: int
     logits: Callable[[Tensor], Tensor]
     labels: str | None = None
+    trained: Trained | None = None
 
 
 def classifier_of(trained: Trained, device: torch.device) -> Classifier:
@@ -93,4 +95,5 @@ def classifier_of(trained: Trained, device: torch.device) -> Classifier:
         batch=batch_pieces(config, device, build, len(trained.mean), batchnorm=False)[1],
         logits=logits,
         labels=config.labels,
+        trained=trained,
     )

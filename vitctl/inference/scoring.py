@@ -26,7 +26,8 @@ from vitctl.inference.classifier import Classifier
 from vitctl.inference.predict import printable
 from vitctl.observer import SILENT, Observer
 from vitctl.training.evaluate import balanced_accuracy, logits_of, uneven
-from vitctl.training.run_folder import MANIFEST
+from vitctl.training.predictions import read_predictions
+from vitctl.training.run_folder import MANIFEST, PREDICTIONS
 from vitctl.units import escaped
 
 _TOP = 3
@@ -133,13 +134,7 @@ def score_classifier(
     logits = torch.cat(outputs)  # [n, K]
     truth = subset.examples.labels[subset.index]
     figures = {
-        "checkpoint": escaped(str(classifier.path)),
-        "net": classifier.net,
-        "weights": classifier.weights,
-        "epoch": classifier.epoch,
-        "dataset": data.name,
-        "split": part,
-        "images": len(truth),
+        **_identity(classifier, data.name, part, len(truth)),
         **_headline(logits, truth),
         **({"tta": tta, **_headline(torch.cat(mirrored), truth, "_tta")} if mirrored else {}),
         "skipped_images": len(data.skipped),
@@ -155,16 +150,80 @@ def score_classifier(
     return Scores(figures, rows, confusion, truth, logits.double().softmax(1), images)
 
 
+def _identity(classifier: Classifier, dataset: str, part: str, images: int) -> dict[str, Any]:
+    """Return the figures that say what was measured."""
+    return {
+        "checkpoint": escaped(str(classifier.path)),
+        "net": classifier.net,
+        "weights": classifier.weights,
+        "epoch": classifier.epoch,
+        "dataset": dataset,
+        "split": part,
+        "images": images,
+    }
+
+
+def stored_scores(classifier: Classifier, part: str) -> Scores | None:
+    """Return the scores that a run stored when it ended, without reading its data again.
+
+    Their loss, accuracies and predictions are exact; the probabilities were rounded to half precision.
+
+    Args:
+        classifier: the network of a checkpoint.
+        part: ``test`` or ``val``.
+
+    Returns:
+        The scores, or None if the run stored none of these weights, or only of some images.
+    """
+    trained = classifier.trained
+    if trained is None or trained.config.limit_test is not None:
+        return None
+    path = classifier.path.parent.parent / PREDICTIONS
+    stored = read_predictions(path, trained.step)
+    if stored is None or f"{part}_labels" not in stored:
+        return None
+    truth, predicted, ranks, losses, probabilities = (
+        torch.from_numpy(stored[f"{part}_{name}"])
+        for name in ("labels", "predicted", "ranks", "losses", "probabilities")
+    )
+    figures = {
+        **_identity(classifier, classifier.provenance.dataset, part, len(truth)),
+        "loss": losses.double().mean().item(),
+        **_accuracies(truth, predicted, ranks, len(classifier.classes)),
+        "skipped_images": None,
+        "seconds": None,
+        "images_per_second": None,
+        "engine": f"{path.name}, stored when the run ended",
+        **dict.fromkeys(devices.environment(classifier.device)),
+    }
+    rows, confusion = classification(truth, predicted, classifier.classes)
+    # The predicted class first, also where rounding made probabilities equal.
+    probabilities = probabilities.double().scatter_add(
+        1, predicted[:, None], torch.full((len(truth), 1), 1e-9).double()
+    )
+    names = stored[f"{part}_paths"].tolist()
+    images = (
+        [printable(Path(str(stored["source"])) / name) for name in names]
+        if stored[f"{part}_identities"].tolist() != names
+        else names
+    )
+    return Scores(figures, rows, confusion, truth, probabilities, images)
+
+
 def _headline(logits: Tensor, labels: Tensor, suffix: str = "") -> dict[str, float | None]:
     """Return the figures of logits, float ``[n, K]``, as in :class:`Scores`, with ``suffix`` appended to each name."""
-    predicted = logits.argmax(1)
+    loss = F.cross_entropy(logits.double(), labels).item()
+    ranks = (logits > logits.gather(1, labels[:, None])).sum(1)
+    accuracies = _accuracies(labels, logits.argmax(1), ranks, logits.shape[1])
+    return {f"{name}{suffix}": value for name, value in {"loss": loss, **accuracies}.items()}
+
+
+def _accuracies(labels: Tensor, predicted: Tensor, ranks: Tensor, classes: int) -> dict[str, float | None]:
+    """Return the accuracies of :class:`Scores`; ``ranks`` are those of :class:`~vitctl.training.evaluate.Evaluation`."""
     return {
-        f"loss{suffix}": F.cross_entropy(logits.double(), labels).item(),
-        f"top1{suffix}": 100 * (predicted == labels).double().mean().item(),
-        f"top5{suffix}": 100 * (logits.topk(5).indices == labels[:, None]).any(1).double().mean().item()
-        if logits.shape[1] > 5
-        else None,
-        f"balanced_acc{suffix}": balanced_accuracy(labels, predicted) if uneven(labels.bincount()) else None,
+        "top1": 100 * (predicted == labels).double().mean().item(),
+        "top5": 100 * (ranks < 5).double().mean().item() if classes > 5 else None,
+        "balanced_acc": balanced_accuracy(labels, predicted) if uneven(labels.bincount()) else None,
     }
 
 

@@ -29,6 +29,7 @@ class Evaluation:
         losses: cross-entropy of each image without label smoothing, float64 ``[N]``, in the order of the subset.
         labels: true classes, int64 ``[N]``.
         predicted: predicted classes, int64 ``[N]``.
+        ranks: number of classes that are more probable than the true one, int64 ``[N]``.
         probabilities: predicted probabilities, float16 ``[N, K]``; equal ones may differ before rounding.
         mirrored: the same for logits averaged over each image and its mirror image, or None.
     """
@@ -36,6 +37,7 @@ class Evaluation:
     losses: Tensor
     labels: Tensor
     predicted: Tensor
+    ranks: Tensor
     probabilities: Tensor
     mirrored: Evaluation | None = None
 
@@ -93,6 +95,7 @@ class Scorer:
         self.losses: list[Tensor] = []
         self.labels: list[Tensor] = []
         self.predicted: list[Tensor] = []
+        self.ranks: list[Tensor] = []
         self.probabilities: list[Tensor] = []
 
     def add(self, logits: Tensor, labels: Tensor) -> None:
@@ -100,6 +103,7 @@ class Scorer:
         self.losses.append(F.cross_entropy(logits, labels, reduction="none"))
         self.labels.append(labels)
         self.predicted.append(logits.argmax(1))
+        self.ranks.append((logits > logits.gather(1, labels[:, None])).sum(1))
         self.probabilities.append(logits.softmax(1).half())
 
     def read(self) -> Evaluation:
@@ -108,6 +112,7 @@ class Scorer:
             losses=torch.cat(self.losses).cpu().double(),
             labels=torch.cat(self.labels).cpu(),
             predicted=torch.cat(self.predicted).cpu(),
+            ranks=torch.cat(self.ranks).cpu(),
             probabilities=torch.cat(self.probabilities).cpu(),
         )
 

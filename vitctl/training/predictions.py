@@ -6,6 +6,8 @@
     predicted probabilities, float16 ``[n, K]``
 ``PART_predicted``
     predicted class, int64 ``[n]``; exact where rounding made the largest probabilities equal
+``PART_ranks``
+    number of classes that are more probable than the true one, int64 ``[n]``
 ``PART_losses``
     cross-entropy, float32 ``[n]``; their mean is the run's ``test_loss`` or ``val_loss``
 ``PART_labels``
@@ -20,11 +22,14 @@ and ``classes``, str ``[K]``; ``source``, the data set's folder or origin; and `
 
 from __future__ import annotations
 
+import zipfile
+import zlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from vitctl.data.dataset import Dataset, Splits, Subset, image_names
 from vitctl.files import replacing
@@ -59,6 +64,21 @@ def write_predictions(
         np.savez_compressed(file, **arrays)
 
 
+def read_predictions(path: Path, step: int) -> dict[str, npt.NDArray[Any]] | None:
+    """Return the content of ``predictions.npz``, or None if it is missing, damaged or of other weights.
+
+    Args:
+        path: the file.
+        step: number of steps that the weights were trained for.
+    """
+    try:
+        with np.load(path) as file:
+            arrays = dict(file)
+        return arrays if int(arrays["step"]) == step and "test_ranks" in arrays else None
+    except (OSError, EOFError, ValueError, KeyError, TypeError, zipfile.BadZipFile, zlib.error):
+        return None
+
+
 def _arrays(dataset: Dataset, subset: Subset, evaluation: Evaluation) -> dict[str, Any]:
     index = subset.index.tolist()
     paths = image_names(dataset, subset.examples, index)
@@ -66,6 +86,7 @@ def _arrays(dataset: Dataset, subset: Subset, evaluation: Evaluation) -> dict[st
     return {
         "probabilities": evaluation.probabilities.numpy(),
         "predicted": evaluation.predicted.numpy(),
+        "ranks": evaluation.ranks.numpy(),
         "losses": evaluation.losses.float().numpy(),
         "labels": subset.examples.labels[subset.index].numpy(),
         "paths": np.array(paths, dtype=np.str_),
