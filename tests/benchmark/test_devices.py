@@ -21,7 +21,7 @@ from vitctl.benchmark import devices as bench
 from vitctl.benchmark.device_report import DeviceReport
 from vitctl.benchmark.tables import Table, markdown
 from vitctl.config import TrainConfig, resolve_config
-from vitctl.devices import available_devices
+from vitctl.devices import available_devices, load
 from vitctl.errors import RunFailed
 from vitctl.registry import or_list
 
@@ -65,11 +65,11 @@ def test_lanes_have_the_same_weights_and_batches() -> None:
 
 def test_cpu_time_of_other_processes_is_counted(monkeypatch: pytest.MonkeyPatch) -> None:
     counted = iter([(100.0, 200.0, 50.0), (108.0, 210.0, 53.0), (110.0, 220.0, 60.0)])
-    monkeypatch.setattr(devices, "_cpu_seconds", lambda: next(counted))
+    monkeypatch.setattr(load, "_cpu_seconds", lambda: next(counted))
     watch = devices.CpuWatch()
     assert watch.others() == pytest.approx((8 - 3) / 10)
     assert watch.others() == 0.0
-    monkeypatch.setattr(devices, "_cpu_seconds", lambda: None)
+    monkeypatch.setattr(load, "_cpu_seconds", lambda: None)
     assert devices.CpuWatch().others() is None
 
 

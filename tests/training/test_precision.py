@@ -11,6 +11,7 @@ from tests.conftest import TINY, Cli
 from tests.training.test_loop import tiny_session
 from tests.training.test_resume import same
 from vitctl import devices
+from vitctl.devices import precision as precision_module
 from vitctl.errors import NotFinite, RequestError
 from vitctl.training import loop
 
@@ -21,7 +22,7 @@ NONE = {"avx2": True, "avx512_bf16": False, "amx_bf16": False, "avx512_fp16": Fa
 @pytest.fixture
 def fp16_here(monkeypatch: pytest.MonkeyPatch) -> None:
     """Allow fp16 on the CPU, which computes it slowly if it has no instructions for it."""
-    monkeypatch.setattr(devices, "half_precisions", lambda device: ("bf16", "fp16"))
+    monkeypatch.setattr(precision_module, "half_precisions", lambda device: ("bf16", "fp16"))
 
 
 @pytest.mark.parametrize(
@@ -40,7 +41,7 @@ def fp16_here(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_the_precision_depends_on_the_device(
     device: torch.device, native: bool, asked: str, expected: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(devices, "_cpu_instructions", lambda: NONE | {"avx512_bf16": native})
+    monkeypatch.setattr(precision_module, "_cpu_instructions", lambda: NONE | {"avx512_bf16": native})
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: native)
     monkeypatch.setattr(torch.backends.mps, "is_macos_or_newer", lambda *version: native)
     assert devices.resolve_precision(asked, device) == expected
@@ -50,7 +51,7 @@ def test_the_precision_depends_on_the_device(
 def test_an_emulated_precision_is_refused(
     precision: str, refused: Callable[..., str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    monkeypatch.setattr(devices, "_cpu_instructions", lambda: NONE)
+    monkeypatch.setattr(precision_module, "_cpu_instructions", lambda: NONE)
     sentence = refused("train", *TINY, "--precision", precision)
     assert f"--precision {precision}" in sentence and "hint: use --precision fp32" in sentence
     assert not (tmp_path / "runs").exists()
@@ -68,7 +69,7 @@ def test_cpu_instructions_are_detected(capability: bool, monkeypatch: pytest.Mon
     if not capability:
         asked = {name: getattr(torch.cpu, name) for name in dir(torch.cpu) if name.startswith("_is_")}
         monkeypatch.setattr(torch, "cpu", SimpleNamespace(**asked))
-    instructions = devices._cpu_instructions()
+    instructions = precision_module._cpu_instructions()
     assert instructions and all(isinstance(has, bool) for has in instructions.values())
     flags = Path("/proc/cpuinfo")
     if flags.exists() and "flags" in flags.read_text():

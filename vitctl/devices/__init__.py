@@ -1,0 +1,51 @@
+"""Everything that differs between CPU, CUDA and MPS."""
+
+from vitctl.devices.device import (
+    DeviceUnavailable,
+    available_devices,
+    device_label,
+    environment,
+    prepare,
+    resolve_device,
+    rng_state,
+    set_rng_state,
+    synchronize,
+    to_device,
+)
+from vitctl.devices.load import CpuWatch
+from vitctl.devices.memory import fits, is_out_of_memory, memory_watched, out_of_memory, peak_memory
+from vitctl.devices.precision import (
+    autocast,
+    half_precisions,
+    has_fused_optimizers,
+    make_scaler,
+    matmul_dtype,
+    nearest_precision,
+    resolve_precision,
+)
+
+__all__ = [
+    "CpuWatch",
+    "DeviceUnavailable",
+    "autocast",
+    "available_devices",
+    "device_label",
+    "environment",
+    "fits",
+    "half_precisions",
+    "has_fused_optimizers",
+    "is_out_of_memory",
+    "make_scaler",
+    "matmul_dtype",
+    "memory_watched",
+    "nearest_precision",
+    "out_of_memory",
+    "peak_memory",
+    "prepare",
+    "resolve_device",
+    "resolve_precision",
+    "rng_state",
+    "set_rng_state",
+    "synchronize",
+    "to_device",
+]

@@ -1,0 +1,99 @@
+"""Precision of the forward pass."""
+
+from __future__ import annotations
+
+import torch
+
+from vitctl.devices.device import device_label
+from vitctl.errors import RequestError
+from vitctl.registry import or_list
+
+
+def has_fused_optimizers(device: torch.device) -> bool:
+    """Return whether torch has fused Adam, AdamW and SGD for ``device``."""
+    return device.type in ("cpu", "cuda", "mps")
+
+
+def resolve_precision(asked: str, device: torch.device) -> str:
+    """Return the precision of the forward pass's matrix products: ``fp32``, ``bf16`` or ``fp16``.
+
+    ``auto`` is bf16 on CUDA devices with native bf16 and fp16 on older ones, and fp32 on CPUs and MPS. Whether half
+    precision is faster on MPS depends on the chip and the version.
+
+    Args:
+        asked: ``auto``, ``fp32``, ``bf16`` or ``fp16``.
+        device: the device that runs the network.
+
+    Raises:
+        RequestError: the device has no instructions for it; emulation would be tens of times slower than fp32
+            (https://github.com/pytorch/pytorch/issues/146508).
+    """
+    if asked == "auto":
+        if device.type != "cuda":
+            return "fp32"
+        return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp16"
+    if asked == "fp32" or asked in half_precisions(device):
+        return asked
+    raise RequestError(
+        f"--precision {asked} would be tens of times slower than fp32: {device_label(device)} ({device}) has no "
+        f"instructions for it",
+        hint=f"use --precision {or_list(['fp32', *half_precisions(device)])}",
+    )
+
+
+def nearest_precision(asked: str, device: torch.device) -> str:
+    """Return the precision of a network trained elsewhere: ``asked``, or fp32 if ``device`` does not support it."""
+    try:
+        return resolve_precision(asked, device)
+    except RequestError:
+        return "fp32"
+
+
+def half_precisions(device: torch.device) -> tuple[str, ...]:
+    """Return those of ``bf16`` and ``fp16`` for which the device has instructions."""
+    if device.type == "cuda":
+        return ("bf16", "fp16") if torch.cuda.is_bf16_supported(including_emulation=False) else ("fp16",)
+    if device.type == "mps":
+        return ("bf16", "fp16") if torch.backends.mps.is_macos_or_newer(14, 0) else ("fp16",)
+    supported = _cpu_instructions()
+    bf16 = any(value for name, value in supported.items() if name.endswith("bf16"))
+    fp16 = bool(supported.get("avx512_fp16") or supported.get("amx_fp16"))
+    return (*(["bf16"] if bf16 else []), *(["fp16"] if fp16 else []))
+
+
+def _cpu_instructions() -> dict[str, bool]:
+    if hasattr(torch.cpu, "get_capabilities"):
+        return {name: value for name, value in torch.cpu.get_capabilities().items() if isinstance(value, bool)}
+    return {  # torch before 2.11
+        "avx512_bf16": torch.cpu._is_avx512_bf16_supported(),
+        "amx_bf16": torch.cpu._is_amx_tile_supported(),
+        "amx_fp16": torch.cpu._is_amx_fp16_supported(),
+    }
+
+
+_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+def autocast(device: torch.device, precision: str) -> torch.autocast:
+    """Return a context that runs the forward pass in ``precision``, a result of :func:`resolve_precision`.
+
+    Weights and gradients stay fp32.
+    """
+    dtype = _DTYPES[precision]
+    return torch.autocast(device.type, dtype=dtype, enabled=precision != "fp32")
+
+
+def make_scaler(device: torch.device, precision: str) -> torch.amp.GradScaler | None:
+    """Return a loss scaler, which keeps fp16 gradients from vanishing, or None for other precisions."""
+    return torch.amp.GradScaler(device.type) if precision == "fp16" else None
+
+
+def matmul_dtype(device: torch.device, dtype: torch.dtype) -> torch.dtype:
+    """Return the dtype for matrix products that tolerate rounding, with operands of ``dtype`` on ``device``.
+
+    It is bf16 on CUDA devices with native bf16, else ``dtype``, with fp32 in place of half precisions, as emulated bf16
+    is much slower.
+    """
+    if device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False):
+        return torch.bfloat16
+    return torch.float32 if dtype in (torch.float16, torch.bfloat16) else dtype
