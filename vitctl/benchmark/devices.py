@@ -148,7 +148,7 @@ class Lane:
     @property
     def asynchronous(self) -> bool:
         """Whether the device runs asynchronously, so that reading the clock in the middle of a step slows it."""
-        return self.device.type != "cpu"
+        return not devices.policy_of(self.device).free_reads
 
     @property
     def micro_batches(self) -> int:
@@ -265,7 +265,7 @@ class Lane:
             for mine, theirs in zip(ours, reference, strict=True)
         )
         kind = session.precision
-        if kind == "fp32" and self.device.type == "cuda" and session.config.precision != "fp32":
+        if kind == "fp32" and devices.uses_tf32(self.device, session.config.precision):
             kind = "tf32"
         return Parity(logits, gradients, TOLERANCES[kind])
 

@@ -92,13 +92,14 @@ def measure_settings(config: TrainConfig, data: tuple[Dataset, Splits]) -> float
 def values_to_try(session: Session) -> dict[str, list[Any]]:
     """Return the settings to tune, in order, and the values to try, beginning with the session's own."""
     config, device = session.config, session.device
+    one_pass = devices.policy_of(device).one_pass
     found: dict[str, list[Any]] = {}
-    if device.type == "cpu":
+    if not one_pass:
         cores = os.cpu_count() or 1
         found["threads"] = [torch.get_num_threads(), 1, max(1, cores // 2), cores]
     found["precision"] = [session.precision, "fp32", *devices.half_precisions(device)]
     if not session.batches.drop_single:  # BatchNorm needs complete batches
-        sizes = [8, 16, 32, 64, 128, 256] if device.type == "cpu" else [config.bs // 4, config.bs // 2, config.bs]
+        sizes = [config.bs // 4, config.bs // 2, config.bs] if one_pass else [8, 16, 32, 64, 128, 256]
         found["micro_batch"] = [session.micro_batch, *[size for size in sizes if 0 < size <= config.bs]]
     found["bs"] = [config.bs, *[int(config.bs * share) for share in BATCHES if int(config.bs * share) > 1]]
     return {name: list(dict.fromkeys(values)) for name, values in found.items()}

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from vitctl.data import kernels
 from vitctl.data.policies import Operation, Policy
-from vitctl.devices import to_device
+from vitctl.devices import policy_of, to_device
 
 _KINDS = {
     "identity": 0,
@@ -89,7 +89,7 @@ class Augment:
         generator = torch.Generator().manual_seed(seed)
         drawn = self.policy.draw(len(images), generator)
         centres = torch.rand(self.policy.length, len(images), 2, generator=generator, dtype=torch.float64)
-        if self.device.type != "cpu":
+        if policy_of(self.device).one_pass:
             return self.apply(images, drawn, centres)
         piece = max(1, _CACHE_BYTES // images[0].numel())
         pieces = zip(

@@ -11,9 +11,11 @@ from vitctl.devices.device import (
     set_rng_state,
     synchronize,
     to_device,
+    uses_tf32,
 )
 from vitctl.devices.load import CpuWatch
 from vitctl.devices.memory import fits, is_out_of_memory, memory_watched, out_of_memory, peak_memory
+from vitctl.devices.policy import DevicePolicy, policy_of
 from vitctl.devices.precision import (
     autocast,
     half_precisions,
@@ -27,6 +29,7 @@ from vitctl.devices.precision import (
 __all__ = [
     "CpuWatch",
     "DeviceUnavailable",
+    "DevicePolicy",
     "autocast",
     "available_devices",
     "device_label",
@@ -41,6 +44,7 @@ __all__ = [
     "nearest_precision",
     "out_of_memory",
     "peak_memory",
+    "policy_of",
     "prepare",
     "resolve_device",
     "resolve_precision",
@@ -48,4 +52,5 @@ __all__ = [
     "set_rng_state",
     "synchronize",
     "to_device",
+    "uses_tf32",
 ]

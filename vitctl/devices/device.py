@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 
+from vitctl.devices.policy import policy_of
 from vitctl.errors import RequestError
 from vitctl.registry import or_list
 
@@ -83,7 +84,7 @@ def to_device(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
     CUDA copies asynchronously only from pinned memory. On MPS, an asynchronous copy may read memory that has been reused
     in the meantime, so the copy is synchronous.
     """
-    if device.type == "cuda" and tensor.device.type == "cpu":
+    if policy_of(device).pinned_copies and tensor.device.type == "cpu":
         return tensor.pin_memory().to(device, non_blocking=True)
     return tensor.to(device)
 
@@ -107,6 +108,11 @@ def set_rng_state(state: dict[str, torch.Tensor], device: torch.device) -> None:
         torch.mps.set_rng_state(state["mps"])
 
 
+def uses_tf32(device: torch.device, precision: str) -> bool:
+    """Return whether fp32 products on ``device`` use TF32; ``precision`` is the requested one."""
+    return device.type == "cuda" and precision != "fp32"
+
+
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # from glibc's <malloc.h>
 
 
@@ -121,8 +127,9 @@ def prepare(device: torch.device, threads: int | None, precision: str = "auto") 
     if threads is not None:
         torch.set_num_threads(threads)
     if device.type == "cuda":
-        torch.set_float32_matmul_precision("highest" if precision == "fp32" else "high")
-        torch.backends.cudnn.allow_tf32 = precision != "fp32"
+        tf32 = uses_tf32(device, precision)
+        torch.set_float32_matmul_precision("high" if tf32 else "highest")
+        torch.backends.cudnn.allow_tf32 = tf32
     if device.type == "cpu" and sys.platform == "linux":
         # By default, glibc returns large blocks to the kernel, so that each step causes thousands of page faults.
         libc = ctypes.CDLL(None)

@@ -17,6 +17,8 @@ from timm.layers.drop import DropPath
 from timm.layers.mlp import Mlp
 from torch import Tensor, nn
 
+from vitctl.devices import policy_of
+
 
 class ConvTokenizer(nn.Module):
     """Convolutions without bias, each followed by ReLU and 3x3 max-pooling with stride 2.
@@ -48,8 +50,9 @@ class ConvTokenizer(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Return the tokens, ``[B, N, D]``."""
         for conv in self.convs:
-            # CPUs convolve and pool channels-last tensors faster, and tokens are channels-last anyway.
-            x = conv(x.contiguous(memory_format=torch.channels_last))
+            if policy_of(x.device).channels_last:  # faster, and tokens are channels-last anyway
+                x = x.contiguous(memory_format=torch.channels_last)
+            x = conv(x)
             # ReLU commutes with max-pooling, and is cheaper on the smaller map.
             x = F.relu(F.max_pool2d(x, kernel_size=3, stride=2, padding=1))
         return x.flatten(2).transpose(1, 2)  # [B, N, D]

@@ -6,6 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from vitctl.devices import policy_of
+
 _LEVELS = 1 << 16
 
 
@@ -21,7 +23,7 @@ class Dropout(nn.Dropout):
 
     def forward(self, input: Tensor) -> Tensor:
         """Return ``input`` with random elements set to zero in training, and unchanged in evaluation."""
-        if not self.training or input.device.type != "cpu":
+        if not self.training or not policy_of(input.device).draws_slowly:
             return F.dropout(input, self.p, self.training)
         dropped = min(round(self.p * _LEVELS), _LEVELS - 1)
         if dropped == 0:

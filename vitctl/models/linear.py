@@ -6,6 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from vitctl.devices import policy_of
+
 
 class Linear(nn.Linear):
     """A linear layer that is computed as a 1x1 convolution in training on a CPU, and as torch's layer otherwise.
@@ -19,7 +21,7 @@ class Linear(nn.Linear):
 
     def forward(self, input: Tensor) -> Tensor:
         """Return ``input @ weight.T + bias``."""
-        if not self.training or input.device.type != "cpu" or input.ndim < 3:
+        if not self.training or input.ndim < 3 or not policy_of(input.device).convolves_tokens:
             return F.linear(input, self.weight, self.bias)
         # Without a copy, tokens [B, N, D] are a channels-last image of one row, [B, D, 1, N].
         row = input.flatten(1, -2).transpose(1, 2).unsqueeze(2)

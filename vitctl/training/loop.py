@@ -177,6 +177,7 @@ def train_step(session: Session) -> None:
             within :data:`READ_EVERY` steps on an accelerator, and always before a checkpoint is saved.
     """
     progress, config, device, scaler = session.progress, session.config, session.device, session.scaler
+    policy = devices.policy_of(device)
     start = time.perf_counter()
     images, labels = session.batches.batch(progress.epoch, progress.step_in_epoch)
     data_seconds = time.perf_counter() - start
@@ -211,9 +212,9 @@ def train_step(session: Session) -> None:
         if scaler and config.clip_grad:
             scaler.unscale_(session.optimizer)
         grads = [p.grad for p in session.model.parameters() if p.grad is not None]
-        if config.clip_grad or device.type == "cpu":
+        if config.clip_grad or policy.free_reads:
             norm = torch.nn.utils.get_total_norm(grads)  # torch uses foreach kernels if the device has them
-            if device.type == "cpu":  # reading a value costs nothing
+            if policy.free_reads:
                 check_finite(session, loss_sum.item(), *([] if scaler else [norm.item()]))
             if config.clip_grad:
                 torch.nn.utils.clip_grads_with_norm_(session.model.parameters(), config.clip_grad, norm)
@@ -226,7 +227,7 @@ def train_step(session: Session) -> None:
         if session.average:
             session.average.update(session.model, progress.step + 1)
         session.tally.add(loss_sum * (count / weight), correct, count)
-        if device.type == "cpu" or not progress.step or (progress.step + 1) % READ_EVERY == 0:
+        if policy.free_reads or not progress.step or (progress.step + 1) % READ_EVERY == 0:
             session.tally.read(progress)
             check_finite(session, progress.loss_sum)
         if not progress.step:

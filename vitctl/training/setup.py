@@ -222,7 +222,8 @@ def make_normalize(
     config: TrainConfig, mean: tuple[float, ...], std: tuple[float, ...], device: torch.device
 ) -> Normalize:
     """Return the conversion of uint8 images to the network's input, with its size and memory layout."""
-    channels_last = device.type in find_model(config.net).channels_last
+    policy = devices.policy_of(device)
+    channels_last = policy.channels_last and policy.backend in find_model(config.net).channels_last
     return Normalize(mean, std, config.size, device, channels_last)
 
 
@@ -266,13 +267,13 @@ def batch_pieces(
     BatchNorm, whose statistics are those of the batch.
     """
     widest = activation_floats(build, in_chans, config.size)
-    if device.type == "cpu":
-        fitting = max(8, 1 << int(math.log2(max(1, CACHE_FLOATS // widest))))
-    else:
+    one_pass = devices.policy_of(device).one_pass
+    if one_pass:
         fitting = min(DEVICE_EVAL_BATCH, max(8, DEVICE_FLOATS // max(1, widest)))
+    else:
+        fitting = max(8, 1 << int(math.log2(max(1, CACHE_FLOATS // widest))))
     if config.micro_batch != "auto":
         given = int(config.micro_batch)
         # Evaluation keeps no activations and can use larger batches, but --micro-batch may be small for lack of memory.
-        return min(given, config.bs), fitting if device.type == "cpu" else min(fitting, 4 * given)
-    full = batchnorm or device.type != "cpu"
-    return config.bs if full else min(fitting, config.bs), fitting
+        return min(given, config.bs), min(fitting, 4 * given) if one_pass else fitting
+    return config.bs if batchnorm or one_pass else min(fitting, config.bs), fitting
