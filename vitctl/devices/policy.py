@@ -64,14 +64,17 @@ MPS = DevicePolicy(
     one_shape=True,
 )
 
+OTHER = DevicePolicy(backend="other")
+"""For other accelerators, and torch's ``meta`` device."""
+
 POLICIES = {policy.backend: policy for policy in (CPU, CUDA, MPS)}
 
 _imposed: DevicePolicy | None = None
 
 
 def policy_of(device: torch.device) -> DevicePolicy:
-    """Return the policy of a device; other accelerators and torch's ``meta`` device are treated like CUDA."""
-    return _imposed or POLICIES.get(device.type, CUDA)
+    """Return the policy of a device."""
+    return _imposed or POLICIES.get(device.type, OTHER)
 
 
 @contextlib.contextmanager
