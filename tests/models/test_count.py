@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vitctl.models.count import activation_floats, count_parameters, forward_cost
+from vitctl.models import build_model, find_model
+from vitctl.models.count import activation_floats, count_parameters, forward_cost, matmul_lengths, most_images
 
 
 class OneAttention(nn.Module):
@@ -61,3 +63,32 @@ def test_counting_preserves_the_random_state() -> None:
     forward_cost(build, 3, 8)
     activation_floats(build, 3, 8)
     assert torch.equal(torch.get_rng_state(), before)
+
+
+@pytest.mark.parametrize(
+    ("net", "most"),
+    [
+        ("vit_small", (32_766) // 65),  # images x tokens, in the weight gradients of linear layers
+        ("mlpmixer", (32_766) // 512),  # images x channels, in those of token mixing
+        ("cait_small", (32_766) // 64**2),  # images x tokens x tokens, in those of talking heads
+        ("res18", 32_766),  # only the head
+    ],
+)
+def test_the_longest_sum_of_a_matrix_product_limits_the_batch(net: str, most: int) -> None:
+    entry = find_model(net)
+    options = {name: option.default for name, option in entry.options.items()}
+
+    def build() -> nn.Module:
+        return build_model(net, options, img_size=32, in_chans=3, num_classes=10)
+
+    assert most_images(build, 3, 32, 32_766) == most
+    assert (max(matmul_lengths(build, 3, 32, 600)) > 32_766) == (most < 600)
+
+
+def test_the_sums_of_a_linear_layer_and_attention() -> None:
+    # Forward: inputs of both layers, products with keys and values. Backward: outputs, tokens and images x tokens.
+    assert sorted(set(matmul_lengths(OneAttention, 2, 4, 3))) == [2, 5, 16, 48]
+
+
+def test_a_single_image_may_have_too_long_sums() -> None:
+    assert [most_images(OneAttention, 2, 4, longest) for longest in (15, 16, 31, 32)] == [0, 1, 1, 2]

@@ -9,10 +9,12 @@ from __future__ import annotations
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from timm.layers.norm import LayerNorm
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
 Build = Callable[[], nn.Module]
@@ -79,6 +81,56 @@ def activation_floats(build: Build, in_chans: int, img_size: int) -> int:
 
     _trace(build, in_chans, img_size, watch=lambda _, module: module.register_forward_hook(note))
     return largest
+
+
+def matmul_lengths(build: Build, in_chans: int, img_size: int, batch: int) -> list[int]:
+    """Return the number of terms of each sum in the matrix products of a training step, in order of computation.
+
+    For the weight gradient of a linear layer it is images x tokens, for instance.
+
+    Args:
+        build: builds the network.
+        in_chans: channels of the images.
+        img_size: height and width of the images.
+        batch: number of images.
+    """
+    recorder = _MatmulLengths()
+    with torch.device("meta"):
+        model = build().train()
+        with recorder:
+            model(torch.empty(batch, in_chans, img_size, img_size)).sum().backward()  # [B, C, H, W]
+    return recorder.lengths
+
+
+class _MatmulLengths(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Records the length of the inner dimension of each matrix product."""
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.lengths: list[int] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        first = {"aten::mm": 0, "aten::bmm": 0, "aten::addmm": 1, "aten::baddbmm": 1}.get(func._schema.name)
+        if first is not None:
+            self.lengths.append(args[first].shape[-1])
+        return func(*args, **(kwargs or {}))
+
+
+def most_images(build: Build, in_chans: int, img_size: int, longest: int) -> int:
+    """Return the largest batch for which no sum of :func:`matmul_lengths` has more than ``longest`` terms.
+
+    Returns:
+        The number of images; 0 if a single image has longer sums.
+    """
+    one, two = (matmul_lengths(build, in_chans, img_size, batch) for batch in (1, 2))
+    most = longest
+    for length, doubled in zip(one, two, strict=True):
+        fixed, growing = 2 * length - doubled, doubled - length
+        if fixed + growing > longest:
+            return 0
+        if growing:
+            most = min(most, (longest - fixed) // growing)
+    return most
 
 
 @dataclass(frozen=True)

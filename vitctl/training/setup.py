@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import sys
 from collections.abc import Callable, Container
 
 import torch
@@ -19,7 +20,7 @@ from vitctl.data.duplicates import describe_equal_images
 from vitctl.data.reading import AUTO, FULL
 from vitctl.errors import RequestError
 from vitctl.models import build_model, find_model
-from vitctl.models.count import activation_floats, forward_cost
+from vitctl.models.count import activation_floats, forward_cost, most_images
 from vitctl.models.pretrained import freeze_backbone, load_pretrained, locate
 from vitctl.observer import SILENT, Observer
 from vitctl.optim.build import build_optimizer
@@ -264,8 +265,46 @@ def batch_pieces(
 
     With ``--micro-batch auto``, training on CPU uses the largest power of two for which no activation has more than
     :data:`CACHE_FLOATS` floats, but at least 8. Training on an accelerator uses the full batch, and so do networks with
-    BatchNorm, whose statistics are those of the batch.
+    BatchNorm, whose statistics are those of the batch. Both are at most what the device computes correctly at once.
+
+    Raises:
+        RequestError: the device does not compute an image, or a batch that BatchNorm needs at once, correctly.
     """
+    most = correct_images(config, device, build, in_chans)
+    if batchnorm and most < config.bs:
+        raise RequestError(
+            f"--bs {config.bs}: PyTorch computes at most {most} images at once correctly on {device}, and BatchNorm "
+            f"needs the complete batch",
+            hint=f"use --bs {most}, or --device cpu",
+        )
+    train, evaluation = preferred_pieces(config, device, build, in_chans, batchnorm)
+    pieces = -(-config.bs // min(train, most))  # of about equal size, as a device may be slow with each new shape
+    return (train if train <= most else -(-config.bs // pieces)), min(evaluation, most)
+
+
+def correct_images(config: TrainConfig, device: torch.device, build: Callable[[], nn.Module], in_chans: int) -> int:
+    """Return the most images that the device computes correctly at once, in training and in evaluation.
+
+    Raises:
+        RequestError: not even one.
+    """
+    policy = devices.policy_of(device)
+    most = policy.longest_batch or sys.maxsize
+    if policy.longest_reduction is not None:
+        most = min(most, most_images(build, in_chans, config.size, policy.longest_reduction))
+    if not most:
+        raise RequestError(
+            f"--net {config.net} is too large for {device} at --size {config.size}: PyTorch adds up at most "
+            f"{policy.longest_reduction:,} products correctly there",
+            hint="use --device cpu, or a smaller --size",
+        )
+    return most
+
+
+def preferred_pieces(
+    config: TrainConfig, device: torch.device, build: Callable[[], nn.Module], in_chans: int, batchnorm: bool
+) -> tuple[int, int]:
+    """Return the fastest number of images per forward pass in training and in evaluation."""
     widest = activation_floats(build, in_chans, config.size)
     one_pass = devices.policy_of(device).one_pass
     if one_pass:
