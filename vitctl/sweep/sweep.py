@@ -63,6 +63,8 @@ class SweepPlan:
         seed: seeds the sampler.
         created: time of creation in UTC, in ISO 8601 format.
         storage: URL of the storage, without a password.
+        replacement: whether ``method: random`` draws with replacement, as W&B's does; False for sweeps of earlier
+            versions, which end after all parameter sets.
     """
 
     id: str
@@ -74,6 +76,7 @@ class SweepPlan:
     seed: int
     created: str
     storage: str
+    replacement: bool
 
     def to_dict(self) -> dict[str, Any]:
         """Return the plan as JSON values."""
@@ -88,6 +91,7 @@ class SweepPlan:
             "seed": self.seed,
             "created": self.created,
             "storage": self.storage,
+            "replacement": self.replacement,
             "text": self.file.text,
         }
 
@@ -101,7 +105,7 @@ class SweepPlan:
         try:
             file = parse_sweep_file(values["text"], values["file"], f"{source} ({values['file']})")
             keys = ("id", "fixed", "run_cap", "sampler", "pruner", "seed", "created", "storage")
-            return cls(file=file, **{key: values[key] for key in keys})
+            return cls(file=file, replacement=values.get("replacement", False), **{key: values[key] for key in keys})
         except (KeyError, TypeError, AttributeError) as error:
             raise RequestError(
                 f"{source} is damaged or from another version of vitctl: {error!r}",
@@ -265,7 +269,14 @@ class Sweep:
         """
         file = self.file
         base = build_sampler(self.plan.sampler, self.plan.seed) if file.method == "bayes" else None
-        return SpaceSampler(file.space, file.method, self.plan.seed, base, lambda: study[0].get_trials(deepcopy=False))
+        return SpaceSampler(
+            file.space,
+            file.method,
+            self.plan.seed,
+            base,
+            lambda: study[0].get_trials(deepcopy=False),
+            replacement=self.plan.replacement,
+        )
 
     def open(self, heartbeat: int = HEARTBEAT, grace: int = GRACE) -> TrialStorage:
         """Open the storage for an agent; see :func:`~vitctl.sweep.storage.open_storage`."""
@@ -321,11 +332,11 @@ class Sweep:
         return len(ledger.trials)
 
     def left(self, ledger: Ledger) -> int | None:
-        """Return the number of parameter sets that can still be proposed; None if unlimited."""
+        """Return the number of trials that can still be started; None if unlimited."""
         if ledger.exhausted:
             return 0
         file = self.file
-        size = file.space.grid_size if file.method == "grid" else file.space.size
+        size = file.space.grid_size if file.method == "grid" else None if self.plan.replacement else file.space.size
         ends = [] if size is None else [size - ledger.seen]
         if self.plan.run_cap is not None:
             ends.append(self.plan.run_cap - self.used(ledger))
