@@ -913,10 +913,10 @@ def _choices_with_options(settings: Mapping[str, Any]) -> str | None:
         return None
     for table, rows in _ROWS.items():
         kind = table.removesuffix("_options")
-        chosen = rows.get(getattr(config, kind))
-        for option in settings.get(table, ()) if chosen is not None else ():
+        chosen = getattr(config, kind)
+        for option in settings.get(table, ()):
             having = [name for name, row in rows.items() if option in row.options]
-            if having and option not in chosen.options:
+            if having and chosen in rows and chosen not in having:
                 return f"use only {or_list(having[:3])} as {kind}, or remove {table}.{option}"
     return None
 

@@ -24,7 +24,7 @@ from vitctl.errors import RequestError, RunFailed
 from vitctl.files import write_text
 from vitctl.recipes import RECIPES
 from vitctl.registry import suggest
-from vitctl.sweep.file import SweepFile, parse_sweep_file
+from vitctl.sweep.file import SweepFile, parameter_name, parse_sweep_file, setting_of
 from vitctl.sweep.ledger import FAILURE, FAILURE_KIND, FIXED, RUN, Ledger, params_of, retry_attributes, root_of
 from vitctl.sweep.optuna_parts import build_pruner, build_sampler, history_of
 from vitctl.sweep.sampler import SpaceSampler
@@ -428,7 +428,9 @@ class Sweep:
             RequestError: a parameter that does not vary, an invalid value, a parameter set that was already tried, or a
                 sweep that starts no more trials.
         """
-        params = {name: self._checked(name, value) for name, value in given.items()}
+        called = {setting_of(name): name for name in self.file.space.varying}
+        names = {name: called.get(setting_of(parameter_name(name)), name) for name in given}
+        params = {names[name]: self._checked(names[name], value) for name, value in given.items()}
         space, file = self.file.space, self.file
         if file.method == "grid" and not any(
             all(point[name] == value for name, value in params.items()) for point in space.grid_points()
