@@ -225,8 +225,8 @@ MUTANTS = (
     Mutant(
         "split: the choice does not depend on its seed",
         "data/dataset.py",
-        "keys = hash_keys(len(dataset.train), split_seed)",
-        "keys = hash_keys(len(dataset.train), 0)",
+        "return hash_keys(len(examples), split_seed)",
+        "return hash_keys(len(examples), 0)",
         "tests/data/test_dataset.py",
     ),
     Mutant(

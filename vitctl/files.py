@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from vitctl.errors import NoSpace, RequestError, RunFailed
-from vitctl.units import format_bytes
+from vitctl.units import escaped, format_bytes
 
 TEMPORARY = ".tmp-"
 """Infix of the name of every unfinished file, followed by the process id."""
@@ -27,7 +27,9 @@ TEMPORARY = ".tmp-"
 TABLES = (".csv", ".tsv", ".txt")
 """Suffixes of existing files that a table may replace."""
 
-RUN_FILES = ("config.json", "summary.json", "predictions.npz", "metrics.jsonl", "failure.json", "wandb.json")
+RUN_FILES = (
+    "config.json", "data.json.gz", "summary.json", "predictions.npz", "metrics.jsonl", "failure.json", "wandb.json",
+)  # fmt: skip
 """Files of a run's folder, which no output may replace."""
 
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
@@ -76,8 +78,8 @@ def write_failed(
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write ``path`` atomically; see :func:`write_bytes`."""
-    write_bytes(path, text.encode())
+    """Write ``path`` atomically, with names :func:`~vitctl.units.escaped`; see :func:`write_bytes`."""
+    write_bytes(path, escaped(text).encode())
 
 
 def write_bytes(path: Path, content: bytes) -> None:

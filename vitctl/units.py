@@ -10,6 +10,7 @@ from typing import Any
 from vitctl.errors import RequestError
 
 _SECONDS = {"": 1.0, "s": 1.0, "m": 60.0, "h": 3600.0}
+_SURROGATE = re.compile("[\ud800-\udfff]")
 _DURATION = re.compile(r"(\d+(?:\.\d+)?)\s*([smh]?)")
 
 
@@ -67,13 +68,15 @@ def format_bytes(count: float) -> str:
 
 
 def json_text(document: Any) -> str:
-    """Return ``document`` as JSON; infinite and NaN values become null."""
+    """Return ``document`` as JSON; infinite and NaN values become null, and texts are :func:`escaped`."""
 
     def finite(value: Any) -> Any:
         if isinstance(value, dict):
             return {key: finite(each) for key, each in value.items()}
         if isinstance(value, (list, tuple)):
             return [finite(each) for each in value]
+        if isinstance(value, str):
+            return escaped(value)
         return None if isinstance(value, float) and not math.isfinite(value) else value
 
     return json.dumps(finite(document), indent=2)
@@ -82,6 +85,16 @@ def json_text(document: Any) -> str:
 def plural(count: int, noun: str) -> str:
     """Return ``1 step``, ``300 steps`` or ``22,125 steps``."""
     return f"{count:,} {noun}{'' if count == 1 else 's'}"
+
+
+def escaped(name: str) -> str:
+    r"""Return the name of a file with bytes that are not valid UTF-8 as ``\x94``; Python holds them as surrogates."""
+    return _SURROGATE.sub(lambda match: _escape(ord(match[0])), name)
+
+
+def _escape(surrogate: int) -> str:
+    is_byte = 0xDC80 <= surrogate <= 0xDCFF
+    return f"\\x{surrogate - 0xDC00:02x}" if is_byte else f"\\u{surrogate:04x}"
 
 
 def mask_passwords(text: str) -> str:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
 
-from vitctl.benchmark.plan import differences, make_plan
+from vitctl.benchmark.plan import _ADDED, differences, make_plan
 from vitctl.config import TrainConfig, normalise_keys, resolve_config
 from vitctl.errors import RequestError
 from vitctl.optim import OPTIMIZERS
@@ -134,3 +135,14 @@ def test_invalid_arguments_are_refused(
 ) -> None:
     with pytest.raises(RequestError, match=words):
         make_plan(specs, settings, **more)
+
+
+def test_settings_of_later_versions_are_part_of_the_identity_only_if_they_differ(tmp_path: Path) -> None:
+    """Comparisons that earlier versions started are found again."""
+    one, two, three = (
+        make_plan(["adam", "sgd"], settings).identity()["optimizers"]["adam"]
+        for settings in ({}, {"dataset": str(tmp_path)}, {"dataset": str(tmp_path), "holdout_by": "position"})
+    )
+    assert not set(_ADDED) & {*one}
+    assert {*three} & set(_ADDED) == {"value_range"}
+    assert {name: two[name] for name in _ADDED if name in two} == {"holdout_by": "identity", "value_range": "auto"}

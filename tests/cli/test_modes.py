@@ -12,6 +12,7 @@ from vitctl.errors import RequestError
 
 OWN = (
     "resume",
+    "accept_data",
     "name",
     "runs_dir",
     "config",

@@ -228,13 +228,13 @@ def test_a_folder_of_images_trains_resumes_and_is_evaluated_from_anywhere(
     net = ["--net", "cct_2:embed_dim=16,depth=1,conv_width=8", "--size", 8, "--bs", 8]
     first = cli("train", "--dataset", "shades", *net, "--epochs", 1, "--name", "r", "--json")
     assert first.code == 0, first.err
-    assert (first.json()["train_images"], first.json()["val_images"], first.json()["test_images"]) == (22, 2, 8)
+    assert (first.json()["train_images"], first.json()["val_images"], first.json()["test_images"]) == (21, 3, 8)
     (tmp_path / "elsewhere").mkdir()
     monkeypatch.chdir(tmp_path / "elsewhere")
     assert cli("train", "--resume", "../runs/r", "--dataset", "../shades", "--epochs", 2).code == 0
     scores = cli("eval", "../runs/r", "--json")
     assert scores.code == 0 and [row["class"] for row in scores.json()["classes"]] == ["dark", "light"]
-    assert cli("eval", "../runs/r", "--split", "val", "--json").json()["images"] == 2
+    assert cli("eval", "../runs/r", "--split", "val", "--json").json()["images"] == 3
 
 
 def test_unreadable_images_are_refused_unless_skipped(cli: Cli, refused: Refused, tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import fcntl
+import hashlib
 import json
 import os
 import shutil
@@ -34,9 +35,9 @@ def decoded(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     names: list[str] = []
     decode = folder_module.decode_image
 
-    def count(source: str, size: int | None) -> np.ndarray:
+    def count(source: str, *more: object) -> np.ndarray:
         names.append(os.path.basename(source))
-        return decode(source, size)
+        return decode(source, *more)
 
     monkeypatch.setattr(folder_module, "decode_image", count)
     return names
@@ -162,9 +163,9 @@ def _alter(change: Callable[[dict[str, object]], object]) -> Callable[[Path], ob
 DAMAGES: dict[str, Callable[[Path], object]] = {
     "images cut": _cut,
     "images longer": lambda folder: (folder / "images").write_bytes((folder / "images").read_bytes() + b"0"),
+    "images gone": lambda folder: (folder / "images").unlink(),
     "digests cut": lambda folder: os.truncate(folder / "digests", 100),
     "digests gone": lambda folder: (folder / "digests").unlink(),
-    "images gone": lambda folder: (folder / "images").unlink(),
     "meta gone": lambda folder: (folder / "meta.json").unlink(),
     "meta cut": lambda folder: (folder / "meta.json").write_text('{"key": "'),
     "meta empty": lambda folder: (folder / "meta.json").write_text(""),
@@ -187,6 +188,18 @@ def test_a_damaged_cache_is_rebuilt(damage: str, pets: Path, cache: Path, decode
     assert caches(cache) == [folder]
 
 
+def test_digests_are_those_of_the_pixels(pets: Path) -> None:
+    (pets / "train" / "dog" / "002.png").write_text("hello")
+    for _ in range(2):  # decoded, and from the cache
+        dataset = load(pets, skip=True)
+        assert dataset.manifest is not None and len(dataset.manifest.images) == 13
+        for part, examples in (("train", dataset.train), ("test", dataset.test)):
+            for image, identity in zip(examples.images, examples.identities, strict=True):
+                entry = dataset.manifest.images[f"{part}/{identity}"]
+                assert entry.content == hashlib.blake2b(image.numpy().tobytes(), digest_size=16).hexdigest()
+                assert entry.size == (pets / part / identity).stat().st_size
+
+
 def test_only_unreadable_images_are_tried_again(pets: Path, decoded: list[str]) -> None:
     (pets / "train" / "dog" / "002.png").write_text("hello")
     first = load(pets, skip=True)
@@ -202,11 +215,11 @@ from vitctl.data.dataset import load_dataset
 from vitctl.observer import Observer
 root, pause = sys.argv[1], float(sys.argv[2])
 decode, count = folder.decode_image, 0
-def slow(source, size):
+def slow(source, *more):
     global count
     count += 1
     time.sleep(pause)
-    return decode(source, size)
+    return decode(source, *more)
 folder.decode_image = slow
 class Progress(Observer):
     def loading(self, done, total, *, download=""):

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -120,6 +122,7 @@ def divide(
     val: str = "holdout",
     val_fraction: float = 0.1,
     split_seed: int = 0,
+    holdout_by: str = "position",
     limit_train: int | None = None,
     limit_test: int | None = None,
 ) -> Splits:
@@ -128,6 +131,7 @@ def divide(
         val=val,
         val_fraction=val_fraction,
         split_seed=split_seed,
+        holdout_by=holdout_by,
         limit_train=limit_train,
         limit_test=limit_test,
     )
@@ -199,6 +203,68 @@ class TestSplit:
     def test_an_unknown_protocol_raises_value_error(self) -> None:
         with pytest.raises(ValueError, match="perhaps"):
             divide(make([5, 5], [2, 2]), val="perhaps")
+
+
+def with_identities(dataset: Dataset) -> Dataset:
+    """Return the data set with an identity for each image: its class, and its number in the class."""
+
+    def named(part: Examples) -> Examples:
+        seen: dict[str, int] = {}
+        names = []
+        for name in (dataset.classes[label] for label in part.labels.tolist()):
+            seen[name] = seen.get(name, -1) + 1
+            names.append(f"{name}/{seen[name]}.png")
+        return replace(part, identities=tuple(names))
+
+    return replace(dataset, train=named(dataset.train), test=named(dataset.test))
+
+
+def without(part: Examples, *identities: str) -> Examples:
+    kept = [i for i, identity in enumerate(part.identities) if identity not in identities]
+    return Examples(part.images[kept], part.labels[kept], identities=tuple(part.identities[i] for i in kept))
+
+
+def held_out(dataset: Dataset, **options: Any) -> set[str]:
+    splits = divide(dataset, holdout_by="identity", **options)
+    assert splits.val is not None and splits.val_split == "holdout"
+    assert torch.cat([splits.train.index, splits.val.index]).sort().values.tolist() == list(range(len(dataset.train)))
+    return {dataset.train.identities[i] for i in splits.val.index.tolist()}
+
+
+class TestHoldOutByIdentity:
+    DATASET = with_identities(make([300, 200], [20, 20]))
+
+    def test_an_image_is_held_out_if_its_hash_is_below_the_fraction(self) -> None:
+        def position(identity: str) -> float:
+            return int(hashlib.sha256(f"3:{identity}".encode()).hexdigest()[:16], 16) / 2**64
+
+        expected = {identity for identity in self.DATASET.train.identities if position(identity) < 0.2}
+        assert 70 < len(expected) < 130
+        assert held_out(self.DATASET, val_fraction=0.2, split_seed=3) == expected
+
+    def test_added_and_removed_images_move_no_others(self) -> None:
+        removed = {"a/0.png", "a/17.png", "b/5.png"}
+        fewer = replace(self.DATASET, train=without(self.DATASET.train, *removed))
+        assert held_out(fewer) == held_out(self.DATASET) - removed
+
+    @pytest.mark.parametrize("fraction", [0.001, 0.9])
+    def test_every_class_has_images_on_both_sides(self, fraction: float) -> None:
+        dataset = with_identities(make([2] * 10, [1] * 10))
+        assert sorted(identity[0] for identity in held_out(dataset, val_fraction=fraction)) == list("abcdefghij")
+
+    def test_images_without_identity_are_chosen_by_position(self) -> None:
+        dataset = make([30, 20], [1, 1])
+        by_identity, by_position = divide(dataset, holdout_by="identity"), divide(dataset)
+        assert by_identity.val and by_position.val and torch.equal(by_identity.val.index, by_position.val.index)
+
+    def test_limits_prefer_the_same_images_if_others_are_removed(self) -> None:
+        def limited(dataset: Dataset) -> set[str]:
+            train = divide(dataset, holdout_by="identity", limit_train=40).train
+            return {dataset.train.identities[i] for i in train.index.tolist()}
+
+        kept = limited(self.DATASET)
+        unused = next(identity for identity in self.DATASET.train.identities if identity not in kept)
+        assert limited(replace(self.DATASET, train=without(self.DATASET.train, unused))) == kept
 
 
 class TestLimits:

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from PIL import EpsImagePlugin, Image, ImageOps
 from torchvision.transforms.v2 import functional as TF
 
@@ -38,6 +39,11 @@ def make_image(width: int, height: int) -> Image.Image:
     y, x = np.mgrid[0:height, 0:width]
     planes = [x * 255 / max(width - 1, 1), y * 255 / max(height - 1, 1), (x * 3 + y * 5) % 256]
     return Image.fromarray(np.stack(planes, axis=2).astype(np.uint8))
+
+
+def _empty(folder: Path) -> None:
+    shutil.rmtree(folder)
+    folder.mkdir()
 
 
 class TestLayout:
@@ -84,13 +90,56 @@ class TestLayout:
         os.mkfifo(cat / "pipe.png")
         assert load(pets).train.labels.tolist() == [0] * 6 + [1] * 4
 
-    def test_a_class_without_test_images_is_accepted(self, pets: Path) -> None:
-        shutil.rmtree(pets / "test" / "cat")
+    @pytest.mark.parametrize("spoil", [shutil.rmtree, _empty])
+    def test_a_class_without_test_images_is_accepted(self, spoil: Callable[[Path], object], pets: Path) -> None:
+        spoil(pets / "test" / "cat")
         assert load(pets).test.labels.tolist() == [1, 1, 1]
 
     def test_a_tilde_is_expanded(self, pets: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setenv("HOME", str(pets.parent))
         assert len(load(Path("~") / pets.name).train) == 9
+
+
+class TestTestFraction:
+    @pytest.fixture
+    def many(self, make_folder: MakeFolder) -> Path:
+        """Return a folder with 60 + 40 images in class folders, and folders that are no classes."""
+        root = make_folder({".": {"cat": 60, "dog": 40}}, side=4)
+        (root / "notes").mkdir()
+        return root
+
+    def test_the_share_of_each_class_is_the_test_set(self, many: Path) -> None:
+        dataset = load(many, size=4, test_fraction=0.25)
+        assert dataset.classes == ("cat", "dog") and len(dataset.train) + len(dataset.test) == 100
+        assert all(0.1 < share < 0.4 for share in (dataset.test.labels.bincount() / torch.tensor([60, 40])).tolist())
+        for part in (dataset.train, dataset.test):
+            assert part.paths == part.identities
+            for image, path in zip(part.images, part.paths, strict=True):
+                assert np.array_equal(image.numpy().transpose(1, 2, 0), np.asarray(Image.open(many / path)))
+                assert dataset.classes[part.labels[part.paths.index(path)]] == path.partition("/")[0]
+        pixels = dataset.train.images.double().transpose(0, 1).flatten(1) / 255
+        assert dataset.mean == pytest.approx(pixels.mean(1).tolist())
+
+    def test_added_and_removed_images_move_no_others(self, many: Path) -> None:
+        before = set(load(many, size=4, test_fraction=0.25).test.identities)
+        (many / "cat" / "030.png").unlink()
+        shutil.copy(many / "cat" / "000.png", many / "cat" / "-first.png")
+        after = set(load(many, size=4, test_fraction=0.25).test.identities)
+        assert after - {"cat/-first.png"} == before - {"cat/030.png"}
+
+    def test_train_alone_is_divided_like_the_same_class_folders(self, many: Path) -> None:
+        plain = load(many, size=4, test_fraction=0.25)
+        (many / "train").mkdir()
+        for name in ("cat", "dog"):
+            shutil.move(many / name, many / "train" / name)
+        inner = load(many, size=4, test_fraction=0.25)
+        assert inner.test.identities == plain.test.identities and inner.manifest == plain.manifest
+        assert inner.test.paths == tuple(f"train/{path}" for path in plain.test.paths)
+
+    def test_a_single_class_is_refused(self, many: Path) -> None:
+        shutil.rmtree(many / "dog")
+        with pytest.raises(RequestError, match=r"images has only one class folder, 'cat'\nhint: move the images"):
+            load(many, test_fraction=0.25)
 
 
 def _no_split(root: Path) -> None:
@@ -106,19 +155,14 @@ def _loose(root: Path) -> None:
         shutil.rmtree(root / "train" / name)
 
 
-def _empty(folder: Path) -> None:
-    shutil.rmtree(folder)
-    folder.mkdir()
-
-
 BAD_FOLDERS: dict[str, tuple[Callable[[Path], object], str]] = {
     "missing": (shutil.rmtree, r"images not found\nhint: use --data-dir with a folder that has train/CLASS/ and test/"),
     "a file": (lambda root: (shutil.rmtree(root), root.write_text("")), r"images is a file, not a folder"),
     "empty": (_empty, r"images has no train/ and test/\nhint: move the images of each class to \S+/train/CLASS and"),
-    "no split": (_no_split, r"has class folders \(cat, dog\) but no train/ and test/\nhint: move most .*/train/CLASS"),
+    "no split": (_no_split, r"has class folders \(cat, dog\) but no train/ and test/\nhint: add --test-fraction 0.2"),
     "no test": (
         lambda root: shutil.rmtree(root / "test"),
-        r"has train/ but neither test/ nor val/\nhint: move some images of each class to \S+/test/CLASS",
+        r"has train/ but neither test/ nor val/\nhint: add --test-fraction 0.2, or move some images of each class to \S+/test/CLASS",
     ),
     "no train": (
         lambda root: shutil.rmtree(root / "train"),
@@ -137,9 +181,9 @@ BAD_FOLDERS: dict[str, tuple[Callable[[Path], object], str]] = {
         lambda root: _empty(root / "train" / "dog"),
         r"train/dog has no images\nhint: add images to \S+train/dog, or remove it",
     ),
-    "empty test class": (
-        lambda root: _empty(root / "test" / "dog"),
-        r"test/dog has no images\nhint: add images to \S+test/dog, or remove it",
+    "empty test classes": (
+        lambda root: [_empty(root / "test" / name) for name in ("cat", "dog")],
+        r"images/test has no images\nhint: add images to \S+test, or remove it",
     ),
     "foreign class": (
         lambda root: (root / "test" / "dog").rename(root / "test" / "bird"),
@@ -237,9 +281,16 @@ class TestDecode:
         values = np.array([[0.0, 0.5, 1.0]], dtype=np.float32)
         assert decode_image(stored(Image.fromarray(values), "TIFF"), None)[0].tolist() == [[0, 128, 255]]
 
-    @pytest.mark.parametrize("values", [np.float32([[0, 2]]), np.float32([[0, np.nan]]), np.int32([[0, 70000]])])
-    def test_grey_of_unknown_range_is_refused(self, values: np.ndarray) -> None:
-        with pytest.raises(UnreadableImage, match="grey values outside"):
+    @pytest.mark.parametrize(
+        ("values", "reason"),
+        [
+            (np.float32([[0, 2]]), "grey values outside 0-1: 0 to 2"),
+            (np.float32([[0, np.nan]]), "grey values that are not finite"),
+            (np.int32([[0, 70000]]), "grey values outside 0-65535: 0 to 70000"),
+        ],
+    )
+    def test_grey_of_unknown_range_is_refused(self, values: np.ndarray, reason: str) -> None:
+        with pytest.raises(UnreadableImage, match=reason):
             decode_image(stored(Image.fromarray(values), "TIFF"), None)
 
     @pytest.mark.parametrize("orientation", range(1, 9))
@@ -294,7 +345,7 @@ def _truncated(path: Path) -> None:
     path.write_bytes(path.read_bytes()[:-200])
 
 
-def _bomb(path: Path) -> None:
+def _huge(path: Path) -> None:
     path.write_bytes(b"P6 100000 100000 255\n")
 
 
@@ -307,7 +358,7 @@ UNREADABLE: dict[str, tuple[Callable[[Path], object], str]] = {
     "truncated": (_truncated, "truncated"),
     "empty": (lambda path: path.write_bytes(b""), "not an image"),
     "text": (lambda path: path.write_text("hello"), "not an image"),
-    "bomb": (_bomb, "decompression bomb"),
+    "huge": (_huge, "too large, with more than 500 megapixels"),
     "broken link": (_dangling, "No such file"),
 }
 

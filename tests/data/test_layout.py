@@ -318,7 +318,7 @@ WRONG: dict[str, tuple[str, Callable[[Path], object], str, str | None, str]] = {
         lambda root: labelled(root, "id,label\n0,a\n1,b\n", name="trainLabels.csv", places=("train", "test")),
         "",
         "trainLabels.csv",
-        r"trainLabels.csv has no test images\nhint: add a column named split",
+        r"trainLabels.csv has no test images\nhint: add --test-fraction 0.2, or a column named split",
     ),
     "labels of one class": (
         "labels without a part",
@@ -332,7 +332,7 @@ WRONG: dict[str, tuple[str, Callable[[Path], object], str, str | None, str]] = {
         lambda root: images(root, "train/a", "train/b", "test"),
         "",
         None,
-        r"has train/ but neither test/ nor val/; not used: test/ \(no labels\)\nhint: move some images of each class",
+        r"has train/ but neither test/ nor val/; not used: test/ \(no labels\)\nhint: add --test-fraction 0.2, or move some images of each class",
     ),
     "loose images": (
         "nothing",

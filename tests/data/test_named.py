@@ -409,7 +409,15 @@ class TestImages:
     def test_held_out_images_follow_the_rule_for_images_without_names(self, spec: Named) -> None:
         dataset = load(spec)
         assert dataset.train.identities == ()
-        splits = split(dataset, val="holdout", val_fraction=0.5, split_seed=3, limit_train=None, limit_test=None)
+        splits = split(
+            dataset,
+            val="holdout",
+            val_fraction=0.5,
+            split_seed=3,
+            holdout_by="position",
+            limit_train=None,
+            limit_test=None,
+        )
         keys = {i: hashlib.sha256(f"3:{i}".encode()).digest()[:8] for i in range(COUNTS["train"])}
         labels = labels_of("train")
         expected = [i for k in range(10) for i in sorted(np.flatnonzero(labels == k).tolist(), key=keys.get)[:2]]

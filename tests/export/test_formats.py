@@ -57,7 +57,17 @@ def record_of(net: str, model_size: int, form: Form, mean: tuple[float, ...] = M
         "std": STD[: len(mean)],
         "form": form,
         "provenance": Provenance(
-            dataset="cifar10", val="holdout", val_fraction=0.1, split_seed=0, limit_train=2000, flips=True
+            dataset="cifar10",
+            val="holdout",
+            val_fraction=0.1,
+            split_seed=0,
+            holdout_by="position",
+            test_fraction=None,
+            limit_train=2000,
+            flips=True,
+            data_sha256="",
+            fit="crop",
+            value_range="full",
         ),
         "run": "r",
         "checkpoint": "last.pt",

@@ -70,7 +70,6 @@ def make_sweep(text: str, runs_dir: Path, storage: str | None = None, **more: An
     url = parse_url(storage or f"sqlite:///{runs_dir / 'sweeps' / id / 'study.db'}")
     file = parse_sweep_file(text, "test.yaml")
     settings: dict[str, Any] = {"fixed": {}, "run_cap": file.run_cap, "sampler": "tpe", "pruner": "file", "seed": 0}
-    settings["replacement"] = file.method == "random"
     plan = SweepPlan(id, file, created=now(), storage=url.render_as_string(), **{**settings, **more})
     return Sweep.create(plan, url, runs_dir)
 

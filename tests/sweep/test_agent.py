@@ -24,7 +24,7 @@ from vitctl.sweep import local
 from vitctl.sweep.agent import Agent, StorageGone, TrialsFailed
 from vitctl.sweep.optuna_parts import WandbPruner
 from vitctl.sweep.storage import TrialStorage, diagnose
-from vitctl.sweep.sweep import Sweep, find_sweeps
+from vitctl.sweep.sweep import Sweep, SweepPlan, find_sweeps
 
 pytestmark = pytest.mark.usefixtures("forked_trainers")
 
@@ -181,6 +181,15 @@ def test_a_sweep_ends_when_its_target_is_reached(tmp_path: Path) -> None:
     assert run_agent(sweep)[0] == "finished" and len(sweep.rows()) == 1
 
 
+def test_trials_of_sweeps_of_earlier_versions_hold_out_images_by_position(tmp_path: Path) -> None:
+    plan = make_sweep(sweep_text({"lr": {"min": 0.1, "max": 1.0}}), tmp_path).plan
+    stored = plan.to_dict()
+    assert SweepPlan.from_dict(stored, "here").settings({"lr": 0.1}) == {"lr": 0.1}
+    earlier = SweepPlan.from_dict({**stored, "format": 1}, "here")
+    assert earlier.settings({"lr": 0.1}) == {"holdout_by": "position", "value_range": "full", "lr": 0.1}
+    assert earlier.to_dict()["format"] == 1 and stored["format"] == 2
+
+
 def test_a_deleted_storage_ends_the_agent_with_an_error(tmp_path: Path) -> None:
     sweep = small(tmp_path, run_cap=3)
 
@@ -195,7 +204,7 @@ def test_a_deleted_storage_ends_the_agent_with_an_error(tmp_path: Path) -> None:
 def test_a_sweep_ends_when_no_untried_values_are_found(tmp_path: Path) -> None:
     # almost only 2, 3 and 4
     few = {"epochs": {"distribution": "q_normal", "mu": 3, "sigma": 0.3, "q": 1}, "lr": {"value": 1e-3}}
-    sweep = make_sweep(sweep_text(few, run_cap=20), tmp_path, replacement=False)
+    sweep = make_sweep(sweep_text(few, run_cap=20), tmp_path, format=1)
     assert sweep.left(sweep.ledger()) == 20
     assert run_agent(sweep)[0] == "finished"
     rows = sweep.rows()

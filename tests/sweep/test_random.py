@@ -15,7 +15,7 @@ from tests.conftest import Cli
 from tests.sweep.conftest import sweep_file, sweep_text
 from tests.sweep.fake import make_sweep, run_agent
 from vitctl.sweep.sampler import SpaceSampler
-from vitctl.sweep.sweep import RECORD, SweepPlan, find_sweep
+from vitctl.sweep.sweep import find_sweep
 
 TWO = {"lr": {"values": [1e-3, 2e-3]}, "epochs": {"value": 1}}
 
@@ -50,18 +50,10 @@ def test_without_run_cap_a_finite_space_does_not_end(tmp_path: Path) -> None:
 
 @pytest.mark.usefixtures("forked_trainers")
 def test_sweeps_of_earlier_versions_end_after_all_parameter_sets(tmp_path: Path) -> None:
-    sweep = make_sweep(sweep_text(TWO), tmp_path, replacement=False)
-    record = sweep.folder / RECORD
-    record.write_text(json.dumps({key: v for key, v in json.loads(record.read_text()).items() if key != "replacement"}))
-    stored = find_sweep(sweep.id, tmp_path)
-    assert not stored.plan.replacement
-    assert run_agent(stored)[0] == "finished"
-    assert sorted(float(str(row.params["lr"])) for row in stored.rows()) == [1e-3, 2e-3]
-
-
-def test_the_rule_is_stored(tmp_path: Path) -> None:
-    plan = make_sweep(sweep_text(TWO), tmp_path).plan
-    assert plan.replacement and SweepPlan.from_dict(plan.to_dict(), "record").replacement
+    sweep = find_sweep(make_sweep(sweep_text(TWO), tmp_path, format=1).id, tmp_path)  # the rule is stored
+    assert not sweep.plan.replacement
+    assert run_agent(sweep)[0] == "finished"
+    assert sorted(float(str(row.params["lr"])) for row in sweep.rows()) == [1e-3, 2e-3]
 
 
 @pytest.mark.parametrize(("method", "repeats"), [("random", True), ("bayes", False)])
@@ -72,8 +64,7 @@ def test_a_dry_run_shows_the_draws(cli: Cli, method: str, repeats: bool) -> None
     assert any("does not end after 2 parameter sets; add --run-cap 2" in note for note in shown["notes"]) == repeats
 
 
-def test_created_sweeps_draw_with_replacement_by_method(cli: Cli, tmp_path: Path) -> None:
-    for method, replacement in (("random", True), ("bayes", False), ("grid", False)):
-        Path("s.yaml").write_text(sweep_text(TWO, method=method))
-        id = cli("sweep", "create", "s.yaml").out.strip()
-        assert json.loads((tmp_path / "runs/sweeps" / id / RECORD).read_text())["replacement"] is replacement
+@pytest.mark.parametrize(("method", "replacement"), [("random", True), ("bayes", False), ("grid", False)])
+def test_only_random_sweeps_draw_with_replacement(tmp_path: Path, method: str, replacement: bool) -> None:
+    sweep = make_sweep(sweep_text(TWO, method=method), tmp_path)
+    assert find_sweep(sweep.id, tmp_path).plan.replacement is replacement

@@ -125,7 +125,12 @@ def warning(text: str) -> str:
         ("noise", "--max-steps 6", "few_steps", "the run took only 6 steps; try --max-steps 300"),
         ("noise", "--epochs 1", "few_steps", "the run took only 6 steps; try --epochs 50"),
         ("noise", "--epochs 50 --lr 3", "high_rate", "the loss rose from 1."),
-        ("noise", "--epochs 60 --lr 0.01", "only_training", "only training images are learned; check the test labels"),
+        (
+            "noise",
+            "--epochs 60 --lr 0.01 --seed 4",
+            "only_training",
+            "only training images are learned; check the test labels",
+        ),
     ],
 )
 def test_a_result_at_chance_has_a_reason(

@@ -24,7 +24,10 @@ _RUN_ONLY = (
 )
 """Settings that only affect training runs."""
 
-_DATA_ONLY = ("data_dir", "labels", "split_seed", "skip_bad_images", "strict_data", "limit_test")
+_DATA_ONLY = (
+    "data_dir", "labels", "split_seed", "holdout_by", "test_fraction", "skip_bad_images", "strict_data", "fit", "value_range",
+    "limit_test",
+)  # fmt: skip
 """Settings of real data, which do not affect generated images."""
 
 

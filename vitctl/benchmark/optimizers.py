@@ -18,14 +18,17 @@ from vitctl import devices
 from vitctl.benchmark.cost import OptimizerCost, measure_costs
 from vitctl.benchmark.plan import ComparisonPlan, Contestant, differences
 from vitctl.config import TrainConfig
+from vitctl.data.manifest import require_unchanged
 from vitctl.errors import Interrupted, NotFinite, RequestError, RunFailed
 from vitctl.files import new_folder, write_text
 from vitctl.observer import SILENT, Observer
 from vitctl.process.child import Child, LifeLine, Metrics, TrialRun, job_environments, train_command, wait_until_free
 from vitctl.process.signals import StopRequest
 from vitctl.training import start
+from vitctl.training.checkpoint import DATA_SHA256
 from vitctl.training.preflight import check_config
-from vitctl.training.run_folder import RunFolder, check_folder_name
+from vitctl.training.run_folder import MANIFEST, RunFolder, check_folder_name
+from vitctl.training.setup import open_data
 
 FOLDER, RECORD = "comparisons", "comparison.json"
 POLL_SECONDS = 0.2
@@ -190,6 +193,26 @@ class ComparisonFolder:
         shared = task.name in self.document["shared"]
         return Outcome(task, summary, Metrics(run.path / "metrics.jsonl").new(), diverged, shared)
 
+    def require_unchanged_data(self, config: TrainConfig, observer: Observer) -> None:
+        """Record the images on the first call, and refuse changed ones from then on.
+
+        Raises:
+            RequestError: the images changed since the comparison started, or are not available.
+        """
+        dataset, _ = open_data(config, observer)
+        require_unchanged(
+            dataset.manifest,
+            self.document.get(DATA_SHA256),
+            self.path / MANIFEST,
+            dataset.source,
+            accept=False,
+            hint="restore them, or use another --name to start another comparison",
+        )
+        if dataset.manifest is not None and DATA_SHA256 not in self.document:
+            dataset.manifest.write(self.path / MANIFEST)
+            self.document[DATA_SHA256] = dataset.manifest.digest
+            self.write()
+
     def record_shared(self, task: Task) -> None:
         """Record that a run shares the machine with others."""
         if task.name not in self.document["shared"]:
@@ -320,6 +343,8 @@ class RunQueue:
                 waiting.append(task)
             else:
                 self.outcomes[task.name] = dataclasses.replace(outcome, task=task)
+        if waiting:
+            self.folder.require_unchanged_data(waiting[0].config, self.observer)
         if self.jobs == 1:
             for task in waiting:
                 self._run_here(task)

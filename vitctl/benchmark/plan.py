@@ -15,6 +15,9 @@ from vitctl.errors import RequestError
 from vitctl.optim import find_optimizer
 from vitctl.registry import Value, format_spec, or_list, split_spec
 
+_ADDED = ("labels", "strict_data", "class_weights", "holdout_by", "test_fraction", "fit", "value_range")
+"""Settings that comparisons of earlier versions lack, and that identify a comparison only if they have been changed."""
+
 FACTOR = 3.0
 """Ratio of neighbouring learning rates in a search; the loss hardly changes within a smaller factor."""
 
@@ -67,7 +70,11 @@ class ComparisonPlan:
     def identity(self) -> dict[str, Any]:
         """Return the settings that identify a comparison, as JSON values."""
         optimizers = {
-            each.label: {key: value for key, value in each.config.to_dict().items() if key != "seed"}
+            each.label: {
+                key: value
+                for key, value in each.config.to_dict().items()
+                if key != "seed" and (key not in _ADDED or value != getattr(TrainConfig, key))
+            }
             for each in self.contestants
         }
         return {"optimizers": optimizers, "seeds": list(self.seeds), "lr_search": self.lr_search}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import atexit
 import errno
 import gc
+import io
 import os
 import signal
 import sys
@@ -47,6 +48,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     report = ChildReport()
     usage_errors: type[Exception] = typer.BadParameter.__mro__[1]  # UsageError, which Typer does not export
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # as stderr: the name of a file may not be valid UTF-8
     debug = os.environ.get("VITCTL_DEBUG", "") not in ("", "0")
     try:
         with _plain_warnings():

@@ -39,6 +39,9 @@ def evaluate(
     limit: Annotated[
         int | None, typer.Option("--limit", help="evaluate on at most N images", metavar="N", min=1)
     ] = None,
+    accept_data: Annotated[
+        bool, typer.Option("--accept-data", help="evaluate even if the training images changed")
+    ] = False,
     tta: Annotated[
         str,
         typer.Option(
@@ -71,6 +74,10 @@ def evaluate(
             raise unknown(flag, value, choices)
     if csv is not None and predictions is not None and csv.absolute() == predictions.absolute():
         raise RequestError(f"--csv and --predictions both name {csv}", hint="use two different files")
+    if accept_data and part == "test":
+        raise RequestError(
+            "--accept-data does nothing with --split test", hint="remove --accept-data, or use --split val"
+        )
     for flag, target in (("--csv", csv), ("--predictions", predictions)):
         if target is not None:
             check_table(target, flag)
@@ -95,6 +102,7 @@ def evaluate(
             labels=labels,
             part=part,
             limit=limit,
+            accept_data=accept_data,
             tta=tta,
             skip_bad_images=skip_bad_images,
             observer=observer,

@@ -84,7 +84,7 @@ MODES = {
         | {"lr_finder", "lr_finder_out", "config", "json"},
         by_length=True,
     ),
-    "resume": Mode("--resume", "uses the settings of the run", _ALL | {"resume", "json"}),
+    "resume": Mode("--resume", "uses the settings of the run", _ALL | {"resume", "accept_data", "json"}),
     "print_config": Mode("--print-config", "only prints the settings", _ALL | {"print_config", "config"}),
     "dry_run": Mode(
         "--dry-run",
@@ -107,6 +107,8 @@ def choose_mode(given: Mapping[str, object], recipe: str) -> str:
     Raises:
         RequestError: a flag has no effect in the mode.
     """
+    if given.get("accept_data") and given.get("resume") is None:
+        raise RequestError("--accept-data does nothing without --resume", hint="add --resume RUN")
     if given.get("lr_finder_out") is not None and not given.get("lr_finder"):
         raise RequestError("--lr-finder-out does nothing without --lr-finder", hint="add --lr-finder")
     for name, mode in MODES.items():

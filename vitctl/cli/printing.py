@@ -243,6 +243,7 @@ def print_scores(scores: Scores) -> None:
             ("loss", f"{figures['loss']:.4f}"),
             *([("top-1 accuracy with --tta flip", f"{figures['top1_tta']:.2f} %")] if "top1_tta" in figures else []),
             ("images", f"{figures['images']:,}"),
+            *([("changed images", figures["accepted_data"])] if "accepted_data" in figures else []),
             ("weights", f"{figures['net']}, {figures['weights']}, epoch {figures['epoch']}"),
             ("speed", f"{figures['images_per_second']:,.0f} images/s"),
             ("engine", figures["engine"]),
@@ -254,7 +255,7 @@ def print_scores(scores: Scores) -> None:
         [
             [
                 row["class"],
-                *(f"{row[key]:.2f} %" for key in ("precision", "recall", "f1")),
+                *("–" if row[key] is None else f"{row[key]:.2f} %" for key in ("precision", "recall", "f1")),
                 f"{row['support']:,}",
             ]
             for row in scores.classes

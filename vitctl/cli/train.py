@@ -23,6 +23,10 @@ def train(
     resume: Annotated[
         Path | None, typer.Option("--resume", "-r", metavar="RUN", help="resume the run in this folder")
     ] = None,
+    accept_data: Annotated[
+        bool,
+        typer.Option("--accept-data", help="resume a run even if its images changed", rich_help_panel=RUN),
+    ] = False,
     name: Annotated[
         str | None,
         typer.Option(
@@ -90,6 +94,7 @@ def train(
     file = normalise_keys(read_yaml(config_file), str(config_file)) if config_file and resume is None else {}
     flags = {
         "resume": resume,
+        "accept_data": accept_data,
         "name": name,
         "runs_dir": runs_dir,
         "config": config_file,
@@ -119,7 +124,7 @@ def train(
         if resume is not None:
             from vitctl.training.start import resume_run  # torch loads here, as in the other branches
 
-            summary = resume_run(resume, settings, observer, started=STARTED)
+            summary = resume_run(resume, settings, observer, accept_data=accept_data, started=STARTED)
         elif mode == "lr_finder":
             from vitctl.tools.lr_finder import DEFAULT_PLOT, EXTRA, can_draw, find_lr
 

@@ -33,7 +33,7 @@ from vitctl.config.keys import (
 from vitctl.config.names import foreign_name
 from vitctl.config.paths import resolve_dataset, resolve_labels
 from vitctl.config.resolution import resolve_config
-from vitctl.config.settings import ORIGINAL_BATCH, VAL_PROTOCOLS, pretrained_word
+from vitctl.config.settings import HOLDOUT_RULES, ORIGINAL_BATCH, VAL_PROTOCOLS, pretrained_word
 from vitctl.config.train_config import TrainConfig
 
 __all__ = [
@@ -42,6 +42,7 @@ __all__ = [
     "ALIASES",
     "FITTED",
     "FLAGS",
+    "HOLDOUT_RULES",
     "LENGTHS",
     "MAIN_FLAGS",
     "OPTION_TABLES",

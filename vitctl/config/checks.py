@@ -69,12 +69,38 @@ def check_flip_has_an_augmentation(config: Settings) -> None:
         raise RequestError(f"--flip on does nothing with --aug {config.aug}", hint="use --aug basic")
 
 
+def check_reading_has_files(config: Settings) -> None:
+    """Refuse to choose how files are read for data sets whose images are square and 8-bit."""
+    for name in ("fit", "value_range"):
+        value = getattr(config, name)
+        if config.dataset != "folder" and value != getattr(Settings, name):
+            raise RequestError(
+                f"{flag_name(name)} {value} does nothing with --dataset {config.dataset}",
+                hint=f"remove {flag_name(name)}, or use --dataset DIR with a folder of images",
+            )
+
+
 def check_tta_keeps_classes(config: Settings) -> None:
     """Refuse averaging over mirrored images where mirroring changes the class."""
     if config.tta == "flip" and not config.flips:
         off = "--tta flip conflicts with --flip off"
         mirrored = f"--tta flip: mirrored images of {config.dataset} may have another class"
         raise RequestError(off if config.flip == "off" else mirrored, hint="remove --tta")
+
+
+def check_folder_settings_have_a_folder(config: Settings) -> None:
+    """Refuse choices by identity, and of test images, for named data sets, whose split is fixed."""
+    if config.dataset == "folder":
+        return
+    if config.holdout_by == "identity":
+        raise RequestError(
+            f"--holdout-by identity needs a folder of images, not --dataset {config.dataset}",
+            hint="use --holdout-by position",
+        )
+    if config.test_fraction is not None:
+        raise RequestError(
+            f"--test-fraction {config.test_fraction:g}: {config.dataset} has test images", hint="remove --test-fraction"
+        )
 
 
 def check_loss_sum_is_measured(config: Settings) -> None:
@@ -153,7 +179,9 @@ CHECKS: tuple[Callable[[Settings], None], ...] = (
     check_batchnorm_has_a_batch,
     check_mixing_has_two_images,
     check_flip_has_an_augmentation,
+    check_reading_has_files,
     check_tta_keeps_classes,
+    check_folder_settings_have_a_folder,
     check_loss_sum_is_measured,
     check_run_ends,
     check_durations,

@@ -17,6 +17,7 @@ from vitctl.config.keys import ADANS, FLAGS, LENGTHS, NET_FLAGS, OPT_FLAGS
 from vitctl.config.paths import resolve_dataset, resolve_labels, resolve_pretrained
 from vitctl.config.train_config import TrainConfig
 from vitctl.data import AUGMENTATIONS, AugmentationEntry
+from vitctl.data.reading import AUTO
 from vitctl.errors import RequestError
 from vitctl.models import ModelEntry, find_model
 from vitctl.optim import OptimizerEntry, find_optimizer
@@ -219,6 +220,12 @@ def choose_dataset(draft: Draft) -> None:
     name, data_dir = resolve_dataset(str(draft.given.get("dataset", "cifar10")), draft.given.get("data_dir"))
     labels = resolve_labels(draft.given.get("labels"), name, data_dir)
     draft.settings.update(dataset=name, data_dir=data_dir, labels=labels)
+
+
+def choose_holdout_rule(draft: Draft) -> None:
+    """Hold out a folder's images by identity, so that adding images moves no others; named data sets never change."""
+    by_default = "identity" if draft.settings["dataset"] == "folder" else "position"
+    draft.settings["holdout_by"] = draft.given.get("holdout_by", by_default)
 
 
 def choose_time(draft: Draft) -> None:
@@ -429,6 +436,12 @@ def fill_in_size(draft: Draft) -> None:
     draft.settings.setdefault("size", draft.net_entry.img_size)
 
 
+def measure_value_range_of_folders(draft: Draft) -> None:
+    """Measure the value range of a folder by default; runs of earlier versions, which stored none, keep the full range."""
+    if draft.settings["dataset"] == "folder":
+        draft.settings.setdefault("value_range", AUTO)
+
+
 def fill_in_wandb(draft: Draft) -> None:
     """Report to W&B by default under a W&B agent, which sets the variable."""
     draft.settings.setdefault("wandb", "online" if os.environ.get("WANDB_SWEEP_ID") else "disabled")
@@ -533,6 +546,7 @@ RULES: tuple[Callable[[Draft], None], ...] = (
     # Choices: recipe, data set, network, weights, optimizer
     choose_recipe,
     choose_dataset,
+    choose_holdout_rule,
     choose_time,
     choose_net,
     choose_weights,
@@ -560,6 +574,7 @@ RULES: tuple[Callable[[Draft], None], ...] = (
     replace_recipe_warmup_of_onecycle,
     remove_recipe_warmdown_of_other_schedules,
     fill_in_size,
+    measure_value_range_of_folders,
     fill_in_wandb,
     refuse_unused_wandb_flags,
     reset_recipe_layer_decay,

@@ -20,6 +20,7 @@ from vitctl.config.flag import (
     flag_name,
 )
 from vitctl.data import AUGMENTATIONS, DATASETS
+from vitctl.data.reading import AUTO, FITS, FULL, parse_range, range_text
 from vitctl.errors import RequestError
 from vitctl.models import MODELS
 from vitctl.optim import OPTIMIZERS
@@ -31,6 +32,9 @@ ORIGINAL_BATCH = 100
 
 VAL_PROTOCOLS = ("holdout", "test", "none")
 """Values of ``--val``."""
+
+HOLDOUT_RULES = ("identity", "position")
+"""Values of ``--holdout-by``."""
 
 
 def _setting(default: Any, kind: type, help: str, panel: str, **more: Any) -> Any:
@@ -111,10 +115,30 @@ class Settings:
         0.1, float, "fraction of the training set to hold out, per class", DATA, low=0.001, high=0.9
     )
     split_seed: int = _setting(0, int, "seed for the held-out split, independent of --seed", DATA, low=0)
+    holdout_by: str = _setting(
+        "position",  # the rule of runs from before this setting
+        str,
+        "choose held-out images by class and path, or by position",
+        DATA,
+        choices=HOLDOUT_RULES,
+        shown="identity for a folder, else position",
+    )
+    test_fraction: float | None = _setting(
+        None, float, "fraction of class folders without a split to test on", DATA, low=0.001, high=0.9
+    )
     limit_train: int | None = _setting(None, int, "train on only N images, balanced across classes", DATA, low=1)
     limit_test: int | None = _setting(None, int, "evaluate on at most N held-out and N test images", DATA, low=1)
     skip_bad_images: bool = _setting(False, bool, "skip and list unreadable images", DATA)
     strict_data: bool = _setting(False, bool, "refuse equal images in two parts or two classes", DATA, resumable=True)
+    fit: str = _setting("crop", str, "how images of a folder become square", DATA, choices=tuple(FITS))
+    value_range: str = _setting(
+        FULL,
+        str,
+        "grey values of 16-bit and float images to read: LOW,HIGH",
+        DATA,
+        shown="auto: from the training images",
+        metavar="LOW,HIGH|auto|full",
+    )
     aug: str = _setting(
         "basic",
         str,
@@ -313,6 +337,8 @@ class Settings:
             if "flag" in field.metadata:
                 self._parse(field)
         self._parse_micro_batch()
+        if self.value_range not in (AUTO, FULL):
+            object.__setattr__(self, "value_range", range_text(*parse_range(self.value_range)))
         object.__setattr__(self, "pretrained", pretrained_word(self.pretrained))
 
     def _parse(self, field: dataclasses.Field[Any]) -> None:

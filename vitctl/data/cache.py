@@ -1,10 +1,11 @@
 """Cache of decoded images in memory-mapped files.
 
 A cache is a folder ``<data set>-<hash of the path>-<H>x<W>-<key>`` with three files: ``images``, the raw uint8
-[n, C, H, W], ``digests``, a digest of each, uint8 [n, 16], and ``meta.json``. The key is a hash of everything that the pixels depend on, so a cache is never updated,
-only replaced. It is built in a hidden folder next to it and renamed when complete, so that a reader never sees part of
-it. The builder holds the lock file :data:`LOCK` in the hidden folder; a hidden folder without a held lock was left by a
-crash. After building a cache, the builder removes the caches of data sets that no longer exist.
+[n, C, H, W], ``digests``, a digest of each, uint8 [n, 16], and ``meta.json``. The key is a hash of everything that the
+pixels depend on, so a cache is never updated, only replaced when the files change. It is built in a hidden folder next
+to it and renamed when complete, so that a reader never sees part of it. The builder holds the lock file :data:`LOCK` in
+the hidden folder; a hidden folder without a held lock was left by a crash. After building a cache, the builder removes
+the caches of data sets that no longer exist.
 """
 
 from __future__ import annotations
@@ -32,6 +33,7 @@ import numpy.typing as npt
 import platformdirs
 
 from vitctl.data.duplicates import DIGEST_BYTES, Digests, image_digests
+from vitctl.data.reading import Traits
 from vitctl.errors import NoSpace, RequestError, RunFailed
 from vitctl.files import Locked, flush, is_full, locked
 from vitctl.observer import SILENT, Observer
@@ -41,8 +43,11 @@ FORMAT = 2
 """Version of the format; increase it when the stored data or the decoding changes."""
 
 Image = npt.NDArray[np.uint8]
-Decode = Callable[[str], "Image | str"]
-"""Decodes a path to uint8 [C, H, W], or returns why the image cannot be read. Called from several threads."""
+Decode = Callable[[str, Traits], "Image | str"]
+"""Decodes a path to uint8 [C, H, W], or returns why the image cannot be read; adds to what is known about the images.
+
+Called from several threads.
+"""
 
 _NAME = re.compile(r".+-[0-9a-f]{12}-\d+x\d+-[0-9a-f]{16}")
 LOCK = "lock"
@@ -78,6 +83,7 @@ class Decoded:
         std: standard deviation per channel of the measured images, scaled to 0-1; at least half a grey level.
         bad: indices of unreadable images in the listing, ascending, with the reason.
         digests: uint8 [n, 16], see :func:`image_digests`.
+        traits: what the measured images were like.
     """
 
     images: Image
@@ -85,6 +91,7 @@ class Decoded:
     std: tuple[float, ...]
     bad: dict[int, str]
     digests: Digests
+    traits: Traits
 
 
 def cache_folder() -> Path:
@@ -100,6 +107,7 @@ def decode_all(
     shape: tuple[int, int, int],
     decode: Decode,
     measured: int,
+    rule: str = "",
     observer: Observer = SILENT,
 ) -> Decoded:
     """Return the images of a listing, from the cache or decoded.
@@ -112,7 +120,8 @@ def decode_all(
         files: the listing.
         shape: C, H, W of every decoded image.
         decode: decodes an image.
-        measured: number of images, from the start of the listing, to compute mean and standard deviation from.
+        measured: number of images, from the start of the listing, to compute mean, standard deviation and traits from.
+        rule: names how ``decode`` works, if there are several ways.
         observer: receives progress.
 
     Raises:
@@ -120,10 +129,10 @@ def decode_all(
         RunFailed: the disk filled up.
         VitctlError: raised by ``decode``.
     """
-    caches = cache_folder() / "pictures"  # keeps the caches of earlier versions valid
-    place = hashlib.sha256(os.fsencode(os.path.realpath(root))).hexdigest()[:12]
-    prefix = f"{name}-{place}-{shape[1]}x{shape[2]}-"
-    key = _key(name, files, shape, measured)
+    caches = _caches()
+    prefix = _prefix(name, root, shape)
+    listing = _listing_key(name, files, shape, measured)
+    key = hashlib.sha256(f"{listing} {rule}".encode()).hexdigest()
     final = caches / (prefix + key[:16])
     builds = 0
     with _translated_errors(caches), warnings.catch_warnings():
@@ -135,7 +144,7 @@ def decode_all(
             wait = _other_is_building(caches, prefix, final.name)
             decoded = _open(final, key, shape, len(files))
             # Unreadable images may have become readable without a change of size or time: permissions, a mount.
-            if decoded and not any(not isinstance(decode(str(root / files[i].path)), str) for i in decoded.bad):
+            if decoded and not any(_readable(root / files[i].path, decode) for i in decoded.bad):
                 return decoded
             if wait:
                 time.sleep(0.1)
@@ -144,9 +153,10 @@ def decode_all(
                 raise RunFailed(
                     f"{final} disappeared three times after it was built", hint="set VITCTL_CACHE to another folder"
                 )
-            for stale in _published(caches, prefix):
-                _discard(stale)
-            _build(final, key, root, files, shape, decode, measured, observer)
+            for folder in _published(caches, prefix):
+                if folder == final or _meta(folder).get("listing") != listing:
+                    _discard(folder)
+            _build(final, {"key": key, "listing": listing}, root, files, shape, decode, measured, observer)
             _prune(caches)
             builds += 1
 
@@ -165,7 +175,39 @@ def _translated_errors(caches: Path) -> Iterator[None]:
         ) from error
 
 
-def _key(name: str, files: Sequence[ImageFile], shape: tuple[int, int, int], measured: int) -> str:
+def recall_traits(
+    name: str, root: Path, files: Sequence[ImageFile], *, shape: tuple[int, int, int], measured: int
+) -> Traits | None:
+    """Return the traits of a listing from a cache that :func:`decode_all` built by any rule, or None without one."""
+    caches, listing = _caches(), _listing_key(name, files, shape, measured)
+    with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
+        for meta in map(_meta, _published(caches, _prefix(name, root, shape))):
+            if meta.get("listing") == listing:
+                return Traits.from_dict(meta["traits"])
+    return None
+
+
+def _meta(folder: Path) -> dict[str, Any]:
+    """Return the content of ``meta.json``, or nothing if it is missing or damaged."""
+    with contextlib.suppress(OSError, ValueError, TypeError):
+        return dict(json.loads((folder / "meta.json").read_text(encoding="utf-8")))
+    return {}
+
+
+def _readable(path: Path, decode: Decode) -> bool:
+    return not isinstance(decode(str(path), Traits()), str)
+
+
+def _caches() -> Path:
+    return cache_folder() / "pictures"  # the name that earlier versions use
+
+
+def _prefix(name: str, root: Path, shape: tuple[int, int, int]) -> str:
+    place = hashlib.sha256(os.fsencode(os.path.realpath(root))).hexdigest()[:12]
+    return f"{name}-{place}-{shape[1]}x{shape[2]}-"
+
+
+def _listing_key(name: str, files: Sequence[ImageFile], shape: tuple[int, int, int], measured: int) -> str:
     digest = hashlib.sha256(json.dumps([FORMAT, name, shape, measured, len(files)]).encode())
     for path, size, mtime_ns in files:
         digest.update(b"%b\0%d\0%d\0" % (os.fsencode(path), size, mtime_ns))
@@ -175,9 +217,10 @@ def _key(name: str, files: Sequence[ImageFile], shape: tuple[int, int, int], mea
 def _open(final: Path, key: str, shape: tuple[int, int, int], total: int) -> Decoded | None:
     """Return the cache ``final``, or None if it is missing or damaged."""
     try:
-        meta = json.loads((final / "meta.json").read_text(encoding="utf-8"))
+        meta = _meta(final)
         bad = {int(i): str(reason) for i, reason in meta["bad"].items()}
         mean, std = (tuple(float(x) for x in meta[what]) for what in ("mean", "std"))
+        traits = Traits.from_dict(meta["traits"])
         count = total - len(bad)
         if meta["key"] != key or len(mean) != shape[0] or len(std) != shape[0]:
             return None
@@ -192,12 +235,12 @@ def _open(final: Path, key: str, shape: tuple[int, int, int], total: int) -> Dec
         )
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return None
-    return Decoded(images=images, mean=mean, std=std, bad=bad, digests=digests)
+    return Decoded(images=images, mean=mean, std=std, bad=bad, digests=digests, traits=traits)
 
 
 def _build(
     final: Path,
-    key: str,
+    keys: dict[str, str],
     root: Path,
     files: Sequence[ImageFile],
     shape: tuple[int, int, int],
@@ -219,10 +262,10 @@ def _build(
         with contextlib.ExitStack() as lock:
             lock.enter_context(locked(temporary / LOCK))
             with open(temporary / "images", "wb") as file, open(temporary / "digests", "wb") as digests:
-                bad, mean, std = _decode_into(file, digests, root, files, shape, decode, measured, observer)
+                results = _decode_into(file, digests, root, files, shape, decode, measured, observer)
                 flush(file)
                 flush(digests)
-            meta: dict[str, Any] = {"key": key, "root": os.path.realpath(root), "mean": mean, "std": std, "bad": bad}
+            meta: dict[str, Any] = {**keys, "root": os.path.realpath(root), **results}
             with open(temporary / "meta.json", "wb") as file:
                 file.write(json.dumps(meta).encode())
                 flush(file)
@@ -246,6 +289,7 @@ class _Chunk(NamedTuple):
         pixels: measured pixels per channel.
         sums: int64 [C], sum of the measured values.
         squares: int64 [C], sum of their squares.
+        traits: traits of the measured images.
     """
 
     total: int
@@ -255,6 +299,7 @@ class _Chunk(NamedTuple):
     pixels: int
     sums: npt.NDArray[np.int64]
     squares: npt.NDArray[np.int64]
+    traits: Traits
 
 
 def _decode_into(
@@ -266,9 +311,10 @@ def _decode_into(
     decode: Decode,
     measured: int,
     observer: Observer,
-) -> tuple[dict[int, str], list[float], list[float]]:
-    """Write every readable image and its digest, in order; return the bad ones, the mean and the standard deviation."""
+) -> dict[str, Any]:
+    """Write every readable image and its digest, in order; return the other attributes of :class:`Decoded` for JSON."""
     bad: dict[int, str] = {}
+    traits = Traits()
     pixels, done = 0, 0
     sums, squares = np.zeros(shape[0], dtype=np.int64), np.zeros(shape[0], dtype=np.int64)
     with contextlib.closing(_chunks(root, files, shape, decode, measured)) as chunks:
@@ -279,6 +325,7 @@ def _decode_into(
             pixels += chunk.pixels
             sums += chunk.sums
             squares += chunk.squares
+            traits.add(chunk.traits)
             done += chunk.total
             observer.loading(done, len(files))
     pixels = max(pixels, 1)
@@ -286,7 +333,7 @@ def _decode_into(
     pairs = zip(sums.tolist(), squares.tolist(), strict=True)
     # Integers up to the root avoid cancellation; the lower bound allows division for a constant channel.
     std = [max(math.sqrt((q * pixels - s * s) / pixels**2), 0.5) / 255 for s, q in pairs]
-    return bad, mean, std
+    return {"mean": mean, "std": std, "bad": bad, "traits": traits.to_dict()}
 
 
 def _chunks(
@@ -300,8 +347,9 @@ def _chunks(
         stop = min(start + step, measured if start < measured else len(files))
         bad: dict[int, str] = {}
         good: list[Image] = []
+        traits = Traits()
         for i in range(start, stop):
-            image = decode(os.path.join(root, files[i].path))
+            image = decode(os.path.join(root, files[i].path), traits)
             if isinstance(image, str):
                 bad[i] = image
             else:
@@ -317,6 +365,7 @@ def _chunks(
             pixels=seen.size // shape[0],
             sums=seen.sum(axis=(0, 2, 3), dtype=np.int64),
             squares=squares.sum(axis=(0, 2, 3), dtype=np.int64),
+            traits=traits if start < measured else Traits(),
         )
 
     with ThreadPoolExecutor(workers) as pool:
@@ -370,14 +419,10 @@ def _prune(caches: Path) -> None:
 def _orphaned(folder: Path) -> bool:
     """Return whether the images of a finished cache are certainly gone, rather than unmounted or unreadable."""
     try:
-        root = json.loads((folder / "meta.json").read_text(encoding="utf-8"))["root"]
-    except (OSError, ValueError, KeyError, TypeError):
-        return False
-    try:
-        os.stat(root)
+        os.stat(_meta(folder)["root"])
     except (FileNotFoundError, NotADirectoryError):
         return True
-    except (OSError, ValueError, TypeError):
+    except (OSError, ValueError, TypeError, KeyError):
         return False
     return False
 

@@ -22,8 +22,9 @@ from vitctl.data.dataset import Dataset, Examples, LoadOptions
 from vitctl.data.decode import decode_image
 from vitctl.data.download import Archive, DamagedArchive, Stalled, download_lock, fetch, members, unpack
 from vitctl.data.folder import decode_listing
-from vitctl.data.layout import SPLITS, Listing, list_images
+from vitctl.data.layout import SPLITS, Listing, Undivided, list_images
 from vitctl.data.places import Places, address, check_download, downloading, has_archive, places_of
+from vitctl.data.reading import Traits
 from vitctl.data.tree import cannot_read
 from vitctl.errors import RequestError, VitctlWarning
 
@@ -257,11 +258,17 @@ def _download(spec: Cifar, places: Places, options: LoadOptions) -> _Batches:
 
 def _from_folder(spec: Cifar, root: Path, options: LoadOptions) -> Dataset:
     _check_class_folders(spec, root)
-    listing = list_images(root)
+    try:
+        listing = list_images(root)
+    except Undivided as error:
+        raise RequestError(
+            error.message,
+            hint=f"unpack {spec.title} again, or use --dataset folder --data-dir {root} --test-fraction 0.2",
+        ) from error
     _warn_of_other_counts(spec, root, listing)
 
-    def decode(path: str) -> npt.NDArray[np.uint8]:
-        image = decode_image(path, None)
+    def decode(path: str, traits: Traits) -> npt.NDArray[np.uint8]:
+        image = decode_image(path, None, traits=traits)
         if image.shape != (3, _SIDE, _SIDE):
             raise RequestError(
                 f"{path} has {image.shape[2]}x{image.shape[1]} pixels, but {spec.title} has {_SIDE}x{_SIDE}",

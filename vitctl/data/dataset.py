@@ -5,16 +5,18 @@ Letters in shapes: n images, C channels, H height, W width.
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
 import torch
 
 from vitctl.data import DATASETS
+from vitctl.data.choice import Keys, hash_keys, identity_keys, keys_below, places_in_class
+from vitctl.data.manifest import Manifest
+from vitctl.data.reading import FULL, Traits
 from vitctl.errors import RequestError
 from vitctl.observer import SILENT, Observer
 from vitctl.registry import lookup
@@ -56,7 +58,10 @@ class Dataset:
         val: the data set's own validation set, if it has one.
         test: test set.
         source: its folder or origin, for messages.
-        skipped: paths of unreadable images that were left out, relative to the source.
+        skipped: paths of unreadable images that were left out, relative to the source, escaped.
+        manifest: its images and their content; None if they have no files.
+        value_range: value range of its images, see :class:`~vitctl.data.reading.Reading`.
+        traits: what the training images were like before they were made square and 8-bit, if they are files.
     """
 
     name: str
@@ -68,6 +73,9 @@ class Dataset:
     test: Examples
     source: str
     skipped: tuple[str, ...] = ()
+    manifest: Manifest | None = None
+    value_range: str = FULL
+    traits: Traits | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,6 +91,9 @@ class LoadOptions:
         download: download a missing data set instead of failing.
         labels: CSV file with the labels of a folder's images, absolute or relative to the folder.
         test_classes: classes of a trained network, to read only the images of a folder that it can be tested on.
+        test_fraction: share of each class to use as test set, for folders without one; None for no such share.
+        fit: how image files become square, a key of :data:`~vitctl.data.reading.FITS`.
+        value_range: ``--value-range``, for image files.
     """
 
     data_dir: str | None
@@ -92,6 +103,9 @@ class LoadOptions:
     download: bool = True
     labels: str | None = None
     test_classes: tuple[str, ...] | None = None
+    test_fraction: float | None = None
+    fit: str = "crop"
+    value_range: str = FULL
 
 
 def load_dataset(
@@ -104,6 +118,9 @@ def load_dataset(
     download: bool = True,
     labels: str | None = None,
     test_classes: tuple[str, ...] | None = None,
+    test_fraction: float | None = None,
+    fit: str = "crop",
+    value_range: str = FULL,
 ) -> Dataset:
     """Read the data set ``name`` of ``DATASETS``.
 
@@ -117,6 +134,9 @@ def load_dataset(
         download: download a missing data set instead of failing.
         labels: CSV file with the labels of a folder's images, absolute or relative to the folder.
         test_classes: classes of a trained network, to read only the images of a folder that it can be tested on.
+        test_fraction: share of each class to use as test set, for folders without one.
+        fit: how image files become square, a key of :data:`~vitctl.data.reading.FITS`.
+        value_range: ``--value-range``, for image files.
 
     Raises:
         RequestError: the data set is unknown, missing, damaged or has the wrong layout.
@@ -132,6 +152,9 @@ def load_dataset(
             download=download,
             labels=labels,
             test_classes=test_classes,
+            test_fraction=test_fraction,
+            fit=fit,
+            value_range=value_range,
         )
     )
     return dataset
@@ -186,12 +209,20 @@ class Splits:
 
 
 def split(
-    dataset: Dataset, *, val: str, val_fraction: float, split_seed: int, limit_train: int | None, limit_test: int | None
+    dataset: Dataset,
+    *,
+    val: str,
+    val_fraction: float,
+    split_seed: int,
+    holdout_by: str,
+    limit_train: int | None,
+    limit_test: int | None,
 ) -> Splits:
     """Choose the training, validation and test images.
 
-    The choice depends only on ``split_seed``, not on any library's random numbers: the images of a class are ordered by a
-    hash of the seed and their index, and the first ones are taken.
+    The choice depends only on ``split_seed``, not on any library's random numbers. By position, the images of a class are
+    ordered by a hash of the seed and their index, and the first ones are taken. By identity, an image is held out if the
+    hash of the seed and its identity is small enough, so that adding or removing images does not move the others.
 
     Args:
         dataset: the data set.
@@ -199,6 +230,7 @@ def split(
             replaces held-out images.
         val_fraction: share of each class to hold out; at least one image of each class, and never all.
         split_seed: seeds the choice.
+        holdout_by: ``identity`` or ``position``; images without an identity are chosen by position.
         limit_train: largest number of training images, spread evenly over the classes; held-out images do not change.
         limit_test: largest number of validation images and of test images; classes keep their shares, so that
             accuracy is still an estimate for all images.
@@ -206,15 +238,20 @@ def split(
     Raises:
         RequestError: a class has too few images to hold one out.
     """
+    by_identity = holdout_by == "identity" and bool(dataset.train.identities)
+
+    def keys_of(examples: Examples) -> Keys:
+        if by_identity:
+            return identity_keys(examples.identities, split_seed)
+        return hash_keys(len(examples), split_seed)
+
     everything = torch.arange(len(dataset.train)).numpy()
     held_out: npt.NDArray[np.int64] | None = None
-    keys = None
     if val == "holdout" and dataset.val is None:
-        keys = hash_keys(len(dataset.train), split_seed)
-        held_out = _hold_out(dataset, keys, val_fraction)
+        held_out = _hold_out(dataset, keys_of(dataset.train), val_fraction, by_identity)
         everything = np.setdiff1d(everything, held_out, assume_unique=True)
-    train = _limit(dataset.train, everything, limit_train, split_seed, keys=keys, evenly=True)
-    test = _limit(dataset.test, np.arange(len(dataset.test)), limit_test, split_seed)
+    train = _limit(dataset.train, everything, limit_train, keys_of, evenly=True)
+    test = _limit(dataset.test, np.arange(len(dataset.test)), limit_test, keys_of)
     if val == "none":
         return Splits(train=train, val=None, test=test, val_split=None)
     if val == "test":
@@ -222,29 +259,14 @@ def split(
     if val != "holdout":
         raise ValueError(f"unknown protocol {val!r}")
     if held_out is not None:
-        chosen = _limit(dataset.train, held_out, limit_test, split_seed, keys=keys)
+        chosen = _limit(dataset.train, held_out, limit_test, keys_of)
         return Splits(train=train, val=chosen, test=test, val_split="holdout")
     assert dataset.val is not None
-    own = _limit(dataset.val, np.arange(len(dataset.val)), limit_test, split_seed)
+    own = _limit(dataset.val, np.arange(len(dataset.val)), limit_test, keys_of)
     return Splits(train=train, val=own, test=test, val_split="val")
 
 
-def hash_keys(count: int, seed: int | str) -> npt.NDArray[np.uint64]:
-    """Return a pseudorandom number for each index, uint64 [count], the same on every platform and in every version."""
-    digests = (hashlib.sha256(f"{seed}:{i}".encode()).digest()[:8] for i in range(count))
-    return np.frombuffer(b"".join(digests), dtype=">u8").astype(np.uint64)
-
-
-def places_in_class(labels: npt.NDArray[Any], keys: npt.NDArray[np.uint64]) -> npt.NDArray[np.int64]:
-    """Return the rank of each image, from 0, among those of its class ordered by ``keys``, int64 [n]."""
-    order = np.lexsort((keys, labels))
-    counts = np.bincount(labels)
-    places = np.empty(len(labels), dtype=np.int64)
-    places[order] = np.arange(len(labels)) - np.repeat(np.cumsum(counts) - counts, counts)
-    return places
-
-
-def _hold_out(dataset: Dataset, keys: npt.NDArray[np.uint64], fraction: float) -> npt.NDArray[np.int64]:
+def _hold_out(dataset: Dataset, keys: Keys, fraction: float, by_identity: bool) -> npt.NDArray[np.int64]:
     """Return the indices of the held-out training images, int64 [m], ascending."""
     labels = dataset.train.labels.numpy()
     counts = np.bincount(labels, minlength=len(dataset.classes))
@@ -254,6 +276,8 @@ def _hold_out(dataset: Dataset, keys: npt.NDArray[np.uint64], fraction: float) -
                 f"class {name!r} has {plural(count, 'training image')} in {dataset.source}, too few to hold one out",
                 hint="add images to the class, or use --val none or --val test",
             )
+    if by_identity:
+        return np.flatnonzero(keys_below(fraction, labels, keys))
     share = np.clip(np.floor(counts * fraction + 0.5).astype(np.int64), 1, counts - 1)
     return np.flatnonzero(places_in_class(labels, keys) < share[labels])
 
@@ -262,17 +286,14 @@ def _limit(
     examples: Examples,
     index: npt.NDArray[np.int64],
     limit: int | None,
-    seed: int,
+    keys_of: Callable[[Examples], Keys],
     *,
-    keys: npt.NDArray[np.uint64] | None = None,
     evenly: bool = False,
 ) -> Subset:
     """Return at most ``limit`` of the images in ``index``, spread evenly over the classes or in their shares."""
     if limit is not None and limit < len(index):
-        if keys is None:
-            keys = hash_keys(len(examples), seed)
         labels = examples.labels.numpy()[index]
-        places = places_in_class(labels, keys[index])
+        places = places_in_class(labels, keys_of(examples)[index])
         # Evenly: the first image of every class, then the second, ... Else: by relative rank within the class.
         turn = places if evenly else (places + 0.5) / np.bincount(labels)[labels]
         index = np.sort(index[np.lexsort((labels, turn))[:limit]])

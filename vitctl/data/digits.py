@@ -6,7 +6,8 @@ import numpy as np
 import torch
 from sklearn.datasets import load_digits
 
-from vitctl.data.dataset import Dataset, Examples, LoadOptions, hash_keys, places_in_class
+from vitctl.data.choice import hash_keys, places_in_class
+from vitctl.data.dataset import Dataset, Examples, LoadOptions
 from vitctl.errors import RequestError
 
 _TEST_SHARE = 0.2

@@ -3,24 +3,34 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 import torch
 
-from vitctl.data.cache import decode_all
+from vitctl.data.cache import Decoded, decode_all, recall_traits
 from vitctl.data.dataset import Dataset, Examples, LoadOptions
 from vitctl.data.decode import UnreadableImage, decode_image
 from vitctl.data.layout import SPLITS, Listing, list_images, list_test_images
+from vitctl.data.manifest import Entry, Manifest
+from vitctl.data.reading import AUTO, Reading, Traits
 from vitctl.errors import RequestError
+from vitctl.units import escaped
+
+Decode = Callable[[str, Traits], npt.NDArray[np.uint8]]
+"""Decodes a path to uint8 [3, size, size], or raises :class:`UnreadableImage`; see :func:`decode_image` for the traits."""
 
 
 def load(options: LoadOptions) -> Dataset:
     """Read the images of ``--data-dir``, decoded to ``options.size``; see :func:`decode_image`.
 
-    ``val/`` is the validation set if ``test/`` exists, and otherwise the test set. Mean and standard deviation are those
-    of ``train/``. With ``options.test_classes``, only the test set is read, and the training set is empty.
+    With ``--value-range auto``, the range is that of :meth:`Traits.value_range` for the training images.
+
+    ``val/`` is the validation set if ``test/`` exists, and otherwise the test set. If both are missing, the share
+    ``options.test_fraction`` of the images is the test set. Mean and standard deviation are those of the training images.
+    With ``options.test_classes``, only the test set is read, and the training set is empty.
 
     Raises:
         RequestError: the folder is missing or has the wrong layout, or an image cannot be read.
@@ -32,21 +42,46 @@ def load(options: LoadOptions) -> Dataset:
         )
     root = Path(options.data_dir).expanduser()
     if options.test_classes is None:
-        listing = list_images(root, labels=options.labels)
+        listing = list_images(root, labels=options.labels, test_fraction=options.test_fraction)
     else:
-        listing = list_test_images(root, options.test_classes, labels=options.labels)
+        listing = list_test_images(
+            root, options.test_classes, labels=options.labels, test_fraction=options.test_fraction
+        )
     for line in (listing.summary, *listing.skipped):
-        options.observer.message(line)
-    return decode_listing("folder", root, listing, lambda path: decode_image(path, options.size), options.size, options)
+        options.observer.message(escaped(line))
+    reading = Reading(options.fit, options.value_range)
+    if options.value_range == AUTO:
+        reading = replace(reading, value_range=_measured_range(root, listing, options))
+    dataset = decode_listing(
+        "folder", root, listing, _decoder(reading, options.size), options.size, options, rule=str(reading)
+    )
+    return replace(dataset, value_range=reading.value_range)
+
+
+def _decoder(reading: Reading, size: int) -> Decode:
+    return lambda path, traits: decode_image(path, size, reading, traits)
+
+
+def _measured_range(root: Path, listing: Listing, options: LoadOptions) -> str:
+    """Return the value range for a listing, and decode it to see its values if no earlier run did."""
+    shape, measured = (3, options.size, options.size), listing.counts["train"]
+    traits = recall_traits("folder", root, listing.files, shape=shape, measured=measured)
+    if traits is None:
+        reading = Reading(options.fit)
+        decode = _decoder(reading, options.size)
+        traits = _decode("folder", root, listing, decode, options.size, options, str(reading)).traits
+    return traits.value_range()
 
 
 def decode_listing(
     name: str,
     root: Path,
     listing: Listing,
-    decode: Callable[[str], npt.NDArray[np.uint8]],
+    decode: Decode,
     size: int,
     options: LoadOptions,
+    *,
+    rule: str = "",
 ) -> Dataset:
     """Return the data set of a listing, with images from the cache or decoded.
 
@@ -54,31 +89,16 @@ def decode_listing(
         name: key in ``DATASETS``.
         root: folder of the data set.
         listing: its images.
-        decode: decodes a path to uint8 [3, size, size], or raises :class:`UnreadableImage`.
+        decode: decodes an image.
         size: side of the decoded images in pixels.
         options: options of the loader.
+        rule: names how ``decode`` works, if there are several ways.
 
     Raises:
         RequestError: images cannot be read without ``--skip-bad-images``, or all images of a class cannot be read.
         RunFailed: the disk filled up.
     """
-
-    def attempt(path: str) -> npt.NDArray[np.uint8] | str:
-        try:
-            return decode(path)
-        except UnreadableImage as error:
-            return error.reason
-
-    decoded = decode_all(
-        # A cache of its own: there is one for each name and root, and that of a training run must stay.
-        name if listing.counts["train"] else f"{name}-test",
-        root,
-        listing.files,
-        shape=(3, size, size),
-        decode=attempt,
-        measured=listing.counts["train"],
-        observer=options.observer,
-    )
+    decoded = _decode(name, root, listing, decode, size, options, rule)
     bad = list(decoded.bad)
     if bad and not options.skip_bad_images:
         raise RequestError(
@@ -102,6 +122,10 @@ def decode_listing(
     }
     _check_left(root, listing, parts)
     own_val = parts["val"] if len(parts["val"]) and len(parts["test"]) else None
+    entries = (
+        Entry(listing.files[i].size, digest.tobytes().hex()) for i, digest in zip(kept, decoded.digests, strict=True)
+    )
+    names = (f"{part}/{identity}" for part, examples in parts.items() for identity in examples.identities)
     return Dataset(
         name=name,
         classes=listing.classes,
@@ -111,7 +135,33 @@ def decode_listing(
         val=own_val,
         test=parts["test"] if len(parts["test"]) else parts["val"],
         source=str(root),
-        skipped=tuple(listing.files[i].path for i in bad),
+        skipped=tuple(escaped(listing.files[i].path) for i in bad),
+        manifest=Manifest.of(zip(names, entries, strict=True)),
+        traits=decoded.traits,
+    )
+
+
+def _decode(
+    name: str, root: Path, listing: Listing, decode: Decode, size: int, options: LoadOptions, rule: str
+) -> Decoded:
+    """Return the decoded images of a listing; the arguments are those of :func:`decode_listing`."""
+
+    def attempt(path: str, traits: Traits) -> npt.NDArray[np.uint8] | str:
+        try:
+            return decode(path, traits)
+        except UnreadableImage as error:
+            return error.reason
+
+    return decode_all(
+        # A cache of its own: there is one for each name and root, and that of a training run must stay.
+        name if listing.counts["train"] else f"{name}-test",
+        root,
+        listing.files,
+        shape=(3, size, size),
+        decode=attempt,
+        measured=listing.counts["train"],
+        rule=rule,
+        observer=options.observer,
     )
 
 

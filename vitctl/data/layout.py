@@ -6,6 +6,7 @@ the rules of :data:`MISTAKES` say why.
 
 from __future__ import annotations
 
+import unicodedata
 from collections import defaultdict
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, replace
@@ -16,11 +17,12 @@ import numpy as np
 import numpy.typing as npt
 
 from vitctl.data.cache import ImageFile
+from vitctl.data.choice import identity_keys, keys_below
 from vitctl.data.labels import Row, find_labelled, has_labels, read_annotations, read_labels
 from vitctl.data.tree import CONTAINERS, HEIF_HINT, Tree, join, part_of
 from vitctl.errors import RequestError
 from vitctl.registry import or_list, similar
-from vitctl.units import plural
+from vitctl.units import escaped, plural
 
 SPLITS = ("train", "val", "test")
 
@@ -35,15 +37,27 @@ _MARKUP = frozenset({"labels", "annotations", "masks", "bboxes", "labeltxt", "se
 """Names of folders beside the images of sets for detection and segmentation, in lower case."""
 
 
+class Undivided(RequestError):
+    """A folder has labelled images, but does not say which of them to test on."""
+
+
+def class_name(folder: str) -> str:
+    """Return the name of a folder's class: in Unicode NFC, and :func:`~vitctl.units.escaped`.
+
+    A Mac stores ``é`` as two characters (NFD), other systems usually as one (NFC).
+    """
+    return unicodedata.normalize("NFC", escaped(folder))
+
+
 @dataclass(frozen=True, kw_only=True)
 class Listing:
     """The images of a folder.
 
     Attributes:
-        classes: names of the classes, sorted.
+        classes: names of the classes, see :func:`class_name`, sorted by the names of their folders.
         files: all images, ordered by split (train, val, test), class and path.
         labels: int64 [n], the class of each image.
-        identities: ``CLASS/PATH`` of each image, with the path below its class.
+        identities: ``CLASS/PATH`` of each image, with the path below its class, named like a class.
         counts: number of images per split; 0 for a missing one.
         folders: folder of each split that exists, relative to the root; ``""`` for the root.
         summary: what was understood, in one line.
@@ -71,6 +85,10 @@ class ClassImages:
 
     folder: str
     files: list[ImageFile]
+
+    def identity(self, name: str, file: ImageFile) -> str:
+        """Return the class ``name`` and the path of an image below its folder, as ``CLASS/PATH``."""
+        return class_name(f"{name}/{file.path[len(self.folder) + 1 if self.folder else 0 :]}")
 
 
 @dataclass(frozen=True)
@@ -123,8 +141,19 @@ def in_class_folders(tree: Tree, folder: str) -> Part | None:
     contained = len(names) == 1 and names[0].casefold() in CONTAINERS
     if not names or contained or _is_markup(names) or len(_part_folders(tree, folder)) > 1:
         return None
-    places = {name: join(folder, name) for name in names}
-    return Part(folder, {name: ClassImages(place, tree.images(place)) for name, place in places.items()})
+    places: defaultdict[str, list[str]] = defaultdict(list)
+    for name in names:
+        places[class_name(name)].append(join(folder, name))
+    # Two folders may differ only in their Unicode form.
+    return Part(
+        folder,
+        {
+            name: ClassImages(
+                inner[0] if len(inner) == 1 else folder, [file for each in inner for file in tree.images(each)]
+            )
+            for name, inner in places.items()
+        },
+    )
 
 
 LABELLINGS: dict[str, Callable[[Tree, str], Part | None]] = {
@@ -154,7 +183,7 @@ def labelled(tree: Tree, folder: str, split: str) -> Part | None:
 
 def in_parts(tree: Tree, folder: str, known: Collection[str] = ()) -> Layout | None:
     """Recognise folders named after the parts, such as ``Training/`` and ``Testing/``, complete or not."""
-    chosen = {split: name for split, name in _part_folders(tree, folder).items() if name not in known}
+    chosen = {split: name for split, name in _part_folders(tree, folder).items() if class_name(name) not in known}
     others = [name for name in tree.folders(folder) if name not in chosen.values()]
     if len(chosen) == 1 and others:
         lone = join(folder, *chosen.values())
@@ -176,12 +205,15 @@ def in_parts(tree: Tree, folder: str, known: Collection[str] = ()) -> Layout | N
 def in_one_set(tree: Tree, folder: str, known: Collection[str] = ()) -> Layout | None:
     """Recognise class folders that are not divided into parts."""
     names = [name for name in tree.folders(folder) if tree.has_images(join(folder, name))]
-    nested = len(names) == 1 and not tree.read(join(folder, names[0])).images and names[0] not in known
+    nested = len(names) == 1 and not tree.read(join(folder, names[0])).images and class_name(names[0]) not in known
     part = None if nested else in_class_folders(tree, folder)
     if part is None or not names:
         return None
-    unused = tuple(f"{join(folder, name)}/" for name in part.classes if name not in names)
-    return Layout(parts={WHOLE: Part(folder, {name: part.classes[name] for name in names})}, unused=unused)
+    unused = tuple(f"{join(folder, name)}/" for name, found in part.classes.items() if not found.files)
+    return Layout(
+        parts={WHOLE: replace(part, classes={name: found for name, found in part.classes.items() if found.files})},
+        unused=unused,
+    )
 
 
 LAYOUTS: dict[str, Callable[[Tree, str, Collection[str]], Layout | None]] = {
@@ -306,9 +338,9 @@ def labels_without_part(tree: Tree, layout: Layout | None) -> RequestError | Non
             f"--labels {layout.labels} has training images of {'one class' if trained else 'no class'}",
             hint="add images of two or more classes to it, or use --labels with another file",
         )
-    return RequestError(
+    return Undivided(
         f"--labels {layout.labels} has no test images",
-        hint="add a column named split to it, with train or test for each image",
+        hint="add --test-fraction 0.2, or a column named split with train or test for each image",
     )
 
 
@@ -327,12 +359,7 @@ def too_few_classes(tree: Tree, layout: Layout | None) -> RequestError | None:
     """Recognise a training set with fewer than two classes."""
     if layout is None or "train" not in layout.parts or (len(layout.parts) == 1 and layout.parts["train"].classes):
         return None
-    classes = list(layout.parts["train"].classes)
-    place = tree.root / layout.parts["train"].folder
-    found = f"only one class folder, {classes[0]!r}" if classes else "no class folders"
-    return RequestError(
-        f"{place} has {found}", hint=f"move the images of each class to {place}/CLASS, for two or more classes"
-    )
+    return _too_few(tree, layout.parts["train"])
 
 
 def no_split(tree: Tree, layout: Layout | None) -> RequestError | None:
@@ -343,16 +370,16 @@ def no_split(tree: Tree, layout: Layout | None) -> RequestError | None:
     if WHOLE in layout.parts:
         part = layout.parts[WHOLE]
         names = list(part.classes)
-        return RequestError(
+        return Undivided(
             f"{tree.root / part.folder} has class folders ({_first(names, 3)}) but no train/ and test/",
-            hint=f"move most images of each class to {train} and the others to {test}",
+            hint="add --test-fraction 0.2 to test on a fifth of each class and train on the others",
         )
     if "train" in layout.parts:
         place = layout.parts["train"].folder
         unlabelled = f"; not used: {', '.join(layout.unused)}" if layout.unused else ""
-        return RequestError(
+        return Undivided(
             f"{tree.root} has {place}/ but neither test/ nor val/{unlabelled}",
-            hint=f"move some images of each class to {test}",
+            hint=f"add --test-fraction 0.2, or move some images of each class to {test}",
         )
     return RequestError(
         f"{tree.root} has {' and '.join(f'{part.folder}/' for part in layout.parts.values())} but no train/",
@@ -383,12 +410,15 @@ MISTAKES: dict[str, Callable[[Tree, Layout | None], RequestError | None]] = {
 # -- listings ----------------------------------------------------------------------------------------------------------
 
 
-def list_images(root: Path, *, labels: str | None = None) -> Listing:
+def list_images(root: Path, *, labels: str | None = None, test_fraction: float | None = None) -> Listing:
     """Find the images of a data set and their classes.
+
+    Class folders without images are ignored in ``val/`` and ``test/``.
 
     Args:
         root: folder of the data set.
         labels: CSV file with the labels, absolute or relative to ``root``; None if the folders name the classes.
+        test_fraction: share of each class to test on if the data set does not say which images to test on.
 
     Raises:
         RequestError: the folder or file is missing or has the wrong layout.
@@ -396,8 +426,17 @@ def list_images(root: Path, *, labels: str | None = None) -> Listing:
     tree = _open(root)
     layout = find_layout(tree) if labels is None else from_labels(tree, root / labels)
     if layout is None or not _can_train(layout):
-        raise next(filter(None, (explain(tree, layout) for explain in MISTAKES.values())))
-    classes = tuple(sorted(layout.parts["train"].classes))
+        error = next(filter(None, (explain(tree, layout) for explain in MISTAKES.values())))
+        if layout is None or test_fraction is None or not isinstance(error, Undivided):
+            raise error
+        layout = divided(tree, layout, test_fraction)
+    elif test_fraction is not None:
+        places = [f"{layout.parts[split].folder or split}/" for split in SPLITS[1:] if split in layout.parts]
+        raise RequestError(
+            f"--test-fraction {test_fraction:g}: {root} has {' and '.join(places)} already",
+            hint="remove --test-fraction",
+        )
+    classes = tuple(layout.parts["train"].classes)
     for part in layout.parts.values():
         place = root / part.folder
         if not part.classes:
@@ -405,27 +444,36 @@ def list_images(root: Path, *, labels: str | None = None) -> Listing:
                 f"{place} has no class folders",
                 hint=f"move some images of each class in {layout.parts['train'].folder}/ to {place}/CLASS",
             )
-        for name in sorted(part.classes):
+        for name, found in part.classes.items():
+            if not found.files and part is not layout.parts["train"]:
+                continue
             if name not in classes:
                 raise _foreign_class(root, layout, place, name)
-            if not part.classes[name].files:
-                raise _no_images(tree, join(part.folder, name))
+            if not found.files:
+                raise _no_images(tree, found.folder)
+        if not any(found.files for found in part.classes.values()):
+            raise _no_images(tree, part.folder)
     return _listing(tree, layout, classes)
 
 
-def list_test_images(root: Path, classes: tuple[str, ...], *, labels: str | None = None) -> Listing:
+def list_test_images(
+    root: Path, classes: tuple[str, ...], *, labels: str | None = None, test_fraction: float | None = None
+) -> Listing:
     """Find images to measure a trained network on: ``test/``, else ``val/``, else all images. Classes may be missing.
 
     Args:
         root: folder of the data set.
         classes: the network's classes.
         labels: as for :func:`list_images`; then also the images of a part named ``train`` are measured, if no other is.
+        test_fraction: share of each class that the network is tested on, if it was trained on the others.
 
     Raises:
         RequestError: the folder or file is missing, has the wrong layout or a class that the network does not have.
     """
     tree = _open(root)
     layout = find_layout(tree, known=classes) if labels is None else from_labels(tree, root / labels)
+    if layout is not None and test_fraction is not None and layout.parts.keys() <= {WHOLE, "train"}:
+        layout = divided(tree, layout, test_fraction)
     order = ("test", "val", WHOLE, *(["train"] if labels else []))
     chosen = next((split for split in order if layout and _classes(layout, split)), None)
     if layout is None or chosen is None:
@@ -444,6 +492,38 @@ def list_test_images(root: Path, classes: tuple[str, ...], *, labels: str | None
     return _listing(tree, replace(layout, parts={"test": part}), classes)
 
 
+def divided(tree: Tree, layout: Layout, test_fraction: float) -> Layout:
+    """Return the layout with a share of the images of each class as test images, chosen by identity.
+
+    Raises:
+        RequestError: there are fewer than two classes, or each has only one image.
+    """
+    part = layout.parts.get("train") or layout.parts[WHOLE]
+    if len(part.classes) < 2:
+        raise _too_few(tree, part)
+    parts = {split: Part(part.folder, {}, part.table) for split in ("train", "test")}
+    for name, found in part.classes.items():
+        keys = identity_keys([found.identity(name, file) for file in found.files], "test")
+        tested = keys_below(test_fraction, np.zeros(len(keys), dtype=np.int64), keys)
+        for split, chosen in (("train", ~tested), ("test", tested)):
+            files = [file for file, is_in in zip(found.files, chosen, strict=True) if is_in]
+            parts[split].classes[name] = replace(found, files=files)
+    if not any(found.files for found in parts["test"].classes.values()):
+        raise RequestError(
+            f"--test-fraction {test_fraction:g} leaves no test images, as each class has one image",
+            hint=f"add images of each class to {tree.root / part.folder}",
+        )
+    return replace(layout, parts=parts)
+
+
+def _too_few(tree: Tree, part: Part) -> RequestError:
+    place = tree.root / part.folder
+    found = f"only one class folder, {next(iter(part.classes))!r}" if part.classes else "no class folders"
+    return RequestError(
+        f"{place} has {found}", hint=f"move the images of each class to {place}/CLASS, for two or more classes"
+    )
+
+
 def _open(root: Path) -> Tree:
     if not root.is_dir():
         raise RequestError(
@@ -460,14 +540,11 @@ def _listing(tree: Tree, layout: Layout, classes: tuple[str, ...]) -> Listing:
     counts = dict.fromkeys(SPLITS, 0)
     for split in SPLITS:
         part = layout.parts.get(split)
-        for name in sorted(part.classes) if part else ():
-            assert part is not None
-            found = part.classes[name]
+        for name, found in part.classes.items() if part else ():
             files += found.files
             labels += [classes.index(name)] * len(found.files)
             counts[split] += len(found.files)
-            start = len(found.folder) + 1 if found.folder else 0
-            identities += [f"{name}/{file.path[start:]}" for file in found.files]
+            identities += [found.identity(name, file) for file in found.files]
     folders = {split: layout.parts[split].folder for split in SPLITS if split in layout.parts}
     tables = {part.table for part in layout.parts.values() if part.table} | (
         {layout.labels.name} if layout.labels else set()
@@ -488,11 +565,15 @@ def _summary(tree: Tree, layout: Layout, counts: Mapping[str, int]) -> str:
     """Return one line such as ``images: train/ 22, valid/ 2 as held-out, test/ 24; not used: seg_pred/``."""
     use = {"val": " as held-out" if "test" in layout.parts else " as test"}
     whole = "" if layout.labels else f"{tree.root.name}/"
-    parts = [
-        f"{f'{part.folder}/' if part.folder else whole or split} {counts[split]:,}{use.get(split, '')}"
-        for split in SPLITS
-        if (part := layout.parts.get(split))
-    ]
+    parts = []
+    named = ""
+    for split in SPLITS:
+        if part := layout.parts.get(split):
+            name = f"{part.folder}/" if part.folder else whole or split
+            parts.append(
+                f"{counts[split]:,} to {split} on" if name == named else f"{name} {counts[split]:,}{use.get(split, '')}"
+            )
+            named = name
     labels = f", labels of {layout.labels.name}" if layout.labels else ""
     unused = f"; not used: {_first(layout.unused, _SHOWN)}" if layout.unused else ""
     return f"images: {', '.join(parts)}{labels}{unused}"
@@ -525,7 +606,7 @@ def _not_measurable(tree: Tree, layout: Layout | None, classes: Collection[str])
         return RequestError(
             f"{tree.root} has no labelled test images", hint=f"use --dataset {quote(str(place))} to evaluate on it"
         )
-    if tree.root.absolute().name in classes:
+    if class_name(tree.root.absolute().name) in classes:
         return RequestError(
             f"{tree.root} has the images of one class",
             hint=f"did you mean --dataset {quote(str(tree.root.absolute().parent))}?",
@@ -592,7 +673,7 @@ def _by_class(found: list[tuple[ImageFile, Row]], folder: str) -> dict[str, Clas
     files: defaultdict[str, list[ImageFile]] = defaultdict(list)
     for image, row in found:
         files[row.label].append(image)
-    return {name: ClassImages(folder, sorted(files[name])) for name in sorted(files)}
+    return {class_name(name): ClassImages(folder, sorted(files[name])) for name in sorted(files)}
 
 
 def _relative(path: Path, root: Path) -> str:

@@ -9,8 +9,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from vitctl.config import VAL_PROTOCOLS
+from vitctl.config import HOLDOUT_RULES, VAL_PROTOCOLS
 from vitctl.data import DATASETS
+from vitctl.data.reading import FITS, FULL, parse_range
 from vitctl.errors import RequestError
 from vitctl.export.request import Form
 from vitctl.inference.provenance import Provenance
@@ -21,9 +22,6 @@ FORMAT = 1
 
 EXPORT_AGAIN = "export the checkpoint again with vitctl export"
 """Hint for a damaged file."""
-
-RESIZE = "resize the shorter side to size, bilinear with antialiasing, then crop the centre"
-"""How to make an image of another size ``size`` by ``size`` pixels."""
 
 _NESTED = {"form", "provenance"}
 _FORM_TEXTS = {"normalize", "input", "layout", "values", "resize"}
@@ -87,7 +85,7 @@ class Metadata:
             "layout": self.form.layout,
             "values": self.form.values,
             "softmax": json.dumps(self.form.softmax),
-            "resize": RESIZE,
+            "resize": FITS[self.provenance.fit],
             "verified": json.dumps(bool(self.verified_on)),
         }
 
@@ -124,9 +122,17 @@ class Metadata:
                 f"{path} has metadata of version {texts['format']}; this vitctl reads version {FORMAT}",
                 hint="upgrade vitctl: pip install --upgrade vitctl",
             )
-        # Early files of this version lack these two fields.
+        # Earlier files of this version lack these fields.
         dataset = DATASETS.get(texts.get("dataset", ""))
-        texts = {"limit_train": "null", "flips": json.dumps(dataset is None or dataset.flip), **texts}
+        later = {"limit_train": "null", "flips": json.dumps(dataset is None or dataset.flip)}
+        later |= {
+            "holdout_by": "position",
+            "test_fraction": "null",
+            "data_sha256": "",
+            "fit": "crop",
+            "value_range": FULL,
+        }
+        texts = {**later, **texts}
         try:
             values, trained_on = (
                 {f.name: _read(str(f.type), texts[f.name]) for f in dataclasses.fields(kind) if f.name not in _NESTED}
@@ -153,8 +159,14 @@ class Metadata:
         data = self.provenance
         if data.val not in VAL_PROTOCOLS or not 0 < data.val_fraction < 1:
             raise ValueError("val or val_fraction out of range")
+        if data.holdout_by not in HOLDOUT_RULES or (data.test_fraction is not None and not 0 < data.test_fraction < 1):
+            raise ValueError("holdout_by or test_fraction out of range")
         if data.limit_train is not None and data.limit_train < 1:
             raise ValueError("limit_train out of range")
+        if data.fit not in FITS:
+            raise ValueError(f"unknown fit {data.fit!r}")
+        if data.value_range != FULL:
+            parse_range(data.value_range)
         if not len(self.mean) == len(self.std) == self.channels:
             raise ValueError("mean or std of the wrong length")
         if not all(math.isfinite(number) for number in (*self.mean, *self.std)) or not all(std > 0 for std in self.std):
@@ -178,10 +190,10 @@ def _read(kind: str, text: str) -> Any:
     elif kind == "bool":
         if isinstance(value, bool):
             return value
-    elif value is None and kind == "int | None":
+    elif value is None and kind.endswith("| None"):
         return None
     elif _is_number(value):
-        if kind == "float":
+        if kind.startswith("float"):
             return float(value)
         if int(value) == value:
             return int(value)

@@ -33,6 +33,7 @@ from vitctl.inference.provenance import Provenance
 from vitctl.inference.scoring import load_data_for
 from vitctl.inference.trained import Trained, load_trained
 from vitctl.observer import Observer
+from vitctl.units import escaped
 
 NETWORK = "network"
 """Name of the model among the files, when measuring speed."""
@@ -152,9 +153,9 @@ def _metadata(request: ExportRequest, trained: Trained, sample: Sample | None) -
         mean=trained.mean,
         std=trained.std,
         form=request.form,
-        provenance=Provenance.of(config),
-        run=_run_name(trained.path),
-        checkpoint=trained.path.name,
+        provenance=Provenance.of(config, trained.data_sha256),
+        run=escaped(_run_name(trained.path)),
+        checkpoint=escaped(trained.path.name),
         checkpoint_sha256=trained.sha256,
         weights=trained.weights,
         epoch=trained.epoch,

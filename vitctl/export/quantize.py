@@ -98,6 +98,7 @@ def select_data(classifier: Classifier, data: Dataset) -> QuantizationData:
             val="holdout",
             val_fraction=provenance.val_fraction,
             split_seed=provenance.split_seed,
+            holdout_by=provenance.holdout_by,
             limit_train=CALIBRATE_ON,
             limit_test=MEASURE_ON,
         )

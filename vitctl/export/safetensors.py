@@ -184,8 +184,12 @@ def open_safetensors(path: Path, device: torch.device) -> Classifier:
             val=record.provenance.val,
             val_fraction=record.provenance.val_fraction,
             split_seed=record.provenance.split_seed,
+            holdout_by=record.provenance.holdout_by,
+            test_fraction=record.provenance.test_fraction,
             limit_train=record.provenance.limit_train,
             flip="on" if record.provenance.flips else "off",
+            fit=record.provenance.fit,
+            value_range=record.provenance.value_range,
             epochs=1,
         ),
         classes=record.classes,
@@ -196,6 +200,7 @@ def open_safetensors(path: Path, device: torch.device) -> Classifier:
         epoch=record.epoch,
         step=0,
         history=[],
+        data_sha256=record.provenance.data_sha256,
     )
     return classifier_of(trained, device)
 

@@ -85,7 +85,7 @@ def classifier_of(trained: Trained, device: torch.device) -> Classifier:
         classes=trained.classes,
         channels=len(trained.mean),
         size=config.size,
-        provenance=Provenance.of(config),
+        provenance=Provenance.of(config, trained.data_sha256),
         data_dir=config.data_dir,
         skip_bad_images=config.skip_bad_images,
         device=device,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import os
+import warnings
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -18,12 +19,14 @@ import torch
 from PIL import Image
 
 from vitctl.data.decode import UnreadableImage, decode_image
+from vitctl.data.reading import Reading
 from vitctl.data.tree import HEIF_HINT, find_images
 from vitctl.errors import RequestError
 from vitctl.files import write_text
 from vitctl.inference.classifier import Classifier
 from vitctl.observer import SILENT, Observer
 from vitctl.training.evaluate import Progress
+from vitctl.units import escaped
 
 
 @dataclass(frozen=True)
@@ -89,8 +92,7 @@ def predict(
 ) -> Iterator[Prediction]:
     """Yield a prediction for each image, in order; images are decoded on all cores.
 
-    Images are prepared like a folder's images in training: rotated upright, resized by the shorter side, and cropped to
-    the centre.
+    Images are prepared as in training: rotated upright, and made square and 8-bit in the same way.
 
     Args:
         classifier: the trained network.
@@ -102,7 +104,9 @@ def predict(
     done = 0
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         while batch := list(islice(paths, classifier.batch)):
-            decoded = list(pool.map(lambda path: _decode(path, classifier), batch))
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # as in training, Pillow's warnings about broken palettes or dates
+                decoded = list(pool.map(lambda path: _decode(path, classifier), batch))
             tops = iter(_most_likely(classifier, [image for image in decoded if not isinstance(image, str)], top))
             for path, image in zip(batch, decoded, strict=True):
                 if isinstance(image, str):
@@ -116,14 +120,15 @@ def predict(
 
 def printable(path: Path) -> str:
     """Return a path as text, with invalid UTF-8 and unprintable characters escaped."""
-    text = os.fsencode(path).decode("utf-8", "backslashreplace")
+    text = escaped(str(path))
     return "".join(letter if letter.isprintable() else repr(letter)[1:-1] for letter in text)
 
 
 def _decode(path: Path, classifier: Classifier) -> npt.NDArray[np.uint8] | str:
     """Return an image, uint8 ``[C, size, size]``, or the reason why it cannot be read."""
+    data = classifier.provenance
     try:
-        image = decode_image(path, classifier.size)  # [3, size, size]
+        image = decode_image(path, classifier.size, Reading(data.fit, data.value_range))  # [3, size, size]
     except UnreadableImage as error:
         return error.reason
     if classifier.channels == 3:

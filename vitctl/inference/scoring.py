@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import csv
 import functools
+import os
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,12 +18,16 @@ from torch import Tensor
 from vitctl import devices
 from vitctl.data import DATASETS
 from vitctl.data.dataset import Dataset, Subset, image_names, load_dataset, split
+from vitctl.data.layout import class_name
+from vitctl.data.manifest import require_unchanged
 from vitctl.errors import RequestError
 from vitctl.files import write_text
 from vitctl.inference.classifier import Classifier
 from vitctl.inference.predict import printable
 from vitctl.observer import SILENT, Observer
 from vitctl.training.evaluate import balanced_accuracy, logits_of, uneven
+from vitctl.training.run_folder import MANIFEST
+from vitctl.units import escaped
 
 _TOP = 3
 """Classes per image in the table of predictions."""
@@ -33,9 +39,11 @@ class Scores:
 
     Attributes:
         figures: ``loss`` (mean cross entropy), ``top1`` and ``top5`` (percent; top5 is None for fewer than 6 classes),
-            ``balanced_acc`` (mean recall in percent; None if the classes are about equally large), the same with the suffix ``_tta`` under test-time augmentation, ``images``, ``seconds``,
+            ``balanced_acc`` (mean recall in percent; None if the classes are about equally large), the same with the
+            suffix ``_tta`` under test-time augmentation, ``images``, ``seconds``,
             ``images_per_second``, and the checkpoint, data and device.
-        classes: ``class, precision, recall, f1, support`` of each class; precision, recall and F1 in percent.
+        classes: ``class, precision, recall, f1, support`` of each class; precision, recall and F1 in percent, or
+            None for a class without images.
         confusion: confusion matrix, ``[K][K]`` counts with a row per true class and a column per predicted class.
         labels: true classes, int64 ``[n]``.
         probabilities: predicted probabilities, float ``[n, K]``.
@@ -62,6 +70,7 @@ def score_classifier(
     labels: str | None = None,
     part: str = "test",
     limit: int | None = None,
+    accept_data: bool = False,
     tta: str = "none",
     skip_bad_images: bool = False,
     observer: Observer = SILENT,
@@ -75,12 +84,13 @@ def score_classifier(
         labels: CSV file with the labels of a folder's images; None for that of training, if it exists there.
         part: ``test``, ``val`` (the held-out images) or ``train`` (the images trained on).
         limit: maximum number of images.
+        accept_data: evaluate ``val`` or ``train`` even if the training data changed.
         tta: ``none``, or ``flip`` to also evaluate the mean of the logits of each image and its mirror image.
         skip_bad_images: skip images that cannot be read.
         observer: receives the progress of downloads, decoding and evaluation.
 
     Raises:
-        RequestError: the data or the part are not available, or have other classes; or ``tta`` is ``flip`` for a data
+        RequestError: the data or the part are not available, have other classes, or changed; or ``tta`` is ``flip`` for a data
             set in which a mirrored image may have another class.
     """
     other = dataset not in (None, classifier.provenance.dataset) and dataset in DATASETS and not DATASETS[dataset].flip
@@ -96,6 +106,16 @@ def score_classifier(
         skip_bad_images=skip_bad_images,
         observer=observer,
     )
+    accepted = None
+    if part != "test" and data.name == classifier.provenance.dataset:
+        accepted = require_unchanged(
+            data.manifest,
+            classifier.provenance.data_sha256,
+            classifier.path.parent.parent / MANIFEST,  # missing unless the checkpoint is in a run's folder
+            data.source,
+            accept=accept_data,
+            hint="restore them, or add --accept-data, or use --split test",
+        )
     subset = part_for(classifier, data, part, limit)
     start = time.perf_counter()
     outputs: list[Tensor] = []
@@ -113,7 +133,7 @@ def score_classifier(
     logits = torch.cat(outputs)  # [n, K]
     truth = subset.examples.labels[subset.index]
     figures = {
-        "checkpoint": str(classifier.path),
+        "checkpoint": escaped(str(classifier.path)),
         "net": classifier.net,
         "weights": classifier.weights,
         "epoch": classifier.epoch,
@@ -123,6 +143,7 @@ def score_classifier(
         **_headline(logits, truth),
         **({"tta": tta, **_headline(torch.cat(mirrored), truth, "_tta")} if mirrored else {}),
         "skipped_images": len(data.skipped),
+        **({"accepted_data": accepted} if accepted else {}),
         "seconds": round(seconds, 3),
         "images_per_second": round(len(truth) / seconds, 1),
         "engine": classifier.engine,
@@ -160,23 +181,33 @@ def load_data_for(
 ) -> Dataset:
     """Load the classifier's data set, or another one with the same classes.
 
-    Of another folder with ``only_test``, only the test images are read, and classes may be missing.
+    Of another folder with ``only_test``, only the test images are read, and classes may be missing. If it has the training
+    data, the images that ``--test-fraction`` chose are the test images, else all.
 
     Raises:
         RequestError: the data are missing (and ``download`` is False) or damaged, or have other classes or channels.
     """
     own = classifier.provenance.dataset
     name = dataset or own
-    data = load_dataset(
+    load = functools.partial(
+        load_dataset,
         name,
         data_dir=data_dir or (classifier.data_dir if name == own else None),
         labels=labels or (_own_labels(classifier, data_dir) if name == own else None),
-        test_classes=classifier.classes if only_test and name == "folder" and data_dir is not None else None,
         size=classifier.size,
         skip_bad_images=skip_bad_images or classifier.skip_bad_images,
-        observer=observer,
         download=download,
+        fit=classifier.provenance.fit,
+        value_range=classifier.provenance.value_range,
     )
+    fraction = classifier.provenance.test_fraction
+    if only_test and name == "folder" and data_dir is not None:
+        divided = dataset is None or _same_folder(data_dir, classifier.data_dir)
+        if fraction is not None and not divided:
+            divided = _has_images(load, fraction, classifier.provenance.data_sha256)
+        data = load(test_classes=classifier.classes, test_fraction=fraction if divided else None, observer=observer)
+    else:
+        data = load(test_fraction=fraction, observer=observer)
     hint = f"use --dataset {own}" if dataset not in (None, own) else f"use --data-dir with the images of {own}"
     if data.train.images.shape[1] != classifier.channels:
         raise RequestError(
@@ -184,7 +215,7 @@ def load_data_for(
             f"{classifier.channels}",
             hint=hint,
         )
-    if data.classes != classifier.classes:
+    if data.classes != tuple(map(class_name, classifier.classes)):  # earlier versions exported the folders' names
         theirs, ours = ", ".join(data.classes[:5]), ", ".join(classifier.classes[:5])
         raise RequestError(
             f"{data.source} has {len(data.classes)} classes ({theirs}, ...), but the network was trained on "
@@ -192,6 +223,19 @@ def load_data_for(
             hint=hint,
         )
     return data
+
+
+def _has_images(load: Callable[..., Dataset], fraction: float, digest: str) -> bool:
+    """Return whether the data set is a copy of the one with the digest, divided by ``fraction``."""
+    try:
+        manifest = load(test_fraction=fraction).manifest
+    except RequestError:  # other classes, or a test set
+        return False
+    return manifest is not None and manifest.digest == digest
+
+
+def _same_folder(folder: str, other: str | None) -> bool:
+    return other is not None and os.path.realpath(folder) == os.path.realpath(other)
 
 
 def _own_labels(classifier: Classifier, data_dir: str | None) -> str | None:
@@ -228,6 +272,7 @@ def part_for(classifier: Classifier, data: Dataset, part: str, limit: int | None
         else classifier.provenance.val,  # holding out may fail on small data sets, and test images do not depend on it
         val_fraction=classifier.provenance.val_fraction,
         split_seed=classifier.provenance.split_seed,
+        holdout_by=classifier.provenance.holdout_by,
         limit_train=limit if part == "train" else None,
         limit_test=limit if part != "train" else None,
     )
@@ -244,7 +289,7 @@ def classification(
     Args:
         labels: true classes, int64 ``[n]``.
         predicted: predicted classes, int64 ``[n]``.
-        classes: names of the K classes. A class without images, or without predictions, scores 0.
+        classes: names of the K classes. A class without predictions scores 0, and one without images None.
     """
     from sklearn.metrics import confusion_matrix, precision_recall_fscore_support
 
@@ -255,9 +300,9 @@ def classification(
     rows = [
         {
             "class": name,
-            "precision": 100 * float(precision[i]),
-            "recall": 100 * float(recall[i]),
-            "f1": 100 * float(f1[i]),
+            "precision": 100 * float(precision[i]) if support[i] else None,
+            "recall": 100 * float(recall[i]) if support[i] else None,
+            "f1": 100 * float(f1[i]) if support[i] else None,
             "support": int(support[i]),
         }
         for i, name in enumerate(classes)

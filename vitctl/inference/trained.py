@@ -11,9 +11,10 @@ import torch
 from torch import nn
 
 from vitctl.config import TrainConfig
+from vitctl.data.layout import class_name
 from vitctl.errors import RequestError
 from vitctl.models import build_model, find_model
-from vitctl.training.checkpoint import FILE_SHA256, load_checkpoint
+from vitctl.training.checkpoint import DATA_SHA256, FILE_SHA256, load_checkpoint
 from vitctl.training.run_folder import BEST, RunFolder
 
 _OTHER_VERSION = "use another checkpoint, or the version of vitctl that wrote this one"
@@ -35,6 +36,7 @@ class Trained:
         step: number of optimizer steps taken.
         history: record of each epoch.
         sha256: SHA-256 of the checkpoint.
+        data_sha256: digest of the training data; empty if not recorded.
     """
 
     model: nn.Module
@@ -48,6 +50,7 @@ class Trained:
     step: int
     history: list[dict[str, Any]]
     sha256: str = ""
+    data_sha256: str = ""
 
 
 def load_trained(path: Path, *, weights: str, device: torch.device, warn: Callable[[str], None]) -> Trained:
@@ -104,7 +107,7 @@ def load_trained(path: Path, *, weights: str, device: torch.device, warn: Callab
     return Trained(
         model=model.to(device).eval(),
         config=config,
-        classes=tuple(checkpoint["classes"]),
+        classes=tuple(map(class_name, checkpoint["classes"])),  # earlier versions stored the folders' names
         mean=tuple(checkpoint["mean"]),
         std=tuple(checkpoint["std"]),
         path=path,
@@ -113,4 +116,5 @@ def load_trained(path: Path, *, weights: str, device: torch.device, warn: Callab
         step=checkpoint["step"],
         history=checkpoint["history"],
         sha256=checkpoint[FILE_SHA256],
+        data_sha256=checkpoint.get(DATA_SHA256) or "",
     )

@@ -640,12 +640,11 @@ class Agent:
 
     def _write_config(self, number: int, params: Params) -> Path:
         path = self.sweep.folder / "trials" / f"{number:04d}.yaml"
-        settings: dict[str, Any] = self.sweep.file.settings(params, self.sweep.plan.fixed)
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise write_failed(error, path) from error
-        write_text(path, yaml.safe_dump(settings, sort_keys=False))
+        write_text(path, yaml.safe_dump(self.sweep.plan.settings(params), sort_keys=False))
         return path
 
 

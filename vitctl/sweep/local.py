@@ -34,7 +34,6 @@ def check_plan(file: SweepFile, options: SweepOptions) -> dict[str, Any]:
     """
     given = {"fixed": {}, "run_cap": file.run_cap, "pruner": "file", "seed": None, **options.given(file)}
     given.setdefault("sampler", "tpe" if file.method == "bayes" else "random")
-    given["replacement"] = file.method == "random"
     lookup(SAMPLERS, given["sampler"], "--sampler")
     if file.method != "bayes" and given["sampler"] != "random":
         raise RequestError(
@@ -218,12 +217,13 @@ def dry_run(path: Path, options: SweepOptions, count: int) -> dict[str, Any]:
     if file.method == "grid":
         samples = [point for point, _ in zip(space.grid_points(), range(count), strict=False)]
     else:
-        size = None if plan["replacement"] else space.size
+        replacement = file.method == "random"
+        size = None if replacement else space.size
         samples, number = [], 0
         while len(samples) < (count if size is None else min(count, size)) and number < 100 * count:
             params = space.draw(random.Random(f"{plan['seed']}:{number}:0"))
             number += 1
-            if plan["replacement"] or params not in samples:
+            if replacement or params not in samples:
                 samples.append(params)
     bands = file.hyperband.bands if file.hyperband is not None else ()
     constants = file.settings({}, plan["fixed"])

@@ -63,8 +63,8 @@ class SweepPlan:
         seed: seeds the sampler.
         created: time of creation in UTC, in ISO 8601 format.
         storage: URL of the storage, without a password.
-        replacement: whether ``method: random`` draws with replacement, as W&B's does; False for sweeps of earlier
-            versions, which end after all parameter sets.
+        format: version of the record; trials of version 1 hold out by position and read full value ranges, and its
+            ``method: random`` draws without replacement.
     """
 
     id: str
@@ -76,12 +76,22 @@ class SweepPlan:
     seed: int
     created: str
     storage: str
-    replacement: bool
+    format: int = 2
+
+    @property
+    def replacement(self) -> bool:
+        """Whether parameter sets are drawn with replacement, as by W&B's ``method: random``."""
+        return self.file.method == "random" and self.format > 1
+
+    def settings(self, params: Mapping[str, Any]) -> dict[str, Any]:
+        """Return the settings of a trial, as in a ``--config`` file; ``params`` are the varied parameters."""
+        implied = {"holdout_by": "position", "value_range": "full"} if self.format == 1 else {}
+        return {**implied, **self.file.settings(params, self.fixed)}
 
     def to_dict(self) -> dict[str, Any]:
         """Return the plan as JSON values."""
         return {
-            "format": 1,
+            "format": self.format,
             "id": self.id,
             "file": self.file.name,
             "fixed": dict(self.fixed),
@@ -91,7 +101,6 @@ class SweepPlan:
             "seed": self.seed,
             "created": self.created,
             "storage": self.storage,
-            "replacement": self.replacement,
             "text": self.file.text,
         }
 
@@ -104,8 +113,8 @@ class SweepPlan:
         """
         try:
             file = parse_sweep_file(values["text"], values["file"], f"{source} ({values['file']})")
-            keys = ("id", "fixed", "run_cap", "sampler", "pruner", "seed", "created", "storage")
-            return cls(file=file, replacement=values.get("replacement", False), **{key: values[key] for key in keys})
+            keys = ("id", "fixed", "run_cap", "sampler", "pruner", "seed", "created", "storage", "format")
+            return cls(file=file, **{key: values[key] for key in keys})
         except (KeyError, TypeError, AttributeError) as error:
             raise RequestError(
                 f"{source} is damaged or from another version of vitctl: {error!r}",
@@ -417,7 +426,7 @@ class Sweep:
 
     def settings(self, row: TrialRow) -> dict[str, Any]:
         """Return the settings that repeat a trial with ``train --config``."""
-        return self.file.settings(row.params, self.plan.fixed)
+        return self.plan.settings(row.params)
 
     # -- changes to the queue ----------------------------------------------------------------------------------------
 

@@ -2,6 +2,8 @@
 
 ``config.json``
     the settings, and for each session its command, versions and device
+``data.json.gz``
+    the manifest: size and digest of each image, if the data set has files (:mod:`vitctl.data.manifest`)
 ``metrics.jsonl``
     one line per epoch
 ``checkpoints/last.pt``, ``best.pt``, ``kept-N.pt``
@@ -39,7 +41,7 @@ from vitctl.training.checkpoint import Checkpoint, load_checkpoint, save_checkpo
 from vitctl.units import mask_passwords
 
 LAST, BEST = "last.pt", "best.pt"
-FAILURE, LOCK, PREDICTIONS = "failure.json", ".lock", "predictions.npz"
+FAILURE, LOCK, MANIFEST, PREDICTIONS = "failure.json", ".lock", "data.json.gz", "predictions.npz"
 _NOT_IN_NAMES = re.compile(r"[/\\\0]+")
 
 

@@ -18,13 +18,14 @@ from vitctl import devices
 from vitctl.config import TrainConfig
 from vitctl.data.batches import Normalize, TrainBatches
 from vitctl.data.dataset import Dataset, Splits
+from vitctl.data.layout import class_name
 from vitctl.errors import RequestError
 from vitctl.models import MODELS
 from vitctl.models.count import ForwardCost, count_parameters
 from vitctl.models.pretrained import train_head
 from vitctl.optim.schedule import Schedule
 from vitctl.registry import format_spec
-from vitctl.training.checkpoint import FORMAT, Checkpoint
+from vitctl.training.checkpoint import DATA_SHA256, FORMAT, Checkpoint
 from vitctl.training.ema import WeightAverage
 
 
@@ -229,6 +230,7 @@ class Session:
             "classes": list(self.dataset.classes),
             "mean": list(self.dataset.mean),
             "std": list(self.dataset.std),
+            DATA_SHA256: self.dataset.manifest.digest if self.dataset.manifest else None,
         }
 
     def restore(self, checkpoint: Checkpoint) -> None:
@@ -252,9 +254,19 @@ class Session:
             ) from error
         devices.set_rng_state(checkpoint["rng"], self.device)
         self.tally = Tally(self.device)  # drops sums of steps taken before
+        self._match_epochs()
         self.history = list(checkpoint["history"])
         if self.progress.step < self.total_steps:  # drop the record of a shortened epoch, which will now be completed
             self.history = [row for row in self.history if row["epoch"] <= self.progress.epoch]
+
+    def _match_epochs(self) -> None:
+        """Count the epochs again from the steps taken, if an epoch now has another number of images."""
+        progress, length = self.progress, self.steps_per_epoch
+        if progress.step == progress.epoch * length + progress.step_in_epoch:
+            return
+        progress.epoch, progress.step_in_epoch = divmod(progress.step, length)
+        if not progress.step_in_epoch and progress.recorded_step < progress.step:  # the last epoch is to be evaluated
+            progress.epoch, progress.step_in_epoch = progress.epoch - 1, length
 
 
 _REPLACE = "restore the run's own checkpoint, or delete this one to resume from an older one"
@@ -300,7 +312,7 @@ def check_same_run(config: TrainConfig, classes: list[str], checkpoint: Checkpoi
     if theirs != ours:
         names = [f"{net}, --opt {opt}{', with EMA' if ema else ''}" for net, opt, ema in (theirs, ours)]
         raise RequestError(f"the checkpoint holds {names[0]}; this run trains {names[1]}", hint=_REPLACE)
-    if list(checkpoint["classes"]) != classes:
+    if list(map(class_name, checkpoint["classes"])) != classes:  # earlier versions stored the folders' names
         raise RequestError(
             "the data set's classes differ from those that the checkpoint was trained on",
             hint=f"restore the data set in {config.data_dir}" if config.data_dir else _REPLACE,

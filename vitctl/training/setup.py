@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Callable, Container
 
@@ -15,6 +16,7 @@ from vitctl.data.augment import Augment
 from vitctl.data.batches import Extras, Normalize, TrainBatches
 from vitctl.data.dataset import Dataset, Splits, load_dataset, split
 from vitctl.data.duplicates import describe_equal_images
+from vitctl.data.reading import AUTO, FULL
 from vitctl.errors import RequestError
 from vitctl.models import build_model, find_model
 from vitctl.models.count import activation_floats, forward_cost
@@ -27,6 +29,7 @@ from vitctl.training.ema import WeightAverage
 from vitctl.training.loss import balanced_weights
 from vitctl.training.preflight import check_length
 from vitctl.training.session import Session, given_length
+from vitctl.units import plural
 
 CACHE_FLOATS = 1 << 22
 """Maximum number of floats in the largest activation of a micro-batch on CPU: 16 MiB of fp32.
@@ -34,6 +37,9 @@ CACHE_FLOATS = 1 << 22
 Measured on Zen 3 and Zen 4 cores with 32 MiB of last-level cache: larger micro-batches exceed the cache, and much
 smaller ones do not keep the cores busy. It is a constant, as micro-batches affect the last bits of a result.
 """
+
+MANY = 0.1
+"""Share of the training images from which :func:`describe_reading` warns."""
 
 DEVICE_EVAL_BATCH = 1000
 """Maximum number of images per forward pass in evaluation on an accelerator."""
@@ -70,6 +76,10 @@ def open_session(
     devices.prepare(device, config.threads, config.precision)
     weights = locate(config.net, config.pretrained) if pretrained and config.pretrained != "false" else None
     dataset, splits = data or open_data(config, observer)
+    if config.value_range == AUTO:
+        config = dataclasses.replace(config, value_range=dataset.value_range)
+    if not resumed:
+        describe_reading(config, dataset, observer)
     config = fitted(config, splits, free, observer)
     in_chans, num_classes = dataset.train.images.shape[1], len(dataset.classes)
     extras = batch_extras(config, dataset, splits, device)
@@ -140,6 +150,9 @@ def open_data(config: TrainConfig, observer: Observer = SILENT) -> tuple[Dataset
         skip_bad_images=config.skip_bad_images,
         observer=observer,
         labels=config.labels,
+        test_fraction=config.test_fraction,
+        fit=config.fit,
+        value_range=config.value_range,
     )
     if equal := describe_equal_images(dataset):
         if config.strict_data:
@@ -150,6 +163,7 @@ def open_data(config: TrainConfig, observer: Observer = SILENT) -> tuple[Dataset
         val=config.val,
         val_fraction=config.val_fraction,
         split_seed=config.split_seed,
+        holdout_by=config.holdout_by,
         limit_train=config.limit_train,
         limit_test=config.limit_test,
     )
@@ -163,6 +177,20 @@ def fitted(config: TrainConfig, splits: Splits, free: Container[str], observer: 
     if after != config:
         observer.message(fitting_note(config, after, images))
     return after
+
+
+def describe_reading(config: TrainConfig, dataset: Dataset, observer: Observer) -> None:
+    """Report the value range, and warn if ``--fit crop`` cuts off much of many training images."""
+    traits = dataset.traits
+    if traits is None:
+        return
+    if traits.deep and dataset.value_range != FULL:
+        observer.message(f"grey values are read by --value-range {dataset.value_range}")
+    if config.fit == "crop" and traits.elongated > MANY * traits.images:
+        observer.message(
+            f"warning: --fit crop cuts off over 40 % of {traits.elongated:,} of "
+            f"{plural(traits.images, 'training image')}; use --fit pad or squeeze"
+        )
 
 
 def train_batches(

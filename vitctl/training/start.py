@@ -12,6 +12,7 @@ from typing import Any
 from vitctl import devices
 from vitctl.config import FLAGS, TrainConfig, check_tracked, find_card, flag_name, pretrained_word, resolve_labels
 from vitctl.data import AUGMENTATIONS
+from vitctl.data.manifest import require_unchanged
 from vitctl.errors import RequestError
 from vitctl.models import find_model
 from vitctl.observer import SILENT, Observer, Record
@@ -20,10 +21,11 @@ from vitctl.recipes import RECIPES
 from vitctl.registry import Entry, lookup, split_spec
 from vitctl.tracking.trackers import tracked
 from vitctl.training.budget import TimePlan
+from vitctl.training.checkpoint import DATA_SHA256
 from vitctl.training.compiling import compile_network
 from vitctl.training.loop import fit, run_start
 from vitctl.training.preflight import check_config, check_length
-from vitctl.training.run_folder import RunFolder, check_folder_name
+from vitctl.training.run_folder import MANIFEST, RunFolder, check_folder_name
 from vitctl.training.session import Session, mixed_steps, run_length
 from vitctl.training.setup import open_session
 from vitctl.units import plural
@@ -73,6 +75,7 @@ def start_run(
                 session.config,
                 run_environment(session),
                 0,
+                **record_data(session, folder),
                 **({"pretrained": session.pretrained} if session.pretrained else {}),
             )
             return fit(session, folder, observers, resume_command(folder), started, find_card(session.config))
@@ -83,6 +86,7 @@ def resume_run(
     changes: Mapping[str, Any],
     observer: Observer = SILENT,
     *,
+    accept_data: bool = False,
     started: float | None = None,
 ) -> Record:
     """Resume the run in ``path`` and return its summary; on the same machine, the weights are bit-identical.
@@ -91,10 +95,11 @@ def resume_run(
         path: the run's folder.
         changes: settings given again; only those marked ``resumable`` may differ from the stored ones.
         observer: receives every event.
+        accept_data: continue even if the images changed.
         started: start of this session, as :func:`time.monotonic` counts; None for now.
 
     Raises:
-        RequestError: the run is missing, a setting must not change, or all checkpoints are damaged.
+        RequestError: the run is missing, a setting must not change, the images changed, or all checkpoints are damaged.
         RunFailed, Interrupted: see :func:`vitctl.training.loop.fit`.
     """
     started = time.monotonic() if started is None else started
@@ -134,6 +139,16 @@ def resume_run(
 
         check_config(config, SILENT, weights=False)  # warnings were printed when the run started
         session = open_session(config, observer, pretrained=checkpoint is None, resumed=True)
+        accepted = require_unchanged(
+            session.dataset.manifest,
+            recorded_data(document, checkpoint),
+            folder.path / MANIFEST,
+            session.dataset.source,
+            accept=accept_data,
+            hint="restore them, or add --accept-data to continue with them as they are",
+        )
+        if accepted:
+            observer.message(f"continuing with images that changed: {accepted}")
         if extended:
             check_length(session)
         if found is not None and checkpoint is not None:
@@ -172,9 +187,31 @@ def resume_run(
         folder.write_metrics(session.history)
         environment = run_environment(session)
         warn_of_differences(document["sessions"], environment, observer.message, dropout=has_dropout(config))
-        folder.add_session(config, environment, session.progress.step)
+        folder.add_session(
+            config,
+            environment,
+            session.progress.step,
+            **record_data(session, folder),
+            **({"accepted_data": accepted} if accepted else {}),
+        )
         with tracked(run_start(session, folder.path), session.config, observer) as observers:
             return fit(session, folder, observers, resume_command(folder), started, find_card(session.config))
+
+
+def record_data(session: Session, folder: RunFolder) -> dict[str, str]:
+    """Write the manifest of the session's images, and return their digest for ``config.json``, if they have files."""
+    manifest = session.dataset.manifest
+    if manifest is None:
+        return {}
+    manifest.write(folder.path / MANIFEST)
+    return {DATA_SHA256: manifest.digest}
+
+
+def recorded_data(document: Mapping[str, Any], checkpoint: Mapping[str, Any] | None) -> str | None:
+    """Return the digest of the images that a run was last trained on, or None if an earlier version trained it."""
+    last = document["sessions"][-1] if document["sessions"] else {}
+    digest = last.get(DATA_SHA256) or (checkpoint or {}).get(DATA_SHA256)
+    return str(digest) if digest else None
 
 
 def kept_recipe_settings(stored: TrainConfig, config: TrainConfig) -> str:
