@@ -42,6 +42,10 @@ def test_scalars_follow_yaml_1_2(text: str, value: object) -> None:
         ("? [1]\n: 2", "a key is not a plain word"),
         ("[" * 5000, "nested too deeply"),
         ("a: \t- b\n\t- c", "line"),
+        (
+            "a: 1\n---\nb: 2\n---\n",
+            "file has 2 documents, which start on lines 1, 3\nhint: keep one, such as that of line 1",
+        ),
     ],
 )
 def test_errors_name_the_line_and_have_a_hint(text: str, message: str) -> None:

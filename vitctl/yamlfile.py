@@ -59,10 +59,11 @@ def parse_yaml(text: str, source: str) -> dict[str, Any]:
         source: name of the document in errors.
 
     Raises:
-        RequestError: invalid YAML, not a mapping, a duplicate key, a tag, or nested too deeply.
+        RequestError: invalid YAML, several documents, not a mapping, a duplicate key, a tag, or nested too deeply.
     """
     try:
-        document = yaml.load(text, Loader=_Loader)
+        node = _only_document(text, source)
+        document = None if node is None else _Loader("").construct_document(node)
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         line = f", line {mark.line + 1}" if mark else ""
@@ -79,6 +80,23 @@ def parse_yaml(text: str, source: str) -> dict[str, Any]:
         what = "a list" if isinstance(document, list) else "a single value"
         raise RequestError(f"{source} has {what} at the top level, not 'key: value' lines", hint=_USE_LINES)
     return {str(key): value for key, value in document.items()}
+
+
+def _only_document(text: str, source: str) -> yaml.Node | None:
+    """Return the document of ``text``, or None if it is empty; empty ones before or after a ``---`` do not count.
+
+    Raises:
+        RequestError: several documents.
+        yaml.YAMLError: invalid YAML.
+    """
+    nodes = [node for node in yaml.compose_all(text, Loader=_Loader) if node.value != ""]
+    if len(nodes) > 1:
+        lines = [node.start_mark.line + 1 for node in nodes]
+        raise RequestError(
+            f"{source} has {len(nodes)} documents, which start on lines {', '.join(map(str, lines))}",
+            hint=f"keep one, such as that of line {lines[0]}, and move the others to files of their own",
+        )
+    return nodes[0] if nodes else None
 
 
 Place = tuple[str | int, ...]
@@ -119,7 +137,7 @@ def line_numbers(text: str, source: str) -> dict[Place, int]:
                 if key.tag != "tag:yaml.org,2002:merge":
                     walk(value, (*place, str(key.value)), key.start_mark.line + 1)
 
-    root = yaml.compose(text, Loader=_Loader)
+    root = _only_document(text, source)
     if root is not None:
         walk(root, (), 1)
     return lines

@@ -27,6 +27,7 @@ from vitctl.config.keys import (
     MAIN_FLAGS,
     OPTION_TABLES,
     normalise_keys,
+    similar_settings,
     unknown_setting,
 )
 from vitctl.config.names import foreign_name
@@ -61,6 +62,7 @@ __all__ = [
     "resolve_config",
     "resolve_dataset",
     "resolve_labels",
+    "similar_settings",
     "split_tags",
     "unknown_setting",
 ]

@@ -56,10 +56,15 @@ LENGTHS = ("epochs", "max_steps", "max_time")
 """Settings that limit the length of a run. Giving one replaces all of the recipe's."""
 
 
+def similar_settings(word: str) -> list[str]:
+    """Return the canonical names of up to three settings that resemble ``word``, most similar first."""
+    return [*dict.fromkeys(ALIASES.get(name, name) for name in similar(word, [*FLAGS, *OPTION_TABLES, *ALIASES]))]
+
+
 def suggest_setting(word: str) -> str:
-    """Return a hint for an unknown setting: similar ones by canonical name, else how to list all."""
-    near = dict.fromkeys(ALIASES.get(name, name) for name in similar(word, [*FLAGS, *OPTION_TABLES, *ALIASES]))
-    return f"did you mean {or_list([*near])}?" if near else "list all settings with vitctl train --help"
+    """Return a hint for an unknown setting: similar ones, else how to list all."""
+    near = similar_settings(word)
+    return f"did you mean {or_list(near)}?" if near else "list all settings with vitctl train --help"
 
 
 def normalise_keys(values: Mapping[str, Any], source: str) -> dict[str, Any]:
