@@ -4,7 +4,7 @@ from pathlib import Path
 import pytest
 
 from vitctl.errors import RequestError
-from vitctl.yamlfile import parse_yaml, read_yaml
+from vitctl.yamlfile import parse_yaml, read_text
 
 
 @pytest.mark.parametrize(
@@ -21,7 +21,9 @@ from vitctl.yamlfile import parse_yaml, read_yaml
         ("true", True),
         ("~", None),
         (".inf", math.inf),
-        ("1_000", "1_000"),
+        ("1_000", 1000),
+        ("2024_05_01", "2024_05_01"),
+        ("2024-05-01", "2024-05-01"),
         ("[1e-4, 2]", [1e-4, 2]),
     ],
 )
@@ -52,11 +54,11 @@ def test_errors_name_the_line_and_have_a_hint(text: str, message: str) -> None:
 
 def test_missing_unreadable_and_binary_files_are_refused(tmp_path: Path) -> None:
     with pytest.raises(RequestError, match=r"none.yaml not found\nhint: use"):
-        read_yaml(tmp_path / "none.yaml")
-    (tmp_path / "image.png").write_bytes(b"\x89PNG\xff\xfe")
+        read_text(tmp_path / "none.yaml")
+    (tmp_path / "image.png").write_bytes(b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR")
     with pytest.raises(RequestError, match=r"image.png is not a text file\nhint: use"):
-        read_yaml(tmp_path / "image.png")
+        read_text(tmp_path / "image.png")
     with pytest.raises(RequestError, match=r"cannot read .*: Is a directory\nhint: use"):
-        read_yaml(tmp_path)
+        read_text(tmp_path)
     (tmp_path / "empty.yaml").write_text("")
-    assert read_yaml(tmp_path / "empty.yaml") == {}
+    assert read_text(tmp_path / "empty.yaml") == ""

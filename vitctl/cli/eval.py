@@ -18,7 +18,7 @@ def evaluate(
         Path,
         typer.Argument(
             metavar="CKPT|RUN|FILE",
-            help="checkpoint, run folder, or exported .onnx or .safetensors",
+            help="checkpoint, run, or exported .onnx or .safetensors",
             show_default=False,
         ),
     ],
@@ -60,7 +60,7 @@ def evaluate(
 
     Reports loss, top-1 and top-5 accuracy, per-class metrics and the confusion matrix.
     """
-    from vitctl.config import resolve_dataset, resolve_labels
+    from vitctl.config import find_run, resolve_dataset, resolve_labels
 
     for flag, value, choices in (
         ("--weights", weights, ("last", "best")),
@@ -89,7 +89,7 @@ def evaluate(
         from vitctl.inference import scoring
 
         scores = scoring.score_classifier(
-            open_classifier(path, weights=weights, device_name=device, warn=observer.message),
+            open_classifier(find_run(path), weights=weights, device_name=device, warn=observer.message),
             dataset=dataset,
             data_dir=data_dir,
             labels=labels,

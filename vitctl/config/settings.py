@@ -25,6 +25,7 @@ from vitctl.models import MODELS
 from vitctl.optim import OPTIMIZERS
 from vitctl.recipes import RECIPES
 from vitctl.registry import FALSE_WORDS, TRUE_WORDS, Value
+from vitctl.units import parse_warmup
 
 ORIGINAL_BATCH = 100
 """Evaluation batch size of the original scripts, which printed the sum of the batches' mean losses."""
@@ -121,8 +122,10 @@ class Settings:
         ", ".join(AUGMENTATIONS),
         AUGMENTATION,
         table=AUGMENTATIONS,
-        shown="from the recipe",
+        shown="from the recipe; alone: its RandAugment, else randaug",
         metavar="NAME",
+        when_true="randaug",
+        when_false="basic",
     )
     aug_options: dict[str, Value] = dataclasses.field(default_factory=dict)
     flip: str = _setting(
@@ -210,9 +213,9 @@ class Settings:
     schedule_per: str = _setting(
         "step", str, "when to update the learning rate", SCHEDULE, choices=("step", "epoch"), shown="from the recipe"
     )
-    warmup: float = _setting(
-        0.05, float, "initial fraction of the run with a rising learning rate", SCHEDULE, low=0, below=1,
-        shown="from the recipe",
+    warmup: float | str = _setting(
+        0.05, float, "warm-up: fraction of the run, epochs (5ep) or steps (500)", SCHEDULE, parser=parse_warmup,
+        shown="from the recipe", metavar="X|Nep|N",
     )  # fmt: skip
     warmdown: float = _setting(
         0.0, float, "final fraction of --schedule constant with decay to 0", SCHEDULE, low=0, high=1,

@@ -26,6 +26,7 @@ from vitctl.optim.schedule import Schedule
 from vitctl.registry import format_spec
 from vitctl.training.checkpoint import FORMAT, Checkpoint
 from vitctl.training.ema import WeightAverage
+from vitctl.units import split_warmup
 
 
 @dataclass
@@ -176,7 +177,7 @@ class Session:
         self.schedule = Schedule(
             kind=config.schedule,
             total_steps=total_steps,
-            warmup_steps=math.ceil(config.warmup * total_steps) if config.warmup else 0,
+            warmup_steps=warmup_steps(config, total_steps, self.steps_per_epoch),
             warmdown_steps=round(config.warmdown * total_steps),
             steps_per_epoch=self.steps_per_epoch if config.schedule_per == "epoch" else 0,
         )
@@ -316,6 +317,12 @@ def given_length(config: TrainConfig, steps_per_epoch: int) -> int | None:
 def mixed_steps(config: TrainConfig, total_steps: int) -> int:
     """Return the number of steps, from the first, in which mixup and CutMix are applied if they are on."""
     return total_steps - round(config.mix_off * total_steps)
+
+
+def warmup_steps(config: TrainConfig, total_steps: int, steps_per_epoch: int) -> int:
+    """Return the number of steps over which the learning rate rises, rounded up."""
+    count, unit = split_warmup(config.warmup)
+    return math.ceil(count * {"": total_steps, "ep": steps_per_epoch, "st": 1}[unit])
 
 
 def run_length(config: TrainConfig, steps_per_epoch: int) -> int:
