@@ -120,9 +120,9 @@ def test_every_flag_of_the_original_export_is_answered(refused: Refused) -> None
         assert "vitctl export" in refused("export", "last.pt", flag, "x").split("\n")[1]
 
 
-def test_the_recipes_own_randaugment_is_what_aug_alone_means(cli: Cli, tmp_path: Path) -> None:
+def test_aug_without_a_name_is_the_recipes_own_randaugment(cli: Cli, tmp_path: Path) -> None:
     (tmp_path / "aug.yaml").write_text("aug: true\n")
-    (tmp_path / "noaug.yaml").write_text("aug: false\n")
+    (tmp_path / "noaug.yaml").write_text("recipe: seed\naug: false\n")
     for argv, aug, options in (
         (["--aug"], "randaug", {"n": 2, "m": 9}),
         (["--aug=True"], "randaug", {"n": 2, "m": 9}),
@@ -130,7 +130,7 @@ def test_the_recipes_own_randaugment_is_what_aug_alone_means(cli: Cli, tmp_path:
         (["--config", "aug.yaml", "--recipe", "seed"], "seed-randaug", {"n": 2, "m": 14}),
         (["--aug", "--recipe", "fast", "--max-time", "1h"], "randaug", {"n": 1, "m": 9}),
         (["--aug=false", "--recipe", "seed"], "basic", {}),
-        (["--config", "noaug.yaml", "--recipe", "seed"], "basic", {}),
+        (["--config", "noaug.yaml"], "basic", {}),
     ):
         settings = yaml.safe_load(cli("train", *argv, "--print-config").out)
         assert (settings["aug"], settings["aug_options"]) == (aug, options), argv

@@ -46,7 +46,7 @@ BARE = {
     "--resume": "--resume",
     "-r": "--resume",
 }
-"""Flags that take a value but may stand alone, which means ``true``, with their long names."""
+"""Flags that may have no value, which means ``true``, with their long names."""
 
 TYPED = "vitctl.typed"
 """Key of the command line, as it was typed, in the ``meta`` of Typer's context."""

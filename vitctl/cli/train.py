@@ -22,7 +22,9 @@ def train(
     settings: dict[str, Any],
     resume: Annotated[
         Path | None,
-        typer.Option("--resume", "-r", metavar="[RUN]", help="resume a run; alone: the newest with these settings"),
+        typer.Option(
+            "--resume", "-r", metavar="[RUN]", help="resume a run; by default, the newest with these settings"
+        ),
     ] = None,
     name: Annotated[
         str | None,

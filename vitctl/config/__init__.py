@@ -6,6 +6,7 @@
 - :mod:`~vitctl.config.train_config`: a complete, checked set of settings;
 - :mod:`~vitctl.config.keys`: flags, aliases and option names under which settings can be given;
 - :mod:`~vitctl.config.names`: what other tools call our settings;
+- :mod:`~vitctl.config.warmup`: lengths of the warm-up;
 - :mod:`~vitctl.config.paths`: data sets and weights given by path;
 - :mod:`~vitctl.config.resolution`: the rules of :func:`resolve_config`, which completes the given settings;
 - :mod:`~vitctl.config.fitting`: batch size and epochs of small folders of images;
@@ -28,7 +29,6 @@ from vitctl.config.keys import (
     NAMED,
     NET_FLAGS,
     OPTION_TABLES,
-    WARMUP_UNITS,
     normalise_keys,
     read_settings,
     unknown_setting,
@@ -38,6 +38,7 @@ from vitctl.config.paths import CHECKPOINTS, LAST, RUNS, find_run, find_weights,
 from vitctl.config.resolution import resolve_config
 from vitctl.config.settings import ORIGINAL_BATCH, VAL_PROTOCOLS, pretrained_word
 from vitctl.config.train_config import TrainConfig
+from vitctl.config.warmup import WARMUP_UNITS, split_warmup
 
 __all__ = [
     "ADAN_BETAS",
@@ -75,6 +76,7 @@ __all__ = [
     "resolve_config",
     "resolve_dataset",
     "resolve_labels",
+    "split_warmup",
     "split_tags",
     "unknown_setting",
 ]

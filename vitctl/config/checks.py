@@ -11,10 +11,11 @@ from typing import Any
 
 from vitctl.config.flag import flag_name
 from vitctl.config.settings import Settings
+from vitctl.config.warmup import split_warmup
 from vitctl.data import AUGMENTATIONS
 from vitctl.errors import RequestError
 from vitctl.models import MODELS, TIMM, find_model
-from vitctl.units import parse_duration, parse_save_every, plural, split_warmup
+from vitctl.units import parse_duration, parse_save_every, plural
 
 
 def check_micro_batch_without_batchnorm(config: Settings) -> None:

@@ -32,8 +32,8 @@ class Flag:
         table: the table whose names are accepted, for shell completion.
         shown: the default as ``--help`` describes it.
         resumable: whether ``--resume`` may change the stored value.
-        when_true: for a setting that can be switched on without a value: the value of ``true`` and of the flag alone,
-            unless the recipe has one.
+        when_true: for a setting that can be switched on without a value: the value of ``true`` and of the flag without a
+            value, unless the recipe has one.
         when_false: the value of ``false``.
         parser: parses values that are not just of the type and range above.
     """

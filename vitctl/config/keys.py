@@ -29,9 +29,6 @@ ADAN_BETAS = tuple(OPT_FLAGS)
 ADANS = ("adan", "adan_pytorch")
 """Optimizers that accept :data:`ADAN_BETAS`."""
 
-WARMUP_UNITS = {"warmup_epochs": "ep", "warmup_steps": "st"}
-"""Flags that set the warm-up in a unit."""
-
 INPUT_ONLY: dict[str, Flag] = {
     "patch": Flag(kind=int, help="patch size in pixels, for networks with patches", panel=NETWORK, low=1),
     "convkernel": Flag(kind=int, help="kernel size of convmixer", panel=NETWORK, low=1),
@@ -87,7 +84,8 @@ def read_settings(path: Path) -> dict[str, Any]:
     settings: dict[str, Any] = {}
     for key, value in document.items():
         with mistakes.collected((key,)):
-            _add_setting(settings, key, value)
+            name = _add_setting(settings, key, value)
+            check_name(name, settings.get(name))
     mistakes.raise_all(f"vitctl train --config {shlex.quote(source)} --print-config")
     return settings
 
@@ -112,8 +110,8 @@ def normalise_keys(values: Mapping[str, Any], source: str) -> dict[str, Any]:
     return settings
 
 
-def _add_setting(settings: dict[str, Any], key: str, value: Any) -> None:
-    """Add a setting by any of its names; None counts as not given.
+def _add_setting(settings: dict[str, Any], key: str, value: Any) -> str:
+    """Add a setting by any of its names, and return its canonical name; None counts as not given.
 
     Raises:
         RequestError: an unknown key, a setting that was added before, or a bad value.
@@ -126,16 +124,16 @@ def _add_setting(settings: dict[str, Any], key: str, value: Any) -> None:
     if name not in FLAGS and name not in OPTION_TABLES and name not in SWITCHES:
         raise unknown_setting(key, word)
     if value is None:
-        return
+        return name
     if name in settings:
         raise RequestError(f"{key!r} sets {name} a second time", hint=f"remove {key!r}")
     if name not in OPTION_TABLES:
         settings[name] = FLAGS[name].parse(name, value)
-        check_name(name, settings[name])
     elif isinstance(value, dict):
         settings[name] = {option: each for option, each in value.items() if each is not None}
     else:
         raise RequestError(f"{key!r} must be a mapping of options", hint=f"use {key}: {{}} or {key}: {{name: value}}")
+    return name
 
 
 NAMED: Mapping[str, Callable[[str], Entry]] = {

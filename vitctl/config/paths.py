@@ -105,8 +105,11 @@ def resolve_pretrained(net: str, entry: ModelEntry, value: str | None) -> str:
         return word
     path = find_weights(word)
     if not path.is_file():
+        missing = "this folder is not a run" if path.is_dir() else "no such file"
+        if path.name == LAST and not value.endswith(LAST):
+            missing = "this run has no checkpoint yet"
         raise RequestError(
-            f"--pretrained {value}: {'this folder is not a run' if path.is_dir() else f'no file {path}'}",
+            f"--pretrained {value}: {missing}",
             hint=f"use a weights file or a run, or --pretrained {'true' if entry.weights else 'false'}",
         )
     return str(path)

@@ -13,16 +13,17 @@ from typing import Any
 
 from vitctl.config.checks import check_tracked
 from vitctl.config.flag import flag_name
-from vitctl.config.keys import ADANS, FLAGS, LENGTHS, NET_FLAGS, OPT_FLAGS, WARMUP_UNITS
+from vitctl.config.keys import ADANS, FLAGS, LENGTHS, NET_FLAGS, OPT_FLAGS
 from vitctl.config.paths import resolve_dataset, resolve_labels, resolve_pretrained
 from vitctl.config.train_config import TrainConfig
+from vitctl.config.warmup import WARMUP_UNITS, parse_warmup, split_warmup
 from vitctl.data import AUGMENTATIONS, AugmentationEntry
 from vitctl.errors import RequestError
 from vitctl.models import ModelEntry, find_model
 from vitctl.optim import OptimizerEntry, find_optimizer
 from vitctl.recipes import RECIPES, Recipe
 from vitctl.registry import TRUE_WORDS, lookup, split_spec
-from vitctl.units import parse_duration, parse_warmup, split_warmup
+from vitctl.units import parse_duration
 
 CHOICES = ("recipe", "dataset", "net")
 """Settings that most defaults depend on."""
@@ -113,7 +114,7 @@ def _with_warmup(settings: Mapping[str, Any]) -> dict[str, Any]:
         if name in WARMUP_UNITS
     ]
     rest = {name: value for name, value in settings.items() if name not in WARMUP_UNITS}
-    return rest | {"warmup": unit for unit in units}
+    return {**rest, "warmup": units[0]} if units else rest
 
 
 # File settings that flags override

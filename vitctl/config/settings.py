@@ -19,13 +19,13 @@ from vitctl.config.flag import (
     Flag,
     flag_name,
 )
+from vitctl.config.warmup import parse_warmup
 from vitctl.data import AUGMENTATIONS, DATASETS
 from vitctl.errors import RequestError
 from vitctl.models import MODELS
 from vitctl.optim import OPTIMIZERS
 from vitctl.recipes import RECIPES
 from vitctl.registry import FALSE_WORDS, TRUE_WORDS, Value
-from vitctl.units import parse_warmup
 
 ORIGINAL_BATCH = 100
 """Evaluation batch size of the original scripts, which printed the sum of the batches' mean losses."""
@@ -122,7 +122,7 @@ class Settings:
         ", ".join(AUGMENTATIONS),
         AUGMENTATION,
         table=AUGMENTATIONS,
-        shown="from the recipe; alone: its RandAugment, else randaug",
+        shown="from the recipe; without NAME: RandAugment",
         metavar="NAME",
         when_true="randaug",
         when_false="basic",

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from vitctl import devices
-from vitctl.config import TrainConfig
+from vitctl.config import TrainConfig, split_warmup
 from vitctl.errors import RequestError
 from vitctl.models.pretrained import locate
 from vitctl.observer import Observer
 from vitctl.optim import doubtful_betas
 from vitctl.tracking.trackers import check_trackers
 from vitctl.training.session import Session
-from vitctl.units import plural, split_warmup
+from vitctl.units import plural
 
 
 def check_config(config: TrainConfig, observer: Observer, *, weights: bool = True) -> None:

@@ -15,7 +15,7 @@ from torch import nn
 from torch.optim import Optimizer
 
 from vitctl import devices
-from vitctl.config import TrainConfig
+from vitctl.config import TrainConfig, split_warmup
 from vitctl.data.batches import Normalize, TrainBatches
 from vitctl.data.dataset import Dataset, Splits
 from vitctl.errors import RequestError
@@ -26,7 +26,6 @@ from vitctl.optim.schedule import Schedule
 from vitctl.registry import format_spec
 from vitctl.training.checkpoint import FORMAT, Checkpoint
 from vitctl.training.ema import WeightAverage
-from vitctl.units import split_warmup
 
 
 @dataclass

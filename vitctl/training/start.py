@@ -23,10 +23,10 @@ from vitctl.config import (
     flag_name,
     pretrained_word,
     resolve_labels,
+    split_warmup,
 )
 from vitctl.data import AUGMENTATIONS
 from vitctl.errors import RequestError
-from vitctl.models import find_model
 from vitctl.observer import SILENT, Observer, Record
 from vitctl.recipes import RECIPES
 from vitctl.registry import or_list, split_spec
@@ -38,7 +38,7 @@ from vitctl.training.preflight import check_config, check_length
 from vitctl.training.run_folder import RunFolder, check_folder_name, runs_in
 from vitctl.training.session import Session, mixed_steps, run_length
 from vitctl.training.setup import open_session
-from vitctl.units import plural, split_warmup
+from vitctl.units import plural
 
 
 def start_run(
@@ -111,6 +111,7 @@ def resume_run(
     """
     started = time.monotonic() if started is None else started
     folder = RunFolder.open(path)
+    path = folder.path
     with folder.training():
         folder.remove_orphans()
         document = folder.read_document()
