@@ -1,6 +1,7 @@
 import itertools
 import json
 import re
+from typing import Any
 
 import pytest
 
@@ -443,7 +444,9 @@ def test_a_warmup_may_be_a_fraction_epochs_or_steps(given: dict[str, Any], warmu
 
 @pytest.mark.parametrize("value", [5, "5", 1, 99.0, 1.5])
 def test_a_warmup_without_a_unit_is_answered_with_all_three(value: object) -> None:
-    with pytest.raises(RequestError, match=r"^f: --warmup .* has no unit\nhint: use .*ep for epochs, .*st for steps, or 0\.05") as error:
+    with pytest.raises(
+        RequestError, match=r"^f: --warmup .* has no unit\nhint: use .*ep for epochs, .*st for steps, or 0\.05"
+    ) as error:
         normalise_keys({"warmup": value}, "f")
     assert error.value.hint is not None
     for suggested in re.findall(r"\d[\w.]*", error.value.hint):
@@ -452,5 +455,5 @@ def test_a_warmup_without_a_unit_is_answered_with_all_three(value: object) -> No
 
 @pytest.mark.parametrize("value", ["fast", -1, "5 weeks", True, "-3ep", "1.5st", float("nan")])
 def test_other_warmups_are_refused(value: object) -> None:
-    with pytest.raises(RequestError, match="^f: --warmup "):
+    with pytest.raises(RequestError, match=r"^f: --warmup "):
         normalise_keys({"warmup": value}, "f")

@@ -243,12 +243,18 @@ def paused(python: list[str], tmp_path: Path) -> Iterator["subprocess.Popen[str]
         process.kill()
 
 
-@pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize(
+    "signum", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2], ids=lambda each: each.name
+)
 def test_a_signal_saves_a_checkpoint_to_resume_from(
     python: list[str], paused: "subprocess.Popen[str]", straight: Path, tmp_path: Path, signum: signal.Signals
 ) -> None:
     paused.send_signal(signum)
     time.sleep(0.1)
+    if signum != signal.SIGINT:  # a second Ctrl-C quits; see below
+        for more in (signum, signal.SIGHUP):
+            paused.send_signal(more)
+            time.sleep(0.05)
     _, err = paused.communicate("go\n", timeout=60)
     assert paused.returncode == -signum, err
     assert "Traceback" not in err
