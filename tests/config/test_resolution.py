@@ -432,6 +432,7 @@ def test_a_learning_rate_that_timm_s_optimizer_rejects_is_refused() -> None:
         ({"warmup": "0.25"}, 0.25),
         ({"warmup_epochs": 5}, "5ep"),
         ({"warmup_steps": 20}, "20st"),
+        ({"warmup_steps": 1_234_567}, "1234567st"),
         ({"warmup_epochs": 0}, 0.0),
     ],
 )

@@ -269,6 +269,51 @@ def test_a_signal_saves_a_checkpoint_to_resume_from(
     assert_same(tmp_path / "r", straight)
 
 
+SLOWED = """
+import sys, time
+from vitctl.training import loop
+
+take_step = loop.train_step
+
+def train_step(*args, **more):
+    time.sleep(0.1)
+    return take_step(*args, **more)
+
+loop.train_step = train_step
+from vitctl.cli import main
+sys.exit(main(sys.argv[1:]))
+"""
+"""``vitctl`` with steps that take a tenth of a second."""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("reader", ["terminal", "pipe"])
+def test_a_run_whose_messages_lose_their_reader_is_saved(
+    python: list[str], straight: Path, tmp_path: Path, reader: str
+) -> None:
+    reading, writing = os.openpty() if reader == "terminal" else os.pipe()
+    process = subprocess.Popen(
+        [sys.executable, "-c", SLOWED, "train", *LONG, "--runs-dir", str(tmp_path), "--name", "r"],
+        stdin=subprocess.DEVNULL,
+        stdout=writing,
+        stderr=writing,
+        start_new_session=True,
+    )
+    os.close(writing)
+    shown = b""
+    while b"epoch 1/" not in shown:
+        shown += os.read(reading, 1000)
+    os.close(reading)
+    try:
+        assert process.wait(timeout=60) == -signal.SIGHUP
+    finally:
+        process.kill()
+    assert 40 <= load_checkpoint(tmp_path / "r" / "checkpoints" / "last.pt")["step"] < 120
+    resumed = subprocess.run([*python, "-m", "vitctl", "train", "--resume", str(tmp_path / "r")], check=False)
+    assert resumed.returncode == 0
+    assert_same(tmp_path / "r", straight)
+
+
 def test_a_second_signal_quits_immediately(paused: "subprocess.Popen[str]", tmp_path: Path) -> None:
     before = {path: path.stat().st_mtime_ns for path in (tmp_path / "r" / "checkpoints").iterdir()}
     paused.send_signal(signal.SIGINT)

@@ -109,7 +109,7 @@ def _with_warmup(settings: Mapping[str, Any]) -> dict[str, Any]:
         first, second = (flag_name(name) for name in given[:2])
         raise RequestError(f"{first} and {second} both set the warm-up", hint=f"remove {first} or {second}")
     units = [
-        parse_warmup(f"{settings[name]:g}{WARMUP_UNITS[name]}", flag_name(name))
+        parse_warmup(f"{settings[name]:.10g}{WARMUP_UNITS[name]}", flag_name(name))
         for name in given
         if name in WARMUP_UNITS
     ]

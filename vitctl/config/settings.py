@@ -75,10 +75,10 @@ class Settings:
     pretrained: str = _setting(
         "false",
         str,
-        "pretrained weights: true, false or a file",
+        "pretrained weights: true, false, a file or a run",
         NETWORK,
         shown="true for vit_timm and vit_small_timm, else false",
-        metavar="FILE|true",
+        metavar="FILE|RUN|true",
     )
     freeze_backbone: bool = _setting(False, bool, "train only the classification head", NETWORK)
 

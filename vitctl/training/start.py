@@ -282,7 +282,7 @@ def stored_value(stored: TrainConfig, name: str) -> Any:
     """Return a setting of a run, also one that is stored in the options of network or optimizer."""
     if name in WARMUP_UNITS:
         count, unit = split_warmup(stored.warmup)
-        return count if unit == WARMUP_UNITS[name] else None
+        return count if unit == WARMUP_UNITS[name] or not count else None
     if name in NET_FLAGS:
         return stored.net_options.get(NET_FLAGS[name])
     if name.startswith("adan_"):
