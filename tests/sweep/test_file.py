@@ -356,7 +356,6 @@ def test_invalid_keys_are_refused(more: dict[str, Any], message: str) -> None:
         ("emb_dropout", "did you mean net_options.emb_dropout? If not, remove it"),
         ("learn_rates", "did you mean lr? If not, remove it"),
         ("yuequ_method", "remove it, or list all settings with vitctl train --help"),
-        ("warmup_epochs", "remove it, or use --warmup 0.05"),
         ("num_workers", "remove num_workers"),
     ],
 )

@@ -417,7 +417,7 @@ class RunQueue:
                         continue
                     del active[slot]
                     free.append(slot)
-                    if not child.asked or code == 0:
+                    if code == 0 or not (child.asked or stop):  # a batch system signals children too
                         self._child_ended(task, child, code, started)
 
     def _start(self, task: Task, slot: int, line: LifeLine) -> Child:

@@ -32,6 +32,8 @@ SYNONYMS = _by_name(
         "smoothing label_smoothing_factor": "label_smoothing",
         "sched scheduler lr_scheduler lr_scheduler_type": "schedule",
         "warmup_ratio": "warmup",
+        "lr_warmup_epochs": "warmup_epochs",
+        "lr_warmup_steps num_warmup_steps warmup_iters": "warmup_steps",
         "reprob erasing random_erasing random_erase": "erase",
         "class_weight": "class_weights",
         "mixup_alpha": "mixup",
@@ -46,6 +48,15 @@ SYNONYMS = _by_name(
 )
 """Settings by the names under which other tools have them with the same values."""
 
+SWITCHES = {
+    "amp": ("precision", "auto"),
+    "cos": ("schedule", "cosine"),
+    "noamp": ("precision", "fp32"),
+    "noaug": ("aug", "basic"),
+    "nowandb": ("wandb", "disabled"),
+}
+"""Switches of the original scripts, with the setting and value that they stand for. ``--noaug`` kept crop and flip."""
+
 INSTEAD = _by_name(
     {
         "momentum": "use --opt sgd:momentum=0.9",
@@ -59,7 +70,7 @@ INSTEAD = _by_name(
         "depth num_layers": "use --net vit:depth=8",
         "heads num_heads": "use --net vit:num_heads=8",
         "dim embed_dim hidden_size": "use --net vit:embed_dim=256",
-        "dimhead dim_head head_dim": "use --net vit:head_dim=64",
+        "dim_head head_dim": "use --net vit:head_dim=64",
         "patch_size": "use --net vit --patch 4",
         "input_size": "use --size 32",
         "data data_path data_root data_folder dataset_path dataset_dir root train_dir": "use --dataset FOLDER for your images, or --data-dir FOLDER for CIFAR",
@@ -71,7 +82,7 @@ INSTEAD = _by_name(
         "hflip fliplr horizontal_flip": "use --flip on or --flip off",
         "mixup_off_epoch close_mosaic": "use --mixup 0.8 --mix-off 0.1, a fraction of the run",
         "model_ema use_ema": "use --ema 0.999",
-        "amp fp16 half use_amp mixed_precision": "use --precision fp16; --precision auto is the default",
+        "fp16 half use_amp mixed_precision": "use --precision fp16; --precision auto is the default",
         "bf16 amp_dtype": "use --precision bf16; --precision auto is the default",
         "fp32 no_amp": "use --precision fp32",
         "gpu gpus gpu_id gpu_ids num_gpus devices accelerator cuda": "use --device cuda:0",
@@ -81,7 +92,6 @@ INSTEAD = _by_name(
             "use --device cuda:0; a run uses one device",
         "val_split val_size validation_split val_ratio": "use --val-fraction 0.1",
         "cos_lr cosine": "use --schedule cosine",
-        "warmup_epochs warmup_steps lr_warmup_epochs lr_warmup_steps": "use --warmup 0.05, a fraction of the run",
         "cooldown cooldown_epochs decay_epochs": "use --schedule constant --warmdown 0.2, a fraction of the run",
         "time max_train_hours": "use --max-time 1h",
         "early_stop early_stopping": "use --patience 5",

@@ -230,7 +230,7 @@ class Agent:
         Raises:
             TrialsFailed: three trials failed in a row.
             RunFailed: the storage failed.
-            Interrupted: SIGINT or SIGTERM was received; running trials are saved.
+            Interrupted: a signal was received; running trials are saved.
         """
         start = self._clock()
 

@@ -29,7 +29,7 @@ from vitctl.optim import OPTIMIZERS
 from vitctl.registry import Entry, or_list, suggest
 from vitctl.sweep.hyperband import Hyperband
 from vitctl.sweep.space import EXPONENTS, Parameter, Space, show, show_params
-from vitctl.yamlfile import Place, line_numbers, parse_yaml, read_text
+from vitctl.yamlfile import Mistakes, Place, line_numbers, parse_yaml, read_text
 
 METHODS = ("grid", "random", "bayes")
 METRICS = (
@@ -270,10 +270,9 @@ class _Reader:
 
     def __init__(self, document: dict[str, Any], lines: dict[Place, int], source: str) -> None:
         self.document = document
-        self.lines = lines
         self.source = source
         self.root: Place = ()
-        self.mistakes: dict[tuple[int, str, str], None] = {}  # line, message, hint
+        self.mistakes = Mistakes(lines, source)
         self.notes: list[str] = []
         self.local_notes: list[str] = []
 
@@ -285,24 +284,11 @@ class _Reader:
             message: what is wrong.
             hint: what to write instead; None for a setting with too many valid values to list.
         """
-        place = (*self.root, *place)
-        while place and place not in self.lines:
-            place = place[:-1]
-        self.mistakes[(self.lines.get(place, 1), message, hint or "list the valid values: vitctl train --help")] = None
+        self.mistakes.add((*self.root, *place), message, hint or "list the valid values: vitctl train --help")
 
     def raise_mistakes(self) -> None:
         """Raise all recorded mistakes as one RequestError, if there are any."""
-        if not self.mistakes:
-            return
-        found = sorted(self.mistakes)
-        if len(found) == 1:
-            line, message, hint = found[0]
-            raise RequestError(f"{self.source}:{line}: {message}", hint=hint)
-        lines = "\n".join(f"  {self.source}:{line}: {message}; {hint}" for line, message, hint in found)
-        raise RequestError(
-            f"{self.source} has {len(found)} mistakes:\n{lines}",
-            hint=f"correct them, then check the file: vitctl sweep create {self.source} --dry-run 1",
-        )
+        self.mistakes.raise_all(f"vitctl sweep create {self.source} --dry-run 1")
 
     def read(self, text: str, name: str) -> SweepFile:
         """Check the document and return the sweep file.
