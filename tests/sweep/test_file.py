@@ -350,6 +350,7 @@ def test_invalid_keys_are_refused(more: dict[str, Any], message: str) -> None:
 @pytest.mark.parametrize(
     ("name", "answer"),
     [
+        ("amp", "remove it, or use precision: {value: auto}"),
         ("optimizer.lr", "did you mean lr? If not, remove it"),
         ("optimizer.name", "did you mean opt? If not, remove it"),
         ("model.init_args.dropout", "did you mean net_options.dropout? If not, remove it"),

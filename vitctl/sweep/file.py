@@ -22,7 +22,7 @@ from vitctl.config import (
     resolve_config,
     similar_settings,
 )
-from vitctl.config.names import INSTEAD, OPTION_NAMES
+from vitctl.config.names import INSTEAD, OPTION_NAMES, SWITCHES
 from vitctl.errors import RequestError
 from vitctl.models import MODELS
 from vitctl.optim import OPTIMIZERS
@@ -811,6 +811,9 @@ def _unknown_parameter(key: str) -> tuple[str, str]:
     word = setting_of(key)
     if error := foreign_name(word, key):
         return error.message, f"remove it, or {INSTEAD[word]}" if word in INSTEAD else str(error.hint)
+    if word in SWITCHES:
+        name, value = SWITCHES[word]
+        return f"unknown setting {key!r}", f"remove it, or use {name}: {{value: {value}}}"
     near = _meant(key) or similar_settings(word)
     hint = "remove it, or list all settings with vitctl train --help"
     return f"unknown setting {key!r}", f"did you mean {or_list(near)}? If not, remove it" if near else hint
