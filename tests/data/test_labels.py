@@ -41,6 +41,8 @@ def test_columns_are_found_by_name(content: str, rows: list[Row], tmp_path: Path
         ("id,b\n1,frog\n", "has no column of labels, but id, b\nhint: add label to its first line"),
         ("id,label\n1,\n", "has no lines with a label"),
         ("id,label,split\n1,frog,train\n2,frog,fold3\n", "line 3: unknown part 'fold3'\nhint: use train, val or test"),
+        ("id,label,split\n\n,,\n2,frog,fold3\n", "line 4: unknown part 'fold3'"),
+        ("id,label\n1," + "frog" * 50_000, "is not a CSV file: field larger than field limit"),
         (b"id,label\n1,\xe9\n", "is not text in UTF-8"),
     ],
 )

@@ -6,8 +6,9 @@ import csv
 import io
 import re
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
+from posixpath import splitext
 from typing import NamedTuple
 
 from vitctl.data.cache import ImageFile
@@ -48,8 +49,8 @@ def read_labels(path: Path) -> list[Row]:
     Raises:
         RequestError: the file cannot be read, or a column is missing.
     """
-    lines = _lines(path)
-    columns = [re.sub(r"[\s_-]", "", name.casefold()) for name in lines[0]] if lines else []
+    header, *lines = _lines(path) or [(1, [])]
+    columns = [re.sub(r"[\s_-]", "", name.casefold()) for name in header[1]]
     file, label, part = (
         next((columns.index(name) for name in names if name in columns), None)
         for names in (FILE_COLUMNS, LABEL_COLUMNS, PART_COLUMNS)
@@ -57,16 +58,16 @@ def read_labels(path: Path) -> list[Row]:
     for index, what, instead in ((file, "files", "filename"), (label, "labels", "label")):
         if index is None:
             raise RequestError(
-                f"--labels {path} has no column of {what}, but {', '.join(lines[0]) if lines else 'nothing'}",
+                f"--labels {path} has no column of {what}, but {', '.join(header[1]) or 'nothing'}",
                 hint=f"add {instead} to its first line, as the name of the column with the {what}",
             )
     assert file is not None and label is not None
     rows = []
-    for number, line in enumerate(lines[1:], start=2):
-        cells = [*line, *[""] * (len(columns) - len(line))]
-        if cells[file].strip() and cells[label].strip():
-            chosen = None if part is None else _part(path, number, cells[part].strip())
-            rows.append(Row(_slashes(cells[file]), cells[label].strip(), chosen))
+    for number, line in lines:
+        cells = [cell.strip() for cell in line] + [""] * (len(columns) - len(line))
+        if cells[file] and cells[label]:
+            chosen = None if part is None else _part(path, number, cells[part])
+            rows.append(Row(_slashes(cells[file]), cells[label], chosen))
     if not rows:
         raise RequestError(f"--labels {path} has no lines with a label", hint="use --labels with another file")
     return rows
@@ -82,7 +83,7 @@ def has_labels(path: Path) -> bool:
 
 def read_annotations(path: Path) -> list[Row]:
     """Read a file of Tiny ImageNet, whose lines begin with file name and class, separated by tabs."""
-    return [Row(_slashes(line[0]), line[1].strip()) for line in _lines(path, "\t") if len(line) > 1]
+    return [Row(_slashes(line[0]), line[1].strip()) for _, line in _lines(path, "\t") if len(line) > 1]
 
 
 def find_labelled(
@@ -90,28 +91,23 @@ def find_labelled(
 ) -> list[tuple[ImageFile, Row]]:
     """Return the image of each row; a row without one gets a file of size -1, which cannot be read.
 
-    A name is compared with the end of each path, with and without its ending. If several images have that name, those in
-    the folder of the row's part are preferred.
+    A name is compared with the last parts of each path, with and without its ending. If several images have that name,
+    the one with exactly this path is preferred, else those in the folder of the row's part.
 
     Args:
         rows: the table.
         images: images to choose from.
-        folder: folder that missing files are named in.
+        folder: folder that the names are relative to, if there is such an image; missing files get a path in it.
         parts: folder of each part.
         where: the table, for messages.
 
     Raises:
         RequestError: no image was found, a name has several images, or an image has several labels.
     """
-    by_name: defaultdict[str, list[tuple[str, ImageFile]]] = defaultdict(list)
-    for image in images:
-        stem = image.path.rpartition(".")[0]
-        for path in {image.path, stem} if "/" not in image.path[len(stem) :] else {image.path}:
-            by_name[path.rpartition("/")[2]].append((path, image))
+    by_name = _by_name(images, {row.name for row in rows})
     chosen: dict[str, tuple[ImageFile, Row]] = {}
     for row in rows:
-        near = f"/{row.name}"
-        found = [(path, image) for path, image in by_name[row.name.rpartition("/")[2]] if f"/{path}".endswith(near)]
+        found = by_name.get(row.name, [])
         exact = [each for each in found if each[0] in (row.name, join(folder, row.name))]
         part = parts.get(row.part) if row.part else None
         inside = [each for each in found if part and each[0].startswith(f"{part}/")]
@@ -136,7 +132,20 @@ def find_labelled(
     return list(chosen.values())
 
 
-def _lines(path: Path, separator: str = "") -> list[list[str]]:
+def _by_name(images: Iterable[ImageFile], names: Collection[str]) -> dict[str, list[tuple[str, ImageFile]]]:
+    """Return, for each name, the paths that end in it, with or without their own ending, and their images."""
+    found: defaultdict[str, list[tuple[str, ImageFile]]] = defaultdict(list)
+    for image in images:
+        for path in {image.path, splitext(image.path)[0]}:
+            parts = path.split("/")
+            for start in range(len(parts)):
+                if (name := "/".join(parts[start:])) in names:
+                    found[name].append((path, image))
+    return found
+
+
+def _lines(path: Path, separator: str = "") -> list[tuple[int, list[str]]]:
+    """Return the number and the cells of each line that is not empty."""
     try:
         text = path.read_text(encoding="utf-8-sig")
     except OSError as error:
@@ -145,7 +154,11 @@ def _lines(path: Path, separator: str = "") -> list[list[str]]:
         raise RequestError(f"{path} is not text in UTF-8", hint="use --labels with a CSV file in UTF-8") from error
     head = text.partition("\n")[0]
     separator = separator or max(",;\t", key=head.count)
-    return [line for line in csv.reader(io.StringIO(text), delimiter=separator) if any(line)]
+    reader = csv.reader(io.StringIO(text), delimiter=separator)
+    try:
+        return [(reader.line_num, line) for line in reader if any(line)]
+    except csv.Error as error:
+        raise RequestError(f"{path} is not a CSV file: {error}", hint="use --labels with a CSV file") from error
 
 
 def _part(path: Path, number: int, value: str) -> str:
@@ -158,4 +171,5 @@ def _part(path: Path, number: int, value: str) -> str:
 
 
 def _slashes(name: str) -> str:
+    """Return a relative path with ``/``, also if the table was written on Windows."""
     return name.strip().replace("\\", "/").removeprefix("./").lstrip("/")
