@@ -403,6 +403,14 @@ class TestLitter:
         (tmp_path / "README.md").touch()  # beside the parts
         assert list_images(tmp_path).skipped == ("skipped 2 .txt, 1 without an ending, 1 .json, 1 Thumbs.db",)
 
+    def test_a_link_to_itself_is_skipped_or_unreadable(self, tmp_path: Path) -> None:
+        images(tmp_path, "train/a", "train/b", "test/a", count=1)
+        for name in ("loop", "loop.png"):
+            (tmp_path / "train/a" / name).symlink_to(name)
+        listing = list_images(tmp_path)
+        assert [(file.path, file.size) for file in listing.files if file.size < 0] == [("train/a/loop.png", -1)]
+        assert listing.skipped == ("skipped 1 without an ending",)
+
     def test_images_without_an_ending_are_found_by_content(self, tmp_path: Path) -> None:
         images(tmp_path, "train/a", "train/b", "test/a", count=1)
         for name in ("IMG_1", "scan v1.5", "photo.jpg?width=9"):

@@ -10,6 +10,7 @@ from collections.abc import Collection, Iterable, Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
+from shlex import quote
 
 from vitctl.data.cache import ImageFile
 from vitctl.data.decode import HEIF_SUFFIXES, image_suffixes, is_image
@@ -62,7 +63,9 @@ def join(folder: str, name: str) -> str:
 
 def cannot_read(path: Path, error: OSError) -> RequestError:
     """Return the error for a file or folder that cannot be read."""
-    return RequestError(f"cannot read {path}: {error.strerror}", hint=f"make it readable: chmod -R u+rX {path}")
+    return RequestError(
+        f"cannot read {path}: {error.strerror or error}", hint=f"make it readable: chmod -R u+rX {quote(str(path))}"
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -158,7 +161,7 @@ class Tree:
             for entry in entries:
                 if is_litter(entry.name):
                     litter.append(entry.name)
-                elif entry.is_dir():
+                elif _is_folder(entry):
                     folders.append(entry.name)
                 elif image := _image(entry, join(folder, entry.name), suffixes):
                     images.append(image)
@@ -178,6 +181,13 @@ def find_images(root: Path) -> tuple[list[Path], list[str]]:
     """
     tree = Tree(root)
     return [root / image.path for image in tree.images("")], tree.skipped([""])
+
+
+def _is_folder(entry: os.DirEntry[str]) -> bool:
+    try:
+        return entry.is_dir()
+    except OSError:  # a link to itself, or into a closed folder
+        return False
 
 
 def _image(entry: os.DirEntry[str], path: str, suffixes: frozenset[str]) -> ImageFile | None:
