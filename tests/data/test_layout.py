@@ -19,6 +19,7 @@ from vitctl.data.layout import (
     MISTAKES,
     WHOLE,
     find_layout,
+    from_labels,
     list_images,
     list_test_images,
 )
@@ -229,6 +230,13 @@ class TestRules:
         }
         assert found == {"parts": ["parts"], "classes": ["class folders"], "markup": [], "loose": []}
 
+    def test_images_beside_the_annotated_folder_have_their_own_identities(self, tmp_path: Path) -> None:
+        tiny_imagenet(tmp_path)
+        for name in ("0.png", "2.png"):  # of one class
+            (tmp_path / "val/images" / name).rename(tmp_path / "val" / name)
+        listing = list_images(tmp_path)
+        assert len(set(listing.identities)) == len(listing.files)
+
     def test_a_class_may_be_called_train(self, tmp_path: Path) -> None:
         images(tmp_path, "train", "bus", "car")
         layout = find_layout(Tree(tmp_path))
@@ -395,6 +403,13 @@ class TestLitter:
         assert after.files == before.files and after.classes == ("a", "b") and before.skipped == ()
         assert after.skipped == (f"skipped 1 {'hidden' if name.startswith('.') else name}",)
         assert len(find_images(tmp_path)[0]) == len(before.files)
+
+    def test_a_broken_link_with_a_label_has_a_label(self, tmp_path: Path) -> None:
+        images(tmp_path, "train")
+        (tmp_path / "train/9.png").symlink_to("nowhere.png")
+        names = sorted(path.name for path in (tmp_path / "train").iterdir())
+        (tmp_path / "labels.csv").write_text("id,label\n" + "".join(f"{name},{name[0]}\n" for name in names))
+        assert from_labels(Tree(tmp_path), tmp_path / "labels.csv").unused == ()
 
     def test_files_that_are_no_images_are_counted_by_ending(self, tmp_path: Path) -> None:
         images(tmp_path, "train/a", "train/b", "test/a", count=1)
