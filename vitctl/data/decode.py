@@ -40,7 +40,7 @@ HEIF_SUFFIXES = frozenset({"heic", "heics", "heif", "heifs", "hif"})
 """Endings of the format of iPhones, which Pillow reads if pillow-heif is installed."""
 
 _SIGNED = ("JPEG", "PNG", "GIF", "WEBP", "BMP", "TIFF", "JPEG2000", "AVIF", "HEIF")
-"""Formats that begin with a signature, so that no other file is taken for one."""
+"""Formats that begin with a signature, by which files without an ending are recognised."""
 
 _TURNS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -79,7 +79,7 @@ def decode_image(
 
     The image is set upright by its EXIF orientation, greyscale, palette, CMYK and 16-bit images are converted to 8-bit
     RGB, transparent areas become white, and the first of several frames is used. Then it is resized (bilinear,
-    antialiased) as ``reading.fit`` says: with ``crop``, as by torchvision's ``Resize(size)`` and ``CenterCrop(size)``.
+    antialiased) as :data:`~vitctl.data.reading.FITS` describes ``reading.fit``: with ``crop``, as by torchvision's ``Resize(size)`` and ``CenterCrop(size)``.
 
     Images of more than :data:`LARGE` pixels are first shrunk by a whole factor of at least 2, and otherwise to no less
     than twice the needed size.
@@ -88,7 +88,7 @@ def decode_image(
         source: path, or a file opened in binary mode.
         size: side in pixels.
         reading: how the image becomes square and 8-bit.
-        traits: receives what the image was like, also if its grey values are outside of ``reading``'s range.
+        traits: counts the image, also if its grey values are outside of ``reading``'s range.
 
     Raises:
         UnreadableImage: the file is not an image, is damaged, or has more pixels than :data:`MAX_PIXELS`, or than

@@ -20,7 +20,7 @@ from vitctl.errors import RequestError
 from vitctl.units import escaped
 
 Decode = Callable[[str, Traits], npt.NDArray[np.uint8]]
-"""Decodes a path to uint8 [3, size, size], or raises :class:`UnreadableImage`; see :func:`decode_image` for the traits."""
+"""Decodes a path to uint8 [3, size, size], or raises :class:`UnreadableImage`; counts the image in the traits."""
 
 
 def load(options: LoadOptions) -> Dataset:
@@ -29,8 +29,8 @@ def load(options: LoadOptions) -> Dataset:
     With ``--value-range auto``, the range is that of :meth:`Traits.value_range` for the training images.
 
     ``val/`` is the validation set if ``test/`` exists, and otherwise the test set. If both are missing, the share
-    ``options.test_fraction`` of the images is the test set. Mean and standard deviation are those of the training images.
-    With ``options.test_classes``, only the test set is read, and the training set is empty.
+    ``options.test_fraction`` of the images is the test set. Mean and standard deviation are those of the training
+    images. With ``options.test_classes``, only the test set is read, and the training set is empty.
 
     Raises:
         RequestError: the folder is missing or has the wrong layout, or an image cannot be read.
@@ -63,7 +63,7 @@ def _decoder(reading: Reading, size: int) -> Decode:
 
 
 def _measured_range(root: Path, listing: Listing, options: LoadOptions) -> str:
-    """Return the value range for a listing, and decode it to see its values if no earlier run did."""
+    """Return the value range of a listing; its images are decoded to measure it if no cache has their traits."""
     shape, measured = (3, options.size, options.size), listing.counts["train"]
     traits = recall_traits("folder", root, listing.files, shape=shape, measured=measured)
     if traits is None:
@@ -92,7 +92,7 @@ def decode_listing(
         decode: decodes an image.
         size: side of the decoded images in pixels.
         options: options of the loader.
-        rule: names how ``decode`` works, if there are several ways.
+        rule: identifies ``decode`` in the cache, if images can be decoded in several ways.
 
     Raises:
         RequestError: images cannot be read without ``--skip-bad-images``, or all images of a class cannot be read.
@@ -153,7 +153,7 @@ def _decode(
             return error.reason
 
     return decode_all(
-        # A cache of its own: there is one for each name and root, and that of a training run must stay.
+        # A cache of its own, as it would replace that of a training run on the same folder.
         name if listing.counts["train"] else f"{name}-test",
         root,
         listing.files,

@@ -24,7 +24,7 @@ LABEL_COLUMNS = (
     "dx", "labelid", "classid", "categoryid",
 )  # fmt: skip
 PART_COLUMNS = ("split", "subset", "set", "part", "partition", "dataset")
-"""Names of columns without spaces, ``_`` and ``-``, in lower case, the first to be preferred."""
+"""Names of columns in lower case, without spaces, ``_`` and ``-``; the first that a table has is used."""
 
 
 class Row(NamedTuple):

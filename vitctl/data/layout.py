@@ -39,7 +39,7 @@ _MARKUP = frozenset({"labels", "annotations", "masks", "bboxes", "labeltxt", "se
 
 
 class Undivided(RequestError):
-    """A folder has labelled images, but nothing tells training and test images apart."""
+    """A folder has labelled images that are not divided into training and test images."""
 
 
 def class_name(folder: str) -> str:

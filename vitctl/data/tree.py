@@ -40,7 +40,7 @@ _ENDING = re.compile(r".\.([a-z][a-z0-9]{0,9})\Z", re.IGNORECASE | re.DOTALL)
 
 
 def part_of(name: str) -> tuple[str | None, tuple[str, ...]]:
-    """Return the part that a name stands for, and the rest of its words.
+    """Return the part that a name stands for (``train``, ``val`` or ``test``), and the rest of its words.
 
     ``Training`` is ``("train", ())``, ``test_set`` is ``("test", ())``, ``seg_train`` is ``("train", ("seg",))``.
     The part is None for a name with no word for a part, or with several.
@@ -206,7 +206,7 @@ def _image(entry: os.DirEntry[str], path: str, suffixes: frozenset[str]) -> Imag
 
 
 def _ending(name: str) -> str:
-    """Return the ending of a file name with its dot, in lower case; ``""`` for ``IMG_0001``, ``v1.5`` or ``a.jpg?w=9``."""
+    """Return the ending of a file name with its dot, in lower case, or ``""``: ``IMG_0001``, ``v1.5``, ``a.jpg?w=9``."""
     match = _ENDING.search(name)
     return f".{match[1].lower()}" if match else ""
 
