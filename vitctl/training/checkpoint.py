@@ -210,7 +210,8 @@ def load_checkpoint(path: Path) -> Checkpoint:
         raise _not_a_checkpoint(path, "it contains something else")
     if checkpoint["format"] != FORMAT:
         raise DamagedCheckpoint(
-            f"{path} has checkpoint format {checkpoint['format']}, but this version of vitctl reads only format {FORMAT}",
+            f"{path} has checkpoint format {checkpoint['format']}, "
+            f"but this version of vitctl reads only format {FORMAT}",
             hint="upgrade vitctl: pip install --upgrade vitctl",
         )
     missing = [key for key in KEYS if key not in checkpoint]
