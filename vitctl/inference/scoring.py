@@ -255,6 +255,8 @@ def load_data_for(
     """
     own = classifier.provenance.dataset
     name = dataset or own
+    if labels is not None and name != "folder":
+        raise RequestError(f"--labels does nothing with {name}", hint="remove --labels, or use --dataset DIR")
     load = functools.partial(
         load_dataset,
         name,
