@@ -12,6 +12,7 @@ import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
+from shlex import quote
 from typing import Any
 
 import numpy as np
@@ -263,7 +264,7 @@ def _from_folder(spec: Cifar, root: Path, options: LoadOptions) -> Dataset:
     except Undivided as error:
         raise RequestError(
             error.message,
-            hint=f"unpack {spec.title} again, or use --dataset folder --data-dir {root} --test-fraction 0.2",
+            hint=f"unpack {spec.title} again, or use --dataset folder --data-dir {quote(str(root))} --test-fraction 0.2",
         ) from error
     _warn_of_other_counts(spec, root, listing)
 
@@ -272,7 +273,7 @@ def _from_folder(spec: Cifar, root: Path, options: LoadOptions) -> Dataset:
         if image.shape != (3, _SIDE, _SIDE):
             raise RequestError(
                 f"{path} has {image.shape[2]}x{image.shape[1]} pixels, but {spec.title} has {_SIDE}x{_SIDE}",
-                hint=f"use --dataset folder --data-dir {root} for images of any size",
+                hint=f"use --dataset folder --data-dir {quote(str(root))} for images of any size",
             )
         return image
 
@@ -296,7 +297,7 @@ def _check_class_folders(spec: Cifar, root: Path) -> None:
         if unknown := sorted(set(found) - set(spec.classes)):
             raise RequestError(
                 f"{root / part} has the folder {unknown[0]!r}, which is not a class of {spec.title}",
-                hint=f"use --dataset folder --data-dir {root}, or another --data-dir",
+                hint=f"use --dataset folder --data-dir {quote(str(root))}, or another --data-dir",
             )
         lacking = [name for name in spec.classes if not found.get(name)]
         if lacking:
@@ -305,7 +306,7 @@ def _check_class_folders(spec: Cifar, root: Path) -> None:
                 which = f"class folders {lacking[0]!r} and {len(lacking) - 1} more are"
             raise RequestError(
                 f"{root / part} is incomplete: {which} {'empty' if lacking[0] in found else 'missing'}",
-                hint=f"unpack {spec.title} again, or train on the other classes: --dataset folder --data-dir {root}",
+                hint=f"unpack {spec.title} again, or train on the other classes: --dataset folder --data-dir {quote(str(root))}",
             )
 
 
