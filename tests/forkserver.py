@@ -21,7 +21,7 @@ import sys
 import threading
 import traceback
 
-FORWARDED = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+FORWARDED = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
 WATCHED = "VITCTL_WATCH_FD"  # environment variable with the only other file descriptor that a program may inherit
 
 

@@ -12,7 +12,7 @@ import pytest
 PACKAGE = Path(__file__).parents[1] / "vitctl"
 
 LAYERS: tuple[tuple[str, ...], ...] = (
-    ("errors", "observer"),
+    ("certificates", "errors", "observer"),
     ("units",),
     ("registry", "files"),
     ("devices", "process", "recipes", "yamlfile"),
@@ -45,7 +45,7 @@ HEAVY = {
     "torchvision",
     "wandb",
 }
-LIGHT = ("config", "errors", "files", "observer", "process", "recipes", "registry", "units", "yamlfile")
+LIGHT = ("certificates", "config", "errors", "files", "observer", "process", "recipes", "registry", "units", "yamlfile")
 """Parts that import no heavy package, like ``vitctl.cli.app`` and every ``__init__.py``."""
 
 

@@ -1,8 +1,14 @@
-"""YAML files by the rules of YAML 1.2: ``1e-3`` is a number; duplicate keys and tags are errors."""
+"""YAML files by the rules of YAML 1.2: ``1e-3`` is a number; duplicate keys and tags are errors.
+
+Keys of the top level that begin with ``x-`` hold anchors, and are not part of the document.
+"""
 
 from __future__ import annotations
 
+import codecs
+import contextlib
 import re
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,15 +21,22 @@ class _Loader(yaml.SafeLoader):
     """SafeLoader that refuses duplicate keys and reads scalars by YAML 1.2's core schema."""
 
 
-# In YAML 1.1, PyYAML's dialect, "1e-3" is a string, "no" is false, and "1:30" is 90.
+# In YAML 1.1, PyYAML's dialect, "1e-3" is a string, "no" is false, "1:30" is 90, and "2024-05-01" is a date.
 _Loader.yaml_implicit_resolvers = {
-    first: [(tag, pattern) for tag, pattern in resolvers if tag.rpartition(":")[2] not in ("bool", "int", "float")]
+    first: [
+        (tag, pattern)
+        for tag, pattern in resolvers
+        if tag.rpartition(":")[2] not in ("bool", "int", "float", "timestamp")
+    ]
     for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
 }
 _Loader.add_implicit_resolver(
     "tag:yaml.org,2002:bool", re.compile(r"(?:true|True|TRUE|false|False|FALSE)\Z"), list("tTfF")
 )
-_Loader.add_implicit_resolver("tag:yaml.org,2002:int", re.compile(r"[-+]?[0-9]+\Z"), list("-+0123456789"))
+# 1_000 is a number, as in YAML 1.1 and Python, but 2024_05_01 is text.
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:int", re.compile(r"[-+]?(?:[0-9]+|[0-9]{1,3}(?:_[0-9]{3})+)\Z"), list("-+0123456789")
+)
 _Loader.add_implicit_resolver(
     "tag:yaml.org,2002:float",
     re.compile(
@@ -59,10 +72,11 @@ def parse_yaml(text: str, source: str) -> dict[str, Any]:
         source: name of the document in errors.
 
     Raises:
-        RequestError: invalid YAML, not a mapping, a duplicate key, a tag, or nested too deeply.
+        RequestError: invalid YAML, several documents, not a mapping, a duplicate key, a tag, or nested too deeply.
     """
     try:
-        document = yaml.load(text, Loader=_Loader)
+        node = _only_document(text, source)
+        document = None if node is None else _Loader("").construct_document(node)
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         line = f", line {mark.line + 1}" if mark else ""
@@ -78,7 +92,24 @@ def parse_yaml(text: str, source: str) -> dict[str, Any]:
     if not isinstance(document, dict):
         what = "a list" if isinstance(document, list) else "a single value"
         raise RequestError(f"{source} has {what} at the top level, not 'key: value' lines", hint=_USE_LINES)
-    return {str(key): value for key, value in document.items()}
+    return {str(key): value for key, value in document.items() if not str(key).startswith("x-")}
+
+
+def _only_document(text: str, source: str) -> yaml.Node | None:
+    """Return the document of ``text``, or None if it is empty; empty ones before or after a ``---`` do not count.
+
+    Raises:
+        RequestError: several documents.
+        yaml.YAMLError: invalid YAML.
+    """
+    nodes = [node for node in yaml.compose_all(text, Loader=_Loader) if node.value != ""]
+    if len(nodes) > 1:
+        lines = [node.start_mark.line + 1 for node in nodes]
+        raise RequestError(
+            f"{source} has {len(nodes)} documents, which start on lines {', '.join(map(str, lines))}",
+            hint=f"keep one, such as that of line {lines[0]}, and move the others to files of their own",
+        )
+    return nodes[0] if nodes else None
 
 
 Place = tuple[str | int, ...]
@@ -119,19 +150,58 @@ def line_numbers(text: str, source: str) -> dict[Place, int]:
                 if key.tag != "tag:yaml.org,2002:merge":
                     walk(value, (*place, str(key.value)), key.start_mark.line + 1)
 
-    root = yaml.compose(text, Loader=_Loader)
+    root = _only_document(text, source)
     if root is not None:
         walk(root, (), 1)
     return lines
 
 
-def read_yaml(path: Path) -> dict[str, Any]:
-    """Parse the YAML file ``path``.
+class Mistakes:
+    """Collects the mistakes in a file, to report all of them at once.
 
-    Raises:
-        RequestError: see :func:`read_text` and :func:`parse_yaml`.
+    Args:
+        lines: the line of every value, see :func:`line_numbers`.
+        source: name of the file in error messages.
     """
-    return parse_yaml(read_text(path), str(path))
+
+    def __init__(self, lines: Mapping[Place, int], source: str) -> None:
+        self._lines = lines
+        self._source = source
+        self._found: dict[tuple[int, str, str], None] = {}  # line, message, hint
+
+    def add(self, place: Place, message: str, hint: str) -> None:
+        """Record a mistake in the value at ``place``, or in the nearest value around it that has a line."""
+        while place and place not in self._lines:
+            place = place[:-1]
+        self._found[(self._lines.get(place, 1), message, hint)] = None
+
+    @contextlib.contextmanager
+    def collected(self, place: Place) -> Iterator[None]:
+        """Record a RequestError of the block as a mistake at ``place``."""
+        try:
+            yield
+        except RequestError as error:
+            self.add(place, error.message, error.hint or f"correct {place[-1]}")
+
+    def __len__(self) -> int:
+        return len(self._found)
+
+    def raise_all(self, check: str) -> None:
+        """Raise all recorded mistakes as one RequestError, if there are any.
+
+        Args:
+            check: the command that checks the corrected file.
+        """
+        found = sorted(self._found)
+        if len(found) == 1:
+            line, message, hint = found[0]
+            raise RequestError(f"{self._source}:{line}: {message}", hint=hint)
+        if found:
+            lines = "\n".join(f"  {self._source}:{line}: {message}; {hint}" for line, message, hint in found)
+            raise RequestError(
+                f"{self._source} has {len(found)} mistakes:\n{lines}",
+                hint=f"correct them, then check the file: {check}",
+            )
 
 
 def read_text(path: Path) -> str:
@@ -140,8 +210,12 @@ def read_text(path: Path) -> str:
     Raises:
         RequestError: the file is missing, unreadable or not UTF-8 text.
     """
+    content = b""
     try:
-        return path.read_text(encoding="utf-8")
+        content = path.read_bytes()
+        if content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)) or b"\0" in content[:2]:
+            raise RequestError(f"{path} is in UTF-16", hint=_SAVE_AS_UTF_8)
+        return content.decode("utf-8").replace("\r\n", "\n").replace("\r", "\n")
     except FileNotFoundError as error:
         raise RequestError(f"{path} not found", hint="use the path of an existing YAML file") from error
     except OSError as error:
@@ -149,4 +223,13 @@ def read_text(path: Path) -> str:
             f"cannot read {path}: {error.strerror}", hint="use the path of a readable YAML file"
         ) from error
     except UnicodeDecodeError as error:
-        raise RequestError(f"{path} is not a text file", hint="use the path of a YAML file in UTF-8") from error
+        if _BINARY.search(content):
+            raise RequestError(f"{path} is not a text file", hint="use the path of a YAML file") from error
+        line = content.count(b"\n", 0, error.start) + 1
+        raise RequestError(f"{path}, line {line}: a character is not in UTF-8", hint=_SAVE_AS_UTF_8) from error
+
+
+_SAVE_AS_UTF_8 = "save the file as UTF-8: most editors offer the encoding in their Save As dialog"
+
+_BINARY = re.compile(rb"[\x00-\x08\x0e-\x1a\x1c-\x1f]")
+"""Bytes that no text in an encoding of one byte per character has."""

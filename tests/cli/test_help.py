@@ -12,8 +12,8 @@ from typer.core import TyperOption
 
 from tests.conftest import Cli
 from vitctl.cli.app import app
-from vitctl.cli.options import LEGACY, WIDTH, short_help
-from vitctl.config import FLAGS, MAIN_FLAGS, flag_name
+from vitctl.cli.options import WIDTH, short_help
+from vitctl.config import FLAGS, MAIN_FLAGS, SWITCHES, flag_name
 
 
 def walk(command: Any, *path: str) -> Iterator[tuple[tuple[str, ...], Any]]:
@@ -128,7 +128,7 @@ def test_the_other_settings_of_train_are_in_their_groups(cli: Cli) -> None:
     for name, flag in FLAGS.items():
         if name not in MAIN_FLAGS:
             assert flag_name(name) in shown[flag.panel], name
-    assert not {f"--{name}" for name in LEGACY} & {flag for flags in shown.values() for flag in flags}
+    assert not {f"--{name}" for name in SWITCHES} & {flag for flags in shown.values() for flag in flags}
 
 
 def test_defaults_are_in_one_pair_of_brackets(cli: Cli) -> None:

@@ -69,7 +69,10 @@ def test_flags_of_the_original_scripts_are_accepted(cli: Cli, refused: Refused) 
     assert "--noamp means --precision fp32" in refused("train", "--noamp", "--precision", "bf16")
     assert "one device" in refused("train", "--dp")
     assert "one device" in refused("train", "--dp=True")
-    assert "--net vit:head_dim" in refused("train", "--dimhead", 32)
+    given = yaml.safe_load(cli("train", "--cos", "--amp", "--net", "vit", "--dimhead", 256, "--print-config").out)
+    assert (given["schedule"], given["precision"], given["net_options"]["embed_dim"]) == ("cosine", "auto", 256)
+    assert "--net res18 has no option embed_dim" in refused("train", "--net", "res18", "--dimhead", 256)
+    assert "--noamp means --precision fp32, which contradicts --precision auto" in refused("train", "--amp", "--noamp")
 
 
 def test_a_dry_run_estimates_the_cost_and_saves_nothing(cli: Cli, tmp_path: Path) -> None:

@@ -38,6 +38,12 @@ ACCEPTED: list[tuple[str, str, str, object]] = [
     ("timm", "--cutmix 0.5", "cutmix", 0.5),
     ("timm", "--model-ema-decay 0.999", "ema", 0.999),
     ("timm", "--seed 42", "seed", 42),
+    ("timm", "--amp", "precision", "auto"),
+    ("timm", "--warmup-epochs 5", "warmup", "5ep"),
+    ("ultralytics", "--warmup_epochs=3.0", "warmup", "3ep"),
+    ("Hugging Face", "--warmup_steps 500", "warmup", "500st"),
+    ("torchvision", "--lr-warmup-epochs 5", "warmup", "5ep"),
+    ("ultralytics", "--amp=True", "precision", "auto"),
     ("ultralytics", "--epochs=100", "epochs", 100),
     ("ultralytics", "--batch=16", "bs", 16),
     ("ultralytics", "--imgsz=64", "size", 64),
@@ -80,7 +86,6 @@ ANSWERED: list[tuple[str, str, str]] = [
     ("timm", "--opt-eps 1e-8", "--opt adamw:eps=1e-8"),
     ("timm", "--momentum 0.9", "--opt sgd:momentum=0.9"),
     ("timm", "--clip-mode agc", "--clip-grad"),
-    ("timm", "--warmup-epochs 5", "--warmup 0.05"),
     ("timm", "--cooldown-epochs 5", "--warmdown 0.2"),
     ("timm", "--min-lr 1e-5", "remove --min-lr"),
     ("timm", "--no-aug", "--aug none"),
@@ -93,7 +98,6 @@ ANSWERED: list[tuple[str, str, str]] = [
     ("timm", "--model-ema", "--ema 0.999"),
     ("timm", "--sync-bn", "--device cuda:0"),
     ("timm", "--workers 4", "remove --workers"),
-    ("timm", "--amp", "--precision"),
     ("timm", "--torchcompile", "--compile"),
     ("timm", "--output out", "--runs-dir"),
     ("timm", "--checkpoint-hist 3", "--keep 3"),
@@ -131,7 +135,6 @@ ANSWERED: list[tuple[str, str, str]] = [
     ("Hugging Face", "--adam_beta2 0.999", "--opt adamw:beta1=0.9,beta2=0.999"),
     ("Hugging Face", "--optim adamw_torch", "adamw"),
     ("Hugging Face", "--lr_scheduler_type constant_with_warmup", "constant"),
-    ("Hugging Face", "--warmup_steps 500", "--warmup 0.05"),
     ("Hugging Face", "--fp16", "--precision fp16"),
     ("Hugging Face", "--bf16", "--precision bf16"),
     ("Hugging Face", "--use_cpu", "--device cpu"),
@@ -182,7 +185,7 @@ def test_names_in_a_file_are_answered_like_flags(refused: Refused, tmp_path: Pat
     error, hint = refused("train", flag_name(name), "--print-config").split("\nhint: ")
     (tmp_path / "c.yaml").write_text(yaml.safe_dump({name: 1}))
     in_file, hint_in_file = refused("train", "--config", "c.yaml", "--print-config").split("\nhint: ")
-    assert in_file == error.replace(flag_name(name), f"c.yaml: {name}")
+    assert in_file == error.replace(flag_name(name), f"c.yaml:1: {name}")
     assert hint_in_file == (hint if name in INSTEAD else f"remove {name}")
 
 

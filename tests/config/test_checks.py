@@ -33,6 +33,8 @@ CASES: list[tuple[Check, dict[str, Any], str]] = [
     (checks.check_wandb_tags, {"wandb_tags": "x" * 65}, "the tag 'x+' has 65"),
     (checks.check_warmdown_has_a_constant_schedule, {"warmdown": 0.2, "schedule": "cosine"}, "does nothing with --schedule cosine\nhint: remove --warmdown"),
     (checks.check_warmup_and_warmdown_fit, {"warmup": 0.6, "warmdown": 0.5}, "add up to more than 1\nhint: use --warmdown 0.4 or less"),
+    (checks.check_warmup_ends, {"warmup": "5ep", "epochs": 5}, "--warmup 5ep takes the whole run of 5 epochs\nhint: use a shorter"),
+    (checks.check_warmup_ends, {"warmup": "9st", "max_steps": 9, "epochs": 2}, "--warmup 9st takes the whole run of 9 steps"),
     (checks.check_patience_has_a_holdout, {"patience": 2, "val": "test"}, "--val test holds out none\nhint: use --val holdout"),
 ]  # fmt: skip
 
@@ -55,6 +57,10 @@ ALLOWED: list[tuple[Check, dict[str, Any]]] = [
     (checks.check_wandb_tags, {"wandb_tags": "a, b," + "x" * 64}),
     (checks.check_warmdown_has_a_constant_schedule, {"warmdown": 0.2, "schedule": "constant"}),
     (checks.check_warmup_and_warmdown_fit, {"warmup": 0.5, "warmdown": 0.5}),
+    (checks.check_warmup_and_warmdown_fit, {"warmup": "5ep", "warmdown": 0.9}),
+    (checks.check_warmup_ends, {"warmup": "5ep", "epochs": 6}),
+    (checks.check_warmup_ends, {"warmup": "9st", "epochs": 1}),
+    (checks.check_warmup_ends, {"warmup": "5ep", "max_steps": 3}),
     (checks.check_patience_has_a_holdout, {"patience": 2, "val": "holdout"}),
 ]
 

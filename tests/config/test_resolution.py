@@ -1,6 +1,7 @@
 import itertools
 import json
 import re
+from typing import Any
 
 import pytest
 
@@ -418,3 +419,42 @@ def test_a_learning_rate_that_timm_s_optimizer_rejects_is_refused() -> None:
     with pytest.raises(RequestError, match="timm/madgrad rejects --lr 0 or"):
         resolve_config({"opt": "timm/madgrad", "lr": 0.0})
     assert resolve_config({"opt": "timm/lion", "lr": 0.0}).lr == 0
+
+
+@pytest.mark.parametrize(
+    ("given", "warmup"),
+    [
+        ({"warmup": "5ep"}, "5ep"),
+        ({"warmup": "2.5 epochs"}, "2.5ep"),
+        ({"warmup": 500}, "500st"),
+        ({"warmup": "5 steps"}, "5st"),
+        ({"warmup": 0}, 0.0),
+        ({"warmup": "0.25"}, 0.25),
+        ({"warmup_epochs": 5}, "5ep"),
+        ({"warmup_steps": 20}, "20st"),
+        ({"warmup_steps": 1_234_567}, "1234567st"),
+        ({"warmup_epochs": 0}, 0.0),
+    ],
+)
+def test_a_warmup_may_be_a_fraction_epochs_or_steps(given: dict[str, Any], warmup: float | str) -> None:
+    for flags, file in ((given, {}), ({}, given), (given, {"warmup": 0.1}), (given, {"warmup_steps": 7})):
+        config = resolve_config(normalise_keys(flags, "f"), normalise_keys(file, "f"))
+        assert config.warmup == warmup
+        assert TrainConfig.from_dict(config.to_dict()).warmup == warmup
+
+
+@pytest.mark.parametrize("value", [5, "5", 1, 99.0, 1.5])
+def test_a_warmup_without_a_unit_is_answered_with_all_three(value: object) -> None:
+    with pytest.raises(
+        RequestError, match=r"^f: --warmup .* has no unit\nhint: use .*ep for epochs, .*st for steps, or 0\.05"
+    ) as error:
+        normalise_keys({"warmup": value}, "f")
+    assert error.value.hint is not None
+    for suggested in re.findall(r"\d[\w.]*", error.value.hint):
+        assert resolve_config(normalise_keys({"warmup": suggested, "epochs": 200}, "f")).warmup
+
+
+@pytest.mark.parametrize("value", ["fast", -1, "5 weeks", True, "-3ep", "1.5st", float("nan")])
+def test_other_warmups_are_refused(value: object) -> None:
+    with pytest.raises(RequestError, match=r"^f: --warmup "):
+        normalise_keys({"warmup": value}, "f")

@@ -60,6 +60,9 @@ FILE_CASES: list[tuple[Rule, dict[str, Any], dict[str, Any], dict[str, Any]]] = 
             "opt_options": {"beta1": "0.8"}, "aug": "randaug", "aug_options": {"n": "1"},
         },
     ),
+    (rules.merge_warmup_units, {}, {"warmup_epochs": 2.5}, {"warmup": "2.5ep"}),
+    (rules.merge_warmup_units, {}, {"warmup_steps": 0, "lr": 1.0}, {"warmup": 0.0, "lr": 1.0}),
+    (rules.split_file_specs, {}, {"aug": True}, {"aug": True}),
     (
         rules.drop_warmup_if_onecycle_changes,
         {"schedule": "onecycle"},
@@ -148,6 +151,10 @@ SETTINGS_CASES: list[tuple[Rule, dict[str, Any], dict[str, Any]]] = [
     (rules.choose_net, {"net": "vit"}, {"net": "cct_2"}),
     (rules.choose_net, {"seconds": 60.0}, {"net": "cct_4"}),
     (rules.choose_net, {"file": {"net": "swin"}, "flags": {"net": "vit:depth=2"}}, {"net": "vit"}),
+    (rules.choose_net_of_flag, {"flags": {"patch": 2}}, {"net": "vit"}),
+    (rules.choose_net_of_flag, {"file": {"convkernel": 5}}, {"net": "convmixer"}),
+    (rules.choose_net_of_flag, {"flags": {"dimhead": 64}}, {"net": "cct_2"}),  # it has the option
+    (rules.choose_net_of_flag, {"flags": {"patch": 2, "net": "res18"}, "net": "res18"}, {"net": "res18"}),
     (rules.choose_weights, {}, {"pretrained": "false"}),
     (rules.choose_weights, {"net": "vit_timm"}, {"pretrained": "true"}),
     (rules.choose_weights, {"net": "vit_timm", "flags": {"pretrained": "no"}}, {"pretrained": "false"}),
@@ -286,6 +293,9 @@ SETTINGS_CASES: list[tuple[Rule, dict[str, Any], dict[str, Any]]] = [
         {"settings": {"layer_decay": 0.5}, "flags": {"layer_decay": 0.5}},
         {"layer_decay": 0.5},
     ),
+    (rules.fill_in_aug, {"settings": {"aug": True}, "preset": {"aug": "basic"}}, {"aug": "randaug"}),
+    (rules.fill_in_aug, {"settings": {"aug": True}, "preset": {"aug": "randaug:m=3"}}, {"aug": "randaug:m=3"}),
+    (rules.fill_in_aug, {"settings": {"aug": "none"}, "preset": {"aug": "randaug:m=3"}}, {"aug": "none"}),
     (rules.choose_aug, {}, {"aug": "basic", "aug_options": {}}),
     (
         rules.choose_aug,  # from the recipe
@@ -403,6 +413,7 @@ REFUSED: list[tuple[Rule, dict[str, Any], str]] = [
         "no such folder\nhint: use --dataset digits, cifar10, cifar100, mnist, fashionmnist, kmnist, svhn or stl10",
     ),
     (rules.choose_time, {"file": {"max_time": "soon"}}, "--max-time takes a duration"),
+    (rules.merge_warmup_units, {"flags": {"warmup": 0.1, "warmup_steps": 5}}, "--warmup and --warmup-steps both set"),
     (rules.choose_net, {"flags": {"net": "vitt"}}, "did you mean vit"),
     (
         rules.choose_weights,

@@ -9,6 +9,7 @@ import os
 import shutil
 import signal
 import socket
+import ssl
 import stat
 import subprocess
 import sys
@@ -16,6 +17,8 @@ import tarfile
 import tempfile
 import threading
 import time
+import urllib.error
+import urllib.request
 import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -43,6 +46,7 @@ from vitctl.data.cifar import Cifar
 from vitctl.data.dataset import Dataset, load_dataset
 from vitctl.data.download import Archive, DamagedArchive, DownloadFailed, Stalled, download_lock, fetch, members, unpack
 from vitctl.errors import RequestError, VitctlWarning
+from vitctl.models.pretrained import reachable
 from vitctl.observer import SILENT, Observer
 
 SIZE = 300_000
@@ -868,3 +872,47 @@ class TestCommandLine:
         lines = [line for line in result.err.splitlines() if line.startswith("warning: ")]
         assert len(lines) == 1 and lines[0].startswith(f"warning: {root} has 30 training and 30 test images, not ")
         assert "VitctlWarning" not in result.err
+
+
+@pytest.mark.skipif(shutil.which("openssl") is None, reason="needs openssl to make a certificate")
+def test_an_unknown_certificate_is_answered_with_the_variables_that_trust_it(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    certificate, key = tmp_path / "proxy.pem", tmp_path / "key.pem"
+    subprocess.run(
+        ["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes", "-days", "2",
+         "-subj", "/CN=127.0.0.1", "-addext", "subjectAltName=IP:127.0.0.1", "-keyout", str(key), "-out", str(certificate)],
+        check=True,
+        capture_output=True,
+    )  # fmt: skip
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(certificate, key)
+    monkeypatch.delenv("SSL_CERT_FILE", raising=False)
+    with serving(CONTENT) as server:
+        server.socket = context.wrap_socket(server.socket, server_side=True)
+        url = server.url.replace("http:", "https:")
+        with pytest.raises(DownloadFailed, match=r"certificate cannot be verified .*self-signed") as failed:
+            fetch(FILE, url, tmp_path)
+        assert failed.value.hint is not None
+        for variable in ("SSL_CERT_FILE", "REQUESTS_CA_BUNDLE"):
+            assert variable in failed.value.hint
+        with pytest.raises(RequestError, match=r"certificate cannot be verified .*\nhint: set SSL_CERT_FILE"):
+            reachable(url)
+        monkeypatch.setenv("SSL_CERT_FILE", str(certificate))
+        monkeypatch.setattr(urllib.request, "_opener", None)  # it reads the variable once per process
+        assert reachable(url) and fetch(FILE, url, tmp_path).read_bytes() == CONTENT
+
+
+def test_a_download_that_fails_for_a_certificate_keeps_its_hint(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    doubt = ssl.SSLCertVerificationError(1, "certificate verify failed")
+    doubt.verify_message = "unable to get local issuer certificate"
+
+    def refuse(*_: object, **__: object) -> None:
+        raise urllib.error.URLError(doubt)
+
+    monkeypatch.setattr(urllib.request, "urlopen", refuse)
+    monkeypatch.setenv("VITCTL_DATA", str(tmp_path))
+    with pytest.raises(RequestError, match=r"\(unable to get local issuer certificate\)\nhint: set SSL_CERT_FILE and"):
+        load_dataset("cifar10", data_dir=None, size=32, skip_bad_images=False)

@@ -3,7 +3,7 @@
     python fake_trainer.py CONFIG RUN [key=value ...]
 
 Options: ``seconds`` per epoch; ``fail``, the learning rate above which training fails; ``silent``, to record no metrics;
-``die``, to be killed at the ``begin`` or ``end`` of every epoch.
+``die``, to be killed at the ``begin`` or ``end`` of every epoch; ``images``, the digest of the images.
 """
 
 import contextlib
@@ -36,7 +36,8 @@ def main() -> None:
     settings = yaml.safe_load(config.read_text())
     run.mkdir(parents=True, exist_ok=True)
     with lock_of(run):
-        (run / "config.json").write_text(json.dumps(settings))
+        session = {"data_sha256": options["images"]} if "images" in options else {}
+        (run / "config.json").write_text(json.dumps({"config": settings, "sessions": [session]}))
         (run / "pid").write_text(str(os.getpid()))
         metrics = run / "metrics.jsonl"
         done = len(metrics.read_text().splitlines()) if metrics.exists() else 0

@@ -204,7 +204,7 @@ def test_a_deleted_storage_ends_the_agent_with_an_error(tmp_path: Path) -> None:
 def test_a_sweep_ends_when_no_untried_values_are_found(tmp_path: Path) -> None:
     # almost only 2, 3 and 4
     few = {"epochs": {"distribution": "q_normal", "mu": 3, "sigma": 0.3, "q": 1}, "lr": {"value": 1e-3}}
-    sweep = small(tmp_path, parameters=few, run_cap=20)
+    sweep = make_sweep(sweep_text(few, run_cap=20), tmp_path, format=1)
     assert sweep.left(sweep.ledger()) == 20
     assert run_agent(sweep)[0] == "finished"
     rows = sweep.rows()

@@ -27,6 +27,14 @@ def test_bad_parameters_are_not_enqueued(tmp_path: Path, given: dict[str, Any], 
         small(tmp_path).enqueue(given)
 
 
+def test_values_are_enqueued_by_any_name_of_a_parameter(tmp_path: Path) -> None:
+    parameters = {"learning_rate": {"values": [1e-3, 2e-3]}, "dropout": {"values": [0.0, 0.1]}}
+    sweep = small(tmp_path, parameters=parameters)
+    sweep.enqueue({"lr": "0.002", "drop_rate": "0.1"})
+    (row,) = sweep.rows()
+    assert row.params == {"learning_rate": 2e-3, "net_options.dropout": 0.1}
+
+
 def test_a_parameter_set_is_not_enqueued_twice(tmp_path: Path) -> None:
     sweep = small(tmp_path, run_cap=2)
     sweep.enqueue({"lr": "0.0007", "weight_decay": "0.02"})

@@ -13,15 +13,11 @@ import yaml
 
 from tests.sweep.conftest import SHIPPED, fixture, sweep_file, sweep_text
 from tests.sweep.test_space import parameter
+from vitctl.config import FLAGS
+from vitctl.config.names import OPTION_NAMES, SYNONYMS
 from vitctl.errors import RequestError
-from vitctl.sweep.file import (
-    METRICS,
-    check_fixed,
-    check_trains,
-    length_notes,
-    parse_sweep_file,
-    read_sweep_file,
-)
+from vitctl.sweep.file import METRICS, check_fixed, check_trains, parse_sweep_file, read_sweep_file, setting_of
+from vitctl.sweep.notes import length_notes
 
 ADAN = next(path for path in SHIPPED if path.stem == "adan_betas_decay")
 
@@ -91,10 +87,74 @@ def test_values_are_converted_as_train_does() -> None:
     assert file.space.varying["decay_all"].choices == [True, False]
 
 
-def test_nested_parameters_set_options_of_networks() -> None:
-    file = sweep_file({"net_options": {"parameters": {"depth": {"values": [1, 2]}}}, "net": {"value": "cct_2"}})
+NESTED = {"net_options": {"parameters": {"depth": {"values": [1, 2]}}}, "net": {"value": "cct_2"}}
+
+
+@pytest.mark.parametrize(
+    "parameters",
+    [NESTED, *({name: {"values": [1, 2]}, "net": {"value": "cct_2"}} for name in ("net_options.depth", "num-layers"))],
+)
+def test_options_of_networks_are_nested_dotted_or_have_other_names(parameters: dict[str, Any]) -> None:
+    file = sweep_file(parameters)
     check_trains(file, {})
     assert file.settings({"net_options.depth": 1}, {}) == {"net": "cct_2", "net_options": {"depth": 1}}
+    assert file.difference(sweep_file(NESTED)) == []
+    assert [note for note in file.notes if "sets" in note] == (
+        ["num-layers sets net_options.depth"] if "num-layers" in parameters else []
+    )
+
+
+@pytest.mark.parametrize(("name", "setting"), [*SYNONYMS.items(), *OPTION_NAMES.items()])
+def test_parameters_have_the_names_of_other_tools(name: str, setting: str) -> None:
+    flag = FLAGS.get(setting)
+    kind = flag.kind if flag is not None else int
+    value = flag.choices[0] if flag is not None and flag.choices else {bool: True, int: 32, float: 0.5, str: "x"}[kind]
+    file = sweep_file({name: {"value": value}, "bs" if setting != "bs" else "lr": {"values": [1, 2]}})
+    assert [setting_of(key) for key in file.space.constants] == [setting]
+    assert (f"{name} sets {setting}" in file.notes) == (name in OPTION_NAMES)
+
+
+def test_lists_of_one_are_their_item() -> None:
+    file = sweep_file({"lr": {"values": [[0.1], 0.2]}, "bs": {"value": [64]}})
+    assert file.space.varying["lr"].choices == [0.1, 0.2] and file.space.constants == {"bs": 64}
+
+
+def wrapped(**more: Any) -> dict[str, Any]:
+    return {"sweep": json.loads(sweep_text({"lr": {"values": [0.1, 0.2]}})), **more}
+
+
+def test_a_wrapped_file_is_the_sweep_in_it() -> None:
+    inner = parse_sweep_file(json.dumps(wrapped()["sweep"]), "s.yaml")
+    plain = parse_sweep_file(json.dumps(wrapped()), "s.yaml")
+    assert plain.document == inner.document and not plain.notes
+    mixed = parse_sweep_file(json.dumps(wrapped(project="p", trainer={"lr": 3})), "s.yaml")
+    assert mixed.document == inner.document and mixed.notes == ("only 'sweep' is read; ignored: project, trainer",)
+
+
+def test_mistakes_in_a_wrapped_file_have_their_lines() -> None:
+    text = "sweep:\n  method: random\n  parameters:\n    lr:\n      values: [a]\n    bs:\n      values: [b]\n"
+    assert "s.yaml:5: 'lr': --lr takes a number" in mistakes(text) and "s.yaml:7: 'bs'" in mistakes(text)
+
+
+def test_a_file_of_several_sweeps_names_them() -> None:
+    found = mistakes(json.dumps(wrapped(other=wrapped()["sweep"])))
+    assert found == "s.yaml has several sweeps: sweep, other\nhint: keep one, such as sweep"
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "message"),
+    [
+        ("---\n", "\n---\n# nothing\n", None),
+        ("", "\n...\n", None),
+        ("# two\n---\n", "\n---\nmethod: grid\n", "s.yaml has 2 documents, which start on lines 3, 5\nhint: keep one"),
+    ],
+)
+def test_a_file_has_one_document(before: str, after: str, message: str | None) -> None:
+    text = f"{before}{sweep_text({'lr': {'values': [0.1, 0.2]}})}{after}"
+    if message is None:
+        assert parse_sweep_file(text, "s.yaml").order == ("lr",)
+    else:
+        assert message in mistakes(text)
 
 
 @pytest.mark.parametrize(
@@ -187,7 +247,7 @@ runcap: 5
         "  s.yaml:3: unknown metric 'val_accuracy'; did you mean val_acc?",
         "  s.yaml:4: unknown goal 'maximise'; did you mean maximize or minimize?",
         "  s.yaml:7: 'lr': min takes a number, not '1e-4'; remove the quotes: min: 1e-4",
-        "  s.yaml:9: unknown setting 'weigth_decay'; did you mean weight_decay, ema or layer_decay?",
+        "  s.yaml:9: unknown setting 'weigth_decay'; did you mean weight_decay, ema or layer_decay? If not, remove it",
         (
             "  s.yaml:11: 'bs' takes whole numbers, but uniform includes fractions; "
             "use distribution: int_uniform, or a q_ distribution with q: 1"
@@ -227,7 +287,7 @@ def test_a_single_mistake_has_its_own_hint() -> None:
         ({"lr": {"values": []}}, "values is empty"),
         ({"lr": {"values": [0.1, "fast"]}}, "--lr takes a number, not 'fast'"),
         ({"lr": {"values": [0.1, -2]}}, "--lr -2 is too small\nhint: use 0 or more"),
-        ({"lr": {"values": [[1]]}}, "a number, text, true or false"),
+        ({"lr": {"values": [[1, 2]]}}, "a number, text, true or false"),
         ({"lr": {"values": [1, 2], "probabilities": [0.5, 0.4]}}, "add up to 0.9, not 1"),
         ({"lr": {"values": [1, 2], "probabilities": [1.0]}}, "2 values but 1 probabilities"),
         ({"lr": {"value": 1, "values": [1]}}, "which has no 'values'"),
@@ -240,6 +300,13 @@ def test_a_single_mistake_has_its_own_hint() -> None:
         ({"model": {"parameters": {"depth": {"value": 2}}}}, "'model' takes no nested parameters"),
         ({"lr": {"parameters": {"depth": {"value": 2}}}}, "only in net_options, opt_options or aug_options"),
         ({"net_options": {"value": 2}}, "takes nested parameters"),
+        ({"net_options.": {"value": 2}}, "unknown setting 'net_options.'"),
+        ({"net_options": {"parameters": {"a.b": {"value": 2}}}}, "not a valid parameter name"),
+        (
+            {"dropout": {"value": 0}, "net_options.dropout": {"value": 0}},
+            "'net_options.dropout' and 'dropout' both set",
+        ),
+        ({"lr": {"values": 0.1}}, "takes a list, not 0.1\nhint: use values: [0.1]"),
         ({"l r": {"value": 2}}, "not a valid parameter name"),
         ({"net_options": {"parameters": {"p": {"values": [1, True]}}}}, "has both 1 and true, which are equal"),
     ],
@@ -280,6 +347,40 @@ def test_invalid_keys_are_refused(more: dict[str, Any], message: str) -> None:
     assert message in mistakes(sweep_text(**{"parameters": {"lr": {"min": 0.1, "max": 0.5}}, **more}))
 
 
+@pytest.mark.parametrize(
+    ("name", "answer"),
+    [
+        ("amp", "remove it, or use precision: {value: auto}"),
+        ("optimizer.lr", "did you mean lr? If not, remove it"),
+        ("optimizer.name", "did you mean opt? If not, remove it"),
+        ("model.init_args.dropout", "did you mean net_options.dropout? If not, remove it"),
+        ("emb_dropout", "did you mean net_options.emb_dropout? If not, remove it"),
+        ("learn_rates", "did you mean lr? If not, remove it"),
+        ("yuequ_method", "remove it, or list all settings with vitctl train --help"),
+        ("num_workers", "remove num_workers"),
+    ],
+)
+def test_unknown_parameters_are_answered_with_what_leaves_a_valid_file(name: str, answer: str) -> None:
+    parameters = {name: {"values": [1, 2]}, "bs": {"values": [8, 16]}}
+    assert f"hint: {answer}" in mistakes(sweep_text(parameters))
+    del parameters[name]
+    check_trains(sweep_file(parameters), {})
+
+
+@pytest.mark.parametrize(
+    ("name", "answer"),
+    [
+        ("val/loss", "did you mean val_loss?"),
+        ("train.loss", "did you mean train_loss?"),
+        ("top1_accuracy", "did you mean val_acc?"),
+        ("val_mean_ap", "use val_acc, val_loss, train_acc"),
+    ],
+)
+def test_metrics_of_other_scripts_are_answered_with_ours(name: str, answer: str) -> None:
+    found = mistakes(sweep_text({"lr": {"values": [0.1, 0.2]}}, metric={"name": name, "goal": "maximize"}))
+    assert f"unknown metric {name!r}\nhint: {answer}" in found
+
+
 def test_bayes_and_early_terminate_need_a_metric() -> None:
     parameters = "parameters: {lr: {values: [1, 2]}}"
     assert "method: bayes needs a metric" in mistakes(f"method: bayes\n{parameters}")
@@ -293,6 +394,8 @@ def test_bayes_and_early_terminate_need_a_metric() -> None:
         ({"net": {"values": ["cct_2", "vitt"]}}, {}, "did you mean vit"),
         ({"net": {"values": ["vit", "res18"]}, "patch": {"value": 4}}, {}, "net=res18: --patch 4: --net res18 has no"),
         ({"adan_beta1": {"min": 0.01, "max": 0.05}}, {"opt": "adam"}, "does nothing with --opt adam"),
+        ({"momentum": {"values": [0.8, 0.9]}}, {}, "use only sgd or muon as opt, or remove opt_options.momentum"),
+        ({"dim_head": {"values": [16, 32]}}, {"net": "cct_2"}, "use only vit, vit_small or vit_tiny as net, or remove"),
         ({"net_options": {"parameters": {"dpth": {"values": [1, 2]}}}}, {"net": "cct_2"}, "did you mean depth"),
         ({"lr": {"values": [0.1, 0.2]}}, {"val": "none"}, "val: none does not measure val_acc"),
         ({"lr": {"values": [0.1, 0.2]}}, {"val": "test"}, "val: test uses the test set for val_acc"),

@@ -188,7 +188,8 @@ def test_a_run_ends_after_its_epochs_are_longer_or_shorter(count: int, cli: Cli,
 
 def test_a_comparison_continues_only_on_the_same_images(cli: Cli, refused: Refused, run: Path) -> None:
     words = ("compare-optimizers", "adam", "sgd", "--dataset", "shades", *NET, "--seeds", 1, "--max-steps", 2)
-    assert cli(*words, "--name", "c").code == 0
+    compared = cli(*words, "--name", "c", "--json").json()
+    assert f"digest {compared['data_sha256'][:12]}" in " ".join(compared["notes"])
     add("shades/train/dark/-1.png")
     assert cli(*words, "--name", "c").code == 0  # only prints the results
     shutil.rmtree("runs/comparisons/c/sgd-seed0")

@@ -15,7 +15,7 @@ from tests.conftest import TINY, TINY_NET, Cli
 from tests.models.test_models import NARROW, small_size
 from vitctl.cli.progress import ProgressLines
 from vitctl.config import resolve_config
-from vitctl.errors import NotFinite, RunFailed
+from vitctl.errors import NotFinite, RequestError, RunFailed
 from vitctl.models import MODELS, build_model
 from vitctl.observer import SILENT
 from vitctl.registry import format_spec
@@ -362,3 +362,28 @@ def test_the_record_has_the_learning_rate_of_the_epoch_s_last_step(tmp_path: Pat
     loop.fit(trained, folder, SILENT, "")
     expected = [trained.config.lr * trained.schedule.factor(row["step"] - 1) for row in trained.history]
     assert [row["lr"] for row in trained.history] == expected and len(set(expected)) == 2
+
+
+def test_a_warmup_in_epochs_or_steps_does_not_depend_on_the_length() -> None:
+    for epochs in (3, 6):
+        opened = tiny_session(epochs=epochs, warmup="1.5ep")
+        assert opened.schedule.warmup_steps == math.ceil(1.5 * opened.steps_per_epoch)
+        assert tiny_session(epochs=epochs, warmup="5st").schedule.warmup_steps == 5
+        assert opened.schedule.factor(0) == pytest.approx(1 / opened.schedule.warmup_steps)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"warmup": "8st"}, "--warmup 8st takes the whole run of 8 steps"),
+        ({"warmup": "2ep", "max_steps": 6}, "--warmup 2ep takes the whole run of 6 steps"),
+        (
+            {"warmup": "6st", "warmdown": 0.5, "schedule": "constant"},
+            "--warmup 6st and --warmdown 0.5 overlap in 8 steps",
+        ),
+        ({"warmup": "4st", "schedule_per": "epoch"}, "--warmup 4st ends in the first epoch and does nothing with"),
+    ],
+)
+def test_a_warmup_that_does_not_fit_is_refused(settings: dict[str, Any], message: str) -> None:
+    with pytest.raises(RequestError, match=f"^{message}.*\nhint: use "):
+        tiny_session(epochs=None if "max_steps" in settings else 2, **settings)

@@ -243,12 +243,18 @@ def paused(python: list[str], tmp_path: Path) -> Iterator["subprocess.Popen[str]
         process.kill()
 
 
-@pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize(
+    "signum", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2], ids=lambda each: each.name
+)
 def test_a_signal_saves_a_checkpoint_to_resume_from(
     python: list[str], paused: "subprocess.Popen[str]", straight: Path, tmp_path: Path, signum: signal.Signals
 ) -> None:
     paused.send_signal(signum)
     time.sleep(0.1)
+    if signum != signal.SIGINT:  # a second Ctrl-C quits; see below
+        for more in (signum, signal.SIGHUP):
+            paused.send_signal(more)
+            time.sleep(0.05)
     _, err = paused.communicate("go\n", timeout=60)
     assert paused.returncode == -signum, err
     assert "Traceback" not in err
@@ -260,6 +266,51 @@ def test_a_signal_saves_a_checkpoint_to_resume_from(
         check=False,
     )
     assert resumed.returncode == 0, resumed.stderr
+    assert_same(tmp_path / "r", straight)
+
+
+SLOWED = """
+import sys, time
+from vitctl.training import loop
+
+take_step = loop.train_step
+
+def train_step(*args, **more):
+    time.sleep(0.1)
+    return take_step(*args, **more)
+
+loop.train_step = train_step
+from vitctl.cli import main
+sys.exit(main(sys.argv[1:]))
+"""
+"""``vitctl`` with steps that take a tenth of a second."""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("reader", ["terminal", "pipe"])
+def test_a_run_whose_messages_lose_their_reader_is_saved(
+    python: list[str], straight: Path, tmp_path: Path, reader: str
+) -> None:
+    reading, writing = os.openpty() if reader == "terminal" else os.pipe()
+    process = subprocess.Popen(
+        [sys.executable, "-c", SLOWED, "train", *LONG, "--runs-dir", str(tmp_path), "--name", "r"],
+        stdin=subprocess.DEVNULL,
+        stdout=writing,
+        stderr=writing,
+        start_new_session=True,
+    )
+    os.close(writing)
+    shown = b""
+    while b"epoch 1/" not in shown:
+        shown += os.read(reading, 1000)
+    os.close(reading)
+    try:
+        assert process.wait(timeout=60) == -signal.SIGHUP
+    finally:
+        process.kill()
+    assert 40 <= load_checkpoint(tmp_path / "r" / "checkpoints" / "last.pt")["step"] < 120
+    resumed = subprocess.run([*python, "-m", "vitctl", "train", "--resume", str(tmp_path / "r")], check=False)
+    assert resumed.returncode == 0
     assert_same(tmp_path / "r", straight)
 
 

@@ -75,5 +75,6 @@ def test_the_checkpoint_of_another_network_is_refused(cli: Cli, refused: Callabl
 
 def test_the_hint_names_the_run_folder(cli: Cli, refused: Callable[..., str], tmp_path: Path) -> None:
     cli("train", *TINY, "--epochs", 1, "--name", "r")
-    assert "use the run's folder: runs/r" in refused("train", "--resume", "runs/r/checkpoints/last.pt")
+    assert "use the run's folder: runs/r" in refused("train", "--resume", "runs/r/checkpoints/best.pt")
     assert "hint: use runs/r" in refused("train", "--resume", "runs/x")
+    assert "run folder x not found\nhint: use runs/r" in refused("train", "--resume", "x")

@@ -95,7 +95,9 @@ def make_device_plan(
         base.pop(name, None)
     # Resolved with the length from the file, as some recipes use another batch size in short runs.
     config = _resolved({**flags, "val": "none"}, base)
-    config = dataclasses.replace(config, epochs=1, max_steps=None, max_time=None)
+    # A warm-up in epochs or steps may be longer than this length, and costs nothing.
+    warmup = 0.0 if isinstance(config.warmup, str) else config.warmup
+    config = dataclasses.replace(config, epochs=1, max_steps=None, max_time=None, warmup=warmup)
     return DevicePlan(config=config, given=given, seconds=seconds, trains=trains)
 
 

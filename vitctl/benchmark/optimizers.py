@@ -87,6 +87,7 @@ class Comparison:
         search: outcome for each learning rate of the search.
         rates: learning rate of the runs.
         environment: versions, device and threads.
+        data_sha256: digest of the images, see :attr:`vitctl.data.manifest.Manifest.digest`; None if they have no files.
     """
 
     plan: ComparisonPlan
@@ -96,6 +97,7 @@ class Comparison:
     search: dict[str, list[Outcome]]
     rates: dict[str, float]
     environment: Record
+    data_sha256: str | None = None
 
 
 @dataclass
@@ -294,7 +296,16 @@ def compare_optimizers(
             f"all runs diverged ({first} at step {step})",
             hint=f"use lower learning rates, such as {plan.config.opt}:lr={plan.config.lr / 10:g}, or a longer --warmup",
         )
-    return Comparison(plan, folder.path, measured, runs, search, rates, folder.document["environment"])
+    return Comparison(
+        plan,
+        folder.path,
+        measured,
+        runs,
+        search,
+        rates,
+        folder.document["environment"],
+        folder.document.get(DATA_SHA256),
+    )
 
 
 def _has_costs(runs_dir: Path, name: str | None, plan: ComparisonPlan) -> bool:
@@ -417,7 +428,7 @@ class RunQueue:
                         continue
                     del active[slot]
                     free.append(slot)
-                    if not child.asked or code == 0:
+                    if code == 0 or not (child.asked or stop):  # a batch system signals children too
                         self._child_ended(task, child, code, started)
 
     def _start(self, task: Task, slot: int, line: LifeLine) -> Child:

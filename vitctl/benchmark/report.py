@@ -310,6 +310,8 @@ class Report:
         if self.shared:
             notes.append("The runs shared the machine (--jobs): do not compare their times.")
         notes += plan.unequal_settings()
+        if result.data_sha256:
+            notes.append(f"All runs used the same images, with the digest {result.data_sha256[:12]}.")
         notes.append(
             f"{environment['device']} ({environment['device_name']}, {plural(environment['threads'], 'thread')}), torch "
             f"{environment['torch']}, vitctl {environment['vitctl']}."
@@ -356,6 +358,7 @@ class Report:
             "pairs": [{**dataclasses.asdict(pair), "verdict": pair.verdict} for pair in self.pairs],
             "shared_times": self.shared,
             "environment": result.environment,
+            "data_sha256": result.data_sha256,
             "config": {**plan.config.to_dict(), "opt": None, "opt_options": None, "lr": None, "weight_decay": None},
             "notes": self.notes(),
         }

@@ -13,7 +13,7 @@ import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TextIO, cast
 
 if TYPE_CHECKING:
     from vitctl.errors import RequestError
@@ -52,7 +52,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         sys.stdout.reconfigure(errors="backslashreplace")  # as stderr: the name of a file may not be valid UTF-8
     debug = os.environ.get("VITCTL_DEBUG", "") not in ("", "0")
     try:
-        with _plain_warnings():
+        with _lasting_stderr(), _plain_warnings():
             arguments = list(sys.argv[1:] if argv is None else argv)
             code = app(args=arguments, prog_name="vitctl", standalone_mode=False)
         if code == TYPERS_INTERRUPT:
@@ -118,6 +118,53 @@ def _usage_error(error: Any, report: ChildReport) -> int:
         report.write(request)
         print(f"error: {request}", file=sys.stderr)
     return int(error.exit_code)
+
+
+class _LastingStream:
+    """A stream of messages whose reader may disappear: a terminal, an ssh connection or a pipe.
+
+    The process then sends itself SIGHUP, so that a run saves and ends; under nohup, which ignores SIGHUP, it continues.
+    An exception would end the run at its next message, before it saves.
+    """
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+    def write(self, text: str) -> int:
+        """Write ``text``, or drop it if the reader is gone."""
+        with self._lost_reader():
+            self._stream.write(text)
+        return len(text)
+
+    def flush(self) -> None:
+        """Write what is buffered, or drop it if the reader is gone."""
+        with self._lost_reader():
+            self._stream.flush()
+
+    @contextmanager
+    def _lost_reader(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            if error.errno not in (errno.EIO, errno.EPIPE):
+                raise
+            os.dup2(os.open(os.devnull, os.O_WRONLY), self._stream.fileno())
+            if hasattr(signal, "SIGHUP"):  # not on Windows
+                os.kill(os.getpid(), signal.SIGHUP)
+
+
+@contextmanager
+def _lasting_stderr() -> Iterator[None]:
+    """Let a run outlive the reader of its messages; see :class:`_LastingStream`."""
+    stderr = sys.stderr
+    sys.stderr = cast("TextIO", _LastingStream(stderr))
+    try:
+        yield
+    finally:
+        sys.stderr = stderr
 
 
 @contextmanager

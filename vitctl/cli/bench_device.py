@@ -44,12 +44,11 @@ def bench_device(
     """
     from vitctl.benchmark.device_plan import make_device_plan
     from vitctl.benchmark.output import check_out, write
-    from vitctl.config import normalise_keys
+    from vitctl.config import read_settings
     from vitctl.process.signals import watch_parent
-    from vitctl.yamlfile import read_yaml
 
     watch_parent()
-    file = normalise_keys(read_yaml(config_file), str(config_file)) if config_file else {}
+    file = read_settings(config_file) if config_file else {}
     plan = make_device_plan(settings, file, tune=tune, out=out)
     if out is not None:
         check_out(out)

@@ -80,17 +80,16 @@ def compare_optimizers(
     """
     from vitctl.benchmark.output import check_out, write
     from vitctl.benchmark.plan import make_plan
-    from vitctl.config import normalise_keys
+    from vitctl.config import read_settings
     from vitctl.errors import RequestError
     from vitctl.process.signals import watch_parent
-    from vitctl.yamlfile import read_yaml
 
     watch_parent()
     if storage is not None and from_sweep is None:
         raise RequestError("--storage does nothing without --from-sweep", hint="remove --storage")
     if out is not None:
         check_out(out)
-    file = normalise_keys(read_yaml(config_file), str(config_file)) if config_file else {}
+    file = read_settings(config_file) if config_file else {}
     sweep: dict[str, Any] = {}
     if from_sweep is not None:
         from vitctl.cli.sweep import find_local

@@ -18,7 +18,7 @@ def evaluate(
         Path,
         typer.Argument(
             metavar="CKPT|RUN|FILE",
-            help="checkpoint, run folder, or exported .onnx or .safetensors",
+            help="checkpoint, run, or exported .onnx or .safetensors",
             show_default=False,
         ),
     ],
@@ -63,7 +63,7 @@ def evaluate(
 
     Reports loss, top-1 and top-5 accuracy, per-class metrics and the confusion matrix.
     """
-    from vitctl.config import resolve_dataset, resolve_labels
+    from vitctl.config import find_run, resolve_dataset, resolve_labels
 
     for flag, value, choices in (
         ("--weights", weights, ("last", "best")),
@@ -95,7 +95,7 @@ def evaluate(
         from vitctl.export.open import open_classifier  # torch loads here
         from vitctl.inference import scoring
 
-        classifier = open_classifier(path, weights=weights, device_name=device, warn=observer.message)
+        classifier = open_classifier(find_run(path), weights=weights, device_name=device, warn=observer.message)
         scores = None
         if predictions is not None and (dataset, data_dir, labels, limit, tta) == (None, None, None, None, "none"):
             scores = scoring.stored_scores(classifier, part)

@@ -152,7 +152,7 @@ def export(
 
     A .pt2 file runs code when it is loaded, so load only files that you trust.
     """
-    from vitctl.config import resolve_dataset
+    from vitctl.config import find_run, resolve_dataset
     from vitctl.export.request import ExportRequest, Form, parse_verify_on, refuse_unused_flags
 
     chosen = tuple(formats or ("onnx",))
@@ -183,7 +183,7 @@ def export(
         softmax=bool(softmax),
     )
     request = ExportRequest(
-        path=path,
+        path=find_run(path),
         weights=weights,
         formats=chosen,
         output=output,

@@ -75,6 +75,8 @@ MODES = {
             "schedule",
             "schedule_per",
             "warmup",
+            "warmup_epochs",
+            "warmup_steps",
             "warmdown",
             "patience",
             "mix_off",
@@ -84,7 +86,7 @@ MODES = {
         | {"lr_finder", "lr_finder_out", "config", "json"},
         by_length=True,
     ),
-    "resume": Mode("--resume", "uses the settings of the run", _ALL | {"resume", "accept_data", "json"}),
+    "resume": Mode("--resume", "uses the settings of the run", _ALL | {"resume", "accept_data", "runs_dir", "json"}),
     "print_config": Mode("--print-config", "only prints the settings", _ALL | {"print_config", "config"}),
     "dry_run": Mode(
         "--dry-run",

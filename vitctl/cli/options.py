@@ -11,7 +11,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperArgument, TyperCommand, TyperGroup, TyperOption
 
-from vitctl.config import ALIASES, FLAGS, MAIN_FLAGS, Flag, flag_name
+from vitctl.config import ALIASES, FLAGS, MAIN_FLAGS, SWITCHES, Flag, flag_name
 from vitctl.errors import RequestError
 from vitctl.registry import FALSE_WORDS, TRUE_WORDS, convert, or_list
 
@@ -40,16 +40,24 @@ AsJson = Annotated[bool, typer.Option("--json", help="print everything as one JS
 Weights = Annotated[str, typer.Option(help="weights of a run: last, or best by held-out accuracy", metavar="last|best")]
 DeviceName = Annotated[str, typer.Option(help="auto, cpu, mps, cuda or cuda:INDEX", metavar="NAME")]
 
-LEGACY = {"noaug": ("aug", "basic"), "nowandb": ("wandb", "disabled"), "noamp": ("precision", "fp32")}
-"""Flags of the original scripts, with the setting and value that they stand for. ``--noaug`` kept crop and flip."""
+BARE = {
+    **{flag_name(name): flag_name(name) for name, flag in FLAGS.items() if flag.when_true is not None},
+    "--pretrained": "--pretrained",
+    "--resume": "--resume",
+    "-r": "--resume",
+}
+"""Flags that may have no value, which means ``true``, with their long names."""
+
+TYPED = "vitctl.typed"
+"""Key of the command line, as it was typed, in the ``meta`` of Typer's context."""
 
 
 class Command(TyperCommand):
     """A command with a plain, grouped ``--help`` that accepts flags in the spellings people bring.
 
     Underscores stand for hyphens, switches take ``=true`` and ``=false`` as W&B agents pass them
-    (``--n_epochs=5 --decay_all=True``), a number that can be switched on needs no value (``--mixup``), and settings may
-    have the names of other tools (:data:`vitctl.config.names.SYNONYMS`).
+    (``--n_epochs=5 --decay_all=True``), some flags need no value (:data:`BARE`), no flag takes the next flag as its value,
+    and settings may have the names of other tools (:data:`vitctl.config.names.SYNONYMS`).
     """
 
     def __init__(self, *args: Any, **more: Any) -> None:
@@ -101,6 +109,7 @@ class Command(TyperCommand):
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         """Convert ``args`` to the spellings that Typer knows, and parse them."""
+        ctx.meta[TYPED] = list(args)
         own = {name for parameter in self.params for name in parameter.opts}
         switches = {
             name: (parameter.opts[0], parameter.secondary_opts[0])
@@ -114,7 +123,6 @@ class Command(TyperCommand):
             if getattr(parameter, "is_flag", False) and not getattr(parameter, "secondary_opts", None)
             for name in parameter.opts
         }
-        bare = {flag_name(name) for name, flag in FLAGS.items() if flag.when_true is not None} | {"--pretrained"}
         given = not ctx.resilient_parsing  # shell completion asks for the value of the last option
         takes_value = own - one_way - switches.keys()
         words = (*TRUE_WORDS, *FALSE_WORDS)
@@ -125,30 +133,21 @@ class Command(TyperCommand):
             if argument == "--":
                 plain += [argument, *rest]
                 break
-            if not argument.startswith("--"):
-                if argument in takes_value and not rest and given:
-                    raise RequestError(
-                        f"{argument} needs a value", hint=f"use {argument} {value_name(argument, self.params)}"
-                    )
-                plain.append(argument)
-                continue
-            name, equals, value = argument.partition("=")
-            name = name.replace("_", "-")
-            if name not in own:
-                setting = ALIASES.get(name[2:].replace("-", "_"))
-                name = flag_name(setting) if setting and flag_name(setting) in own else name
+            name, equals, value = _split_flag(argument, own)
             if name in switches and not equals and rest and rest[0].lower() in words:
                 equals, value = "=", rest.pop(0)
             if equals and name in switches and value.lower() in words:
                 plain.append(switches[name][0 if convert(value, bool, name) else 1])
             elif equals and name in one_way and value.lower() in words:
                 plain += [name] if convert(value, bool, name) else []
-            elif not equals and name in bare and (not rest or _is_flag(rest[0])):
-                plain.append(f"{name}=true")
-            elif not equals and name in takes_value and (rest[0].partition("=")[0] in own if rest else given):
+            elif not equals and name in BARE and name in own and (_is_flag(rest[0]) if rest else given):
+                plain.append(f"{BARE[name]}=true")
+            elif not equals and name in takes_value and (_begins_flag(rest[0], own) if rest else given):
                 raise RequestError(f"{name} needs a value", hint=f"use {name} {value_name(name, self.params)}")
             else:
                 plain.append(f"{name}{equals}{value}")
+                if not equals and name in takes_value and rest:
+                    plain.append(rest.pop(0))
         if given:
             self._check_not_empty(ctx, plain, takes_value)
         return super().parse_args(ctx, plain)
@@ -203,7 +202,24 @@ def _described(option: Any) -> Any:
 
 
 def _is_flag(word: str) -> bool:
-    return word.startswith("-") and not word[1:2].isdigit() and word[1:2] != "."
+    return len(word) > 1 and word.startswith("-") and not word[1].isdigit() and word[1] != "."
+
+
+def _begins_flag(word: str, own: Container[str]) -> bool:
+    """Return whether ``word`` cannot be the value of a flag: it is one; ``-5 %`` and ``-`` are values."""
+    return word.startswith("--") or word in own
+
+
+def _split_flag(word: str, own: Container[str]) -> tuple[str, str, str]:
+    """Split ``--n_epochs=5`` into the flag's name among ``own``, ``=`` and the value; other words are returned whole."""
+    if not word.startswith("--"):
+        return word, "", ""
+    name, equals, value = word.partition("=")
+    name = name.replace("_", "-")
+    if name not in own:
+        setting = ALIASES.get(name[2:].replace("-", "_"))
+        name = flag_name(setting) if setting and flag_name(setting) in own else name
+    return name, equals, value
 
 
 def takes_settings(*, hidden: Sequence[str] = ()) -> Callable[[Callable[..., None]], Callable[..., None]]:
@@ -234,47 +250,47 @@ def _add_settings(command: Callable[..., None], hidden: Sequence[str]) -> Callab
         )
         for name in dict.fromkeys([*MAIN_FLAGS, *FLAGS])
     ]
-    legacy = [
+    switches = [
         inspect.Parameter(
             name,
             inspect.Parameter.KEYWORD_ONLY,
             default=None,
             annotation=Annotated[bool | None, typer.Option(f"--{name}", hidden=True)],
         )
-        for name in LEGACY
+        for name in SWITCHES
     ]
 
     @functools.wraps(command)
     def wrapper(**given: Any) -> None:
-        settings = legacy_settings({name: given.pop(name) for name in LEGACY}, given)
+        settings = switched_settings({name: given.pop(name) for name in SWITCHES}, given)
         for name, flag in FLAGS.items():
             value = given.pop(name)
             if value is not None:
                 settings[name] = flag.parse(name, value)
         command(settings=settings, **given)
 
-    parameters = [*flags[: len(MAIN_FLAGS)], *own, *flags[len(MAIN_FLAGS) :], *legacy]
+    parameters = [*flags[: len(MAIN_FLAGS)], *own, *flags[len(MAIN_FLAGS) :], *switches]
     wrapper.__signature__ = signature.replace(parameters=parameters)  # type: ignore[attr-defined]
     wrapper.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
     del wrapper.__wrapped__
     return wrapper
 
 
-def legacy_settings(given: Mapping[str, bool | None], flags: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the settings that the given flags of the original scripts stand for.
+def switched_settings(given: Mapping[str, bool | None], flags: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the settings that the given switches of the original scripts stand for.
 
     Raises:
-        RequestError: one of them contradicts the flag of its setting.
+        RequestError: one of them contradicts another or the flag of its setting.
     """
-    settings = {}
-    for legacy, (setting, value) in LEGACY.items():
-        if not given[legacy]:
+    settings: dict[str, Any] = {}
+    for name, (setting, value) in SWITCHES.items():
+        if not given[name]:
             continue
-        other = flags.get(setting)
+        other = settings.get(setting, flags.get(setting))
         if other not in (None, value):
             raise RequestError(
-                f"--{legacy} means --{setting} {value}, which contradicts --{setting} {other}",
-                hint=f"remove --{legacy}",
+                f"--{name} means {flag_name(setting)} {value}, which contradicts {flag_name(setting)} {other}",
+                hint=f"remove --{name}",
             )
         settings[setting] = value
     return settings

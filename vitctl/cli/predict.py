@@ -19,7 +19,7 @@ def predict(
         Path,
         typer.Argument(
             metavar="CKPT|RUN|FILE",
-            help="checkpoint, run folder, or exported .onnx or .safetensors",
+            help="checkpoint, run, or exported .onnx or .safetensors",
             show_default=False,
         ),
     ],
@@ -52,12 +52,13 @@ def predict(
             raise RequestError(f"{place} not found", hint="use the path of an image or of a folder with images")
     from vitctl.cli import printing
     from vitctl.cli.progress import make_observer
+    from vitctl.config import find_run
 
     with make_observer() as observer:
         from vitctl.export.open import open_classifier  # torch loads here
         from vitctl.inference import predict as predicting
 
-        classifier = open_classifier(path, weights=weights, device_name=device, warn=observer.message)
+        classifier = open_classifier(find_run(path), weights=weights, device_name=device, warn=observer.message)
         found = predicting.collect(images, observer)
         predictions = list(
             predicting.predict(

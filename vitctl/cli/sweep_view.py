@@ -16,6 +16,7 @@ from vitctl.cli.grid import Column, grids, print_grid, stdout_console
 from vitctl.cli.grid import show as show_tables
 from vitctl.cli.printing import print_bold, print_json, print_table
 from vitctl.observer import Observer
+from vitctl.sweep.images import SweepImages
 from vitctl.sweep.space import show, show_params
 from vitctl.sweep.states import TrialState
 from vitctl.sweep.sweep import Sweep, TrialRow
@@ -95,6 +96,8 @@ def status_document(sweep: Sweep, snapshot: Snapshot) -> Record:
         "created": plan.created,
         "storage": plan.storage,
         "folder": str(sweep.folder),
+        "images": list(snapshot.images.digests),
+        "other_images": {str(trial): digest for trial, digest in snapshot.images.others.items()},
         "running": [row_document(row) for row in snapshot.running],
         "best": [row_document(row) for row in snapshot.best],
     }
@@ -137,9 +140,16 @@ def top_tables(sweep: Sweep, rows: list[TrialRow], width: int) -> list[Table]:
     return grids([Column(head) for head in turned[0]], turned[1:], width)
 
 
+def _print_other_images(images: SweepImages) -> None:
+    if text := images.describe_others():
+        print(text, file=sys.stderr)
+
+
 def print_top(sweep: Sweep, count: int) -> None:
     """Print the best trials."""
-    rows = sweep.top(count)
+    ledger = sweep.ledger()
+    rows = sweep.top(count, ledger)
+    _print_other_images(SweepImages.of(ledger.trials))
     if not rows:
         print(f"sweep {sweep.id} has no trial with a {sweep.file.metric.name} yet", file=sys.stderr)
         return
@@ -149,6 +159,7 @@ def print_top(sweep: Sweep, count: int) -> None:
 
 def print_best(sweep: Sweep, row: TrialRow) -> None:
     """Print one trial."""
+    _print_other_images(SweepImages.of(sweep.ledger().trials))
     print_table(
         f"trial {row.trial} of sweep {sweep.id} ({sweep.file.name})",
         [
@@ -174,9 +185,12 @@ def print_status(sweep: Sweep, snapshot: Snapshot) -> None:
     ]
     if plan.fixed:
         rows.append(("fixed", show_params(plan.fixed)))
+    if snapshot.images.digests:
+        rows.append(("images", ", ".join(digest[:12] for digest in snapshot.images.digests)))
     if snapshot.eta is not None:
         rows.append(("time left (estimate)", format_duration(snapshot.eta)))
     print_table(f"sweep {sweep.id}: {file.title}, created {plan.created[:16].replace('T', ' ')} UTC", rows)
+    _print_other_images(snapshot.images)
     console = stdout_console()
     if snapshot.running:
         show_tables(console, *running_tables(sweep, snapshot, console.width))

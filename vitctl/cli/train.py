@@ -21,7 +21,10 @@ RUN = "Run"
 def train(
     settings: dict[str, Any],
     resume: Annotated[
-        Path | None, typer.Option("--resume", "-r", metavar="RUN", help="resume the run in this folder")
+        Path | None,
+        typer.Option(
+            "--resume", "-r", metavar="[RUN]", help="resume a run; by default, the newest with these settings"
+        ),
     ] = None,
     accept_data: Annotated[
         bool,
@@ -86,12 +89,11 @@ def train(
     Data sets by name: digits, cifar10, cifar100, mnist, fashionmnist, kmnist, svhn and stl10.
     """
     from vitctl.cli.modes import choose_mode
-    from vitctl.config import free_settings, normalise_keys, resolve_config, resolve_dataset
+    from vitctl.config import RUNS, find_run, free_settings, read_settings, resolve_config, resolve_dataset
     from vitctl.process.signals import watch_parent
-    from vitctl.yamlfile import read_yaml
 
     in_sweep = watch_parent() or "WANDB_SWEEP_ID" in os.environ
-    file = normalise_keys(read_yaml(config_file), str(config_file)) if config_file and resume is None else {}
+    file = read_settings(config_file) if config_file and resume is None else {}
     flags = {
         "resume": resume,
         "accept_data": accept_data,
@@ -122,8 +124,13 @@ def train(
 
     with make_observer() as observer:
         if resume is not None:
-            from vitctl.training.start import resume_run  # torch loads here, as in the other branches
+            from vitctl.training.start import find_newest, resume_run  # torch loads here, as in the other branches
 
+            if str(resume) == "true":
+                resume = find_newest(runs_dir or RUNS, settings)
+                observer.message(f"resuming {resume}, the newest run{' with these settings' if settings else ''}")
+            else:
+                resume = runs_dir / resume if runs_dir else find_run(resume)
             summary = resume_run(resume, settings, observer, accept_data=accept_data, started=STARTED)
         elif mode == "lr_finder":
             from vitctl.tools.lr_finder import DEFAULT_PLOT, EXTRA, can_draw, find_lr
@@ -145,7 +152,7 @@ def train(
         else:
             from vitctl.training.start import start_run
 
-            summary = start_run(config, runs_dir or Path("runs"), name, observer, started=STARTED, free=free)
+            summary = start_run(config, runs_dir or RUNS, name, observer, started=STARTED, free=free)
     if as_json:
         printing.print_json(summary)
         return

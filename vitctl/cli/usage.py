@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import argparse
 import re
+import shlex
 from collections.abc import Sequence
 from typing import Any
 
 from typer.core import TyperArgument
 
-from vitctl.cli.options import Command, argument_name, value_name
+from vitctl.cli.options import TYPED, Command, argument_name, value_name
 from vitctl.config import ALIASES, FLAGS, flag_name, foreign_name
 from vitctl.config.names import INSTEAD
 from vitctl.errors import RequestError
 from vitctl.registry import FALSE_WORDS, TRUE_WORDS, check_range, convert, or_list, similar, suggest
+
+EXPORT_SCRIPT = ("checkpoint", "model_type", "output_dir", "img_size", "batch_size")
+"""Flags of the original export_models.py that ``vitctl export`` does not need; it also has ``--verify``."""
 
 
 def usage_error(error: Any) -> RequestError:
@@ -27,6 +32,9 @@ def usage_error(error: Any) -> RequestError:
     message = error.format_message().strip().rstrip(".")
     if option := getattr(error, "option_name", ""):
         if hasattr(error, "possibilities"):
+            if path == "vitctl export" and option.lstrip("-").replace("-", "_") in EXPORT_SCRIPT:
+                hint = _export_command(context.meta[TYPED])
+                return RequestError(f"{option} is a flag of the original export_models.py", hint=hint)
             return _unknown_option(option, context.command if context else None, path)
         if "requires an argument" in message:
             parameters = context.command.params if context else []
@@ -47,6 +55,17 @@ def usage_error(error: Any) -> RequestError:
             hint = f"remove it, or put quotes around it; {see}"
         return RequestError(f"extra argument: {match[1]}", hint=hint)
     return _bad_value(error) or RequestError(message[:1].lower() + message[1:], hint=see)
+
+
+def _export_command(typed: Sequence[str]) -> str:
+    """Return the hint for flags of export_models.py: the command that writes the same files."""
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    for name in EXPORT_SCRIPT:
+        parser.add_argument(f"--{name}", f"--{name.replace('_', '-')}", nargs="?")
+    given, others = parser.parse_known_args(typed)
+    paths = [given.checkpoint, *(word for word in others if not word.startswith("-")), "CKPT"]
+    path, folder = (shlex.quote(next(filter(None, words))) for words in (paths, [given.output_dir, "exported_models"]))
+    return f"run mkdir -p {folder} && vitctl export {path} -f onnx -f torchscript -o {folder}"
 
 
 def _bad_value(error: Any) -> RequestError | None:

@@ -6,6 +6,7 @@
 - :mod:`~vitctl.config.train_config`: a complete, checked set of settings;
 - :mod:`~vitctl.config.keys`: flags, aliases and option names under which settings can be given;
 - :mod:`~vitctl.config.names`: what other tools call our settings;
+- :mod:`~vitctl.config.warmup`: lengths of the warm-up;
 - :mod:`~vitctl.config.paths`: data sets and weights given by path;
 - :mod:`~vitctl.config.resolution`: the rules of :func:`resolve_config`, which completes the given settings;
 - :mod:`~vitctl.config.fitting`: batch size and epochs of small folders of images;
@@ -25,42 +26,60 @@ from vitctl.config.keys import (
     FLAGS,
     LENGTHS,
     MAIN_FLAGS,
+    NAMED,
+    NET_FLAGS,
     OPTION_TABLES,
     normalise_keys,
+    read_settings,
+    similar_settings,
     unknown_setting,
 )
-from vitctl.config.names import foreign_name
-from vitctl.config.paths import resolve_dataset, resolve_labels
+from vitctl.config.names import SWITCHES, foreign_name
+from vitctl.config.paths import CHECKPOINTS, LAST, RUNS, find_run, find_weights, is_run, resolve_dataset, resolve_labels
 from vitctl.config.resolution import resolve_config
 from vitctl.config.settings import HOLDOUT_RULES, ORIGINAL_BATCH, VAL_PROTOCOLS, pretrained_word
 from vitctl.config.train_config import TrainConfig
+from vitctl.config.warmup import WARMUP_UNITS, split_warmup
 
 __all__ = [
     "ADAN_BETAS",
     "ADANS",
     "ALIASES",
+    "CHECKPOINTS",
     "FITTED",
     "FLAGS",
     "HOLDOUT_RULES",
+    "LAST",
     "LENGTHS",
     "MAIN_FLAGS",
+    "NAMED",
+    "NET_FLAGS",
     "OPTION_TABLES",
     "ORIGINAL_BATCH",
+    "RUNS",
+    "SWITCHES",
     "VAL_PROTOCOLS",
+    "WARMUP_UNITS",
     "Flag",
     "TrainConfig",
     "check_tracked",
     "find_card",
+    "find_run",
+    "find_weights",
     "fit_to_images",
     "fitting_note",
     "flag_name",
     "foreign_name",
     "free_settings",
+    "is_run",
     "normalise_keys",
     "pretrained_word",
+    "read_settings",
     "resolve_config",
     "resolve_dataset",
     "resolve_labels",
+    "similar_settings",
+    "split_warmup",
     "split_tags",
     "unknown_setting",
 ]

@@ -11,10 +11,11 @@ from typing import Any
 
 from vitctl.config.flag import flag_name
 from vitctl.config.settings import Settings
+from vitctl.config.warmup import split_warmup
 from vitctl.data import AUGMENTATIONS
 from vitctl.errors import RequestError
 from vitctl.models import MODELS, TIMM, find_model
-from vitctl.units import parse_duration, parse_save_every
+from vitctl.units import parse_duration, parse_save_every, plural
 
 
 def check_micro_batch_without_batchnorm(config: Settings) -> None:
@@ -157,10 +158,23 @@ def check_warmdown_has_a_constant_schedule(config: Settings) -> None:
 
 def check_warmup_and_warmdown_fit(config: Settings) -> None:
     """Refuse a warm-up and a warm-down that overlap."""
-    if config.warmup + config.warmdown > 1:
+    share, unit = split_warmup(config.warmup)
+    if not unit and share + config.warmdown > 1:
         raise RequestError(
-            f"--warmup {config.warmup:g} and --warmdown {config.warmdown:g} add up to more than 1",
-            hint=f"use --warmdown {1 - config.warmup:g} or less",
+            f"--warmup {share:g} and --warmdown {config.warmdown:g} add up to more than 1",
+            hint=f"use --warmdown {1 - share:g} or less",
+        )
+
+
+def check_warmup_ends(config: Settings) -> None:
+    """Refuse a warm-up that takes the whole run, if both are in the same unit."""
+    count, unit = split_warmup(config.warmup)
+    by_steps = config.max_steps is not None
+    length = config.max_steps if by_steps else config.epochs
+    if unit == ("st" if by_steps else "ep") and length is not None and count >= length:
+        raise RequestError(
+            f"--warmup {config.warmup} takes the whole run of {plural(length, 'step' if by_steps else 'epoch')}",
+            hint="use a shorter --warmup, or --warmup 0.05 for a fraction of the run",
         )
 
 
@@ -189,6 +203,7 @@ CHECKS: tuple[Callable[[Settings], None], ...] = (
     check_wandb_tags,
     check_warmdown_has_a_constant_schedule,
     check_warmup_and_warmdown_fit,
+    check_warmup_ends,
     check_patience_has_a_holdout,
 )
 """All checks, in the order they run."""

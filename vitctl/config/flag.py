@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -32,8 +32,10 @@ class Flag:
         table: the table whose names are accepted, for shell completion.
         shown: the default as ``--help`` describes it.
         resumable: whether ``--resume`` may change the stored value.
-        when_true: for a number where 0 means off: the value of ``true`` and of the flag without a value, unless the
-            recipe has one.
+        when_true: for a setting that can be switched on without a value: the value of ``true`` and of the flag without a
+            value, unless the recipe has one.
+        when_false: the value of ``false``.
+        parser: parses values that are not just of the type and range above.
     """
 
     kind: type
@@ -48,7 +50,9 @@ class Flag:
     table: Mapping[str, Any] | None = None
     shown: str | None = None
     resumable: bool = False
-    when_true: float | None = None
+    when_true: float | str | None = None
+    when_false: float | str = 0.0
+    parser: Callable[[Any, str], Any] | None = None
 
     def parse(self, name: str, value: object) -> Any:
         """Convert ``value`` to this flag's type; True means that the caller must fill in :attr:`when_true`.
@@ -60,7 +64,9 @@ class Flag:
         if name == "pretrained" and isinstance(value, bool):  # YAML reads true and false as booleans
             value = str(value).lower()
         if self.when_true is not None and str(value).lower() in _SWITCH_WORDS:
-            return convert(value, bool, what) or 0.0
+            return convert(value, bool, what) or self.when_false
+        if self.parser is not None:
+            return self.parser(value, what)
         parsed = convert(value, self.kind, what)
         if self.choices and parsed not in self.choices:
             raise unknown(what, parsed, self.choices)

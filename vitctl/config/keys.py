@@ -3,17 +3,24 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+import shlex
+from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
 
-from vitctl.config.flag import NETWORK, OPTIMIZER, Flag
-from vitctl.config.names import SYNONYMS, foreign_name
+from vitctl.config.flag import NETWORK, OPTIMIZER, SCHEDULE, Flag, flag_name
+from vitctl.config.names import SWITCHES, SYNONYMS, foreign_name
 from vitctl.config.train_config import TrainConfig
+from vitctl.data import AUGMENTATIONS
 from vitctl.errors import RequestError
-from vitctl.registry import or_list, similar
+from vitctl.models import find_model
+from vitctl.optim import find_optimizer
+from vitctl.recipes import RECIPES
+from vitctl.registry import Entry, convert, lookup, or_list, similar, split_spec
+from vitctl.yamlfile import Mistakes, line_numbers, parse_yaml, read_text
 
-NET_FLAGS = {"patch": "patch_size", "convkernel": "kernel_size"}
-"""Flags that set an option of the network, with the name of the option."""
+NET_FLAGS = {"patch": "patch_size", "convkernel": "kernel_size", "dimhead": "embed_dim"}
+"""Flags that set an option of the network, with the name of the option. The original scripts misnamed ``--dimhead``."""
 
 OPT_FLAGS = {f"adan_beta{i}": f"beta{i}" for i in (1, 2, 3)}
 """Flags that set an option of the optimizer, with the name of the option."""
@@ -25,12 +32,15 @@ ADANS = ("adan", "adan_pytorch")
 INPUT_ONLY: dict[str, Flag] = {
     "patch": Flag(kind=int, help="patch size in pixels, for networks with patches", panel=NETWORK, low=1),
     "convkernel": Flag(kind=int, help="kernel size of convmixer", panel=NETWORK, low=1),
+    "dimhead": Flag(kind=int, help="width of the embeddings, option embed_dim of --net", panel=NETWORK, low=1),
     **{
         name: Flag(kind=float, help=f"Adan's {beta} as in its paper: 1 minus the usual {beta}", panel=OPTIMIZER)
         for name, beta in OPT_FLAGS.items()
     },
+    "warmup_epochs": Flag(kind=float, help="warm-up in epochs, like --warmup 5ep", panel=SCHEDULE, low=0, high=1e6),
+    "warmup_steps": Flag(kind=int, help="warm-up in optimizer steps", panel=SCHEDULE, low=0, high=10**9),
 }
-"""Flags that are stored in ``net_options`` or ``opt_options``."""
+"""Flags that are stored in ``net_options``, ``opt_options`` or ``warmup``."""
 
 FLAGS: dict[str, Flag] = {
     **{f.name: f.metadata["flag"] for f in dataclasses.fields(TrainConfig) if "flag" in f.metadata},
@@ -56,41 +66,99 @@ LENGTHS = ("epochs", "max_steps", "max_time")
 """Settings that limit the length of a run. Giving one replaces all of the recipe's."""
 
 
+def similar_settings(word: str) -> list[str]:
+    """Return the canonical names of up to three settings that resemble ``word``, most similar first."""
+    return [*dict.fromkeys(ALIASES.get(name, name) for name in similar(word, [*FLAGS, *OPTION_TABLES, *ALIASES]))]
+
+
 def suggest_setting(word: str) -> str:
-    """Return a hint for an unknown setting: similar ones by canonical name, else how to list all."""
-    near = dict.fromkeys(ALIASES.get(name, name) for name in similar(word, [*FLAGS, *OPTION_TABLES, *ALIASES]))
-    return f"did you mean {or_list([*near])}?" if near else "list all settings with vitctl train --help"
+    """Return a hint for an unknown setting: similar ones, else how to list all."""
+    near = similar_settings(word)
+    return f"did you mean {or_list(near)}?" if near else "list all settings with vitctl train --help"
+
+
+def read_settings(path: Path) -> dict[str, Any]:
+    """Return the parsed settings of a ``--config`` file under their canonical names.
+
+    Raises:
+        RequestError: the file cannot be read or has mistakes; all of them are listed by line.
+    """
+    text, source = read_text(path), str(path)
+    document = parse_yaml(text, source)
+    mistakes = Mistakes(line_numbers(text, source), source)
+    settings: dict[str, Any] = {}
+    for key, value in document.items():
+        with mistakes.collected((key,)):
+            name = _add_setting(settings, key, value)
+            check_name(name, settings.get(name))
+    mistakes.raise_all(f"vitctl train --config {shlex.quote(source)} --print-config")
+    return settings
 
 
 def normalise_keys(values: Mapping[str, Any], source: str) -> dict[str, Any]:
     """Return parsed settings under their canonical names.
 
     Args:
-        values: settings of a file or a sweep; hyphens, underscores and other names such as ``n_epochs`` are accepted.
-        source: name of the file or sweep, for error messages.
+        values: settings of a sweep; hyphens, underscores and other names such as ``n_epochs`` are accepted.
+        source: name of the sweep, for error messages.
 
     Raises:
         RequestError: an unknown key, a setting given twice, or a bad value.
     """
     settings: dict[str, Any] = {}
     for key, value in values.items():
-        word = key.strip().lstrip("-").replace("-", "_")
-        name = ALIASES.get(word, word)
-        if name not in FLAGS and name not in OPTION_TABLES:
-            error = unknown_setting(key, word)
+        try:
+            _add_setting(settings, key, value)
+        except RequestError as error:
             error.add_context(source)
-            raise error
-        if name in settings:
-            raise RequestError(f"{source}: {key!r} sets {name} a second time", hint=f"remove {key!r}")
-        if name in OPTION_TABLES:
-            if not isinstance(value, dict):
-                raise RequestError(
-                    f"{source}: {key!r} must be a mapping of options", hint=f"use {key}: {{}} or {key}: {{name: value}}"
-                )
-            settings[name] = value
-        elif value is not None:
-            settings[name] = FLAGS[name].parse(name, value)
+            raise
     return settings
+
+
+def _add_setting(settings: dict[str, Any], key: str, value: Any) -> str:
+    """Add a setting by any of its names, and return its canonical name; None counts as not given.
+
+    Raises:
+        RequestError: an unknown key, a setting that was added before, or a bad value.
+    """
+    word = key.strip().lstrip("-").replace("-", "_")
+    name = ALIASES.get(word, word)
+    if name in SWITCHES and value is not None:
+        switched = convert(value, bool, key)
+        name, value = SWITCHES[name][0], SWITCHES[name][1] if switched else None
+    if name not in FLAGS and name not in OPTION_TABLES and name not in SWITCHES:
+        raise unknown_setting(key, word)
+    if value is None:
+        return name
+    if name in settings:
+        raise RequestError(f"{key!r} sets {name} a second time", hint=f"remove {key!r}")
+    if name not in OPTION_TABLES:
+        settings[name] = FLAGS[name].parse(name, value)
+    elif isinstance(value, dict):
+        settings[name] = {option: each for option, each in value.items() if each is not None}
+    else:
+        raise RequestError(f"{key!r} must be a mapping of options", hint=f"use {key}: {{}} or {key}: {{name: value}}")
+    return name
+
+
+NAMED: Mapping[str, Callable[[str], Entry]] = {
+    "net": find_model,
+    "opt": find_optimizer,
+    "aug": lambda name: lookup(AUGMENTATIONS, name, "--aug"),
+}
+"""Lookup of the settings that are written ``NAME:key=value``."""
+
+
+def check_name(setting: str, value: object) -> None:
+    """Refuse a network, optimizer, augmentation or recipe that does not exist.
+
+    Raises:
+        RequestError: there is none of that name.
+    """
+    if setting in NAMED and isinstance(value, str):
+        NAMED[setting](split_spec(value, flag_name(setting))[0])
+    elif setting == "recipe":
+        lookup(RECIPES, str(value), "--recipe")
 
 
 def unknown_setting(key: str, word: str) -> RequestError:

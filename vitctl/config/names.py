@@ -19,7 +19,7 @@ SYNONYMS = _by_name(
     {
         "model arch architecture network model_name": "net",
         "optimizer optim": "opt",
-        "learning_rate lr0 max_lr": "lr",
+        "learning_rate learn_rate lr0 max_lr": "lr",
         "wd": "weight_decay",
         "batch train_batch_size per_device_train_batch_size": "bs",
         "max_epochs num_epochs num_train_epochs": "epochs",
@@ -32,6 +32,8 @@ SYNONYMS = _by_name(
         "smoothing label_smoothing_factor": "label_smoothing",
         "sched scheduler lr_scheduler lr_scheduler_type": "schedule",
         "warmup_ratio": "warmup",
+        "lr_warmup_epochs": "warmup_epochs",
+        "lr_warmup_steps num_warmup_steps warmup_iters": "warmup_steps",
         "reprob erasing random_erasing random_erase": "erase",
         "class_weight": "class_weights",
         "mixup_alpha": "mixup",
@@ -46,6 +48,15 @@ SYNONYMS = _by_name(
 )
 """Settings by the names under which other tools have them with the same values."""
 
+SWITCHES = {
+    "amp": ("precision", "auto"),
+    "cos": ("schedule", "cosine"),
+    "noamp": ("precision", "fp32"),
+    "noaug": ("aug", "basic"),
+    "nowandb": ("wandb", "disabled"),
+}
+"""Switches of the original scripts, with the setting and value that they stand for. ``--noaug`` kept crop and flip."""
+
 INSTEAD = _by_name(
     {
         "momentum": "use --opt sgd:momentum=0.9",
@@ -59,10 +70,10 @@ INSTEAD = _by_name(
         "depth num_layers": "use --net vit:depth=8",
         "heads num_heads": "use --net vit:num_heads=8",
         "dim embed_dim hidden_size": "use --net vit:embed_dim=256",
-        "dimhead dim_head head_dim": "use --net vit:head_dim=64",
+        "dim_head head_dim": "use --net vit:head_dim=64",
         "patch_size": "use --net vit --patch 4",
         "input_size": "use --size 32",
-        "data data_path data_root dataset_path dataset_dir root train_dir": "use --dataset FOLDER for your images, or --data-dir FOLDER for CIFAR",
+        "data data_path data_root data_folder dataset_path dataset_dir root train_dir": "use --dataset FOLDER for your images, or --data-dir FOLDER for CIFAR",
         "aa auto_augment autoaugment": "use --aug autoaug, --aug randaug or --aug trivialaug",
         "randaugment rand_augment randaug": "use --aug randaug:n=2,m=9",
         "trivial_augment trivialaugment trivialaug": "use --aug trivialaug",
@@ -71,7 +82,7 @@ INSTEAD = _by_name(
         "hflip fliplr horizontal_flip": "use --flip on or --flip off",
         "mixup_off_epoch close_mosaic": "use --mixup 0.8 --mix-off 0.1, a fraction of the run",
         "model_ema use_ema": "use --ema 0.999",
-        "amp fp16 half use_amp mixed_precision": "use --precision fp16; --precision auto is the default",
+        "fp16 half use_amp mixed_precision": "use --precision fp16; --precision auto is the default",
         "bf16 amp_dtype": "use --precision bf16; --precision auto is the default",
         "fp32 no_amp": "use --precision fp32",
         "gpu gpus gpu_id gpu_ids num_gpus devices accelerator cuda": "use --device cuda:0",
@@ -79,9 +90,8 @@ INSTEAD = _by_name(
         "no_cuda use_cpu cpu": "use --device cpu",
         "dp data_parallel distributed ddp strategy num_nodes world_size local_rank sync_bn sync_batchnorm":
             "use --device cuda:0; a run uses one device",
-        "val_split validation_split val_ratio": "use --val-fraction 0.1",
+        "val_split val_size validation_split val_ratio": "use --val-fraction 0.1",
         "cos_lr cosine": "use --schedule cosine",
-        "warmup_epochs warmup_steps lr_warmup_epochs lr_warmup_steps": "use --warmup 0.05, a fraction of the run",
         "cooldown cooldown_epochs decay_epochs": "use --schedule constant --warmdown 0.2, a fraction of the run",
         "time max_train_hours": "use --max-time 1h",
         "early_stop early_stopping": "use --patience 5",
@@ -119,7 +129,8 @@ NOT_NEEDED = _by_name(
             "images are kept in memory and augmented on the device",
         "num_classes nb_classes nc classes": "classes are read from the data set",
         "in_chans in_channels channels": "channels are read from the data set",
-        "mean std": "mean and standard deviation are measured on the training images",
+        "loss loss_fn loss_function criterion": "classes are trained with cross-entropy",
+        "mean std normalization normalize": "mean and standard deviation are measured on the training images",
         "eval_batch_size validation_batch_size val_batch_size test_batch_size per_device_eval_batch_size":
             "evaluation uses what fits into memory",
         "channels_last": "the memory layout is chosen for each network",
@@ -138,6 +149,25 @@ NOT_NEEDED = _by_name(
     }
 )  # fmt: skip
 """Names of other tools for what needs no setting here: why."""
+
+
+OPTION_NAMES = _by_name(
+    {
+        "patch_size": "patch",
+        "depth num_layers": "net_options.depth",
+        "heads num_heads": "net_options.num_heads",
+        "dim embed_dim hidden_size": "net_options.embed_dim",
+        "dim_head head_dim": "net_options.head_dim",
+        "drop dropout drop_rate dropout_rate": "net_options.dropout",
+        "drop_path drop_path_rate stochastic_depth drop_connect": "net_options.drop_path_rate",
+        "momentum": "opt_options.momentum",
+        "nesterov": "opt_options.nesterov",
+        "beta1 adam_beta1": "opt_options.beta1",
+        "beta2 adam_beta2": "opt_options.beta2",
+        "eps opt_eps adam_eps adam_epsilon": "opt_options.eps",
+    }
+)
+"""Names of :data:`INSTEAD` that sweep files accept, because a range has no ``NAME:key=value``: what each one sets."""
 
 
 def foreign_name(name: str, shown: str) -> RequestError | None:

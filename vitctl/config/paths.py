@@ -1,4 +1,4 @@
-"""Data sets and weights given by name or by path."""
+"""Data sets, weights and runs given by name or by path."""
 
 from __future__ import annotations
 
@@ -9,6 +9,9 @@ from vitctl.data import DATASETS
 from vitctl.errors import RequestError
 from vitctl.models import MODELS, TIMM, ModelEntry
 from vitctl.registry import or_list, similar
+
+CHECKPOINTS, LAST = "checkpoints", "last.pt"
+"""A run's folder of checkpoints, and the newest one."""
 
 
 def resolve_dataset(name: str, data_dir: str | None) -> tuple[str, str | None]:
@@ -58,6 +61,32 @@ def resolve_labels(labels: str | None, dataset: str, data_dir: str | None) -> st
     raise RequestError(f"--labels {labels} not found", hint=f"use --labels with a file in {root}, or its full path")
 
 
+RUNS = Path("runs")
+"""Default folder of runs."""
+
+
+def is_run(path: Path) -> bool:
+    """Return whether ``path`` is the folder of a run."""
+    return (path / "config.json").is_file()
+
+
+def find_run(path: Path) -> Path:
+    """Return the folder of the run that ``path`` names, else ``path`` itself.
+
+    A run is named by its folder, by its folder in :data:`RUNS`, or by the folder of its checkpoints.
+    """
+    if not path.is_file() and not is_run(path) and is_run(RUNS / path):
+        return RUNS / path
+    return path.parent if path.name == CHECKPOINTS and is_run(path.parent) else path
+
+
+def find_weights(value: str) -> Path:
+    """Return the absolute path of the file that ``--pretrained`` names; a run stands for its last weights."""
+    path = find_run(Path(value).expanduser())
+    checkpoints = path / CHECKPOINTS
+    return (checkpoints / LAST if checkpoints.is_dir() else path).absolute()
+
+
 def resolve_pretrained(net: str, entry: ModelEntry, value: str | None) -> str:
     """Return ``true``, ``false``, or the absolute path of the file that ``--pretrained`` names.
 
@@ -74,10 +103,13 @@ def resolve_pretrained(net: str, entry: ModelEntry, value: str | None) -> str:
         )
     if word in ("true", "false"):
         return word
-    path = Path(word).expanduser().absolute()
+    path = find_weights(word)
     if not path.is_file():
+        missing = "this folder is not a run" if path.is_dir() else "no such file"
+        if path.name == LAST and not value.endswith(LAST):
+            missing = "this run has no checkpoint yet"
         raise RequestError(
-            f"--pretrained {value}: {'this is a folder, not a file' if path.is_dir() else 'no such file'}",
-            hint=f"use the path of a weights file, or --pretrained {'true' if entry.weights else 'false'}",
+            f"--pretrained {value}: {missing}",
+            hint=f"use a weights file or a run, or --pretrained {'true' if entry.weights else 'false'}",
         )
     return str(path)

@@ -16,6 +16,7 @@ from vitctl.config.flag import flag_name
 from vitctl.config.keys import ADANS, FLAGS, LENGTHS, NET_FLAGS, OPT_FLAGS
 from vitctl.config.paths import resolve_dataset, resolve_labels, resolve_pretrained
 from vitctl.config.train_config import TrainConfig
+from vitctl.config.warmup import WARMUP_UNITS, parse_warmup, split_warmup
 from vitctl.data import AUGMENTATIONS, AugmentationEntry
 from vitctl.data.reading import AUTO
 from vitctl.errors import RequestError
@@ -95,13 +96,35 @@ class Draft:
         return {**given, **inline} if key in self.given else {**inline, **given}
 
 
+# Other names of settings
+
+
+def merge_warmup_units(draft: Draft) -> None:
+    """Merge ``warmup_epochs`` and ``warmup_steps`` into ``warmup``, so that the other rules see one setting."""
+    draft.flags, draft.file = _with_warmup(draft.flags), _with_warmup(draft.file)
+
+
+def _with_warmup(settings: Mapping[str, Any]) -> dict[str, Any]:
+    given = [name for name in ("warmup", *WARMUP_UNITS) if name in settings]
+    if len(given) > 1:
+        first, second = (flag_name(name) for name in given[:2])
+        raise RequestError(f"{first} and {second} both set the warm-up", hint=f"remove {first} or {second}")
+    units = [
+        parse_warmup(f"{settings[name]:.10g}{WARMUP_UNITS[name]}", flag_name(name))
+        for name in given
+        if name in WARMUP_UNITS
+    ]
+    rest = {name: value for name, value in settings.items() if name not in WARMUP_UNITS}
+    return {**rest, "warmup": units[0]} if units else rest
+
+
 # File settings that flags override
 
 
 def split_file_specs(draft: Draft) -> None:
     """Split the file's ``NAME:key=value`` into separate settings, so that a flag can override each."""
     for key, option_flags in (("net", NET_FLAGS), ("opt", OPT_FLAGS), ("aug", {})):
-        if key not in draft.file:
+        if key not in draft.file or draft.file[key] is True:  # aug: true names no augmentation
             continue
         table, own = f"{key}_options", RATES if key == "opt" else ()
         name, inline = split_spec(str(draft.file[key]), key)
@@ -241,6 +264,18 @@ def choose_net(draft: Draft) -> None:
     draft.net_entry = find_model(draft.settings["net"])
 
 
+_NET_OF_FLAG = {"patch": "vit", "dimhead": "vit", "convkernel": "convmixer"}
+"""The network of the original scripts that each of :data:`~vitctl.config.keys.NET_FLAGS` is for."""
+
+
+def choose_net_of_flag(draft: Draft) -> None:
+    """Use the original scripts' network for ``--patch 2`` without ``--net`` if the recipe's has no patch size."""
+    for flag, option in NET_FLAGS.items():
+        if flag in draft.given and "net" not in draft.given and option not in draft.net_entry.options:
+            draft.settings["net"], draft.net_inline = _NET_OF_FLAG[flag], {}
+            draft.net_entry = find_model(_NET_OF_FLAG[flag])
+
+
 def choose_weights(draft: Draft) -> None:
     """Resolve the weights; some networks start from pretrained ones by default."""
     net, given = draft.settings["net"], draft.given.get("pretrained")
@@ -288,14 +323,13 @@ def collect_net_options(draft: Draft) -> None:
 
 
 def apply_net_flags(draft: Draft) -> None:
-    """Apply ``--patch`` and ``--convkernel``, the original scripts' names for options of the network."""
+    """Apply ``--patch``, ``--convkernel`` and ``--dimhead``, the original scripts' names for options of the network."""
     net, given = draft.settings["net"], draft.given
     for flag, option in NET_FLAGS.items():
         if flag not in given:
             continue
         if option not in draft.net_entry.options:
-            suitable = {"patch": "vit", "convkernel": "convmixer"}[flag]
-            hint = f"remove --{flag}, or use --net {suitable}"
+            hint = f"remove --{flag}, or use --net {_NET_OF_FLAG[flag]}"
             if net == "swin" and flag == "patch":
                 hint = "use --net swin:window_size=4"
             raise RequestError(f"--{flag} {given[flag]}: --net {net} has no option {option}", hint=hint)
@@ -462,6 +496,14 @@ def reset_recipe_layer_decay(draft: Draft) -> None:
 # Augmentation
 
 
+def fill_in_aug(draft: Draft) -> None:
+    """Replace ``--aug`` without a name by the recipe's policy, if it has one, or else RandAugment."""
+    if draft.settings.get("aug") is True:
+        of_recipe = str(draft.preset.get("aug", TrainConfig.aug))
+        has_policy = AUGMENTATIONS[split_spec(of_recipe, "--aug")[0]].target
+        draft.settings["aug"] = of_recipe if has_policy else FLAGS["aug"].when_true
+
+
 def choose_aug(draft: Draft) -> None:
     """Use the given augmentation, or the recipe's, and fill in its options from its row in the table."""
     aug, inline = split_spec(str(draft.settings.get("aug", TrainConfig.aug)), "--aug")
@@ -512,11 +554,12 @@ def remove_option_flags(draft: Draft) -> None:
 
 def refuse_warmup_within_the_first_epoch(draft: Draft, config: TrainConfig) -> None:
     """Refuse ``--warmup`` that ends in the first epoch if the rate changes once per epoch: it would do nothing."""
-    rising = config.warmup * config.epochs if config.epochs and not config.max_steps else 0.0
+    share, unit = split_warmup(config.warmup)
+    rising = share * config.epochs if config.epochs and not config.max_steps and not unit else 0.0
     if "warmup" in draft.flags and config.schedule_per == "epoch" and 0 < rising <= 1:
         more = f", or --warmup above {1 / config.epochs:g}" if config.epochs and config.epochs > 1 else ""
         raise RequestError(
-            f"--warmup {config.warmup:g} ends in the first epoch and does nothing with --schedule-per epoch",
+            f"--warmup {share:g} ends in the first epoch and does nothing with --schedule-per epoch",
             hint=f"use --schedule-per step{more}",
         )
 
@@ -532,6 +575,8 @@ def refuse_size_of_network(draft: Draft, config: TrainConfig) -> None:
 
 
 RULES: tuple[Callable[[Draft], None], ...] = (
+    # Other names of settings
+    merge_warmup_units,
     # File settings that flags override
     split_file_specs,
     drop_warmup_if_onecycle_changes,
@@ -549,6 +594,7 @@ RULES: tuple[Callable[[Draft], None], ...] = (
     choose_holdout_rule,
     choose_time,
     choose_net,
+    choose_net_of_flag,
     choose_weights,
     choose_opt,
     # Values of the recipe for these choices
@@ -579,6 +625,7 @@ RULES: tuple[Callable[[Draft], None], ...] = (
     refuse_unused_wandb_flags,
     reset_recipe_layer_decay,
     # Augmentation
+    fill_in_aug,
     choose_aug,
     fill_in_mixing,
     settle_mix_off,

@@ -19,6 +19,7 @@ from vitctl.config.flag import (
     Flag,
     flag_name,
 )
+from vitctl.config.warmup import parse_warmup
 from vitctl.data import AUGMENTATIONS, DATASETS
 from vitctl.data.reading import AUTO, FITS, FULL, parse_range, range_text
 from vitctl.errors import RequestError
@@ -78,10 +79,10 @@ class Settings:
     pretrained: str = _setting(
         "false",
         str,
-        "pretrained weights: true, false or a file",
+        "pretrained weights: true, false, a file or a run",
         NETWORK,
         shown="true for vit_timm and vit_small_timm, else false",
-        metavar="FILE|true",
+        metavar="FILE|RUN|true",
     )
     freeze_backbone: bool = _setting(False, bool, "train only the classification head", NETWORK)
 
@@ -145,8 +146,10 @@ class Settings:
         ", ".join(AUGMENTATIONS),
         AUGMENTATION,
         table=AUGMENTATIONS,
-        shown="from the recipe",
+        shown="from the recipe; without NAME: RandAugment",
         metavar="NAME",
+        when_true="randaug",
+        when_false="basic",
     )
     aug_options: dict[str, Value] = dataclasses.field(default_factory=dict)
     flip: str = _setting(
@@ -234,9 +237,9 @@ class Settings:
     schedule_per: str = _setting(
         "step", str, "when to update the learning rate", SCHEDULE, choices=("step", "epoch"), shown="from the recipe"
     )
-    warmup: float = _setting(
-        0.05, float, "initial fraction of the run with a rising learning rate", SCHEDULE, low=0, below=1,
-        shown="from the recipe",
+    warmup: float | str = _setting(
+        0.05, float, "warm-up: fraction of the run, epochs (5ep) or steps (500)", SCHEDULE, parser=parse_warmup,
+        shown="from the recipe", metavar="X|Nep|N",
     )  # fmt: skip
     warmdown: float = _setting(
         0.0, float, "final fraction of --schedule constant with decay to 0", SCHEDULE, low=0, high=1,

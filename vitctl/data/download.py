@@ -31,6 +31,7 @@ from typing import IO
 from filelock import FileLock, Timeout
 
 from vitctl import __version__
+from vitctl.certificates import TRUST_PROXY, certificate_doubt
 from vitctl.errors import NoSpace, RequestError
 from vitctl.files import flush, is_full
 from vitctl.observer import SILENT, Observer
@@ -62,7 +63,16 @@ _MAKE_ROOM = "free some space, or set VITCTL_DATA or --data-dir to a folder on a
 
 
 class DownloadFailed(Exception):
-    """An archive cannot be downloaded; the message is a clause with the reason."""
+    """An archive cannot be downloaded; the message is a clause with the reason.
+
+    Args:
+        reason: the reason.
+        hint: what the user can do about it, or None for the usual alternatives.
+    """
+
+    def __init__(self, reason: str, hint: str | None = None) -> None:
+        super().__init__(reason)
+        self.hint = hint
 
 
 class Stalled(RequestError):
@@ -193,7 +203,7 @@ def fetch(archive: Archive, url: str, folder: Path, observer: Observer = SILENT)
                     fruitless = 0 if have >= best + MIN_PROGRESS * archive.size else fruitless + 1
                     best = max(best, have)
                     if broken.final or fruitless == MAX_FAILURES or (broken.unreachable and best == first):
-                        raise DownloadFailed(_with_progress(broken, have, archive)) from broken
+                        raise DownloadFailed(_with_progress(broken, have, archive), broken.hint) from broken
                     activity = f"{broken}; retrying"
                     time.sleep(PAUSE * 2**fruitless)
                     continue
@@ -254,11 +264,12 @@ class _Broken(Exception):
         reason: the reason.
         final: whether a retry would fail too.
         unreachable: whether the server could not be reached.
+        hint: see :class:`DownloadFailed`.
     """
 
-    def __init__(self, reason: str, *, final: bool = False, unreachable: bool = False) -> None:
+    def __init__(self, reason: str, *, final: bool = False, unreachable: bool = False, hint: str | None = None) -> None:
         super().__init__(reason)
-        self.final, self.unreachable = final, unreachable
+        self.final, self.unreachable, self.hint = final, unreachable, hint
 
 
 def _with_progress(broken: _Broken, have: int, archive: Archive) -> str:
@@ -344,6 +355,8 @@ def _open(request: urllib.request.Request, part: Path) -> http.client.HTTPRespon
             part.unlink(missing_ok=True)
         again = answer.code in (408, 416, 425, 429) or answer.code >= 500
         raise _Broken(f"the server responded {_status(answer.code)}", final=not again) from answer
+    if isinstance(answer, Exception) and (doubt := certificate_doubt(answer)):
+        raise _Broken(doubt, final=True, hint=TRUST_PROXY) from answer
     if isinstance(answer, Exception):
         gone = isinstance(answer, (urllib.error.URLError, TimeoutError))
         raise _Broken(_reason(answer), final=isinstance(answer, ValueError), unreachable=gone) from answer

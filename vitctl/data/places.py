@@ -130,7 +130,7 @@ def downloading(places: Places, archive: Archive, url: str, what: str) -> Iterat
     except DownloadFailed as reason:
         raise RequestError(
             f"{places.not_found}, and cannot download {url}: {reason}",
-            hint=f"use --data-dir if you have a copy, put {what} into {home}, or use --dataset digits",
+            hint=reason.hint or f"use --data-dir if you have a copy, put {what} into {home}, or use --dataset digits",
         ) from reason
     except OSError as error:
         raise not_writable(home, archive, error) from error

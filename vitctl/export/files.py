@@ -15,6 +15,7 @@ from vitctl.export import EXPORTERS
 from vitctl.export.request import ExportRequest
 from vitctl.export.safetensors import RECORD, config_path
 from vitctl.files import flush, folder_error, is_stream, remove_temporaries, sync_folder, temporary_name, write_failed
+from vitctl.process.signals import stop_signals
 
 
 def plan(request: ExportRequest, checkpoint: Path) -> dict[tuple[str, str], list[Path]]:
@@ -169,13 +170,6 @@ def _signals_deferred() -> Iterator[None]:
             signal.signal(each, handler)
     if received:
         raise Interrupted("stopped; all files were already written", received[0])
-
-
-def stop_signals() -> list[signal.Signals]:
-    """Return the signals that stop an export cleanly: SIGINT, and SIGTERM and SIGHUP unless ignored, as by nohup."""
-    names = ("SIGINT", "SIGTERM", "SIGHUP")
-    available = [signal.Signals[name] for name in names if hasattr(signal, name)]
-    return [each for each in available if each == signal.SIGINT or signal.getsignal(each) is not signal.SIG_IGN]
 
 
 def remove_orphans(folders: set[Path]) -> None:

@@ -33,6 +33,7 @@ from vitctl.inference.provenance import Provenance
 from vitctl.inference.scoring import load_data_for
 from vitctl.inference.trained import Trained, load_trained
 from vitctl.observer import Observer
+from vitctl.process.signals import stop_signals
 from vitctl.units import escaped
 
 NETWORK = "network"
@@ -400,7 +401,7 @@ def _interruptible() -> Iterator[None]:
             signal.signal(each, signal.SIG_DFL)  # a second signal ends the process immediately
         raise _Stop(signum)
 
-    before = {signum: signal.getsignal(signum) for signum in files.stop_signals()}
+    before = {signum: signal.getsignal(signum) for signum in stop_signals()}
     for signum in before:
         signal.signal(signum, stop)
     try:

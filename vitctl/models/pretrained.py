@@ -18,6 +18,7 @@ import timm
 import torch
 from torch import Tensor, nn
 
+from vitctl.certificates import TRUST_PROXY, certificate_doubt
 from vitctl.errors import RequestError
 from vitctl.models import find_model
 from vitctl.models.legacy import RULES as LEGACY_RULES
@@ -103,12 +104,18 @@ def _from_url(net: str, url: str) -> Path:
 
 
 def reachable(url: str) -> bool:
-    """Return whether the server of ``url`` responds within :data:`PATIENCE` seconds, with any status."""
+    """Return whether the server of ``url`` responds within :data:`PATIENCE` seconds, with any status.
+
+    Raises:
+        RequestError: its certificate cannot be verified.
+    """
     try:
         urllib.request.urlopen(urllib.request.Request(url, method="HEAD"), timeout=PATIENCE)
     except urllib.error.HTTPError:
         return True
-    except (OSError, ValueError, http.client.HTTPException):  # HTTPException: the server does not speak HTTP
+    except (OSError, ValueError, http.client.HTTPException) as error:  # HTTPException: the server does not speak HTTP
+        if doubt := certificate_doubt(error):
+            raise RequestError(f"cannot download pretrained weights from {url}: {doubt}", hint=TRUST_PROXY) from error
         return False
     return True
 

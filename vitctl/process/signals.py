@@ -1,4 +1,4 @@
-"""Graceful stopping: the first SIGINT or SIGTERM is a request, the second ends the process."""
+"""Graceful stopping: the first signal is a request, and a second Ctrl-C ends the process."""
 
 from __future__ import annotations
 
@@ -10,11 +10,23 @@ from collections.abc import Callable
 from types import FrameType, TracebackType
 from typing import Any, Self
 
-_SIGNALS = (signal.SIGINT, signal.SIGTERM)
+
+def stop_signals() -> list[signal.Signals]:
+    """Return the signals that ask for an end, without those that are ignored, as SIGHUP is under nohup.
+
+    SIGINT is included even if it is ignored, as in programs that a shell starts with ``&``. A closed terminal or a lost
+    ssh connection sends SIGHUP; batch systems announce the end of a job with SIGUSR1 or SIGUSR2 (SLURM's ``--signal``).
+    """
+    names = ("SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1", "SIGUSR2")
+    available = [signal.Signals[name] for name in names if hasattr(signal, name)]  # Windows lacks some
+    return [each for each in available if each == signal.SIGINT or signal.getsignal(each) is not signal.SIG_IGN]
 
 
 class StopRequest:
-    """A context manager that turns the first SIGINT or SIGTERM into a request; true once one has arrived.
+    """A context manager that turns the first of :func:`stop_signals` into a request; true once one has arrived.
+
+    A second SIGINT ends the process. Other signals are ignored after the first: a closing terminal sends several, and
+    ``timeout`` sends each twice.
 
     Args:
         on_request: called with the signal's number.
@@ -29,9 +41,8 @@ class StopRequest:
         self._previous: dict[int, Any] = {}
 
     def __enter__(self) -> Self:
-        # Installed even if SIGINT is ignored, as in programs that a shell starts with "&".
         if threading.current_thread() is threading.main_thread():
-            for signum in _SIGNALS:
+            for signum in stop_signals():
                 self._previous[signum] = signal.signal(signum, self._handle)
         return self
 
@@ -42,10 +53,11 @@ class StopRequest:
             signal.signal(signum, previous)
 
     def _handle(self, signum: int, frame: FrameType | None) -> None:
+        if self.signum is not None:
+            return
         self.signum = signum
-        # A handler for the second signal would run only once torch returns to Python.
-        for each in _SIGNALS:
-            signal.signal(each, signal.SIG_DFL)
+        # A handler for the second Ctrl-C would run only once torch returns to Python.
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
         self._on_request(signum)
 
     def __bool__(self) -> bool:

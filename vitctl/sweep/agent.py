@@ -30,12 +30,14 @@ from vitctl.observer import Observer
 from vitctl.process.child import Child, LifeLine, Metrics, Trainer, TrialRun, train_command, wait_until_free
 from vitctl.process.failure import Failure
 from vitctl.process.signals import StopRequest
+from vitctl.sweep.images import SweepImages, images_of
 from vitctl.sweep.ledger import (
     AGENT,
     EXHAUSTED,
     FAILURE,
     FAILURE_KIND,
     FIXED,
+    IMAGES,
     KILLS,
     MAX_RETRIES,
     RUN,
@@ -107,6 +109,7 @@ class Snapshot:
         counts: number of trials in each state.
         total: final number of trials, or None if unlimited.
         running: running trials of all agents.
+        images: the images that trials ran on.
         eta: estimated seconds until the sweep finishes, or None.
     """
 
@@ -115,6 +118,7 @@ class Snapshot:
     total: int | None
     running: Sequence[TrialRow]
     best: Sequence[TrialRow]
+    images: SweepImages
     eta: float | None
 
 
@@ -145,6 +149,7 @@ def take_snapshot(sweep: Sweep, study: Study | None = None, count: int = 5) -> S
         total=None if left is None else left + len(ledger.trials),
         running=running,
         best=sweep.top(count, ledger),
+        images=SweepImages.of(ledger.trials),
         eta=eta,
     )
 
@@ -225,7 +230,7 @@ class Agent:
         Raises:
             TrialsFailed: three trials failed in a row.
             RunFailed: the storage failed.
-            Interrupted: SIGINT or SIGTERM was received; running trials are saved.
+            Interrupted: a signal was received; running trials are saved.
         """
         start = self._clock()
 
@@ -510,7 +515,7 @@ class Agent:
         child = Child(self._trainer(TrialRun(config, run)), self._log(slot.number), slot.environment, self._line)
         self._events.put(lambda observer: observer.trial_started(slot.number, shown, run, resumed))
         try:
-            history, pruned = self._follow(study, trial, child, Metrics(run / "metrics.jsonl"), slot)
+            history, pruned = self._follow(study, trial, child, run, slot)
             asked = child.asked  # before the clean-up below sets it
         except UpdateFinishedTrialError:
             child.kill()
@@ -536,10 +541,8 @@ class Agent:
         self._fail(trial, child, code, slot, len(history))
         raise AssertionError("unreachable")
 
-    def _follow(
-        self, study: Study, trial: Trial, child: Child, metrics: Metrics, slot: _Slot
-    ) -> tuple[list[float], bool]:
-        """Report the values that training records until it ends.
+    def _follow(self, study: Study, trial: Trial, child: Child, run: Path, slot: _Slot) -> tuple[list[float], bool]:
+        """Report the values that training records until it ends, and its images with the first value.
 
         Returns:
             The values, and whether the trial was pruned.
@@ -549,9 +552,10 @@ class Agent:
             RunFailed: the storage failed.
         """
         name = self.sweep.file.metric.name
+        metrics = Metrics(run / "metrics.jsonl")
         history: list[float] = []
         unreported: list[tuple[int, float]] = []
-        pruned, checked = False, time.monotonic()
+        pruned, recorded, checked = False, False, time.monotonic()
         while True:
             code = child.wait(POLL)  # before reading the file, so that its last lines are not missed
             for row in metrics.new():
@@ -562,6 +566,9 @@ class Agent:
                     self._emit_progress(slot.number, row["epoch"], float(value))
             try:
                 reported = bool(unreported)
+                if reported and not recorded:
+                    self._record_images(study, trial, run, slot)
+                    recorded = True
                 while unreported:
                     epoch, value = unreported[0]
                     trial.report(value, epoch)
@@ -588,6 +595,17 @@ class Agent:
                 child.ask()
             if code is not None and not unreported:
                 return history, pruned
+
+    def _record_images(self, study: Study, trial: Trial, run: Path, slot: _Slot) -> None:
+        """Store the digest of a trial's images, and report whether they are those of the trials before."""
+        found = images_of(run, trial.params)
+        if found is None:
+            return
+        trial.set_user_attr(IMAGES, found)
+        images = SweepImages.of(self.sweep.ledger(study).trials)
+        if slot.number in images.others:
+            text = f"trial {slot.number} runs on other images ({found[0][:12]}) than earlier trials"
+            self._events.put(lambda observer: observer.message(text))
 
     def _fail(self, trial: Trial, child: Child, code: int | None, slot: _Slot, epochs: int) -> None:
         """Fail or release a trial whose training ended without a result.

@@ -94,7 +94,7 @@ class Engine(Protocol):
         Raises:
             RequestError: unknown sweep; or the file was edited after the sweep was created, or an option differs.
             RunFailed: trials failed, or a service cannot be reached.
-            Interrupted: SIGINT or SIGTERM was received.
+            Interrupted: a signal was received.
         """
 
 

@@ -12,12 +12,24 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from vitctl.config import ALIASES, FLAGS, LENGTHS, OPTION_TABLES, Flag, normalise_keys, resolve_config, unknown_setting
+from vitctl.config import (
+    ALIASES,
+    FLAGS,
+    OPTION_TABLES,
+    Flag,
+    foreign_name,
+    normalise_keys,
+    resolve_config,
+    similar_settings,
+)
+from vitctl.config.names import INSTEAD, OPTION_NAMES, SWITCHES
 from vitctl.errors import RequestError
-from vitctl.registry import or_list, suggest
+from vitctl.models import MODELS
+from vitctl.optim import OPTIMIZERS
+from vitctl.registry import Entry, or_list, suggest
 from vitctl.sweep.hyperband import Hyperband
 from vitctl.sweep.space import EXPONENTS, Parameter, Space, show, show_params
-from vitctl.yamlfile import Place, line_numbers, parse_yaml, read_text
+from vitctl.yamlfile import Mistakes, Place, line_numbers, parse_yaml, read_text
 
 METHODS = ("grid", "random", "bayes")
 METRICS = (
@@ -87,6 +99,10 @@ _EXAMPLE_METRIC = "metric: {name: val_acc, goal: maximize}"
 _METRIC_KEYS = ("name", "goal", "target", "impute", "impute_while_running")
 _HYPERBAND_KEYS = ("type", "min_iter", "max_iter", "s", "eta", "strict")
 _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_.-]*")
+_NAME_KEYS = ("name", "type")
+"""Last parts of dotted names, such as ``optimizer.name``, for a choice and not one of its options."""
+_ROWS: dict[str, Mapping[str, Entry]] = {"net_options": MODELS, "opt_options": OPTIMIZERS}
+"""The tables whose rows have the options of a nested parameter."""
 _TYPICAL = 64
 _MAX_CHECKED = 2000
 _MAX_GRID_VALUES = 100_000
@@ -189,6 +205,11 @@ def setting_of(name: str) -> str:
     return ALIASES.get(word, word)
 
 
+def parameter_name(key: str) -> str:
+    """Return the name of a parameter for a key of the file; an option by another tool's name gets a dotted name."""
+    return OPTION_NAMES.get(key.replace("-", "_"), key)
+
+
 def read_sweep_file(path: Path) -> SweepFile:
     """Read and check the sweep file ``path``.
 
@@ -211,7 +232,28 @@ def parse_sweep_file(text: str, name: str, source: str | None = None) -> SweepFi
     """
     source = source or name
     document = parse_yaml(text, source)
-    return _Reader(document, line_numbers(text, source), source).read(text, name)
+    wrapper = _wrapper_of(document, source)
+    inner = document[wrapper] if wrapper else document
+    reader = _Reader({str(key): value for key, value in inner.items()}, line_numbers(text, source), source)
+    if wrapper:
+        reader.root = (wrapper,)
+        if others := [key for key in document if key != wrapper]:
+            reader.notes.append(f"only {wrapper!r} is read; ignored: {', '.join(others)}")
+    return reader.read(text, name)
+
+
+def _wrapper_of(document: Mapping[str, Any], source: str) -> str | None:
+    """Return the key that holds the sweep, or None if the sweep is at the top level.
+
+    Raises:
+        RequestError: several keys hold one.
+    """
+    if {"method", "parameters"} & document.keys():
+        return None
+    found = [key for key, value in document.items() if isinstance(value, dict) and "parameters" in value]
+    if len(found) > 1:
+        raise RequestError(f"{source} has several sweeps: {', '.join(found)}", hint=f"keep one, such as {found[0]}")
+    return found[0] if found else None
 
 
 class _Reader:
@@ -221,13 +263,16 @@ class _Reader:
         document: parsed content of the file.
         lines: line number of every value.
         source: name of the file in error messages.
+
+    Attributes:
+        root: keys of the text that lead to the document.
     """
 
     def __init__(self, document: dict[str, Any], lines: dict[Place, int], source: str) -> None:
         self.document = document
-        self.lines = lines
         self.source = source
-        self.mistakes: dict[tuple[int, str, str], None] = {}  # line, message, hint
+        self.root: Place = ()
+        self.mistakes = Mistakes(lines, source)
         self.notes: list[str] = []
         self.local_notes: list[str] = []
 
@@ -239,23 +284,11 @@ class _Reader:
             message: what is wrong.
             hint: what to write instead; None for a setting with too many valid values to list.
         """
-        while place and place not in self.lines:
-            place = place[:-1]
-        self.mistakes[(self.lines.get(place, 1), message, hint or "list the valid values: vitctl train --help")] = None
+        self.mistakes.add((*self.root, *place), message, hint or "list the valid values: vitctl train --help")
 
     def raise_mistakes(self) -> None:
         """Raise all recorded mistakes as one RequestError, if there are any."""
-        if not self.mistakes:
-            return
-        found = sorted(self.mistakes)
-        if len(found) == 1:
-            line, message, hint = found[0]
-            raise RequestError(f"{self.source}:{line}: {message}", hint=hint)
-        lines = "\n".join(f"  {self.source}:{line}: {message}; {hint}" for line, message, hint in found)
-        raise RequestError(
-            f"{self.source} has {len(found)} mistakes:\n{lines}",
-            hint=f"correct them, then check the file: vitctl sweep create {self.source} --dry-run 1",
-        )
+        self.mistakes.raise_all(f"vitctl sweep create {self.source} --dry-run 1")
 
     def read(self, text: str, name: str) -> SweepFile:
         """Check the document and return the sweep file.
@@ -321,7 +354,7 @@ class _Reader:
             hyperband=hyperband,
             run_cap=run_cap,
             title=document.get("name", Path(name).stem),
-            document=self._normalised({parameter.name: parameter for parameter, _ in parameters}),
+            document={**document, "parameters": _nested(parameter for parameter, _ in parameters)},
             order=tuple(parameter.name for parameter, _ in parameters if parameter.varies),
             notes=tuple(self.notes),
             local_notes=tuple(self.local_notes),
@@ -375,7 +408,7 @@ class _Reader:
                 "use val_acc or val_loss, measured on held-out images after each epoch",
             )
         elif name not in METRICS:
-            self.wrong(("metric", "name"), f"unknown metric {name!r}", suggest(name, METRICS))
+            self.wrong(("metric", "name"), f"unknown metric {name!r}", _similar_metric(name))
         goal = metric.get("goal", "minimize")
         if goal not in ("minimize", "maximize"):
             self.wrong(("metric", "goal"), f"unknown goal {_shown(goal)}", suggest(str(goal), ("minimize", "maximize")))
@@ -476,14 +509,14 @@ class _Reader:
         self._collect(parameters, ("parameters",), "", found)
         seen: dict[str, str] = {}
         for parameter, place in found:
-            setting = setting_of(parameter.name)
+            setting, key = setting_of(parameter.name), str(place[-1])
             if setting in seen:
                 self.wrong(
                     place,
-                    f"{parameter.name!r} and {seen[setting]!r} both set {setting}",
-                    f"remove {parameter.name} or {seen[setting]}",
+                    f"{key!r} and {seen[setting]!r} both set {setting}",
+                    f"remove {key} or {seen[setting]}",
                 )
-            seen.setdefault(setting, parameter.name)
+            seen.setdefault(setting, key)
             if method == "grid" and parameter.on_a_grid and parameter.grid_count > _MAX_GRID_VALUES:
                 self.wrong(
                     place,
@@ -504,18 +537,17 @@ class _Reader:
     def _collect(self, node: dict[Any, Any], place: Place, prefix: str, found: list[tuple[Parameter, Place]]) -> None:
         for key, settings in node.items():
             here = (*place, str(key))
-            name = f"{prefix}{key}"
-            if not isinstance(key, str) or not _NAME.fullmatch(key) or ("." in key):
+            if not isinstance(key, str) or not _NAME.fullmatch(key) or (prefix and "." in key):
                 self.wrong(
                     here,
                     f"{str(key)!r} is not a valid parameter name",
                     "use letters, digits, _ and -, beginning with a letter or _",
                 )
                 continue
-            group = prefix.rstrip(".")
-            if not prefix and setting_of(key) not in FLAGS and key not in OPTION_TABLES:
-                error = unknown_setting(key, setting_of(key))
-                self.wrong(here, error.message, error.hint)
+            name = f"{prefix}{key}" if prefix else parameter_name(key)
+            table, dot, option = name.partition(".")
+            if setting_of(name) not in FLAGS and (table not in OPTION_TABLES or (dot and not option.isidentifier())):
+                self.wrong(here, *_unknown_parameter(key))
                 continue
             if not isinstance(settings, dict):
                 word = "values" if isinstance(settings, list) else "value"
@@ -528,7 +560,7 @@ class _Reader:
             nest = f"use {key}: {{parameters: {{OPTION: {{values: [...]}}}}}}"
             if "parameters" in settings:
                 inner = settings["parameters"]
-                if group or key not in OPTION_TABLES:
+                if name not in OPTION_TABLES:
                     self.wrong(
                         here,
                         f"{name!r} takes no nested parameters",
@@ -539,12 +571,14 @@ class _Reader:
                 else:
                     self._collect(inner, (*here, "parameters"), f"{name}.", found)
                 continue
-            if key in OPTION_TABLES and not group:
+            if name in OPTION_TABLES:
                 self.wrong(here, f"{key!r} takes nested parameters", nest)
                 continue
             parameter = self._parameter(name, settings, here)
             if parameter is not None:
                 found.append((parameter, here))
+                if not prefix and name != key:
+                    self.notes.append(f"{key} sets {name}")
 
     def _parameter(self, name: str, settings: dict[Any, Any], place: Place) -> Parameter | None:
         """Return the parameter that ``settings`` describe, or None after recording mistakes."""
@@ -618,6 +652,11 @@ class _Reader:
                 )
                 return None
             whole = all(_is_int(settings[key]) for key in ("min", "max"))
+            if whole and _is_rate(name):
+                self.notes.append(
+                    f"{name}: only whole numbers are drawn, as min and max are whole; for fractions use "
+                    f"min: {float(settings['min'])}"
+                )
             return "int_uniform" if whole else "uniform"
         for keys, distribution in ((("mu", "sigma"), "normal"), (("a", "b"), "beta")):
             if any(key in settings for key in keys):
@@ -636,7 +675,9 @@ class _Reader:
         return None
 
     def _value(self, name: str, value: Any, place: Place) -> Any:
-        """Return a value converted as ``train`` does, or None after recording a mistake."""
+        """Return a value converted as ``train`` does, or None after recording a mistake; a list of one is its item."""
+        if isinstance(value, list) and len(value) == 1:
+            value = value[0]
         if value is not None and (
             not isinstance(value, (bool, int, float, str)) or (isinstance(value, float) and math.isnan(value))
         ):
@@ -657,7 +698,7 @@ class _Reader:
             self.wrong(
                 (*place, "values"),
                 f"{name!r}: values {'is empty' if values == [] else f'takes a list, not {_shown(values)}'}",
-                "use a list such as values: [1, 2]",
+                "use a list such as values: [1, 2]" if values == [] else f"use values: [{_shown(values)}]",
             )
             return
         parsed = [self._value(name, value, (*place, "values", i)) for i, value in enumerate(values)]
@@ -752,20 +793,47 @@ class _Reader:
                 self.wrong(place, f"{name!r} can become {show(value)}: {error.message}", error.hint)
                 return
 
-    def _normalised(self, parameters: Mapping[str, Parameter]) -> dict[str, Any]:
-        """Return the document with parsed numbers and named distributions, as W&B's client requires."""
 
-        def tree(node: dict[str, Any], prefix: str) -> dict[str, Any]:
-            result: dict[str, Any] = {}
-            for key, settings in node.items():
-                if "parameters" in settings:
-                    result[key] = {"parameters": tree(settings["parameters"], f"{prefix}{key}.")}
-                else:
-                    parameter = parameters[f"{prefix}{key}"]
-                    result[key] = {"distribution": parameter.distribution, **parameter.settings}
-            return result
+def _nested(parameters: Iterable[Parameter]) -> dict[str, Any]:
+    """Return parameters as in a file: nested, with parsed numbers and named distributions, as W&B's client requires."""
+    result: dict[str, Any] = {}
+    for parameter in parameters:
+        *groups, last = parameter.name.split(".")
+        node = result
+        for group in groups:
+            node = node.setdefault(group, {"parameters": {}})["parameters"]
+        node[last] = {"distribution": parameter.distribution, **parameter.settings}
+    return result
 
-        return {**self.document, "parameters": tree(self.document["parameters"], "")}
+
+def _unknown_parameter(key: str) -> tuple[str, str]:
+    """Return message and hint for an unknown parameter; what every hint suggests leaves a valid file."""
+    word = setting_of(key)
+    if error := foreign_name(word, key):
+        return error.message, f"remove it, or {INSTEAD[word]}" if word in INSTEAD else str(error.hint)
+    if word in SWITCHES:
+        name, value = SWITCHES[word]
+        return f"unknown setting {key!r}", f"remove it, or use {name}: {{value: {value}}}"
+    near = _meant(key) or similar_settings(word)
+    hint = "remove it, or list all settings with vitctl train --help"
+    return f"unknown setting {key!r}", f"did you mean {or_list(near)}? If not, remove it" if near else hint
+
+
+def _meant(key: str) -> list[str]:
+    """Return the parameters that a project's own name, such as ``optimizer.lr`` or ``mlp_ratio``, can stand for."""
+    *groups, last = key.split(".")
+    word = setting_of(groups[-1] if groups and last in _NAME_KEYS else last)
+    if word in {*FLAGS, *OPTION_NAMES}:
+        return [OPTION_NAMES.get(word, word)]
+    return [f"{table}.{word}" for table, rows in _ROWS.items() if any(word in row.options for row in rows.values())]
+
+
+def _similar_metric(name: str) -> str:
+    """Return a hint for an unknown metric, such as ``val/loss`` or ``top1_acc``."""
+    for figure in ("loss", "acc"):
+        if figure in name.lower():
+            return f"did you mean {'train' if 'train' in name.lower() else 'val'}_{figure}?"
+    return f"use {or_list(METRICS)}"
 
 
 def check_fixed(file: SweepFile, fixed: Mapping[str, Any]) -> dict[str, Any]:
@@ -796,9 +864,9 @@ def check_trains(file: SweepFile, fixed: Mapping[str, Any]) -> None:
         RequestError: ``train`` refuses a combination, or does not measure the metric.
     """
     space, metric = file.space, file.metric
-    extremes = _extremes(space)
-    first = {name: values[0] for name, values in extremes.items()}
-    points = [first | {name: value} for name, values in extremes.items() for value in values]
+    ends = extremes(space)
+    first = {name: values[0] for name, values in ends.items()}
+    points = [first | {name: value} for name, values in ends.items() for value in values]
     if file.method == "grid":
         points = []
         for i, point in enumerate(space.grid_points()):
@@ -814,7 +882,7 @@ def check_trains(file: SweepFile, fixed: Mapping[str, Any]) -> None:
         except RequestError as error:
             raise RequestError(
                 f"{file.name}: train refuses {show_params(params)}: {error.message}",
-                hint=error.hint or f"change these values in {file.name}",
+                hint=_choices_with_options(settings) or error.hint or f"change these values in {file.name}",
             ) from error
         if config.val != "holdout" and metric.name.startswith("val_"):
             problem = "does not measure" if config.val == "none" else "uses the test set for"
@@ -826,32 +894,23 @@ def check_trains(file: SweepFile, fixed: Mapping[str, Any]) -> None:
             )
 
 
-def length_notes(file: SweepFile, fixed: Mapping[str, Any]) -> list[str]:
-    """Return a note for each varied length (such as ``epochs``) on which other settings of the recipe depend.
-
-    Args:
-        file: a sweep file that passed :func:`check_trains`.
-        fixed: settings of ``--fixed``.
-    """
-    extremes = _extremes(file.space)
-    first = {name: values[0] for name, values in extremes.items()}
-    notes = []
-    for name, lengths in extremes.items():
-        if setting_of(name) not in LENGTHS:
-            continue
-        settings = [file.settings(first | {name: length}, fixed) for length in lengths]
-        configs = [resolve_config({}, normalise_keys(each, file.name)).to_dict() for each in settings]
-        changing = {key for config in configs for key in config if config[key] != configs[0][key]} - set(LENGTHS)
-        differing = sorted(changing - set(OPTION_TABLES))
-        if differing:
-            notes.append(
-                f"{name}: the recipe chooses {', '.join(differing)} by length; set {'it' if len(differing) == 1 else 'them'} "
-                f"in {file.name} to vary {name} only"
-            )
-    return notes
+def _choices_with_options(settings: Mapping[str, Any]) -> str | None:
+    """Return the hint for settings whose network or optimizer lacks an option that others have; None if none lacks one."""
+    try:
+        config = resolve_config({}, normalise_keys({k: v for k, v in settings.items() if k not in OPTION_TABLES}, ""))
+    except RequestError:
+        return None
+    for table, rows in _ROWS.items():
+        kind = table.removesuffix("_options")
+        chosen = getattr(config, kind)
+        for option in settings.get(table, ()):
+            having = [name for name, row in rows.items() if option in row.options]
+            if having and chosen in rows and chosen not in having:
+                return f"use only {or_list(having[:3])} as {kind}, or remove {table}.{option}"
+    return None
 
 
-def _extremes(space: Space) -> dict[str, list[Any]]:
+def extremes(space: Space) -> dict[str, list[Any]]:
     """Return the values of each varied parameter, or the bounds of its range."""
     return {
         name: list(p.choices) if p.distribution.startswith("categorical") else [_whole(p, end) for end in p.bounds]
@@ -861,6 +920,15 @@ def _extremes(space: Space) -> dict[str, list[Any]]:
 
 def _whole(parameter: Parameter, value: float) -> int | float:
     return int(value) if parameter.integer else value
+
+
+def _is_rate(name: str) -> bool:
+    """Return whether a setting, or an option of a network or optimizer, takes fractions."""
+    if (flag := FLAGS.get(setting_of(name))) is not None:
+        return flag.kind is float
+    table, _, option = name.partition(".")
+    rows = _ROWS.get(table, {}).values()
+    return any(isinstance(row.options[option].default, float) for row in rows if option in row.options)
 
 
 def _is_int(value: object) -> bool:

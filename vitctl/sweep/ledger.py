@@ -33,6 +33,9 @@ KILLS = "kills"
 """Attribute of an attempt whose training was killed by a signal that its agent did not send: ``[epochs, kills]``, the
 number of finished epochs, and the number of consecutive attempts that were killed at that epoch."""
 
+IMAGES = "images"
+"""Attribute of a trial: see :func:`vitctl.sweep.images.images_of`."""
+
 EXHAUSTED = "exhausted"
 """Attribute of an attempt that found no untried parameter set."""
 

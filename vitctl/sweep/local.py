@@ -18,7 +18,8 @@ from vitctl.registry import lookup, split_spec
 from vitctl.sweep import PRUNERS, SAMPLERS
 from vitctl.sweep.agent import Agent, take_snapshot
 from vitctl.sweep.engine import AgentOptions, SweepOptions
-from vitctl.sweep.file import SweepFile, check_trains, length_notes, read_sweep_file, setting_of
+from vitctl.sweep.file import SweepFile, check_trains, read_sweep_file, setting_of
+from vitctl.sweep.notes import notes_of
 from vitctl.sweep.storage import ClaimLock, open_storage, parse_url, redacted, sqlite_file
 from vitctl.sweep.sweep import Sweep, SweepPlan, find_sweep, find_sweeps, is_file, new_id, now
 
@@ -82,7 +83,7 @@ class LocalEngine:
             url = URL.create("sqlite", database=str((folder / DATABASE).absolute()))
         plan = SweepPlan(id=id, file=file, created=now(), storage=redacted(url), **settings)
         sweep = Sweep.create(plan, url, options.runs_dir)
-        for note in (*file.notes, *file.local_notes, *length_notes(file, plan.fixed)):
+        for note in (*file.local_notes, *notes_of(file, plan.fixed, plan.run_cap)):
             observer.message(note)
         return sweep
 
@@ -216,12 +217,13 @@ def dry_run(path: Path, options: SweepOptions, count: int) -> dict[str, Any]:
     if file.method == "grid":
         samples = [point for point, _ in zip(space.grid_points(), range(count), strict=False)]
     else:
-        size = space.size
+        replacement = file.method == "random"
+        size = None if replacement else space.size
         samples, number = [], 0
         while len(samples) < (count if size is None else min(count, size)) and number < 100 * count:
             params = space.draw(random.Random(f"{plan['seed']}:{number}:0"))
             number += 1
-            if params not in samples:
+            if replacement or params not in samples:
                 samples.append(params)
     bands = file.hyperband.bands if file.hyperband is not None else ()
     constants = file.settings({}, plan["fixed"])
@@ -239,5 +241,5 @@ def dry_run(path: Path, options: SweepOptions, count: int) -> dict[str, Any]:
         "parameters": {name: space.varying[name].describe() for name in file.order},
         "constants": constants,
         "samples": [{name: sample[name] for name in file.order} for sample in samples],
-        "notes": [*file.notes, *file.local_notes, *length_notes(file, plan["fixed"])],
+        "notes": [*file.local_notes, *notes_of(file, plan["fixed"], plan["run_cap"])],
     }

@@ -1,7 +1,7 @@
 """Sampling of parameter sets: W&B's grid and random search, or an Optuna sampler.
 
 Proposed values are rounded to the quantized distributions of the file before they are stored, so the stored values are
-those that trials use. A parameter set is not proposed twice.
+those that trials use. A parameter set is not proposed twice, except by ``method: random``.
 """
 
 from __future__ import annotations
@@ -37,6 +37,7 @@ class SpaceSampler(BaseSampler):
         seed: seeds the random samples, which depend on the seed and the trial's number only.
         base: an Optuna sampler that takes over after :data:`STARTUP` trials, or None.
         trials: returns all trials of the sweep.
+        replacement: whether a parameter set can be proposed again, as by W&B's ``random``.
     """
 
     def __init__(
@@ -46,12 +47,15 @@ class SpaceSampler(BaseSampler):
         seed: int,
         base: BaseSampler | None = None,
         trials: Callable[[], Iterable[FrozenTrial]] = tuple,
+        *,
+        replacement: bool = False,
     ) -> None:
         self._space = space
         self._method = method
         self._seed = seed
         self._base = base
         self._trials = trials
+        self._replacement = replacement
         self._distributions = {name: parameter.optuna() for name, parameter in space.varying.items()}
 
     def infer_relative_search_space(self, study: Study, trial: FrozenTrial) -> dict[str, BaseDistribution]:
@@ -61,10 +65,10 @@ class SpaceSampler(BaseSampler):
     def sample_relative(
         self, study: Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]
     ) -> dict[str, Any]:
-        """Return an untried parameter set.
+        """Return the parameters of a trial that its enqueued ones leave open.
 
         Raises:
-            Exhausted: none is left.
+            Exhausted: no untried parameter set is left.
         """
         fixed: Params = dict(trial.system_attrs.get(FIXED, {}))
         if set(fixed) >= set(self._space.varying):
@@ -72,11 +76,13 @@ class SpaceSampler(BaseSampler):
         return self.propose(study, trial, fixed)
 
     def propose(self, study: Study, trial: FrozenTrial, fixed: Params) -> Params:
-        """Return an untried parameter set that contains ``fixed``.
+        """Return a parameter set that contains ``fixed``, untried unless sets are drawn with replacement.
 
         Raises:
             Exhausted: none is left.
         """
+        if self._replacement:
+            return self._draw(trial.number, 0) | fixed
         others = [other for other in self._trials() if other.number != trial.number]
         seen = {
             self._space.key(known)

@@ -24,7 +24,7 @@ from vitctl.errors import RequestError, RunFailed
 from vitctl.files import write_text
 from vitctl.recipes import RECIPES
 from vitctl.registry import suggest
-from vitctl.sweep.file import SweepFile, parse_sweep_file
+from vitctl.sweep.file import SweepFile, parameter_name, parse_sweep_file, setting_of
 from vitctl.sweep.ledger import FAILURE, FAILURE_KIND, FIXED, RUN, Ledger, params_of, retry_attributes, root_of
 from vitctl.sweep.optuna_parts import build_pruner, build_sampler, history_of
 from vitctl.sweep.sampler import SpaceSampler
@@ -63,7 +63,8 @@ class SweepPlan:
         seed: seeds the sampler.
         created: time of creation in UTC, in ISO 8601 format.
         storage: URL of the storage, without a password.
-        format: version of the record; trials of version 1 hold out by position and read full value ranges.
+        format: version of the record; trials of version 1 hold out by position and read full value ranges, and its
+            ``method: random`` draws without replacement.
     """
 
     id: str
@@ -76,6 +77,11 @@ class SweepPlan:
     created: str
     storage: str
     format: int = 2
+
+    @property
+    def replacement(self) -> bool:
+        """Whether parameter sets are drawn with replacement, as by W&B's ``method: random``."""
+        return self.file.method == "random" and self.format > 1
 
     def settings(self, params: Mapping[str, Any]) -> dict[str, Any]:
         """Return the settings of a trial, as in a ``--config`` file; ``params`` are the varied parameters."""
@@ -272,7 +278,14 @@ class Sweep:
         """
         file = self.file
         base = build_sampler(self.plan.sampler, self.plan.seed) if file.method == "bayes" else None
-        return SpaceSampler(file.space, file.method, self.plan.seed, base, lambda: study[0].get_trials(deepcopy=False))
+        return SpaceSampler(
+            file.space,
+            file.method,
+            self.plan.seed,
+            base,
+            lambda: study[0].get_trials(deepcopy=False),
+            replacement=self.plan.replacement,
+        )
 
     def open(self, heartbeat: int = HEARTBEAT, grace: int = GRACE) -> TrialStorage:
         """Open the storage for an agent; see :func:`~vitctl.sweep.storage.open_storage`."""
@@ -328,11 +341,11 @@ class Sweep:
         return len(ledger.trials)
 
     def left(self, ledger: Ledger) -> int | None:
-        """Return the number of parameter sets that can still be proposed; None if unlimited."""
+        """Return the number of trials that can still be started; None if unlimited."""
         if ledger.exhausted:
             return 0
         file = self.file
-        size = file.space.grid_size if file.method == "grid" else file.space.size
+        size = file.space.grid_size if file.method == "grid" else None if self.plan.replacement else file.space.size
         ends = [] if size is None else [size - ledger.seen]
         if self.plan.run_cap is not None:
             ends.append(self.plan.run_cap - self.used(ledger))
@@ -424,7 +437,9 @@ class Sweep:
             RequestError: a parameter that does not vary, an invalid value, a parameter set that was already tried, or a
                 sweep that starts no more trials.
         """
-        params = {name: self._checked(name, value) for name, value in given.items()}
+        called = {setting_of(name): name for name in self.file.space.varying}
+        names = {name: called.get(setting_of(parameter_name(name)), name) for name in given}
+        params = {names[name]: self._checked(names[name], value) for name, value in given.items()}
         space, file = self.file.space, self.file
         if file.method == "grid" and not any(
             all(point[name] == value for name, value in params.items()) for point in space.grid_points()

@@ -22,12 +22,12 @@ from vitctl.sweep.file import (
     SweepFile,
     check_fixed,
     check_trains,
-    length_notes,
     parse_sweep_file,
     read_sweep_file,
     setting_of,
 )
 from vitctl.sweep.local import creating, indented, new_needs_file
+from vitctl.sweep.notes import notes_of
 from vitctl.sweep.sweep import is_file, now
 from vitctl.tracking.wandb import DEFAULT_PROJECT, NO_KEY, plain_message
 
@@ -51,7 +51,7 @@ class WandbEngine:
         document = upload_of(file, options)
         import wandb
 
-        for note in (*file.notes, *length_notes(file, check_fixed(file, options.fixed))):
+        for note in notes_of(file, check_fixed(file, options.fixed), options.run_cap or file.run_cap):
             observer.message(note)
         with translated_wandb_errors(), contextlib.redirect_stdout(sys.stderr):
             known = wandb.setup().settings  # including the environment and W&B's files

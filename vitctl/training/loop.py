@@ -52,7 +52,7 @@ def fit(
 
     Raises:
         RunFailed: the loss is not finite, or memory or the disk is full; the last good checkpoint is kept.
-        Interrupted: SIGINT or SIGTERM arrived, and the state was saved.
+        Interrupted: a signal arrived, and the state was saved.
     """
     progress, config = session.progress, session.config
     clock, watch, loss_watch = Clock(session, started), CardWatch(session, card), LossWatch(session)

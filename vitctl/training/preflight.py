@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from vitctl import devices
-from vitctl.config import TrainConfig
+from vitctl.config import TrainConfig, split_warmup
 from vitctl.errors import RequestError
 from vitctl.models.pretrained import locate
 from vitctl.observer import Observer
 from vitctl.optim import doubtful_betas
 from vitctl.tracking.trackers import check_trackers
 from vitctl.training.session import Session
+from vitctl.units import plural
 
 
 def check_config(config: TrainConfig, observer: Observer, *, weights: bool = True) -> None:
@@ -32,12 +33,27 @@ def check_config(config: TrainConfig, observer: Observer, *, weights: bool = Tru
 
 
 def check_length(session: Session) -> None:
-    """Refuse a warm-down that begins in the last epoch if the learning rate changes only between epochs.
+    """Refuse a warm-up or warm-down that has no effect in a run of this length, or takes all of it.
 
     Raises:
-        RequestError: the run is too short for its warm-down.
+        RequestError: the run is too short, or the learning rate changes too rarely.
     """
     config, schedule = session.config, session.schedule
+    if split_warmup(config.warmup)[1]:
+        if (
+            schedule.warmup_steps >= session.total_steps
+            or schedule.warmup_steps + schedule.warmdown_steps > session.total_steps
+        ):
+            rest = f" and --warmdown {config.warmdown:g} overlap in" if config.warmdown else " takes the whole run of"
+            raise RequestError(
+                f"--warmup {config.warmup}{rest} {plural(session.total_steps, 'step')}",
+                hint="use a shorter --warmup, or --warmup 0.05 for a fraction of the run",
+            )
+        if config.schedule_per == "epoch" and 0 < schedule.warmup_steps <= session.steps_per_epoch:
+            raise RequestError(
+                f"--warmup {config.warmup} ends in the first epoch and does nothing with --schedule-per epoch",
+                hint="use --schedule-per step, or a longer --warmup",
+            )
     last_epoch = (session.total_steps - 1) % session.steps_per_epoch + 1
     if config.warmdown and config.schedule_per == "epoch" and schedule.warmdown_steps <= last_epoch:
         raise RequestError(

@@ -31,7 +31,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from vitctl.config import TrainConfig
+from vitctl.config import CHECKPOINTS, LAST, RUNS, TrainConfig, is_run
 from vitctl.errors import RequestError, RunBusy, VitctlError
 from vitctl.files import Locked, locked, new_folder, remove_temporaries, write_failed, write_text
 from vitctl.process.failure import Failure, is_run_failure
@@ -40,7 +40,7 @@ from vitctl.training import checkpoint as ckpt
 from vitctl.training.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from vitctl.units import mask_passwords
 
-LAST, BEST = "last.pt", "best.pt"
+BEST = "best.pt"
 FAILURE, LOCK, MANIFEST, PREDICTIONS = "failure.json", ".lock", "data.json.gz", "predictions.npz"
 _NOT_IN_NAMES = re.compile(r"[/\\\0]+")
 
@@ -71,7 +71,7 @@ class RunFolder:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self.checkpoints = path / "checkpoints"
+        self.checkpoints = path / CHECKPOINTS
 
     # -- creating and opening ----------------------------------------------------------------------------------------
 
@@ -106,7 +106,7 @@ class RunFolder:
                 if path.exists() and (not path.is_dir() or any(path.iterdir())):
                     raise FileExistsError
                 with new_folder(path) as staging:
-                    (staging / "checkpoints").mkdir()
+                    (staging / CHECKPOINTS).mkdir()
                     (staging / "config.json").write_text(json.dumps(document, indent=2) + "\n", encoding="utf-8")
                 return cls(path)
             except FileExistsError:
@@ -128,21 +128,26 @@ class RunFolder:
     def open(cls, path: Path) -> RunFolder:
         """Open the folder of an existing run.
 
+        Args:
+            path: the folder, or the run's newest checkpoint.
+
         Raises:
             RequestError: ``path`` is not a run's folder.
         """
         if not path.exists():
             raise RequestError(f"run folder {path} not found", hint=_use_a_run_in(path.parent))
         if path.is_file():
-            run = path.parent.parent if path.parent.name == "checkpoints" else path.parent
-            if (run / "config.json").is_file():
+            run = path.parent.parent if path.parent.name == CHECKPOINTS else path.parent
+            if is_run(run) and path == run / CHECKPOINTS / LAST:
+                return cls(run)
+            if is_run(run):
                 hint = f"use the run's folder: {run}"
             elif path.suffix in (".pt", ".pth", ".bin", ".safetensors"):
                 hint = f"use --pretrained {shlex.quote(str(path))} to start a run from its weights"
             else:
                 hint = _use_a_run_in(path.parent)
             raise RequestError(f"{path} is a file, not a run folder", hint=hint)
-        if not (path / "config.json").is_file():
+        if not is_run(path):
             raise RequestError(f"{path} is not a run folder: it has no config.json", hint=_use_a_run_in(path))
         return cls(path)
 
@@ -361,15 +366,18 @@ class RunFolder:
         return None
 
 
-def _use_a_run_in(folder: Path) -> str:
-    """Return a hint that names the newest runs in ``folder``, if any."""
-    if (folder.parent / "config.json").is_file():  # the folder of its checkpoints
-        return f"use the run's folder: {folder.parent}"
+def runs_in(folder: Path) -> list[Path]:
+    """Return the runs in ``folder``, newest first: by the start of their last session."""
     try:
-        runs = [run for run in folder.iterdir() if (run / "config.json").is_file()]
+        runs = [run for run in folder.iterdir() if is_run(run)]
     except OSError:
-        runs = []
-    runs.sort(key=lambda run: (run / "config.json").stat().st_mtime, reverse=True)
+        return []
+    return sorted(runs, key=lambda run: (run / "config.json").stat().st_mtime, reverse=True)
+
+
+def _use_a_run_in(folder: Path) -> str:
+    """Return a hint that names the newest runs in ``folder``, or else in the default folder of runs."""
+    runs = runs_in(folder) or runs_in(RUNS)
     return f"use {or_list([str(run) for run in runs[:3]])}" if runs else "use the folder of a run, such as runs/NAME"
 
 

@@ -15,7 +15,7 @@ from torch import nn
 from torch.optim import Optimizer
 
 from vitctl import devices
-from vitctl.config import TrainConfig
+from vitctl.config import TrainConfig, split_warmup
 from vitctl.data.batches import Normalize, TrainBatches
 from vitctl.data.dataset import Dataset, Splits
 from vitctl.data.layout import class_name
@@ -177,7 +177,7 @@ class Session:
         self.schedule = Schedule(
             kind=config.schedule,
             total_steps=total_steps,
-            warmup_steps=math.ceil(config.warmup * total_steps) if config.warmup else 0,
+            warmup_steps=warmup_steps(config, total_steps, self.steps_per_epoch),
             warmdown_steps=round(config.warmdown * total_steps),
             steps_per_epoch=self.steps_per_epoch if config.schedule_per == "epoch" else 0,
         )
@@ -328,6 +328,12 @@ def given_length(config: TrainConfig, steps_per_epoch: int) -> int | None:
 def mixed_steps(config: TrainConfig, total_steps: int) -> int:
     """Return the number of steps, from the first, in which mixup and CutMix are applied if they are on."""
     return total_steps - round(config.mix_off * total_steps)
+
+
+def warmup_steps(config: TrainConfig, total_steps: int, steps_per_epoch: int) -> int:
+    """Return the number of steps over which the learning rate rises, rounded up."""
+    count, unit = split_warmup(config.warmup)
+    return math.ceil(count * {"": total_steps, "ep": steps_per_epoch, "st": 1}[unit])
 
 
 def run_length(config: TrainConfig, steps_per_epoch: int) -> int:

@@ -10,22 +10,34 @@ from pathlib import Path
 from typing import Any
 
 from vitctl import devices
-from vitctl.config import FLAGS, TrainConfig, check_tracked, find_card, flag_name, pretrained_word, resolve_labels
+from vitctl.config import (
+    FLAGS,
+    LENGTHS,
+    NAMED,
+    NET_FLAGS,
+    WARMUP_UNITS,
+    TrainConfig,
+    check_tracked,
+    find_card,
+    find_weights,
+    flag_name,
+    pretrained_word,
+    resolve_labels,
+    split_warmup,
+)
 from vitctl.data import AUGMENTATIONS
 from vitctl.data.manifest import require_unchanged
 from vitctl.errors import RequestError
-from vitctl.models import find_model
 from vitctl.observer import SILENT, Observer, Record
-from vitctl.optim import find_optimizer
 from vitctl.recipes import RECIPES
-from vitctl.registry import Entry, lookup, split_spec
+from vitctl.registry import or_list, split_spec
 from vitctl.tracking.trackers import tracked
 from vitctl.training.budget import TimePlan
 from vitctl.training.checkpoint import DATA_SHA256
 from vitctl.training.compiling import compile_network
 from vitctl.training.loop import fit, run_start
 from vitctl.training.preflight import check_config, check_length
-from vitctl.training.run_folder import MANIFEST, RunFolder, check_folder_name
+from vitctl.training.run_folder import MANIFEST, RunFolder, check_folder_name, runs_in
 from vitctl.training.session import Session, mixed_steps, run_length
 from vitctl.training.setup import open_session
 from vitctl.units import plural
@@ -104,6 +116,7 @@ def resume_run(
     """
     started = time.monotonic() if started is None else started
     folder = RunFolder.open(path)
+    path = folder.path
     with folder.training():
         folder.remove_orphans()
         document = folder.read_document()
@@ -214,6 +227,30 @@ def recorded_data(document: Mapping[str, Any], checkpoint: Mapping[str, Any] | N
     return str(digest) if digest else None
 
 
+def find_newest(runs_dir: Path, settings: Mapping[str, Any]) -> Path:
+    """Return the newest run in ``runs_dir`` that has the given settings.
+
+    Settings that ``--resume`` may change are ignored, except the length: another length may be that of another run.
+
+    Raises:
+        RequestError: no run has the settings.
+    """
+    runs = runs_in(runs_dir)
+    for run in runs:
+        try:
+            stored = TrainConfig.from_dict(RunFolder(run).read_document()["config"])
+            changed_config(stored, settings)
+        except RequestError:  # other settings, or those of another version of vitctl
+            continue
+        if all(same_value(stored, name, settings[name]) for name in LENGTHS if name in settings):
+            return run
+    if not runs:
+        raise RequestError(f"no run in {runs_dir} to resume", hint="use --resume RUN, or remove --resume")
+    raise RequestError(
+        f"no run in {runs_dir} has these settings", hint=f"use --resume {or_list([str(run) for run in runs[:3]])}"
+    )
+
+
 def kept_recipe_settings(stored: TrainConfig, config: TrainConfig) -> str:
     """Return a message about settings that the recipe chose for the stored length only, or ``""``."""
     recipe = RECIPES.get(config.recipe)
@@ -280,37 +317,34 @@ def changed_config(stored: TrainConfig, changes: Mapping[str, Any]) -> TrainConf
 
 def stored_value(stored: TrainConfig, name: str) -> Any:
     """Return a setting of a run, also one that is stored in the options of network or optimizer."""
-    if name in ("patch", "convkernel"):
-        return stored.net_options.get("patch_size" if name == "patch" else "kernel_size")
+    if name in WARMUP_UNITS:
+        count, unit = split_warmup(stored.warmup)
+        return count if unit == WARMUP_UNITS[name] or not count else None
+    if name in NET_FLAGS:
+        return stored.net_options.get(NET_FLAGS[name])
     if name.startswith("adan_"):
         return stored.opt_options.get(name.removeprefix("adan_"))
     return getattr(stored, name)
 
 
-_FINDERS: Mapping[str, Callable[[str], Entry]] = {
-    "net": find_model,
-    "opt": find_optimizer,
-    "aug": lambda name: lookup(AUGMENTATIONS, name, "--aug"),
-}
-"""Lookup of the entries whose options are part of the setting."""
-
-
 def same_value(stored: TrainConfig, name: str, value: Any) -> bool:
     """Return whether ``value``, as given by a flag, equals the stored setting."""
     if name == "pretrained" and pretrained_word(value) not in ("true", "false"):
-        value = str(Path(value).expanduser().absolute())
+        value = str(find_weights(value))
     elif name == "pretrained":
         value = pretrained_word(value)
+    if value is True and name == "aug":
+        return bool(AUGMENTATIONS[stored.aug].target)
     if value is True and FLAGS[name].when_true is not None:
         return bool(stored_value(stored, name))
-    if name not in ("net", "opt", "aug"):
+    if name not in NAMED:
         return bool(stored_value(stored, name) == value)
     options = getattr(stored, f"{name}_options")
     word, given = split_spec(value, flag_name(name))
     if word != getattr(stored, name):
         return False
     common = {key: given.pop(key) for key in ("lr", "weight_decay") if name == "opt" and key in given}
-    resolved = _FINDERS[name](word).resolve_options(given, f"{flag_name(name)} {word}")
+    resolved = NAMED[name](word).resolve_options(given, f"{flag_name(name)} {word}")
     return all(options.get(key) == resolved[key] for key in given) and all(
         getattr(stored, key) == FLAGS[key].parse(key, text) for key, text in common.items()
     )
