@@ -221,8 +221,8 @@ def split(
     """Choose the training, validation and test images.
 
     The choice depends only on ``split_seed``, not on any library's random numbers. By position, the images of a class
-    are ordered by a hash of the seed and their index, and the first ones are taken. By identity, an image is held out if
-    the hash of the seed and its identity is small enough, so that adding or removing images does not move the others.
+    are ordered by a hash of the seed and their index, and the first ones are taken. By identity, an image is held out
+    if the hash of the seed and its identity is small enough, so that adding or removing images does not move others.
 
     Args:
         dataset: the data set.

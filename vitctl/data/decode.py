@@ -79,7 +79,8 @@ def decode_image(
 
     The image is set upright by its EXIF orientation, greyscale, palette, CMYK and 16-bit images are converted to 8-bit
     RGB, transparent areas become white, and the first of several frames is used. Then it is resized (bilinear,
-    antialiased) as :data:`~vitctl.data.reading.FITS` describes ``reading.fit``: with ``crop``, as by torchvision's ``Resize(size)`` and ``CenterCrop(size)``.
+    antialiased) by the rule of :data:`~vitctl.data.reading.FITS`; ``crop`` is that of torchvision's ``Resize(size)``
+    and ``CenterCrop(size)``.
 
     Images of more than :data:`LARGE` pixels are first shrunk by a whole factor of at least 2, and otherwise to no less
     than twice the needed size.

@@ -16,12 +16,12 @@ from vitctl.data.tree import cannot_read, join, part_of
 from vitctl.errors import RequestError
 
 FILE_COLUMNS = (
-    "filepath", "filepaths", "imagepath", "path", "paths", "filename", "filenames", "file", "files", "imagename", "imageid",
-    "image", "images", "img", "idcode", "id", "name",
+    "filepath", "filepaths", "imagepath", "path", "paths", "filename", "filenames", "file", "files", "imagename",
+    "imageid", "image", "images", "img", "idcode", "id", "name",
 )  # fmt: skip
 LABEL_COLUMNS = (
-    "label", "labels", "class", "classes", "classname", "category", "categories", "target", "species", "breed", "diagnosis",
-    "dx", "labelid", "classid", "categoryid",
+    "label", "labels", "class", "classes", "classname", "category", "categories", "target", "species", "breed",
+    "diagnosis", "dx", "labelid", "classid", "categoryid",
 )  # fmt: skip
 PART_COLUMNS = ("split", "subset", "set", "part", "partition", "dataset")
 """Names of columns in lower case, without spaces, ``_`` and ``-``; the first that a table has is used."""

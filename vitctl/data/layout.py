@@ -167,8 +167,8 @@ LABELLINGS: dict[str, Callable[[Tree, str], Part | None]] = {
 def labelled(tree: Tree, folder: str, split: str) -> Part | None:
     """Return a part with the labels of its images, or None if they have none.
 
-    If the folder has only a folder of the same part, as ``seg_train/seg_train``, or only ``images`` with further folders,
-    that one is used instead.
+    If the folder has only a folder of the same part, as ``seg_train/seg_train``, or only ``images`` with further
+    folders, that one is used instead.
     """
     for _ in range(_NESTED):
         child = _only_child(tree, folder)

@@ -206,7 +206,7 @@ def _image(entry: os.DirEntry[str], path: str, suffixes: frozenset[str]) -> Imag
 
 
 def _ending(name: str) -> str:
-    """Return the ending of a file name with its dot, in lower case, or ``""``: ``IMG_0001``, ``v1.5``, ``a.jpg?w=9``."""
+    """Return the ending of a file name with its dot, in lower case; ``""`` for ``IMG_0001`` or ``a.jpg?w=9``."""
     match = _ENDING.search(name)
     return f".{match[1].lower()}" if match else ""
 

@@ -247,8 +247,8 @@ def load_data_for(
 ) -> Dataset:
     """Load the classifier's data set, or another one with the same classes.
 
-    Of another folder with ``only_test``, only the test images are read, and classes may be missing. These are all of its
-    images, unless it has the training data: then they are those that ``--test-fraction`` chose in training.
+    Of another folder with ``only_test``, only the test images are read, and classes may be missing. If the folder is
+    not divided, all images are test images, unless it has the training data: then those that ``--test-fraction`` chose.
 
     Raises:
         RequestError: the data are missing (and ``download`` is False) or damaged, or have other classes or channels.
