@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import codecs
 import csv
 import io
+import os
 import re
+import unicodedata
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -90,8 +93,9 @@ def find_labelled(
 ) -> list[tuple[ImageFile, Row]]:
     """Return the image of each row; a row without one gets a file of size -1, which cannot be read.
 
-    A name is compared with the end of each path, with and without its ending. If several images have that name, those in
-    the folder of the row's part are preferred.
+    A name is compared with the end of each path, with and without its ending. Case and Unicode form may differ unless both
+    spellings exist, and folders above the images, in which all of the table's names are, are ignored. If several images
+    have that name, those in the folder of the row's part are preferred.
 
     Args:
         rows: the table.
@@ -107,12 +111,19 @@ def find_labelled(
     for image in images:
         stem = image.path.rpartition(".")[0]
         for path in {image.path, stem} if "/" not in image.path[len(stem) :] else {image.path}:
-            by_name[path.rpartition("/")[2]].append((path, image))
+            by_name[_folded(path.rpartition("/")[2])].append((path, image))
+
+    def named(name: str) -> list[tuple[str, ImageFile]]:
+        near = by_name[_folded(name.rpartition("/")[2])]
+        same = [each for each in near if f"/{each[0]}".endswith(f"/{name}")]
+        return same or [each for each in near if _folded(f"/{each[0]}").endswith(_folded(f"/{name}"))]
+
+    above = _folders_above([row.name for row in rows], named)
     chosen: dict[str, tuple[ImageFile, Row]] = {}
     for row in rows:
-        near = f"/{row.name}"
-        found = [(path, image) for path, image in by_name[row.name.rpartition("/")[2]] if f"/{path}".endswith(near)]
-        exact = [each for each in found if each[0] in (row.name, join(folder, row.name))]
+        name = row.name[above:]
+        found = named(name)
+        exact = [each for each in found if each[0] in (name, join(folder, name))]
         part = parts.get(row.part) if row.part else None
         inside = [each for each in found if part and each[0].startswith(f"{part}/")]
         best = {image.path: image for _, image in exact or inside or found}
@@ -121,7 +132,7 @@ def find_labelled(
                 f"{where}: {row.name!r} may be {' or '.join(sorted(best)[:2])}",
                 hint="use paths in the file, such as train/1.png, or add a column named split",
             )
-        image = next(iter(best.values()), ImageFile(join(folder, row.name), -1, 0))
+        image = next(iter(best.values()), ImageFile(join(folder, name), -1, 0))
         if image.path in chosen and chosen[image.path][1].label != row.label:
             raise RequestError(
                 f"{where}: {row.name!r} has the labels {chosen[image.path][1].label!r} and {row.label!r}",
@@ -136,16 +147,42 @@ def find_labelled(
     return list(chosen.values())
 
 
+def _folded(name: str) -> str:
+    """Return a name without differences of case and Unicode form."""
+    return unicodedata.normalize("NFC", name).casefold()
+
+
+def _folders_above(names: Sequence[str], find: Callable[[str], Sequence[object]]) -> int:
+    """Return how many characters to leave out at the start of all names so that images are found.
+
+    Only folders that all names share are left out, as others distinguish images of the same name.
+
+    Args:
+        names: the names of a table.
+        find: returns the images of a name.
+    """
+    shared = os.path.commonprefix(names)  # noqa: RUF071 - cut at a slash in the next line
+    starts = (0, *(match.end() for match in re.finditer("/", shared)))
+    return next((start for start in starts if any(find(name[start:]) for name in names)), 0)
+
+
 def _lines(path: Path, separator: str = "") -> list[list[str]]:
     try:
-        text = path.read_text(encoding="utf-8-sig")
+        content = path.read_bytes()
+        # Excel's "Unicode text" is UTF-16.
+        text = content.decode(
+            "utf-16" if content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)) else "utf-8-sig"
+        )
     except OSError as error:
         raise cannot_read(path, error) from error
     except UnicodeDecodeError as error:
         raise RequestError(f"{path} is not text in UTF-8", hint="use --labels with a CSV file in UTF-8") from error
-    head = text.partition("\n")[0]
+    head = text.lstrip().partition("\n")[0]
     separator = separator or max(",;\t", key=head.count)
-    return [line for line in csv.reader(io.StringIO(text), delimiter=separator) if any(line)]
+    try:
+        return [line for line in csv.reader(io.StringIO(text, newline=""), delimiter=separator) if any(line)]
+    except csv.Error as error:
+        raise RequestError(f"{path} is not a table: {error}", hint="use --labels with another file") from error
 
 
 def _part(path: Path, number: int, value: str) -> str:
