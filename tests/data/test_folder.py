@@ -218,6 +218,24 @@ def test_a_wrong_layout_is_refused_with_a_hint(case: str, pets: Path, cache: Pat
     assert not cache.exists()
 
 
+def test_images_that_are_all_unreadable_cannot_be_left_out(make_folder: MakeFolder) -> None:
+    root = make_folder({"train": {"cat": 2, "dog": 2}, "test": {"cat": 1}})
+    for path in root.rglob("*.png"):
+        path.write_text("damaged")
+    with pytest.raises(RequestError, match=r"cannot read 5 of 5 images.*\nhint: replace them$"):
+        load(root)
+
+
+def test_grey_values_beyond_the_full_range_can_be_measured(make_folder: MakeFolder) -> None:
+    root = make_folder({"train": {"cat": 2, "dog": 2}, "test": {"cat": 1}})
+    for i, path in enumerate(sorted(root.rglob("*.png"))):
+        path.unlink()
+        Image.fromarray(np.full((4, 4), i - 2, np.float32)).save(path.with_suffix(".tif"))
+    with pytest.raises(RequestError, match=r"grey values outside 0-1.*\nhint: use --value-range auto"):
+        load(root, value_range="full")
+    assert load(root, value_range="auto").value_range == "-1,2"
+
+
 def test_the_name_of_an_unreadable_image_is_one_line(make_folder: MakeFolder) -> None:
     root = make_folder({"train": {"cat": 2, "dog": 2}, "test": {"cat": 1}})
     (root / "train" / "cat" / "a\nb\x1b.png").write_text("damaged")

@@ -15,7 +15,7 @@ from vitctl.data.dataset import Dataset, Examples, LoadOptions
 from vitctl.data.decode import UnreadableImage, decode_image
 from vitctl.data.layout import SPLITS, Listing, list_images, list_test_images
 from vitctl.data.manifest import Entry, Manifest
-from vitctl.data.reading import AUTO, Reading, Traits
+from vitctl.data.reading import AUTO, FULL, Reading, Traits
 from vitctl.errors import RequestError
 from vitctl.units import printable
 
@@ -104,7 +104,7 @@ def decode_listing(
         raise RequestError(
             f"cannot read {len(bad)} of {len(listing.files)} images, such as {printable(str(root / listing.files[bad[0]].path))}: "
             f"{decoded.bad[bad[0]]}",
-            hint="add --skip-bad-images to leave them out, or replace them",
+            hint=_advice(name, decoded, options, everything=len(bad) == len(listing.files)),
         )
     images = torch.from_numpy(decoded.images)
     labels = torch.from_numpy(np.delete(listing.labels, bad))
@@ -139,6 +139,13 @@ def decode_listing(
         manifest=Manifest.of(zip(names, entries, strict=True)),
         traits=decoded.traits,
     )
+
+
+def _advice(name: str, decoded: Decoded, options: LoadOptions, *, everything: bool) -> str:
+    """Return what to do about unreadable images; ``everything`` if no image can be read."""
+    if name == "folder" and options.value_range == FULL and decoded.traits.value_range() != FULL:
+        return "use --value-range auto, or LOW,HIGH with the grey values of black and white"
+    return "replace them" if everything else "add --skip-bad-images to leave them out, or replace them"
 
 
 def _decode(
