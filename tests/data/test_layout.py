@@ -82,6 +82,12 @@ KNOWN: dict[str, tuple[Callable[[Path], object], str | None, str, list[str]]] = 
         "images: Training/ 2, TEST/ 1",
         ["a/0.png", "b/0.png", "b/0.png"],
     ),
+    "numbered": (
+        lambda root: images(root, "01_train/a", "01_train/b", "02_test/b", count=1),
+        None,
+        "images: 01_train/ 2, 02_test/ 1",
+        ["a/0.png", "b/0.png", "b/0.png"],
+    ),
     "twice": (
         lambda root: images(root, "sets/v1/train/a", "sets/v1/train/b", "sets/v1/test/a", count=1),
         None,
@@ -236,6 +242,11 @@ class TestRules:
             (tmp_path / "val/images" / name).rename(tmp_path / "val" / name)
         listing = list_images(tmp_path)
         assert len(set(listing.identities)) == len(listing.files)
+
+    def test_classes_may_have_names_of_parts_in_theirs(self, tmp_path: Path) -> None:
+        images(tmp_path, "freight train", "test tube", "bus")
+        layout = find_layout(Tree(tmp_path))
+        assert layout is not None and list(layout.parts[WHOLE].classes) == ["bus", "freight train", "test tube"]
 
     def test_a_class_may_be_called_train(self, tmp_path: Path) -> None:
         images(tmp_path, "train", "bus", "car")

@@ -101,6 +101,31 @@ def test_a_run_resumes_only_on_the_same_images_unless_others_are_accepted(
     assert cli("eval", "r", "--split", "val").code == 0
 
 
+def test_other_classes_are_never_accepted(refused: Refused, run: Path) -> None:
+    for part in ("train", "test"):
+        shutil.copytree(f"shades/{part}/dark", f"shades/{part}/grey")
+    for more in ((), ("--accept-data",)):
+        said = refused("train", "--resume", "r", "--epochs", 2, *more)
+        assert f"{CHANGED}: 24 added" in said and said.endswith("or start a new run, as the classes changed too")
+
+
+def test_a_run_resumes_without_an_image_that_became_unreadable(cli: Cli, refused: Refused, run: Path) -> None:
+    Path("shades/train/dark/03.png").write_text("damaged")
+    words = ["train", "--resume", "r", "--epochs", 2]
+    for hint in ("--skip-bad-images", "--accept-data"):
+        assert f"hint: add {hint}" in refused(*words).replace("restore them, or ", "")
+        words.append(hint)
+    assert cli(*words).code == 0
+
+
+def test_class_folders_have_no_held_out_images(cli: Cli, refused: Refused, run: Path) -> None:
+    shutil.copytree("shades/test", "new")
+    words = ("eval", "r", "--dataset", "new", "--split")
+    said = refused(*words, "val")
+    assert "has class folders (dark, light)" in said and "hint: use --split test" in said
+    assert cli(*words, "test").code == 0
+
+
 def test_held_out_images_stay_held_out_if_others_are_added(cli: Cli, run: Path) -> None:
     def measured() -> list[list[str]]:
         assert cli("eval", "r", "--split", "val", "--accept-data", "--predictions", "p.csv").code == 0

@@ -15,9 +15,9 @@ from vitctl.data.dataset import Dataset, Examples, LoadOptions
 from vitctl.data.decode import UnreadableImage, decode_image
 from vitctl.data.layout import SPLITS, Listing, list_images, list_test_images
 from vitctl.data.manifest import Entry, Manifest
-from vitctl.data.reading import AUTO, Reading, Traits
+from vitctl.data.reading import AUTO, FULL, Reading, Traits
 from vitctl.errors import RequestError
-from vitctl.units import escaped
+from vitctl.units import printable
 
 Decode = Callable[[str, Traits], npt.NDArray[np.uint8]]
 """Decodes a path to uint8 [3, size, size], or raises :class:`UnreadableImage`; counts the image in the traits."""
@@ -48,7 +48,7 @@ def load(options: LoadOptions) -> Dataset:
             root, options.test_classes, labels=options.labels, test_fraction=options.test_fraction
         )
     for line in (listing.summary, *listing.skipped):
-        options.observer.message(escaped(line))
+        options.observer.message(printable(line))
     reading = Reading(options.fit, options.value_range)
     if options.value_range == AUTO:
         reading = replace(reading, value_range=_measured_range(root, listing, options))
@@ -102,9 +102,9 @@ def decode_listing(
     bad = list(decoded.bad)
     if bad and not options.skip_bad_images:
         raise RequestError(
-            f"cannot read {len(bad)} of {len(listing.files)} images, such as {root / listing.files[bad[0]].path}: "
+            f"cannot read {len(bad)} of {len(listing.files)} images, such as {printable(str(root / listing.files[bad[0]].path))}: "
             f"{decoded.bad[bad[0]]}",
-            hint="add --skip-bad-images to leave them out, or replace them",
+            hint=_advice(name, decoded, options, everything=len(bad) == len(listing.files)),
         )
     images = torch.from_numpy(decoded.images)
     labels = torch.from_numpy(np.delete(listing.labels, bad))
@@ -135,10 +135,17 @@ def decode_listing(
         val=own_val,
         test=parts["test"] if len(parts["test"]) else parts["val"],
         source=str(root),
-        skipped=tuple(escaped(listing.files[i].path) for i in bad),
+        skipped=tuple(printable(listing.files[i].path) for i in bad),
         manifest=Manifest.of(zip(names, entries, strict=True)),
         traits=decoded.traits,
     )
+
+
+def _advice(name: str, decoded: Decoded, options: LoadOptions, *, everything: bool) -> str:
+    """Return what to do about unreadable images; ``everything`` if no image can be read."""
+    if name == "folder" and options.value_range == FULL and decoded.traits.value_range() != FULL:
+        return "use --value-range auto, or LOW,HIGH with the grey values of black and white"
+    return "replace them" if everything else "add --skip-bad-images to leave them out, or replace them"
 
 
 def _decode(

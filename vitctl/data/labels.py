@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import codecs
 import csv
 import io
+import os
 import re
+import unicodedata
 from collections import defaultdict
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from posixpath import splitext
 from typing import NamedTuple
@@ -91,8 +94,9 @@ def find_labelled(
 ) -> list[tuple[ImageFile, Row]]:
     """Return the image of each row; a row without one gets a file of size -1, which cannot be read.
 
-    A name is compared with the last parts of each path, with and without its ending. If several images have that name,
-    the one with exactly this path is preferred, else those in the folder of the row's part.
+    A name is compared with the last parts of each path, with and without its ending. Case and Unicode form may differ
+    unless both spellings exist, and folders that all names of the table begin with may be missing. If several images have
+    that name, the one with exactly this path is preferred, else those in the folder of the row's part.
 
     Args:
         rows: the table.
@@ -104,11 +108,18 @@ def find_labelled(
     Raises:
         RequestError: no image was found, a name has several images, or an image has several labels.
     """
-    by_name = _by_name(images, {row.name for row in rows})
+    by_end = _by_end(images, {_folded(end) for row in rows for end in _ends(row.name)})
+
+    def named(name: str) -> list[tuple[str, ImageFile]]:
+        near = by_end.get(_folded(name), [])
+        return [each for each in near if f"/{each[0]}".endswith(f"/{name}")] or near
+
+    above = _folders_above([row.name for row in rows], named)
     chosen: dict[str, tuple[ImageFile, Row]] = {}
     for row in rows:
-        found = by_name.get(row.name, [])
-        exact = [each for each in found if each[0] in (row.name, join(folder, row.name))]
+        name = row.name[above:]
+        found = named(name)
+        exact = [each for each in found if each[0] in (name, join(folder, name))]
         part = parts.get(row.part) if row.part else None
         inside = [each for each in found if part and each[0].startswith(f"{part}/")]
         best = {image.path: image for _, image in exact or inside or found}
@@ -117,7 +128,7 @@ def find_labelled(
                 f"{where}: {row.name!r} may be {' or '.join(sorted(best)[:2])}",
                 hint="use paths in the file, such as train/1.png, or add a column named split",
             )
-        image = next(iter(best.values()), ImageFile(join(folder, row.name), -1, 0))
+        image = next(iter(best.values()), ImageFile(join(folder, name), -1, 0))
         if image.path in chosen and chosen[image.path][1].label != row.label:
             raise RequestError(
                 f"{where}: {row.name!r} has the labels {chosen[image.path][1].label!r} and {row.label!r}",
@@ -132,33 +143,63 @@ def find_labelled(
     return list(chosen.values())
 
 
-def _by_name(images: Iterable[ImageFile], names: Collection[str]) -> dict[str, list[tuple[str, ImageFile]]]:
-    """Return, for each name, the paths that end in it, with or without their own ending, and their images."""
+def _ends(path: str) -> Iterator[str]:
+    """Yield the path, and what remains without its first folder, the first two, and so on."""
+    yield path
+    while "/" in path:
+        path = path.partition("/")[2]
+        yield path
+
+
+def _by_end(images: Iterable[ImageFile], ends: Collection[str]) -> dict[str, list[tuple[str, ImageFile]]]:
+    """Return, for each of ``ends``, the paths that end in it, with or without their own ending, and their images."""
     found: defaultdict[str, list[tuple[str, ImageFile]]] = defaultdict(list)
     for image in images:
         for path in {image.path, splitext(image.path)[0]}:
-            parts = path.split("/")
-            for start in range(len(parts)):
-                if (name := "/".join(parts[start:])) in names:
-                    found[name].append((path, image))
+            for end in map(_folded, _ends(path)):
+                if end in ends:
+                    found[end].append((path, image))
     return found
+
+
+def _folded(name: str) -> str:
+    """Return a name without differences of case and Unicode form."""
+    return unicodedata.normalize("NFC", name).casefold()
+
+
+def _folders_above(names: Sequence[str], find: Callable[[str], Sequence[object]]) -> int:
+    """Return how many characters to leave out at the start of all names so that images are found.
+
+    Only folders that all names share are left out, as others distinguish images of the same name.
+
+    Args:
+        names: the names of a table.
+        find: returns the images of a name.
+    """
+    shared = os.path.commonprefix(names)  # noqa: RUF071 - cut at a slash in the next line
+    starts = (0, *(match.end() for match in re.finditer("/", shared)))
+    return next((start for start in starts if any(find(name[start:]) for name in names)), 0)
 
 
 def _lines(path: Path, separator: str = "") -> list[tuple[int, list[str]]]:
     """Return the number and the cells of each line that is not empty."""
     try:
-        text = path.read_text(encoding="utf-8-sig")
+        content = path.read_bytes()
+        # Excel's "Unicode text" is UTF-16.
+        text = content.decode(
+            "utf-16" if content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)) else "utf-8-sig"
+        )
     except OSError as error:
         raise cannot_read(path, error) from error
     except UnicodeDecodeError as error:
         raise RequestError(f"{path} is not text in UTF-8", hint="use --labels with a CSV file in UTF-8") from error
-    head = text.partition("\n")[0]
+    head = text.lstrip().partition("\n")[0]
     separator = separator or max(",;\t", key=head.count)
-    reader = csv.reader(io.StringIO(text), delimiter=separator)
+    reader = csv.reader(io.StringIO(text, newline=""), delimiter=separator)
     try:
         return [(reader.line_num, line) for line in reader if any(line)]
     except csv.Error as error:
-        raise RequestError(f"{path} is not a CSV file: {error}", hint="use --labels with a CSV file") from error
+        raise RequestError(f"{path} is not a table: {error}", hint="use --labels with another file") from error
 
 
 def _part(path: Path, number: int, value: str) -> str:

@@ -357,10 +357,9 @@ def labels_elsewhere(tree: Tree, layout: Layout | None) -> RequestError | None:
 
 
 def too_few_classes(tree: Tree, layout: Layout | None) -> RequestError | None:
-    """Recognise a training set with fewer than two classes."""
-    if layout is None or "train" not in layout.parts or (len(layout.parts) == 1 and layout.parts["train"].classes):
-        return None
-    return _too_few(tree, layout.parts["train"])
+    """Recognise a training set, or class folders, with fewer than two classes."""
+    part = layout.parts.get("train") or layout.parts.get(WHOLE) if layout else None
+    return _too_few(tree, part) if part is not None and len(part.classes) < 2 else None
 
 
 def no_split(tree: Tree, layout: Layout | None) -> RequestError | None:
@@ -595,19 +594,23 @@ def _foreign_class(root: Path, layout: Layout, place: Path, name: str) -> Reques
             f"class {name!r} of {layout.labels} has test images but no training images",
             hint=f"add training images of {name!r}, or remove its lines",
         )
-    train = layout.parts["train"].folder
+    train = layout.parts["train"]
+    same = next((each for each in train.classes if each.casefold() == name.casefold()), None)
     return RequestError(
-        f"{place / name} is not a class of {train}/",
-        hint=f"add training images in {root / train / name}, or remove {place / name}",
+        f"{place / name} is not a class of {train.folder}/",
+        hint=f"rename it to {same!r}, as in {train.folder}/"
+        if same
+        else f"add training images in {root / train.folder / name}, or remove {place / name}",
     )
 
 
 def _no_images(tree: Tree, folder: str) -> RequestError:
     place = tree.root / folder
-    unread = [each for each in tree.skipped([folder]) if HEIF_HINT in each]
-    if unread:
+    skipped = tree.skipped([folder])
+    if any(HEIF_HINT in each for each in skipped):
         return RequestError(f"{place} has only images that Pillow does not read", hint="run pip install pillow-heif")
-    return RequestError(f"{place} has no images", hint=f"add images to {place}, or remove it")
+    found = f" ({', '.join(skipped)})" if any(level.others for level in tree.walk(folder)) else ""
+    return RequestError(f"{place} has no images{found}", hint=f"add images to {place}, or remove it")
 
 
 def _not_measurable(tree: Tree, layout: Layout | None, classes: Collection[str]) -> RequestError:
@@ -642,7 +645,8 @@ def _classes(layout: Layout, split: str) -> Collection[str]:
 def _part_folders(tree: Tree, folder: str) -> dict[str, str]:
     """Return the folder of each part: ``train``, ``Testing``, or names with the same rest, as ``seg_train, seg_test``.
 
-    Of several folders of a part, the one with the shortest name is used.
+    The rest may differ, as of ``1_train, 2_test``, if all folders are named so. Of several folders of a part, the one with
+    the shortest name is used.
     """
     by_rest: defaultdict[tuple[str, ...], dict[str, str]] = defaultdict(dict)
     for name in sorted(tree.folders(folder), key=len):
@@ -655,7 +659,10 @@ def _part_folders(tree: Tree, folder: str) -> dict[str, str]:
     if () in by_rest:
         return by_rest[()]
     complete = [group for group in by_rest.values() if "train" in group and len(group) > 1]
-    return complete[0] if len(complete) == 1 else {}
+    if len(complete) == 1:
+        return complete[0]
+    merged = {part: name for group in by_rest.values() for part, name in group.items()}
+    return merged if "train" in merged and 1 < len(merged) == len(tree.folders(folder)) else {}
 
 
 def _only_child(tree: Tree, folder: str) -> str | None:

@@ -32,7 +32,7 @@ CONTAINERS = frozenset({"images", "image", "imgs", "img", "jpegimages", "jpegs",
 _PART_WORDS = {
     **dict.fromkeys(("train", "training", "trainset", "trn"), "train"),
     **dict.fromkeys(("val", "valid", "validation", "valset", "dev"), "val"),
-    **dict.fromkeys(("test", "testing", "testset", "tst", "evaluation"), "test"),
+    **dict.fromkeys(("test", "testing", "testset", "tst", "evaluation", "eval"), "test"),
 }
 _FILLERS = CONTAINERS | {"set"}
 _WORD = re.compile(r"[A-Z]?[a-z]+|[A-Z]+(?![a-z])|\d+|[^\W\d_a-zA-Z]+")
@@ -63,8 +63,10 @@ def join(folder: str, name: str) -> str:
 
 def cannot_read(path: Path, error: OSError) -> RequestError:
     """Return the error for a file or folder that cannot be read."""
+    readable = f"make it readable: chmod -R u+rX {quote(str(path))}"
     return RequestError(
-        f"cannot read {path}: {error.strerror or error}", hint=f"make it readable: chmod -R u+rX {quote(str(path))}"
+        f"cannot read {path}: {error.strerror or error}",
+        hint=f"restore {path}" if isinstance(error, FileNotFoundError) else readable,
     )
 
 

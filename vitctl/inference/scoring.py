@@ -18,7 +18,7 @@ from torch import Tensor
 from vitctl import devices
 from vitctl.data import DATASETS
 from vitctl.data.dataset import Dataset, Subset, image_names, load_dataset, split
-from vitctl.data.layout import class_name
+from vitctl.data.layout import Undivided, class_name
 from vitctl.data.manifest import require_unchanged
 from vitctl.errors import RequestError
 from vitctl.files import write_text
@@ -275,7 +275,10 @@ def load_data_for(
             divided = _has_images(load, fraction, classifier.provenance.data_sha256)
         data = load(test_classes=classifier.classes, test_fraction=fraction if divided else None, observer=observer)
     else:
-        data = load(test_fraction=fraction, observer=observer)
+        try:
+            data = load(test_fraction=fraction, observer=observer)
+        except Undivided as error:
+            raise RequestError(error.message, hint="use --split test to evaluate on these images") from error
     hint = f"use --dataset {own}" if dataset not in (None, own) else f"use --data-dir with the images of {own}"
     if data.train.images.shape[1] != classifier.channels:
         raise RequestError(
