@@ -61,7 +61,7 @@ def rewrite(run: Path, change: Callable[[dict[str, Any]], object]) -> None:
         save_checkpoint({k: v for k, v in checkpoint.items() if k not in ("digest", "file_sha256")}, path)
 
 
-def add(name: str) -> None:
+def add(name: str | Path) -> None:
     Image.new("RGB", (10, 12), (99, 0, 0)).save(name)
 
 
@@ -237,6 +237,12 @@ def test_class_folders_train_and_are_evaluated_on_the_share_for_testing(cli: Cli
     assert (scores["images"], scores["top1"]) == (summary["test_images"], pytest.approx(summary["test_acc"]))
     assert cli("export", "runs/flat", "--format", "safetensors", "-o", "x.safetensors", "--no-verify").code == 0
     assert cli("eval", "x.safetensors", "--dataset", flat, "--json").json()["loss"] == pytest.approx(scores["loss"])
+    more = Path(shutil.copytree(flat, "more"))
+    add(more / "dark" / "added.png")
+    leaky = cli("eval", "runs/flat", "--dataset", more)
+    trained_on = summary["train_images"] + summary["val_images"]
+    assert f"warning: {trained_on} of 41 images equal images that the run trained on or held out" in leaky.err
+    assert "warning" not in cli("eval", "runs/flat", "--data-dir", more).err
     assert cli("eval", "x.safetensors", "--dataset", "new", "--json").json()["images"] == len(
         list(Path("new/dark").iterdir())
     )

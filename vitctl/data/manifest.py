@@ -67,6 +67,11 @@ class Manifest:
         counts = ", ".join(f"{len(names):,} {what}" for what, names in groups.items() if names)
         return f"{counts} (such as {next(names[0] for names in groups.values() if names)!r})"
 
+    def seen_in(self, run: Manifest) -> int:
+        """Return how many test images have the pixels of a training or held-out image of ``run``."""
+        seen = {entry.content for name, entry in run.images.items() if name.startswith("train/")}
+        return sum(entry.content in seen for name, entry in self.images.items() if name.startswith("test/"))
+
     def write(self, path: Path) -> None:
         """Write the manifest as compressed JSON.
 

@@ -19,7 +19,7 @@ from vitctl import devices
 from vitctl.data import DATASETS
 from vitctl.data.dataset import Dataset, Subset, image_names, load_dataset, split
 from vitctl.data.layout import Undivided, class_name
-from vitctl.data.manifest import require_unchanged
+from vitctl.data.manifest import Manifest, require_unchanged
 from vitctl.errors import RequestError
 from vitctl.files import write_text
 from vitctl.inference.classifier import Classifier
@@ -28,7 +28,7 @@ from vitctl.observer import SILENT, Observer
 from vitctl.training.evaluate import balanced_accuracy, logits_of, uneven
 from vitctl.training.predictions import read_predictions
 from vitctl.training.run_folder import MANIFEST, PREDICTIONS
-from vitctl.units import escaped
+from vitctl.units import escaped, plural
 
 _TOP = 3
 """Classes per image in the table of predictions."""
@@ -107,12 +107,19 @@ def score_classifier(
         skip_bad_images=skip_bad_images,
         observer=observer,
     )
+    manifest = classifier.path.parent.parent / MANIFEST  # missing unless the checkpoint is in a run's folder
+    if part == "test" and data_dir is not None and data.manifest is not None:
+        seen = data.manifest.seen_in(Manifest.read(manifest) or Manifest({}))
+        if seen:
+            observer.message(
+                f"warning: {seen:,} of {plural(len(data.test), 'image')} equal images that the run trained on or held out"
+            )
     accepted = None
     if part != "test" and data.name == classifier.provenance.dataset:
         accepted = require_unchanged(
             data.manifest,
             classifier.provenance.data_sha256,
-            classifier.path.parent.parent / MANIFEST,  # missing unless the checkpoint is in a run's folder
+            manifest,
             data.source,
             accept=accept_data,
             hint="restore them, or add --accept-data, or use --split test",
