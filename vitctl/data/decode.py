@@ -130,15 +130,18 @@ def _to_array(image: Image.Image, size: int | None, reading: Reading, traits: Tr
     traits.note_image(width, height, deep=_is_deep(image))
     if size is not None:
         # Decoding a JPEG at 1/2, 1/4 or 1/8 scale, to at least twice the needed size, is several times faster.
-        side = max(image.size) if reading.fit == "pad" else min(image.size)
+        side = max(width, height) if reading.fit == "pad" else min(width, height)
         image.draft(None, (max(1, 2 * size * width // side), max(1, 2 * size * height // side)))
-    with _one_large_image if large else contextlib.nullcontext():
+    if large and size is not None:
+        with _one_large_image:
+            image.load()
+            turn = _turn(image)
+            still_large = image.width * image.height > LARGE  # a JPEG may have been decoded at a smaller scale
+            image = _shrink(image, size, reading, traits) if still_large else _to_rgb(image, reading, traits)
+    else:
         image.load()
         turn = _turn(image)
-        if size is not None and image.width * image.height > LARGE:
-            image = _shrink(image, size, reading, traits)
-        else:
-            image = _to_rgb(image, reading, traits)
+        image = _to_rgb(image, reading, traits)
     if turn is not None:
         image = image.transpose(turn)
     if size is not None:

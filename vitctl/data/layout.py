@@ -47,7 +47,7 @@ def class_name(folder: str) -> str:
 
     A Mac stores ``é`` as two characters (NFD), other systems usually as one (NFC).
     """
-    return unicodedata.normalize("NFC", escaped(folder))
+    return folder if folder.isascii() else unicodedata.normalize("NFC", escaped(folder))
 
 
 @dataclass(frozen=True, kw_only=True)

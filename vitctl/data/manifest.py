@@ -44,7 +44,7 @@ class Manifest:
     @classmethod
     def of(cls, images: Iterable[tuple[str, Entry]]) -> Manifest:
         """Return the manifest of images by ``PART/CLASS/PATH``."""
-        return cls({unicodedata.normalize("NFC", name): entry for name, entry in images})
+        return cls({name if name.isascii() else unicodedata.normalize("NFC", name): entry for name, entry in images})
 
     @cached_property
     def digest(self) -> str:

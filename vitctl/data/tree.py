@@ -194,8 +194,9 @@ def _is_folder(entry: os.DirEntry[str]) -> bool:
 
 def _image(entry: os.DirEntry[str], path: str, suffixes: frozenset[str]) -> ImageFile | None:
     """Return the image of a directory entry, or None if it is something else."""
-    ending = _ending(entry.name)
-    if ending and ending[1:] not in suffixes:
+    stem, _, suffix = entry.name.rpartition(".")
+    ending = bool(stem) and suffix.lower() in suffixes
+    if not ending and _ending(entry.name):
         return None
     try:
         if entry.is_file() and (ending or is_image(entry.path)):  # not a FIFO
