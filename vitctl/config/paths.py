@@ -8,6 +8,7 @@ from vitctl.config.settings import pretrained_word
 from vitctl.data import DATASETS
 from vitctl.errors import RequestError
 from vitctl.models import MODELS, TIMM, ModelEntry
+from vitctl.models.sources import weights_file
 from vitctl.registry import or_list, similar
 
 
@@ -59,7 +60,7 @@ def resolve_labels(labels: str | None, dataset: str, data_dir: str | None) -> st
 
 
 def resolve_pretrained(net: str, entry: ModelEntry, value: str | None) -> str:
-    """Return ``true``, ``false``, or the absolute path of the file that ``--pretrained`` names.
+    """Return ``true``, ``false``, or the absolute path of the file, run or folder that ``--pretrained`` names.
 
     Raises:
         RequestError: no such weights.
@@ -75,9 +76,5 @@ def resolve_pretrained(net: str, entry: ModelEntry, value: str | None) -> str:
     if word in ("true", "false"):
         return word
     path = Path(word).expanduser().absolute()
-    if not path.is_file():
-        raise RequestError(
-            f"--pretrained {value}: {'this is a folder, not a file' if path.is_dir() else 'no such file'}",
-            hint=f"use the path of a weights file, or --pretrained {'true' if entry.weights else 'false'}",
-        )
+    weights_file(path)
     return str(path)

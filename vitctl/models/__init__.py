@@ -53,6 +53,7 @@ _INIT = {
 _POS_INIT = {
     "pos_init": Option("normal", "initial position embedding: random or 2-D sin-cos", choices=("normal", "sincos"))
 }
+_HEAD_HIDDEN = {"head_hidden": Option(0, "hidden width of the head; 0: a single layer", low=0)}
 _CONV_INIT = {
     "init": Option(
         "kaiming", "initial weights; predecessor: as in the original scripts", choices=("kaiming", "predecessor")
@@ -173,7 +174,7 @@ MODELS: dict[str, ModelEntry] = {
     "vit": ModelEntry(
         target="vitctl.models.vit:vit",
         summary="ViT, 6 blocks of width 512",
-        options=_vit_options(),
+        options={**_vit_options(), **_HEAD_HIDDEN},
         fixed={"kind": "vit"},
         family="vit",
         params=9_523_722,

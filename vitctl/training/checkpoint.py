@@ -23,6 +23,9 @@ from torch import Tensor
 
 from vitctl.errors import RequestError
 from vitctl.files import replacing, write_failed
+from vitctl.models.foreign import recognise
+from vitctl.models.legacy import original_network
+from vitctl.models.state_files import find_state
 from vitctl.registry import or_list
 
 FORMAT = 1
@@ -196,12 +199,7 @@ def load_checkpoint(path: Path) -> Checkpoint:
             reason = "loading it would run code that it contains"
         raise _not_a_checkpoint(path, reason) from error
     if not isinstance(checkpoint, dict) or not {"format", "config", "model"} <= checkpoint.keys():
-        if isinstance(checkpoint, dict) and ("net" in checkpoint or "model" in checkpoint):
-            raise DamagedCheckpoint(
-                f"{path} is not a vitctl checkpoint: the original scripts may have written it",
-                hint=f"convert it: vitctl convert {shlex.quote(str(path))} --net NAME -o FILE.pt",
-            )
-        raise _not_a_checkpoint(path, "it contains something else")
+        raise _of_another_program(path, checkpoint)
     if checkpoint["format"] != FORMAT:
         raise DamagedCheckpoint(
             f"{path} has checkpoint format {checkpoint['format']}, but this version of vitctl reads only format {FORMAT}",
@@ -233,6 +231,25 @@ def _check_container(path: Path, file: BinaryIO) -> None:
         if any(member.compress_type != zipfile.ZIP_STORED for member in archive.infolist()):
             raise _not_a_checkpoint(path, "it is compressed")
     file.seek(0)
+
+
+def _of_another_program(path: Path, content: Any) -> DamagedCheckpoint:
+    """Return the error for a file with something else, perhaps weights of another program."""
+    tensors = find_state(content) if isinstance(content, dict) else {}
+    original = original_network(tensors) if tensors else None
+    if original is not None:
+        net, flags = original
+        command = f"vitctl convert {shlex.quote(str(path))} {flags or f'--net {net} --patch N --size N'} -o FILE.pt"
+        return DamagedCheckpoint(
+            f"{path} is not a vitctl checkpoint: the original scripts wrote it", hint=f"convert it: {command}"
+        )
+    kind, flags = recognise(tensors)
+    if flags is None:
+        return _not_a_checkpoint(path, f"it has {kind or 'something else'}")
+    return DamagedCheckpoint(
+        f"{path} is not a vitctl checkpoint: it has {kind}",
+        hint=f"use it to start a run: vitctl train {flags} --pretrained {shlex.quote(str(path))}",
+    )
 
 
 def _not_a_checkpoint(path: Path, reason: str) -> DamagedCheckpoint:
