@@ -34,7 +34,7 @@ from vitctl.models import find_model
 from vitctl.models.entry import TIMM
 from vitctl.models.foreign import LAYOUTS, recognise, vit_timm_flags
 from vitctl.models.legacy import RULES as LEGACY_RULES
-from vitctl.models.legacy import has_rule, renamed
+from vitctl.models.legacy import has_rule, original_network, renamed
 from vitctl.models.sources import FILES, weights_file
 from vitctl.models.state_files import is_numpy_archive, read_state, without_prefix
 from vitctl.models.vit import PatchTokens
@@ -173,7 +173,10 @@ def load_pretrained(
     else:
         original, content = read_state(path, f"--pretrained {path}")
         named, notes = _in_own_names(target, original)
-        tensors = _convert_with_timm(target, named, original) if target.architecture else _resampled(named, model)
+        if target.architecture:
+            tensors = _convert_with_timm(target, named, original, content)
+        else:
+            tensors = _resampled(named, model)
         _check_heads(target, original, content)
         notes += _describe_resampling(named, tensors)
     own, heads = model.state_dict(), head_names(model)
@@ -266,7 +269,7 @@ def _in_own_names(target: _Target, original: dict[str, Tensor]) -> tuple[dict[st
 
 
 def _convert_with_timm(
-    target: _Target, tensors: dict[str, Tensor], original: Mapping[str, Tensor]
+    target: _Target, tensors: dict[str, Tensor], original: Mapping[str, Tensor], content: Mapping[str, Any]
 ) -> dict[str, Tensor]:
     """Convert weights of a network of timm to this size and these channels; the head does not change."""
     config = timm.get_pretrained_cfg(target.architecture)
@@ -288,7 +291,7 @@ def _convert_with_timm(
         with _quiet_timm():
             converted = target.build(num_classes=num_classes, pretrained=True, pretrained_cfg_overlay=overlay)
     except Exception as error:
-        raise _misfit(target, _first_lines(error), original) from error
+        raise _misfit(target, _first_lines(error), original, content) from error
     return dict(converted.state_dict())
 
 
@@ -522,15 +525,13 @@ def _check_fit(
         raise _misfit(target, reason, original, content)
 
 
-def _misfit(
-    target: _Target, reason: str, original: Mapping[str, Tensor], content: Mapping[str, Any] | None = None
-) -> RequestError:
+def _misfit(target: _Target, reason: str, original: Mapping[str, Tensor], content: Mapping[str, Any]) -> RequestError:
     """Return the error for weights that do not fit; its hint names the network that they fit, if that is known."""
-    path, net, content = target.path, target.net, content or {}
-    flags, kind = _flags_of_run(content), None
-    if flags is None:
-        kind, flags = recognise(original, _num_heads(path, content))
-    if flags is not None:
+    path, net = target.path, target.net
+    kind, flags, channels = _origin(path, original, content)
+    if channels not in (None, target.in_chans) and not target.architecture:  # timm converts them
+        hint = f"use weights for images with {plural(target.in_chans, 'channel')}, or --pretrained false"
+    elif flags is not None:
         hint = f"use {flags}"
     elif kind is not None:
         hint = f"use weights of --net {net}, or --pretrained false"
@@ -541,6 +542,25 @@ def _misfit(
     return RequestError(
         f"--pretrained {path}{named} does not fit --net {net} with {images} images: {reason}", hint=hint
     )
+
+
+def _origin(
+    path: Path, tensors: Mapping[str, Tensor], content: Mapping[str, Any]
+) -> tuple[str | None, str | None, int | None]:
+    """Return what weights a file has, flags of the network that they fit, and its channels."""
+    flags = _flags_of_run(content)
+    if flags is not None:
+        mean = content.get("mean")
+        return "weights of a run", flags, len(mean) if isinstance(mean, list) else None
+    original = original_network(tensors)
+    if original is not None:
+        name, fitting = original
+        return (
+            f"weights of {name} of the original scripts",
+            fitting and f"--net {name} --size {find_model(name).img_size}",
+            3,
+        )
+    return *recognise(tensors, _num_heads(path, content)), None
 
 
 def head_names(model: nn.Module) -> list[str]:

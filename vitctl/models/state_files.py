@@ -7,7 +7,7 @@ import datetime
 import pathlib
 import warnings
 import zipfile
-from collections import Counter
+from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Self
@@ -81,12 +81,21 @@ def _harmless() -> list[Any]:
     for module in ("pathlib", "pathlib._local"):
         found += [(pathlib.PurePosixPath, f"{module}.{kind}") for kind in ("PosixPath", "PurePosixPath")]
         found += [(pathlib.PureWindowsPath, f"{module}.{kind}") for kind in ("WindowsPath", "PureWindowsPath")]
-    for package in ("lightning.pytorch", "pytorch_lightning", "lightning.fabric", "lightning_fabric"):
-        part = "data" if "fabric" in package else "parsing"
-        found.append((dict, f"{package}.utilities.{part}.AttributeDict"))
-    nodes = ("AnyNode", "StringNode", "IntegerNode", "FloatNode", "BooleanNode")
-    settings = ("dictconfig.DictConfig", "listconfig.ListConfig", "base.ContainerMetadata", "base.Metadata")
-    names = (*(f"omegaconf.{name}" for name in settings), *(f"omegaconf.nodes.{name}" for name in nodes), "typing.Any")
+    settings = (
+        "dictconfig.DictConfig",
+        "listconfig.ListConfig",
+        "nodes.AnyNode",
+        "base.ContainerMetadata",
+        "base.Metadata",
+    )
+    types = (
+        "typing.Any",
+        "builtins.dict",
+        "builtins.list",
+        "builtins.int",
+        "collections.defaultdict",
+    )  # within settings
+    names = (*(f"omegaconf.{name}" for name in settings), *types)
     return found + [(Ignored, name) for name in names]
 
 
@@ -156,8 +165,13 @@ def without_prefix(tensors: Mapping[str, Tensor], known: Callable[[str], bool]) 
     Returns:
         The tensors with that prefix, under their stripped names; and the names of the others.
     """
-    found = Counter(prefix for name in tensors for prefix in _prefixes(name) if known(name.removeprefix(prefix)))
-    longest = max(found, key=lambda prefix: (found[prefix], -len(prefix)), default="")
+    found: dict[str, set[str]] = defaultdict(set)
+    for name in tensors:
+        for prefix in _prefixes(name):
+            if known(short := name.removeprefix(prefix)):
+                found[prefix].add(short)
+    matches = {prefix: set().union(*(found.get(part, ()) for part in _prefixes(prefix))) for prefix in found}
+    longest = max(matches, key=lambda prefix: (len(matches[prefix]), -len(prefix)), default="")
     stripped: dict[str, Tensor] = {}
     others = list(tensors)
     for prefix in reversed(list(_prefixes(longest))):

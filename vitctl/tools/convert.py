@@ -89,7 +89,7 @@ def convert(
     try:
         state = translate(config.net, config.net_options, tensors, model.state_dict())
     except RequestError as error:
-        raise _explained(error, old, name, tensors) from error
+        raise _explained(error, old, name, tensors, model.state_dict()) from error
     epoch, acc = _number(more.get("epoch")), _number(more.get("acc"))
     save_checkpoint(
         {
@@ -146,7 +146,9 @@ def check_original_size(net: str, size: int) -> None:
         )
 
 
-def _explained(error: RequestError, old: Path, net: str, tensors: Mapping[str, Tensor]) -> RequestError:
+def _explained(
+    error: RequestError, old: Path, net: str, tensors: Mapping[str, Tensor], own: Mapping[str, Tensor]
+) -> RequestError:
     """Return the error for a file that does not convert as ``net``; its hint is for what the file is."""
     original = original_network(tensors)
     if original is not None:
@@ -155,6 +157,9 @@ def _explained(error: RequestError, old: Path, net: str, tensors: Mapping[str, T
         return RequestError(f"{old}: {error.message}", hint=hint)
     known = has_rule(net, MODELS[net].resolve_options({}, f"--net {net}"))
     kind, flags = recognise(tensors)
+    if kind is None and sum(name in own for name in tensors) > sum(map(known, tensors)):
+        fits = all(name in tensors and tensors[name].shape == tensor.shape for name, tensor in own.items())
+        kind, flags = f"weights of vitctl's {net}", f"--net {net if fits else f'{net}:KEY=VALUE,...'}"
     if kind is None or (net != "vit_timm" and sum(map(known, tensors)) > len(tensors) // 2):
         return RequestError(f"{old}: {error.message}", hint=error.hint)
     return RequestError(

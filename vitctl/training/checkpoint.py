@@ -25,7 +25,7 @@ from vitctl.errors import RequestError
 from vitctl.files import replacing, write_failed
 from vitctl.models.foreign import recognise
 from vitctl.models.legacy import original_network
-from vitctl.models.state_files import find_state
+from vitctl.models.state_files import read_state
 from vitctl.registry import or_list
 
 FORMAT = 1
@@ -196,10 +196,10 @@ def load_checkpoint(path: Path) -> Checkpoint:
     except Exception as error:  # torch.load raises almost anything on a damaged or foreign file
         reason = "it is damaged" if zipfile.is_zipfile(path) else _NO_ARCHIVE
         if "weights_only" in str(error) or "Unsupported" in str(error):
-            reason = "loading it would run code that it contains"
+            raise _of_another_program(path, "loading it would run code that it contains") from error
         raise _not_a_checkpoint(path, reason) from error
     if not isinstance(checkpoint, dict) or not {"format", "config", "model"} <= checkpoint.keys():
-        raise _of_another_program(path, checkpoint)
+        raise _of_another_program(path, "it contains something else")
     if checkpoint["format"] != FORMAT:
         raise DamagedCheckpoint(
             f"{path} has checkpoint format {checkpoint['format']}, but this version of vitctl reads only format {FORMAT}",
@@ -233,10 +233,13 @@ def _check_container(path: Path, file: BinaryIO) -> None:
     file.seek(0)
 
 
-def _of_another_program(path: Path, content: Any) -> DamagedCheckpoint:
-    """Return the error for a file with something else, perhaps weights of another program."""
-    tensors = find_state(content) if isinstance(content, dict) else {}
-    original = original_network(tensors) if tensors else None
+def _of_another_program(path: Path, otherwise: str) -> DamagedCheckpoint:
+    """Return the error for a file that is no checkpoint, perhaps weights of another program; else the reason given."""
+    try:
+        tensors, _ = read_state(path, str(path))
+    except RequestError:
+        return _not_a_checkpoint(path, otherwise)
+    original = original_network(tensors)
     if original is not None:
         net, flags = original
         command = f"vitctl convert {shlex.quote(str(path))} {flags or f'--net {net} --patch N --size N'} -o FILE.pt"
@@ -244,11 +247,9 @@ def _of_another_program(path: Path, content: Any) -> DamagedCheckpoint:
             f"{path} is not a vitctl checkpoint: the original scripts wrote it", hint=f"convert it: {command}"
         )
     kind, flags = recognise(tensors)
-    if flags is None:
-        return _not_a_checkpoint(path, f"it has {kind or 'something else'}")
     return DamagedCheckpoint(
-        f"{path} is not a vitctl checkpoint: it has {kind}",
-        hint=f"use it to start a run: vitctl train {flags} --pretrained {shlex.quote(str(path))}",
+        f"{path} is not a vitctl checkpoint: it has {kind or 'only weights'}",
+        hint=f"use it to start a run: vitctl train {flags or '--net NAME'} --pretrained {shlex.quote(str(path))}",
     )
 
 
