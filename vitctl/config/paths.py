@@ -76,5 +76,5 @@ def resolve_pretrained(net: str, entry: ModelEntry, value: str | None) -> str:
     if word in ("true", "false"):
         return word
     path = Path(word).expanduser().absolute()
-    weights_file(path)
+    weights_file(path, f"--pretrained {value}")
     return str(path)

@@ -74,7 +74,7 @@ class Settings:
     pretrained: str = _setting(
         "false",
         str,
-        "pretrained weights: true, false or a file",
+        "pretrained weights: true, false, a file or a run",
         NETWORK,
         shown="true for vit_timm and vit_small_timm, else false",
         metavar="FILE|true",

@@ -164,3 +164,14 @@ def vit_timm_flags(patch: int, width: int, depth: int, num_heads: int | None, hi
         "mlp_ratio": hidden / width,
     }
     return f"--net {format_spec('vit_timm', options)} --size {patch * math.isqrt(tokens)}"
+
+
+def google_flags(shapes: Mapping[str, tuple[int, ...]], depth: int) -> str:
+    """Return the flags of ``vit_timm`` for Google's ViT."""
+
+    def ending(*ends: str) -> tuple[int, ...]:
+        return next(shape for name, shape in shapes.items() if name.endswith(ends))
+
+    patch, *_, width = ending("embedding/kernel")
+    tokens, query = ending("pos_embedding")[-2], ending("/query/kernel")
+    return vit_timm_flags(patch, width, depth, query[-2], ending("/Dense_0/kernel")[-1], tokens)

@@ -9,36 +9,30 @@ from __future__ import annotations
 
 import contextlib
 import http.client
-import json
 import logging
-import math
 import re
 import urllib.error
 import urllib.request
-import zipfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import timm
 import torch
-from einops import rearrange
-from timm.layers.patch_embed import resample_patch_embed
-from timm.layers.pos_embed import resample_abs_pos_embed
 from torch import Tensor, nn
 
 from vitctl.errors import RequestError
 from vitctl.models import find_model
 from vitctl.models.entry import TIMM
-from vitctl.models.foreign import LAYOUTS, recognise, vit_timm_flags
+from vitctl.models.foreign import LAYOUTS, google_flags, recognise
 from vitctl.models.legacy import RULES as LEGACY_RULES
 from vitctl.models.legacy import has_rule, original_network, renamed
+from vitctl.models.resampling import describe_resampling, resampled
 from vitctl.models.sources import FILES, weights_file
-from vitctl.models.state_files import is_numpy_archive, read_state, without_prefix
-from vitctl.models.vit import PatchTokens
-from vitctl.registry import Value, format_spec, or_list
+from vitctl.models.state_files import is_numpy_archive, numpy_shapes, read_state, without_prefix
+from vitctl.models.weights_facts import class_names, flags_of_run, num_heads
+from vitctl.registry import Value, or_list
 from vitctl.units import plural
 
 PATIENCE = 5.0
@@ -62,7 +56,7 @@ def locate(net: str, pretrained: str) -> Path:
             seconds.
     """
     if pretrained != "true":
-        return weights_file(Path(pretrained))
+        return weights_file(Path(pretrained), f"--pretrained {pretrained}")
     weights = find_model(net).weights
     config = timm.get_pretrained_cfg(weights)
     assert config is not None
@@ -165,28 +159,25 @@ def load_pretrained(
     Raises:
         RequestError: the file is damaged or not a weights file, or its weights do not fit the network.
     """
-    target = _Target(model, net, options, path, img_size, in_chans)
-    original: dict[str, Tensor] = {}
-    content: dict[str, Any] = {}
-    if is_numpy_archive(path):
-        tensors, notes = _load_numpy(target), ["converted from Google's .npz"]
+    numpy = is_numpy_archive(path)
+    read = ({}, {}) if numpy else read_state(path, f"--pretrained {path}")
+    loading = _Loading(model, net, options, path, img_size, in_chans, *read)
+    if numpy:
+        tensors, notes = _load_numpy(loading), ["converted from Google's .npz"]
     else:
-        original, content = read_state(path, f"--pretrained {path}")
-        named, notes = _in_own_names(target, original)
-        if target.architecture:
-            tensors = _convert_with_timm(target, named, original, content)
-        else:
-            tensors = _resampled(named, model)
-        _check_heads(target, original, content)
-        notes += _describe_resampling(named, tensors)
+        named, notes = _in_own_names(loading)
+        _check_types(loading, named)
+        tensors = _convert_with_timm(loading, named) if loading.architecture else resampled(named, model)
+        _check_heads(loading)
+        notes += describe_resampling(named, tensors)
     own, heads = model.state_dict(), head_names(model)
-    their_classes = _class_names(path, content)
+    their_classes = class_names(path, loading.content)
     kept = [name for name in own if _within(name, heads)]  # the head is loaded completely or not at all
     fits = all(name in tensors and tensors[name].shape == own[name].shape for name in kept)
     same = not their_classes or not classes or their_classes == list(classes)
     if fits and same:
         kept = []
-    _check_fit(target, own, tensors, kept, original, content)
+    _check_fit(loading, tensors, kept)
     model.load_state_dict({name: own[name] if name in kept else tensors.get(name, own[name]) for name in own})
     ending = "".join(f"; {note}" for note in notes)
     if not kept:
@@ -201,8 +192,8 @@ def load_pretrained(
 
 
 @dataclass(frozen=True)
-class _Target:
-    """The network that weights are loaded into, and their file."""
+class _Loading:
+    """The arguments of :func:`load_pretrained`, and what :func:`read_state` returns for the file."""
 
     model: nn.Module
     net: str
@@ -210,6 +201,8 @@ class _Target:
     path: Path
     img_size: int
     in_chans: int
+    original: dict[str, Tensor]
+    content: dict[str, Any]
 
     @property
     def architecture(self) -> str:
@@ -232,7 +225,7 @@ class _Target:
                     raise error from None
 
 
-def _in_own_names(target: _Target, original: dict[str, Tensor]) -> tuple[dict[str, Tensor], list[str]]:
+def _in_own_names(loading: _Loading) -> tuple[dict[str, Tensor], list[str]]:
     """Rename tensors of wrappers, other libraries and the original scripts to the network's names.
 
     The names are read in each way that is possible for the network; the one with most of its names is used. If it has
@@ -241,10 +234,10 @@ def _in_own_names(target: _Target, original: dict[str, Tensor]) -> tuple[dict[st
     Returns:
         The tensors, and what to report about them.
     """
-    own = target.model.state_dict()
-    heads = head_names(target.model)
+    own = loading.model.state_dict()
+    heads = head_names(loading.model)
     backbone = [name for name in own if not _within(name, heads)]
-    net, options = target.net, target.options
+    net, options = loading.net, loading.options
 
     def of_the_scripts(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
         state, unknown = renamed(net, options, tensors)
@@ -254,11 +247,11 @@ def _in_own_names(target: _Target, original: dict[str, Tensor]) -> tuple[dict[st
     ways = [("", own.__contains__, dict)]
     if "blocks.0.attn.qkv.bias" in own:
         ways += [(f"converted from {layout.title}", layout.knows, layout.to_timm) for layout in LAYOUTS]
-    if net in LEGACY_RULES and not target.architecture:
+    if net in LEGACY_RULES and not loading.architecture:
         ways.append(("converted from the original scripts", has_rule(net, options), of_the_scripts))
-    best, best_notes, most = original, list[str](), len(backbone) // 2
+    best, best_notes, most = loading.original, list[str](), len(backbone) // 2
     for note, known, rename in ways:
-        stripped, others = without_prefix(original, known)
+        stripped, others = without_prefix(loading.original, known)
         tensors = rename(stripped)
         found = sum(name in tensors for name in backbone)
         if found > most:
@@ -268,11 +261,9 @@ def _in_own_names(target: _Target, original: dict[str, Tensor]) -> tuple[dict[st
     return best, best_notes
 
 
-def _convert_with_timm(
-    target: _Target, tensors: dict[str, Tensor], original: Mapping[str, Tensor], content: Mapping[str, Any]
-) -> dict[str, Tensor]:
+def _convert_with_timm(loading: _Loading, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     """Convert weights of a network of timm to this size and these channels; the head does not change."""
-    config = timm.get_pretrained_cfg(target.architecture)
+    config = timm.get_pretrained_cfg(loading.architecture)
     assert config is not None  # every registered name has one
     names = (config.classifier,) if isinstance(config.classifier, str) else tuple(config.classifier or ())
     head = [tensors[f"{name}.weight"] for name in names if f"{name}.weight" in tensors]
@@ -285,19 +276,19 @@ def _convert_with_timm(
     }
     first = (config.first_conv,) if isinstance(config.first_conv, str) else tuple(config.first_conv or ())
     stem = [tensors[f"{name}.weight"] for name in first if f"{name}.weight" in tensors]
-    if stem and stem[0].ndim == 4 and stem[0].shape[1] == target.in_chans:
-        overlay["input_size"] = (target.in_chans, *config.input_size[1:])
+    if stem and stem[0].ndim == 4 and stem[0].shape[1] == loading.in_chans:
+        overlay["input_size"] = (loading.in_chans, *config.input_size[1:])
     try:
         with _quiet_timm():
-            converted = target.build(num_classes=num_classes, pretrained=True, pretrained_cfg_overlay=overlay)
+            converted = loading.build(num_classes=num_classes, pretrained=True, pretrained_cfg_overlay=overlay)
     except Exception as error:
-        raise _misfit(target, _first_lines(error), original, content) from error
+        raise _misfit(loading, _first_lines(error)) from error
     return dict(converted.state_dict())
 
 
-def _load_numpy(target: _Target) -> dict[str, Tensor]:
+def _load_numpy(loading: _Loading) -> dict[str, Tensor]:
     """Read Google's ``.npz`` weights of a ViT or MLP-Mixer with timm's loader, which also converts them."""
-    path, shapes = target.path, _numpy_shapes(target.path)
+    path, shapes = loading.path, numpy_shapes(loading.path, f"--pretrained {loading.path}")
     numbers = [re.search(r"(?:encoderblock|MixerBlock)_(\d+)/", name) for name in shapes]
     depth = len({number[1] for number in numbers if number})
     query = next((shape for name, shape in shapes.items() if name.endswith("/query/kernel")), None)
@@ -306,14 +297,14 @@ def _load_numpy(target: _Target) -> dict[str, Tensor]:
     if not depth:
         raise RequestError(f"--pretrained {path} has arrays other than Google's ViT or MLP-Mixer", hint=_OTHER_WEIGHTS)
     hint = (
-        f"use {_numpy_flags(shapes, depth)}" if query is not None else "use --net timm/NAME with NAME of an MLP-Mixer"
+        f"use {google_flags(shapes, depth)}" if query is not None else "use --net timm/NAME with NAME of an MLP-Mixer"
     )
-    if not target.architecture:
-        raise RequestError(f"--pretrained {path} (Google's .npz) does not fit --net {target.net}", hint=hint)
+    if not loading.architecture:
+        raise RequestError(f"--pretrained {path} (Google's .npz) does not fit --net {loading.net}", hint=hint)
     bias = next((shape for name, shape in shapes.items() if re.fullmatch(r"(.*/)?head/bias", name)), (0,))
     try:
         with _quiet_timm():
-            built: Any = target.build(num_classes=bias[-1])
+            built: Any = loading.build(num_classes=bias[-1])
             if len(built.blocks) != depth:
                 raise ValueError(f"{depth} blocks instead of {len(built.blocks)}")
             if query is not None and built.blocks[0].attn.num_heads != query[-2]:
@@ -321,38 +312,9 @@ def _load_numpy(target: _Target) -> dict[str, Tensor]:
             built.load_pretrained(str(path))
     except Exception as error:
         raise RequestError(
-            f"--pretrained {path} (Google's .npz) does not fit --net {target.net}: {_first_lines(error)}", hint=hint
+            f"--pretrained {path} (Google's .npz) does not fit --net {loading.net}: {_first_lines(error)}", hint=hint
         ) from error
     return dict(built.state_dict())
-
-
-def _numpy_shapes(path: Path) -> dict[str, tuple[int, ...]]:
-    """Return the shape of each array in an ``.npz`` archive.
-
-    Raises:
-        RequestError: the archive is compressed, or an array has objects or is damaged.
-    """
-    with zipfile.ZipFile(path) as archive:
-        if any(member.compress_type != zipfile.ZIP_STORED for member in archive.infolist()):
-            raise RequestError(f"--pretrained {path} is compressed", hint="use the file that numpy.savez writes")
-    try:
-        with np.load(path, allow_pickle=False) as arrays:
-            return {name: arrays[name].shape for name in arrays.files}
-    except Exception as error:
-        raise RequestError(
-            f"--pretrained {path} is damaged: {_first_lines(error)}", hint="use another copy of the file"
-        ) from error
-
-
-def _numpy_flags(shapes: Mapping[str, tuple[int, ...]], depth: int) -> str:
-    """Return the flags of ``vit_timm`` for Google's ViT."""
-
-    def ending(*ends: str) -> tuple[int, ...]:
-        return next(shape for name, shape in shapes.items() if name.endswith(ends))
-
-    patch, *_, width = ending("embedding/kernel")
-    tokens, query = ending("pos_embedding")[-2], ending("/query/kernel")
-    return vit_timm_flags(patch, width, depth, query[-2], ending("/Dense_0/kernel")[-1], tokens)
 
 
 @contextlib.contextmanager
@@ -367,139 +329,30 @@ def _quiet_timm() -> Iterator[None]:
         logger.setLevel(level)
 
 
-def _resampled(tensors: dict[str, Tensor], model: nn.Module) -> dict[str, Tensor]:
-    """Resample position embeddings and patch projections to the sizes of vitctl's own ``model``, as timm does."""
-    out, own = dict(tensors), model.state_dict()
-    if "pos_embed" in out and "pos_embed" in own:
-        out["pos_embed"] = _resampled_positions(out["pos_embed"], own["pos_embed"])
-    for name, module in model.named_modules():
-        if isinstance(module, PatchTokens):
-            _resample_patch_tokens(out, f"{name}.", module)
-    stem = next(((name, module) for name, module in model.named_modules() if isinstance(module, nn.Conv2d)), None)
-    if stem is not None and stem[1].kernel_size == stem[1].stride:
-        name, weight = f"{stem[0]}.weight", stem[1].weight
-        if name in out and out[name].ndim == 4 and out[name].shape[:2] == weight.shape[:2]:
-            out[name] = resample_patch_embed(out[name], list(weight.shape[2:]))
-    return out
+def _check_types(loading: _Loading, tensors: Mapping[str, Tensor]) -> None:
+    """Refuse quantized weights, which would be converted without their scales."""
+    own = loading.model.state_dict()
+    wrong = [
+        f"{name} {str(tensor.dtype).removeprefix('torch.')}"
+        for name, tensor in tensors.items()
+        if name in own and tensor.is_floating_point() != own[name].is_floating_point()
+    ]
+    if wrong:
+        raise _misfit(loading, f"wrong type: {_some(wrong)}")
 
 
-def _resampled_positions(theirs: Tensor, own: Tensor) -> Tensor:
-    """Resample ``[1, N, D]`` to the number of tokens of ``own``; a class token keeps its position."""
-    if theirs.ndim != 3 or own.ndim != 3 or theirs.shape[::2] != own.shape[::2]:
-        return theirs
-    for extra in (0, 1):  # only one of them leaves a square
-        sides = [math.isqrt(tensor.shape[1] - extra) for tensor in (theirs, own)]
-        if all(side and side**2 == tensor.shape[1] - extra for side, tensor in zip(sides, (theirs, own), strict=True)):
-            out: Tensor = resample_abs_pos_embed(theirs, [sides[1]] * 2, [sides[0]] * 2, num_prefix_tokens=extra)
-            return out
-    return theirs
-
-
-def _resample_patch_tokens(tensors: dict[str, Tensor], prefix: str, own: PatchTokens) -> None:
-    """Resample the projection of flattened patches, in place; the norm before it, if any, is folded into it."""
-    weight, size = tensors.get(f"{prefix}proj.weight"), own.patch_size
-    channels = own.proj.in_features // size**2
-    if weight is None or weight.ndim != 2 or weight.shape == own.proj.weight.shape:
-        return
-    theirs = math.isqrt(weight.shape[1] // channels)
-    if theirs**2 * channels != weight.shape[1]:
-        return
-    gain, shift = tensors.get(f"{prefix}norm.weight"), tensors.get(f"{prefix}norm.bias")
-    if gain is not None and shift is not None:
-        tensors[f"{prefix}proj.bias"] = tensors[f"{prefix}proj.bias"] + weight @ shift
-        weight = weight * gain
-        tensors[f"{prefix}norm.weight"] = torch.ones(own.proj.in_features)
-        tensors[f"{prefix}norm.bias"] = torch.zeros(own.proj.in_features)
-    kernel = rearrange(weight, "d (p q c) -> d c p q", p=theirs, q=theirs)
-    tensors[f"{prefix}proj.weight"] = rearrange(resample_patch_embed(kernel, [size, size]), "d c p q -> d (p q c)")
-
-
-def _describe_resampling(before: Mapping[str, Tensor], after: Mapping[str, Tensor]) -> list[str]:
-    """Return what to report about tensors that were resampled."""
-    notes = []
-    for name, old in before.items():
-        new = after.get(name)
-        if new is None or new.ndim != old.ndim:
-            continue
-        if name == "pos_embed" and new.ndim == 3 and new.shape[1] != old.shape[1]:
-            sides = [math.isqrt(tensor.shape[1]) for tensor in (old, new)]  # a class token does not change the root
-            notes.append("positions resampled from {0}x{0} to {1}x{1}".format(*sides))
-        elif name.endswith(".weight") and new.shape[0] == old.shape[0] and new.shape[2:] != old.shape[2:]:
-            notes.append(f"patches resampled from {old.shape[-1]} to {new.shape[-1]} px")
-        elif name.endswith("patch_embed.proj.weight") and new.ndim == 2 and new.shape != old.shape:
-            notes.append("patches resampled")
-    return notes
-
-
-def _beside(path: Path) -> dict[str, Any]:
-    """Return the content of ``config.json`` beside a weights file, as Hugging Face and timm write it; empty if none."""
-    try:
-        document = json.loads(path.with_name("config.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return document if isinstance(document, dict) else {}
-
-
-def _class_names(path: Path, content: Mapping[str, Any]) -> list[str]:
-    """Return the names of the classes according to a file, in the order of the logits; empty if it names none."""
-    beside, metadata = _beside(path), content.get("metadata")
-    found = content.get("classes") or beside.get("label_names")
-    if not found and isinstance(metadata, dict):
-        with contextlib.suppress(ValueError, TypeError):
-            found = json.loads(metadata.get("classes", ""))
-    labels = beside.get("id2label")
-    if not found and isinstance(labels, dict):
-        with contextlib.suppress(ValueError):
-            found = [labels[key] for key in sorted(labels, key=int)]
-            if all(name == f"LABEL_{i}" for i, name in enumerate(found)):  # the default of transformers
-                found = []
-    return found if isinstance(found, list) and all(isinstance(name, str) for name in found) else []
-
-
-def _flags_of_run(content: Mapping[str, Any]) -> str | None:
-    """Return ``--net`` and ``--size`` of the run that wrote a checkpoint, or None for other files."""
-    config = content.get("config")
-    if not isinstance(config, dict):
-        return None
-    net, options, size = config.get("net"), config.get("net_options"), config.get("size")
-    if not isinstance(net, str) or not isinstance(options, dict):
-        return None
-    try:
-        defaults = find_model(net).resolve_options({}, f"--net {net}")
-    except RequestError:
-        return None
-    changed = {name: value for name, value in options.items() if defaults.get(name) != value}
-    return f"--net {format_spec(net, changed)} --size {size}"
-
-
-def _num_heads(path: Path, content: Mapping[str, Any]) -> int | None:
-    """Return the number of attention heads according to a file or the ``config.json`` beside it, or None."""
-    config = content.get("config")
-    options = config.get("net_options") if isinstance(config, dict) else None
-    found = options.get("num_heads") if isinstance(options, dict) else _beside(path).get("num_attention_heads")
-    return found if isinstance(found, int) else None
-
-
-def _check_heads(target: _Target, original: Mapping[str, Tensor], content: Mapping[str, Any]) -> None:
+def _check_heads(loading: _Loading) -> None:
     """Refuse another number of attention heads, which the shapes of the weights do not show."""
-    theirs = _num_heads(target.path, content)
-    blocks = getattr(target.model, "blocks", None)
+    theirs = num_heads(loading.path, loading.content)
+    blocks = getattr(loading.model, "blocks", None)
     ours = getattr(getattr(blocks[0], "attn", None), "num_heads", None) if isinstance(blocks, nn.Sequential) else None
     if theirs is not None and ours is not None and theirs != ours:
-        reason = f"{theirs} attention heads instead of {ours}"
-        raise _misfit(target, reason, original, content)
+        raise _misfit(loading, f"{theirs} attention heads instead of {ours}")
 
 
-def _check_fit(
-    target: _Target,
-    own: Mapping[str, Tensor],
-    tensors: Mapping[str, Tensor],
-    kept: list[str],
-    original: Mapping[str, Tensor],
-    content: Mapping[str, Any],
-) -> None:
+def _check_fit(loading: _Loading, tensors: Mapping[str, Tensor], kept: list[str]) -> None:
     """Refuse weights that do not fit the network, apart from tensors in ``kept`` and of the head."""
-    heads = head_names(target.model)
+    own, heads = loading.model.state_dict(), head_names(loading.model)
     expected = [name for name in own if name not in kept]
     missing = [name for name in expected if name not in tensors and not name.endswith("num_batches_tracked")]
     present = [name for name in expected if name in tensors]
@@ -508,59 +361,44 @@ def _check_fit(
         for name in present
         if tensors[name].shape != own[name].shape
     ]
-    wrong_type = [
-        f"{name} {str(tensors[name].dtype).removeprefix('torch.')}"
-        for name in present
-        if tensors[name].is_floating_point() != own[name].is_floating_point()
-    ]
     unknown = [name for name in tensors if name not in own and not _within(name, heads)]
-    problems = [
-        ("missing", missing),
-        ("wrong shape", wrong_shape),
-        ("wrong type", wrong_type),
-        ("unknown", unknown),
-    ]
+    problems = [("missing", missing), ("wrong shape", wrong_shape), ("unknown", unknown)]
     if any(names for _, names in problems):
         reason = "; ".join(f"{problem}: {_some(names)}" for problem, names in problems if names)
-        raise _misfit(target, reason, original, content)
+        raise _misfit(loading, reason)
 
 
-def _misfit(target: _Target, reason: str, original: Mapping[str, Tensor], content: Mapping[str, Any]) -> RequestError:
+def _misfit(loading: _Loading, reason: str) -> RequestError:
     """Return the error for weights that do not fit; its hint names the network that they fit, if that is known."""
-    path, net = target.path, target.net
-    kind, flags, channels = _origin(path, original, content)
-    if channels not in (None, target.in_chans) and not target.architecture:  # timm converts them
-        hint = f"use weights for images with {plural(target.in_chans, 'channel')}, or --pretrained false"
+    path, net = loading.path, loading.net
+    kind, flags, channels = _origin(loading)
+    if channels not in (None, loading.in_chans) and not loading.architecture:  # timm converts them
+        hint = f"use weights for images with {plural(loading.in_chans, 'channel')}, or --pretrained false"
     elif flags is not None:
         hint = f"use {flags}"
     elif kind is not None:
         hint = f"use weights of --net {net}, or --pretrained false"
     else:
         hint = "use the --net and options of the network in the file, or --pretrained false"
-    images = f"{target.in_chans}x{target.img_size}x{target.img_size}"
+    images = f"{loading.in_chans}x{loading.img_size}x{loading.img_size}"
     named = f" ({kind})" if kind else ""
     return RequestError(
         f"--pretrained {path}{named} does not fit --net {net} with {images} images: {reason}", hint=hint
     )
 
 
-def _origin(
-    path: Path, tensors: Mapping[str, Tensor], content: Mapping[str, Any]
-) -> tuple[str | None, str | None, int | None]:
-    """Return what weights a file has, flags of the network that they fit, and its channels."""
-    flags = _flags_of_run(content)
+def _origin(loading: _Loading) -> tuple[str | None, str | None, int | None]:
+    """Return what weights the file has, flags of a network that they fit, and its channels; each None if unknown."""
+    content, flags = loading.content, flags_of_run(loading.content)
     if flags is not None:
         mean = content.get("mean")
         return "weights of a run", flags, len(mean) if isinstance(mean, list) else None
-    original = original_network(tensors)
+    original = original_network(loading.original)
     if original is not None:
         name, fitting = original
-        return (
-            f"weights of {name} of the original scripts",
-            fitting and f"--net {name} --size {find_model(name).img_size}",
-            3,
-        )
-    return *recognise(tensors, _num_heads(path, content)), None
+        flags = fitting and f"--net {name} --size {find_model(name).img_size}"
+        return f"weights of {name} of the original scripts", flags, 3
+    return *recognise(loading.original, num_heads(loading.path, content)), None
 
 
 def head_names(model: nn.Module) -> list[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 
 from vitctl.errors import RequestError
@@ -10,11 +11,12 @@ FILES = ("model.safetensors", "pytorch_model.bin")
 """Names of weights files on the Hugging Face Hub, in order of preference."""
 
 
-def weights_file(path: Path) -> Path:
+def weights_file(path: Path, what: str) -> Path:
     """Return the weights file that ``path`` names: itself, the last checkpoint of a run, or a downloaded model's file.
 
     Args:
         path: a file, the folder of a run, or a folder with one of :data:`FILES`.
+        what: the flag and its value, for error messages.
 
     Raises:
         RequestError: nothing is there, or the folder has no weights.
@@ -23,7 +25,7 @@ def weights_file(path: Path) -> Path:
         return path
     if not path.exists():
         raise RequestError(
-            f"--pretrained {path} not found",
+            f"{what} not found",
             hint="use --pretrained with the path of a weights file, or --pretrained false",
         )
     checkpoints = path / "checkpoints"
@@ -33,8 +35,6 @@ def weights_file(path: Path) -> Path:
             return file
     if checkpoints.is_dir():
         raise RequestError(
-            f"--pretrained {path}: this run has no checkpoint yet", hint=f"run vitctl train --resume {path} first"
+            f"{what}: this run has no checkpoint yet", hint=f"run vitctl train --resume {shlex.quote(str(path))} first"
         )
-    raise RequestError(
-        f"--pretrained {path}: this folder has no weights", hint="use --pretrained runs/NAME, or a weights file"
-    )
+    raise RequestError(f"{what}: this folder has no weights", hint="use --pretrained runs/NAME, or a weights file")

@@ -197,6 +197,24 @@ def is_numpy_archive(path: Path) -> bool:
         return bool(archive.namelist()) and all(name.endswith(".npy") for name in archive.namelist())
 
 
+def numpy_shapes(path: Path, what: str) -> dict[str, tuple[int, ...]]:
+    """Return the shape of each array in an ``.npz`` archive.
+
+    Raises:
+        RequestError: the archive is compressed, or an array has objects or is damaged.
+    """
+    with zipfile.ZipFile(path) as archive:
+        if any(member.compress_type != zipfile.ZIP_STORED for member in archive.infolist()):
+            raise RequestError(f"{what} is compressed", hint="use the file that numpy.savez writes")
+    try:
+        with np.load(path, allow_pickle=False) as arrays:
+            return {name: arrays[name].shape for name in arrays.files}
+    except Exception as error:
+        raise RequestError(
+            f"{what} is damaged, or has arrays of objects", hint="use another copy of the file"
+        ) from error
+
+
 def _read(path: Path, what: str) -> Any:
     try:
         with open(path, "rb") as file:
