@@ -79,7 +79,8 @@ def _class_token_note(mflop: float) -> str:
 
 def _vit_options(depth: int = 6, num_heads: int = 8, mlp_ratio: float = 1.0) -> dict[str, Option]:
     widths = _widths(512, depth, num_heads, mlp_ratio, head_dim=64)
-    return {**_patch(), **widths, **_dropout(), **_EMB_DROPOUT, **_DROP_PATH, **_POOL, **_INIT, **_POS_INIT}
+    rates = {**_dropout(), **_EMB_DROPOUT, **_DROP_PATH}
+    return {**_patch(), **widths, **rates, **_POOL, **_INIT, **_POS_INIT, **_HEAD_HIDDEN}
 
 
 def _compact_options(depth: int, embed_dim: int, num_heads: int, mlp_ratio: float) -> dict[str, Option]:
@@ -174,7 +175,7 @@ MODELS: dict[str, ModelEntry] = {
     "vit": ModelEntry(
         target="vitctl.models.vit:vit",
         summary="ViT, 6 blocks of width 512",
-        options={**_vit_options(), **_HEAD_HIDDEN},
+        options=_vit_options(),
         fixed={"kind": "vit"},
         family="vit",
         params=9_523_722,

@@ -25,8 +25,8 @@ def weights_file(path: Path, what: str) -> Path:
         return path
     if not path.exists():
         raise RequestError(
-            f"{what} not found",
-            hint="use --pretrained with the path of a weights file, or --pretrained false",
+            f"{what}: no such file or folder",
+            hint="use the path of a weights file, --pretrained runs/NAME or --pretrained false",
         )
     checkpoints = path / "checkpoints"
     older = sorted(checkpoints.glob("kept-*.pt"), reverse=True)
