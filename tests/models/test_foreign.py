@@ -227,6 +227,13 @@ def test_numpy_weights_of_another_network_are_refused(more: dict[str, Any], mess
     assert "embed_dim=32,depth=2,num_heads=4,mlp_ratio=2.0 --size 16" in info.value.hint
 
 
+@pytest.mark.parametrize("net", ["res18", "timm/test_resnet", "dyt"])
+def test_numpy_weights_are_refused_for_networks_without_a_loader(net: str, refused: Refused, tmp_path: Path) -> None:
+    numpy_vit(tmp_path / "w.npz")
+    error = refused(*RUN, "--net", net, "--pretrained", "w.npz", "--size", 32)
+    assert f"(Google's ViT) does not fit --net {net}: it is another network" in error
+
+
 def test_numpy_archives_with_other_content_are_refused(tmp_path: Path) -> None:
     np.savez(tmp_path / "other.npz", x=np.ones(3))
     np.savez(tmp_path / "objects.npz", x=np.array([{}], dtype=object))

@@ -283,7 +283,7 @@ def exported(path: Path) -> None:
         ("w.pt", b"other", "is damaged or not a weights file"),
     ],
 )
-@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
 def test_other_kinds_of_files_are_named(
     name: str, content: bytes | Callable[[Path], None], message: str, tmp_path: Path
 ) -> None:

@@ -166,12 +166,30 @@ def vit_timm_flags(patch: int, width: int, depth: int, num_heads: int | None, hi
     return f"--net {format_spec('vit_timm', options)} --size {patch * math.isqrt(tokens)}"
 
 
-def google_flags(shapes: Mapping[str, tuple[int, ...]], depth: int) -> str:
-    """Return the flags of ``vit_timm`` for Google's ViT."""
+def google_vit(shapes: Mapping[str, tuple[int, ...]]) -> tuple[int, int, int] | None:
+    """Return the numbers of blocks, attention heads and classes (0 without a head) of a ViT of Google, or None.
 
-    def ending(*ends: str) -> tuple[int, ...]:
-        return next(shape for name, shape in shapes.items() if name.endswith(ends))
+    Args:
+        shapes: shapes of the arrays in an ``.npz`` file.
+    """
+    query = _ending(shapes, "/query/kernel")
+    if query is None or _ending(shapes, "embedding/kernel") is None:
+        return None
+    numbers = [re.search(r"encoderblock_(\d+)/", name) for name in shapes]
+    depth = len({number[1] for number in numbers if number}) or query[0]  # big_vision stacks its blocks
+    return depth, query[-2], (_ending(shapes, "head/bias") or (0,))[-1]
 
-    patch, *_, width = ending("embedding/kernel")
-    tokens, query = ending("pos_embedding")[-2], ending("/query/kernel")
-    return vit_timm_flags(patch, width, depth, query[-2], ending("/Dense_0/kernel")[-1], tokens)
+
+def google_flags(shapes: Mapping[str, tuple[int, ...]]) -> str | None:
+    """Return the flags of ``vit_timm`` for a ViT of Google, or None if an array is missing."""
+    vit = google_vit(shapes)
+    kernel, positions = _ending(shapes, "embedding/kernel"), _ending(shapes, "pos_embedding")
+    hidden = _ending(shapes, "/Dense_0/kernel")
+    if vit is None or kernel is None or positions is None or hidden is None:
+        return None
+    return vit_timm_flags(kernel[0], kernel[-1], vit[0], vit[1], hidden[-1], positions[-2])
+
+
+def _ending(shapes: Mapping[str, tuple[int, ...]], end: str) -> tuple[int, ...] | None:
+    """Return the first shape of an array whose name ends with ``end``, or None."""
+    return next((shape for name, shape in shapes.items() if name.endswith(end)), None)

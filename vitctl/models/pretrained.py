@@ -10,22 +10,22 @@ from __future__ import annotations
 import contextlib
 import http.client
 import logging
-import re
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import timm
 import torch
+from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
 from vitctl.errors import RequestError
 from vitctl.models import find_model
 from vitctl.models.entry import TIMM
-from vitctl.models.foreign import LAYOUTS, google_flags, recognise
+from vitctl.models.foreign import LAYOUTS, google_flags, google_vit, recognise
 from vitctl.models.legacy import RULES as LEGACY_RULES
 from vitctl.models.legacy import has_rule, original_network, renamed
 from vitctl.models.resampling import describe_resampling, resampled
@@ -287,32 +287,28 @@ def _convert_with_timm(loading: _Loading, tensors: dict[str, Tensor]) -> dict[st
 
 
 def _load_numpy(loading: _Loading) -> dict[str, Tensor]:
-    """Read Google's ``.npz`` weights of a ViT or MLP-Mixer with timm's loader, which also converts them."""
-    path, shapes = loading.path, numpy_shapes(loading.path, f"--pretrained {loading.path}")
-    numbers = [re.search(r"(?:encoderblock|MixerBlock)_(\d+)/", name) for name in shapes]
-    depth = len({number[1] for number in numbers if number})
-    query = next((shape for name, shape in shapes.items() if name.endswith("/query/kernel")), None)
-    if query is not None and not depth:  # big_vision stacks its blocks
-        depth = query[0]
-    if not depth:
-        raise RequestError(f"--pretrained {path} has arrays other than Google's ViT or MLP-Mixer", hint=_OTHER_WEIGHTS)
-    hint = (
-        f"use {google_flags(shapes, depth)}" if query is not None else "use --net timm/NAME with NAME of an MLP-Mixer"
-    )
-    if not loading.architecture:
-        raise RequestError(f"--pretrained {path} (Google's .npz) does not fit --net {loading.net}", hint=hint)
-    bias = next((shape for name, shape in shapes.items() if re.fullmatch(r"(.*/)?head/bias", name)), (0,))
+    """Read the weights of a ViT in Google's ``.npz`` with timm's loader, which also converts them."""
+    what = f"--pretrained {loading.path}"
+    shapes = numpy_shapes(loading.path, what)
+    vit = google_vit(shapes)
+    if vit is None:
+        raise RequestError(f"{what} has arrays other than those of Google's ViT", hint=_OTHER_WEIGHTS)
+    depth, heads, classes = vit
+    model: Any = loading.model
     try:
+        if not loading.architecture or not isinstance(model, VisionTransformer):
+            raise ValueError("it is another network")
+        if len(model.blocks) != depth:  # timm would leave out the others
+            raise ValueError(f"{depth} blocks instead of {len(model.blocks)}")
+        if (own_heads := cast(Any, model.blocks[0]).attn.num_heads) != heads:
+            raise ValueError(f"{heads} attention heads instead of {own_heads}")
+        built: Any = loading.build(num_classes=classes)
         with _quiet_timm():
-            built: Any = loading.build(num_classes=bias[-1])
-            if len(built.blocks) != depth:
-                raise ValueError(f"{depth} blocks instead of {len(built.blocks)}")
-            if query is not None and built.blocks[0].attn.num_heads != query[-2]:
-                raise ValueError(f"{query[-2]} attention heads instead of {built.blocks[0].attn.num_heads}")
-            built.load_pretrained(str(path))
+            built.load_pretrained(str(loading.path))
     except Exception as error:
         raise RequestError(
-            f"--pretrained {path} (Google's .npz) does not fit --net {loading.net}: {_first_lines(error)}", hint=hint
+            f"{what} (Google's ViT) does not fit --net {loading.net}: {_first_lines(error)}",
+            hint=f"use {flags}" if (flags := google_flags(shapes)) else _OTHER_WEIGHTS,
         ) from error
     return dict(built.state_dict())
 
