@@ -284,6 +284,31 @@ def test_hints_know_the_heads_of_hugging_face(cli: Cli, refused: Refused, tmp_pa
     assert run.code == 0 and f"from {tmp_path}/hf/model.safetensors" in run.err, run.err
 
 
+def test_tensors_of_odd_shapes_are_refused(tmp_path: Path) -> None:
+    state = torchvision.models.VisionTransformer(16, 4, 1, 2, 128, 64).state_dict()
+    layer = "encoder.layers.encoder_layer_0"
+    for name in (
+        "class_token",
+        "encoder.pos_embedding",
+        "conv_proj.weight",
+        f"{layer}.mlp.0.weight",
+        f"{layer}.ln_1.bias",
+    ):
+        torch.save({**state, name: torch.tensor(1.0)}, tmp_path / "w.pt")
+        with pytest.raises(RequestError):
+            loaded(tmp_path / "w.pt")
+
+
+def test_arrays_of_odd_shapes_are_refused(tmp_path: Path) -> None:
+    numpy_vit(tmp_path / "w.npz")
+    arrays = dict(np.load(tmp_path / "w.npz"))
+    attention = "Transformer/encoderblock_0/MultiHeadDotProductAttention_1"
+    for name in ("embedding/kernel", f"{attention}/query/kernel", f"{attention}/out/kernel"):
+        np.savez(tmp_path / "w.npz", **{**arrays, name: np.ones(3)})
+        with pytest.raises(RequestError):
+            loaded(tmp_path / "w.npz")
+
+
 NAMES = {
     "CLIP weights": ["visual.transformer.resblocks.0.ln_1.weight", "visual.proj", "logit_scale"],
     "CLIP or SigLIP weights of Hugging Face": ["vision_model.encoder.layers.0.self_attn.q_proj.weight"],

@@ -45,7 +45,8 @@ class Layout:
                 found[match.expand(template) if match else name] = tensor
         for query in [name for name in found if ".attn.query." in name]:
             parts = [query.replace(".query.", f".{part}.") for part in ("query", "key", "value")]
-            if all(part in found for part in parts):
+            shapes = {found[part].shape for part in parts if part in found}
+            if all(part in found for part in parts) and len(shapes) == 1 and found[query].ndim:
                 found[query.replace(".query.", ".qkv.")] = torch.cat([found.pop(part) for part in parts])
         return found
 
@@ -133,36 +134,33 @@ def recognise(tensors: Mapping[str, Tensor], num_heads: int | None = None) -> tu
         named = layout.to_timm(stripped)
         if {"patch_embed.proj.weight", "pos_embed", "blocks.0.attn.qkv.bias"} <= named.keys():
             plain = all(map(TIMM_VIT.knows, named)) and "cls_token" in named
-            return f"weights of {layout.title}", vit_flags(named, num_heads) if plain else None
+            return f"weights of {layout.title}", _vit_flags(named, num_heads) if plain else None
     for pattern, kind in _KINDS:
         if any(re.search(rf"(^|\.)(?:{pattern})", name) for name in tensors):
             return kind, None
     return None, None
 
 
-def vit_flags(tensors: Mapping[str, Tensor], num_heads: int | None) -> str:
-    """Return the flags of ``vit_timm`` for weights of a ViT in timm's names."""
-    width, hidden = tensors["patch_embed.proj.weight"].shape[0], tensors["blocks.0.mlp.fc1.weight"].shape[0]
-    patch, tokens = tensors["patch_embed.proj.weight"].shape[-1], tensors["pos_embed"].shape[1] - 1
-    return vit_timm_flags(
-        patch,
-        width,
-        len({name.split(".")[1] for name in tensors if name.startswith("blocks.")}),
-        num_heads,
-        hidden,
-        tokens,
-    )
+def _vit_flags(tensors: Mapping[str, Tensor], num_heads: int | None) -> str | None:
+    """Return the flags of ``vit_timm`` for weights of a ViT in timm's names, or None if their shapes are odd."""
+    names = ("patch_embed.proj.weight", "pos_embed", "blocks.0.mlp.fc1.weight")
+    kernel, positions, hidden = (list(tensors[name].shape) if name in tensors else [] for name in names)
+    depth = len({name.split(".")[1] for name in tensors if name.startswith("blocks.")})
+    if (len(kernel), len(positions), len(hidden)) != (4, 3, 2):
+        return None
+    return _vit_timm_flags(kernel[-1], kernel[0], depth, num_heads, hidden[0], positions[1])
 
 
-def vit_timm_flags(patch: int, width: int, depth: int, num_heads: int | None, hidden: int, tokens: int) -> str:
-    """Return ``--net`` and ``--size`` of the ViT with these sizes; ``tokens`` without the class token."""
+def _vit_timm_flags(patch: int, width: int, depth: int, num_heads: int | None, hidden: int, tokens: int) -> str:
+    """Return ``--net`` and ``--size`` of the ViT with these sizes."""
     options: dict[str, Value] = {
         "patch_size": patch,
         "embed_dim": width,
         "depth": depth,
         "num_heads": num_heads or max(1, width // 64),
-        "mlp_ratio": hidden / width,
+        "mlp_ratio": hidden / max(1, width),
     }
+    # A class token does not change the root.
     return f"--net {format_spec('vit_timm', options)} --size {patch * math.isqrt(tokens)}"
 
 
@@ -172,24 +170,24 @@ def google_vit(shapes: Mapping[str, tuple[int, ...]]) -> tuple[int, int, int] | 
     Args:
         shapes: shapes of the arrays in an ``.npz`` file.
     """
-    query = _ending(shapes, "/query/kernel")
-    if query is None or _ending(shapes, "embedding/kernel") is None:
+    query = _ending(shapes, "/query/kernel", 3)
+    if query is None or _ending(shapes, "embedding/kernel", 4) is None:
         return None
     numbers = [re.search(r"encoderblock_(\d+)/", name) for name in shapes]
     depth = len({number[1] for number in numbers if number}) or query[0]  # big_vision stacks its blocks
-    return depth, query[-2], (_ending(shapes, "head/bias") or (0,))[-1]
+    return depth, query[-2], (_ending(shapes, "head/bias", 1) or (0,))[-1]
 
 
 def google_flags(shapes: Mapping[str, tuple[int, ...]]) -> str | None:
     """Return the flags of ``vit_timm`` for a ViT of Google, or None if an array is missing."""
     vit = google_vit(shapes)
-    kernel, positions = _ending(shapes, "embedding/kernel"), _ending(shapes, "pos_embedding")
-    hidden = _ending(shapes, "/Dense_0/kernel")
+    kernel, positions = _ending(shapes, "embedding/kernel", 4), _ending(shapes, "pos_embedding", 2)
+    hidden = _ending(shapes, "/Dense_0/kernel", 2)
     if vit is None or kernel is None or positions is None or hidden is None:
         return None
-    return vit_timm_flags(kernel[0], kernel[-1], vit[0], vit[1], hidden[-1], positions[-2])
+    return _vit_timm_flags(kernel[0], kernel[-1], vit[0], vit[1], hidden[-1], positions[-2])
 
 
-def _ending(shapes: Mapping[str, tuple[int, ...]], end: str) -> tuple[int, ...] | None:
-    """Return the first shape of an array whose name ends with ``end``, or None."""
-    return next((shape for name, shape in shapes.items() if name.endswith(end)), None)
+def _ending(shapes: Mapping[str, tuple[int, ...]], end: str, ndim: int) -> tuple[int, ...] | None:
+    """Return the first shape with ``ndim`` sizes or more of an array whose name ends with ``end``, or None."""
+    return next((shape for name, shape in shapes.items() if name.endswith(end) and len(shape) >= ndim), None)

@@ -370,7 +370,9 @@ def translate(
 
 def original_options(net: str, tensors: Mapping[str, Tensor]) -> dict[str, Value]:
     """Return options of ``net`` that only the tensors show: the width of the two-layer head until March 2022."""
-    hidden = [tensor.shape[-1] for name, tensor in tensors.items() if name.endswith("mlp_head.4.weight")]
+    hidden = [
+        tensor.shape[-1] for name, tensor in tensors.items() if name.endswith("mlp_head.4.weight") and tensor.ndim == 2
+    ]
     return {"head_hidden": hidden[0]} if net == "vit" and hidden else {}
 
 

@@ -183,7 +183,11 @@ def load_pretrained(
     if not kept:
         unnamed = "" if their_classes or not heads else ", whose classes the file does not name"
         return f"loaded pretrained weights, including the head{unnamed}, from {path}{ending}"
-    counts = [tensor.shape[0] for name, tensor in tensors.items() if _within(name, heads) and name.endswith("weight")]
+    counts = [
+        tensor.shape[0]
+        for name, tensor in tensors.items()
+        if _within(name, heads) and name.endswith("weight") and tensor.ndim
+    ]
     if fits:
         why = f": the file's head is for other classes: {_some(their_classes)}"
     else:
@@ -267,7 +271,7 @@ def _convert_with_timm(loading: _Loading, tensors: dict[str, Tensor]) -> dict[st
     assert config is not None  # every registered name has one
     names = (config.classifier,) if isinstance(config.classifier, str) else tuple(config.classifier or ())
     head = [tensors[f"{name}.weight"] for name in names if f"{name}.weight" in tensors]
-    num_classes = head[0].shape[0] if head else 0
+    num_classes = head[0].shape[0] if head and head[0].ndim else 0
     overlay: dict[str, Any] = {
         "state_dict": dict(tensors),  # timm changes it
         "num_classes": num_classes,

@@ -66,7 +66,7 @@ def describe_resampling(before: Mapping[str, Tensor], after: Mapping[str, Tensor
     notes = []
     for name, old in before.items():
         new = after.get(name)
-        if new is None or new.ndim != old.ndim:
+        if new is None or new.ndim != old.ndim or new.ndim < 2:
             continue
         if name == "pos_embed" and new.ndim == 3 and new.shape[1] != old.shape[1]:
             sides = [math.isqrt(tensor.shape[1]) for tensor in (old, new)]  # a class token does not change the root
