@@ -94,7 +94,13 @@ def open_session(
     loaded = None
     if weights is not None:
         loaded = load_pretrained(
-            model, config.net, config.net_options, weights, img_size=config.size, in_chans=in_chans
+            model,
+            config.net,
+            config.net_options,
+            weights,
+            img_size=config.size,
+            in_chans=in_chans,
+            classes=dataset.classes,
         )
     if config.freeze_backbone:
         freeze_backbone(model, config.net)

@@ -19,7 +19,7 @@ from vitctl.config import (
     TrainConfig,
     check_tracked,
     find_card,
-    find_weights,
+    find_run,
     flag_name,
     pretrained_word,
     resolve_labels,
@@ -334,7 +334,7 @@ def stored_value(stored: TrainConfig, name: str) -> Any:
 def same_value(stored: TrainConfig, name: str, value: Any) -> bool:
     """Return whether ``value``, as given by a flag, equals the stored setting."""
     if name == "pretrained" and pretrained_word(value) not in ("true", "false"):
-        value = str(find_weights(value))
+        value = str(find_run(Path(value).expanduser()).absolute())
     elif name == "pretrained":
         value = pretrained_word(value)
     if value is True and name == "aug":
