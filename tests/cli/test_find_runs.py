@@ -64,7 +64,8 @@ def test_a_run_is_taken_as_pretrained_weights(cli: Cli, refused: Refused, runs: 
     again = cli("train", "--resume", "r", "--pretrained", "runs/digits")
     assert "nothing to resume" in again.err
     assert "--pretrained runs: this folder has no weights" in refused("train", "--pretrained", "runs")
-    last.unlink()
+    for checkpoint in last.parent.iterdir():
+        checkpoint.unlink()
     assert "--pretrained digits: this run has no checkpoint yet" in refused("train", "--pretrained", "digits")
 
 
