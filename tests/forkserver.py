@@ -32,7 +32,7 @@ def main() -> None:
     descriptors = [0, 1, 2, *([int(os.environ[WATCHED])] if WATCHED in os.environ else [])]
     request = json.dumps([sys.argv[2:], dict(os.environ), os.getcwd(), descriptors]).encode()
     for signum in FORWARDED:
-        if signal.getsignal(signum) != signal.SIG_IGN:
+        if signum == signal.SIGINT or signal.getsignal(signum) != signal.SIG_IGN:  # as in vitctl.process.signals
             signal.signal(signum, lambda number, _: connection.send(bytes([number])))
     rights = (socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", descriptors))
     connection.sendmsg([len(request).to_bytes(4, "big")], [rights])

@@ -43,6 +43,49 @@ class Mutant:
 
 
 MUTANTS = (
+    # -- weights of other programs
+    Mutant(
+        "weights: the scale of the scripts' first attention is not folded into the queries",
+        "models/legacy.py",
+        'factor = (int(options["head_dim"]) / int(options["embed_dim"])) ** 0.5',
+        "factor = 1.0",
+        "tests/tools/test_convert.py",
+    ),
+    Mutant(
+        "weights: a head for other classes is kept if there are as many",
+        "models/pretrained.py",
+        "same = not their_classes or not classes or their_classes == list(classes)",
+        "same = True",
+        "tests/models/test_pretrained.py",
+    ),
+    Mutant(
+        "weights: another number of attention heads is accepted",
+        "models/pretrained.py",
+        "        _check_heads(loading)\n",
+        "",
+        "tests/models/test_foreign.py",
+    ),
+    Mutant(
+        "weights: the norm of shifted patches is not folded into the resampled projection",
+        "models/resampling.py",
+        "        weight = weight * gain\n",
+        "",
+        "tests/models/test_pretrained.py",
+    ),
+    Mutant(
+        "weights: queries, keys and values of other libraries are joined in another order",
+        "models/foreign.py",
+        'for part in ("query", "key", "value")]',
+        'for part in ("key", "query", "value")]',
+        "tests/models/test_foreign.py",
+    ),
+    Mutant(
+        "weights: classes that files may use stay allowed after reading",
+        "models/state_files.py",
+        "with warnings.catch_warnings(), torch.serialization.safe_globals(_harmless()):",
+        "torch.serialization.add_safe_globals(_harmless())\n        with warnings.catch_warnings():",
+        "tests/models/test_weight_files.py",
+    ),
     # -- loop
     Mutant(
         "loop: a run that is extended keeps its old predictions until it ends",

@@ -4,7 +4,15 @@ import math
 import pytest
 
 from vitctl.errors import RequestError
-from vitctl.units import format_bytes, format_duration, json_text, parse_duration, parse_save_every, plural
+from vitctl.units import (
+    format_bytes,
+    format_duration,
+    json_text,
+    parse_duration,
+    parse_save_every,
+    plural,
+    printable,
+)
 
 
 @pytest.mark.parametrize(
@@ -48,3 +56,7 @@ def test_infinite_and_nan_values_become_null_in_json() -> None:
 @pytest.mark.parametrize(("count", "text"), [(0, "0 steps"), (1, "1 step"), (2, "2 steps"), (22125, "22,125 steps")])
 def test_counts_have_a_plural_and_thousands_separators(count: int, text: str) -> None:
     assert plural(count, "step") == text
+
+
+def test_a_name_is_printed_on_one_line() -> None:
+    assert printable("caf\u00e9 \U0001f600\n\x1b[31m\udcff") == "caf\u00e9 \U0001f600\\n\\x1b[31m\\xff"

@@ -135,7 +135,7 @@ def check_range(
 
 
 def _range(low: float | None, high: float | None, below: float | None, above: float | None) -> str:
-    """Describe the valid numbers: ``1 or more``, ``a value from 0 to 30``, ``a value of at least 0 and less than 1``."""
+    """Describe the valid numbers, such as ``1 or more`` or ``a value of at least 0 and less than 1``."""
     if low is not None and high is not None:
         return f"a value from {_number(low)} to {_number(high)}"
     if above is None and below is None:

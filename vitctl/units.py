@@ -92,6 +92,11 @@ def escaped(name: str) -> str:
     return _SURROGATE.sub(lambda match: _escape(ord(match[0])), name)
 
 
+def printable(name: str) -> str:
+    """Return the name of a file as one line, with what cannot be printed :func:`escaped`."""
+    return "".join(each if each.isprintable() else repr(each)[1:-1] for each in escaped(name))
+
+
 def _escape(surrogate: int) -> str:
     is_byte = 0xDC80 <= surrogate <= 0xDCFF
     return f"\\x{surrogate - 0xDC00:02x}" if is_byte else f"\\u{surrogate:04x}"

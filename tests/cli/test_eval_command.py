@@ -214,7 +214,14 @@ def test_a_file_of_labels_is_used_by_training_resume_and_evaluation(
         (["train", "--dataset", "shades", "--labels", "x.csv"], "--labels x.csv not found\nhint: use --labels with a file in"),
         (["train", "--dataset", "shades", "--labels", ""], "--labels is empty"),
         (["eval", "runs/s", "--labels", "x.csv"], "--labels x.csv needs --dataset\nhint: add --dataset DIR"),
+        (["eval", "runs/s", "--dataset", "digits", "--labels", "x.csv"], "--labels does nothing with --dataset digits"),
     ],
 )  # fmt: skip
 def test_labels_without_effect_are_refused(refused: Refused, shades_run: Path, argv: list[str], expected: str) -> None:
     assert expected in refused(*argv)
+
+
+def test_labels_are_refused_for_a_run_on_a_named_data_set(refused: Refused, digits_run: Path, tmp_path: Path) -> None:
+    (tmp_path / "labels.csv").write_text("id,label\n")
+    message = refused("eval", digits_run, "--data-dir", tmp_path, "--labels", "labels.csv")
+    assert "--labels does nothing with digits\nhint: remove --labels, or use --dataset DIR" in message

@@ -58,13 +58,14 @@ def test_a_run_is_taken_as_pretrained_weights(cli: Cli, refused: Refused, runs: 
     last = runs / "digits" / "checkpoints" / "last.pt"
     for name in ("digits", "runs/digits", "runs/digits/checkpoints", last):
         printed = cli("train", "--net", TINY_NET, "--pretrained", name, "--print-config")
-        assert yaml.safe_load(printed.out)["pretrained"] == str(last), printed.err
+        assert yaml.safe_load(printed.out)["pretrained"] == str(last if name == last else runs / "digits"), printed.err
     started = cli("train", *TINY, "--pretrained", "digits", "--max-steps", 1, "--name", "r")
     assert f"loaded pretrained weights, including the head, from {last}" in started.err
     again = cli("train", "--resume", "r", "--pretrained", "runs/digits")
     assert "nothing to resume" in again.err
-    assert "--pretrained runs: this folder is not a run" in refused("train", "--pretrained", "runs")
-    last.unlink()
+    assert "--pretrained runs: this folder has no weights" in refused("train", "--pretrained", "runs")
+    for checkpoint in last.parent.iterdir():
+        checkpoint.unlink()
     assert "--pretrained digits: this run has no checkpoint yet" in refused("train", "--pretrained", "digits")
 
 

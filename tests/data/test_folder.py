@@ -173,6 +173,22 @@ BAD_FOLDERS: dict[str, tuple[Callable[[Path], object], str]] = {
         lambda root: shutil.rmtree(root / "train" / "dog"),
         r"train has only one class folder, 'cat'\nhint: .*two or more",
     ),
+    "one class without test": (
+        lambda root: (shutil.rmtree(root / "train" / "dog"), shutil.rmtree(root / "test")),
+        r"train has only one class folder, 'cat'\nhint: .*two or more",
+    ),
+    "one class without a split": (
+        lambda root: (_no_split(root), shutil.rmtree(root / "dog")),
+        r"images has only one class folder, 'cat'\nhint: .*two or more",
+    ),
+    "a class in other case": (
+        lambda root: shutil.move(root / "test" / "dog", root / "test" / "Dog"),
+        r"test/Dog is not a class of train/\nhint: rename it to 'dog', as in train/",
+    ),
+    "other files": (
+        lambda root: [path.rename(path.with_suffix(".npy")) for path in (root / "train" / "dog").iterdir()],
+        r"train/dog has no images \(skipped \d+ .npy\)\nhint: add images to \S+train/dog, or remove it",
+    ),
     "no test classes": (
         lambda root: _empty(root / "test"),
         r"images/test has no class folders\nhint: move some images of each class in train/ to \S+images/test/CLASS",
@@ -200,6 +216,33 @@ def test_a_wrong_layout_is_refused_with_a_hint(case: str, pets: Path, cache: Pat
         load(pets)
     assert caught.value.exit_code == 2 and str(pets) in caught.value.message and "\n" not in caught.value.message
     assert not cache.exists()
+
+
+def test_images_that_are_all_unreadable_cannot_be_left_out(make_folder: MakeFolder) -> None:
+    root = make_folder({"train": {"cat": 2, "dog": 2}, "test": {"cat": 1}})
+    for path in root.rglob("*.png"):
+        path.write_text("damaged")
+    with pytest.raises(RequestError, match=r"cannot read 5 of 5 images.*\nhint: replace them$"):
+        load(root)
+
+
+def test_grey_values_beyond_the_full_range_can_be_measured(make_folder: MakeFolder) -> None:
+    root = make_folder({"train": {"cat": 2, "dog": 2}, "test": {"cat": 1}})
+    for i, path in enumerate(sorted(root.rglob("*.png"))):
+        path.unlink()
+        Image.fromarray(np.full((4, 4), i - 2, np.float32)).save(path.with_suffix(".tif"))
+    with pytest.raises(RequestError, match=r"grey values outside 0-1.*\nhint: use --value-range auto"):
+        load(root, value_range="full")
+    assert load(root, value_range="auto").value_range == "-1,2"
+
+
+def test_the_name_of_an_unreadable_image_is_one_line(make_folder: MakeFolder) -> None:
+    root = make_folder({"train": {"cat": 2, "dog": 2}, "test": {"cat": 1}})
+    (root / "train" / "cat" / "a\nb\x1b.png").write_text("damaged")
+    with pytest.raises(RequestError, match=r"cat/a\\nb\\x1b.png: not an image\nhint: add --skip-bad-images") as caught:
+        load(root)
+    assert str(caught.value).count("\n") == 1
+    assert load(root, skip=True).skipped == (r"train/cat/a\nb\x1b.png",)
 
 
 def test_data_dir_is_required() -> None:

@@ -27,9 +27,11 @@ def written(tmp_path: Path, content: str | bytes) -> Path:
         ("class id,filepaths,labels,data set\n3,train\\FROG\\1.jpg,FROG,train\n", [Row("train/FROG/1.jpg", "FROG", "train")]),
         ('path,label,Split\n./x/1.png,"frog, green",Validation\n', [Row("x/1.png", "frog, green", "val")]),
         ("image,label,note\n1,frog\n\n2,,unknown\n3, toad ,\n", [Row("1", "frog"), Row("3", "toad")]),
+        ("\n\nid;label\n1;frog\n", [Row("1", "frog")]),
+        ("id\tlabel\n1\tfr\u00f6g\n".encode("utf-16"), [Row("1", "fr\u00f6g")]),
     ],
 )  # fmt: skip
-def test_columns_are_found_by_name(content: str, rows: list[Row], tmp_path: Path) -> None:
+def test_columns_are_found_by_name(content: str | bytes, rows: list[Row], tmp_path: Path) -> None:
     assert read_labels(written(tmp_path, content)) == rows
 
 
@@ -41,7 +43,10 @@ def test_columns_are_found_by_name(content: str, rows: list[Row], tmp_path: Path
         ("id,b\n1,frog\n", "has no column of labels, but id, b\nhint: add label to its first line"),
         ("id,label\n1,\n", "has no lines with a label"),
         ("id,label,split\n1,frog,train\n2,frog,fold3\n", "line 3: unknown part 'fold3'\nhint: use train, val or test"),
+        ("id,label,split\n\n,,\n2,frog,fold3\n", "line 4: unknown part 'fold3'"),
+        ("id,label\n1," + "frog" * 50_000, "is not a table: field larger than field limit"),
         (b"id,label\n1,\xe9\n", "is not text in UTF-8"),
+        (f"id,label\n{'1' * 200_000},a\n", r"labels.csv is not a table: .*\nhint: use --labels with another file"),
     ],
 )
 def test_other_files_are_refused(content: str | bytes, expected: str, tmp_path: Path) -> None:
@@ -50,7 +55,7 @@ def test_other_files_are_refused(content: str | bytes, expected: str, tmp_path: 
 
 
 def test_a_missing_file_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(RequestError, match=r"cannot read .*: No such file"):
+    with pytest.raises(RequestError, match=r"cannot read .*: No such file.*\nhint: restore \S+none.csv"):
         read_labels(tmp_path / "none.csv")
 
 
@@ -94,3 +99,24 @@ def test_a_line_that_names_no_single_image_is_refused(rows: list[Row], expected:
 
 def test_an_image_may_be_listed_twice_with_the_same_label() -> None:
     assert len(find_labelled([Row("2", "a"), Row("2.png", "a")], FILES, "", PARTS, "labels")) == 1
+
+
+@pytest.mark.parametrize("above", ["/kaggle/input/set/", "C:/Users/me/", "set/"])
+def test_folders_above_the_images_are_ignored(above: str) -> None:
+    rows = [Row(f"{above}train/1.png", "a"), Row(f"{above}test/1.png", "b"), Row(f"{above}test/9.png", "b")]
+    found = find_labelled(rows, FILES, "", PARTS, "labels")
+    assert [(image.path, row.label) for image, row in found] == [
+        ("train/1.png", "a"), ("test/1.png", "b"), ("test/9.png", "b"),
+    ]  # fmt: skip
+
+
+def test_folders_that_distinguish_images_are_not_ignored() -> None:
+    rows = [Row("set/train/1.png", "a"), Row("set/test/1.png", "b")]
+    with pytest.raises(RequestError, match="none of its 2 images was found"):
+        find_labelled(rows, [ImageFile("1.png", 1, 1)], "", {}, "labels")
+
+
+def test_case_and_unicode_form_may_differ_unless_both_exist() -> None:
+    files = [ImageFile(path, 1, 1) for path in ("a/IMG1.JPG", "b/x.png", "b/X.png", "cafe\u0301.png")]
+    rows = [Row("img1.jpg", "a"), Row("x.png", "b"), Row("X.png", "a"), Row("caf\u00e9", "b")]
+    assert [image.path for image, _ in find_labelled(rows, files, "", {}, "labels")] == [each.path for each in files]

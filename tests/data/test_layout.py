@@ -19,6 +19,7 @@ from vitctl.data.layout import (
     MISTAKES,
     WHOLE,
     find_layout,
+    from_labels,
     list_images,
     list_test_images,
 )
@@ -79,6 +80,12 @@ KNOWN: dict[str, tuple[Callable[[Path], object], str | None, str, list[str]]] = 
         lambda root: images(root, "Training/a", "Training/b", "TEST/b", count=1),
         None,
         "images: Training/ 2, TEST/ 1",
+        ["a/0.png", "b/0.png", "b/0.png"],
+    ),
+    "numbered": (
+        lambda root: images(root, "01_train/a", "01_train/b", "02_test/b", count=1),
+        None,
+        "images: 01_train/ 2, 02_test/ 1",
         ["a/0.png", "b/0.png", "b/0.png"],
     ),
     "twice": (
@@ -228,6 +235,18 @@ class TestRules:
             for folder in ("parts", "classes", "markup", "loose")
         }
         assert found == {"parts": ["parts"], "classes": ["class folders"], "markup": [], "loose": []}
+
+    def test_images_beside_the_annotated_folder_have_their_own_identities(self, tmp_path: Path) -> None:
+        tiny_imagenet(tmp_path)
+        for name in ("0.png", "2.png"):  # of one class
+            (tmp_path / "val/images" / name).rename(tmp_path / "val" / name)
+        listing = list_images(tmp_path)
+        assert len(set(listing.identities)) == len(listing.files)
+
+    def test_classes_may_have_names_of_parts_in_theirs(self, tmp_path: Path) -> None:
+        images(tmp_path, "freight train", "test tube", "bus")
+        layout = find_layout(Tree(tmp_path))
+        assert layout is not None and list(layout.parts[WHOLE].classes) == ["bus", "freight train", "test tube"]
 
     def test_a_class_may_be_called_train(self, tmp_path: Path) -> None:
         images(tmp_path, "train", "bus", "car")
@@ -396,12 +415,27 @@ class TestLitter:
         assert after.skipped == (f"skipped 1 {'hidden' if name.startswith('.') else name}",)
         assert len(find_images(tmp_path)[0]) == len(before.files)
 
+    def test_a_broken_link_with_a_label_has_a_label(self, tmp_path: Path) -> None:
+        images(tmp_path, "train")
+        (tmp_path / "train/9.png").symlink_to("nowhere.png")
+        names = sorted(path.name for path in (tmp_path / "train").iterdir())
+        (tmp_path / "labels.csv").write_text("id,label\n" + "".join(f"{name},{name[0]}\n" for name in names))
+        assert from_labels(Tree(tmp_path), tmp_path / "labels.csv").unused == ()
+
     def test_files_that_are_no_images_are_counted_by_ending(self, tmp_path: Path) -> None:
         images(tmp_path, "train/a", "train/b", "test/a", count=1)
         for name in ("1.txt", "2.TXT", "x.json", "LICENSE", "Thumbs.db"):
             (tmp_path / "train" / "a" / name).write_text("no image")
         (tmp_path / "README.md").touch()  # beside the parts
         assert list_images(tmp_path).skipped == ("skipped 2 .txt, 1 without an ending, 1 .json, 1 Thumbs.db",)
+
+    def test_a_link_to_itself_is_skipped_or_unreadable(self, tmp_path: Path) -> None:
+        images(tmp_path, "train/a", "train/b", "test/a", count=1)
+        for name in ("loop", "loop.png"):
+            (tmp_path / "train/a" / name).symlink_to(name)
+        listing = list_images(tmp_path)
+        assert [(file.path, file.size) for file in listing.files if file.size < 0] == [("train/a/loop.png", -1)]
+        assert listing.skipped == ("skipped 1 without an ending",)
 
     def test_images_without_an_ending_are_found_by_content(self, tmp_path: Path) -> None:
         images(tmp_path, "train/a", "train/b", "test/a", count=1)

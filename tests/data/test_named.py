@@ -26,7 +26,7 @@ from vitctl.data import DATASETS, download, named, places
 from vitctl.data.dataset import Dataset, load_dataset, split
 from vitctl.data.decode import decode_image
 from vitctl.data.named import NAMED, Named
-from vitctl.errors import RequestError, VitctlWarning
+from vitctl.errors import NoSpace, RequestError, VitctlWarning
 from vitctl.observer import SILENT, Observer
 
 made = functools.cache(small_sets.small)
@@ -363,6 +363,18 @@ class TestFolders:
         write(files, home)
         monkeypatch.setattr(named, "_reader", refuse)
         with pytest.raises(RequestError, match=rf"^cannot read {home}\S*: Permission denied\nhint: make it readable"):
+            load(spec)
+
+    @two_formats
+    def test_a_full_disk_is_named(
+        self, spec: Named, files: dict[str, bytes], home: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        def full(_: object) -> None:
+            raise OSError(28, os.strerror(28))
+
+        write(files, spec.home(home / spec.folder))
+        monkeypatch.setattr(download, "flush", full)
+        with pytest.raises(NoSpace, match=rf"^cannot unpack {spec.title} to \S+: No space left .*\nhint: free some"):
             load(spec)
 
     @two_formats

@@ -262,7 +262,7 @@ def another_value(option: Option, value: Value) -> Value:
     if option.choices:
         return next(choice for choice in option.choices if choice != value)
     if isinstance(value, int):
-        return 2 * value
+        return 2 * value or 8
     return 0.5 if option.below else 2 * float(value)
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+import re
 import shutil
 import socket
 import threading
@@ -11,15 +13,21 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import safetensors.torch
 import timm
 import torch
+import torch.nn.functional as F
+from einops import rearrange
 from huggingface_hub import constants
+from PIL import Image
 from torch import nn
 
 from tests.conftest import Cli
-from vitctl.models import build_model, pretrained
+from tests.models.oracles import perturbed
+from vitctl.errors import RequestError
+from vitctl.models import build_model, find_model, pretrained
 from vitctl.models.pretrained import freeze_backbone, head_names, load_pretrained, locate, train_head
 
 Refused = Callable[..., str]
@@ -71,7 +79,9 @@ def test_weights_match_those_that_timm_converts(
         if not name.startswith("head."):
             assert torch.equal(ours.state_dict()[name], tensor), name
             assert not torch.equal(initial.state_dict()[name], tensor), name
-    assert message.endswith("with a new head: the file's head has 1000 classes")
+    assert ", with a new head: the file's head has 1000 classes" in message
+    assert ("; positions resampled from 10x10 to " in message) == (img_size != 160)
+    assert ("; patches resampled from 16 to 8 px" in message) == bool(options)
 
 
 def test_position_embeddings_are_resampled(weights: Path) -> None:
@@ -153,6 +163,150 @@ def test_weights_of_a_run_can_be_loaded(cli: Cli, refused: Refused) -> None:
     assert "wrong shape: pos_embed [1, 64, 16] instead of [1, 64, 32]" in error and "more" in error
 
 
+def test_the_hint_for_weights_of_a_run_names_its_network(cli: Cli, refused: Refused) -> None:
+    net = "cct_2:embed_dim=16,depth=1,conv_width=8"
+    assert cli(*RUN, "--net", net, "--max-steps", 1, "--name", "first").code == 0
+    error = refused(*RUN, "--net", "vit_tiny", "--pretrained", "runs/first")
+    (flags,) = re.findall("hint: use (--net .*)", error)
+    assert flags == "--net cct_2:embed_dim=16,depth=1,conv_width=8 --size 32"
+    assert cli(*RUN, *flags.split(), "--pretrained", "runs/first", "--max-steps", 1).code == 0
+
+
+@pytest.mark.parametrize("folder", ["runs/first", "runs/first/", "hf"])
+def test_a_folder_with_weights_can_be_given(folder: str, cli: Cli, tmp_path: Path) -> None:
+    net = "cct_2:embed_dim=16,depth=1,conv_width=8"
+    assert cli(*RUN, "--net", net, "--max-steps", 2, "--name", "first").code == 0
+    before = torch.load("runs/first/checkpoints/last.pt", weights_only=True)["model"]
+    (tmp_path / "hf").mkdir()
+    safetensors.torch.save_file(before, "hf/model.safetensors")
+    argv = [*RUN, "--net", net, "--pretrained", folder, "--lr", 0]
+    run = cli(*argv, "--max-steps", 1, "--name", "second")
+    assert run.code == 0 and "including the head" in run.err, run.err
+    after = torch.load("runs/second/checkpoints/last.pt", weights_only=True)["model"]
+    assert all(torch.equal(after[name], tensor) for name, tensor in before.items())
+    shutil.rmtree("runs/first")
+    again = cli("train", "--resume", "runs/second", "--pretrained", folder, "--max-steps", 2)
+    assert again.code == 0, again.err
+
+
+def test_a_run_without_a_checkpoint_is_refused(refused: Refused, tmp_path: Path) -> None:
+    (tmp_path / "runs/new/checkpoints").mkdir(parents=True)
+    error = refused(*RUN, "--net", "cct_2", "--pretrained", "runs/new")
+    assert "this run has no checkpoint yet" in error and f"vitctl train --resume {tmp_path}/runs/new" in error
+
+
+# -- heads of other classes --------------------------------------------------------------------------------------------
+
+
+def animals(folder: Path, *names: str) -> Path:
+    """Make a folder of images of the classes ``names``."""
+    for i, (split, name) in enumerate(itertools.product(("train", "test"), names)):
+        (folder / split / name).mkdir(parents=True)
+        for j in range(10):
+            pixels = np.random.default_rng(100 * i + j).integers(0, 256, (8, 8, 3), np.uint8)
+            Image.fromarray(pixels).save(folder / split / name / f"{j}.png")
+    return folder
+
+
+def test_the_head_of_other_classes_is_replaced_although_their_number_is_equal(cli: Cli, tmp_path: Path) -> None:
+    net = ["--net", "cct_2:embed_dim=16,depth=1,conv_width=8", "--size", 8, "--bs", 10, "--max-steps", 1, "--lr", 0]
+    pets, cars = animals(tmp_path / "pets", "cat", "dog"), animals(tmp_path / "cars", "audi", "fiat")
+    assert cli("train", "--dataset", pets, *net, "--name", "pets", "--seed", 1).code == 0
+    run = cli("train", "--dataset", cars, *net, "--pretrained", "runs/pets", "--name", "cars", "--seed", 2)
+    assert "with a new head: the file's head is for other classes: cat, dog" in run.err
+    run = cli("train", "--dataset", pets, *net, "--pretrained", "runs/pets", "--name", "again", "--seed", 2)
+    assert "including the head, from" in run.err
+    theirs, other, same = (
+        torch.load(f"runs/{name}/checkpoints/last.pt", weights_only=True)["model"] for name in ("pets", "cars", "again")
+    )
+    assert not torch.equal(other["head.weight"], theirs["head.weight"])
+    assert torch.equal(same["head.weight"], theirs["head.weight"])
+    assert torch.equal(other["blocks.0.norm1.weight"], theirs["blocks.0.norm1.weight"])
+
+
+def test_an_export_names_its_classes_too(cli: Cli, tmp_path: Path) -> None:
+    net = ["--net", "cct_2:embed_dim=16,depth=1,conv_width=8", "--size", 8, "--bs", 10, "--max-steps", 1, "--lr", 0]
+    pets, cars = animals(tmp_path / "pets", "cat", "dog"), animals(tmp_path / "cars", "audi", "fiat")
+    assert cli("train", "--dataset", pets, *net, "--name", "pets").code == 0
+    assert cli("export", "runs/pets", "--format", "safetensors", "-o", "pets.safetensors").code == 0
+    run = cli("train", "--dataset", cars, *net, "--pretrained", "pets.safetensors")
+    assert "with a new head: the file's head is for other classes: cat, dog" in run.err, run.err
+    run = cli("train", "--dataset", pets, *net, "--pretrained", "pets.safetensors")
+    assert "including the head, from" in run.err, run.err
+
+
+# -- other sizes of vitctl's own networks ------------------------------------------------------------------------------
+
+
+def own(net: str, img_size: int, **options: Any) -> Any:
+    resolved = find_model(net).resolve_options({"embed_dim": 32, **options}, f"--net {net}")
+    return perturbed(build_model(net, resolved, img_size=img_size, in_chans=3, num_classes=10)).eval(), resolved
+
+
+def resized(net: str, path: Path, img_size: int, patch_size: int | None = None, **options: Any) -> tuple[Any, Any, str]:
+    """Return a network for 16-px images and 4-px patches, one of other sizes with its weights, and the message."""
+    patches = {"patch_size": 4} if patch_size else {}
+    theirs, _ = own(net, 16, **patches, **options)
+    torch.save(theirs.state_dict(), path)
+    ours, resolved = own(net, img_size, **({"patch_size": patch_size} if patch_size else {}), **options)
+    return theirs, ours, load_pretrained(ours, net, resolved, path, img_size=img_size, in_chans=3)
+
+
+VITS = {"vit": 1, "vit_small": 1, "dyt": 1, "cait": 0, "cct_2": 0, "cvt": 0, "vit_lite": 1}
+"""Networks with learned positions, and their number of class tokens with a position."""
+
+
+@pytest.mark.parametrize("net", VITS)
+def test_positions_of_a_run_are_resampled_for_other_image_sizes(net: str, tmp_path: Path) -> None:
+    patch = None if net == "cct_2" else 4
+    theirs, ours, message = resized(net, tmp_path / "w.pt", 24, patch, depth=1)
+    tokens = VITS[net]
+    grid = theirs.pos_embed[:, tokens:].unflatten(1, (4, 4)).permute(0, 3, 1, 2)
+    expected = F.interpolate(grid, size=(6, 6), mode="bicubic", antialias=True).flatten(2).transpose(1, 2)
+    torch.testing.assert_close(ours.pos_embed[:, tokens:], expected)
+    assert torch.equal(ours.pos_embed[:, :tokens], theirs.pos_embed[:, :tokens])
+    same = [name for name, tensor in theirs.state_dict().items() if torch.equal(tensor, ours.state_dict()[name])]
+    assert set(theirs.state_dict()) - set(same) == {"pos_embed"}
+    assert "; positions resampled from 4x4 to 6x6" in message
+
+
+@pytest.mark.parametrize("net", ["vit", "dyt", "simplevit", "cait", "cvt", "vit_lite", "convmixer"])
+def test_patches_of_a_run_are_resampled_so_that_resized_patches_have_equal_tokens(net: str, tmp_path: Path) -> None:
+    theirs, ours, message = resized(net, tmp_path / "w.pt", 32, 8, depth=1)
+    x = torch.randn(2, 3, 16, 16)
+    patches = rearrange(x, "b c (h p) (w q) -> (b h w) c p q", p=4, q=4)
+    larger = F.interpolate(patches, size=(8, 8), mode="bicubic", antialias=True)
+    enlarged = rearrange(larger, "(b h w) c p q -> b c (h p) (w q)", h=4, w=4)
+    part = {"convmixer": "stem.0", "cvt": "tokenizer.convs.0", "vit_lite": "tokenizer.convs.0"}.get(net, "patch_embed")
+    with torch.no_grad():
+        expected = theirs.get_submodule(part)(x)
+        torch.testing.assert_close(ours.get_submodule(part)(enlarged), expected, atol=1e-4, rtol=1e-4)
+    assert "; patches resampled" in message
+
+
+def test_normalised_patches_of_a_run_are_resampled_with_their_norm(tmp_path: Path) -> None:
+    theirs, ours, _ = resized("vit_small", tmp_path / "w.pt", 32, 8, depth=1)
+    normalised = torch.randn(5, 15, 4, 4)
+    larger = F.interpolate(normalised, size=(8, 8), mode="bicubic", antialias=True)
+    flat, larger_flat = (rearrange(each, "n c p q -> n (p q c)") for each in (normalised, larger))
+    norm, embed = theirs.patch_embed.norm, ours.patch_embed
+    with torch.no_grad():
+        expected = theirs.patch_embed.proj(flat * norm.weight + norm.bias)
+        actual = embed.proj(larger_flat * embed.norm.weight + embed.norm.bias)
+    torch.testing.assert_close(actual, expected, atol=1e-4, rtol=1e-4)
+
+
+def test_weights_of_a_run_at_the_same_size_are_not_changed(tmp_path: Path) -> None:
+    theirs, ours, message = resized("vit_small", tmp_path / "w.pt", 16, 4, depth=1)
+    assert all(torch.equal(tensor, ours.state_dict()[name]) for name, tensor in theirs.state_dict().items())
+    assert "resampled" not in message
+
+
+def test_a_mixer_of_a_run_is_refused_at_another_size(tmp_path: Path) -> None:
+    with pytest.raises(RequestError, match=r"wrong shape: blocks\.0\.mlp_tokens"):
+        resized("mlpmixer", tmp_path / "w.pt", 32, 4, depth=1)
+
+
 @pytest.mark.parametrize("net", ["timm/test_resnet", "timm/test_vit", "cct_2:embed_dim=16,depth=1,conv_width=8"])
 def test_a_frozen_backbone_does_not_change(net: str, cli: Cli) -> None:
     assert cli(*RUN, "--net", net, "--max-steps", 2, "--name", "first").code == 0
@@ -200,7 +354,7 @@ def test_the_head_is_found(net: str, expected: list[str]) -> None:
     [
         (["--net", "vit", "--pretrained", "true"], "no pretrained weights for --net vit"),
         (["--net", NET, "--pretrained", "nowhere.pt"], "--pretrained nowhere.pt"),
-        (["--net", NET, "--pretrained", "."], "folder"),
+        (["--net", NET, "--pretrained", "."], "this folder has no weights"),
         (["--net", "cct_2", "--freeze-backbone"], "--pretrained FILE"),
         (["--net", "vit_timm", "--freeze-backbone", "--pretrained", "no"], "needs pretrained weights"),
         (["--net", "vit_timm", "--freeze-backbone", "--layer-decay", 0.5], "--layer-decay 0.5 does nothing"),

@@ -6,6 +6,7 @@ implementations that load the weights without conversion.
 
 from __future__ import annotations
 
+import argparse
 import json
 import re
 import shutil
@@ -30,7 +31,7 @@ from vit_pytorch import vit_for_small_dataset as small_oracle
 from tests.conftest import Cli
 from vitctl.data.cifar import CIFAR10, CIFAR100
 from vitctl.inference.trained import Trained, load_trained
-from vitctl.models import MODELS
+from vitctl.models import MODELS, build_model
 from vitctl.models.legacy import RULES
 
 Refused = Callable[..., str]
@@ -336,6 +337,52 @@ def swin(w: State, net: str) -> Callable[[Tensor], Tensor]:
     return forward
 
 
+def vit_until_2022(w: State, heads: int = 8) -> Callable[[Tensor], Tensor]:
+    """The scripts' first ViT: products are scaled by the width of the tokens, and the head has a hidden layer."""
+
+    def linear(x: Tensor, name: str) -> Tensor:
+        return F.linear(x, w[f"{name}.weight"], w.get(f"{name}.bias"))
+
+    def norm(x: Tensor, name: str) -> Tensor:
+        return F.layer_norm(x, x.shape[-1:], w[f"{name}.weight"], w[f"{name}.bias"])
+
+    def forward(x: Tensor) -> Tensor:
+        x = linear(rearrange(x, "b c (h p) (w q) -> b (h w) (p q c)", p=4, q=4), "patch_to_embedding")
+        x = torch.cat((w["cls_token"].expand(len(x), -1, -1), x), 1) + w["pos_embedding"]
+        for i in range(1 + max(int(name.split(".")[2]) for name in w if name.startswith("transformer"))):
+            layer = f"transformer.layers.{i}"
+            qkv = linear(norm(x, f"{layer}.0.fn.norm"), f"{layer}.0.fn.fn.to_qkv")
+            q, k, v = rearrange(qkv, "b n (three h d) -> three b h n d", three=3, h=heads)
+            attention = (q @ k.mT * x.shape[-1] ** -0.5).softmax(-1)
+            x = x + linear(rearrange(attention @ v, "b h n d -> b n (h d)"), f"{layer}.0.fn.fn.to_out.0")
+            hidden = F.gelu(linear(norm(x, f"{layer}.1.fn.norm"), f"{layer}.1.fn.fn.net.0"))
+            x = x + linear(hidden, f"{layer}.1.fn.fn.net.3")
+        return linear(F.gelu(linear(norm(x[:, 0], "mlp_head.0"), "mlp_head.1")), "mlp_head.4")
+
+    return forward
+
+
+def made_until_2022(dim: int = 512, depth: int = 6, classes: int = 10, hidden: int = 512) -> State:
+    """Return random weights of the scripts' first ViT; queries and keys are large enough for the scale to matter."""
+    torch.manual_seed(0)
+    shapes = {"pos_embedding": (1, 65, dim), "cls_token": (1, 1, dim)}
+    shapes |= {"patch_to_embedding.weight": (dim, 48), "patch_to_embedding.bias": (dim,)}
+    for i in range(depth):
+        for j, parts in ((0, {"to_qkv": 3 * dim, "to_out.0": dim}), (1, {"net.0": dim, "net.3": dim})):
+            layer = f"transformer.layers.{i}.{j}.fn"
+            shapes |= {f"{layer}.norm.weight": (dim,), f"{layer}.norm.bias": (dim,)}
+            for part, rows in parts.items():
+                shapes[f"{layer}.fn.{part}.weight"] = (rows, dim)
+                if part != "to_qkv":
+                    shapes[f"{layer}.fn.{part}.bias"] = (rows,)
+    shapes |= {"mlp_head.0.weight": (dim,), "mlp_head.0.bias": (dim,), "mlp_head.1.weight": (hidden, dim)}
+    shapes |= {"mlp_head.1.bias": (hidden,), "mlp_head.4.weight": (classes, hidden), "mlp_head.4.bias": (classes,)}
+    state = {
+        name: torch.randn(shape) * (shape[-1] ** -0.5 if len(shape) == 2 else 0.3) for name, shape in shapes.items()
+    }
+    return {name: 2 * tensor if "to_qkv" in name else tensor for name, tensor in state.items()}
+
+
 ORACLES: dict[str, Callable[[State, str], Callable[[Tensor], Tensor]]] = {
     **{net: vit for net in ("vit", "dyt")},
     **{net: vit_small for net in ("vit_small", "vit_tiny")},
@@ -491,7 +538,112 @@ def test_the_checkpoint_starts_a_run_but_cannot_be_resumed(cli: Cli, refused: Re
     assert all(torch.equal(state[name], tensor) for name, tensor in trained.model.state_dict().items())
     shutil.copy("new.pt", last)
     assert "has only weights" in refused("train", "--resume", "runs/r", "--max-steps", 2)
-    assert "convert weights of the original scripts first: vitctl convert" in refused(*run, "--pretrained", "old.t7")
+    direct = cli(*run, "--pretrained", "old.t7", "--lr", 0, "--name", "direct")
+    assert direct.code == 0 and "; converted from the original scripts" in direct.err, direct.err
+    state = torch.load("runs/direct/checkpoints/last.pt", weights_only=True)["model"]
+    assert all(torch.equal(state[name], tensor) for name, tensor in trained.model.state_dict().items())
+
+
+UNTIL_2022: dict[str, tuple[dict[str, int], list[object]]] = {
+    "defaults": ({}, []),
+    "another width": ({"dim": 256}, ["--net", "vit:embed_dim=256,head_dim=32,mlp_ratio=1"]),
+    "another head": ({"hidden": 128, "depth": 2}, ["--net", "vit:depth=2"]),
+    "CIFAR-100": ({"classes": 100, "depth": 1}, ["--net", "vit:depth=1", "--dataset", "cifar100"]),
+}
+"""Sizes of the scripts' first ViT, and the flags that convert it."""
+
+
+@pytest.mark.parametrize("name", UNTIL_2022)
+@pytest.mark.parametrize("prefix", ["", "module."])
+def test_the_first_vit_of_the_scripts_converts_with_equal_logits(name: str, prefix: str, cli: Cli) -> None:
+    sizes, argv = UNTIL_2022[name]
+    state = made_until_2022(**sizes)
+    trained = converted(cli, "vit", {"net": {prefix + key: value for key, value in state.items()}, "epoch": 9}, *argv)
+    x = torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(1))
+    with torch.no_grad():
+        expected, logits = vit_until_2022(state)(x), trained.model(x)
+    torch.testing.assert_close(logits, expected, atol=1e-4, rtol=1e-4)
+    unscaled = {key: value / 8**0.5 if "to_qkv" in key else value for key, value in state.items()}
+    assert (vit_until_2022(unscaled)(x) - expected).abs().max() > 0.01, "the scale must matter for this test"
+
+
+def test_the_first_vit_of_the_scripts_can_be_fine_tuned(cli: Cli) -> None:
+    state = made_until_2022(depth=1)
+    trained = converted(cli, "vit", {"net": state}, "--net", "vit:depth=1")
+    trained.model.train()
+    trained.model(torch.randn(2, 3, 32, 32)).sum().backward()
+    assert all(parameter.grad is not None for parameter in trained.model.parameters())
+
+
+@pytest.mark.parametrize("prefix", ["_orig_mod.module.", "model.", "net."])
+def test_prefixes_of_wrappers_are_stripped(prefix: str, cli: Cli) -> None:
+    state = {f"{prefix}{name}": tensor for name, tensor in made("vit_tiny").items()}
+    trained = converted(cli, "vit_tiny", {"state_dict": state})
+    assert torch.equal(trained.model.state_dict()["cls_token"], made("vit_tiny")["cls_token"])
+
+
+def cifar100_vit() -> State:
+    return made("vit") | {"mlp_head.1.weight": torch.randn(100, 512), "mlp_head.1.bias": torch.randn(100)}
+
+
+def vit_of_torchvision() -> State:
+    import torchvision
+
+    return torchvision.models.VisionTransformer(16, 4, 1, 2, 128, 64).state_dict()
+
+
+def vit_of_vitctl() -> State:
+    options = MODELS["vit"].resolve_options({"depth": 6}, "--net vit")
+    return build_model("vit", options, img_size=32, in_chans=3, num_classes=10).state_dict()
+
+
+@pytest.mark.parametrize(
+    ("make", "message", "hint"),
+    [
+        (lambda: made("res18"), "not the weights of --net vit", "use --net res18"),
+        (lambda: made("vit_small"), "needs [512, 48]", "use --net vit_small"),
+        (cifar100_vit, "has shape [100, 512]", "use --net vit --dataset cifar100"),
+        (
+            vit_of_torchvision,
+            "old.t7 has weights of torchvision's ViT, not of the original scripts",
+            "use it as it is: vitctl train --net vit_timm:patch_size=4,embed_dim=128,depth=1,num_heads=2,mlp_ratio=0.5 --s",
+        ),
+        (
+            vit_of_vitctl,
+            "old.t7 has weights of vitctl's vit, not of the original scripts",
+            "use it as it is: vitctl train --net vit --pretrained old.t7",
+        ),
+        (lambda: {"x": torch.ones(1)}, "unknown: x", "use the --net, --patch, --size, --dataset and --convkernel that"),
+    ],
+)
+def test_the_hint_says_what_the_file_is(
+    make: Callable[[], State], message: str, hint: str, refused: Refused, tmp_path: Path
+) -> None:
+    torch.save({"net": make()}, tmp_path / "old.t7")
+    error = refused("convert", "old.t7", "--net", "vit", "-o", "new.pt")
+    assert message in error and f"hint: {hint}" in error
+
+
+@pytest.mark.parametrize(
+    ("make", "hint"),
+    [
+        (lambda: made("vit"), "convert it: vitctl convert old.t7 --net vit -o FILE.pt"),
+        (lambda: made("vit_tiny"), "convert it: vitctl convert old.t7 --net vit_tiny -o FILE.pt"),
+        (lambda: made("cait"), "convert it: vitctl convert old.t7 --net cait -o FILE.pt"),
+        (lambda: made_until_2022(), "convert it: vitctl convert old.t7 --net vit -o FILE.pt"),
+        (cifar100_vit, "convert it: vitctl convert old.t7 --net vit --dataset cifar100 -o FILE.pt"),
+        (vit_of_torchvision, "use it to start a run: vitctl train --net vit_timm:patch_size=4,embed_dim=128"),
+        (lambda: {"x": torch.ones(1)}, "use it to start a run: vitctl train --net NAME --pretrained old.t7"),
+    ],
+)
+def test_eval_suggests_convert_only_if_it_works(
+    make: Callable[[], State], hint: str, cli: Cli, refused: Refused, tmp_path: Path
+) -> None:
+    torch.save({"model": make(), "args": argparse.Namespace(lr=1)}, tmp_path / "old.t7")
+    error = refused("eval", "old.t7")
+    assert f"hint: {hint}" in error
+    if "vitctl convert" in hint:
+        assert cli(*hint.partition(": vitctl ")[2].split()).code == 0
 
 
 @pytest.mark.slow

@@ -84,7 +84,7 @@ def test_the_output_names_the_augmentation_and_the_share_of_blank_images(cli: Cl
     assert "out.png: 16 augmented images" in bad and "augmentation: --aug seed-randaug:n=2,m=14 --erase 0.25" in bad
     assert "blank (one color" in bad and "augmentation is too strong" in bad
     good = cli(*argv, "--aug", "randaug:m=5", *SHEET).out
-    assert "--aug randaug:n=2,m=5" in good and "0.0 % of 72 images" in good and "too strong" not in good
+    assert "--aug randaug:n=2,m=5" in good and "0.0 % of 64 images" in good and "too strong" not in good
 
 
 def test_images_blank_before_augmentation_are_counted_separately(cli: Cli, colourful: Path) -> None:

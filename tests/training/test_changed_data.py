@@ -61,7 +61,7 @@ def rewrite(run: Path, change: Callable[[dict[str, Any]], object]) -> None:
         save_checkpoint({k: v for k, v in checkpoint.items() if k not in ("digest", "file_sha256")}, path)
 
 
-def add(name: str) -> None:
+def add(name: str | Path) -> None:
     Image.new("RGB", (10, 12), (99, 0, 0)).save(name)
 
 
@@ -99,6 +99,31 @@ def test_a_run_resumes_only_on_the_same_images_unless_others_are_accepted(
     assert second["data_sha256"] != first["data_sha256"] and "accepted_data" not in first
     assert cli("train", "--resume", "r", "--epochs", 4).code == 0  # the accepted images are the run's
     assert cli("eval", "r", "--split", "val").code == 0
+
+
+def test_other_classes_are_never_accepted(refused: Refused, run: Path) -> None:
+    for part in ("train", "test"):
+        shutil.copytree(f"shades/{part}/dark", f"shades/{part}/grey")
+    for more in ((), ("--accept-data",)):
+        said = refused("train", "--resume", "r", "--epochs", 2, *more)
+        assert f"{CHANGED}: 24 added" in said and said.endswith("or start a new run, as the classes changed too")
+
+
+def test_a_run_resumes_without_an_image_that_became_unreadable(cli: Cli, refused: Refused, run: Path) -> None:
+    Path("shades/train/dark/03.png").write_text("damaged")
+    words = ["train", "--resume", "r", "--epochs", 2]
+    for hint in ("--skip-bad-images", "--accept-data"):
+        assert f"hint: add {hint}" in refused(*words).replace("restore them, or ", "")
+        words.append(hint)
+    assert cli(*words).code == 0
+
+
+def test_class_folders_have_no_held_out_images(cli: Cli, refused: Refused, run: Path) -> None:
+    shutil.copytree("shades/test", "new")
+    words = ("eval", "r", "--dataset", "new", "--split")
+    said = refused(*words, "val")
+    assert "has class folders (dark, light)" in said and "hint: use --split test" in said
+    assert cli(*words, "test").code == 0
 
 
 def test_held_out_images_stay_held_out_if_others_are_added(cli: Cli, run: Path) -> None:
@@ -212,6 +237,12 @@ def test_class_folders_train_and_are_evaluated_on_the_share_for_testing(cli: Cli
     assert (scores["images"], scores["top1"]) == (summary["test_images"], pytest.approx(summary["test_acc"]))
     assert cli("export", "runs/flat", "--format", "safetensors", "-o", "x.safetensors", "--no-verify").code == 0
     assert cli("eval", "x.safetensors", "--dataset", flat, "--json").json()["loss"] == pytest.approx(scores["loss"])
+    more = Path(shutil.copytree(flat, "more"))
+    add(more / "dark" / "added.png")
+    leaky = cli("eval", "runs/flat", "--dataset", more)
+    trained_on = summary["train_images"] + summary["val_images"]
+    assert f"warning: {trained_on} of 41 images equal images that the run trained on or held out" in leaky.err
+    assert "warning" not in cli("eval", "runs/flat", "--data-dir", more).err
     assert cli("eval", "x.safetensors", "--dataset", "new", "--json").json()["images"] == len(
         list(Path("new/dark").iterdir())
     )

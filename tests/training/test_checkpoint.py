@@ -7,6 +7,7 @@ import os
 import pickle
 import random
 import zipfile
+from argparse import Namespace
 from pathlib import Path
 from typing import Any
 
@@ -171,8 +172,12 @@ def test_a_compressed_archive_is_refused(tmp_path: Path) -> None:
     [
         (b"", "it is empty"),
         (b"hello\n", "truncated, or a file of another kind"),
-        ({"net": {}, "acc": 80.0, "epoch": 3}, "the original scripts"),
-        ({"model": {}}, "hint: convert it: vitctl convert"),
+        ({"net": {}, "acc": 80.0, "epoch": 3}, "it contains something else"),
+        ({"model": {"x": torch.ones(1)}}, "it has only weights"),
+        (
+            {"state_dict": {"x": torch.ones(1)}, "args": Namespace(lr=1)},
+            "use it to start a run: vitctl train --net NAME",
+        ),
         ([1, 2], "it contains something else"),
         ({**sample(), "format": 99, "digest": ""}, "format 99"),
     ],

@@ -163,11 +163,11 @@ def test_a_result_above_chance_has_no_warning(cli: Cli, digits_run: Path) -> Non
     assert "at_chance" not in result.json() and "at chance" not in result.err
 
 
-def looked_at(**probabilities: Any) -> diagnosis.Look:
+def sampled(**probabilities: Any) -> diagnosis.Sample:
     opened = tiny_session(limit_train=20)
     opened.progress.step = 1000
     train = opened.splits.train
-    return diagnosis.Look(
+    return diagnosis.Sample(
         session=opened,
         images=train.examples.images[train.index],
         labels=train.examples.labels[train.index],
@@ -181,22 +181,22 @@ def test_equal_outputs_and_a_flat_loss_are_the_last_reasons() -> None:
         (torch.full((20, 10), 0.1), "equal_outputs", "try --lr 0.0002"),
         (torch.randn(20, 10).softmax(1), "flat_loss", "try --lr-finder"),
     ):
-        look = looked_at(probabilities=probabilities)
-        look.session.history = [{"train_loss": 2.3}]
-        look.session.progress.first_loss = 2.3
-        reason = diagnosis.find_reason(look)
+        sample = sampled(probabilities=probabilities)
+        sample.session.history = [{"train_loss": 2.3}]
+        sample.session.progress.first_loss = 2.3
+        reason = diagnosis.find_reason(sample)
         assert (reason.name, reason.advice) == (name, advice)
     assert len(REASONS) == 5
 
 
-def test_looking_spreads_over_the_training_images(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(diagnosis, "LOOKED_AT", 60)
+def test_the_sample_spreads_over_the_training_images(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(diagnosis, "MAX_SAMPLE", 60)
     opened = tiny_session()
-    look = diagnosis.Look.at(opened)
-    assert len(look.images) == len(look.labels) == len(look.probabilities) == 50  # every fourth of 200
+    sample = diagnosis.Sample.of(opened)
+    assert len(sample.images) == len(sample.labels) == len(sample.probabilities) == 50  # every fourth of 200
     index = opened.splits.train.index[::4]
-    assert torch.equal(look.labels, opened.dataset.train.labels[index])
-    torch.testing.assert_close(look.probabilities.sum(1), torch.ones(50))
+    assert torch.equal(sample.labels, opened.dataset.train.labels[index])
+    torch.testing.assert_close(sample.probabilities.sum(1), torch.ones(50))
 
 
 @pytest.mark.parametrize(

@@ -96,6 +96,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _path_error(error: Exception) -> RequestError | None:
     """Return the error for a path that the system refuses: too long, a loop of links, or in a closed folder."""
+    from shlex import quote
+
     from vitctl.errors import RequestError
 
     refused = (errno.ENAMETOOLONG, errno.ELOOP, errno.EACCES, errno.EPERM)
@@ -103,7 +105,8 @@ def _path_error(error: Exception) -> RequestError | None:
         return None
     path = str(error.filename)
     shown = path if len(path) <= _LONGEST_SHOWN else f"{path[:_LONGEST_SHOWN]}..."
-    hint = "use a shorter path" if error.errno == errno.ENAMETOOLONG else f"check its permissions: ls -ld {shown}"
+    command = f"ls -ld {quote(shown)}"
+    hint = "use a shorter path" if error.errno == errno.ENAMETOOLONG else f"check its permissions: {command}"
     return RequestError(f"cannot use {shown}: {error.strerror}", hint=hint)
 
 

@@ -84,9 +84,9 @@ def evaluate(
     if dataset is not None:
         dataset, data_dir = resolve_dataset(dataset, data_dir)
     if labels is not None:
-        if data_dir is None:
+        if dataset is None and data_dir is None:
             raise RequestError(f"--labels {labels} needs --dataset", hint="add --dataset DIR, the folder of the images")
-        labels = resolve_labels(labels, dataset or "folder", str(Path(data_dir).expanduser().absolute()))
+        labels = resolve_labels(labels, dataset or "folder", data_dir and str(Path(data_dir).expanduser().absolute()))
 
     from vitctl.cli import printing
     from vitctl.cli.progress import make_observer

@@ -35,7 +35,7 @@ from vitctl.config.keys import (
     unknown_setting,
 )
 from vitctl.config.names import SWITCHES, foreign_name
-from vitctl.config.paths import CHECKPOINTS, LAST, RUNS, find_run, find_weights, is_run, resolve_dataset, resolve_labels
+from vitctl.config.paths import CHECKPOINTS, LAST, RUNS, find_run, is_run, resolve_dataset, resolve_labels
 from vitctl.config.resolution import resolve_config
 from vitctl.config.settings import HOLDOUT_RULES, ORIGINAL_BATCH, VAL_PROTOCOLS, pretrained_word
 from vitctl.config.train_config import TrainConfig
@@ -65,7 +65,6 @@ __all__ = [
     "check_tracked",
     "find_card",
     "find_run",
-    "find_weights",
     "fit_to_images",
     "fitting_note",
     "flag_name",

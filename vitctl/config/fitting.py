@@ -15,13 +15,13 @@ from vitctl.config.train_config import TrainConfig
 from vitctl.units import plural
 
 FITTED = ("bs", "epochs")
-"""Settings that can be fitted."""
+"""Settings that can be fitted: batch size and epochs."""
 
 STEPS = 300
 """Optimizer steps that a run should have.
 
-Measured on 60 images of discs in three colours, of which the recipe's ten steps classify 50 to 70 % correctly: 300 steps
-of 8 images reach 95 %, and steps of 16 images no more. The recipe's learning rate suits both.
+Measured on 60 images of discs in three colours, of which the recipe's ten steps classify 50 to 70 % correctly: 300
+steps of 8 images reach 95 %, and steps of 16 images no more. The recipe's learning rate suits both.
 """
 
 LEAST_BATCH = 8
@@ -42,9 +42,9 @@ def free_settings(config: TrainConfig, given: Container[str]) -> tuple[str, ...]
 
 
 def fit_to_images(config: TrainConfig, images: int, free: Container[str]) -> TrainConfig:
-    """Return the settings with about :data:`STEPS` optimizer steps or more, at the least cost.
+    """Return the settings with about :data:`STEPS` optimizer steps or more.
 
-    The batch size is halved down to :data:`LEAST_BATCH`, which costs nothing, before epochs are added.
+    The batch size is halved first, down to :data:`LEAST_BATCH`, as more epochs would take more time.
 
     Args:
         config: the settings, with a length in epochs if any setting is free.

@@ -8,6 +8,7 @@ from vitctl.config.settings import pretrained_word
 from vitctl.data import DATASETS
 from vitctl.errors import RequestError
 from vitctl.models import MODELS, TIMM, ModelEntry
+from vitctl.models.sources import weights_file
 from vitctl.registry import or_list, similar
 
 CHECKPOINTS, LAST = "checkpoints", "last.pt"
@@ -80,15 +81,8 @@ def find_run(path: Path) -> Path:
     return path.parent if path.name == CHECKPOINTS and is_run(path.parent) else path
 
 
-def find_weights(value: str) -> Path:
-    """Return the absolute path of the file that ``--pretrained`` names; a run stands for its last weights."""
-    path = find_run(Path(value).expanduser())
-    checkpoints = path / CHECKPOINTS
-    return (checkpoints / LAST if checkpoints.is_dir() else path).absolute()
-
-
 def resolve_pretrained(net: str, entry: ModelEntry, value: str | None) -> str:
-    """Return ``true``, ``false``, or the absolute path of the file that ``--pretrained`` names.
+    """Return ``true``, ``false``, or the absolute path of the file, run or folder that ``--pretrained`` names.
 
     Raises:
         RequestError: no such weights.
@@ -103,13 +97,6 @@ def resolve_pretrained(net: str, entry: ModelEntry, value: str | None) -> str:
         )
     if word in ("true", "false"):
         return word
-    path = find_weights(word)
-    if not path.is_file():
-        missing = "this folder is not a run" if path.is_dir() else "no such file"
-        if path.name == LAST and not value.endswith(LAST):
-            missing = "this run has no checkpoint yet"
-        raise RequestError(
-            f"--pretrained {value}: {missing}",
-            hint=f"use a weights file or a run, or --pretrained {'true' if entry.weights else 'false'}",
-        )
+    path = find_run(Path(word).expanduser()).absolute()
+    weights_file(path, f"--pretrained {value}")
     return str(path)

@@ -471,7 +471,7 @@ def fill_in_size(draft: Draft) -> None:
 
 
 def measure_value_range_of_folders(draft: Draft) -> None:
-    """Measure the value range of a folder by default; runs of earlier versions, which stored none, keep the full range."""
+    """Measure the value range of a folder by default; runs of earlier versions, which stored none, keep ``full``."""
     if draft.settings["dataset"] == "folder":
         draft.settings.setdefault("value_range", AUTO)
 

@@ -129,7 +129,7 @@ class Settings:
     )
     limit_train: int | None = _setting(None, int, "train on only N images, balanced across classes", DATA, low=1)
     limit_test: int | None = _setting(None, int, "evaluate on at most N held-out and N test images", DATA, low=1)
-    skip_bad_images: bool = _setting(False, bool, "skip and list unreadable images", DATA)
+    skip_bad_images: bool = _setting(False, bool, "skip and list unreadable images", DATA, resumable=True)
     strict_data: bool = _setting(False, bool, "refuse equal images in two parts or two classes", DATA, resumable=True)
     fit: str = _setting("crop", str, "how images of a folder become square", DATA, choices=tuple(FITS))
     value_range: str = _setting(

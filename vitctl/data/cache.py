@@ -44,7 +44,7 @@ FORMAT = 2
 
 Image = npt.NDArray[np.uint8]
 Decode = Callable[[str, Traits], "Image | str"]
-"""Decodes a path to uint8 [C, H, W], or returns why the image cannot be read; adds to what is known about the images.
+"""Decodes a path to uint8 [C, H, W], or returns why the image cannot be read; counts the image in the traits.
 
 Called from several threads.
 """
@@ -83,7 +83,7 @@ class Decoded:
         std: standard deviation per channel of the measured images, scaled to 0-1; at least half a grey level.
         bad: indices of unreadable images in the listing, ascending, with the reason.
         digests: uint8 [n, 16], see :func:`image_digests`.
-        traits: what the measured images were like.
+        traits: statistics of the measured files.
     """
 
     images: Image
@@ -121,7 +121,7 @@ def decode_all(
         shape: C, H, W of every decoded image.
         decode: decodes an image.
         measured: number of images, from the start of the listing, to compute mean, standard deviation and traits from.
-        rule: names how ``decode`` works, if there are several ways.
+        rule: identifies ``decode``, if images can be decoded in several ways.
         observer: receives progress.
 
     Raises:
@@ -178,7 +178,10 @@ def _translated_errors(caches: Path) -> Iterator[None]:
 def recall_traits(
     name: str, root: Path, files: Sequence[ImageFile], *, shape: tuple[int, int, int], measured: int
 ) -> Traits | None:
-    """Return the traits of a listing from a cache that :func:`decode_all` built by any rule, or None without one."""
+    """Return the traits of a listing from a cache that :func:`decode_all` built with any rule, or None without one.
+
+    The arguments are those of :func:`decode_all`.
+    """
     caches, listing = _caches(), _listing_key(name, files, shape, measured)
     with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
         for meta in map(_meta, _published(caches, _prefix(name, root, shape))):

@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 Keys = npt.NDArray[np.uint64]
+"""Pseudorandom number of each image, uint64 [n]."""
 
 
 def hash_keys(count: int, seed: int | str) -> Keys:
@@ -33,7 +34,12 @@ def _hashed(texts: Iterable[str]) -> Keys:
 
 
 def places_in_class(labels: npt.NDArray[Any], keys: Keys) -> npt.NDArray[np.int64]:
-    """Return the rank of each image, from 0, among those of its class ordered by ``keys``, int64 [n]."""
+    """Return the rank of each image, from 0, among those of its class ordered by ``keys``, int64 [n].
+
+    Args:
+        labels: class of each image, int [n].
+        keys: key of each image.
+    """
     order = np.lexsort((keys, labels))
     counts = np.bincount(labels)
     places = np.empty(len(labels), dtype=np.int64)
@@ -44,8 +50,14 @@ def places_in_class(labels: npt.NDArray[Any], keys: Keys) -> npt.NDArray[np.int6
 def keys_below(fraction: float, labels: npt.NDArray[Any], keys: Keys) -> npt.NDArray[np.bool_]:
     """Return which images have a key below ``fraction`` of the largest possible one, bool [n].
 
-    Each image is judged by its own key, so adding or removing others does not move it. Only the smallest key of a class
-    is always chosen, and never the largest: each class has images on both sides, unless it has only one image.
+    An image is chosen by its own key, so that adding or removing others does not move it. Two images of each class are
+    exceptions: that with the smallest key is always chosen, and that with the largest never, so that a class of two or
+    more images has some on both sides.
+
+    Args:
+        fraction: share of the images to choose, from 0 to less than 1.
+        labels: class of each image, int [n].
+        keys: key of each image.
     """
     places = places_in_class(labels, keys)
     last = np.bincount(labels)[labels] - 1

@@ -12,6 +12,7 @@ import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
+from shlex import quote
 from typing import Any
 
 import numpy as np
@@ -132,10 +133,10 @@ CIFAR100 = Cifar(
 def load_cifar10(options: LoadOptions) -> Dataset:
     """Return CIFAR-10: 50,000 training and 10,000 test images, RGB, 32x32, in 10 classes.
 
-    It is searched for in ``--data-dir``, or else in ``$VITCTL_DATA/cifar10`` and the user's data folder, in three forms:
-    an image folder, the official batches, or the official archive, which is unpacked next to itself if possible. Batches
-    and archives are also searched for in ``./data``, where torchvision's tutorials put them. If missing, it is downloaded
-    to ``--data-dir`` if that is empty, or else to ``$VITCTL_DATA/cifar10`` or the user's data folder, unless
+    It is searched for in ``--data-dir``, or else in ``$VITCTL_DATA/cifar10`` and the user's data folder, in three
+    forms: an image folder, the official batches, or the official archive, which is unpacked next to itself if possible.
+    Batches and archives are also searched for in ``./data``, where torchvision's tutorials put them. If missing, it is
+    downloaded to ``--data-dir`` if that is empty, or else to ``$VITCTL_DATA/cifar10`` or the user's data folder, unless
     ``options.download`` is False.
 
     Raises:
@@ -261,10 +262,8 @@ def _from_folder(spec: Cifar, root: Path, options: LoadOptions) -> Dataset:
     try:
         listing = list_images(root)
     except Undivided as error:
-        raise RequestError(
-            error.message,
-            hint=f"unpack {spec.title} again, or use --dataset folder --data-dir {root} --test-fraction 0.2",
-        ) from error
+        hint = f"unpack {spec.title} again, or use {_as_folder(root)} --test-fraction 0.2"
+        raise RequestError(error.message, hint=hint) from error
     _warn_of_other_counts(spec, root, listing)
 
     def decode(path: str, traits: Traits) -> npt.NDArray[np.uint8]:
@@ -272,12 +271,17 @@ def _from_folder(spec: Cifar, root: Path, options: LoadOptions) -> Dataset:
         if image.shape != (3, _SIDE, _SIDE):
             raise RequestError(
                 f"{path} has {image.shape[2]}x{image.shape[1]} pixels, but {spec.title} has {_SIDE}x{_SIDE}",
-                hint=f"use --dataset folder --data-dir {root} for images of any size",
+                hint=f"use {_as_folder(root)} for images of any size",
             )
         return image
 
     dataset = decode_listing(spec.name, root, listing, decode, _SIDE, options)
     return replace(dataset, mean=spec.mean, std=spec.std)
+
+
+def _as_folder(root: Path) -> str:
+    """Return the flags that read ``root`` as any other folder of images."""
+    return f"--dataset folder --data-dir {quote(str(root))}"
 
 
 def _check_class_folders(spec: Cifar, root: Path) -> None:
@@ -296,7 +300,7 @@ def _check_class_folders(spec: Cifar, root: Path) -> None:
         if unknown := sorted(set(found) - set(spec.classes)):
             raise RequestError(
                 f"{root / part} has the folder {unknown[0]!r}, which is not a class of {spec.title}",
-                hint=f"use --dataset folder --data-dir {root}, or another --data-dir",
+                hint=f"use {_as_folder(root)}, or another --data-dir",
             )
         lacking = [name for name in spec.classes if not found.get(name)]
         if lacking:
@@ -305,7 +309,7 @@ def _check_class_folders(spec: Cifar, root: Path) -> None:
                 which = f"class folders {lacking[0]!r} and {len(lacking) - 1} more are"
             raise RequestError(
                 f"{root / part} is incomplete: {which} {'empty' if lacking[0] in found else 'missing'}",
-                hint=f"unpack {spec.title} again, or train on the other classes: --dataset folder --data-dir {root}",
+                hint=f"unpack {spec.title} again, or train on the other classes: {_as_folder(root)}",
             )
 
 

@@ -61,7 +61,7 @@ class Dataset:
         skipped: paths of unreadable images that were left out, relative to the source, escaped.
         manifest: its images and their content; None if they have no files.
         value_range: value range of its images, see :class:`~vitctl.data.reading.Reading`.
-        traits: what the training images were like before they were made square and 8-bit, if they are files.
+        traits: statistics of the training images' files; None if they have no files.
     """
 
     name: str
@@ -220,9 +220,9 @@ def split(
 ) -> Splits:
     """Choose the training, validation and test images.
 
-    The choice depends only on ``split_seed``, not on any library's random numbers. By position, the images of a class are
-    ordered by a hash of the seed and their index, and the first ones are taken. By identity, an image is held out if the
-    hash of the seed and its identity is small enough, so that adding or removing images does not move the others.
+    The choice depends only on ``split_seed``, not on any library's random numbers. By position, the images of a class
+    are ordered by a hash of the seed and their index, and the first ones are taken. By identity, an image is held out
+    if the hash of the seed and its identity is small enough, so that adding or removing images does not move others.
 
     Args:
         dataset: the data set.

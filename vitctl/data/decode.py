@@ -40,7 +40,7 @@ HEIF_SUFFIXES = frozenset({"heic", "heics", "heif", "heifs", "hif"})
 """Endings of the format of iPhones, which Pillow reads if pillow-heif is installed."""
 
 _SIGNED = ("JPEG", "PNG", "GIF", "WEBP", "BMP", "TIFF", "JPEG2000", "AVIF", "HEIF")
-"""Formats that begin with a signature, so that no other file is taken for one."""
+"""Formats that begin with a signature, by which files without an ending are recognised."""
 
 _TURNS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -79,7 +79,8 @@ def decode_image(
 
     The image is set upright by its EXIF orientation, greyscale, palette, CMYK and 16-bit images are converted to 8-bit
     RGB, transparent areas become white, and the first of several frames is used. Then it is resized (bilinear,
-    antialiased) as ``reading.fit`` says: with ``crop``, as by torchvision's ``Resize(size)`` and ``CenterCrop(size)``.
+    antialiased) by the rule of :data:`~vitctl.data.reading.FITS`; ``crop`` is that of torchvision's ``Resize(size)``
+    and ``CenterCrop(size)``.
 
     Images of more than :data:`LARGE` pixels are first shrunk by a whole factor of at least 2, and otherwise to no less
     than twice the needed size.
@@ -88,7 +89,7 @@ def decode_image(
         source: path, or a file opened in binary mode.
         size: side in pixels.
         reading: how the image becomes square and 8-bit.
-        traits: receives what the image was like, also if its grey values are outside of ``reading``'s range.
+        traits: counts the image, also if its grey values are outside of ``reading``'s range.
 
     Raises:
         UnreadableImage: the file is not an image, is damaged, or has more pixels than :data:`MAX_PIXELS`, or than
@@ -129,15 +130,18 @@ def _to_array(image: Image.Image, size: int | None, reading: Reading, traits: Tr
     traits.note_image(width, height, deep=_is_deep(image))
     if size is not None:
         # Decoding a JPEG at 1/2, 1/4 or 1/8 scale, to at least twice the needed size, is several times faster.
-        side = max(image.size) if reading.fit == "pad" else min(image.size)
+        side = max(width, height) if reading.fit == "pad" else min(width, height)
         image.draft(None, (max(1, 2 * size * width // side), max(1, 2 * size * height // side)))
-    with _one_large_image if large else contextlib.nullcontext():
+    if large and size is not None:
+        with _one_large_image:
+            image.load()
+            turn = _turn(image)
+            still_large = image.width * image.height > LARGE  # a JPEG may have been decoded at a smaller scale
+            image = _shrink(image, size, reading, traits) if still_large else _to_rgb(image, reading, traits)
+    else:
         image.load()
         turn = _turn(image)
-        if size is not None and image.width * image.height > LARGE:
-            image = _shrink(image, size, reading, traits)
-        else:
-            image = _to_rgb(image, reading, traits)
+        image = _to_rgb(image, reading, traits)
     if turn is not None:
         image = image.transpose(turn)
     if size is not None:

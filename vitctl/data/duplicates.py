@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from vitctl.data.dataset import Dataset, Examples, image_names
-from vitctl.units import escaped, plural
+from vitctl.units import plural, printable
 
 DIGEST_BYTES = 16
 
@@ -34,7 +34,9 @@ def describe_equal_images(dataset: Dataset) -> str:
     are computed.
     """
     finds = list(_finds(dataset))
-    return f"{' and '.join(count for count, _ in finds)}, such as {escaped(' and '.join(finds[0][1]))}" if finds else ""
+    return (
+        f"{' and '.join(count for count, _ in finds)}, such as {printable(' and '.join(finds[0][1]))}" if finds else ""
+    )
 
 
 def _finds(dataset: Dataset) -> Iterator[tuple[str, list[str]]]:

@@ -13,14 +13,15 @@ import torch
 from vitctl.data.cache import Decoded, decode_all, recall_traits
 from vitctl.data.dataset import Dataset, Examples, LoadOptions
 from vitctl.data.decode import UnreadableImage, decode_image
+from vitctl.data.duplicates import DIGEST_BYTES
 from vitctl.data.layout import SPLITS, Listing, list_images, list_test_images
 from vitctl.data.manifest import Entry, Manifest
-from vitctl.data.reading import AUTO, Reading, Traits
+from vitctl.data.reading import AUTO, FULL, Reading, Traits
 from vitctl.errors import RequestError
-from vitctl.units import escaped
+from vitctl.units import printable
 
 Decode = Callable[[str, Traits], npt.NDArray[np.uint8]]
-"""Decodes a path to uint8 [3, size, size], or raises :class:`UnreadableImage`; see :func:`decode_image` for the traits."""
+"""Decodes a path to uint8 [3, size, size], or raises :class:`UnreadableImage`; counts the image in the traits."""
 
 
 def load(options: LoadOptions) -> Dataset:
@@ -29,8 +30,8 @@ def load(options: LoadOptions) -> Dataset:
     With ``--value-range auto``, the range is that of :meth:`Traits.value_range` for the training images.
 
     ``val/`` is the validation set if ``test/`` exists, and otherwise the test set. If both are missing, the share
-    ``options.test_fraction`` of the images is the test set. Mean and standard deviation are those of the training images.
-    With ``options.test_classes``, only the test set is read, and the training set is empty.
+    ``options.test_fraction`` of the images is the test set. Mean and standard deviation are those of the training
+    images. With ``options.test_classes``, only the test set is read, and the training set is empty.
 
     Raises:
         RequestError: the folder is missing or has the wrong layout, or an image cannot be read.
@@ -48,7 +49,7 @@ def load(options: LoadOptions) -> Dataset:
             root, options.test_classes, labels=options.labels, test_fraction=options.test_fraction
         )
     for line in (listing.summary, *listing.skipped):
-        options.observer.message(escaped(line))
+        options.observer.message(printable(line))
     reading = Reading(options.fit, options.value_range)
     if options.value_range == AUTO:
         reading = replace(reading, value_range=_measured_range(root, listing, options))
@@ -63,7 +64,7 @@ def _decoder(reading: Reading, size: int) -> Decode:
 
 
 def _measured_range(root: Path, listing: Listing, options: LoadOptions) -> str:
-    """Return the value range for a listing, and decode it to see its values if no earlier run did."""
+    """Return the value range of a listing; its images are decoded to measure it if no cache has their traits."""
     shape, measured = (3, options.size, options.size), listing.counts["train"]
     traits = recall_traits("folder", root, listing.files, shape=shape, measured=measured)
     if traits is None:
@@ -92,7 +93,7 @@ def decode_listing(
         decode: decodes an image.
         size: side of the decoded images in pixels.
         options: options of the loader.
-        rule: names how ``decode`` works, if there are several ways.
+        rule: identifies ``decode`` in the cache, if images can be decoded in several ways.
 
     Raises:
         RequestError: images cannot be read without ``--skip-bad-images``, or all images of a class cannot be read.
@@ -102,9 +103,9 @@ def decode_listing(
     bad = list(decoded.bad)
     if bad and not options.skip_bad_images:
         raise RequestError(
-            f"cannot read {len(bad)} of {len(listing.files)} images, such as {root / listing.files[bad[0]].path}: "
+            f"cannot read {len(bad)} of {len(listing.files)} images, such as {printable(str(root / listing.files[bad[0]].path))}: "
             f"{decoded.bad[bad[0]]}",
-            hint="add --skip-bad-images to leave them out, or replace them",
+            hint=_advice(name, decoded, options, everything=len(bad) == len(listing.files)),
         )
     images = torch.from_numpy(decoded.images)
     labels = torch.from_numpy(np.delete(listing.labels, bad))
@@ -122,9 +123,8 @@ def decode_listing(
     }
     _check_left(root, listing, parts)
     own_val = parts["val"] if len(parts["val"]) and len(parts["test"]) else None
-    entries = (
-        Entry(listing.files[i].size, digest.tobytes().hex()) for i, digest in zip(kept, decoded.digests, strict=True)
-    )
+    digests, digits = decoded.digests.tobytes().hex(), 2 * DIGEST_BYTES
+    entries = (Entry(listing.files[i].size, digests[k * digits : (k + 1) * digits]) for k, i in enumerate(kept))
     names = (f"{part}/{identity}" for part, examples in parts.items() for identity in examples.identities)
     return Dataset(
         name=name,
@@ -135,10 +135,17 @@ def decode_listing(
         val=own_val,
         test=parts["test"] if len(parts["test"]) else parts["val"],
         source=str(root),
-        skipped=tuple(escaped(listing.files[i].path) for i in bad),
+        skipped=tuple(printable(listing.files[i].path) for i in bad),
         manifest=Manifest.of(zip(names, entries, strict=True)),
         traits=decoded.traits,
     )
+
+
+def _advice(name: str, decoded: Decoded, options: LoadOptions, *, everything: bool) -> str:
+    """Return what to do about unreadable images; ``everything`` if no image can be read."""
+    if name == "folder" and options.value_range == FULL and decoded.traits.value_range() != FULL:
+        return "use --value-range auto, or LOW,HIGH with the grey values of black and white"
+    return "replace them" if everything else "add --skip-bad-images to leave them out, or replace them"
 
 
 def _decode(
@@ -153,7 +160,7 @@ def _decode(
             return error.reason
 
     return decode_all(
-        # A cache of its own: there is one for each name and root, and that of a training run must stay.
+        # A cache of its own, as it would replace that of a training run on the same folder.
         name if listing.counts["train"] else f"{name}-test",
         root,
         listing.files,

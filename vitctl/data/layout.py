@@ -1,7 +1,7 @@
 """Layouts of image folders: the part and class of each image. No image is decoded.
 
-A layout is a rule of :data:`LAYOUTS`, which looks at one folder and says what it recognises. If no layout can be used,
-the rules of :data:`MISTAKES` say why.
+A layout is a rule of :data:`LAYOUTS`, which returns what it recognises in a folder. If no layout can be used, the rules
+of :data:`MISTAKES` explain why.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ import unicodedata
 from collections import defaultdict
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, replace
+from itertools import compress
 from pathlib import Path
 from shlex import quote
 
@@ -38,7 +39,7 @@ _MARKUP = frozenset({"labels", "annotations", "masks", "bboxes", "labeltxt", "se
 
 
 class Undivided(RequestError):
-    """A folder has labelled images, but does not say which of them to test on."""
+    """A folder has labelled images that are not divided into training and test images."""
 
 
 def class_name(folder: str) -> str:
@@ -46,7 +47,7 @@ def class_name(folder: str) -> str:
 
     A Mac stores ``é`` as two characters (NFD), other systems usually as one (NFC).
     """
-    return unicodedata.normalize("NFC", escaped(folder))
+    return folder if folder.isascii() else unicodedata.normalize("NFC", escaped(folder))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,7 +61,7 @@ class Listing:
         identities: ``CLASS/PATH`` of each image, with the path below its class, named like a class.
         counts: number of images per split; 0 for a missing one.
         folders: folder of each split that exists, relative to the root; ``""`` for the root.
-        summary: what was understood, in one line.
+        summary: the number of images of each part, and the folders that are not used, in one line.
         skipped: sentences that count the files that were skipped.
     """
 
@@ -79,7 +80,7 @@ class ClassImages:
     """The images of a class.
 
     Attributes:
-        folder: folder that contains them, for their identity.
+        folder: folder that their identities are relative to.
         files: the images.
     """
 
@@ -88,7 +89,7 @@ class ClassImages:
 
     def identity(self, name: str, file: ImageFile) -> str:
         """Return the class ``name`` and the path of an image below its folder, as ``CLASS/PATH``."""
-        return class_name(f"{name}/{file.path[len(self.folder) + 1 if self.folder else 0 :]}")
+        return class_name(f"{name}/{file.path.removeprefix(f'{self.folder}/')}")
 
 
 @dataclass(frozen=True)
@@ -166,8 +167,8 @@ LABELLINGS: dict[str, Callable[[Tree, str], Part | None]] = {
 def labelled(tree: Tree, folder: str, split: str) -> Part | None:
     """Return a part with the labels of its images, or None if they have none.
 
-    A folder that has only a folder of the same part, as ``seg_train/seg_train``, or only ``images`` with further folders,
-    is skipped.
+    If the folder has only a folder of the same part, as ``seg_train/seg_train``, or only ``images`` with further
+    folders, that one is used instead.
     """
     for _ in range(_NESTED):
         child = _only_child(tree, folder)
@@ -205,22 +206,22 @@ def in_parts(tree: Tree, folder: str, known: Collection[str] = ()) -> Layout | N
 def in_one_set(tree: Tree, folder: str, known: Collection[str] = ()) -> Layout | None:
     """Recognise class folders that are not divided into parts."""
     names = [name for name in tree.folders(folder) if tree.has_images(join(folder, name))]
-    nested = len(names) == 1 and not tree.read(join(folder, names[0])).images and class_name(names[0]) not in known
-    part = None if nested else in_class_folders(tree, folder)
-    if part is None or not names:
+    if not names:
+        return None
+    if len(names) == 1 and not tree.read(join(folder, names[0])).images and class_name(names[0]) not in known:
+        return None  # a data set one folder deeper
+    part = in_class_folders(tree, folder)
+    if part is None:
         return None
     unused = tuple(f"{join(folder, name)}/" for name, found in part.classes.items() if not found.files)
-    return Layout(
-        parts={WHOLE: replace(part, classes={name: found for name, found in part.classes.items() if found.files})},
-        unused=unused,
-    )
+    return Layout(parts={WHOLE: _with_images(part)}, unused=unused)
 
 
 LAYOUTS: dict[str, Callable[[Tree, str, Collection[str]], Layout | None]] = {
     "parts": in_parts,
     "class folders": in_one_set,
 }
-"""Layouts of a folder: functions of the tree, the folder and known names of classes. The first to recognise it is used."""
+"""Layouts: functions of the tree, a folder and known names of classes. The first that recognises the folder is used."""
 
 
 def find_layout(tree: Tree, folder: str = "", known: Collection[str] = ()) -> Layout | None:
@@ -239,8 +240,8 @@ def find_layout(tree: Tree, folder: str = "", known: Collection[str] = ()) -> La
 def from_labels(tree: Tree, path: Path) -> Layout:
     """Return the layout of images whose labels are in a CSV file.
 
-    The part of an image is that of a column of the file, else that of its folder, else that in the name of the file, as of
-    ``trainLabels.csv``.
+    The part of an image comes from a column of the file, else from the image's folder, else from the name of the file,
+    such as ``trainLabels.csv``.
 
     Raises:
         RequestError: see :func:`read_labels` and :func:`find_labelled`.
@@ -270,7 +271,7 @@ def from_labels(tree: Tree, path: Path) -> Layout:
         if not all(image.path.startswith(f"{folder}/") for image, _ in members):
             folder = ""
         parts[split] = Part(folder, _by_class(members, folder))
-    rest = len(images) - sum(image.size >= 0 for image, _ in found)
+    rest = len({image.path for image in images}.difference(image.path for image, _ in found))
     unused = (f"{plural(rest, 'image')} without a label",) if rest else ()
     return Layout(parts=parts, unused=unused, labels=path)
 
@@ -352,14 +353,13 @@ def labels_elsewhere(tree: Tree, layout: Layout | None) -> RequestError | None:
     table = _table(tree, place)
     if table is None or not tree.has_images(place):
         return None
-    return RequestError(f"{tree.root / place} has images but no class folders", hint=f"add --labels {table}")
+    return RequestError(f"{tree.root / place} has images but no class folders", hint=f"add --labels {quote(table)}")
 
 
 def too_few_classes(tree: Tree, layout: Layout | None) -> RequestError | None:
-    """Recognise a training set with fewer than two classes."""
-    if layout is None or "train" not in layout.parts or (len(layout.parts) == 1 and layout.parts["train"].classes):
-        return None
-    return _too_few(tree, layout.parts["train"])
+    """Recognise a training set, or class folders, with fewer than two classes."""
+    part = layout.parts.get("train") or layout.parts.get(WHOLE) if layout else None
+    return _too_few(tree, part) if part is not None and len(part.classes) < 2 else None
 
 
 def no_split(tree: Tree, layout: Layout | None) -> RequestError | None:
@@ -437,35 +437,39 @@ def list_images(root: Path, *, labels: str | None = None, test_fraction: float |
             hint="remove --test-fraction",
         )
     classes = tuple(layout.parts["train"].classes)
-    for part in layout.parts.values():
-        place = root / part.folder
-        if not part.classes:
-            raise RequestError(
-                f"{place} has no class folders",
-                hint=f"move some images of each class in {layout.parts['train'].folder}/ to {place}/CLASS",
-            )
-        for name, found in part.classes.items():
-            if not found.files and part is not layout.parts["train"]:
-                continue
-            if name not in classes:
-                raise _foreign_class(root, layout, place, name)
-            if not found.files:
-                raise _no_images(tree, found.folder)
-        if not any(found.files for found in part.classes.values()):
-            raise _no_images(tree, part.folder)
+    for split in layout.parts:
+        _check_classes(tree, layout, split)
     return _listing(tree, layout, classes)
+
+
+def _check_classes(tree: Tree, layout: Layout, split: str) -> None:
+    """Check that a part has images, and only of classes to train on; all of these must have images in ``train``."""
+    part, train = layout.parts[split], layout.parts["train"]
+    place = tree.root / part.folder
+    if not part.classes:
+        raise RequestError(
+            f"{place} has no class folders",
+            hint=f"move some images of each class in {train.folder}/ to {place}/CLASS",
+        )
+    for name, found in part.classes.items():
+        if not found.files and split == "train":
+            raise _no_images(tree, found.folder)
+        if found.files and name not in train.classes:
+            raise _foreign_class(tree.root, layout, place, name)
+    if not any(found.files for found in part.classes.values()):
+        raise _no_images(tree, part.folder)
 
 
 def list_test_images(
     root: Path, classes: tuple[str, ...], *, labels: str | None = None, test_fraction: float | None = None
 ) -> Listing:
-    """Find images to measure a trained network on: ``test/``, else ``val/``, else all images. Classes may be missing.
+    """Find images to test a trained network on: ``test/``, else ``val/``, else all images. Classes may be missing.
 
     Args:
         root: folder of the data set.
         classes: the network's classes.
-        labels: as for :func:`list_images`; then also the images of a part named ``train`` are measured, if no other is.
-        test_fraction: share of each class that the network is tested on, if it was trained on the others.
+        labels: as for :func:`list_images`. If the file has no other part, its images of ``train`` are used.
+        test_fraction: share of each class to test on, if the network was trained on the rest of this folder.
 
     Raises:
         RequestError: the folder or file is missing, has the wrong layout or a class that the network does not have.
@@ -478,8 +482,7 @@ def list_test_images(
     chosen = next((split for split in order if layout and _classes(layout, split)), None)
     if layout is None or chosen is None:
         raise _not_measurable(tree, layout, classes)
-    part = layout.parts[chosen]
-    part = replace(part, classes={name: found for name, found in part.classes.items() if found.files})
+    part = _with_images(layout.parts[chosen])
     for name in part.classes:
         if name not in classes:
             near = similar(name, classes)
@@ -501,19 +504,23 @@ def divided(tree: Tree, layout: Layout, test_fraction: float) -> Layout:
     part = layout.parts.get("train") or layout.parts[WHOLE]
     if len(part.classes) < 2:
         raise _too_few(tree, part)
-    parts = {split: Part(part.folder, {}, part.table) for split in ("train", "test")}
+    parts = {split: replace(part, classes={}) for split in ("train", "test")}
     for name, found in part.classes.items():
         keys = identity_keys([found.identity(name, file) for file in found.files], "test")
         tested = keys_below(test_fraction, np.zeros(len(keys), dtype=np.int64), keys)
         for split, chosen in (("train", ~tested), ("test", tested)):
-            files = [file for file, is_in in zip(found.files, chosen, strict=True) if is_in]
-            parts[split].classes[name] = replace(found, files=files)
+            parts[split].classes[name] = replace(found, files=list(compress(found.files, chosen)))
     if not any(found.files for found in parts["test"].classes.values()):
         raise RequestError(
             f"--test-fraction {test_fraction:g} leaves no test images, as each class has one image",
             hint=f"add images of each class to {tree.root / part.folder}",
         )
     return replace(layout, parts=parts)
+
+
+def _with_images(part: Part) -> Part:
+    """Return a part without its classes that have no images."""
+    return replace(part, classes={name: found for name, found in part.classes.items() if found.files})
 
 
 def _too_few(tree: Tree, part: Part) -> RequestError:
@@ -538,17 +545,18 @@ def _listing(tree: Tree, layout: Layout, classes: tuple[str, ...]) -> Listing:
     labels: list[int] = []
     identities: list[str] = []
     counts = dict.fromkeys(SPLITS, 0)
+    index = {name: i for i, name in enumerate(classes)}
     for split in SPLITS:
         part = layout.parts.get(split)
         for name, found in part.classes.items() if part else ():
             files += found.files
-            labels += [classes.index(name)] * len(found.files)
+            labels += [index[name]] * len(found.files)
             counts[split] += len(found.files)
             identities += [found.identity(name, file) for file in found.files]
     folders = {split: layout.parts[split].folder for split in SPLITS if split in layout.parts}
-    tables = {part.table for part in layout.parts.values() if part.table} | (
-        {layout.labels.name} if layout.labels else set()
-    )
+    tables = {part.table for part in layout.parts.values() if part.table}
+    if layout.labels:
+        tables.add(layout.labels.name)
     return Listing(
         classes=classes,
         files=files,
@@ -564,16 +572,17 @@ def _listing(tree: Tree, layout: Layout, classes: tuple[str, ...]) -> Listing:
 def _summary(tree: Tree, layout: Layout, counts: Mapping[str, int]) -> str:
     """Return one line such as ``images: train/ 22, valid/ 2 as held-out, test/ 24; not used: seg_pred/``."""
     use = {"val": " as held-out" if "test" in layout.parts else " as test"}
-    whole = "" if layout.labels else f"{tree.root.name}/"
     parts = []
-    named = ""
+    previous = ""
     for split in SPLITS:
         if part := layout.parts.get(split):
-            name = f"{part.folder}/" if part.folder else whole or split
-            parts.append(
-                f"{counts[split]:,} to {split} on" if name == named else f"{name} {counts[split]:,}{use.get(split, '')}"
-            )
-            named = name
+            root = split if layout.labels else f"{tree.root.name}/"
+            name = f"{part.folder}/" if part.folder else root
+            if name == previous:  # one folder, divided
+                parts.append(f"{counts[split]:,} to {split} on")
+            else:
+                parts.append(f"{name} {counts[split]:,}{use.get(split, '')}")
+            previous = name
     labels = f", labels of {layout.labels.name}" if layout.labels else ""
     unused = f"; not used: {_first(layout.unused, _SHOWN)}" if layout.unused else ""
     return f"images: {', '.join(parts)}{labels}{unused}"
@@ -585,19 +594,23 @@ def _foreign_class(root: Path, layout: Layout, place: Path, name: str) -> Reques
             f"class {name!r} of {layout.labels} has test images but no training images",
             hint=f"add training images of {name!r}, or remove its lines",
         )
-    train = layout.parts["train"].folder
+    train = layout.parts["train"]
+    same = next((each for each in train.classes if each.casefold() == name.casefold()), None)
     return RequestError(
-        f"{place / name} is not a class of {train}/",
-        hint=f"add training images in {root / train / name}, or remove {place / name}",
+        f"{place / name} is not a class of {train.folder}/",
+        hint=f"rename it to {same!r}, as in {train.folder}/"
+        if same
+        else f"add training images in {root / train.folder / name}, or remove {place / name}",
     )
 
 
 def _no_images(tree: Tree, folder: str) -> RequestError:
     place = tree.root / folder
-    unread = [each for each in tree.skipped([folder]) if HEIF_HINT in each]
-    if unread:
+    skipped = tree.skipped([folder])
+    if any(HEIF_HINT in each for each in skipped):
         return RequestError(f"{place} has only images that Pillow does not read", hint="run pip install pillow-heif")
-    return RequestError(f"{place} has no images", hint=f"add images to {place}, or remove it")
+    found = f" ({', '.join(skipped)})" if any(level.others for level in tree.walk(folder)) else ""
+    return RequestError(f"{place} has no images{found}", hint=f"add images to {place}, or remove it")
 
 
 def _not_measurable(tree: Tree, layout: Layout | None, classes: Collection[str]) -> RequestError:
@@ -625,13 +638,15 @@ def _can_train(layout: Layout) -> bool:
 
 
 def _classes(layout: Layout, split: str) -> Collection[str]:
+    """Return the names of the classes of a part; none if it is missing."""
     return layout.parts[split].classes if split in layout.parts else ()
 
 
 def _part_folders(tree: Tree, folder: str) -> dict[str, str]:
     """Return the folder of each part: ``train``, ``Testing``, or names with the same rest, as ``seg_train, seg_test``.
 
-    Of several folders of a part, the one with the shortest name is used.
+    The rest may differ, as of ``1_train, 2_test``, if all folders are named so. Of several folders of a part, the one with
+    the shortest name is used.
     """
     by_rest: defaultdict[tuple[str, ...], dict[str, str]] = defaultdict(dict)
     for name in sorted(tree.folders(folder), key=len):
@@ -644,7 +659,10 @@ def _part_folders(tree: Tree, folder: str) -> dict[str, str]:
     if () in by_rest:
         return by_rest[()]
     complete = [group for group in by_rest.values() if "train" in group and len(group) > 1]
-    return complete[0] if len(complete) == 1 else {}
+    if len(complete) == 1:
+        return complete[0]
+    merged = {part: name for group in by_rest.values() for part, name in group.items()}
+    return merged if "train" in merged and 1 < len(merged) == len(tree.folders(folder)) else {}
 
 
 def _only_child(tree: Tree, folder: str) -> str | None:

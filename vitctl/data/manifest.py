@@ -44,7 +44,7 @@ class Manifest:
     @classmethod
     def of(cls, images: Iterable[tuple[str, Entry]]) -> Manifest:
         """Return the manifest of images by ``PART/CLASS/PATH``."""
-        return cls({unicodedata.normalize("NFC", name): entry for name, entry in images})
+        return cls({name if name.isascii() else unicodedata.normalize("NFC", name): entry for name, entry in images})
 
     @cached_property
     def digest(self) -> str:
@@ -66,6 +66,11 @@ class Manifest:
         }
         counts = ", ".join(f"{len(names):,} {what}" for what, names in groups.items() if names)
         return f"{counts} (such as {next(names[0] for names in groups.values() if names)!r})"
+
+    def seen_in(self, run: Manifest) -> int:
+        """Return how many test images have the pixels of a training or held-out image of ``run``."""
+        seen = {entry.content for name, entry in run.images.items() if name.startswith("train/")}
+        return sum(entry.content in seen for name, entry in self.images.items() if name.startswith("test/"))
 
     def write(self, path: Path) -> None:
         """Write the manifest as compressed JSON.

@@ -1,4 +1,4 @@
-"""MNIST, Fashion-MNIST, KMNIST, SVHN and STL-10, read with torchvision's classes from the official files, or downloaded.
+"""MNIST, Fashion-MNIST, KMNIST, SVHN and STL-10: the official files, read with torchvision's classes, or downloaded.
 
 Torchvision only reads the files: its downloads have no timeout and do not resume (see :mod:`vitctl.data.download`).
 """
@@ -23,7 +23,8 @@ from vitctl.data.dataset import Dataset, Examples, LoadOptions
 from vitctl.data.download import Archive, DamagedArchive, Stalled, download_lock, fetch, gunzip, unpack
 from vitctl.data.places import Places, address, check_download, downloading, has_archive, places_of
 from vitctl.data.tree import cannot_read
-from vitctl.errors import RequestError
+from vitctl.errors import NoSpace, RequestError
+from vitctl.files import is_full
 
 _PIECE = 4096
 """Images to process at once, so that intermediate results stay small."""
@@ -61,7 +62,7 @@ class Named:
         return f"VITCTL_{self.name.upper()}_URL"
 
     def home(self, place: Path) -> Path:
-        """Return the folder of the archives of the files in ``place``."""
+        """Return the folder of the archives whose files belong in ``place``."""
         return place.parent if self.members else place
 
     def unpacked(self, archive: Archive) -> tuple[str, ...]:
@@ -282,7 +283,12 @@ def _open(spec: Named, place: Path, options: LoadOptions) -> Dataset:
 
 
 def _open_copy(spec: Named, place: Path, options: LoadOptions) -> Dataset:
-    """Return the data set in a folder that cannot be written, with its archives unpacked to a temporary folder."""
+    """Return the data set in a folder that cannot be written, with its archives unpacked to a temporary folder.
+
+    Raises:
+        NoSpace: the disk of the temporary folder is full.
+        RequestError: the folder cannot be read.
+    """
     try:
         with tempfile.TemporaryDirectory(prefix="vitctl-") as temporary:
             copy = Path(temporary, place.name)
@@ -295,6 +301,11 @@ def _open_copy(spec: Named, place: Path, options: LoadOptions) -> Dataset:
                     _unpack(spec, archive, spec.home(place) / archive.name, copy)
             return _read(spec, copy, place, options)
     except OSError as error:
+        if is_full(error):
+            raise NoSpace(
+                f"cannot unpack {spec.title} to {tempfile.gettempdir()}: {error.strerror or error}",
+                hint="free some space, or set TMPDIR to a folder on another disk",
+            ) from error
         raise cannot_read(place, error) from error
 
 

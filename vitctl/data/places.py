@@ -100,7 +100,7 @@ def check_download(places: Places, urls: Sequence[str], *, allowed: bool, ours: 
         places: the searched folders.
         urls: URLs of the archives.
         allowed: whether downloads are allowed.
-        ours: names that an interrupted download may have left in ``--data-dir``.
+        ours: names that an interrupted download may have left in ``--data-dir``, which are ignored.
 
     Raises:
         RequestError: downloads are not allowed, or ``--data-dir`` has other files.
@@ -141,7 +141,7 @@ def address(archive: Archive, variable: str) -> str:
 
     Args:
         archive: the archive.
-        variable: environment variable with the URL of a folder that has the archive, to use instead of the official one.
+        variable: environment variable with the URL of a folder to download the archive from instead.
 
     Raises:
         RequestError: the variable is not a valid URL.

@@ -1,4 +1,4 @@
-"""How image files of any shape and depth become square 8-bit images, and what is recorded about them."""
+"""How image files of any shape and depth become square 8-bit images, and statistics of the files."""
 
 from __future__ import annotations
 
@@ -20,6 +20,7 @@ AUTO, FULL = "auto", "full"
 """Values of ``--value-range`` besides ``LOW,HIGH``: measured on the training images, or the range of the format."""
 
 Range = tuple[float, float]
+"""Smallest and largest value."""
 
 DEPTHS = (8, 10, 12, 14, 16)
 """Bits per grey value that cameras and microscopes store in 16."""
@@ -34,9 +35,9 @@ class Reading:
 
     Attributes:
         fit: a key of :data:`FITS`.
-        value_range: ``LOW,HIGH``, the grey values of images with more than 8 bits that become black and white; values
-            beyond are clipped. With :data:`FULL`, 0-65535 for integers and 0-1 for floats, and images with values beyond
-            are refused.
+        value_range: ``LOW,HIGH`` maps the grey values of 16-bit and float images so that LOW becomes black and HIGH
+            white, and clips values beyond. :data:`FULL` maps 0-65535 of integers and 0-1 of floats, and refuses images
+            with values beyond.
     """
 
     fit: str = "crop"
@@ -79,7 +80,7 @@ def range_text(low: float, high: float) -> str:
 
 @dataclass
 class Traits:
-    """What a set of images was like before it was made square and 8-bit.
+    """Statistics of image files, from before they were made square and 8-bit.
 
     Attributes:
         images: number of images.
@@ -96,7 +97,13 @@ class Traits:
     floats: Range | None = None
 
     def note_image(self, width: int, height: int, *, deep: bool) -> None:
-        """Count an image."""
+        """Count an image.
+
+        Args:
+            width: width in pixels.
+            height: height in pixels.
+            deep: whether it is grey with more than 8 bits.
+        """
         self.images += 1
         self.elongated += max(width, height) >= FAR_FROM_SQUARE * min(width, height)
         self.deep += deep
@@ -133,17 +140,18 @@ class Traits:
     def value_range(self) -> str:
         """Return the value of ``--value-range`` that suits these images.
 
-        Integers get the range of 8, 10, 12, 14 or 16 bits, so that a few more images rarely change it, unless their
-        values span less than an eighth of it; floats get 0-1 on the same condition. Otherwise it is the range of the
-        values. Images that are mostly 8-bit, or both integers and floats, keep the ranges of their formats if possible.
+        The first of these that applies:
+
+        - :data:`FULL` for images that are mostly 8-bit, or both integers and floats, if it holds all values;
+        - the range of 8, 10, 12, 14 or 16 bits for integers, and 0-1 for floats, if it holds all values and these span
+          at least an eighth of it; it rarely changes when images are added;
+        - the smallest and largest value.
         """
-        if not self.deep:
+        joined = _joined(self.integers, self.floats)
+        if joined is None:  # only 8-bit images, or none could be decoded
             return FULL
         within = _lies_in(self.integers, (0, 65535)) and _lies_in(self.floats, (0, 1))
         if within and (2 * self.deep < self.images or (self.integers and self.floats)):
-            return FULL
-        joined = _joined(self.integers, self.floats)
-        if joined is None:  # no deep image could be decoded
             return FULL
         low, high = joined
         if within:

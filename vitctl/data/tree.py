@@ -10,6 +10,7 @@ from collections.abc import Collection, Iterable, Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
+from shlex import quote
 
 from vitctl.data.cache import ImageFile
 from vitctl.data.decode import HEIF_SUFFIXES, image_suffixes, is_image
@@ -31,7 +32,7 @@ CONTAINERS = frozenset({"images", "image", "imgs", "img", "jpegimages", "jpegs",
 _PART_WORDS = {
     **dict.fromkeys(("train", "training", "trainset", "trn"), "train"),
     **dict.fromkeys(("val", "valid", "validation", "valset", "dev"), "val"),
-    **dict.fromkeys(("test", "testing", "testset", "tst", "evaluation"), "test"),
+    **dict.fromkeys(("test", "testing", "testset", "tst", "evaluation", "eval"), "test"),
 }
 _FILLERS = CONTAINERS | {"set"}
 _WORD = re.compile(r"[A-Z]?[a-z]+|[A-Z]+(?![a-z])|\d+|[^\W\d_a-zA-Z]+")
@@ -39,7 +40,7 @@ _ENDING = re.compile(r".\.([a-z][a-z0-9]{0,9})\Z", re.IGNORECASE | re.DOTALL)
 
 
 def part_of(name: str) -> tuple[str | None, tuple[str, ...]]:
-    """Return the part that a name stands for, and the rest of its words.
+    """Return the part that a name stands for (``train``, ``val`` or ``test``), and the rest of its words.
 
     ``Training`` is ``("train", ())``, ``test_set`` is ``("test", ())``, ``seg_train`` is ``("train", ("seg",))``.
     The part is None for a name with no word for a part, or with several.
@@ -62,7 +63,11 @@ def join(folder: str, name: str) -> str:
 
 def cannot_read(path: Path, error: OSError) -> RequestError:
     """Return the error for a file or folder that cannot be read."""
-    return RequestError(f"cannot read {path}: {error.strerror}", hint=f"make it readable: chmod -R u+rX {path}")
+    readable = f"make it readable: chmod -R u+rX {quote(str(path))}"
+    return RequestError(
+        f"cannot read {path}: {error.strerror or error}",
+        hint=f"restore {path}" if isinstance(error, FileNotFoundError) else readable,
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -158,7 +163,7 @@ class Tree:
             for entry in entries:
                 if is_litter(entry.name):
                     litter.append(entry.name)
-                elif entry.is_dir():
+                elif _is_folder(entry):
                     folders.append(entry.name)
                 elif image := _image(entry, join(folder, entry.name), suffixes):
                     images.append(image)
@@ -180,10 +185,18 @@ def find_images(root: Path) -> tuple[list[Path], list[str]]:
     return [root / image.path for image in tree.images("")], tree.skipped([""])
 
 
+def _is_folder(entry: os.DirEntry[str]) -> bool:
+    try:
+        return entry.is_dir()
+    except OSError:  # a link to itself, or into a closed folder
+        return False
+
+
 def _image(entry: os.DirEntry[str], path: str, suffixes: frozenset[str]) -> ImageFile | None:
     """Return the image of a directory entry, or None if it is something else."""
-    ending = _ending(entry.name)
-    if ending and ending[1:] not in suffixes:
+    stem, _, suffix = entry.name.rpartition(".")
+    ending = bool(stem) and suffix.lower() in suffixes
+    if not ending and _ending(entry.name):
         return None
     try:
         if entry.is_file() and (ending or is_image(entry.path)):  # not a FIFO
@@ -196,7 +209,7 @@ def _image(entry: os.DirEntry[str], path: str, suffixes: frozenset[str]) -> Imag
 
 
 def _ending(name: str) -> str:
-    """Return the ending of a file name with its dot, in lower case; ``""`` for ``IMG_0001``, ``v1.5`` or ``a.jpg?w=9``."""
+    """Return the ending of a file name with its dot, in lower case; ``""`` for ``IMG_0001`` or ``a.jpg?w=9``."""
     match = _ENDING.search(name)
     return f".{match[1].lower()}" if match else ""
 

@@ -124,15 +124,16 @@ class Metadata:
             )
         # Earlier files of this version lack these fields.
         dataset = DATASETS.get(texts.get("dataset", ""))
-        later = {"limit_train": "null", "flips": json.dumps(dataset is None or dataset.flip)}
-        later |= {
+        defaults = {
+            "limit_train": "null",
+            "flips": json.dumps(dataset is None or dataset.flip),
             "holdout_by": "position",
             "test_fraction": "null",
             "data_sha256": "",
             "fit": "crop",
             "value_range": FULL,
         }
-        texts = {**later, **texts}
+        texts = {**defaults, **texts}
         try:
             values, trained_on = (
                 {f.name: _read(str(f.type), texts[f.name]) for f in dataclasses.fields(kind) if f.name not in _NESTED}

@@ -6,6 +6,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from shlex import quote
 
 from vitctl.errors import RequestError
 from vitctl.export import EXPORTERS, OPSETS, QUANTIZERS
@@ -134,9 +135,9 @@ def check_output(output: Path, formats: tuple[str, ...]) -> None:
         what = "is a file" if output.exists() else "does not exist"
         folder = output.with_suffix("") if output.suffix else output
         hint = (
-            f"create a folder, mkdir -p {folder}, and use --output {folder}"
+            f"create a folder, mkdir -p {quote(str(folder))}, and use --output {quote(str(folder))}"
             if output.suffix
-            else f"create it: mkdir -p {output}"
+            else f"create it: mkdir -p {quote(str(output))}"
         )
         hint = "use --output with a folder" if folder.is_file() else hint
         raise RequestError(f"several formats need a folder, and --output {output} {what}", hint=hint)

@@ -18,6 +18,7 @@ import numpy.typing as npt
 import torch
 from PIL import Image
 
+from vitctl import units
 from vitctl.data.decode import UnreadableImage, decode_image
 from vitctl.data.reading import Reading
 from vitctl.data.tree import HEIF_HINT, find_images
@@ -26,7 +27,6 @@ from vitctl.files import write_text
 from vitctl.inference.classifier import Classifier
 from vitctl.observer import SILENT, Observer
 from vitctl.training.evaluate import Progress
-from vitctl.units import escaped
 
 
 @dataclass(frozen=True)
@@ -120,8 +120,7 @@ def predict(
 
 def printable(path: Path) -> str:
     """Return a path as text, with invalid UTF-8 and unprintable characters escaped."""
-    text = escaped(str(path))
-    return "".join(letter if letter.isprintable() else repr(letter)[1:-1] for letter in text)
+    return units.printable(str(path))
 
 
 def _decode(path: Path, classifier: Classifier) -> npt.NDArray[np.uint8] | str:

@@ -18,8 +18,8 @@ from torch import Tensor
 from vitctl import devices
 from vitctl.data import DATASETS
 from vitctl.data.dataset import Dataset, Subset, image_names, load_dataset, split
-from vitctl.data.layout import class_name
-from vitctl.data.manifest import require_unchanged
+from vitctl.data.layout import Undivided, class_name
+from vitctl.data.manifest import Manifest, require_unchanged
 from vitctl.errors import RequestError
 from vitctl.files import write_text
 from vitctl.inference.classifier import Classifier
@@ -28,7 +28,7 @@ from vitctl.observer import SILENT, Observer
 from vitctl.training.evaluate import balanced_accuracy, logits_of, uneven
 from vitctl.training.predictions import read_predictions
 from vitctl.training.run_folder import MANIFEST, PREDICTIONS
-from vitctl.units import escaped
+from vitctl.units import escaped, plural
 
 _TOP = 3
 """Classes per image in the table of predictions."""
@@ -41,8 +41,8 @@ class Scores:
     Attributes:
         figures: ``loss`` (mean cross entropy), ``top1`` and ``top5`` (percent; top5 is None for fewer than 6 classes),
             ``balanced_acc`` (mean recall in percent; None if the classes are about equally large), the same with the
-            suffix ``_tta`` under test-time augmentation, ``images``, ``seconds``,
-            ``images_per_second``, and the checkpoint, data and device.
+            suffix ``_tta`` under test-time augmentation, ``images``, ``seconds``, ``images_per_second``, and the
+            checkpoint, data and device. Speed and device are None for stored predictions.
         classes: ``class, precision, recall, f1, support`` of each class; precision, recall and F1 in percent, or
             None for a class without images.
         confusion: confusion matrix, ``[K][K]`` counts with a row per true class and a column per predicted class.
@@ -91,8 +91,8 @@ def score_classifier(
         observer: receives the progress of downloads, decoding and evaluation.
 
     Raises:
-        RequestError: the data or the part are not available, have other classes, or changed; or ``tta`` is ``flip`` for a data
-            set in which a mirrored image may have another class.
+        RequestError: the data or the part are not available, have other classes, or changed; or ``tta`` is ``flip`` for
+            a data set in which a mirrored image may have another class.
     """
     other = dataset not in (None, classifier.provenance.dataset) and dataset in DATASETS and not DATASETS[dataset].flip
     if tta == "flip" and (other or not classifier.provenance.flips):
@@ -107,12 +107,19 @@ def score_classifier(
         skip_bad_images=skip_bad_images,
         observer=observer,
     )
+    manifest = classifier.path.parent.parent / MANIFEST  # missing unless the checkpoint is in a run's folder
+    if part == "test" and data_dir is not None and data.manifest is not None:
+        seen = data.manifest.seen_in(Manifest.read(manifest) or Manifest({}))
+        if seen:
+            observer.message(
+                f"warning: {seen:,} of {plural(len(data.test), 'image')} equal images that the run trained on or held out"
+            )
     accepted = None
     if part != "test" and data.name == classifier.provenance.dataset:
         accepted = require_unchanged(
             data.manifest,
             classifier.provenance.data_sha256,
-            classifier.path.parent.parent / MANIFEST,  # missing unless the checkpoint is in a run's folder
+            manifest,
             data.source,
             accept=accept_data,
             hint="restore them, or add --accept-data, or use --split test",
@@ -146,12 +153,16 @@ def score_classifier(
     }
     rows, confusion = classification(truth, logits.argmax(1), classifier.classes)
     names = image_names(data, subset.examples, subset.index.tolist())
-    images = [printable(Path(data.source) / name) for name in names] if subset.examples.paths else names
+    images = _full_paths(data.source, names) if subset.examples.paths else names
     return Scores(figures, rows, confusion, truth, logits.double().softmax(1), images)
 
 
+def _full_paths(source: str, names: list[str]) -> list[str]:
+    return [printable(Path(source) / name) for name in names]
+
+
 def _identity(classifier: Classifier, dataset: str, part: str, images: int) -> dict[str, Any]:
-    """Return the figures that say what was measured."""
+    """Return the figures that identify checkpoint and data."""
     return {
         "checkpoint": escaped(str(classifier.path)),
         "net": classifier.net,
@@ -202,16 +213,19 @@ def stored_scores(classifier: Classifier, part: str) -> Scores | None:
         1, predicted[:, None], torch.full((len(truth), 1), 1e-9).double()
     )
     names = stored[f"{part}_paths"].tolist()
-    images = (
-        [printable(Path(str(stored["source"])) / name) for name in names]
-        if stored[f"{part}_identities"].tolist() != names
-        else names
-    )
+    has_files = stored[f"{part}_identities"].tolist() != names
+    images = _full_paths(str(stored["source"]), names) if has_files else names
     return Scores(figures, rows, confusion, truth, probabilities, images)
 
 
 def _headline(logits: Tensor, labels: Tensor, suffix: str = "") -> dict[str, float | None]:
-    """Return the figures of logits, float ``[n, K]``, as in :class:`Scores`, with ``suffix`` appended to each name."""
+    """Return loss and accuracies as in :class:`Scores`, with ``suffix`` appended to each name.
+
+    Args:
+        logits: float ``[n, K]``.
+        labels: true classes, int64 ``[n]``.
+        suffix: end of the names.
+    """
     loss = F.cross_entropy(logits.double(), labels).item()
     ranks = (logits > logits.gather(1, labels[:, None])).sum(1)
     accuracies = _accuracies(labels, logits.argmax(1), ranks, logits.shape[1])
@@ -219,7 +233,7 @@ def _headline(logits: Tensor, labels: Tensor, suffix: str = "") -> dict[str, flo
 
 
 def _accuracies(labels: Tensor, predicted: Tensor, ranks: Tensor, classes: int) -> dict[str, float | None]:
-    """Return the accuracies of :class:`Scores`; ``ranks`` are those of :class:`~vitctl.training.evaluate.Evaluation`."""
+    """Return the accuracies of :class:`Scores`; ``ranks`` as in :class:`~vitctl.training.evaluate.Evaluation`."""
     return {
         "top1": 100 * (predicted == labels).double().mean().item(),
         "top5": 100 * (ranks < 5).double().mean().item() if classes > 5 else None,
@@ -240,14 +254,16 @@ def load_data_for(
 ) -> Dataset:
     """Load the classifier's data set, or another one with the same classes.
 
-    Of another folder with ``only_test``, only the test images are read, and classes may be missing. If it has the training
-    data, the images that ``--test-fraction`` chose are the test images, else all.
+    Of another folder with ``only_test``, only the test images are read, and classes may be missing. If the folder is
+    not divided, all images are test images, unless it has the training data: then those that ``--test-fraction`` chose.
 
     Raises:
         RequestError: the data are missing (and ``download`` is False) or damaged, or have other classes or channels.
     """
     own = classifier.provenance.dataset
     name = dataset or own
+    if labels is not None and name != "folder":
+        raise RequestError(f"--labels does nothing with {name}", hint="remove --labels, or use --dataset DIR")
     load = functools.partial(
         load_dataset,
         name,
@@ -266,7 +282,10 @@ def load_data_for(
             divided = _has_images(load, fraction, classifier.provenance.data_sha256)
         data = load(test_classes=classifier.classes, test_fraction=fraction if divided else None, observer=observer)
     else:
-        data = load(test_fraction=fraction, observer=observer)
+        try:
+            data = load(test_fraction=fraction, observer=observer)
+        except Undivided as error:
+            raise RequestError(error.message, hint="use --split test to evaluate on these images") from error
     hint = f"use --dataset {own}" if dataset not in (None, own) else f"use --data-dir with the images of {own}"
     if data.train.images.shape[1] != classifier.channels:
         raise RequestError(
@@ -324,11 +343,11 @@ def part_for(classifier: Classifier, data: Dataset, part: str, limit: int | None
         )
     if part == "train":
         limit = min((each for each in (limit, classifier.provenance.limit_train) if each is not None), default=None)
+    # Test images do not depend on the held-out ones, and a small data set may have too few images to hold out any.
+    val = "none" if part == "test" else classifier.provenance.val
     splits = split(
         data,
-        val="none"
-        if part == "test"
-        else classifier.provenance.val,  # holding out may fail on small data sets, and test images do not depend on it
+        val=val,
         val_fraction=classifier.provenance.val_fraction,
         split_seed=classifier.provenance.split_seed,
         holdout_by=classifier.provenance.holdout_by,

@@ -53,6 +53,7 @@ _INIT = {
 _POS_INIT = {
     "pos_init": Option("normal", "initial position embedding: random or 2-D sin-cos", choices=("normal", "sincos"))
 }
+_HEAD_HIDDEN = {"head_hidden": Option(0, "hidden width of the head; 0: a single layer", low=0)}
 _CONV_INIT = {
     "init": Option(
         "kaiming", "initial weights; predecessor: as in the original scripts", choices=("kaiming", "predecessor")
@@ -78,7 +79,8 @@ def _class_token_note(mflop: float) -> str:
 
 def _vit_options(depth: int = 6, num_heads: int = 8, mlp_ratio: float = 1.0) -> dict[str, Option]:
     widths = _widths(512, depth, num_heads, mlp_ratio, head_dim=64)
-    return {**_patch(), **widths, **_dropout(), **_EMB_DROPOUT, **_DROP_PATH, **_POOL, **_INIT, **_POS_INIT}
+    rates = {**_dropout(), **_EMB_DROPOUT, **_DROP_PATH}
+    return {**_patch(), **widths, **rates, **_POOL, **_INIT, **_POS_INIT, **_HEAD_HIDDEN}
 
 
 def _compact_options(depth: int, embed_dim: int, num_heads: int, mlp_ratio: float) -> dict[str, Option]:

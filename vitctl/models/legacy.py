@@ -15,6 +15,8 @@ from einops import rearrange
 from torch import Tensor
 
 from vitctl.errors import RequestError
+from vitctl.models import MODELS, build_model
+from vitctl.models.state_files import without_prefix
 from vitctl.models.swin import border_mask
 from vitctl.registry import Value
 
@@ -45,7 +47,24 @@ _NORM = r"(weight|bias|running_mean|running_var|num_batches_tracked)"
 
 def _vit(options: Options) -> list[Rule]:
     layer = r"transformer\.layers\.(\d+)\."
+    first = "head.fc1" if options.get("head_hidden") else "head"
+
+    def rescaled(qkv: Tensor) -> Tensor:
+        """Fold the scale of the products until March 2022, ``D ** -0.5`` instead of ``d ** -0.5``, into the queries."""
+        rows = int(options["num_heads"]) * int(options["head_dim"])
+        factor = (int(options["head_dim"]) / int(options["embed_dim"])) ** 0.5
+        return torch.cat((qkv[:rows].double() * factor, qkv[rows:].double())).to(qkv.dtype)
+
     return [
+        # Until March 2022: a layer's name has one more fn, and the head has two layers.
+        Rule(rf"patch_to_embedding\.{_END}", r"patch_embed.proj.\1"),
+        Rule(rf"{layer}0\.fn\.norm\.{_END}", r"blocks.\1.norm1.\2"),
+        Rule(rf"{layer}0\.fn\.fn\.to_qkv\.weight", r"blocks.\1.attn.qkv.weight", rescaled),
+        Rule(rf"{layer}0\.fn\.fn\.to_out\.0\.{_END}", r"blocks.\1.attn.proj.\2"),
+        Rule(rf"{layer}1\.fn\.norm\.{_END}", r"blocks.\1.norm2.\2"),
+        Rule(rf"{layer}1\.fn\.fn\.net\.0\.{_END}", r"blocks.\1.mlp.fc1.\2"),
+        Rule(rf"{layer}1\.fn\.fn\.net\.3\.{_END}", r"blocks.\1.mlp.fc2.\2"),
+        Rule(rf"mlp_head\.4\.{_END}", r"head.fc2.\1"),
         Rule("pos_embedding", "pos_embed"),
         Rule("cls_token", "cls_token"),
         Rule(rf"to_patch_embedding\.1\.{_END}", r"patch_embed.proj.\1"),
@@ -59,7 +78,7 @@ def _vit(options: Options) -> list[Rule]:
         Rule(rf"{layer}1\.fn\.net\.0\.{_END}", r"blocks.\1.mlp.fc1.\2"),
         Rule(rf"{layer}1\.fn\.net\.3\.{_END}", r"blocks.\1.mlp.fc2.\2"),
         Rule(r"mlp_head\.0\.(alpha|weight|bias)", r"norm.\1"),
-        Rule(rf"mlp_head\.1\.{_END}", r"head.\1"),
+        Rule(rf"mlp_head\.1\.{_END}", rf"{first}.\1"),
     ]
 
 
@@ -255,6 +274,52 @@ RULES: dict[str, Callable[[Options], list[Rule]]] = {
 _OPTIONS_HINT = "use the --net, --patch, --size, --dataset and --convkernel that the weights were trained with"
 
 
+def renamed(
+    net: str, options: Options, tensors: Mapping[str, Tensor]
+) -> tuple[dict[str, tuple[str, Tensor]], list[str]]:
+    """Convert weights from the original scripts without checking their shapes.
+
+    Args:
+        net: a name of :data:`RULES`.
+        options: value of every option of the row.
+        tensors: weights from the original scripts.
+
+    Returns:
+        For each of vitctl's names, the original name and the converted tensor; and the original names without a rule.
+
+    Raises:
+        RequestError: an untrained mask is not that of the network.
+    """
+    rules = [(re.compile(rule.pattern), rule) for rule in RULES[net](options)]
+    state: dict[str, tuple[str, Tensor]] = {}
+    unknown: list[str] = []
+    for theirs, tensor in tensors.items():
+        match, rule = next(
+            ((found, rule) for pattern, rule in rules if (found := pattern.fullmatch(theirs))), (None, None)
+        )
+        if match is None or rule is None:
+            unknown.append(theirs)
+        elif rule.name is None:
+            if not rule.check(tensor):
+                raise RequestError(f"{theirs} is not the mask of --net {net} with these options", hint=_OPTIONS_HINT)
+        else:
+            ours = match.expand(rule.name) if isinstance(rule.name, str) else rule.name(match)
+            if ours in state:
+                unknown.append(theirs)
+                continue
+            try:
+                state[ours] = theirs, rule.change(tensor)
+            except Exception:  # noqa: BLE001 - einops raises its own errors for shapes that do not match
+                state[ours] = theirs, tensor
+    return state, unknown
+
+
+def has_rule(net: str, options: Options) -> Callable[[str], bool]:
+    """Return a function that returns whether a name is one of the original network's."""
+    pattern = re.compile("|".join(f"(?:{rule.pattern})" for rule in RULES[net](options)))
+    return lambda name: pattern.fullmatch(name) is not None
+
+
 def translate(
     net: str, options: Options, tensors: Mapping[str, Tensor], expected: Mapping[str, Tensor]
 ) -> dict[str, Tensor]:
@@ -263,47 +328,33 @@ def translate(
     Args:
         net: a name of :data:`RULES`.
         options: value of every option of the row.
-        tensors: weights from the original scripts.
+        tensors: weights from the original scripts, also with prefixes such as ``module.``.
         expected: state dict of vitctl's network, for its names and shapes.
 
     Raises:
         RequestError: a tensor is unknown or missing, or has the wrong shape, the wrong type, NaN or infinity.
     """
-    rules = [(re.compile(rule.pattern), rule) for rule in RULES[net](options)]
-    state: dict[str, Tensor] = {}
-    unknown: list[str] = []
-    for theirs, tensor in tensors.items():
-        match, rule = next(
-            ((found, rule) for pattern, rule in rules if (found := pattern.fullmatch(theirs))), (None, None)
-        )
-        if match is None or rule is None:
-            unknown.append(theirs)
+    known = expected.__contains__ if RULES[net] is _unchanged else has_rule(net, options)
+    tensors, others = without_prefix(tensors, known)
+    state, unknown = renamed(net, options, tensors)
+    unknown += others
+    unknown += [theirs for ours, (theirs, _) in state.items() if ours not in expected]
+    for ours, (theirs, tensor) in state.items():
+        if ours not in expected:
             continue
-        if rule.name is None:
-            if not rule.check(tensor):
-                raise RequestError(f"{theirs} is not the mask of --net {net} with these options", hint=_OPTIONS_HINT)
-            continue
-        ours = match.expand(rule.name) if isinstance(rule.name, str) else rule.name(match)
-        if ours not in expected or ours in state:
-            unknown.append(theirs)
-            continue
-        if tensor.is_floating_point() != expected[ours].is_floating_point() or not tensor.isfinite().all():
-            problem = (
-                "contains NaN or infinity"
-                if tensor.is_floating_point() == expected[ours].is_floating_point()
-                else f"has the wrong type {str(tensor.dtype).removeprefix('torch.')}"
-            )
-            raise RequestError(f"{theirs} {problem}", hint="use another file that the original scripts saved")
-        try:
-            state[ours] = rule.change(tensor)
-        except Exception:  # noqa: BLE001 - einops raises its own errors for shapes that do not match
-            state[ours] = tensor
-        if state[ours].shape != expected[ours].shape:
+        if tensor.is_floating_point() != expected[ours].is_floating_point():
+            problem = f"has the wrong type {str(tensor.dtype).removeprefix('torch.')}"
+        elif not tensor.isfinite().all():
+            problem = "contains NaN or infinity"
+        elif tensor.shape != expected[ours].shape:
             raise RequestError(
-                f"{theirs} has shape {list(tensor.shape)}, but --net {net} with these options needs "
+                f"{theirs} has shape {list(tensors[theirs].shape)}, but --net {net} with these options needs "
                 f"{list(expected[ours].shape)}",
                 hint=_OPTIONS_HINT,
             )
+        else:
+            continue
+        raise RequestError(f"{theirs} {problem}", hint="use another file that the original scripts saved")
     missing = [name for name in expected if name not in state]
     if unknown or missing:
         parts = [
@@ -314,4 +365,40 @@ def translate(
         raise RequestError(
             f"not the weights of --net {net} of the original scripts: {'; '.join(parts)}", hint=_OPTIONS_HINT
         )
-    return {name: state[name].to(expected[name].dtype).contiguous() for name in expected}
+    return {name: state[name][1].to(expected[name].dtype).contiguous() for name in expected}
+
+
+def original_options(net: str, tensors: Mapping[str, Tensor]) -> dict[str, Value]:
+    """Return options of ``net`` that only the tensors show: the width of the two-layer head until March 2022."""
+    hidden = [
+        tensor.shape[-1] for name, tensor in tensors.items() if name.endswith("mlp_head.4.weight") and tensor.ndim == 2
+    ]
+    return {"head_hidden": hidden[0]} if net == "vit" and hidden else {}
+
+
+def original_network(tensors: Mapping[str, Tensor]) -> tuple[str, str | None] | None:
+    """Return the network of the original scripts that the weights belong to, or None.
+
+    Returns:
+        The name, and the flags with which ``vitctl convert`` accepts the weights; None if their sizes are not the
+        defaults.
+    """
+    named: list[str] = []
+    for net, rules in RULES.items():
+        entry = MODELS[net]
+        options = entry.resolve_options({}, f"--net {net}") | original_options(net, tensors)
+        known = has_rule(net, options)
+        stripped, others = without_prefix(tensors, known)
+        if others or not all(map(known, stripped)):
+            continue
+        for dataset, num_classes in (("", 10), (" --dataset cifar100", 100)):
+            with torch.device("meta"):
+                model = build_model(net, options, img_size=entry.img_size, in_chans=3, num_classes=num_classes)
+            try:
+                translate(net, options, tensors, model.state_dict())
+            except RequestError:
+                continue
+            return net, f"--net {net}{dataset}"
+        if rules is not _unchanged:  # whose names could be those of any network
+            named.append(net)
+    return (named[0], None) if named else None

@@ -1,35 +1,43 @@
-"""Pretrained weights: download, conversion to other image sizes, channels and classes, and freezing.
+"""Pretrained weights: download, conversion to other names, image sizes, channels and classes, and freezing.
 
 For networks that timm has, timm converts the weights: it resamples position embeddings and patch projections, sums the
-first convolution over colours for greyscale images, and renames tensors of older versions.
+first convolution over colours for greyscale images, and renames tensors of older versions. For vitctl's own networks,
+position embeddings and patch projections are resampled here, with timm's functions.
 """
 
 from __future__ import annotations
 
+import contextlib
 import http.client
 import logging
 import urllib.error
 import urllib.request
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import timm
 import torch
+from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
 from vitctl.certificates import TRUST_PROXY, certificate_doubt
 from vitctl.errors import RequestError
 from vitctl.models import find_model
+from vitctl.models.entry import TIMM
+from vitctl.models.foreign import LAYOUTS, google_flags, google_vit, recognise
 from vitctl.models.legacy import RULES as LEGACY_RULES
-from vitctl.models.state_files import read_state
+from vitctl.models.legacy import has_rule, original_network, renamed
+from vitctl.models.resampling import describe_resampling, resampled
+from vitctl.models.sources import FILES, weights_file
+from vitctl.models.state_files import is_numpy_archive, numpy_shapes, read_state, without_prefix
+from vitctl.models.weights_facts import class_names, flags_of_run, num_heads
 from vitctl.registry import Value, or_list
+from vitctl.units import plural
 
 PATIENCE = 5.0
 """Seconds to wait for the first response of a server."""
-
-FILES = ("model.safetensors", "pytorch_model.bin")
-"""Names of weights files on the Hugging Face Hub, in order of preference."""
 
 MAX_NAMES = 3
 """Number of tensors to name in an error message."""
@@ -42,19 +50,14 @@ def locate(net: str, pretrained: str) -> Path:
 
     Args:
         net: a name of the table, or ``timm/NAME``.
-        pretrained: ``true``, or the path of a file.
+        pretrained: ``true``, or the path of a file or folder; see :func:`vitctl.models.sources.weights_file`.
 
     Raises:
         RequestError: the file is missing, the download failed, or the server did not respond within :data:`PATIENCE`
             seconds.
     """
     if pretrained != "true":
-        if not Path(pretrained).is_file():
-            raise RequestError(
-                f"--pretrained {pretrained} not found",
-                hint="use --pretrained with the path of a weights file, or --pretrained false",
-            )
-        return Path(pretrained)
+        return weights_file(Path(pretrained), f"--pretrained {pretrained}")
     weights = find_model(net).weights
     config = timm.get_pretrained_cfg(weights)
     assert config is not None
@@ -135,9 +138,16 @@ def _unreachable(net: str, server: str, command: str, cache: str) -> RequestErro
 
 
 def load_pretrained(
-    model: nn.Module, net: str, options: Mapping[str, Value], path: Path, *, img_size: int, in_chans: int
+    model: nn.Module,
+    net: str,
+    options: Mapping[str, Value],
+    path: Path,
+    *,
+    img_size: int,
+    in_chans: int,
+    classes: Sequence[str] = (),
 ) -> str:
-    """Load pretrained weights into ``model``; a head for another number of classes keeps its initial weights.
+    """Load pretrained weights into ``model``; a head for other classes keeps its initial weights.
 
     torch's random state does not change.
 
@@ -148,6 +158,7 @@ def load_pretrained(
         path: the file, see :func:`locate`.
         img_size: height and width of the network's images.
         in_chans: channels of the network's images.
+        classes: names of the classes; the head of a file that names others is not loaded.
 
     Returns:
         A message for the user.
@@ -155,101 +166,246 @@ def load_pretrained(
     Raises:
         RequestError: the file is damaged or not a weights file, or its weights do not fit the network.
     """
-    tensors, _ = read_state(path, f"--pretrained {path}")
-    weights = find_model(net).weights
-    if weights:
-        tensors = _convert_with_timm(weights, options, tensors, path, net, img_size=img_size, in_chans=in_chans)
+    numpy = is_numpy_archive(path)
+    read = ({}, {}) if numpy else read_state(path, f"--pretrained {path}")
+    loading = _Loading(model, net, options, path, img_size, in_chans, *read)
+    if numpy:
+        tensors, notes = _load_numpy(loading), ["converted from Google's .npz"]
+    else:
+        named, notes = _in_own_names(loading)
+        _check_types(loading, named)
+        tensors = _convert_with_timm(loading, named) if loading.architecture else resampled(named, model)
+        _check_heads(loading)
+        notes += describe_resampling(named, tensors)
     own, heads = model.state_dict(), head_names(model)
-    kept = [
-        name for name in own if _within(name, heads) and (name not in tensors or tensors[name].shape != own[name].shape)
-    ]
-    if kept:  # the head is loaded completely or not at all
-        kept = [name for name in own if _within(name, heads)]
-    missing = [
-        name for name in own if name not in tensors and name not in kept and not name.endswith("num_batches_tracked")
-    ]
-    wrong_shape = [
-        f"{name} {list(tensors[name].shape)} instead of {list(own[name].shape)}"
-        for name in own
-        if name in tensors and name not in kept and tensors[name].shape != own[name].shape
-    ]
-    unknown = [name for name in tensors if name not in own and not _within(name, heads)]
-    if missing or wrong_shape or unknown:
-        problems = [("missing", missing), ("wrong shape", wrong_shape), ("unknown", unknown)]
-        legacy = missing and unknown and net in LEGACY_RULES
-        raise RequestError(
-            f"--pretrained {path} does not fit --net {net} with {in_chans}x{img_size}x{img_size} images: "
-            + "; ".join(f"{problem}: {_some(names)}" for problem, names in problems if names),
-            hint=f"convert weights of the original scripts first: vitctl convert {path} --net {net} -o FILE"
-            if legacy
-            else "use the --net and options of the network in the file, or --pretrained false",
-        )
+    their_classes = class_names(path, loading.content)
+    kept = [name for name in own if _within(name, heads)]  # the head is loaded completely or not at all
+    fits = all(name in tensors and tensors[name].shape == own[name].shape for name in kept)
+    same = not their_classes or not classes or their_classes == list(classes)
+    if fits and same:
+        kept = []
+    _check_fit(loading, tensors, kept)
     model.load_state_dict({name: own[name] if name in kept else tensors.get(name, own[name]) for name in own})
+    ending = "".join(f"; {note}" for note in notes)
     if not kept:
-        return f"loaded pretrained weights, including the head, from {path}"
-    classes = [tensors[name].shape[0] for name in kept if name in tensors and name.endswith("weight")]
-    why = f": the file's head has {classes[0]} classes" if classes else ""
-    return f"loaded pretrained weights from {path}, with a new head{why}"
+        unnamed = "" if their_classes or not heads else ", whose classes the file does not name"
+        return f"loaded pretrained weights, including the head{unnamed}, from {path}{ending}"
+    counts = [
+        tensor.shape[0]
+        for name, tensor in tensors.items()
+        if _within(name, heads) and name.endswith("weight") and tensor.ndim
+    ]
+    if fits:
+        why = f": the file's head is for other classes: {_some(their_classes)}"
+    else:
+        why = f": the file's head has {counts[-1]} classes" if counts else ""
+    return f"loaded pretrained weights from {path}, with a new head{why}{ending}"
 
 
-def _convert_with_timm(
-    weights: str,
-    options: Mapping[str, Value],
-    tensors: dict[str, Tensor],
-    path: Path,
-    net: str,
-    *,
-    img_size: int,
-    in_chans: int,
-) -> dict[str, Tensor]:
+@dataclass(frozen=True)
+class _Loading:
+    """The arguments of :func:`load_pretrained`, and what :func:`read_state` returns for the file."""
+
+    model: nn.Module
+    net: str
+    options: Mapping[str, Value]
+    path: Path
+    img_size: int
+    in_chans: int
+    original: dict[str, Tensor]
+    content: dict[str, Any]
+
+    @property
+    def architecture(self) -> str:
+        """Timm's name of the network, or empty."""
+        return self.net.removeprefix(TIMM) if self.net.startswith(TIMM) else find_model(self.net).weights
+
+    def build(self, **more: Any) -> nn.Module:
+        """Build timm's network with these options and ``more``; torch's random state does not change."""
+        options = {name: value for name, value in self.options.items() if name not in ("dropout", "drop_path_rate")}
+        arguments = {**options, "img_size": self.img_size, "in_chans": self.in_chans, **more}
+        with torch.random.fork_rng(devices=[]):
+            try:
+                return timm.create_model(self.architecture, **arguments)
+            except TypeError as error:  # the network has no img_size, or rejects another argument
+                try:
+                    return timm.create_model(
+                        self.architecture, **{k: v for k, v in arguments.items() if k != "img_size"}
+                    )
+                except TypeError:
+                    raise error from None
+
+
+def _in_own_names(loading: _Loading) -> tuple[dict[str, Tensor], list[str]]:
+    """Rename tensors of wrappers, other libraries and the original scripts to the network's names.
+
+    The names are read in each way that is possible for the network; the one with most of its names is used. If it has
+    few of them, the tensors are returned as they are, as timm may know their names.
+
+    Returns:
+        The tensors, and what to report about them.
+    """
+    own = loading.model.state_dict()
+    heads = head_names(loading.model)
+    backbone = [name for name in own if not _within(name, heads)]
+    net, options = loading.net, loading.options
+
+    def of_the_scripts(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+        state, unknown = renamed(net, options, tensors)
+        return {ours: tensor for ours, (_, tensor) in state.items()} | {name: tensors[name] for name in unknown}
+
+    ways: list[tuple[str, Callable[[str], bool], Callable[[dict[str, Tensor]], dict[str, Tensor]]]]
+    ways = [("", own.__contains__, dict)]
+    if "blocks.0.attn.qkv.bias" in own:
+        ways += [(f"converted from {layout.title}", layout.knows, layout.to_timm) for layout in LAYOUTS]
+    if net in LEGACY_RULES and not loading.architecture:
+        ways.append(("converted from the original scripts", has_rule(net, options), of_the_scripts))
+    best, best_notes, most = loading.original, list[str](), len(backbone) // 2
+    for note, known, rename in ways:
+        stripped, others = without_prefix(loading.original, known)
+        tensors = rename(stripped)
+        found = sum(name in tensors for name in backbone)
+        if found > most:
+            best, most, best_notes = tensors, found, [note] if note else []
+            if others:
+                best_notes.append(f"without {plural(len(others), 'tensor')} of other parts: {_some(others)}")
+    return best, best_notes
+
+
+def _convert_with_timm(loading: _Loading, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     """Convert weights of a network of timm to this size and these channels; the head does not change."""
-    config = timm.get_pretrained_cfg(weights)
-    assert config is not None
+    config = timm.get_pretrained_cfg(loading.architecture)
+    assert config is not None  # every registered name has one
     names = (config.classifier,) if isinstance(config.classifier, str) else tuple(config.classifier or ())
     head = [tensors[f"{name}.weight"] for name in names if f"{name}.weight" in tensors]
-    num_classes = head[0].shape[0] if head else 0
+    num_classes = head[0].shape[0] if head and head[0].ndim else 0
     overlay: dict[str, Any] = {
-        "state_dict": tensors,
+        "state_dict": dict(tensors),  # timm changes it
         "num_classes": num_classes,
         "custom_load": False,
         "label_offset": 0,
     }
     first = (config.first_conv,) if isinstance(config.first_conv, str) else tuple(config.first_conv or ())
     stem = [tensors[f"{name}.weight"] for name in first if f"{name}.weight" in tensors]
-    if stem and stem[0].ndim == 4 and stem[0].shape[1] == in_chans:
-        overlay["input_size"] = (in_chans, *config.input_size[1:])
-    arguments = {
-        **{name: value for name, value in options.items() if name not in ("dropout", "drop_path_rate")},
-        "img_size": img_size,
-        "in_chans": in_chans,
-        "num_classes": num_classes,
-        "pretrained": True,
-        "pretrained_cfg_overlay": overlay,
-    }
-    logger = logging.getLogger("timm")
-    level = logger.level
-    logger.setLevel(logging.ERROR)  # load_pretrained reports the same in its own words
+    if stem and stem[0].ndim == 4 and stem[0].shape[1] == loading.in_chans:
+        overlay["input_size"] = (loading.in_chans, *config.input_size[1:])
     try:
-        with torch.random.fork_rng(devices=[]):
-            converted = _create(weights, arguments)
+        with _quiet_timm():
+            converted = loading.build(num_classes=num_classes, pretrained=True, pretrained_cfg_overlay=overlay)
     except Exception as error:
-        raise RequestError(
-            f"--pretrained {path} does not fit --net {net}: {_first_lines(error)}",
-            hint="use the --net and options of the network in the file, or --pretrained false",
-        ) from error
-    finally:
-        logger.setLevel(level)
+        raise _misfit(loading, _first_lines(error)) from error
     return dict(converted.state_dict())
 
 
-def _create(weights: str, arguments: dict[str, Any]) -> nn.Module:
+def _load_numpy(loading: _Loading) -> dict[str, Tensor]:
+    """Read the weights of a ViT in Google's ``.npz`` with timm's loader, which also converts them."""
+    what = f"--pretrained {loading.path}"
+    shapes = numpy_shapes(loading.path, what)
+    vit = google_vit(shapes)
+    if vit is None:
+        raise RequestError(f"{what} has arrays other than those of Google's ViT", hint=_OTHER_WEIGHTS)
+    depth, heads, classes = vit
+    model: Any = loading.model
     try:
-        return timm.create_model(weights, **arguments)
-    except TypeError as error:  # the network has no img_size, or rejects another argument
-        try:
-            return timm.create_model(weights, **{k: v for k, v in arguments.items() if k != "img_size"})
-        except TypeError:
-            raise error from None
+        if not loading.architecture or not isinstance(model, VisionTransformer):
+            raise ValueError("it is another network")
+        if len(model.blocks) != depth:  # timm would leave out the others
+            raise ValueError(f"{depth} blocks instead of {len(model.blocks)}")
+        if (own_heads := cast(Any, model.blocks[0]).attn.num_heads) != heads:
+            raise ValueError(f"{heads} attention heads instead of {own_heads}")
+        built: Any = loading.build(num_classes=classes)
+        with _quiet_timm():
+            built.load_pretrained(str(loading.path))
+    except Exception as error:
+        raise RequestError(
+            f"{what} (Google's ViT) does not fit --net {loading.net}: {_first_lines(error)}",
+            hint=f"use {flags}" if (flags := google_flags(shapes)) else _OTHER_WEIGHTS,
+        ) from error
+    return dict(built.state_dict())
+
+
+@contextlib.contextmanager
+def _quiet_timm() -> Iterator[None]:
+    """Silence timm's log, as load_pretrained reports the same in its own words."""
+    logger = logging.getLogger("timm")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
+
+
+def _check_types(loading: _Loading, tensors: Mapping[str, Tensor]) -> None:
+    """Refuse quantized weights, which would be converted without their scales."""
+    own = loading.model.state_dict()
+    wrong = [
+        f"{name} {str(tensor.dtype).removeprefix('torch.')}"
+        for name, tensor in tensors.items()
+        if name in own and tensor.is_floating_point() != own[name].is_floating_point()
+    ]
+    if wrong:
+        raise _misfit(loading, f"wrong type: {_some(wrong)}")
+
+
+def _check_heads(loading: _Loading) -> None:
+    """Refuse another number of attention heads, which the shapes of the weights do not show."""
+    theirs = num_heads(loading.path, loading.content)
+    blocks = getattr(loading.model, "blocks", None)
+    ours = getattr(getattr(blocks[0], "attn", None), "num_heads", None) if isinstance(blocks, nn.Sequential) else None
+    if theirs is not None and ours is not None and theirs != ours:
+        raise _misfit(loading, f"{theirs} attention heads instead of {ours}")
+
+
+def _check_fit(loading: _Loading, tensors: Mapping[str, Tensor], kept: list[str]) -> None:
+    """Refuse weights that do not fit the network, apart from tensors in ``kept`` and of the head."""
+    own, heads = loading.model.state_dict(), head_names(loading.model)
+    expected = [name for name in own if name not in kept]
+    missing = [name for name in expected if name not in tensors and not name.endswith("num_batches_tracked")]
+    present = [name for name in expected if name in tensors]
+    wrong_shape = [
+        f"{name} {list(tensors[name].shape)} instead of {list(own[name].shape)}"
+        for name in present
+        if tensors[name].shape != own[name].shape
+    ]
+    unknown = [name for name in tensors if name not in own and not _within(name, heads)]
+    problems = [("missing", missing), ("wrong shape", wrong_shape), ("unknown", unknown)]
+    if any(names for _, names in problems):
+        reason = "; ".join(f"{problem}: {_some(names)}" for problem, names in problems if names)
+        raise _misfit(loading, reason)
+
+
+def _misfit(loading: _Loading, reason: str) -> RequestError:
+    """Return the error for weights that do not fit; its hint names the network that they fit, if that is known."""
+    path, net = loading.path, loading.net
+    kind, flags, channels = _origin(loading)
+    if channels not in (None, loading.in_chans) and not loading.architecture:  # timm converts them
+        hint = f"use weights for images with {plural(loading.in_chans, 'channel')}, or --pretrained false"
+    elif flags is not None:
+        hint = f"use {flags}"
+    elif kind is not None:
+        hint = f"use weights of --net {net}, or --pretrained false"
+    else:
+        hint = "use the --net and options of the network in the file, or --pretrained false"
+    images = f"{loading.in_chans}x{loading.img_size}x{loading.img_size}"
+    named = f" ({kind})" if kind else ""
+    return RequestError(
+        f"--pretrained {path}{named} does not fit --net {net} with {images} images: {reason}", hint=hint
+    )
+
+
+def _origin(loading: _Loading) -> tuple[str | None, str | None, int | None]:
+    """Return what weights the file has, flags of a network that they fit, and its channels; each None if unknown."""
+    content, flags = loading.content, flags_of_run(loading.content)
+    if flags is not None:
+        mean = content.get("mean")
+        return "weights of a run", flags, len(mean) if isinstance(mean, list) else None
+    original = original_network(loading.original)
+    if original is not None:
+        name, fitting = original
+        flags = fitting and f"--net {name} --size {find_model(name).img_size}"
+        return f"weights of {name} of the original scripts", flags, 3
+    return *recognise(loading.original, num_heads(loading.path, content)), None
 
 
 def head_names(model: nn.Module) -> list[str]:

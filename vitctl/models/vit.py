@@ -250,6 +250,7 @@ def vit(
     pool: str,
     init: str,
     pos_init: str = "normal",
+    head_hidden: int = 0,
 ) -> nn.Module:
     """Build the Vision Transformer of Dosovitskiy et al. 2021 (arXiv 2010.11929) with vit-pytorch's architecture.
 
@@ -281,6 +282,7 @@ def vit(
             default; embeddings: N(0, 1)).
         pos_init: initial position embedding of the patches: ``normal``, according to ``init``, or ``sincos``, that of
             simplevit (Beyer et al. 2022, arXiv 2205.01580) multiplied by :data:`SINCOS_SCALE`.
+        head_hidden: hidden width of a head of two layers, as in vit-pytorch until 2020; 0 for one layer.
 
     Returns:
         A module that maps float ``[B, C, H, W]`` to logits ``[B, K]``.
@@ -315,6 +317,8 @@ def vit(
         embed_layer=ShiftedPatchTokens if small else PatchTokens,
         block_fn=block,
     )
+    if head_hidden:
+        model.head = cast(Any, Mlp(embed_dim, head_hidden, num_classes, act_layer=nn.GELU, drop=dropout))
     if pool == "cls":  # saves about a tenth of the operations, as the head uses no other token
         cast(Block, model.blocks[-1]).first_only = True
     init_weights(model, init, (model.cls_token, model.pos_embed))

@@ -4,20 +4,23 @@ from __future__ import annotations
 
 import dataclasses
 import shlex
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from vitctl.config import resolve_config
 from vitctl.data.cifar import CIFAR10, CIFAR100
 from vitctl.errors import RequestError
 from vitctl.files import check_writable
-from vitctl.models import build_model
-from vitctl.models.legacy import RULES, translate
+from vitctl.models import MODELS, build_model
+from vitctl.models.foreign import recognise
+from vitctl.models.legacy import RULES, has_rule, original_network, original_options, translate
 from vitctl.models.state_files import read_state
-from vitctl.registry import lookup, split_spec, suggest
+from vitctl.registry import Value, lookup, split_spec, suggest
 from vitctl.training.checkpoint import FORMAT, save_checkpoint
 from vitctl.training.session import Progress
 
@@ -39,7 +42,7 @@ def convert(
 
     Args:
         old: the weights: ``{"model": ...}`` of the fork, ``{"net": ..., "acc": ..., "epoch": ...}`` of upstream, or a
-            plain state dict, with or without a ``module.`` prefix.
+            plain state dict, with or without prefixes such as ``module.``.
         output: path of the checkpoint to create; it must not exist.
         net: a network of the original scripts, ``NAME[:key=value,...]``.
         dataset: ``cifar10`` or ``cifar100``.
@@ -55,7 +58,7 @@ def convert(
         RequestError: unknown network, unreadable file, tensors of another network, or an output that cannot be written.
         RunFailed: writing the checkpoint failed.
     """
-    name, _ = split_spec(net, "--net")
+    name, given = split_spec(net, "--net")
     if name not in RULES:
         raise RequestError(f"--net {name} is not a network of the original scripts", hint=suggest(name, RULES))
     lookup(DATA, dataset, "--dataset")
@@ -70,22 +73,23 @@ def convert(
         net = _with_option(net, "reduction", 32)
     if patch is not None and name == "swin":
         net, patch = _with_option(net, "window_size", patch), None  # the scripts passed --patch as Swin's window size
-    settings = {"recipe": "seed", "net": net, "size": size, "dataset": "cifar10", "pretrained": "false"}
-    settings |= {key: value for key, value in (("patch", patch), ("convkernel", convkernel)) if value is not None}
-    config = dataclasses.replace(resolve_config(settings), dataset=dataset)
     tensors, more = read_state(old, str(old))
     if {"format", "config"} <= more.keys():
         raise RequestError(
             f"{old} is already a vitctl checkpoint", hint=f"use it as it is: vitctl eval {shlex.quote(str(old))}"
         )
+    for option, value in original_options(name, tensors).items():
+        net = net if option in given else _with_option(net, option, value)
+    settings = {"recipe": "seed", "net": net, "size": size, "dataset": "cifar10", "pretrained": "false"}
+    settings |= {key: value for key, value in (("patch", patch), ("convkernel", convkernel)) if value is not None}
+    config = dataclasses.replace(resolve_config(settings), dataset=dataset)
     classes, mean, std = DATA[dataset]
     torch.manual_seed(0)
     model = build_model(config.net, config.net_options, img_size=size, in_chans=3, num_classes=len(classes))
     try:
         state = translate(config.net, config.net_options, tensors, model.state_dict())
     except RequestError as error:
-        error.add_context(str(old))
-        raise
+        raise _explained(error, old, name, tensors, model.state_dict()) from error
     epoch, acc = _number(more.get("epoch")), _number(more.get("acc"))
     save_checkpoint(
         {
@@ -142,7 +146,31 @@ def check_original_size(net: str, size: int) -> None:
         )
 
 
-def _with_option(net: str, option: str, value: int) -> str:
+def _explained(
+    error: RequestError, old: Path, net: str, tensors: Mapping[str, Tensor], own: Mapping[str, Tensor]
+) -> RequestError:
+    """Return the error for a file that does not convert as ``net``; its hint is for what the file is."""
+    original = original_network(tensors)
+    if original is not None:
+        name, flags = original
+        hint = f"use {flags}" if flags else error.hint if name == net else f"use --net {name}"
+        return RequestError(f"{old}: {error.message}", hint=hint)
+    known = has_rule(net, MODELS[net].resolve_options({}, f"--net {net}"))
+    kind, flags = recognise(tensors)
+    if kind is None and sum(name in own for name in tensors) > sum(map(known, tensors)):
+        fits = all(name in tensors and tensors[name].shape == tensor.shape for name, tensor in own.items())
+        kind, flags = f"weights of vitctl's {net}", f"--net {net if fits else f'{net}:KEY=VALUE,...'}"
+    if kind is None or (net != "vit_timm" and sum(map(known, tensors)) > len(tensors) // 2):
+        return RequestError(f"{old}: {error.message}", hint=error.hint)
+    return RequestError(
+        f"{old} has {kind}, not of the original scripts",
+        hint=f"use it as it is: vitctl train {flags} --pretrained {shlex.quote(str(old))}"
+        if flags
+        else "use a file that the original scripts saved",
+    )
+
+
+def _with_option(net: str, option: str, value: Value) -> str:
     return f"{net}{',' if ':' in net else ':'}{option}={value}"
 
 

@@ -31,8 +31,9 @@ def dry_run(
         free: settings that may be fitted to the number of training images; see :func:`vitctl.config.free_settings`.
 
     Returns:
-        ``params``, ``mflop`` (forward pass of one image), ``tokens``, ``class_images`` (training images of each class),
-        ``uneven_classes`` (whether these differ much), ``steps_per_epoch``, ``total_steps``, ``micro_batch``, ``step_time`` (median, in seconds), ``images_per_second``, ``eta`` (seconds for the complete
+        ``params``, ``mflop`` (forward pass of one image), ``tokens``, ``train_images``, ``class_images`` (training
+        images of each class), ``uneven_classes`` (whether these differ much), ``steps_per_epoch``, ``total_steps``,
+        ``micro_batch``, ``step_time`` (median, in seconds), ``images_per_second``, ``eta`` (seconds for the complete
         run, with evaluations), ``peak_memory`` (bytes), and the settings under ``config``.
 
     Raises:

@@ -23,6 +23,9 @@ from torch import Tensor
 
 from vitctl.errors import RequestError
 from vitctl.files import replacing, write_failed
+from vitctl.models.foreign import recognise
+from vitctl.models.legacy import original_network
+from vitctl.models.state_files import read_state
 from vitctl.registry import or_list
 
 FORMAT = 1
@@ -199,18 +202,14 @@ def load_checkpoint(path: Path) -> Checkpoint:
     except Exception as error:  # torch.load raises almost anything on a damaged or foreign file
         reason = "it is damaged" if zipfile.is_zipfile(path) else _NO_ARCHIVE
         if "weights_only" in str(error) or "Unsupported" in str(error):
-            reason = "loading it would run code that it contains"
+            raise _of_another_program(path, "loading it would run code that it contains") from error
         raise _not_a_checkpoint(path, reason) from error
     if not isinstance(checkpoint, dict) or not {"format", "config", "model"} <= checkpoint.keys():
-        if isinstance(checkpoint, dict) and ("net" in checkpoint or "model" in checkpoint):
-            raise DamagedCheckpoint(
-                f"{path} is not a vitctl checkpoint: the original scripts may have written it",
-                hint=f"convert it: vitctl convert {shlex.quote(str(path))} --net NAME -o FILE.pt",
-            )
-        raise _not_a_checkpoint(path, "it contains something else")
+        raise _of_another_program(path, "it contains something else")
     if checkpoint["format"] != FORMAT:
         raise DamagedCheckpoint(
-            f"{path} has checkpoint format {checkpoint['format']}, but this version of vitctl reads only format {FORMAT}",
+            f"{path} has checkpoint format {checkpoint['format']}, "
+            f"but this version of vitctl reads only format {FORMAT}",
             hint="upgrade vitctl: pip install --upgrade vitctl",
         )
     missing = [key for key in KEYS if key not in checkpoint]
@@ -239,6 +238,26 @@ def _check_container(path: Path, file: BinaryIO) -> None:
         if any(member.compress_type != zipfile.ZIP_STORED for member in archive.infolist()):
             raise _not_a_checkpoint(path, "it is compressed")
     file.seek(0)
+
+
+def _of_another_program(path: Path, otherwise: str) -> DamagedCheckpoint:
+    """Return the error for a file that is no checkpoint, perhaps weights of another program; else the reason given."""
+    try:
+        tensors, _ = read_state(path, str(path))
+    except RequestError:
+        return _not_a_checkpoint(path, otherwise)
+    original = original_network(tensors)
+    if original is not None:
+        net, flags = original
+        command = f"vitctl convert {shlex.quote(str(path))} {flags or f'--net {net} --patch N --size N'} -o FILE.pt"
+        return DamagedCheckpoint(
+            f"{path} is not a vitctl checkpoint: the original scripts wrote it", hint=f"convert it: {command}"
+        )
+    kind, flags = recognise(tensors)
+    return DamagedCheckpoint(
+        f"{path} is not a vitctl checkpoint: it has {kind or 'only weights'}",
+        hint=f"use it to start a run: vitctl train {flags or '--net NAME'} --pretrained {shlex.quote(str(path))}",
+    )
 
 
 def _not_a_checkpoint(path: Path, reason: str) -> DamagedCheckpoint:

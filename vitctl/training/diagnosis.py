@@ -23,19 +23,19 @@ WINDOW = 20
 """Steps whose mean loss is compared with that of the first step."""
 
 RISE = 1.1, 0.2
-"""The loss has risen if it is this many times the first, and this much more; smaller differences are noise."""
+"""Factor and margin by which a loss must exceed that of the first step to count as risen; less is noise."""
 
 FALL = 0.9
-"""The loss has begun to fall if it is below this share of the first."""
+"""Share of the first step's loss below which the loss counts as fallen."""
 
 LEVEL = 0.05
 """Level of the binomial test: a result that is as likely as this by chance counts as chance."""
 
 FEW_STEPS, ENOUGH_STEPS = 200, 300
-"""Steps below which a run is probably too short, and how many to try."""
+"""Number of steps below which a run is probably too short, and number to try instead."""
 
-LOOKED_AT = 500
-"""Most training images to look at for the reason."""
+MAX_SAMPLE = 500
+"""Maximum number of training images from which to find the reason."""
 
 SPREAD = 0.01
 """Standard deviation of the probabilities over the images below which outputs count as equal."""
@@ -50,21 +50,22 @@ class LossWatch:
 
     def __init__(self, session: Session) -> None:
         self.session = session
+        # Checkpoints of earlier versions have no first loss.
         self.watching = not session.progress.step or session.progress.first_loss is not None
-        self._begin()
+        self._begin_window()
 
-    def _begin(self) -> None:
+    def _begin_window(self) -> None:
         tally = self.session.tally
         self.begun, self.loss, self.seen = self.session.progress.step, tally.loss_total, tally.seen_total
 
     def step(self, say: Say) -> None:
-        """Look at the losses after a step, if they were read from the device."""
+        """Compare the mean loss of a window with the first loss, once the window's losses were read from the device."""
         tally, progress = self.session.tally, self.session.progress
         if not self.watching or tally.count or progress.step - self.begun < WINDOW:
             return
         first, mean = progress.first_loss, (tally.loss_total - self.loss) / (tally.seen_total - self.seen)
         assert first is not None
-        self._begin()
+        self._begin_window()
         if risen(first, mean):
             self.watching = False
             say(
@@ -112,7 +113,7 @@ def _above_chance(labels: Tensor, predicted: Tensor) -> bool:
 def probability_of_at_least(successes: int, trials: int, probability: float) -> float:
     """Return the probability of at least ``successes``, from the binomial distribution.
 
-    Importing scipy's would take longer than the last seconds that ``--max-time`` leaves.
+    Importing scipy's implementation would take longer than the seconds that ``--max-time`` reserves for the end.
     """
     n, p = (torch.tensor(each, dtype=torch.float64) for each in (trials, min(1.0, probability)))
     k = torch.arange(successes, trials + 1, dtype=torch.float64)
@@ -138,14 +139,14 @@ class Reason:
 
 
 @dataclass(frozen=True)
-class Look:
-    """Some training images, and what the trained network makes of them.
+class Sample:
+    """Some training images, and the trained network's predictions for them.
 
     Attributes:
         session: session of the finished run.
         images: uint8 ``[n, C, H, W]``.
-        labels: int64 ``[n]``.
-        probabilities: float ``[n, K]``, on the CPU.
+        labels: true classes, int64 ``[n]``.
+        probabilities: predicted probabilities, float ``[n, K]``, on the CPU.
     """
 
     session: Session
@@ -155,10 +156,10 @@ class Look:
 
     @classmethod
     @torch.inference_mode()
-    def at(cls, session: Session) -> Look:
-        """Look at up to :data:`LOOKED_AT` images, spread over the training set."""
+    def of(cls, session: Session) -> Sample:
+        """Return up to :data:`MAX_SAMPLE` images, spread over the training set."""
         train, model = session.splits.train, session.evaluated_model.eval()
-        subset = Subset(train.examples, train.index[:: -(-len(train) // LOOKED_AT)])
+        subset = Subset(train.examples, train.index[:: -(-len(train) // MAX_SAMPLE)])
 
         def run(images: Tensor) -> Tensor:
             with session.autocast():
@@ -174,34 +175,34 @@ class Look:
         )
 
 
-def identical_images(look: Look) -> Reason | None:
-    """Find that most images equal one of another class, as when all are blank."""
-    contents = [image.numpy().tobytes() for image in look.images]
+def identical_images(sample: Sample) -> Reason | None:
+    """Find that most images have an equal one in another class, as when all are blank."""
+    contents = [image.numpy().tobytes() for image in sample.images]
     classes: dict[bytes, set[int]] = {}
-    for content, label in zip(contents, look.labels.tolist(), strict=True):
+    for content, label in zip(contents, sample.labels.tolist(), strict=True):
         classes.setdefault(content, set()).add(label)
     alike = torch.tensor([len(classes[content]) > 1 for content in contents])
     if alike.sum() * 2 < len(contents):
         return None
     share = f"{100 * alike.double().mean():.0f} % of images are"
-    flat = look.images[alike].flatten(2)
+    flat = sample.images[alike].flatten(2)
     if (flat.amin(2) == flat.amax(2)).all(1).double().mean() > 0.5:
         return Reason("blank_images", f"{share} blank", "see --preview-batch b.png")
     return Reason("identical_images", f"{share} in two classes", "remove duplicates")
 
 
-def high_rate(look: Look) -> Reason | None:
+def high_rate(sample: Sample) -> Reason | None:
     """Find that the loss rose above that of the first step."""
-    session = look.session
+    session = sample.session
     first, highest = session.progress.first_loss, max(row["train_loss"] for row in session.history)
     if first is None or not risen(first, highest):
         return None
     return Reason("high_rate", f"the loss rose from {first:.2f} to {highest:.2f}", _lower_rate(session))
 
 
-def few_steps(look: Look) -> Reason | None:
+def few_steps(sample: Sample) -> Reason | None:
     """Find that the run is short."""
-    session = look.session
+    session = sample.session
     step = session.progress.step
     if step >= FEW_STEPS:
         return None
@@ -211,28 +212,28 @@ def few_steps(look: Look) -> Reason | None:
     return Reason("few_steps", f"the run took only {plural(step, 'step')}", f"try {longer}")
 
 
-def equal_outputs(look: Look) -> Reason | None:
+def equal_outputs(sample: Sample) -> Reason | None:
     """Find that the network gives every image about the same output."""
-    if look.probabilities.std(0).max() > SPREAD:
+    if sample.probabilities.std(0).max() > SPREAD:
         return None
-    return Reason("equal_outputs", "all images have the same output", _lower_rate(look.session))
+    return Reason("equal_outputs", "all images have the same output", _lower_rate(sample.session))
 
 
-def only_training(look: Look) -> Reason | None:
+def only_training(sample: Sample) -> Reason | None:
     """Find that the network classifies the training images, but no others."""
-    predicted = look.probabilities.argmax(1)
-    if is_at_chance(look.labels, predicted):
+    predicted = sample.probabilities.argmax(1)
+    if is_at_chance(sample.labels, predicted):
         return None
     return Reason("only_training", "only training images are learned", "check the test labels")
 
 
 REASONS = (identical_images, high_rate, few_steps, equal_outputs, only_training)
-"""Searches for a reason, the most certain first."""
+"""Functions that look for one reason each, in order of precedence."""
 
 
-def find_reason(look: Look) -> Reason:
+def find_reason(sample: Sample) -> Reason:
     """Return the first reason that is found."""
-    found = (search(look) for search in REASONS)
+    found = (search(sample) for search in REASONS)
     return next(filter(None, found), Reason("flat_loss", "the loss hardly fell", "try --lr-finder"))
 
 
@@ -250,7 +251,7 @@ def warn_at_chance(session: Session, result: Evaluation, say: Say) -> Record:
     """
     if not is_at_chance(result.labels, result.predicted):
         return {}
-    reason = find_reason(Look.at(session))
+    reason = find_reason(Sample.of(session))
     say(f"warning: test accuracy {result.acc:.1f} % is at chance: {reason.cause}; {reason.advice}")
     expected = 100 * chance_level(result.labels, result.predicted)
     return {

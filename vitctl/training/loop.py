@@ -336,14 +336,6 @@ def final_evaluations(
     Returns:
         Evaluations by part: ``test`` and ``val``.
 
-    Args:
-        session: the session.
-        folder: the run's folder.
-        observer: receives the progress.
-        stop: ends the evaluation when a signal arrives.
-        clock: measures the run.
-        evaluated: evaluation of the last epoch in this session, or None.
-
     Raises:
         Stopped: a signal arrived.
     """

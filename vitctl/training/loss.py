@@ -25,9 +25,9 @@ def balanced_weights(labels: Tensor, classes: int) -> Tensor:
 def total_weight(labels: Tensor, weights: Tensor | None) -> Tensor | int:
     """Return the sum of the weights of a batch's labels, by which the sum of its losses is divided.
 
-    With ``weights``, the loss of a step is then the weighted mean of torch's ``cross_entropy(weight=...)``, whatever the
-    micro-batches. Torch divides by the number of images if labels are mixed; here, a mixed label weighs as much as its
-    parts, so that an unmixed image has the same loss in both forms.
+    With ``weights``, the loss of a step is then the weighted mean of torch's ``cross_entropy(weight=...)``, whatever
+    the size of the micro-batches. For mixed labels, torch divides by the number of images instead. Here, a mixed label
+    has the mean weight of its classes, so that an unmixed image has the same loss in both forms.
 
     Args:
         labels: int64 ``[B]``, or for mixed images the share of each class, float32 ``[B, K]``.

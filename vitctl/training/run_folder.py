@@ -143,7 +143,7 @@ class RunFolder:
             if is_run(run):
                 hint = f"use the run's folder: {run}"
             elif path.suffix in (".pt", ".pth", ".bin", ".safetensors"):
-                hint = f"use --pretrained {path} to start a run from its weights"
+                hint = f"use --pretrained {shlex.quote(str(path))} to start a run from its weights"
             else:
                 hint = _use_a_run_in(path.parent)
             raise RequestError(f"{path} is a file, not a run folder", hint=hint)

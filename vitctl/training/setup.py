@@ -39,8 +39,8 @@ Measured on Zen 3 and Zen 4 cores with 32 MiB of last-level cache: larger micro-
 smaller ones do not keep the cores busy. It is a constant, as micro-batches affect the last bits of a result.
 """
 
-MANY = 0.1
-"""Share of the training images from which :func:`describe_reading` warns."""
+ELONGATED_SHARE = 0.1
+"""Share of training images far from square above which :func:`describe_reading` warns."""
 
 DEVICE_EVAL_BATCH = 1000
 """Maximum number of images per forward pass in evaluation on an accelerator."""
@@ -95,7 +95,13 @@ def open_session(
     loaded = None
     if weights is not None:
         loaded = load_pretrained(
-            model, config.net, config.net_options, weights, img_size=config.size, in_chans=in_chans
+            model,
+            config.net,
+            config.net_options,
+            weights,
+            img_size=config.size,
+            in_chans=in_chans,
+            classes=dataset.classes,
         )
     if config.freeze_backbone:
         freeze_backbone(model, config.net)
@@ -187,7 +193,7 @@ def describe_reading(config: TrainConfig, dataset: Dataset, observer: Observer) 
         return
     if traits.deep and dataset.value_range != FULL:
         observer.message(f"grey values are read by --value-range {dataset.value_range}")
-    if config.fit == "crop" and traits.elongated > MANY * traits.images:
+    if config.fit == "crop" and traits.elongated > ELONGATED_SHARE * traits.images:
         observer.message(
             f"warning: --fit crop cuts off over 40 % of {traits.elongated:,} of "
             f"{plural(traits.images, 'training image')}; use --fit pad or squeeze"

@@ -19,13 +19,14 @@ from vitctl.config import (
     TrainConfig,
     check_tracked,
     find_card,
-    find_weights,
+    find_run,
     flag_name,
     pretrained_word,
     resolve_labels,
     split_warmup,
 )
 from vitctl.data import AUGMENTATIONS
+from vitctl.data.layout import class_name
 from vitctl.data.manifest import require_unchanged
 from vitctl.errors import RequestError
 from vitctl.observer import SILENT, Observer, Record
@@ -152,13 +153,16 @@ def resume_run(
 
         check_config(config, SILENT, weights=False)  # warnings were printed when the run started
         session = open_session(config, observer, pretrained=checkpoint is None, resumed=True)
+        same_classes = checkpoint is None or (*map(class_name, checkpoint["classes"]),) == session.dataset.classes
         accepted = require_unchanged(
             session.dataset.manifest,
             recorded_data(document, checkpoint),
             folder.path / MANIFEST,
             session.dataset.source,
-            accept=accept_data,
-            hint="restore them, or add --accept-data to continue with them as they are",
+            accept=accept_data and same_classes,
+            hint="restore them, or add --accept-data to continue with them as they are"
+            if same_classes
+            else "restore them, or start a new run, as the classes changed too",
         )
         if accepted:
             observer.message(f"continuing with images that changed: {accepted}")
@@ -330,7 +334,7 @@ def stored_value(stored: TrainConfig, name: str) -> Any:
 def same_value(stored: TrainConfig, name: str, value: Any) -> bool:
     """Return whether ``value``, as given by a flag, equals the stored setting."""
     if name == "pretrained" and pretrained_word(value) not in ("true", "false"):
-        value = str(find_weights(value))
+        value = str(find_run(Path(value).expanduser()).absolute())
     elif name == "pretrained":
         value = pretrained_word(value)
     if value is True and name == "aug":
