@@ -178,7 +178,7 @@ CASES: list[dict[str, Any]] = [
     {"opt": "muon", "net": VIT, "weight_decay": 0.1, "micro_batch": 8},
     {"opt": "adamw", "net": VIT},
     {"opt": "lion", "net": VIT},
-    {"opt": "sgd", "net": "res18:width=8", "bs": 16},  # BatchNorm
+    {"opt": "sgd", "net": "res18:width=8", "bs": 16, "lr": 0.01},  # BatchNorm
 ]
 
 

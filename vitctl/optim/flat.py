@@ -64,7 +64,7 @@ class FlatParameters:
         self._grad_views = views(self.grads, self.parameters)
         self._reached: set[Tensor] = set()
         for parameter in self.parameters:
-            parameter.register_post_accumulate_grad_hook(self._reached.add)
+            parameter.register_post_accumulate_grad_hook(self._reached.add)  # type: ignore[no-untyped-call]
 
     def begin(self) -> None:
         """Zero the gradients, to which backward passes then add in place."""
