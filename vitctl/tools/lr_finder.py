@@ -151,8 +151,6 @@ def _rising_run(session: Session, steps: int, observer: Observer) -> tuple[list[
         except NotFinite:
             return rates, losses, True
         loss = (progress.loss_sum - sum_before) / (progress.seen - seen_before)
-        if not math.isfinite(loss):
-            return rates, losses, True
         rates.append(session.lr(step))
         losses.append(loss)
         mean = AVERAGE_DECAY * mean + (1 - AVERAGE_DECAY) * loss

@@ -32,7 +32,6 @@ class WeightAverage:
             name in saved and buffer.is_floating_point() and bool(buffer.isfinite().all())
             for name, buffer in self.model.named_buffers()
         ]
-
         self._flat = self._flattened(model, flat) if flat is not None else None
 
     def _pairs(self, model: nn.Module) -> list[tuple[Tensor, Tensor, bool]]:

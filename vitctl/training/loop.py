@@ -76,7 +76,7 @@ def fit(
         read_tally(session)
         # The loss was computed before the last update, so check the weights too.
         check_finite(session, torch.nn.utils.get_total_norm(p.detach() for p in session.model.parameters()).item())
-        progress.seconds = clock.seconds()
+        session.progress.seconds = clock.seconds()
         session.last_saved = folder.save(session.checkpoint(), keep=config.keep, best=best)
         last_save = time.monotonic()
 
@@ -212,7 +212,8 @@ def train_step(session: Session) -> None:
             normalize_seconds += time.perf_counter() - normalize_start
             with session.autocast():
                 logits = session.forward(x)
-            logits = logits[: len(target)]  # without those of images that fill up the piece
+            if len(logits) > len(target):  # without those of images that fill up the piece
+                logits = logits[: len(target)]
             loss = F.cross_entropy(
                 logits.float(),
                 target,
@@ -279,10 +280,10 @@ def read_tally(session: Session) -> None:
 def last_good_saved(session: Session, save: Callable[[], None]) -> Iterator[Callable[[], None]]:
     """When the block raises :class:`SpoiledWeights`, save the state before the first step that spoiled them.
 
-    It is computed again, from a copy of the state at the last read. Masking the updates in each step would save these
-    repeated steps, at most :data:`READ_EVERY` and only in a run that fails. But every step would have to copy weights and
-    optimizer state, as no fused or third-party optimizer can be made to skip a step by a flag on every device (fused Adam
-    on MPS ignores ``found_inf``), and some count steps in Python.
+    The steps up to it, at most :data:`READ_EVERY`, are repeated from a copy of the state at the last read, if memory has
+    room for one. The alternative, to mask all updates from the failed step on, has a price in every step: fused Adam on
+    MPS ignores ``found_inf``, timm's optimizers have no such flag and count steps in Python, and BatchNorm has already
+    updated its statistics, so each step would copy all of them.
 
     Args:
         session: the session of the run.
@@ -298,13 +299,18 @@ def last_good_saved(session: Session, save: Callable[[], None]) -> Iterator[Call
         nonlocal good
         if not free_reads and not session.tally.count:
             good = None  # frees its memory
-            good = copy.deepcopy(session.checkpoint())
+            try:
+                good = copy.deepcopy(session.checkpoint())
+            except (RuntimeError, MemoryError) as error:
+                if not devices.is_out_of_memory(error):
+                    raise
 
     keep_good()
     try:
         yield keep_good
     except SpoiledWeights as error:
-        assert good is not None
+        if good is None:
+            raise
         session.restore(good)
         session.train_mode()
         while session.progress.step < error.step - 1:
