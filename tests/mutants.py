@@ -146,8 +146,8 @@ MUTANTS = (
     Mutant(
         "loop: gradients are not clipped",
         "training/loop.py",
-        "            if config.clip_grad:\n                torch.nn.utils.clip_grads_with_norm_",
-        "            if config.clip_grad < 0:\n                torch.nn.utils.clip_grads_with_norm_",
+        "        if config.clip_grad:\n            torch.nn.utils.clip_grads_with_norm_",
+        "        if config.clip_grad < 0:\n            torch.nn.utils.clip_grads_with_norm_",
         "tests/training/test_loop.py",
     ),
     Mutant(
@@ -167,9 +167,44 @@ MUTANTS = (
     Mutant(
         "loop: one finite value hides a value that is not",
         "training/loop.py",
-        "elif not all(math.isfinite(value) for value in values):",
-        "elif not any(math.isfinite(value) for value in values):",
+        "    if not all(math.isfinite(value) for value in values):",
+        "    if not any(math.isfinite(value) for value in values):",
         "tests/training/test_loop.py",
+    ),
+    Mutant(
+        "loop: the first step since the last read is blamed for a later one",
+        "training/session.py",
+        "failed = self._first_step + finite if",
+        "failed = self._first_step if",
+        "tests/training/test_late_reads.py",
+    ),
+    Mutant(
+        "loop: steps before the failed one are not repeated",
+        "training/loop.py",
+        "while session.progress.step < error.step - 1:",
+        "while session.progress.step < 0:",
+        "tests/training/test_late_reads.py",
+    ),
+    Mutant(
+        "session: BatchNorm sees images that fill up a batch",
+        "training/session.py",
+        "one_shape and not self.batches.drop_single",
+        "one_shape",
+        "tests/training/test_one_shape.py",
+    ),
+    Mutant(
+        "flat: parameters without gradients are updated",
+        "optim/flat.py",
+        "            if parameter not in self._reached:",
+        "            if False:",
+        "tests/optim/test_flat.py",
+    ),
+    Mutant(
+        "flat: the state of a loaded state dict is ignored",
+        "optim/flat.py",
+        "states[key] = view.copy_(states[key])",
+        "states[key] = view",
+        "tests/optim/test_flat.py",
     ),
     Mutant(
         "loop: the record has the learning rate of the next step",

@@ -204,6 +204,12 @@ class TrainBatches:
         return images
 
 
+def fill_up(images: Tensor, size: int) -> Tensor:
+    """Append copies of the first of ``images``, ``[B, ...]``, until there are at least ``size``."""
+    missing = size - len(images)
+    return images if missing <= 0 else torch.cat([images, images[:1].expand(missing, *images.shape[1:])])
+
+
 def scale_and_offset(mean: tuple[float, ...], std: tuple[float, ...], white: int = 255) -> tuple[Tensor, Tensor]:
     """Return the scale and offset, float32 ``[1, C, 1, 1]`` each, that normalise images in one multiply-add.
 

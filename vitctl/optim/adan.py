@@ -7,10 +7,13 @@ from typing import Any, overload
 
 import torch
 from torch import Tensor
-from torch.optim import Optimizer
+
+from vitctl.optim.flat import FlatOptimizer
+
+STATE = ("prev_grad", "m", "v", "n")
 
 
-class Adan(Optimizer):
+class Adan(FlatOptimizer):
     """Multi-tensor adaptive Nesterov momentum (Xie et al. 2022, arXiv 2208.06677).
 
     State dicts can be exchanged with the adan-pytorch package, whose updates are reproduced:
@@ -83,16 +86,14 @@ class Adan(Optimizer):
         state: dict[str, Any] = self.state[p]
         if not state:
             state["step"] = 0
-            for key in ("prev_grad", "m", "v", "n"):
+            for key in STATE:
                 state[key] = torch.zeros_like(p)
         return state
 
     def _update(self, group: dict[str, Any], params: list[Tensor], done: int) -> None:
         """Take a step for ``params``, which have taken ``done`` steps."""
         beta1, beta2, beta3 = group["betas"]
-        states = [self.state[p] for p in params]
-        grads = [p.grad for p in params if p.grad is not None]
-        previous, m, v, n = ([state[key] for state in states] for key in ("prev_grad", "m", "v", "n"))
+        values, grads, previous, m, v, n = self._lists(group, params, STATE)
         if done:
             change = torch._foreach_sub(grads, previous)
             torch._foreach_lerp_(m, grads, beta1)
@@ -101,11 +102,11 @@ class Adan(Optimizer):
             torch._foreach_add_(change, grads)
             torch._foreach_mul_(n, 1 - beta3)
             torch._foreach_addcmul_(n, change, change, value=beta3)
-        self._apply(group, params, m, v, n, done + 1)
+        self._apply(group, values, m, v, n, done + 1)
 
         torch._foreach_copy_(previous, grads)
-        for state in states:
-            state["step"] = done + 1
+        for p in params:
+            self.state[p]["step"] = done + 1
 
     @staticmethod
     def _apply(

@@ -11,10 +11,10 @@ from typing import Any, overload
 
 import torch
 from torch import Tensor
-from torch.optim import Optimizer
 from torch.optim.adamw import adamw
 
 from vitctl import devices
+from vitctl.optim.flat import FlatOptimizer
 
 COEFFICIENTS = (3.4445, -4.7750, 2.0315)
 """Coefficients of ``a x + b x^3 + c x^5``: the steepest at 0 whose iterates stay near 1 (Jordan 2024)."""
@@ -44,7 +44,7 @@ def newton_schulz(x: Tensor, steps: int = 5) -> Tensor:
     return x
 
 
-class Muon(Optimizer):
+class Muon(FlatOptimizer):
     """Orthogonalised momentum for hidden matrices, and AdamW for all other parameters.
 
     The update of a matrix is ``-lr * sqrt(max(1, rows / columns)) * NS(u)``, where ``u`` is the momentum, optionally
@@ -127,14 +127,16 @@ class Muon(Optimizer):
             params = [p for p in group["params"] if p.grad is not None]
             if not params:
                 continue
-            grads = [p.grad for p in params if p.grad is not None]
-            averages = [self._momentum_of(p) for p in params]
+            for p in params:
+                if not self.state[p]:
+                    self.state[p]["momentum_buffer"] = torch.zeros_like(p)
+            values, grads, averages = self._lists(group, params, ("momentum_buffer",))
             # A running mean instead of the usual sum: it has the same direction, and NS normalises the length.
             torch._foreach_lerp_(averages, grads, 1 - group["momentum"])
             updates = torch._foreach_lerp(grads, averages, group["momentum"]) if group["nesterov"] else averages
             if group["weight_decay"]:
-                torch._foreach_mul_(params, 1 - group["lr"] * group["weight_decay"])
-            for p, update in zip(params, updates, strict=True):
+                torch._foreach_mul_(values, 1 - group["lr"] * group["weight_decay"])
+            for p, update in zip(params, self._split(group, updates, params), strict=True):
                 rows = p.shape[0] // group["parts"]
                 matrix = update.reshape(group["parts"], rows, -1)  # [parts, rows, columns]
                 columns = matrix.shape[-1]
@@ -149,12 +151,6 @@ class Muon(Optimizer):
                 update = update.mT if matrix.shape[-2] > matrix.shape[-1] else update
                 updates.append(update.reshape(p.shape).to(dtype))
             torch._foreach_add_(targets, torch._foreach_mul(updates, [-rate for _, _, rate in members]))
-
-    def _momentum_of(self, p: Tensor) -> Tensor:
-        state: dict[str, Tensor] = self.state[p]
-        if not state:
-            state["momentum_buffer"] = torch.zeros_like(p)
-        return state["momentum_buffer"]
 
     def _step_adamw(self, group: dict[str, Any]) -> None:
         """Update the parameters of ``group`` with torch's AdamW."""

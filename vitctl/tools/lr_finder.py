@@ -17,7 +17,7 @@ from vitctl.observer import Observer, Record
 from vitctl.optim import find_optimizer
 from vitctl.optim.schedule import RangeTest
 from vitctl.tools.plots import check_plot
-from vitctl.training.loop import train_step
+from vitctl.training.loop import read_tally, train_step
 from vitctl.training.preflight import check_config
 from vitctl.training.session import Session
 from vitctl.training.setup import fitted, open_data, open_session
@@ -147,12 +147,10 @@ def _rising_run(session: Session, steps: int, observer: Observer) -> tuple[list[
         seen_before, sum_before = progress.seen, progress.loss_sum
         try:
             train_step(session)
-            session.tally.read(progress)
+            read_tally(session)
         except NotFinite:
             return rates, losses, True
         loss = (progress.loss_sum - sum_before) / (progress.seen - seen_before)
-        if not math.isfinite(loss):
-            return rates, losses, True
         rates.append(session.lr(step))
         losses.append(loss)
         mean = AVERAGE_DECAY * mean + (1 - AVERAGE_DECAY) * loss

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vitctl import devices
-from vitctl.data.batches import Normalize
+from vitctl.data.batches import Normalize, fill_up
 from vitctl.data.dataset import Subset
 
 Progress = Callable[[int, int], None]
@@ -184,21 +184,29 @@ def logits_of(
         run: maps images, uint8 ``[B, C, H, W]`` on ``device``, to logits, float ``[B, K]``.
         subset: the images to evaluate.
         batch_size: images per batch.
-        device: device on which ``run`` expects images; the CPU by default.
+        device: device on which ``run`` expects images; the CPU by default. Where every shape costs memory, batches are
+            of equal size, to which the last is filled up.
         mirror: also yield the average of the logits of each image and its mirror image.
         progress: called with the number of images done and in total.
 
     Yields:
         logits ``[B, K]``, averaged logits ``[B, K]`` or None, and labels, int64 ``[B]`` on ``device``.
     """
-    done = 0
+    done, filled = 0, 0
+    if device is not None and devices.policy_of(device).one_shape:
+        count = max(1, len(subset))
+        batch_size = filled = -(-count // -(-count // batch_size))
+
+    def logits_for(images: Tensor) -> Tensor:
+        return run(fill_up(images, filled))[: len(images)]
+
     for chosen in torch.split(subset.index, batch_size):
         images = subset.examples.images[chosen]
         labels = subset.examples.labels[chosen]
         if device is not None:
             images, labels = images.to(device), labels.to(device)
-        logits = run(images)
-        averaged = (logits + run(images.flip(-1))) / 2 if mirror else None
+        logits = logits_for(images)
+        averaged = (logits + logits_for(images.flip(-1))) / 2 if mirror else None
         done += len(chosen)
         if progress:
             progress(done, len(subset))

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
+import copy
 import math
 import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import torch
@@ -11,12 +14,14 @@ import torch.nn.functional as F
 
 from vitctl import devices
 from vitctl.config import ORIGINAL_BATCH
+from vitctl.data.batches import fill_up
 from vitctl.data.dataset import Subset
 from vitctl.errors import Interrupted, NotFinite
 from vitctl.observer import Observer, Record, RunStart
 from vitctl.process.signals import StopRequest
 from vitctl.recipes import Card
 from vitctl.training.card import CardWatch
+from vitctl.training.checkpoint import Checkpoint
 from vitctl.training.diagnosis import LossWatch, warn_at_chance
 from vitctl.training.evaluate import Evaluation, Stopped, evaluate
 from vitctl.training.loss import total_weight
@@ -51,7 +56,8 @@ def fit(
         card: the recipe's card to compare the run with, or None.
 
     Raises:
-        RunFailed: the loss is not finite, or memory or the disk is full; the last good checkpoint is kept.
+        RunFailed: loss or gradient is not finite, or memory or the disk is full; the last good checkpoint is kept. Where
+            reads cost time, a last checkpoint is saved of the step before the first whose loss or gradient is not finite.
         Interrupted: a signal arrived, and the state was saved.
     """
     progress, config = session.progress, session.config
@@ -67,11 +73,10 @@ def fit(
 
     def save(*, best: bool = False) -> None:
         nonlocal last_save
-        session.tally.read(progress)
-        check_finite(session, progress.loss_sum)
+        read_tally(session)
         # The loss was computed before the last update, so check the weights too.
         check_finite(session, torch.nn.utils.get_total_norm(p.detach() for p in session.model.parameters()).item())
-        progress.seconds = clock.seconds()
+        session.progress.seconds = clock.seconds()
         session.last_saved = folder.save(session.checkpoint(), keep=config.keep, best=best)
         last_save = time.monotonic()
 
@@ -84,14 +89,18 @@ def fit(
             step=progress.step,
         )
 
-    with StopRequest(
-        lambda _: observer.message("stopping after this step and saving; press Ctrl-C again to quit immediately")
-    ) as stop:
+    with (
+        StopRequest(
+            lambda _: observer.message("stopping after this step and saving; press Ctrl-C again to quit immediately")
+        ) as stop,
+        last_good_saved(session, save) as keep_good,
+    ):
         while progress.recorded_step < session.total_steps and not progress.stopped_early:
             session.train_mode()
             steps = min(session.steps_per_epoch, session.total_steps - progress.epoch * session.steps_per_epoch)
             while progress.step_in_epoch < steps:
                 train_step(session)
+                keep_good()
                 observer.stepped(clock.record(steps))
                 loss_watch.step(observer.message)
                 due = save_steps is not None and progress.step % save_steps == 0
@@ -121,6 +130,7 @@ def fit(
                 progress.epoch += 1
                 progress.begin_epoch()
             save(best=best)
+            keep_good()
             folder.append_metrics(row)
             observer.epoch_done(row)
             watch.epoch(row, observer.message)
@@ -172,6 +182,9 @@ def run_start(session: Session, folder: Path) -> RunStart:
 def train_step(session: Session) -> None:
     """Take one optimizer step, in micro-batches whose gradients add up to that of the batch.
 
+    Where reads cost time, none waits for the device in most steps, and :func:`read_tally` reads in some. The exception is
+    the scaler of fp16 gradients, which reads whether they overflowed, except for torch's fused optimizers.
+
     Raises:
         RunFailed: memory ran out, or loss or gradient is not finite. The latter is detected before the update on CPU,
             within :data:`READ_EVERY` steps on an accelerator, and always before a checkpoint is saved.
@@ -190,13 +203,17 @@ def train_step(session: Session) -> None:
     loss_sum = torch.zeros((), device=device)
     correct = torch.zeros((), device=device, dtype=torch.int64)
     busy_start, normalize_seconds = time.perf_counter(), 0.0
+    if session.flat:
+        session.flat.begin()
     with devices.memory_watched(device, config.bs, session.micro_batch):
         for piece, target in zip(torch.split(images, sizes), torch.split(labels, sizes), strict=True):
             normalize_start = time.perf_counter()
-            x = session.normalize(piece)
+            x = session.normalize(fill_up(piece, session.one_size))
             normalize_seconds += time.perf_counter() - normalize_start
             with session.autocast():
                 logits = session.forward(x)
+            if len(logits) > len(target):  # without those of images that fill up the piece
+                logits = logits[: len(target)]
             loss = F.cross_entropy(
                 logits.float(),
                 target,
@@ -209,15 +226,21 @@ def train_step(session: Session) -> None:
             label = target if target.ndim == 1 else target.argmax(1)  # the dominant class of a mixed image
             correct += (logits.detach().argmax(1) == label).sum()
 
+        if session.flat:
+            session.flat.end()
         if scaler and config.clip_grad:
             scaler.unscale_(session.optimizer)
-        grads = [p.grad for p in session.model.parameters() if p.grad is not None]
-        if config.clip_grad or policy.free_reads:
-            norm = torch.nn.utils.get_total_norm(grads)  # torch uses foreach kernels if the device has them
-            if policy.free_reads:
-                check_finite(session, loss_sum.item(), *([] if scaler else [norm.item()]))
-            if config.clip_grad:
-                torch.nn.utils.clip_grads_with_norm_(session.model.parameters(), config.clip_grad, norm)
+        watched = [loss_sum]
+        if config.clip_grad or not scaler:
+            weights = [session.flat.values] if session.flat else list(session.model.parameters())
+            norm = torch.nn.utils.get_total_norm([p.grad for p in weights if p.grad is not None])
+            watched += [] if scaler else [norm]
+        if policy.free_reads:
+            check_finite(session, *(value.item() for value in watched))
+        else:
+            session.tally.watch(progress.step + 1, *watched)
+        if config.clip_grad:
+            torch.nn.utils.clip_grads_with_norm_(weights, config.clip_grad, norm)
         if scaler:  # if gradients overflowed, it skips the step and halves the scale
             scaler.step(session.optimizer)
             scaler.update()
@@ -228,8 +251,7 @@ def train_step(session: Session) -> None:
             session.average.update(session.model, progress.step + 1)
         session.tally.add(loss_sum * (count / weight), correct, count)
         if policy.free_reads or not progress.step or (progress.step + 1) % READ_EVERY == 0:
-            session.tally.read(progress)
-            check_finite(session, progress.loss_sum)
+            read_tally(session)
         if not progress.step:
             progress.first_loss = progress.loss_sum / count
 
@@ -241,20 +263,92 @@ def train_step(session: Session) -> None:
     progress.train_seconds += end - start
 
 
+def read_tally(session: Session) -> None:
+    """Read the sums of the last steps from the device.
+
+    Raises:
+        SpoiledWeights: loss or gradient of one of these steps is not finite, so all updates since are wrong.
+        NotFinite: fp16 gradients overflow at every step.
+    """
+    failed = session.tally.read(session.progress)
+    if failed is not None:
+        raise not_finite(session, failed, SpoiledWeights)
+    check_finite(session, session.progress.loss_sum)
+
+
+@contextlib.contextmanager
+def last_good_saved(session: Session, save: Callable[[], None]) -> Iterator[Callable[[], None]]:
+    """When the block raises :class:`SpoiledWeights`, save the state before the first step that spoiled them.
+
+    The steps up to it, at most :data:`READ_EVERY`, are repeated from a copy of the state at the last read, if memory has
+    room for one. The alternative, to mask all updates from the failed step on, has a price in every step: fused Adam on
+    MPS ignores ``found_inf``, timm's optimizers have no such flag and count steps in Python, and BatchNorm has already
+    updated its statistics, so each step would copy all of them.
+
+    Args:
+        session: the session of the run.
+        save: saves a checkpoint of it.
+
+    Yields:
+        A function that copies the state of the session if its sums have been read, to call after each step.
+    """
+    free_reads = devices.policy_of(session.device).free_reads  # then, such a step is found before its update
+    good: Checkpoint | None = None
+
+    def keep_good() -> None:
+        nonlocal good
+        if not free_reads and not session.tally.count:
+            good = None  # frees its memory
+            try:
+                good = copy.deepcopy(session.checkpoint())
+            except (RuntimeError, MemoryError) as error:
+                if not devices.is_out_of_memory(error):
+                    raise
+
+    keep_good()
+    try:
+        yield keep_good
+    except SpoiledWeights as error:
+        if good is None:
+            raise
+        session.restore(good)
+        session.train_mode()
+        while session.progress.step < error.step - 1:
+            train_step(session)
+        if session.progress.step:
+            save()
+        raise not_finite(session, error.step) from error
+
+
 def check_finite(session: Session, *values: float) -> None:
     """Raise NotFinite if a loss or a gradient's norm is not finite, or if fp16 gradients overflow at every step."""
     step = session.progress.step + 1
     if session.scaler and session.scaler.get_scale() < SMALLEST_SCALE:
-        message = f"the gradients overflow fp16 at every step, up to step {step}"
-        hint = f"use --precision fp32, or a lower --lr such as {session.config.lr / 10:.2g}"
-    elif not all(math.isfinite(value) for value in values):
-        last = session.last_saved
-        saved = f"last good checkpoint: {last}" if last else "no checkpoint was saved yet"
-        message = f"loss or gradient is not finite at step {step} (lr {session.lr(step - 1):.3g}); {saved}"
-        hint = f"use a lower --lr such as {session.config.lr / 10:.2g}, a longer --warmup, or --clip-grad 1"
-    else:
-        return
-    raise NotFinite(message, hint=hint, step=step, device=str(session.device), batch=session.config.bs)
+        raise NotFinite(
+            f"the gradients overflow fp16 at every step, up to step {step}",
+            hint=f"use --precision fp32, or a lower --lr such as {session.config.lr / 10:.2g}",
+            step=step,
+            device=str(session.device),
+            batch=session.config.bs,
+        )
+    if not all(math.isfinite(value) for value in values):
+        raise not_finite(session, step)
+
+
+class SpoiledWeights(NotFinite):
+    """A loss or gradient that was not finite when the weights were updated with it."""
+
+
+def not_finite(session: Session, step: int, kind: type[NotFinite] = NotFinite) -> NotFinite:
+    """Return the error for a loss or gradient that is not finite at ``step``, counted from 1."""
+    saved = f"last good checkpoint: {session.last_saved}" if session.last_saved else "no checkpoint was saved yet"
+    return kind(
+        f"loss or gradient is not finite at step {step} (lr {session.lr(step - 1):.3g}); {saved}",
+        hint=f"use a lower --lr such as {session.config.lr / 10:.2g}, a longer --warmup, or --clip-grad 1",
+        step=step,
+        device=str(session.device),
+        batch=session.config.bs,
+    )
 
 
 def epoch_record(session: Session, observer: Observer, stop: StopRequest) -> tuple[Record, Evaluation | None]:
@@ -264,7 +358,7 @@ def epoch_record(session: Session, observer: Observer, stop: StopRequest) -> tup
         Stopped: a signal arrived during the evaluation.
     """
     progress, splits = session.progress, session.splits
-    session.tally.read(progress)
+    read_tally(session)
     row: Record = {
         "epoch": progress.epoch + 1,
         "step": progress.step,

@@ -23,6 +23,7 @@ from vitctl.errors import RequestError
 from vitctl.models import MODELS
 from vitctl.models.count import ForwardCost, count_parameters
 from vitctl.models.pretrained import train_head
+from vitctl.optim.flat import FlatParameters
 from vitctl.optim.schedule import Schedule
 from vitctl.registry import format_spec
 from vitctl.training.checkpoint import DATA_SHA256, FORMAT, Checkpoint
@@ -88,6 +89,10 @@ class Tally:
         self.count = 0
         self.loss_total = 0.0
         self.seen_total = 0
+        self._checked = torch.zeros((), device=device)
+        self._finite_steps = torch.zeros((), device=device, dtype=torch.int64)
+        self._watched_steps = 0
+        self._first_step = 0
 
     def add(self, loss_sum: torch.Tensor, correct: torch.Tensor, count: int) -> None:
         """Add the sums of a step over its ``count`` images."""
@@ -95,8 +100,31 @@ class Tally:
         self.correct += correct
         self.count += count
 
-    def read(self, progress: Progress) -> None:
-        """Wait for the device and move the sums into ``progress``."""
+    def watch(self, step: int, *values: torch.Tensor) -> None:
+        """Count the steps before the first whose ``values``, a loss and perhaps a norm, at least 0, are not finite.
+
+        Args:
+            step: the step, counted from 1.
+            values: float scalars.
+        """
+        if not self._watched_steps:
+            self._first_step = step
+        for value in values:
+            self._checked += value  # once the sum is not finite, it remains so
+        self._finite_steps += self._checked < math.inf
+        self._watched_steps += 1
+
+    def read(self, progress: Progress) -> int | None:
+        """Wait for the device and move the sums into ``progress``.
+
+        Returns:
+            The first step since the last read that :meth:`watch` found not finite, counted from 1; None for none.
+        """
+        finite = int(self._finite_steps.item()) if self._watched_steps else 0
+        failed = self._first_step + finite if finite < self._watched_steps else None
+        self._watched_steps = 0
+        self._finite_steps.zero_()
+        self._checked.zero_()
         loss_sum = self.loss_sum.item()
         progress.loss_sum += loss_sum
         progress.correct += int(self.correct.item())
@@ -106,6 +134,7 @@ class Tally:
         self.count = 0
         self.loss_sum.zero_()
         self.correct.zero_()
+        return failed
 
 
 @dataclass
@@ -122,6 +151,7 @@ class Session:
         model: the network.
         average: moving average of its weights, or None.
         optimizer: the optimizer of its parameters.
+        flat: the trained parameters in one buffer, or None where torch has foreach kernels.
         micro_batch: images per forward pass in training.
         eval_batch: images per forward pass in evaluation.
         cost: cost of a forward pass of one image.
@@ -151,6 +181,7 @@ class Session:
     micro_batch: int
     eval_batch: int
     cost: ForwardCost
+    flat: FlatParameters | None = None
     class_weights: torch.Tensor | None = None
     precision: str = "fp32"
     scaler: torch.amp.GradScaler | None = None
@@ -195,6 +226,15 @@ class Session:
     def epochs(self) -> int:
         """Epochs of the run; ``--max-steps`` may shorten the last one."""
         return -(-self.total_steps // self.steps_per_epoch)
+
+    @property
+    def one_size(self) -> int:
+        """Number of images to which smaller micro-batches are filled up, where every shape costs memory; else 0.
+
+        BatchNorm would include the images that fill them up in its statistics.
+        """
+        filled = devices.policy_of(self.device).one_shape and not self.batches.drop_single
+        return min(self.micro_batch, self.batches.count) if filled else 0
 
     @property
     def evaluated_model(self) -> nn.Module:

@@ -24,6 +24,7 @@ from vitctl.models.count import activation_floats, forward_cost, most_images
 from vitctl.models.pretrained import freeze_backbone, load_pretrained, locate
 from vitctl.observer import SILENT, Observer
 from vitctl.optim.build import build_optimizer
+from vitctl.optim.flat import flatten_parameters
 from vitctl.registry import lookup
 from vitctl.training.compiling import compile_network
 from vitctl.training.ema import WeightAverage
@@ -109,6 +110,16 @@ def open_session(
     batchnorm = any(isinstance(module, nn.modules.batchnorm._BatchNorm) for module in model.modules())
     micro_batch, eval_batch = batch_pieces(config, device, build, in_chans, batchnorm)
     batches = train_batches(config, splits, extras, device, drop_single=batchnorm)
+    optimizer = build_optimizer(
+        config.opt,
+        config.opt_options,
+        model,
+        lr=config.lr,
+        weight_decay=config.weight_decay,
+        decay_all=config.decay_all,
+        layer_decay=config.layer_decay,
+    )
+    flat = None if devices.policy_of(device).foreach else flatten_parameters(optimizer)
     session = Session(
         config=config,
         device=device,
@@ -117,16 +128,9 @@ def open_session(
         batches=batches,
         normalize=make_normalize(config, dataset.mean, dataset.std, device),
         model=model,
-        average=WeightAverage(model, config.ema) if config.ema else None,
-        optimizer=build_optimizer(
-            config.opt,
-            config.opt_options,
-            model,
-            lr=config.lr,
-            weight_decay=config.weight_decay,
-            decay_all=config.decay_all,
-            layer_decay=config.layer_decay,
-        ),
+        average=WeightAverage(model, config.ema, flat) if config.ema else None,
+        optimizer=optimizer,
+        flat=flat,
         micro_batch=micro_batch,
         eval_batch=eval_batch,
         cost=forward_cost(build, in_chans, config.size),
