@@ -73,8 +73,8 @@ def parse_version(text: str) -> Version:
 FAULTS: tuple[Fault, ...] = (
     Fault(
         key="channels-last",
-        problem="backward of pooling, BatchNorm and convolution aborts or is wrong for channels-last tensors",
-        threads=(175190, 189233, 188371, 193349),
+        problem="backward of pooling, BatchNorm, convolution or ReLU aborts or is wrong for channels-last tensors",
+        threads=(175190, 189233, 188371, 193349, 107214),
         remedy="no tensor is channels-last on MPS",
     ),
     Fault(

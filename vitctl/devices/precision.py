@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
+
 import torch
 
 from vitctl.devices.device import device_label
+from vitctl.devices.layouts import ContiguousLayouts
+from vitctl.devices.policy import policy_of
 from vitctl.errors import RequestError
 from vitctl.registry import or_list
 
@@ -74,13 +79,18 @@ def _cpu_instructions() -> dict[str, bool]:
 _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
-def autocast(device: torch.device, precision: str) -> torch.autocast:
-    """Return a context that runs the forward pass in ``precision``, a result of :func:`resolve_precision`.
+@contextlib.contextmanager
+def autocast(device: torch.device, precision: str) -> Iterator[None]:
+    """Run the forward pass in ``precision``, a result of :func:`resolve_precision`.
 
-    Weights and gradients stay fp32.
+    Weights and gradients stay fp32. Tensors have memory layouts with which ``device`` computes correctly, also in the
+    backward pass of what was computed in this context.
     """
-    dtype = _DTYPES[precision]
-    return torch.autocast(device.type, dtype=dtype, enabled=precision != "fp32")
+    with contextlib.ExitStack() as stack:
+        if policy_of(device).contiguous:
+            stack.enter_context(ContiguousLayouts())  # type: ignore[no-untyped-call]
+        stack.enter_context(torch.autocast(device.type, dtype=_DTYPES[precision], enabled=precision != "fp32"))
+        yield
 
 
 def make_scaler(device: torch.device, precision: str) -> torch.amp.GradScaler | None:

@@ -122,10 +122,11 @@ def most_images(build: Build, in_chans: int, img_size: int, longest: int) -> int
     Returns:
         The number of images; 0 if a single image has longer sums.
     """
-    one, two = (matmul_lengths(build, in_chans, img_size, batch) for batch in (1, 2))
+    two, three = (matmul_lengths(build, in_chans, img_size, batch) for batch in (2, 3))  # BatchNorm needs two
     most = longest
-    for length, doubled in zip(one, two, strict=True):
-        fixed, growing = 2 * length - doubled, doubled - length
+    for of_two, of_three in zip(two, three, strict=True):
+        growing = of_three - of_two
+        fixed = of_two - 2 * growing
         if fixed + growing > longest:
             return 0
         if growing:
