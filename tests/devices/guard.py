@@ -20,7 +20,15 @@ from torch.utils._pytree import tree_leaves
 
 from vitctl.devices.policy import MPS
 
-LAYOUT_OPERATIONS = ("pool", "batch_norm", "group_norm", "convolution", "upsample", "threshold_backward", "silu_backward")
+LAYOUT_OPERATIONS = (
+    "pool",
+    "batch_norm",
+    "group_norm",
+    "convolution",
+    "upsample",
+    "threshold_backward",
+    "silu_backward",
+)
 """Parts of the names of operations that must not get channels-last tensors, forwards and backwards."""
 
 PRODUCTS = {"aten::mm": 0, "aten::bmm": 0, "aten::addmm": 1, "aten::baddbmm": 1}
@@ -39,6 +47,7 @@ class _Operations(TorchDispatchMode):  # type: ignore[no-untyped-call]
         check_dtypes(name, [*given, *(leaf for leaf in tree_leaves(out) if isinstance(leaf, Tensor))])
         check_layouts(name, given)
         check_length(name, args)
+        check_layer_norm(name, args)
         return out
 
 
@@ -65,6 +74,11 @@ def check_length(name: str, args: tuple[Any, ...]) -> None:
     assert MPS.longest_reduction is not None
     if name in PRODUCTS and args[PRODUCTS[name]].shape[-1] > MPS.longest_reduction:
         raise Forbidden(f"{name} with sums of {args[PRODUCTS[name]].shape[-1]} terms")
+
+
+def check_layer_norm(name: str, args: tuple[Any, ...]) -> None:
+    if name == "aten::native_layer_norm_backward" and not args[-1][0] and any(args[-1]):
+        raise Forbidden(f"{name} without the gradient of its input")
 
 
 def check_attention(*tensors: Tensor) -> None:

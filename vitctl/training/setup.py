@@ -273,8 +273,8 @@ def batch_pieces(
     most = correct_images(config, device, build, in_chans)
     if batchnorm and most < config.bs:
         raise RequestError(
-            f"--bs {config.bs}: PyTorch computes at most {most} images at once correctly on {device}, and BatchNorm "
-            f"needs the complete batch",
+            f"--bs {config.bs} with BatchNorm is too large for {device}: PyTorch computes at most {most} images at once "
+            f"correctly",
             hint=f"use --bs {most}, or --device cpu",
         )
     train, evaluation = preferred_pieces(config, device, build, in_chans, batchnorm)
