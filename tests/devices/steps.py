@@ -10,7 +10,7 @@ import dataclasses
 import json
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 from unittest import mock
 
@@ -46,7 +46,11 @@ OPTIONS: tuple[dict[str, Any], ...] = (
     {"aug": "trivialaug", "layer_decay": 0.8},
 )
 
-POLICIES = {"mps": MPS, "cuda": dataclasses.replace(CUDA, pinned_copies=False)}  # the fake device pins no memory
+POLICIES = {
+    "mps": MPS,
+    "cuda": dataclasses.replace(CUDA, pinned_copies=False),  # the fake device pins no memory
+    "reading": dataclasses.replace(MPS, free_reads=True),
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -77,7 +81,10 @@ def pairs() -> list[Case]:
     ]
 
 
-CASES = [*pairs(), *(Case(net, opt, 0, "cuda") for net, opt in zip(NETS, OPTIMIZERS, strict=False))]
+PLANTED_READ = Case("cct_2", "adamw", 0, "reading")
+"""A step that reads its loss, which must fail."""
+
+CASES = [PLANTED_READ, *pairs(), *(Case(net, opt, 0, "cuda") for net, opt in zip(NETS, OPTIMIZERS, strict=False))]
 
 
 def open_case(net: str, **flags: Any) -> Session:
@@ -128,15 +135,37 @@ def step_on_accelerator(case: Case, device: torch.device) -> set[str]:
     return operations
 
 
+PLANTS: dict[str, tuple[str, Callable[[torch.Tensor], object]]] = {
+    "item": ("ReadBack", lambda x: x.sum().item()),
+    "mask": ("ReadBack", lambda x: x[x > 0]),
+    "copy to the CPU": ("ReadBack", lambda x: x.cpu()),
+    "CPU operand": ("DeviceMismatch", lambda x: x + torch.ones(3)),
+    "CPU index": ("DeviceMismatch", lambda x: x[torch.tensor([0, 1])]),
+    "float64": ("Float64", lambda x: x.double()),
+    "float64 from the CPU": ("Float64", lambda x: torch.ones(3, dtype=torch.float64).to(x.device)),
+}
+"""Faults on the accelerator: the name of the exception, and a function of a tensor there that must raise it."""
+
+
+def plant(fault: Callable[[torch.Tensor], object], device: torch.device) -> str | None:
+    """Return the name of the exception that a fault raises."""
+    with accelerator.active():
+        try:
+            fault(torch.ones(3, device=device))
+        except Exception as raised:  # noqa: BLE001  (the outcome)
+            return type(raised).__name__
+    return None
+
+
 def main() -> None:
-    """Print the error and the operations of each case."""
+    """Print the error and the operations of each case, and what each planted fault raises."""
     torch.set_num_threads(1)
     try:
         device = accelerator.create()
     except ImportError as error:
         print(json.dumps({"missing": str(error)}))
         return
-    outcomes = {}
+    outcomes: dict[str, Any] = {name: plant(fault, device) for name, (_, fault) in PLANTS.items()}
     for case in CASES:
         error, operations = None, set()
         try:

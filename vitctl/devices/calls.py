@@ -22,7 +22,7 @@ LAYOUT_BOUND = frozenset(
 """Functions that compute wrongly on MPS if their arguments or gradients are not contiguous."""
 
 
-class CorrectCalls(TorchFunctionMode):  # type: ignore[no-untyped-call]
+class CorrectCalls(TorchFunctionMode):
     """Adapts the arguments of functions to what a device computes correctly, in layers of any library.
 
     With ``contiguous``, the functions of :data:`LAYOUT_BOUND` get contiguous tensors, and contiguous gradients in the
@@ -34,7 +34,7 @@ class CorrectCalls(TorchFunctionMode):  # type: ignore[no-untyped-call]
     """
 
     def __init__(self, policy: DevicePolicy) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
+        super().__init__()
         self.policy = policy
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:

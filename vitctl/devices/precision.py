@@ -100,7 +100,7 @@ def autocast(device: torch.device, precision: str) -> Iterator[None]:
     policy = policy_of(device)
     with contextlib.ExitStack() as stack:
         if policy.contiguous or not policy.norms_constants:
-            stack.enter_context(CorrectCalls(policy))  # type: ignore[no-untyped-call]
+            stack.enter_context(CorrectCalls(policy))
         stack.enter_context(torch.autocast(device.type, dtype=_DTYPES[precision], enabled=precision != "fp32"))
         yield
 
