@@ -143,6 +143,40 @@ def test_light_modules_import_nothing_heavy(module: str) -> None:
         waiting |= {name for name in found & MODULES.keys() if name not in seen}
 
 
+# -- only vitctl.devices distinguishes devices ---------------------------------------------------------------------
+
+DEVICE_QUESTIONS = {"is_cpu", "is_cuda", "is_mps"}
+"""Attributes of a tensor that state the type of its device."""
+
+
+def asks_for_device(tree: ast.AST) -> Iterator[str]:
+    """Yield expressions that distinguish types of devices, such as ``x.device.type``."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Attribute):
+            type_of_device = node.attr == "type" and ast.unparse(node.value).endswith("device")
+            if type_of_device or node.attr in DEVICE_QUESTIONS:
+                yield ast.unparse(node)
+
+
+@pytest.mark.parametrize("module", [each for each in MODULES if part_of(each) != "devices"])
+def test_only_the_device_policy_distinguishes_devices(module: str) -> None:
+    """Other code must ask for a field of :class:`vitctl.devices.DevicePolicy`, which tests can impose."""
+    assert not list(asks_for_device(tree_of(module)))
+
+
+@pytest.mark.parametrize(
+    "code",
+    [
+        "if device.type == 'mps': pass",
+        "kind = x.device.type",
+        "if self.device.type in ('cuda', 'mps'): pass",
+        "if x.is_cuda: pass",
+    ],
+)
+def test_the_device_rule_detects_violations(code: str) -> None:
+    assert list(asks_for_device(ast.parse(code)))
+
+
 # -- no code parses error messages ---------------------------------------------------------------------------------
 
 READERS = {"startswith", "endswith", "find", "index", "count", "partition", "rpartition", "removeprefix"}

@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -12,10 +13,18 @@ import torch
 from tests.conftest import TINY
 from tests.training.test_loop import tiny_session
 from tests.training.test_resume import same
+from vitctl.devices.policy import MPS, imposed
 from vitctl.training import loop
 from vitctl.training.compiling import compile_network
 
+MESSAGE = "error: --compile does not work on cpu: networks compiled by PyTorch compute wrong sums there"
 NETS = ["cct_2:embed_dim=16,depth=1,num_heads=2,conv_width=8,dropout=0.1", "res18:width=8"]
+
+
+def test_compilation_is_refused_where_it_computes_wrongly(refused: Callable[..., str], tmp_path: Path) -> None:
+    with imposed(MPS):
+        assert refused("train", *TINY, "--compile").startswith(MESSAGE)
+    assert not (tmp_path / "runs").exists()
 
 
 @pytest.mark.parametrize("net", NETS)

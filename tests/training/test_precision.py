@@ -12,6 +12,8 @@ from tests.training.test_loop import tiny_session
 from tests.training.test_resume import same
 from vitctl import devices
 from vitctl.devices import precision as precision_module
+from vitctl.devices.policy import MPS as MPS_POLICY
+from vitctl.devices.policy import imposed
 from vitctl.errors import NotFinite, RequestError
 from vitctl.training import loop
 
@@ -22,7 +24,7 @@ NONE = {"avx2": True, "avx512_bf16": False, "amx_bf16": False, "avx512_fp16": Fa
 @pytest.fixture
 def fp16_here(monkeypatch: pytest.MonkeyPatch) -> None:
     """Allow fp16 on the CPU, which computes it slowly if it has no instructions for it."""
-    monkeypatch.setattr(precision_module, "half_precisions", lambda device: ("bf16", "fp16"))
+    monkeypatch.setattr(precision_module, "_native_precisions", lambda device: ("bf16", "fp16"))
 
 
 @pytest.mark.parametrize(
@@ -32,7 +34,7 @@ def fp16_here(monkeypatch: pytest.MonkeyPatch) -> None:
         (CPU, True, "auto", "fp32"),
         (CPU, True, "bf16", "bf16"),
         (MPS, False, "auto", "fp32"),
-        (MPS, False, "fp16", "fp16"),
+        (MPS, True, "bf16", "bf16"),
         (CUDA, True, "auto", "bf16"),
         (CUDA, False, "auto", "fp16"),
         (CUDA, False, "fp32", "fp32"),
@@ -58,6 +60,16 @@ def test_an_emulated_precision_is_refused(
     with pytest.raises(RequestError):
         devices.resolve_precision(precision, CPU)
     assert devices.nearest_precision(precision, CPU) == "fp32"  # for a network trained on another device
+
+
+def test_fp16_is_refused_where_it_trains_wrongly(refused: Callable[..., str], fp16_here: None) -> None:
+    with imposed(MPS_POLICY):
+        said = refused("train", *TINY, "--precision", "fp16")
+        assert (
+            said.splitlines()[0] == "error: --precision fp16 trains wrongly on cpu: PyTorch can set gradients to zero"
+        )
+        assert devices.resolve_precision("bf16", CPU) == "bf16"  # as the hint proposes
+        assert devices.nearest_precision("fp16", CPU) == "fp32"  # for a network trained on another device
 
 
 def test_an_unknown_precision_gets_a_suggestion(refused: Callable[..., str]) -> None:

@@ -20,6 +20,8 @@ class DevicePolicy:
     Attributes:
         backend: type of the device: ``cpu``, ``cuda`` or ``mps``.
         channels_last: images and convolutional networks may be in the channels-last memory format.
+        contiguous: convolution, pooling, norms and attention compute correctly only with contiguous tensors.
+        norms_constants: LayerNorm's parameters get correct gradients even if its input needs none.
         longest_reduction: most terms of a sum in the backward of a matrix product, such as images x tokens for a linear
             layer's weight; None for no limit.
         longest_batch: most images in one forward pass; None for no limit.
@@ -36,6 +38,8 @@ class DevicePolicy:
 
     backend: str
     channels_last: bool = True
+    contiguous: bool = False
+    norms_constants: bool = True
     longest_reduction: int | None = None
     longest_batch: int | None = None
     precisions: tuple[str, ...] = ("fp32", "bf16", "fp16")
@@ -56,6 +60,8 @@ CUDA = DevicePolicy(backend="cuda", pinned_copies=True)
 MPS = DevicePolicy(
     backend="mps",
     channels_last=False,
+    contiguous=True,
+    norms_constants=False,
     longest_reduction=32_766,
     longest_batch=32_766,
     precisions=("fp32", "bf16"),

@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
+
 import torch
 
+from vitctl.devices.calls import CorrectCalls
 from vitctl.devices.device import device_label
+from vitctl.devices.policy import policy_of
 from vitctl.errors import RequestError
 from vitctl.registry import or_list
 
@@ -25,8 +30,8 @@ def resolve_precision(asked: str, device: torch.device) -> str:
         device: the device that runs the network.
 
     Raises:
-        RequestError: the device has no instructions for it; emulation would be tens of times slower than fp32
-            (https://github.com/pytorch/pytorch/issues/146508).
+        RequestError: the device computes it wrongly, or has no instructions for it; emulation would be tens of times
+            slower than fp32 (https://github.com/pytorch/pytorch/issues/146508).
     """
     if asked == "auto":
         if device.type != "cuda":
@@ -34,10 +39,15 @@ def resolve_precision(asked: str, device: torch.device) -> str:
         return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp16"
     if asked == "fp32" or asked in half_precisions(device):
         return asked
+    hint = f"use --precision {or_list(['fp32', *half_precisions(device)])}"
+    if asked not in policy_of(device).precisions:
+        raise RequestError(
+            f"--precision {asked} trains wrongly on {device}: PyTorch can set gradients to zero", hint=hint
+        )
     raise RequestError(
         f"--precision {asked} would be tens of times slower than fp32: {device_label(device)} ({device}) has no "
         f"instructions for it",
-        hint=f"use --precision {or_list(['fp32', *half_precisions(device)])}",
+        hint=hint,
     )
 
 
@@ -50,6 +60,12 @@ def nearest_precision(asked: str, device: torch.device) -> str:
 
 
 def half_precisions(device: torch.device) -> tuple[str, ...]:
+    """Return those of ``bf16`` and ``fp16`` that the device computes correctly, and for which it has instructions."""
+    correct = policy_of(device).precisions
+    return tuple(precision for precision in _native_precisions(device) if precision in correct)
+
+
+def _native_precisions(device: torch.device) -> tuple[str, ...]:
     """Return those of ``bf16`` and ``fp16`` for which the device has instructions."""
     if device.type == "cuda":
         return ("bf16", "fp16") if torch.cuda.is_bf16_supported(including_emulation=False) else ("fp16",)
@@ -74,13 +90,19 @@ def _cpu_instructions() -> dict[str, bool]:
 _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
-def autocast(device: torch.device, precision: str) -> torch.autocast:
-    """Return a context that runs the forward pass in ``precision``, a result of :func:`resolve_precision`.
+@contextlib.contextmanager
+def autocast(device: torch.device, precision: str) -> Iterator[None]:
+    """Run the forward pass in ``precision``, a result of :func:`resolve_precision`.
 
-    Weights and gradients stay fp32.
+    Weights and gradients stay fp32. Functions are called in the way in which ``device`` computes correctly; what is
+    computed in this context is also differentiated correctly.
     """
-    dtype = _DTYPES[precision]
-    return torch.autocast(device.type, dtype=dtype, enabled=precision != "fp32")
+    policy = policy_of(device)
+    with contextlib.ExitStack() as stack:
+        if policy.contiguous or not policy.norms_constants:
+            stack.enter_context(CorrectCalls(policy))
+        stack.enter_context(torch.autocast(device.type, dtype=_DTYPES[precision], enabled=precision != "fp32"))
+        yield
 
 
 def make_scaler(device: torch.device, precision: str) -> torch.amp.GradScaler | None:

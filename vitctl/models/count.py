@@ -122,10 +122,9 @@ def most_images(build: Build, in_chans: int, img_size: int, longest: int) -> int
     Returns:
         The number of images; 0 if a single image has longer sums.
     """
-    # not one image, which BatchNorm cannot normalise
-    pairs = zip(*(matmul_lengths(build, in_chans, img_size, batch) for batch in (2, 3)), strict=True)
+    two, three = (matmul_lengths(build, in_chans, img_size, batch) for batch in (2, 3))  # BatchNorm needs two
     most = longest
-    for of_two, of_three in pairs:
+    for of_two, of_three in zip(two, three, strict=True):
         growing = of_three - of_two
         fixed = of_two - 2 * growing
         if fixed + growing > longest:

@@ -22,10 +22,16 @@ def check_config(config: TrainConfig, observer: Observer, *, weights: bool = Tru
         weights: whether to check that pretrained weights are available.
 
     Raises:
-        RequestError: a package, device, precision or weights file is not available.
+        RequestError: a package, device, precision or weights file is not available, or the device cannot compile.
     """
     check_trackers(config)
-    devices.resolve_precision(config.precision, devices.resolve_device(config.device))
+    device = devices.resolve_device(config.device)
+    devices.resolve_precision(config.precision, device)
+    if config.compile and not devices.policy_of(device).compiles:
+        raise RequestError(
+            f"--compile does not work on {device}: networks compiled by PyTorch compute wrong sums there",
+            hint="remove --compile, or use --device cpu",
+        )
     if weights and config.pretrained != "false":
         locate(config.net, config.pretrained)
     if warning := doubtful_betas(config.opt, config.opt_options):

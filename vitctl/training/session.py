@@ -213,7 +213,7 @@ class Session:
             steps_per_epoch=self.steps_per_epoch if config.schedule_per == "epoch" else 0,
         )
 
-    def autocast(self) -> torch.autocast:
+    def autocast(self) -> contextlib.AbstractContextManager[None]:
         """Return the context manager for the forward pass in :attr:`precision`."""
         return devices.autocast(self.device, self.precision)
 
