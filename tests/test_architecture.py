@@ -22,6 +22,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("training",),
     ("inference",),
     ("benchmark", "export", "sweep", "tools"),
+    ("doctor",),
     ("cli",),
 )
 """Parts of the package, lowest layer first. A part may import only from lower layers, not from its own."""

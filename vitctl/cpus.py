@@ -18,10 +18,7 @@ def available_cpus() -> int:
     It is the smallest of the machine's CPUs, the affinity (``taskset``, SLURM) and the quotas of all control groups that
     contain the process (``docker --cpus``, Kubernetes). Part of a CPU counts as one.
     """
-    if hasattr(os, "sched_getaffinity"):
-        allowed = len(os.sched_getaffinity(0))
-    else:
-        allowed = os.cpu_count() or 1
+    allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     quotas = _quotas() if sys.platform == "linux" else ()
     return max(1, math.ceil(min([allowed, *quotas])))
 

@@ -54,10 +54,12 @@ def resolve_device(name: str, what: str = "--device") -> torch.device:
 
 
 def device_label(device: torch.device) -> str:
-    """Return the device's model, such as ``NVIDIA A100``."""
+    """Return the device's model, such as ``NVIDIA A100`` or ``Apple M3 Pro (18 GPU cores)``."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
-    return _cpu_label() if device.type == "cpu" else f"Apple {platform.processor() or 'GPU'} (MPS)"
+    if device.type == "mps":
+        return f"{torch.backends.mps.get_name()} ({torch.backends.mps.get_core_count()} GPU cores)"
+    return _cpu_label() if device.type == "cpu" else device.type
 
 
 def _cpu_label() -> str:
