@@ -19,8 +19,10 @@ def available_cpus() -> int:
     contain the process (``docker --cpus``, Kubernetes). Part of a CPU counts as one.
     """
     allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    quotas = _quotas() if sys.platform == "linux" else ()
-    return max(1, math.ceil(min([allowed, *quotas])))
+    limits = [float(allowed)]
+    if sys.platform == "linux":
+        limits += _quotas()
+    return max(1, math.ceil(min(limits)))
 
 
 def _quotas() -> Iterator[float]:

@@ -44,7 +44,7 @@ def logits_and_gradients(session: Session, images: Tensor, labels: Tensor) -> tu
     model.zero_grad()
     logits = []
     sizes = piece_sizes(len(images), session.config.bs, session.micro_batch, joined=session.batches.drop_single)
-    for piece, target in zip(images.split(sizes), labels.split(sizes), strict=True):
+    for piece, target in zip(torch.split(images, sizes), torch.split(labels, sizes), strict=True):
         x = session.normalize(devices.to_device(piece, device)).to(dtype)
         with session.autocast():
             out = model(x)

@@ -9,6 +9,7 @@ import copy
 import dataclasses
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -138,7 +139,7 @@ def _output_and_gradients(
     }
     out = compute(**leaves)
     weights = torch.randn(out.shape, generator=torch.Generator().manual_seed(1))
-    out.backward(weights.to(dtype).to(device))
+    torch.autograd.backward(out, weights.to(dtype).to(device))
     grads = {f"gradient of {name}": leaf.grad.cpu() for name, leaf in leaves.items() if leaf.grad is not None}
     return {"output": out.detach().cpu(), **grads}
 
@@ -180,8 +181,10 @@ def attention(permuted: bool) -> Callable[[torch.device], list[Difference]]:
     """Return a check of attention with 1, 3 and 65 queries, contiguous or permuted."""
 
     def attend(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-        heads = [each.transpose(1, 2) for each in (query, key, value)]  # [B, h, N, d]
-        return F.scaled_dot_product_attention(*(heads if permuted else [each.contiguous() for each in heads]))
+        q, k, v = (each.transpose(1, 2) for each in (query, key, value))  # [B, h, N, d]
+        if not permuted:
+            q, k, v = (each.contiguous() for each in (q, k, v))
+        return F.scaled_dot_product_attention(q, k, v)
 
     def check(device: torch.device) -> list[Difference]:
         found = []
@@ -266,28 +269,33 @@ def _flat(model: nn.Module) -> Tensor:
 
 def scaled_update(device: torch.device) -> list[Difference]:
     """Check that fused AdamW divides scaled gradients by their scale, and skips a step whose gradients overflowed."""
-    results = []
-    for scale, overflowed in ((1.0, False), (2.0**16, False), (1.0, True)):
-        weight = nn.Parameter(torch.linspace(-1, 1, 1000).to(device))
-        before = weight.detach().cpu().clone()
-        optimizer = torch.optim.AdamW([weight], lr=0.01, fused=True)
-        optimizer.grad_scale = torch.full((), scale, device=device)  # type: ignore[attr-defined]
-        optimizer.found_inf = torch.full((), float(overflowed), device=device)  # type: ignore[attr-defined]
-        weight.grad = torch.linspace(1, 3, 1000).mul(scale).to(device)
-        optimizer.step()
-        results.append(weight.detach().cpu() - before)
-    plain, scaled, skipped = results
+    plain, scaled, skipped = (
+        _second_update(device, scale, overflowed) for scale, overflowed in ((1.0, False), (2.0**16, False), (1.0, True))
+    )
     return [
         Difference("update with scaled gradients", relative_difference(scaled, plain), KERNEL),
         Difference("size of a skipped update", float(skipped.abs().max()), 0),
     ]
 
 
+def _second_update(device: torch.device, scale: float, overflowed: bool) -> Tensor:
+    """Return the change of the weights in a step with scaled gradients, after one without; AdamW ignores a constant scale."""
+    weight = nn.Parameter(torch.linspace(-1, 1, 1000).to(device))
+    optimizer = torch.optim.AdamW([weight], lr=0.01, fused=True)
+    for factor, overflow in ((1.0, False), (scale, overflowed)):
+        before = weight.detach().cpu().clone()
+        optimizer.grad_scale = torch.full((), factor, device=device)  # type: ignore[attr-defined]
+        optimizer.found_inf = torch.full((), float(overflow), device=device)  # type: ignore[attr-defined]
+        weight.grad = torch.linspace(1, 3, 1000).mul(factor).to(device)
+        optimizer.step()
+    return weight.detach().cpu() - before
+
+
 # -- networks ------------------------------------------------------------------------------------------------------
 
 
-def step_config(spec: str, device: torch.device, batch: int, precision: str) -> TrainConfig:
-    """Return the settings of a step over ``batch`` generated images."""
+def step_config(spec: str, device: torch.device, batch: int, precision: str, **more: Any) -> TrainConfig:
+    """Return the settings of a step over ``batch`` generated images; ``more`` are further settings."""
     settings = {
         "net": spec,
         "dataset": "cifar10",
@@ -300,7 +308,7 @@ def step_config(spec: str, device: torch.device, batch: int, precision: str) -> 
         "device": str(device),
         "precision": precision,
     }
-    return resolve_config(settings)
+    return resolve_config({**settings, **more})
 
 
 def parity(config: TrainConfig) -> list[Difference]:
@@ -349,11 +357,16 @@ def whole_steps(device: torch.device) -> list[Difference]:
     """Compare three steps with augmentation, mixing, clipping and averaged weights with those in fp32 on the CPU."""
     results = []
     for place in (torch.device("cpu"), device):
-        config = step_config(THIN["cct_2"], place, FEW, "fp32")
-        extras = {"aug": "trivialaug", "mixup": 0.2, "cutmix": 1.0, "clip_grad": 0.1, "ema": 0.9}
-        config = dataclasses.replace(
-            config, **extras, opt="sgd", opt_options={"momentum": 0.9, "nesterov": True}, lr=0.1
-        )  # type: ignore[arg-type]
+        extras = {
+            "aug": "trivialaug",
+            "mixup": 0.2,
+            "cutmix": 1.0,
+            "clip_grad": 0.1,
+            "ema": 0.9,
+            "opt": "sgd",
+            "lr": 0.1,
+        }
+        config = step_config(THIN["cct_2"], place, FEW, "fp32", **extras)
         session = open_step(config)
         session.set_length(3)
         images, _ = session.batches.batch(0, 0)

@@ -18,6 +18,9 @@ from vitctl.process.child import signal_name
 
 T = TypeVar("T")
 
+JOIN = 10.0
+"""Seconds in which a process must end after it has sent its result or crashed."""
+
 State = Literal["returned", "raised", "aborted", "timed out"]
 """How a function in a child process may end."""
 
@@ -86,7 +89,7 @@ class Children:
                 if receiving.poll(limit):
                     state, reason = "aborted", ""
                     state, value, reason = receiving.recv()
-            process.join(None if state == "aborted" else 1.0)
+            process.join(JOIN if state != "timed out" else 0.0)
             if process.is_alive():
                 process.kill()
                 process.join()

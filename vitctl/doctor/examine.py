@@ -215,7 +215,7 @@ def outcome(name: str, ended: Ended[list[Difference]] | Ended[list[Difference] |
 
 
 def training_round(device: str, children: Children, observer: Observer) -> list[Outcome]:
-    """Train a run, kill one, resume it, and export it; a part whose predecessor failed is left out."""
+    """Train a run, kill one, resume it, and export it; a part that needs one that failed is left out."""
     with tempfile.TemporaryDirectory(prefix="vitctl-doctor-") as runs:
 
         def part(name: str, function: Callable[..., list[Difference]], *args: str) -> Outcome:

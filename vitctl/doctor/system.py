@@ -66,7 +66,7 @@ def describe(device_name: str) -> dict[str, Any]:
         "data sets": data_sets(),
     }
     if torch.cuda.is_available():
-        system["cuda"] = f"{torch.version.cuda}, cuDNN {torch.backends.cudnn.version()}"
+        system["cuda"] = f"{torch.version.cuda}, cuDNN {torch.backends.cudnn.version()}"  # type: ignore[no-untyped-call]
     if device.type == "mps":  # read when torch is imported
         system["mps fallback"] = os.environ.get("PYTORCH_ENABLE_MPS_FALLBACK", "not set")
     return {"device": str(device), "torch": torch.__version__, "system": system}
