@@ -60,8 +60,8 @@ def one_row(out: torch.Tensor) -> torch.Tensor:
     [
         ("linear, 32,766 tokens", "linear", one_percent),
         ("linear, 33,280 tokens", "linear", one_row),
-        ("convolution, BatchNorm, pooling", "max_pool2d", one_percent),
-        ("the same, channels-last", "batch_norm", one_row),
+        ("convolution and pooling", "max_pool2d", one_percent),
+        ("convolution and pooling, channels-last", "batch_norm", one_row),
         ("attention, width 64", "scaled_dot_product_attention", one_row),
         ("attention, width 64, permuted", "scaled_dot_product_attention", lambda out: out * float("nan")),
         ("LayerNorm", "layer_norm", one_percent),

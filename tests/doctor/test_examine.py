@@ -115,14 +115,16 @@ def mps(version: str, *outcomes: Outcome) -> Examination:
 
 
 def test_a_fault_that_vitctl_avoids_is_shown_and_not_an_error() -> None:
-    avoided = Outcome(name="the same, channels-last", state="aborted", fault="channels-last", avoided=True)
+    avoided = Outcome(
+        name="convolution and pooling, channels-last", state="aborted", fault="channels-last", avoided=True
+    )
     found = mps("2.14.1", avoided)
     fault = next(each for each in FAULTS if each.key == "channels-last")
     assert (found.affects(fault), found.seen(fault), found.error()) == ("yes", "aborted", None)
     wrong = mps("2.14.1", dataclasses.replace(avoided, avoided=False), Outcome(name="LayerNorm", state="correct"))
     error = wrong.error()
     assert error is not None and error.hint is not None
-    assert error.message == "mps does not train correctly: the same, channels-last"
+    assert error.message == "mps does not train correctly: convolution and pooling, channels-last"
     assert error.hint.startswith("use --device cpu")
     assert mps("9.0.0").affects(fault) == "unknown"
 
@@ -133,7 +135,9 @@ def test_checks_of_faults_count_where_the_device_does_not_have_them() -> None:
             return Ended([checks.Difference("output", 1.0, 1e-4)], "", "returned", 0.1)
 
     def result(device: str, version: str) -> Outcome:
-        return examine.check("the same, channels-last", device, version, Returning("fork"), examine.SILENT)
+        return examine.check(
+            "convolution and pooling, channels-last", device, version, Returning("fork"), examine.SILENT
+        )
 
     assert result("cpu", "2.14.1").off and result("cuda:0", "2.14.1").off
     assert not result("mps", "2.14.1").off and not result("mps", "9.0.0").off

@@ -375,7 +375,7 @@ def print_examination(found: Examination) -> None:
         )
     print_bold("\nchecks against float64 on the CPU")
     print_grid(
-        [Column("check", text=True), Column("result"), Column("time"), Column("detail", text=True)],
+        [Column("check", text=True), Column("result", text=True), Column("time"), Column("detail", text=True)],
         [
             [
                 each.name,

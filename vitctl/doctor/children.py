@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import faulthandler
 import multiprocessing
 import os
 import tempfile
@@ -104,6 +105,7 @@ class Children:
 
 def _child(sending: Connection, output: str, function: Callable[..., Any], args: tuple[Any, ...]) -> None:
     """Send the function's result, or the reason why it has none, to the parent."""
+    faulthandler.disable()  # its traceback would follow the assertion that failed
     descriptor = os.open(output, os.O_WRONLY | os.O_CREAT)
     os.dup2(descriptor, 1)
     os.dup2(descriptor, 2)
@@ -113,8 +115,6 @@ def _child(sending: Connection, output: str, function: Callable[..., Any], args:
         sending.send(("raised", error, ""))
     except Exception as error:  # noqa: BLE001  (any of torch's errors is a result)
         sending.send(("raised", None, f"{type(error).__name__}: {_first_line(error)}"))
-    sending.close()
-    os._exit(0)  # without torch's clean-up, which may hang after a fault
 
 
 def _first_line(error: Exception) -> str:
