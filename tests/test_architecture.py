@@ -12,7 +12,7 @@ import pytest
 PACKAGE = Path(__file__).parents[1] / "vitctl"
 
 LAYERS: tuple[tuple[str, ...], ...] = (
-    ("certificates", "errors", "observer"),
+    ("certificates", "cpus", "errors", "observer"),
     ("units",),
     ("registry", "files"),
     ("devices", "process", "recipes", "yamlfile"),
@@ -22,6 +22,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("training",),
     ("inference",),
     ("benchmark", "export", "sweep", "tools"),
+    ("doctor",),
     ("cli",),
 )
 """Parts of the package, lowest layer first. A part may import only from lower layers, not from its own."""
@@ -45,7 +46,19 @@ HEAVY = {
     "torchvision",
     "wandb",
 }
-LIGHT = ("certificates", "config", "errors", "files", "observer", "process", "recipes", "registry", "units", "yamlfile")
+LIGHT = (
+    "certificates",
+    "config",
+    "cpus",
+    "errors",
+    "files",
+    "observer",
+    "process",
+    "recipes",
+    "registry",
+    "units",
+    "yamlfile",
+)
 """Parts that import no heavy package, like ``vitctl.cli.app`` and every ``__init__.py`` but that of :mod:`vitctl.devices`."""
 
 

@@ -354,3 +354,47 @@ def test_a_failed_run_keeps_the_figures(cli: Cli, monkeypatch: pytest.MonkeyPatc
 def test_markdown_of_an_unavailable_device() -> None:
     table = DeviceReport(config(), [bench.Figures("mps", None, missing="not available")]).tables()[0]
     assert "| Backend | not available |" in markdown(table)
+
+
+def figures_of(label: str, device: str, seconds: float, cpu_step: float) -> bench.Figures:
+    """Return figures of a device whose steps over 32 images take ``seconds``."""
+    step = bench.Quartiles.of([seconds])
+    return bench.Figures(
+        label, device, batch=32, epoch_images=100, step=step, validation=step, steps=[seconds], epoch_time=seconds,
+        images_per_second=32 / seconds, split=dict.fromkeys(bench.PARTS, seconds / 4), cpu_step=cpu_step,
+        parity=bench.Parity(0.0, 0.0, 1e-3),
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("measured", "expected"),
+    [
+        ({"cpu": 1.0, "mps": 1.9}, "cpu trains cct_2 1.9 times as fast as mps: use --device cpu"),
+        ({"cpu": 1.0, "mps": 0.5}, None),
+        ({"cuda:0": 0.2, "cuda:1": 0.5}, "cuda:0 trains cct_2 2.5 times as fast as cuda:1: use --device cuda:0"),
+        (
+            {"mps": 1.9},
+            "the CPU takes about 1.0 s per step, less than mps: compare them with vitctl bench-device cpu",
+        ),
+        ({"mps": 0.5}, None),
+        ({"cpu": 2.0}, None),
+    ],
+)
+def test_the_report_names_a_faster_device(measured: dict[str, float], expected: str | None) -> None:
+    columns = [figures_of(name, name, seconds, cpu_step=1.0) for name, seconds in measured.items()]
+    notes = DeviceReport(config(), columns).tables()[0].notes
+    found = [note for note in notes if "times as fast" in note or "the CPU takes" in note]
+    assert [note.startswith(expected or "") for note in found] == [True] * bool(expected), notes
+
+
+@pytest.mark.parametrize(("micro_batch", "pieces"), [("32", [32]), ("16", [16, 16]), ("24", [24, 8])])
+def test_parity_is_measured_in_the_pieces_of_a_step(micro_batch: str, pieces: list[int]) -> None:
+    """A device that is wrong only at one size, as MPS is for long sums, is marked only if a step has that size."""
+    lane, _ = two_lanes(micro_batch=micro_batch)
+    reference, seconds = bench.reference_of(lane, lane.session.config, (lane.session.dataset, lane.session.splits))
+    assert seconds > 0 and not lane.parity(reference).exceeded
+    seen: list[int] = []
+    lane.session.model.register_forward_pre_hook(lambda module, args: seen.append(len(args[0])))
+    lane.session.model.register_forward_hook(lambda module, args, out: out * (1.1 if len(args[0]) == 32 else 1.0))
+    assert lane.parity(reference).exceeded == (32 in pieces)
+    assert seen == pieces

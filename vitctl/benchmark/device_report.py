@@ -24,6 +24,9 @@ _PART_COLOURS = ("#56B4E9", "#0072B2", "#D55E00", "#009E73")
 DISTURBED = 0.1
 """Share of the CPU time used by other processes above which the figures are marked."""
 
+FASTER = 0.05
+"""Share by which another device must be faster for a note."""
+
 
 class DeviceReport:
     """Tables, JSON document and plot of a device comparison.
@@ -181,6 +184,7 @@ class DeviceReport:
             notes.append(f"extrapolated to {extrapolated[0].epoch_images:,} images from the measured steps{remedy}")
         if len(self.available) > 1:
             notes.append(f"speedup: relative to {self.available[0].label}")
+        notes += self._faster_devices()
         others = max((each.others or 0.0 for each in self.available), default=0.0)
         if others > DISTURBED:
             notes.append(
@@ -200,6 +204,30 @@ class DeviceReport:
                     f"{each.parity.gradients:.1e}, more than the tolerance of {each.parity.tolerance:g}"
                 )
         return notes
+
+    def _faster_devices(self) -> list[str]:
+        """Return a note for each accelerator that is slower than another measured device, or probably than the CPU."""
+        fastest = max(self.available, key=lambda each: each.images_per_second, default=None)
+        notes = []
+        for each in self.available:
+            if each.device == "cpu" or fastest is None or each.step is None:
+                continue
+            ratio = fastest.images_per_second / each.images_per_second
+            if ratio > 1 + FASTER:
+                notes.append(
+                    f"{fastest.label} trains {self.config.net} {ratio:.1f} times as fast as {each.label}: "
+                    f"use --device {fastest.device}"
+                )
+            elif each.cpu_step is not None and each.cpu_step < each.step.median and not self._has_cpu:
+                notes.append(
+                    f"the CPU takes about {format_seconds(each.cpu_step)} per step, less than {each.label}: "
+                    f"compare them with vitctl bench-device cpu {each.label} --net {self.config.net}"
+                )
+        return notes
+
+    @property
+    def _has_cpu(self) -> bool:
+        return any(each.device == "cpu" for each in self.available)
 
     def document(self) -> dict[str, Any]:
         """Return everything as JSON values."""

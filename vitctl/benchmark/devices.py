@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from vitctl import devices
 from vitctl.benchmark.device_plan import GENERATED, DevicePlan
 from vitctl.benchmark.figures import PARTS, Figures, Parity, Quartiles
+from vitctl.benchmark.parity import TOLERANCES, arithmetic, logits_and_gradients, relative_difference, step_batch
 from vitctl.benchmark.report import format_seconds
 from vitctl.config import ORIGINAL_BATCH, TrainConfig
 from vitctl.data.dataset import Dataset, Examples, Splits, Subset
@@ -53,12 +54,6 @@ GEMM_SECONDS = 0.3
 
 clock = time.perf_counter
 """Clock for measuring, in seconds; tests replace it."""
-
-PARITY_IMAGES = 16
-"""Images on which the devices' arithmetic is compared."""
-
-TOLERANCES = {"fp32": 1e-3, "tf32": 2e-2, "bf16": 1e-1, "fp16": 2e-2}
-"""Largest relative difference (in Euclidean norm) of logits and of gradients from those of fp32 on a CPU."""
 
 
 def generated_data(config: TrainConfig) -> tuple[Dataset, Splits]:
@@ -256,18 +251,17 @@ class Lane:
     # -- results -----------------------------------------------------------------------------------------------------
 
     def parity(self, reference: tuple[Tensor, Tensor]) -> Parity:
-        """Compare logits and gradients with ``reference``, from :func:`logits_and_gradients` on a CPU."""
+        """Compare a step's logits and gradients with ``reference``, from :func:`reference_of`.
+
+        In evaluation mode, that is, without dropout and with BatchNorm's running averages, devices differ only in their
+        arithmetic.
+        """
         session = self.session
-        images, labels = parity_batch(session)
-        ours = logits_and_gradients(session.model, session, images, labels, session.precision)
-        logits, gradients = (
-            float((mine - theirs).norm() / theirs.norm().clamp_min(1e-30))
-            for mine, theirs in zip(ours, reference, strict=True)
-        )
-        kind = session.precision
-        if kind == "fp32" and devices.uses_tf32(self.device, session.config.precision):
-            kind = "tf32"
-        return Parity(logits, gradients, TOLERANCES[kind])
+        session.model.eval()
+        ours = logits_and_gradients(session, *step_batch(session))
+        session.train_mode()
+        logits, gradients = (relative_difference(mine, theirs) for mine, theirs in zip(ours, reference, strict=True))
+        return Parity(logits, gradients, TOLERANCES[arithmetic(session)])
 
     def figures(self, gemm: float, parity: Parity) -> Figures:
         """Return the measurements.
@@ -354,39 +348,14 @@ class _Stopwatch:
         return call
 
 
-def parity_batch(session: Session) -> tuple[Tensor, Tensor]:
-    """Return the images, uint8 ``[n, C, H, W]``, and labels, int64 ``[n]``, on which all devices are compared."""
-    examples, index = session.splits.test.examples, session.splits.test.index[:PARITY_IMAGES]
-    return examples.images[index], examples.labels[index]
-
-
-def logits_and_gradients(
-    model: nn.Module, session: Session, images: Tensor, labels: Tensor, precision: str
-) -> tuple[Tensor, Tensor]:
-    """Return the logits and the gradients of all parameters, each as one flat float64 tensor on the CPU.
-
-    The model is in evaluation mode: without dropout and with BatchNorm's running averages, devices differ only in their
-    arithmetic.
-    """
-    device = next(model.parameters()).device
-    model.eval()
-    x = session.normalize(images.to(device))
-    with devices.autocast(device, precision):
-        logits = model(x)
-    loss = F.cross_entropy(logits.float(), labels.to(device))
-    grads = torch.autograd.grad(loss, [p for p in model.parameters() if p.requires_grad], allow_unused=True)
-    session.train_mode()
-    flat = torch.cat([grad.detach().cpu().double().flatten() for grad in grads if grad is not None])
-    return logits.detach().cpu().double().flatten(), flat
-
-
-def reference_of(lane: Lane, config: TrainConfig, data: tuple[Dataset, Splits]) -> tuple[Tensor, Tensor]:
-    """Return the logits and gradients of a lane's initial weights, in fp32 on the CPU."""
-    on_cpu = dataclasses.replace(config, device="cpu", precision="fp32", compile=False)
+def reference_of(lane: Lane, config: TrainConfig, data: tuple[Dataset, Splits]) -> tuple[tuple[Tensor, Tensor], float]:
+    """Return the logits and gradients of a lane's initial weights, in fp32 on the CPU, and the seconds they took."""
+    on_cpu = dataclasses.replace(config, device="cpu", precision="fp32", compile=False, micro_batch="auto")
     session = open_session(on_cpu, pretrained=False, data=data)
     session.model.load_state_dict(lane.initial_weights)
-    images, labels = parity_batch(session)
-    return logits_and_gradients(session.model, session, images, labels, "fp32")
+    session.model.eval()
+    start = clock()
+    return logits_and_gradients(session, *step_batch(session)), clock() - start
 
 
 def gemm_peak(session: Session, seconds: float, shapes: int = 4) -> float:
@@ -507,7 +476,7 @@ def measure_lanes(lanes: Sequence[Lane], budget: float, message: Callable[[str],
         parts = f" ({lane.micro_batches} micro-batches)" if lane.micro_batches > 1 else ""
         message(f"{lane.label}: warmed up; a step takes about {seconds}{parts}")
     with first.memory():
-        reference = reference_of(first, first.session.config, (first.session.dataset, first.session.splits))
+        reference, cpu_step = reference_of(first, first.session.config, (first.session.dataset, first.session.splits))
     parities, gemms = [], []
     for lane in lanes:
         with lane.memory():
@@ -530,7 +499,7 @@ def measure_lanes(lanes: Sequence[Lane], budget: float, message: Callable[[str],
         with lane.memory():
             lane.time_parts()
     figures = [lane.figures(gemm, parity) for lane, gemm, parity in zip(lanes, gemms, parities, strict=True)]
-    return [dataclasses.replace(each, others=others) for each in figures]
+    return [dataclasses.replace(each, others=others, cpu_step=cpu_step) for each in figures]
 
 
 def bench_devices(

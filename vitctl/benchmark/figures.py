@@ -80,6 +80,7 @@ class Figures:
         peak_memory: bytes; on CPU and MPS that of the process, and so of all devices measured until then.
         compile_time: seconds, or None.
         parity: numerical difference from the CPU.
+        cpu_step: seconds that a CPU took for forward and backward of the same batch in fp32, once and without warm-up.
         epoch_time: seconds per epoch, extrapolated from ``step``.
         trained: summary of the training run, or None.
         failed: why the training run failed, or empty.
@@ -107,6 +108,7 @@ class Figures:
     peak_memory: int = 0
     compile_time: float | None = None
     parity: Parity | None = None
+    cpu_step: float | None = None
     epoch_time: float | None = None
     trained: dict[str, Any] | None = None
     failed: str = ""

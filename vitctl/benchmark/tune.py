@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import os
 import statistics
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
@@ -18,6 +17,7 @@ from vitctl.benchmark.device_plan import DevicePlan
 from vitctl.benchmark.devices import bench_data, run_micro_batch
 from vitctl.benchmark.tables import Cell, Row, Table
 from vitctl.config import TrainConfig, flag_name
+from vitctl.cpus import available_cpus
 from vitctl.data.dataset import Dataset, Splits
 from vitctl.errors import RunFailed
 from vitctl.files import write_text
@@ -95,7 +95,7 @@ def values_to_try(session: Session) -> dict[str, list[Any]]:
     one_pass = devices.policy_of(device).one_pass
     found: dict[str, list[Any]] = {}
     if not one_pass:
-        cores = os.cpu_count() or 1
+        cores = available_cpus()
         found["threads"] = [torch.get_num_threads(), 1, max(1, cores // 2), cores]
     found["precision"] = [session.precision, "fp32", *devices.half_precisions(device)]
     if not session.batches.drop_single:  # BatchNorm needs complete batches

@@ -10,6 +10,7 @@ from vitctl import __version__
 from vitctl.cli.bench_device import bench_device
 from vitctl.cli.compare_optimizers import compare_optimizers
 from vitctl.cli.convert import convert
+from vitctl.cli.doctor import doctor
 from vitctl.cli.eval import evaluate
 from vitctl.cli.export import export
 from vitctl.cli.list_models import list_models
@@ -51,6 +52,7 @@ app.command("eval", cls=Command)(evaluate)
 app.command("bench-device", cls=Command)(bench_device)
 app.command("compare-optimizers", cls=Command)(compare_optimizers)
 app.command(cls=Command)(convert)
+app.command(cls=Command)(doctor)
 app.command(cls=Command)(export)
 app.command(cls=Command)(predict)
 app.command("list-models", cls=Command)(list_models)

@@ -9,6 +9,7 @@ from vitctl.units import format_bytes, format_duration, json_text, plural
 
 if TYPE_CHECKING:
     from vitctl.benchmark.tables import Table
+    from vitctl.doctor.examine import Examination
     from vitctl.inference.predict import Prediction
     from vitctl.inference.scoring import Scores
 
@@ -353,3 +354,45 @@ def print_predictions(predictions: Sequence[Prediction], top: int) -> None:
     for rank in range(1, top + 1):
         columns.append(Column(f"{rank}.", text=max((len(row[rank]) for row in rows), default=0) > LABEL))
     print_grid(columns, rows)
+
+
+def print_examination(found: Examination) -> None:
+    """Print the report of ``vitctl doctor``."""
+    from rich.text import Text
+
+    from vitctl.cli.grid import Column, print_grid
+    from vitctl.devices.faults import FAULTS
+
+    rows = [(name, "\n".join(value) if isinstance(value, list) else value) for name, value in found.system.items()]
+    print_table(f"vitctl doctor on {found.device}", [(name, value or "none") for name, value in rows])
+    if all(found.affects(fault) == "no" for fault in FAULTS):
+        print_bold(f"\nknown faults of PyTorch: none of {len(FAULTS)} affects {found.device}")
+    else:
+        print_bold(f"\nknown faults of PyTorch on {found.device}")
+        print_grid(
+            [Column(name, text=True) for name in ("fault", "affects you", "check", "what vitctl does")],
+            [[fault.problem, found.affects(fault), found.seen(fault) or "-", fault.remedy] for fault in FAULTS],
+        )
+    print_bold("\nchecks against float64 on the CPU")
+    print_grid(
+        [Column("check", text=True), Column("result", text=True), Column("time"), Column("detail", text=True)],
+        [
+            [
+                each.name,
+                Text(each.state, style="bold red" if each.off else ""),
+                f"{each.seconds:.1f} s",
+                "; ".join(filter(None, (each.detail, "vitctl avoids this" if each.avoided else ""))),
+            ]
+            for each in found.outcomes
+        ],
+    )
+    print_bold("\nwhat costs speed")
+    if found.brakes:
+        print_grid(
+            [Column("cause", text=True), Column("remedy", text=True)],
+            [[each.what, each.remedy or "-"] for each in found.brakes],
+        )
+    else:
+        print("nothing found")
+    wrong = f"{len(found.off)} wrong: {'; '.join(found.off)}" if found.off else "none wrong"
+    print_bold(f"\n{plural(len(found.outcomes), 'check')} in {format_duration(found.seconds)}, {wrong}")

@@ -17,7 +17,6 @@ import math
 import os
 import re
 import shutil
-import sys
 import tempfile
 import time
 import warnings
@@ -32,6 +31,7 @@ import numpy as np
 import numpy.typing as npt
 import platformdirs
 
+from vitctl.cpus import available_cpus
 from vitctl.data.duplicates import DIGEST_BYTES, Digests, image_digests
 from vitctl.data.reading import Traits
 from vitctl.errors import NoSpace, RequestError, RunFailed
@@ -343,7 +343,7 @@ def _chunks(
     root: Path, files: Sequence[ImageFile], shape: tuple[int, int, int], decode: Decode, measured: int
 ) -> Generator[_Chunk]:
     """Yield the decoded images in order, decoding a few chunks ahead on all cores."""
-    workers = _cores()
+    workers = available_cpus()
     step = max(1, min(32, _CHUNK_BYTES // math.prod(shape)))
 
     def run(start: int) -> _Chunk:
@@ -382,13 +382,6 @@ def _chunks(
                 yield waiting.popleft().result()
         finally:
             pool.shutdown(cancel_futures=True)
-
-
-def _cores() -> int:
-    """Return the number of cores that this process may use."""
-    if sys.platform == "linux":
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
 
 
 def _published(caches: Path, prefix: str) -> list[Path]:

@@ -164,6 +164,13 @@ def load_cifar(spec: Cifar, options: LoadOptions) -> Dataset:
     return _from_batches(spec, batches)
 
 
+def locate(spec: Cifar) -> Path | None:
+    """Return the place where training without ``--data-dir`` finds the data set: a folder or an archive; None if none."""
+    places = places_of(spec.name, spec.title, None)
+    archives = (folder / spec.archive.name for folder in _archive_folders(spec, places))
+    return _find(spec, places) or next((path for path in archives if path.is_file()), None)
+
+
 def _find(spec: Cifar, places: Places) -> Path | None:
     """Return the first folder with images or batches, or None."""
     for root in places.own:
@@ -204,12 +211,17 @@ class _Batches:
 
 def _from_archive(spec: Cifar, places: Places, options: LoadOptions) -> _Batches | None:
     """Return the batches of an official archive in one of the folders, or None."""
-    below = [folder for root in places.own for folder in (root, root / spec.name)]
-    for folder in (*below, *places.shared):
+    for folder in _archive_folders(spec, places):
         path = folder / spec.archive.name
         if has_archive(places, spec.archive, path):
             return _open_archive(spec, path, options)
     return None
+
+
+def _archive_folders(spec: Cifar, places: Places) -> list[Path]:
+    """Return the folders that may have the archive, in order."""
+    below = [folder for root in places.own for folder in (root, root / spec.name)]
+    return [*below, *places.shared]
 
 
 def _open_archive(spec: Cifar, path: Path, options: LoadOptions) -> _Batches:

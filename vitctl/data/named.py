@@ -223,6 +223,16 @@ def load(spec: Named, options: LoadOptions) -> Dataset:
     return _open(spec, _download(spec, places, options), options)
 
 
+def locate(spec: Named) -> Path | None:
+    """Return the folder where training without ``--data-dir`` finds the data set, or None."""
+    for place in _candidates(spec, places_of(spec.name, spec.title, None)):
+        if all(
+            spec.is_unpacked(archive, place) or (spec.home(place) / archive.name).is_file() for archive in spec.archives
+        ):
+            return place
+    return None
+
+
 def _candidates(spec: Named, places: Places) -> list[Path]:
     """Return the folders that may have the files, in order."""
     found: list[Path] = []

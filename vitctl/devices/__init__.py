@@ -1,6 +1,7 @@
 """Everything that differs between CPU, CUDA and MPS."""
 
 from vitctl.devices.device import (
+    THREAD_VARIABLES,
     DeviceUnavailable,
     available_devices,
     device_label,
@@ -27,6 +28,7 @@ from vitctl.devices.precision import (
 )
 
 __all__ = [
+    "THREAD_VARIABLES",
     "CpuWatch",
     "DeviceUnavailable",
     "DevicePolicy",

@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 
+from vitctl.cpus import available_cpus
 from vitctl.devices.policy import policy_of
 from vitctl.errors import RequestError
 from vitctl.registry import or_list
@@ -53,10 +54,12 @@ def resolve_device(name: str, what: str = "--device") -> torch.device:
 
 
 def device_label(device: torch.device) -> str:
-    """Return the device's model, such as ``NVIDIA A100``."""
+    """Return the device's model, such as ``NVIDIA A100`` or ``Apple M3 Pro (18 GPU cores)``."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
-    return _cpu_label() if device.type == "cpu" else f"Apple {platform.processor() or 'GPU'} (MPS)"
+    if device.type == "mps":
+        return f"{torch.backends.mps.get_name()} ({torch.backends.mps.get_core_count()} GPU cores)"
+    return _cpu_label() if device.type == "cpu" else device.type
 
 
 def _cpu_label() -> str:
@@ -116,16 +119,23 @@ def uses_tf32(device: torch.device, precision: str) -> bool:
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # from glibc's <malloc.h>
 
 
+THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS")
+"""Environment variables from which torch takes its number of threads."""
+
+
 def prepare(device: torch.device, threads: int | None, precision: str = "auto") -> None:
     """Configure this process for training on ``device``.
 
     Args:
         device: the device.
-        threads: number of CPU threads; None for torch's default.
+        threads: number of CPU threads; None for torch's default, but at most the CPUs of this process unless
+            an environment variable sets it.
         precision: the requested precision. On CUDA, products in fp32 use TF32 unless this is ``fp32``.
     """
     if threads is not None:
         torch.set_num_threads(threads)
+    elif torch.get_num_threads() > available_cpus() and not any(name in os.environ for name in THREAD_VARIABLES):
+        torch.set_num_threads(available_cpus())  # torch knows neither a quota nor, with some builds, the affinity
     if device.type == "cuda":
         tf32 = uses_tf32(device, precision)
         torch.set_float32_matmul_precision("high" if tf32 else "highest")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import io
-import os
 import warnings
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -19,6 +18,7 @@ import torch
 from PIL import Image
 
 from vitctl import units
+from vitctl.cpus import available_cpus
 from vitctl.data.decode import UnreadableImage, decode_image
 from vitctl.data.reading import Reading
 from vitctl.data.tree import HEIF_HINT, find_images
@@ -102,7 +102,7 @@ def predict(
     """
     paths = iter(images)
     done = 0
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
+    with ThreadPoolExecutor(available_cpus()) as pool:
         while batch := list(islice(paths, classifier.batch)):
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # as in training, Pillow's warnings about broken palettes or dates

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from vitctl.cpus import available_cpus
 from vitctl.errors import RunFailed
 from vitctl.files import Locked, locked
 from vitctl.process.failure import FAILURE_FILE, Failure
@@ -191,7 +192,7 @@ def job_environments(jobs: int, threads_set: bool) -> list[dict[str, str]]:
     """Return environments for ``jobs`` simultaneous runs that divide the CPU cores evenly, unless threads are set."""
     if jobs == 1 or threads_set or "OMP_NUM_THREADS" in os.environ:
         return [{} for _ in range(jobs)]
-    threads = max(1, (os.cpu_count() or 1) // jobs)
+    threads = max(1, available_cpus() // jobs)
     return [{"OMP_NUM_THREADS": str(threads)} for _ in range(jobs)]
 
 

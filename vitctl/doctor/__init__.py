@@ -1,0 +1,1 @@
+"""``vitctl doctor``: whether this machine computes correctly, and what makes it slow."""
