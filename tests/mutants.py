@@ -217,8 +217,8 @@ MUTANTS = (
     Mutant(
         "checkpoint: one older checkpoint too many is kept",
         "training/run_folder.py",
-        "for old in self._older()[keep:]:",
-        "for old in self._older()[keep + 1 :]:",
+        "for old in older_checkpoints(self.checkpoints)[keep:]:",
+        "for old in older_checkpoints(self.checkpoints)[keep + 1 :]:",
         "tests/training/test_run_folder.py tests/training/test_resume.py",
     ),
     Mutant(
