@@ -31,6 +31,7 @@ from vitctl.config.keys import (
     OPTION_TABLES,
     normalise_keys,
     read_settings,
+    setting_of,
     similar_settings,
     unknown_setting,
 )
@@ -75,6 +76,7 @@ __all__ = [
     "resolve_config",
     "resolve_dataset",
     "resolve_labels",
+    "setting_of",
     "similar_settings",
     "split_tags",
     "split_warmup",

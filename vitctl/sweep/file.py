@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 import random
@@ -13,13 +14,13 @@ from pathlib import Path
 from typing import Any
 
 from vitctl.config import (
-    ALIASES,
     FLAGS,
     OPTION_TABLES,
     Flag,
     foreign_name,
     normalise_keys,
     resolve_config,
+    setting_of,
     similar_settings,
 )
 from vitctl.config.names import INSTEAD, OPTION_NAMES, SWITCHES
@@ -197,12 +198,6 @@ def _flatten(node: Any, name: str = "") -> dict[str, Any]:
 
 def _value_at(flat: dict[str, Any], key: str) -> str:
     return json.dumps(flat[key], default=str) if key in flat else "not set"
-
-
-def setting_of(name: str) -> str:
-    """Return the setting of ``train`` for the name of a parameter: ``n_epochs`` -> ``epochs``."""
-    word = name.strip().lstrip("-").replace("-", "_")
-    return ALIASES.get(word, word)
 
 
 def parameter_name(key: str) -> str:
@@ -866,15 +861,12 @@ def check_trains(file: SweepFile, fixed: Mapping[str, Any]) -> None:
     space, metric = file.space, file.metric
     ends = extremes(space)
     first = {name: values[0] for name, values in ends.items()}
-    points = [first | {name: value} for name, values in ends.items() for value in values]
     if file.method == "grid":
-        points = []
-        for i, point in enumerate(space.grid_points()):
-            if i == _MAX_CHECKED:
-                break
-            points.append(point)
-    rng = random.Random(0)
-    points += [space.draw(rng) for _ in range(_TYPICAL)] if file.method != "grid" else []
+        points = list(itertools.islice(space.grid_points(), _MAX_CHECKED))
+    else:
+        points = [first | {name: value} for name, values in ends.items() for value in values]
+        rng = random.Random(0)
+        points += [space.draw(rng) for _ in range(_TYPICAL)]
     for params in points:
         settings = file.settings(params, fixed)
         try:
@@ -895,7 +887,7 @@ def check_trains(file: SweepFile, fixed: Mapping[str, Any]) -> None:
 
 
 def _choices_with_options(settings: Mapping[str, Any]) -> str | None:
-    """Return the hint for settings whose network or optimizer lacks an option that others have; None if none lacks one."""
+    """Return the hint if the network or optimizer lacks an option that others have, else None."""
     try:
         config = resolve_config({}, normalise_keys({k: v for k, v in settings.items() if k not in OPTION_TABLES}, ""))
     except RequestError:
