@@ -339,7 +339,7 @@ class _Reader:
             notes.append(f"{' and '.join(keys)} {'is' if len(keys) == 1 else 'are'} ignored: {why}")
 
     def _run_cap(self) -> Any:
-        run_cap = self.document.get("run_cap")
+        run_cap: Any = self.document.get("run_cap")
         if "run_cap" in self.document and (not _is_int(run_cap) or run_cap < 1):
             self.wrong(
                 ("run_cap",),
@@ -784,7 +784,7 @@ class _Reader:
                 return
 
 
-def _mistake_in_top(key: str, value: object) -> tuple[str, str] | None:
+def _mistake_in_top(key: str, value: object) -> tuple[str, str | None] | None:
     """Return message and hint for a mistake in a top-level key that no other function checks, or None."""
     if key in _UNSUPPORTED:
         what, hint = _UNSUPPORTED[key]
