@@ -61,7 +61,7 @@ MUTANTS = (
     Mutant(
         "weights: another number of attention heads is accepted",
         "models/pretrained.py",
-        "        _check_heads(loading)\n",
+        "    _check_heads(loading)\n",
         "",
         "tests/models/test_foreign.py",
     ),
