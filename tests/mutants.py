@@ -61,7 +61,7 @@ MUTANTS = (
     Mutant(
         "weights: another number of attention heads is accepted",
         "models/pretrained.py",
-        "        _check_heads(loading)\n",
+        "    _check_heads(loading)\n",
         "",
         "tests/models/test_foreign.py",
     ),
@@ -252,8 +252,8 @@ MUTANTS = (
     Mutant(
         "checkpoint: one older checkpoint too many is kept",
         "training/run_folder.py",
-        "for old in self._older()[keep:]:",
-        "for old in self._older()[keep + 1 :]:",
+        "for old in older_checkpoints(self.checkpoints)[keep:]:",
+        "for old in older_checkpoints(self.checkpoints)[keep + 1 :]:",
         "tests/training/test_run_folder.py tests/training/test_resume.py",
     ),
     Mutant(

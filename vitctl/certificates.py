@@ -1,4 +1,4 @@
-"""Certificates of servers that cannot be verified, as behind a company's proxy."""
+"""Errors of servers whose certificate cannot be verified, as behind a company's proxy."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ TRUST_PROXY = "set SSL_CERT_FILE and REQUESTS_CA_BUNDLE to the file with your pr
 
 
 def certificate_doubt(error: Exception) -> str | None:
-    """Return why a server's certificate could not be verified, as a clause, or None for any other error."""
+    """Return the clause of an error message for a certificate that cannot be verified; None for any other error."""
     cause = error.reason if isinstance(error, urllib.error.URLError) else error
     if not isinstance(cause, ssl.SSLCertVerificationError):
         return None

@@ -212,6 +212,12 @@ def or_list(words: Sequence[str]) -> str:
     return " or ".join([", ".join(words[:-1]), words[-1]] if len(words) > 1 else words)
 
 
+def first_of(words: Sequence[str], count: int = 3) -> str:
+    """Return the first ``count`` words, separated by commas, and the number of the others."""
+    more = f" and {len(words) - count} more" if len(words) > count else ""
+    return ", ".join(words[:count]) + more
+
+
 def unknown(what: str, name: object, names: Iterable[str], otherwise: str | None = None) -> RequestError:
     """Return the error for a name that is not among ``names``.
 

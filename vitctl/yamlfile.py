@@ -79,9 +79,9 @@ def parse_yaml(text: str, source: str) -> dict[str, Any]:
         document = None if node is None else _Loader("").construct_document(node)
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
-        line = f", line {mark.line + 1}" if mark else ""
+        place = f"{source}:{mark.line + 1}" if mark else source
         raise RequestError(
-            f"{source}{line}: {error.problem or error.context}",
+            f"{place}: {error.problem or error.context}",
             hint=f"correct line {mark.line + 1} of {source}" if mark else _USE_LINES,
         ) from error
     except (yaml.YAMLError, ValueError, RecursionError) as error:
@@ -96,7 +96,11 @@ def parse_yaml(text: str, source: str) -> dict[str, Any]:
 
 
 def _only_document(text: str, source: str) -> yaml.Node | None:
-    """Return the document of ``text``, or None if it is empty; empty ones before or after a ``---`` do not count.
+    """Return the document of ``text``, or None if it is empty; empty documents around a ``---`` do not count.
+
+    Args:
+        text: YAML.
+        source: name of the text in errors.
 
     Raises:
         RequestError: several documents.
@@ -107,7 +111,7 @@ def _only_document(text: str, source: str) -> yaml.Node | None:
         lines = [node.start_mark.line + 1 for node in nodes]
         raise RequestError(
             f"{source} has {len(nodes)} documents, which start on lines {', '.join(map(str, lines))}",
-            hint=f"keep one, such as that of line {lines[0]}, and move the others to files of their own",
+            hint=f"keep one, such as that of line {lines[0]}, and remove or move the others",
         )
     return nodes[0] if nodes else None
 
@@ -134,7 +138,7 @@ def line_numbers(text: str, source: str) -> dict[Place, int]:
         lines[place] = line
         if len(lines) > _MAX_VALUES or len(place) > 50:
             raise RequestError(
-                f"{source}, line {line}: too many values, or an alias that contains itself",
+                f"{source}:{line}: too many values, or an alias that contains itself",
                 hint=f"remove aliases from {source}",
             )
         if isinstance(node, yaml.SequenceNode):
@@ -160,20 +164,20 @@ class Mistakes:
     """Collects the mistakes in a file, to report all of them at once.
 
     Args:
-        lines: the line of every value, see :func:`line_numbers`.
+        lines: line number of every value, see :func:`line_numbers`.
         source: name of the file in error messages.
     """
 
     def __init__(self, lines: Mapping[Place, int], source: str) -> None:
         self._lines = lines
         self._source = source
-        self._found: dict[tuple[int, str, str], None] = {}  # line, message, hint
+        self._found: set[tuple[int, str, str]] = set()  # line, message, hint
 
     def add(self, place: Place, message: str, hint: str) -> None:
         """Record a mistake in the value at ``place``, or in the nearest value around it that has a line."""
         while place and place not in self._lines:
             place = place[:-1]
-        self._found[(self._lines.get(place, 1), message, hint)] = None
+        self._found.add((self._lines.get(place, 1), message, hint))
 
     @contextlib.contextmanager
     def collected(self, place: Place) -> Iterator[None]:
@@ -226,10 +230,10 @@ def read_text(path: Path) -> str:
         if _BINARY.search(content):
             raise RequestError(f"{path} is not a text file", hint="use the path of a YAML file") from error
         line = content.count(b"\n", 0, error.start) + 1
-        raise RequestError(f"{path}, line {line}: a character is not in UTF-8", hint=_SAVE_AS_UTF_8) from error
+        raise RequestError(f"{path}:{line}: a character is not in UTF-8", hint=_SAVE_AS_UTF_8) from error
 
 
 _SAVE_AS_UTF_8 = "save the file as UTF-8: most editors offer the encoding in their Save As dialog"
 
 _BINARY = re.compile(rb"[\x00-\x08\x0e-\x1a\x1c-\x1f]")
-"""Bytes that no text in an encoding of one byte per character has."""
+"""Control characters that no text has in any encoding with one byte per character."""

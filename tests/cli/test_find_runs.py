@@ -110,4 +110,8 @@ def test_runs_dir_is_where_resume_looks(cli: Cli, refused: Refused, runs: Path) 
     runs.rename(runs.with_name("mine"))
     assert "resuming mine/resized" in cli("train", "--resume", "--runs-dir", "mine").err
     assert "run mine/digits finished" in cli("train", "--resume", "digits", "--runs-dir", "mine").err
+    for path in ("mine/digits", "mine/digits/checkpoints/last.pt"):
+        assert "run mine/digits finished" in cli("train", "--resume", path, "--runs-dir", "mine").err
     assert "run folder digits not found" in refused("train", "--resume", "digits")
+    missing = "error: run folder mine/r not found\nhint: use mine/resized or mine/digits"
+    assert missing in refused("train", "--resume", "r", "--runs-dir", "mine")

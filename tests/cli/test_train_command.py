@@ -162,7 +162,7 @@ def test_runs_without_a_name_get_separate_folders(cli: Cli, tmp_path: Path) -> N
 def test_mistakes_in_a_config_file_are_refused(refused: Refused, tmp_path: Path) -> None:
     for text, sentence in (
         ("epoch: 3", "did you mean epochs"),
-        ("lr: 1e-3\nlr: 2e-3", "line 2: duplicate key 'lr'"),
+        ("lr: 1e-3\nlr: 2e-3", ":2: duplicate key 'lr'"),
         ("lr: fast", "--lr takes a number"),
         ("[1]", "not 'key: value' lines"),
     ):

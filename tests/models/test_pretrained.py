@@ -296,6 +296,16 @@ def test_normalised_patches_of_a_run_are_resampled_with_their_norm(tmp_path: Pat
     torch.testing.assert_close(actual, expected, atol=1e-4, rtol=1e-4)
 
 
+def test_normalised_patches_without_a_bias_are_refused(tmp_path: Path) -> None:
+    theirs, _ = own("vit_small", 16, patch_size=4, depth=1)
+    ours, options = own("vit_small", 32, patch_size=8, depth=1)
+    state = theirs.state_dict()
+    del state["patch_embed.proj.bias"]
+    torch.save(state, tmp_path / "w.pt")
+    with pytest.raises(RequestError, match=r"missing: patch_embed\.proj\.bias"):
+        load_pretrained(ours, "vit_small", options, tmp_path / "w.pt", img_size=32, in_chans=3)
+
+
 def test_weights_of_a_run_at_the_same_size_are_not_changed(tmp_path: Path) -> None:
     theirs, ours, message = resized("vit_small", tmp_path / "w.pt", 16, 4, depth=1)
     assert all(torch.equal(tensor, ours.state_dict()[name]) for name, tensor in theirs.state_dict().items())

@@ -13,10 +13,10 @@ import yaml
 
 from tests.sweep.conftest import SHIPPED, fixture, sweep_file, sweep_text
 from tests.sweep.test_space import parameter
-from vitctl.config import FLAGS
+from vitctl.config import FLAGS, setting_of
 from vitctl.config.names import OPTION_NAMES, SYNONYMS
 from vitctl.errors import RequestError
-from vitctl.sweep.file import METRICS, check_fixed, check_trains, parse_sweep_file, read_sweep_file, setting_of
+from vitctl.sweep.file import METRICS, check_fixed, check_trains, parse_sweep_file, read_sweep_file
 from vitctl.sweep.notes import length_notes
 
 ADAN = next(path for path in SHIPPED if path.stem == "adan_betas_decay")

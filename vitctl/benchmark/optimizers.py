@@ -17,7 +17,7 @@ import yaml
 from vitctl import devices
 from vitctl.benchmark.cost import OptimizerCost, measure_costs
 from vitctl.benchmark.plan import ComparisonPlan, Contestant, differences
-from vitctl.config import TrainConfig
+from vitctl.config import TrainConfig, is_run
 from vitctl.data.manifest import require_unchanged
 from vitctl.errors import Interrupted, NotFinite, RequestError, RunFailed
 from vitctl.files import new_folder, write_text
@@ -386,7 +386,7 @@ class RunQueue:
         self._report_progress(task.title)
         started, run = time.monotonic(), self.folder.path / task.name
         try:
-            if (run / "config.json").is_file():
+            if is_run(run):
                 start.resume_run(run, {}, self.observer)
             else:
                 start.start_run(task.config, self.folder.path, task.name, self.observer, started=time.monotonic())

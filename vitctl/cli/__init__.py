@@ -124,10 +124,10 @@ def _usage_error(error: Any, report: ChildReport) -> int:
 
 
 class _LastingStream:
-    """A stream of messages whose reader may disappear: a terminal, an ssh connection or a pipe.
+    """A text stream whose reader may disappear: a terminal, an ssh connection or a pipe.
 
-    The process then sends itself SIGHUP, so that a run saves and ends; under nohup, which ignores SIGHUP, it continues.
-    An exception would end the run at its next message, before it saves.
+    Without a reader, text is dropped and the process sends itself SIGHUP, so that a run saves and ends; under nohup, which
+    ignores SIGHUP, the run continues. An exception from the stream would end the run before it saves.
     """
 
     def __init__(self, stream: TextIO) -> None:

@@ -11,7 +11,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperArgument, TyperCommand, TyperGroup, TyperOption
 
-from vitctl.config import ALIASES, FLAGS, MAIN_FLAGS, SWITCHES, Flag, flag_name
+from vitctl.config import FLAGS, MAIN_FLAGS, SWITCHES, Flag, flag_name, setting_of
 from vitctl.errors import RequestError
 from vitctl.registry import FALSE_WORDS, TRUE_WORDS, convert, or_list
 
@@ -46,14 +46,14 @@ BARE = {
     "--resume": "--resume",
     "-r": "--resume",
 }
-"""Flags that may have no value, which means ``true``, with their long names."""
+"""Long names of the flags that need no value; without one, they are ``true``."""
 
 TYPED = "vitctl.typed"
-"""Key of the command line, as it was typed, in the ``meta`` of Typer's context."""
+"""Key in the ``meta`` of Typer's context for the words of the command line as they were typed."""
 
 
 class Command(TyperCommand):
-    """A command with a plain, grouped ``--help`` that accepts flags in the spellings people bring.
+    """A command with a plain, grouped ``--help`` that accepts flags in many spellings.
 
     Underscores stand for hyphens, switches take ``=true`` and ``=false`` as W&B agents pass them
     (``--n_epochs=5 --decay_all=True``), some flags need no value (:data:`BARE`), no flag takes the next flag as its value,
@@ -111,20 +111,14 @@ class Command(TyperCommand):
         """Convert ``args`` to the spellings that Typer knows, and parse them."""
         ctx.meta[TYPED] = list(args)
         own = {name for parameter in self.params for name in parameter.opts}
-        switches = {
-            name: (parameter.opts[0], parameter.secondary_opts[0])
+        switches = {  # what to write for true and for false; nothing for false if there is no --no- form
+            name: (parameter.opts[:1], parameter.secondary_opts[:1])
             for parameter in self.params
-            if getattr(parameter, "is_flag", False) and getattr(parameter, "secondary_opts", None)
-            for name in parameter.opts
-        }
-        one_way = {  # switches without a --no- form
-            name
-            for parameter in self.params
-            if getattr(parameter, "is_flag", False) and not getattr(parameter, "secondary_opts", None)
+            if getattr(parameter, "is_flag", False)
             for name in parameter.opts
         }
         given = not ctx.resilient_parsing  # shell completion asks for the value of the last option
-        takes_value = own - one_way - switches.keys()
+        takes_value = own - switches.keys()
         words = (*TRUE_WORDS, *FALSE_WORDS)
         plain: list[str] = []
         rest = list(args)
@@ -134,12 +128,11 @@ class Command(TyperCommand):
                 plain += [argument, *rest]
                 break
             name, equals, value = _split_flag(argument, own)
-            if name in switches and not equals and rest and rest[0].lower() in words:
+            on, off = switches.get(name, ([], []))
+            if off and not equals and rest and rest[0].lower() in words:
                 equals, value = "=", rest.pop(0)
             if equals and name in switches and value.lower() in words:
-                plain.append(switches[name][0 if convert(value, bool, name) else 1])
-            elif equals and name in one_way and value.lower() in words:
-                plain += [name] if convert(value, bool, name) else []
+                plain += on if convert(value, bool, name) else off
             elif not equals and name in BARE and name in own and (_is_flag(rest[0]) if rest else given):
                 plain.append(f"{BARE[name]}=true")
             elif not equals and name in takes_value and (_begins_flag(rest[0], own) if rest else given):
@@ -178,8 +171,7 @@ class Group(TyperGroup):
 
 def value_name(option: str, parameters: Iterable[Any]) -> str:
     """Return the choices of a setting's flag, else the placeholder of its value in ``--help``."""
-    word = option.lstrip("-").replace("-", "_")
-    setting = FLAGS.get(ALIASES.get(word, word))
+    setting = FLAGS.get(setting_of(option))
     if setting is not None and setting.choices:
         return or_list(setting.choices)
     return next((each.metavar for each in parameters if option in each.opts and each.metavar), "VALUE")
@@ -206,7 +198,7 @@ def _is_flag(word: str) -> bool:
 
 
 def _begins_flag(word: str, own: Container[str]) -> bool:
-    """Return whether ``word`` cannot be the value of a flag: it is one; ``-5 %`` and ``-`` are values."""
+    """Return whether ``word`` is a flag and not the value of one, as ``-5 %`` and ``-`` may be."""
     return word.startswith("--") or word in own
 
 
@@ -216,10 +208,8 @@ def _split_flag(word: str, own: Container[str]) -> tuple[str, str, str]:
         return word, "", ""
     name, equals, value = word.partition("=")
     name = name.replace("_", "-")
-    if name not in own:
-        setting = ALIASES.get(name[2:].replace("-", "_"))
-        name = flag_name(setting) if setting and flag_name(setting) in own else name
-    return name, equals, value
+    canonical = flag_name(setting_of(name))
+    return (canonical if name not in own and canonical in own else name), equals, value
 
 
 def takes_settings(*, hidden: Sequence[str] = ()) -> Callable[[Callable[..., None]], Callable[..., None]]:

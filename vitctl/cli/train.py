@@ -130,7 +130,9 @@ def train(
                 resume = find_newest(runs_dir or RUNS, settings)
                 observer.message(f"resuming {resume}, the newest run{' with these settings' if settings else ''}")
             else:
-                resume = runs_dir / resume if runs_dir else find_run(resume)
+                found = find_run(resume, runs_dir or RUNS)
+                missing = runs_dir is not None and not found.exists()
+                resume = Path(runs_dir or RUNS, resume) if missing else found  # the error then lists runs of --runs-dir
             summary = resume_run(resume, settings, observer, accept_data=accept_data, started=STARTED)
         elif mode == "lr_finder":
             from vitctl.tools.lr_finder import DEFAULT_PLOT, EXTRA, can_draw, find_lr

@@ -11,7 +11,7 @@ from typing import Any
 from typer.core import TyperArgument
 
 from vitctl.cli.options import TYPED, Command, argument_name, value_name
-from vitctl.config import ALIASES, FLAGS, flag_name, foreign_name
+from vitctl.config import ALIASES, FLAGS, flag_name, foreign_name, setting_of
 from vitctl.config.names import INSTEAD
 from vitctl.errors import RequestError
 from vitctl.registry import FALSE_WORDS, TRUE_WORDS, check_range, convert, or_list, similar, suggest
@@ -58,7 +58,7 @@ def usage_error(error: Any) -> RequestError:
 
 
 def _export_command(typed: Sequence[str]) -> str:
-    """Return the hint for flags of export_models.py: the command that writes the same files."""
+    """Return the hint for flags of export_models.py: a command that writes the same formats."""
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     for name in EXPORT_SCRIPT:
         parser.add_argument(f"--{name}", f"--{name.replace('_', '-')}", nargs="?")
@@ -85,11 +85,11 @@ def _bad_value(error: Any) -> RequestError | None:
 
 
 def _unknown_option(option: str, command: Any, path: str) -> RequestError:
-    """Return the error for an unknown flag: what it is called here, else a similar flag that ``--help`` lists."""
+    """Return the error for an unknown flag, with the flag that replaces it or similar ones in the hint."""
     word = option.lstrip("-").replace("-", "_")
     see = f"list all flags with {path} --help"
     if not isinstance(command, Command):
-        hint = f"use {path} train {option}" if path == "vitctl" and word in {*FLAGS, *ALIASES} else see
+        hint = f"use {path} train {option}" if path == "vitctl" and setting_of(option) in FLAGS else see
         return RequestError(f"unknown flag {option}", hint=hint)
     # Devices and optimizers that a command takes as arguments are hidden flags of it.
     hidden = [
@@ -100,7 +100,7 @@ def _unknown_option(option: str, command: Any, path: str) -> RequestError:
     names = {name[2:].replace("-", "_"): name for name in command.visible_options()}
     if command.has_settings:
         names |= {alias: flag_name(setting) for alias, setting in ALIASES.items() if flag_name(setting) not in hidden}
-    elif word in FLAGS or word in ALIASES or foreign_name(word, option):
+    elif setting_of(option) in FLAGS or foreign_name(word, option):
         return RequestError(f"{path} has no flag {option}", hint=see)
     refused = [flag[2:].replace("-", "_") for flag in hidden]
     found = similar(word, [*names, *refused, *(INSTEAD if command.has_settings else ())])

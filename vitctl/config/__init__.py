@@ -5,9 +5,9 @@
 - :mod:`~vitctl.config.checks`: combinations of settings that are refused;
 - :mod:`~vitctl.config.train_config`: a complete, checked set of settings;
 - :mod:`~vitctl.config.keys`: flags, aliases and option names under which settings can be given;
-- :mod:`~vitctl.config.names`: what other tools call our settings;
+- :mod:`~vitctl.config.names`: names of the settings in other tools;
 - :mod:`~vitctl.config.warmup`: lengths of the warm-up;
-- :mod:`~vitctl.config.paths`: data sets and weights given by path;
+- :mod:`~vitctl.config.paths`: data sets, weights and runs given by name or path;
 - :mod:`~vitctl.config.resolution`: the rules of :func:`resolve_config`, which completes the given settings;
 - :mod:`~vitctl.config.fitting`: batch size and epochs of small folders of images;
 - :mod:`~vitctl.config.cards`: the recipe card that a run can be compared with.
@@ -31,11 +31,12 @@ from vitctl.config.keys import (
     OPTION_TABLES,
     normalise_keys,
     read_settings,
+    setting_of,
     similar_settings,
     unknown_setting,
 )
 from vitctl.config.names import SWITCHES, foreign_name
-from vitctl.config.paths import CHECKPOINTS, LAST, RUNS, find_run, is_run, resolve_dataset, resolve_labels
+from vitctl.config.paths import RUNS, find_run, is_run, resolve_dataset, resolve_labels
 from vitctl.config.resolution import resolve_config
 from vitctl.config.settings import HOLDOUT_RULES, ORIGINAL_BATCH, VAL_PROTOCOLS, pretrained_word
 from vitctl.config.train_config import TrainConfig
@@ -45,11 +46,9 @@ __all__ = [
     "ADAN_BETAS",
     "ADANS",
     "ALIASES",
-    "CHECKPOINTS",
     "FITTED",
     "FLAGS",
     "HOLDOUT_RULES",
-    "LAST",
     "LENGTHS",
     "MAIN_FLAGS",
     "NAMED",
@@ -77,8 +76,9 @@ __all__ = [
     "resolve_config",
     "resolve_dataset",
     "resolve_labels",
+    "setting_of",
     "similar_settings",
-    "split_warmup",
     "split_tags",
+    "split_warmup",
     "unknown_setting",
 ]

@@ -35,7 +35,7 @@ class Flag:
         when_true: for a setting that can be switched on without a value: the value of ``true`` and of the flag without a
             value, unless the recipe has one.
         when_false: the value of ``false``.
-        parser: parses values that are not just of the type and range above.
+        parser: converts a value, given the flag's name for errors, in place of ``kind``, ``choices`` and range.
     """
 
     kind: type

@@ -66,6 +66,12 @@ LENGTHS = ("epochs", "max_steps", "max_time")
 """Settings that limit the length of a run. Giving one replaces all of the recipe's."""
 
 
+def setting_of(name: str) -> str:
+    """Return the canonical name of a setting for any spelling of it: ``--n-epochs`` -> ``epochs``."""
+    word = name.strip().lstrip("-").replace("-", "_")
+    return ALIASES.get(word, word)
+
+
 def similar_settings(word: str) -> list[str]:
     """Return the canonical names of up to three settings that resemble ``word``, most similar first."""
     return [*dict.fromkeys(ALIASES.get(name, name) for name in similar(word, [*FLAGS, *OPTION_TABLES, *ALIASES]))]
@@ -99,8 +105,8 @@ def normalise_keys(values: Mapping[str, Any], source: str) -> dict[str, Any]:
     """Return parsed settings under their canonical names.
 
     Args:
-        values: settings of a sweep; hyphens, underscores and other names such as ``n_epochs`` are accepted.
-        source: name of the sweep, for error messages.
+        values: settings of a sweep under any of their names, such as ``n_epochs`` or ``weight-decay``.
+        source: name of the sweep in error messages.
 
     Raises:
         RequestError: an unknown key, a setting given twice, or a bad value.
@@ -121,13 +127,12 @@ def _add_setting(settings: dict[str, Any], key: str, value: Any) -> str:
     Raises:
         RequestError: an unknown key, a setting that was added before, or a bad value.
     """
-    word = key.strip().lstrip("-").replace("-", "_")
-    name = ALIASES.get(word, word)
+    name = setting_of(key)
     if name in SWITCHES and value is not None:
         switched = convert(value, bool, key)
         name, value = SWITCHES[name][0], SWITCHES[name][1] if switched else None
     if name not in FLAGS and name not in OPTION_TABLES and name not in SWITCHES:
-        raise unknown_setting(key, word)
+        raise unknown_setting(key, name)
     if value is None:
         return name
     if name in settings:
@@ -153,7 +158,7 @@ def check_name(setting: str, value: object) -> None:
     """Refuse a network, optimizer, augmentation or recipe that does not exist.
 
     Raises:
-        RequestError: there is none of that name.
+        RequestError: the name is unknown.
     """
     if setting in NAMED and isinstance(value, str):
         NAMED[setting](split_spec(value, flag_name(setting))[0])
@@ -162,5 +167,10 @@ def check_name(setting: str, value: object) -> None:
 
 
 def unknown_setting(key: str, word: str) -> RequestError:
-    """Return the error for an unknown setting ``key``, which is ``word`` without hyphens."""
+    """Return the error for an unknown setting.
+
+    Args:
+        key: the name as it was given.
+        word: the name without leading hyphens, and with underscores.
+    """
     return foreign_name(word, key) or RequestError(f"unknown setting {key!r}", hint=suggest_setting(word))

@@ -167,7 +167,10 @@ OPTION_NAMES = _by_name(
         "eps opt_eps adam_eps adam_epsilon": "opt_options.eps",
     }
 )
-"""Names of :data:`INSTEAD` that sweep files accept, because a range has no ``NAME:key=value``: what each one sets."""
+"""Names of :data:`INSTEAD` that sweep files accept, with the parameters that they set.
+
+A range of values cannot be written as ``NAME:key=value``.
+"""
 
 
 def foreign_name(name: str, shown: str) -> RequestError | None:

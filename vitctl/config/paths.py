@@ -8,11 +8,11 @@ from vitctl.config.settings import pretrained_word
 from vitctl.data import DATASETS
 from vitctl.errors import RequestError
 from vitctl.models import MODELS, TIMM, ModelEntry
-from vitctl.models.sources import weights_file
+from vitctl.models.sources import CHECKPOINTS, weights_file
 from vitctl.registry import or_list, similar
 
-CHECKPOINTS, LAST = "checkpoints", "last.pt"
-"""A run's folder of checkpoints, and the newest one."""
+RUNS = Path("runs")
+"""Default folder of runs."""
 
 
 def resolve_dataset(name: str, data_dir: str | None) -> tuple[str, str | None]:
@@ -42,7 +42,7 @@ def resolve_dataset(name: str, data_dir: str | None) -> tuple[str, str | None]:
 
 
 def resolve_labels(labels: str | None, dataset: str, data_dir: str | None) -> str | None:
-    """Return the file of ``--labels``, relative to the folder of the images if it lies there, else absolute.
+    """Return the file of ``--labels``, relative to the folder of the images if it is inside, else absolute.
 
     It is looked for in the folder of the images, then in the current one.
 
@@ -62,22 +62,20 @@ def resolve_labels(labels: str | None, dataset: str, data_dir: str | None) -> st
     raise RequestError(f"--labels {labels} not found", hint=f"use --labels with a file in {root}, or its full path")
 
 
-RUNS = Path("runs")
-"""Default folder of runs."""
-
-
 def is_run(path: Path) -> bool:
     """Return whether ``path`` is the folder of a run."""
     return (path / "config.json").is_file()
 
 
-def find_run(path: Path) -> Path:
-    """Return the folder of the run that ``path`` names, else ``path`` itself.
+def find_run(path: Path, runs_dir: Path = RUNS) -> Path:
+    """Return the run's folder for its path, its name, or the folder of its checkpoints; other paths are returned as is.
 
-    A run is named by its folder, by its folder in :data:`RUNS`, or by the folder of its checkpoints.
+    Args:
+        path: a path, or the name of a run in ``runs_dir``.
+        runs_dir: folder of runs.
     """
-    if not path.is_file() and not is_run(path) and is_run(RUNS / path):
-        return RUNS / path
+    if not path.is_file() and not is_run(path) and is_run(runs_dir / path):
+        return runs_dir / path
     return path.parent if path.name == CHECKPOINTS and is_run(path.parent) else path
 
 

@@ -8,19 +8,26 @@ from vitctl.errors import RequestError
 from vitctl.registry import check_range, convert
 
 WARMUP_UNITS = {"warmup_epochs": "ep", "warmup_steps": "st"}
-"""Flags that set the warm-up in a unit."""
+"""Other flags that set the warm-up, and their units."""
 
 FEWEST_STEPS = 100
-"""Smallest whole number that :func:`parse_warmup` takes for steps; below it, epochs are as likely to be meant."""
+"""Smallest number that means steps without a unit; a smaller one may also mean epochs."""
 
 _WARMUP = re.compile(r"(\d+(?:\.\d+)?)\s*(ep|st)(?:ochs?|eps?)?")
 
 
 def parse_warmup(value: object, what: str) -> float | str:
-    """Return a fraction of the run as a number, ``5ep`` for epochs, or ``500st`` for steps, also for ``500``.
+    """Parse ``0.05`` (a fraction of the run), ``5ep`` (epochs), and ``500`` or ``500st`` (steps).
+
+    Args:
+        value: the value of a flag or file.
+        what: name of the flag or key in errors.
+
+    Returns:
+        The fraction as a number, or text in the form of ``5ep`` or ``500st``.
 
     Raises:
-        RequestError: anything else, such as 5, which may be epochs or steps.
+        RequestError: another value, such as 5, which may mean epochs or steps.
     """
     word = str(value).strip().lower()
     match = _WARMUP.fullmatch(word)

@@ -206,7 +206,7 @@ def _part(path: Path, number: int, value: str) -> str:
     part = part_of(value)[0]
     if part is None:
         raise RequestError(
-            f"--labels {path}, line {number}: unknown part {value!r}", hint="use train, val or test in this column"
+            f"--labels {path}:{number}: unknown part {value!r}", hint="use train, val or test in this column"
         )
     return part
 

@@ -19,6 +19,7 @@ import onnx
 import torch
 
 from vitctl import __version__, devices
+from vitctl.config import is_run
 from vitctl.data.dataset import Dataset
 from vitctl.errors import Interrupted, RequestError, RunFailed
 from vitctl.export import EXPORTERS, QUANTIZERS, files
@@ -32,6 +33,7 @@ from vitctl.inference.classifier import Classifier, classifier_of
 from vitctl.inference.provenance import Provenance
 from vitctl.inference.scoring import load_data_for
 from vitctl.inference.trained import Trained, load_trained
+from vitctl.models.sources import CHECKPOINTS
 from vitctl.observer import Observer
 from vitctl.process.signals import stop_signals
 from vitctl.units import escaped
@@ -166,8 +168,8 @@ def _metadata(request: ExportRequest, trained: Trained, sample: Sample | None) -
 
 
 def _run_folder(checkpoint: Path) -> Path | None:
-    folder = checkpoint.absolute().parent.parent
-    return folder if checkpoint.absolute().parent.name == "checkpoints" and (folder / "config.json").is_file() else None
+    checkpoints = checkpoint.absolute().parent
+    return checkpoints.parent if checkpoints.name == CHECKPOINTS and is_run(checkpoints.parent) else None
 
 
 def _run_name(checkpoint: Path) -> str:

@@ -23,7 +23,7 @@ class Layout:
 
     Attributes:
         title: what messages call the weights.
-        names: regular expressions for full names, and templates of timm's names; None for tensors without a use.
+        names: regular expressions for full names, and templates of timm's names; None for unused tensors.
     """
 
     title: str
@@ -34,7 +34,7 @@ class Layout:
         return any(re.fullmatch(pattern, name) for pattern, _ in self.names)
 
     def to_timm(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Return the tensors under timm's names, with queries, keys and values in one; others keep their names."""
+        """Return the tensors under timm's names, with queries, keys and values joined; unknown names do not change."""
         found: dict[str, Tensor] = {}
         for name, tensor in tensors.items():
             match, template = next(
@@ -103,7 +103,7 @@ TIMM_VIT = Layout(
         (rf"blocks\.\d+\.(norm[12]|attn\.qkv|attn\.proj|mlp\.fc[12])\.{_END}", r"\g<0>"),
     ),
 )
-"""timm's own names, of a ViT with a class token and no extras."""
+"""timm's names of the tensors of a plain ViT with a class token."""
 
 _KINDS = (
     (r"visual\.(transformer\.resblocks|trunk)\.", "CLIP weights"),
@@ -117,11 +117,11 @@ _KINDS = (
     (r"features\.\d+\.", "weights of a network of torchvision"),
     (r"text_model\.|token_embedding\.|lm_head\.|embed_tokens\.", "weights of a language model"),
 )
-"""Weights without a table, by a part of a name."""
+"""Regular expressions for part of a tensor's name, and the weights without a table that have it."""
 
 
 def recognise(tensors: Mapping[str, Tensor], num_heads: int | None = None) -> tuple[str | None, str | None]:
-    """Return what weights these are, and the flags of a network that loads them; each None if unknown.
+    """Return a description of the weights, and the flags of a network that loads them; each None if unknown.
 
     Weights of the original scripts are not recognised; see :mod:`vitctl.models.legacy`.
 
@@ -142,7 +142,7 @@ def recognise(tensors: Mapping[str, Tensor], num_heads: int | None = None) -> tu
 
 
 def _vit_flags(tensors: Mapping[str, Tensor], num_heads: int | None) -> str | None:
-    """Return the flags of ``vit_timm`` for weights of a ViT in timm's names, or None if their shapes are odd."""
+    """Return the flags of ``vit_timm`` for weights of a ViT in timm's names, or None for unexpected shapes."""
     names = ("patch_embed.proj.weight", "pos_embed", "blocks.0.mlp.fc1.weight")
     kernel, positions, hidden = (list(tensors[name].shape) if name in tensors else [] for name in names)
     depth = len({name.split(".")[1] for name in tensors if name.startswith("blocks.")})
@@ -165,10 +165,13 @@ def _vit_timm_flags(patch: int, width: int, depth: int, num_heads: int | None, h
 
 
 def google_vit(shapes: Mapping[str, tuple[int, ...]]) -> tuple[int, int, int] | None:
-    """Return the numbers of blocks, attention heads and classes (0 without a head) of a ViT of Google, or None.
+    """Return the numbers of blocks, attention heads and classes (0 without a head) of Google's ViT.
 
     Args:
         shapes: shapes of the arrays in an ``.npz`` file.
+
+    Returns:
+        None for arrays of another network.
     """
     query = _ending(shapes, "/query/kernel", 3)
     if query is None or _ending(shapes, "embedding/kernel", 4) is None:
@@ -179,7 +182,7 @@ def google_vit(shapes: Mapping[str, tuple[int, ...]]) -> tuple[int, int, int] | 
 
 
 def google_flags(shapes: Mapping[str, tuple[int, ...]]) -> str | None:
-    """Return the flags of ``vit_timm`` for a ViT of Google, or None if an array is missing."""
+    """Return the flags of ``vit_timm`` for the shapes of Google's ViT, or None if an array is missing."""
     vit = google_vit(shapes)
     kernel, positions = _ending(shapes, "embedding/kernel", 4), _ending(shapes, "pos_embedding", 2)
     hidden = _ending(shapes, "/Dense_0/kernel", 2)
@@ -189,5 +192,5 @@ def google_flags(shapes: Mapping[str, tuple[int, ...]]) -> str | None:
 
 
 def _ending(shapes: Mapping[str, tuple[int, ...]], end: str, ndim: int) -> tuple[int, ...] | None:
-    """Return the first shape with ``ndim`` sizes or more of an array whose name ends with ``end``, or None."""
+    """Return the first shape of at least ``ndim`` dimensions whose name ends with ``end``, or None."""
     return next((shape for name, shape in shapes.items() if name.endswith(end) and len(shape) >= ndim), None)

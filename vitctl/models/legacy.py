@@ -18,7 +18,7 @@ from vitctl.errors import RequestError
 from vitctl.models import MODELS, build_model
 from vitctl.models.state_files import without_prefix
 from vitctl.models.swin import border_mask
-from vitctl.registry import Value
+from vitctl.registry import Value, first_of
 
 Options = Mapping[str, Value]
 
@@ -315,7 +315,7 @@ def renamed(
 
 
 def has_rule(net: str, options: Options) -> Callable[[str], bool]:
-    """Return a function that returns whether a name is one of the original network's."""
+    """Return a predicate for names of tensors: whether a rule of the network matches."""
     pattern = re.compile("|".join(f"(?:{rule.pattern})" for rule in RULES[net](options)))
     return lambda name: pattern.fullmatch(name) is not None
 
@@ -358,9 +358,7 @@ def translate(
     missing = [name for name in expected if name not in state]
     if unknown or missing:
         parts = [
-            f"{problem}: {', '.join(names[:3])}{f' and {len(names) - 3} more' if len(names) > 3 else ''}"
-            for problem, names in (("unknown", unknown), ("missing", missing))
-            if names
+            f"{problem}: {first_of(names)}" for problem, names in (("unknown", unknown), ("missing", missing)) if names
         ]
         raise RequestError(
             f"not the weights of --net {net} of the original scripts: {'; '.join(parts)}", hint=_OPTIONS_HINT
@@ -369,7 +367,7 @@ def translate(
 
 
 def original_options(net: str, tensors: Mapping[str, Tensor]) -> dict[str, Value]:
-    """Return options of ``net`` that only the tensors show: the width of the two-layer head until March 2022."""
+    """Return the options that must be read from the tensors: ``head_hidden`` of a vit from before March 2022."""
     hidden = [
         tensor.shape[-1] for name, tensor in tensors.items() if name.endswith("mlp_head.4.weight") and tensor.ndim == 2
     ]
@@ -377,11 +375,11 @@ def original_options(net: str, tensors: Mapping[str, Tensor]) -> dict[str, Value
 
 
 def original_network(tensors: Mapping[str, Tensor]) -> tuple[str, str | None] | None:
-    """Return the network of the original scripts that the weights belong to, or None.
+    """Recognise weights of the original scripts.
 
     Returns:
-        The name, and the flags with which ``vitctl convert`` accepts the weights; None if their sizes are not the
-        defaults.
+        None for other weights; else the network's name, and the flags with which ``vitctl convert`` accepts the weights,
+        or None in place of the flags if the network does not have its default sizes.
     """
     named: list[str] = []
     for net, rules in RULES.items():
@@ -399,6 +397,6 @@ def original_network(tensors: Mapping[str, Tensor]) -> tuple[str, str | None] | 
             except RequestError:
                 continue
             return net, f"--net {net}{dataset}"
-        if rules is not _unchanged:  # whose names could be those of any network
+        if rules is not _unchanged:  # it accepts the names of any network
             named.append(net)
     return (named[0], None) if named else None

@@ -33,14 +33,11 @@ from vitctl.models.resampling import describe_resampling, resampled
 from vitctl.models.sources import FILES, weights_file
 from vitctl.models.state_files import is_numpy_archive, numpy_shapes, read_state, without_prefix
 from vitctl.models.weights_facts import class_names, flags_of_run, num_heads
-from vitctl.registry import Value, or_list
+from vitctl.registry import Value, first_of, or_list
 from vitctl.units import plural
 
 PATIENCE = 5.0
 """Seconds to wait for the first response of a server."""
-
-MAX_NAMES = 3
-"""Number of tensors to name in an error message."""
 
 _OTHER_WEIGHTS = "use --pretrained FILE or --pretrained false"
 
@@ -166,17 +163,7 @@ def load_pretrained(
     Raises:
         RequestError: the file is damaged or not a weights file, or its weights do not fit the network.
     """
-    numpy = is_numpy_archive(path)
-    read = ({}, {}) if numpy else read_state(path, f"--pretrained {path}")
-    loading = _Loading(model, net, options, path, img_size, in_chans, *read)
-    if numpy:
-        tensors, notes = _load_numpy(loading), ["converted from Google's .npz"]
-    else:
-        named, notes = _in_own_names(loading)
-        _check_types(loading, named)
-        tensors = _convert_with_timm(loading, named) if loading.architecture else resampled(named, model)
-        _check_heads(loading)
-        notes += describe_resampling(named, tensors)
+    loading, tensors, notes = _read(model, net, options, path, img_size, in_chans)
     own, heads = model.state_dict(), head_names(model)
     their_classes = class_names(path, loading.content)
     kept = [name for name in own if _within(name, heads)]  # the head is loaded completely or not at all
@@ -190,16 +177,38 @@ def load_pretrained(
     if not kept:
         unnamed = "" if their_classes or not heads else ", whose classes the file does not name"
         return f"loaded pretrained weights, including the head{unnamed}, from {path}{ending}"
-    counts = [
-        tensor.shape[0]
-        for name, tensor in tensors.items()
-        if _within(name, heads) and name.endswith("weight") and tensor.ndim
-    ]
     if fits:
-        why = f": the file's head is for other classes: {_some(their_classes)}"
+        why = f": the file's head is for other classes: {first_of(their_classes)}"
     else:
-        why = f": the file's head has {counts[-1]} classes" if counts else ""
+        count = _class_count(tensors, heads)
+        why = f": the file's head has {count} classes" if count else ""
     return f"loaded pretrained weights from {path}, with a new head{why}{ending}"
+
+
+def _read(
+    model: nn.Module, net: str, options: Mapping[str, Value], path: Path, img_size: int, in_chans: int
+) -> tuple[_Loading, dict[str, Tensor], list[str]]:
+    """Read a weights file; see :func:`load_pretrained` for the arguments.
+
+    Returns:
+        What was read, the tensors under the network's names and at its sizes, and notes on how they were converted.
+    """
+    if is_numpy_archive(path):
+        loading = _Loading(model, net, options, path, img_size, in_chans, {}, {})
+        return loading, _load_numpy(loading), ["converted from Google's .npz"]
+    loading = _Loading(model, net, options, path, img_size, in_chans, *read_state(path, f"--pretrained {path}"))
+    named, notes = _in_own_names(loading)
+    _check_types(loading, named)
+    tensors = _convert_with_timm(loading, named) if loading.architecture else resampled(named, model)
+    _check_heads(loading)
+    return loading, tensors, notes + describe_resampling(named, tensors)
+
+
+def _class_count(tensors: Mapping[str, Tensor], heads: list[str]) -> int | None:
+    """Return the number of classes of the head in ``tensors``, or None if it has no weights."""
+    weights = [tensors[name] for name in tensors if _within(name, heads) and name.endswith("weight")]
+    sizes = [weight.shape[0] for weight in weights if weight.ndim]
+    return sizes[-1] if sizes else None
 
 
 @dataclass(frozen=True)
@@ -239,8 +248,8 @@ class _Loading:
 def _in_own_names(loading: _Loading) -> tuple[dict[str, Tensor], list[str]]:
     """Rename tensors of wrappers, other libraries and the original scripts to the network's names.
 
-    The names are read in each way that is possible for the network; the one with most of its names is used. If it has
-    few of them, the tensors are returned as they are, as timm may know their names.
+    Of all conversions that are possible for the network, the one that yields most of its names is used. If none yields
+    more than half, the tensors keep their names, which timm may know.
 
     Returns:
         The tensors, and what to report about them.
@@ -268,7 +277,7 @@ def _in_own_names(loading: _Loading) -> tuple[dict[str, Tensor], list[str]]:
         if found > most:
             best, most, best_notes = tensors, found, [note] if note else []
             if others:
-                best_notes.append(f"without {plural(len(others), 'tensor')} of other parts: {_some(others)}")
+                best_notes.append(f"without {plural(len(others), 'tensor')} of other parts: {first_of(others)}")
     return best, best_notes
 
 
@@ -345,7 +354,7 @@ def _check_types(loading: _Loading, tensors: Mapping[str, Tensor]) -> None:
         if name in own and tensor.is_floating_point() != own[name].is_floating_point()
     ]
     if wrong:
-        raise _misfit(loading, f"wrong type: {_some(wrong)}")
+        raise _misfit(loading, f"wrong type: {first_of(wrong)}")
 
 
 def _check_heads(loading: _Loading) -> None:
@@ -371,7 +380,7 @@ def _check_fit(loading: _Loading, tensors: Mapping[str, Tensor], kept: list[str]
     unknown = [name for name in tensors if name not in own and not _within(name, heads)]
     problems = [("missing", missing), ("wrong shape", wrong_shape), ("unknown", unknown)]
     if any(names for _, names in problems):
-        reason = "; ".join(f"{problem}: {_some(names)}" for problem, names in problems if names)
+        reason = "; ".join(f"{problem}: {first_of(names)}" for problem, names in problems if names)
         raise _misfit(loading, reason)
 
 
@@ -444,11 +453,6 @@ def train_head(model: nn.Module) -> None:
 
 def _within(name: str, modules: list[str]) -> bool:
     return any(name.startswith(f"{module}.") for module in modules)
-
-
-def _some(names: list[str]) -> str:
-    more = f" and {len(names) - MAX_NAMES} more" if len(names) > MAX_NAMES else ""
-    return ", ".join(names[:MAX_NAMES]) + more
 
 
 def _first_lines(error: Exception) -> str:

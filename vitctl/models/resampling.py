@@ -15,7 +15,12 @@ from vitctl.models.vit import PatchTokens
 
 
 def resampled(tensors: dict[str, Tensor], model: nn.Module) -> dict[str, Tensor]:
-    """Resample position embeddings and patch projections to the sizes of vitctl's own ``model``, as timm does."""
+    """Resample position embeddings and patch projections as timm does; other tensors are returned as they are.
+
+    Args:
+        tensors: tensors by the names of ``model``.
+        model: a network of vitctl, whose state dict has the sizes to resample to.
+    """
     out, own = dict(tensors), model.state_dict()
     if "pos_embed" in out and "pos_embed" in own:
         out["pos_embed"] = _resampled_positions(out["pos_embed"], own["pos_embed"])
@@ -51,9 +56,9 @@ def _resample_patch_tokens(tensors: dict[str, Tensor], prefix: str, own: PatchTo
     theirs = math.isqrt(weight.shape[1] // channels)
     if theirs**2 * channels != weight.shape[1]:
         return
-    gain, shift = tensors.get(f"{prefix}norm.weight"), tensors.get(f"{prefix}norm.bias")
-    if gain is not None and shift is not None:
-        tensors[f"{prefix}proj.bias"] = tensors[f"{prefix}proj.bias"] + weight @ shift
+    gain, shift, bias = (tensors.get(f"{prefix}{name}") for name in ("norm.weight", "norm.bias", "proj.bias"))
+    if gain is not None and shift is not None and bias is not None:
+        tensors[f"{prefix}proj.bias"] = bias + weight @ shift
         weight = weight * gain
         tensors[f"{prefix}norm.weight"] = torch.ones(own.proj.in_features)
         tensors[f"{prefix}norm.bias"] = torch.zeros(own.proj.in_features)
@@ -62,7 +67,12 @@ def _resample_patch_tokens(tensors: dict[str, Tensor], prefix: str, own: PatchTo
 
 
 def describe_resampling(before: Mapping[str, Tensor], after: Mapping[str, Tensor]) -> list[str]:
-    """Return what to report about tensors that were resampled."""
+    """Return a note for each tensor whose size :func:`resampled` or timm changed.
+
+    Args:
+        before: tensors of the file.
+        after: the same tensors, resampled.
+    """
     notes = []
     for name, old in before.items():
         new = after.get(name)

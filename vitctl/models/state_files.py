@@ -49,7 +49,17 @@ _SUFFIXES = {
     ".pb": "a TensorFlow file",
     ".index": "a TensorFlow file",
 }
-"""Kinds of files that do not begin with bytes of their own."""
+"""Kinds of files that are recognised by their suffix, as their first bytes vary."""
+
+
+_OMEGACONF = (
+    *("dictconfig.DictConfig", "listconfig.ListConfig", "nodes.AnyNode"),
+    *("base.ContainerMetadata", "base.Metadata"),
+)
+"""OmegaConf's classes in saved settings."""
+
+_IN_OMEGACONF = ("typing.Any", "builtins.dict", "builtins.list", "builtins.int", "collections.defaultdict")
+"""Classes that OmegaConf's metadata refer to."""
 
 
 class Ignored:
@@ -67,10 +77,10 @@ class Ignored:
 
 
 def _harmless() -> list[Any]:
-    """Return the classes and functions that files may use besides those that torch allows, for ``safe_globals``.
+    """Return classes and functions for ``safe_globals``: those that files may use besides torch's.
 
-    Training programs save them with the weights: command lines, figures, paths, times and settings. They only store
-    values. Classes of other packages are replaced, so no module is imported.
+    Training programs save such objects with the weights: command lines, figures, paths, times and settings. The classes
+    only store values. :class:`Ignored` replaces those of other packages, so that no module is imported.
     """
     scalar, array = np.float64(0).__reduce__()[0], np.zeros(0).__reduce__()[0]
     plain = {type(np.dtype(code)) for code in np.typecodes["All"] if code not in "OV"}  # O: objects of any class
@@ -81,22 +91,8 @@ def _harmless() -> list[Any]:
     for module in ("pathlib", "pathlib._local"):
         found += [(pathlib.PurePosixPath, f"{module}.{kind}") for kind in ("PosixPath", "PurePosixPath")]
         found += [(pathlib.PureWindowsPath, f"{module}.{kind}") for kind in ("WindowsPath", "PureWindowsPath")]
-    settings = (
-        "dictconfig.DictConfig",
-        "listconfig.ListConfig",
-        "nodes.AnyNode",
-        "base.ContainerMetadata",
-        "base.Metadata",
-    )
-    types = (
-        "typing.Any",
-        "builtins.dict",
-        "builtins.list",
-        "builtins.int",
-        "collections.defaultdict",
-    )  # within settings
-    names = (*(f"omegaconf.{name}" for name in settings), *types)
-    return found + [(Ignored, name) for name in names]
+    found += [(Ignored, f"omegaconf.{name}") for name in _OMEGACONF]
+    return found + [(Ignored, name) for name in _IN_OMEGACONF]
 
 
 def read_state(path: Path, what: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
@@ -107,10 +103,11 @@ def read_state(path: Path, what: str) -> tuple[dict[str, Tensor], dict[str, Any]
         what: name of the file in error messages, such as ``--pretrained FILE``.
 
     Returns:
-        The tensors by name; and the other values at the top level of the file.
+        The tensors by name, in any shape and dtype; and the other values at the top level of the file.
 
     Raises:
-        RequestError: the file is missing, damaged or not a weights file, or has pickled objects.
+        RequestError: the file is missing, damaged or not a weights file, or has pickled objects, or tensors that are
+            quantized, sparse or complex.
     """
     content = _read(path, what)
     if not isinstance(content, Mapping):
@@ -123,16 +120,18 @@ def read_state(path: Path, what: str) -> tuple[dict[str, Tensor], dict[str, Any]
             hint=_STATE_DICT,
         )
     for name, tensor in tensors.items():
-        if tensor.layout is not torch.strided or tensor.is_quantized or tensor.is_complex() or tensor.is_meta:
-            kind = (
-                "a meta tensor"
-                if tensor.is_meta
-                else "sparse"
-                if tensor.layout is not torch.strided
-                else str(tensor.dtype).removeprefix("torch.")
-            )
+        if kind := _unusable_kind(tensor):
             raise RequestError(f"{what}: {name} is {kind}, not a dense tensor of real numbers", hint=_STATE_DICT)
     return tensors, {str(key): value for key, value in content.items() if not isinstance(value, Tensor)}
+
+
+def _unusable_kind(tensor: Tensor) -> str | None:
+    """Return the kind of a tensor that cannot be converted to a network's, or None for dense real numbers."""
+    if tensor.is_meta:
+        return "a meta tensor"
+    if tensor.layout is not torch.strided:
+        return "sparse"
+    return str(tensor.dtype).removeprefix("torch.") if tensor.is_quantized or tensor.is_complex() else None
 
 
 def find_state(content: Mapping[Any, Any], depth: int = 3) -> dict[str, Tensor]:
@@ -155,15 +154,15 @@ def find_state(content: Mapping[Any, Any], depth: int = 3) -> dict[str, Tensor]:
 def without_prefix(tensors: Mapping[str, Tensor], known: Callable[[str], bool]) -> tuple[dict[str, Tensor], list[str]]:
     """Strip what DataParallel, torch.compile, Lightning and other wrappers put before the names of tensors.
 
-    The prefix is the one without which most names are ``known``. Of ``model.backbone.``, the parts ``model.`` and the
-    empty one also count, for known names that are not inside ``backbone``.
+    The prefix that makes most names ``known`` is stripped. If it has several parts, such as ``model.backbone.``, known
+    names that begin only with its first parts (``model.`` or none) are stripped, too.
 
     Args:
         tensors: tensors by name.
         known: whether a name is one of the network's.
 
     Returns:
-        The tensors with that prefix, under their stripped names; and the names of the others.
+        The tensors under their stripped names; and the names of the tensors without the prefix.
     """
     found: dict[str, set[str]] = defaultdict(set)
     for name in tensors:
@@ -199,6 +198,10 @@ def is_numpy_archive(path: Path) -> bool:
 
 def numpy_shapes(path: Path, what: str) -> dict[str, tuple[int, ...]]:
     """Return the shape of each array in an ``.npz`` archive.
+
+    Args:
+        path: the archive.
+        what: name of the file in error messages.
 
     Raises:
         RequestError: the archive is compressed, or an array has objects or is damaged.

@@ -1,4 +1,4 @@
-"""What a weights file, or the ``config.json`` beside it, says about the network that the weights are from."""
+"""Facts about the network of a weights file, from the file or the ``config.json`` next to it."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from vitctl.registry import format_spec
 
 
 def _beside(path: Path) -> dict[str, Any]:
-    """Return the content of ``config.json`` beside a weights file, as Hugging Face and timm write it; empty if none."""
+    """Return the ``config.json`` that Hugging Face and timm write next to a weights file; empty if there is none."""
     try:
         document = json.loads(path.with_name("config.json").read_text(encoding="utf-8"))
     except (OSError, ValueError):
@@ -23,7 +23,12 @@ def _beside(path: Path) -> dict[str, Any]:
 
 
 def class_names(path: Path, content: Mapping[str, Any]) -> list[str]:
-    """Return the names of the classes according to a file, in the order of the logits; empty if it names none."""
+    """Return the names of the classes in the order of the logits; empty if unknown.
+
+    Args:
+        path: the weights file.
+        content: values of the file besides its tensors; see :func:`vitctl.models.state_files.read_state`.
+    """
     beside, metadata = _beside(path), content.get("metadata")
     found = content.get("classes") or beside.get("label_names")
     if not found and isinstance(metadata, dict):
@@ -55,7 +60,7 @@ def flags_of_run(content: Mapping[str, Any]) -> str | None:
 
 
 def num_heads(path: Path, content: Mapping[str, Any]) -> int | None:
-    """Return the number of attention heads according to a file or the ``config.json`` beside it, or None."""
+    """Return the number of attention heads, or None if unknown; see :func:`class_names` for the arguments."""
     config = content.get("config")
     options = config.get("net_options") if isinstance(config, dict) else None
     found = options.get("num_heads") if isinstance(options, dict) else _beside(path).get("num_attention_heads")

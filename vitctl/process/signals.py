@@ -12,7 +12,7 @@ from typing import Any, Self
 
 
 def stop_signals() -> list[signal.Signals]:
-    """Return the signals that ask for an end, without those that are ignored, as SIGHUP is under nohup.
+    """Return the signals that ask the process to stop, except ignored ones, such as SIGHUP under nohup.
 
     SIGINT is included even if it is ignored, as in programs that a shell starts with ``&``. A closed terminal or a lost
     ssh connection sends SIGHUP; batch systems announce the end of a job with SIGUSR1 or SIGUSR2 (SLURM's ``--signal``).

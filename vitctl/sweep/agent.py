@@ -542,7 +542,7 @@ class Agent:
         raise AssertionError("unreachable")
 
     def _follow(self, study: Study, trial: Trial, child: Child, run: Path, slot: _Slot) -> tuple[list[float], bool]:
-        """Report the values that training records until it ends, and its images with the first value.
+        """Report the values that training records until it ends, and store the digest of its images.
 
         Returns:
             The values, and whether the trial was pruned.
@@ -597,7 +597,7 @@ class Agent:
                 return history, pruned
 
     def _record_images(self, study: Study, trial: Trial, run: Path, slot: _Slot) -> None:
-        """Store the digest of a trial's images, and report whether they are those of the trials before."""
+        """Store the digest of a trial's images, and warn if it differs from that of earlier trials."""
         found = images_of(run, trial.params)
         if found is None:
             return

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 import random
@@ -13,13 +14,13 @@ from pathlib import Path
 from typing import Any
 
 from vitctl.config import (
-    ALIASES,
     FLAGS,
     OPTION_TABLES,
     Flag,
     foreign_name,
     normalise_keys,
     resolve_config,
+    setting_of,
     similar_settings,
 )
 from vitctl.config.names import INSTEAD, OPTION_NAMES, SWITCHES
@@ -85,7 +86,7 @@ _TOP = {
     "apiVersion": "",
     "kind": "",
 }
-"""Top-level keys, and why some of them are ignored."""
+"""Top-level keys, with the reason for those that have no effect."""
 
 _UNSUPPORTED = {
     "scheduler": ("schedulers of W&B", "remove scheduler, and use method: bayes"),
@@ -100,7 +101,7 @@ _METRIC_KEYS = ("name", "goal", "target", "impute", "impute_while_running")
 _HYPERBAND_KEYS = ("type", "min_iter", "max_iter", "s", "eta", "strict")
 _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_.-]*")
 _NAME_KEYS = ("name", "type")
-"""Last parts of dotted names, such as ``optimizer.name``, for a choice and not one of its options."""
+"""Last parts of dotted names that stand for a choice itself, as in ``optimizer.name``, not for one of its options."""
 _ROWS: dict[str, Mapping[str, Entry]] = {"net_options": MODELS, "opt_options": OPTIMIZERS}
 """The tables whose rows have the options of a nested parameter."""
 _TYPICAL = 64
@@ -199,14 +200,8 @@ def _value_at(flat: dict[str, Any], key: str) -> str:
     return json.dumps(flat[key], default=str) if key in flat else "not set"
 
 
-def setting_of(name: str) -> str:
-    """Return the setting of ``train`` for the name of a parameter: ``n_epochs`` -> ``epochs``."""
-    word = name.strip().lstrip("-").replace("-", "_")
-    return ALIASES.get(word, word)
-
-
 def parameter_name(key: str) -> str:
-    """Return the name of a parameter for a key of the file; an option by another tool's name gets a dotted name."""
+    """Return the name of a parameter for a key of the file: ``dropout`` -> ``net_options.dropout``."""
     return OPTION_NAMES.get(key.replace("-", "_"), key)
 
 
@@ -298,48 +293,13 @@ class _Reader:
         """
         document = self.document
         for key, value in document.items():
-            if key in _UNSUPPORTED:
-                what, hint = _UNSUPPORTED[key]
-                self.wrong((key,), f"{key}: {what} are not supported", hint)
-            elif key not in _TOP:
-                self.wrong((key,), f"unknown key {key!r}", suggest(key, _TOP))
-            elif key == "kind" and value != "sweep":
-                self.wrong((key,), f"unknown kind {_shown(value)}", "use kind: sweep")
-            elif key in ("name", "description", "project", "entity", "program", "apiVersion"):
-                if not isinstance(value, str) or not value:
-                    self.wrong((key,), f"{key} takes text, not {_shown(value)}", f'use quoted text: {key}: "..."')
-            elif key == "command" and not isinstance(value, list):
-                self.wrong(
-                    (key,),
-                    f"command takes a list, not {_shown(value)}",
-                    "remove command; each trial runs vitctl train",
-                )
-            elif key == "controller" and (
-                not isinstance(value, dict) or value.get("type") not in ("local", "cloud") or len(value) > 1
-            ):
-                self.wrong(
-                    (key,),
-                    f"controller takes a type, not {_shown(value)}",
-                    "use controller: {type: local} or {type: cloud}",
-                )
-        ignored: dict[str, list[str]] = {}
-        for key, why in _TOP.items():
-            if why and key in document:
-                ignored.setdefault(why, []).append(key)
-        for why, keys in ignored.items():
-            notes = self.local_notes if "controller" in keys else self.notes
-            notes.append(f"{' and '.join(keys)} {'is' if len(keys) == 1 else 'are'} ignored: {why}")
-
+            if mistake := _mistake_in_top(key, value):
+                self.wrong((key,), *mistake)
+        self._note_ignored()
         method = self._method()
         metric = self._metric(method)
         hyperband = self._early_terminate()
-        run_cap = document.get("run_cap")
-        if "run_cap" in document and (not isinstance(run_cap, int) or isinstance(run_cap, bool) or run_cap < 1):
-            self.wrong(
-                ("run_cap",),
-                f"run_cap takes a whole number of at least 1, not {_shown(run_cap)}",
-                "use a number of trials, such as run_cap: 20",
-            )
+        run_cap = self._run_cap()
         parameters = self._parameters(method)
         self.raise_mistakes()
 
@@ -368,7 +328,25 @@ class _Reader:
             self.raise_mistakes()
         return file
 
-    # -- the parts ---------------------------------------------------------------------------------------------------
+    def _note_ignored(self) -> None:
+        """Note the keys that have no effect, grouped by reason."""
+        ignored: dict[str, list[str]] = {}
+        for key, why in _TOP.items():
+            if why and key in self.document:
+                ignored.setdefault(why, []).append(key)
+        for why, keys in ignored.items():
+            notes = self.local_notes if "controller" in keys else self.notes
+            notes.append(f"{' and '.join(keys)} {'is' if len(keys) == 1 else 'are'} ignored: {why}")
+
+    def _run_cap(self) -> Any:
+        run_cap: Any = self.document.get("run_cap")
+        if "run_cap" in self.document and (not _is_int(run_cap) or run_cap < 1):
+            self.wrong(
+                ("run_cap",),
+                f"run_cap takes a whole number of at least 1, not {_shown(run_cap)}",
+                "use a number of trials, such as run_cap: 20",
+            )
+        return run_cap
 
     def _method(self) -> str | None:
         method = self.document.get("method")
@@ -420,6 +398,10 @@ class _Reader:
                 ("metric", "target"), f"target takes a number, not {_shown(target)}", "use a number, such as target: 90"
             )
             target = None
+        self._impute(metric)
+        return Metric(str(name), str(goal), target)
+
+    def _impute(self, metric: Mapping[Any, Any]) -> None:
         for key, words in (
             ("impute", ("latest", "best", "worst")),
             ("impute_while_running", ("latest", "best", "worst", "false")),
@@ -430,7 +412,6 @@ class _Reader:
                     self.wrong(("metric", key), f"unknown {key} {_shown(word)}", suggest(str(word), words))
                 else:
                     self.local_notes.append(f"{key} is ignored: a local sweep does not learn from failed trials")
-        return Metric(str(name), str(goal), target)
 
     def _early_terminate(self) -> Hyperband | None:
         if "early_terminate" not in self.document:
@@ -445,6 +426,25 @@ class _Reader:
             )
             return None
         before = len(self.mistakes)
+        self._hyperband_values(settings, place)
+        self._hyperband_bands(settings, place)
+        if len(self.mistakes) > before:
+            return None
+        hyperband = Hyperband.from_settings(settings)
+        if not hyperband.bands:
+            eta = settings.get("eta", Hyperband.eta)
+            self.wrong(
+                place,
+                f"max_iter {settings['max_iter']} is less than eta {show(eta)}, which leaves no bands",
+                f"use max_iter: {math.ceil(eta)} or more",
+            )
+            return None
+        if "max_iter" in settings and "min_iter" in settings:
+            self.notes.append("min_iter is ignored, as in W&B, because max_iter and s are given")
+        return hyperband
+
+    def _hyperband_values(self, settings: dict[Any, Any], place: Place) -> None:
+        """Check each setting of ``early_terminate`` by itself."""
         for key in settings:
             if key not in _HYPERBAND_KEYS:
                 self.wrong(
@@ -465,7 +465,7 @@ class _Reader:
                     f"{key} takes a whole number of at least 1, not {_shown(settings[key])}",
                     f"use a number such as {key}: 3",
                 )
-        eta = settings.get("eta", 3)
+        eta = settings.get("eta", Hyperband.eta)
         if not _is_number(eta) or eta <= 1:
             self.wrong((*place, "eta"), f"eta takes a number above 1, not {_shown(eta)}", "use a number such as eta: 3")
         if not isinstance(settings.get("strict", True), bool):
@@ -474,6 +474,9 @@ class _Reader:
                 f"strict takes true or false, not {_shown(settings['strict'])}",
                 "use strict: true or strict: false",
             )
+
+    def _hyperband_bands(self, settings: dict[Any, Any], place: Place) -> None:
+        """Check that ``early_terminate`` has either ``min_iter``, or ``max_iter`` and ``s``."""
         if "max_iter" in settings and "s" not in settings:
             hint = "add the number of bands, such as s: 2"
             if "min_iter" in settings:
@@ -483,19 +486,6 @@ class _Reader:
             self.wrong(place, "early_terminate has s but no max_iter", "add max_iter, such as max_iter: 27")
         elif "min_iter" not in settings and "max_iter" not in settings:
             self.wrong(place, "early_terminate has no min_iter", "add min_iter, such as min_iter: 3, or max_iter and s")
-        if len(self.mistakes) > before:
-            return None
-        hyperband = Hyperband.from_settings(settings)
-        if not hyperband.bands:
-            self.wrong(
-                place,
-                f"max_iter {settings['max_iter']} is less than eta {show(eta)}, which leaves no bands",
-                f"use max_iter: {math.ceil(eta)} or more",
-            )
-            return None
-        if "max_iter" in settings and "min_iter" in settings:
-            self.notes.append("min_iter is ignored, as in W&B, because max_iter and s are given")
-        return hyperband
 
     def _parameters(self, method: str | None) -> list[tuple[Parameter, Place]]:
         parameters = self.document.get("parameters")
@@ -794,6 +784,26 @@ class _Reader:
                 return
 
 
+def _mistake_in_top(key: str, value: object) -> tuple[str, str | None] | None:
+    """Return message and hint for a mistake in a top-level key that no other function checks, or None."""
+    if key in _UNSUPPORTED:
+        what, hint = _UNSUPPORTED[key]
+        return f"{key}: {what} are not supported", hint
+    if key not in _TOP:
+        return f"unknown key {key!r}", suggest(key, _TOP)
+    if key == "kind" and value != "sweep":
+        return f"unknown kind {_shown(value)}", "use kind: sweep"
+    if key in ("name", "description", "project", "entity", "program", "apiVersion") and not (
+        isinstance(value, str) and value
+    ):
+        return f"{key} takes text, not {_shown(value)}", f'use quoted text: {key}: "..."'
+    if key == "command" and not isinstance(value, list):
+        return f"command takes a list, not {_shown(value)}", "remove command; each trial runs vitctl train"
+    if key == "controller" and value not in ({"type": "local"}, {"type": "cloud"}):
+        return f"controller takes a type, not {_shown(value)}", "use controller: {type: local} or {type: cloud}"
+    return None
+
+
 def _nested(parameters: Iterable[Parameter]) -> dict[str, Any]:
     """Return parameters as in a file: nested, with parsed numbers and named distributions, as W&B's client requires."""
     result: dict[str, Any] = {}
@@ -807,7 +817,7 @@ def _nested(parameters: Iterable[Parameter]) -> dict[str, Any]:
 
 
 def _unknown_parameter(key: str) -> tuple[str, str]:
-    """Return message and hint for an unknown parameter; what every hint suggests leaves a valid file."""
+    """Return message and hint for an unknown parameter; following any hint leaves a valid file."""
     word = setting_of(key)
     if error := foreign_name(word, key):
         return error.message, f"remove it, or {INSTEAD[word]}" if word in INSTEAD else str(error.hint)
@@ -866,15 +876,12 @@ def check_trains(file: SweepFile, fixed: Mapping[str, Any]) -> None:
     space, metric = file.space, file.metric
     ends = extremes(space)
     first = {name: values[0] for name, values in ends.items()}
-    points = [first | {name: value} for name, values in ends.items() for value in values]
     if file.method == "grid":
-        points = []
-        for i, point in enumerate(space.grid_points()):
-            if i == _MAX_CHECKED:
-                break
-            points.append(point)
-    rng = random.Random(0)
-    points += [space.draw(rng) for _ in range(_TYPICAL)] if file.method != "grid" else []
+        points = list(itertools.islice(space.grid_points(), _MAX_CHECKED))
+    else:
+        points = [first | {name: value} for name, values in ends.items() for value in values]
+        rng = random.Random(0)
+        points += [space.draw(rng) for _ in range(_TYPICAL)]
     for params in points:
         settings = file.settings(params, fixed)
         try:
@@ -895,7 +902,7 @@ def check_trains(file: SweepFile, fixed: Mapping[str, Any]) -> None:
 
 
 def _choices_with_options(settings: Mapping[str, Any]) -> str | None:
-    """Return the hint for settings whose network or optimizer lacks an option that others have; None if none lacks one."""
+    """Return the hint if the network or optimizer lacks an option that others have, else None."""
     try:
         config = resolve_config({}, normalise_keys({k: v for k, v in settings.items() if k not in OPTION_TABLES}, ""))
     except RequestError:

@@ -33,7 +33,7 @@ class Hyperband:
     @classmethod
     def from_settings(cls, settings: Mapping[str, Any]) -> Hyperband:
         """Return the settings of a file's ``early_terminate``; as in W&B, ``max_iter`` and ``s`` override ``min_iter``."""
-        eta = settings.get("eta", 3)
+        eta = settings.get("eta", cls.eta)
         bands: list[int] = []
         if "max_iter" in settings:
             band = settings["max_iter"]

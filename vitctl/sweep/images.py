@@ -11,25 +11,27 @@ from typing import Any
 
 from optuna.trial import FrozenTrial
 
-from vitctl.sweep.file import setting_of
+from vitctl.config import setting_of
 from vitctl.sweep.ledger import IMAGES, root_of
 
 _READING = ("size", "fit", "value_range", "skip_bad_images", "test_fraction")
-"""Settings of a run on which the digest of the same images depends."""
+"""Settings that change the digest of equal images."""
 
 _CHOICES = ("dataset", "data_dir", "labels")
-"""Settings that name the images; trials that vary them are meant to run on different ones."""
+"""Settings that select the images; trials with different values of them may run on different images."""
 
 
 def images_of(run: Path, params: Mapping[str, Any]) -> tuple[str, str] | None:
-    """Return the digest of a run's images, and what it depends on besides the images.
+    """Return the digest of a run's images, and a key of the settings on which it depends.
+
+    Digests are comparable if the keys are equal.
 
     Args:
         run: folder of the run.
         params: varied parameters of the trial.
 
     Returns:
-        None if the images have no files, or no digest is recorded.
+        Digest and key; None if no digest is recorded, as for data sets without image files.
     """
     with contextlib.suppress(OSError, ValueError, LookupError, TypeError):
         document = json.loads((run / "config.json").read_text(encoding="utf-8"))
@@ -42,11 +44,11 @@ def images_of(run: Path, params: Mapping[str, Any]) -> tuple[str, str] | None:
 
 @dataclass(frozen=True)
 class SweepImages:
-    """The images of a sweep.
+    """Digests of the images that a sweep's trials ran on.
 
     Attributes:
-        digests: those of the first trials, one for each way of reading or choice of images.
-        others: trials that ran on other images than the first one with the same settings, with their digests.
+        digests: digest of the first trial for each key of :func:`images_of`.
+        others: digests that differ from that of the first trial with the same key, by number of the trial.
     """
 
     digests: tuple[str, ...]
@@ -54,12 +56,12 @@ class SweepImages:
 
     @classmethod
     def of(cls, trials: Iterable[FrozenTrial]) -> SweepImages:
-        """Compare the images of trials."""
+        """Compare the digests that trials recorded."""
         first: dict[str, str] = {}
         others: dict[int, str] = {}
         for trial in sorted(trials, key=root_of):
-            digest, reading = trial.user_attrs.get(IMAGES, (None, ""))
-            if digest is not None and digest != first.setdefault(reading, digest):
+            digest, key = trial.user_attrs.get(IMAGES, (None, ""))
+            if digest is not None and digest != first.setdefault(key, digest):
                 others[root_of(trial)] = digest
         return cls(tuple(first.values()), others)
 

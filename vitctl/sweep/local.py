@@ -11,6 +11,7 @@ from typing import Any
 
 from sqlalchemy.engine import URL
 
+from vitctl.config import setting_of
 from vitctl.errors import RequestError
 from vitctl.observer import Observer
 from vitctl.process.child import job_environments
@@ -18,7 +19,7 @@ from vitctl.registry import lookup, split_spec
 from vitctl.sweep import PRUNERS, SAMPLERS
 from vitctl.sweep.agent import Agent, take_snapshot
 from vitctl.sweep.engine import AgentOptions, SweepOptions
-from vitctl.sweep.file import SweepFile, check_trains, read_sweep_file, setting_of
+from vitctl.sweep.file import SweepFile, check_trains, read_sweep_file
 from vitctl.sweep.notes import notes_of
 from vitctl.sweep.storage import ClaimLock, open_storage, parse_url, redacted, sqlite_file
 from vitctl.sweep.sweep import Sweep, SweepPlan, find_sweep, find_sweeps, is_file, new_id, now

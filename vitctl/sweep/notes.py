@@ -1,4 +1,4 @@
-"""Notes on a new sweep: rules of W&B that few expect, and settings that its trials do not get."""
+"""Notes on a new sweep: surprising rules of W&B, and settings that its trials do not get."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from vitctl.config import FLAGS, LENGTHS, OPTION_TABLES, normalise_keys, resolve_config
+from vitctl.config import FLAGS, LENGTHS, OPTION_TABLES, normalise_keys, resolve_config, setting_of
 from vitctl.errors import RequestError
-from vitctl.sweep.file import SweepFile, extremes, setting_of
+from vitctl.sweep.file import SweepFile, extremes
 from vitctl.sweep.space import show
 
 _WRONG_GOALS = {"acc": ("minimize", "maximize"), "loss": ("maximize", "minimize")}
-"""For each kind of metric, the goal that finds the worst trial, and the other."""
+"""Goal that finds the worst trial, and the opposite goal, by kind of metric."""
 
 _ASSIGNMENT = re.compile(r"(?:--|\+*)([A-Za-z_][\w.-]*)=(.*)")
 
@@ -59,7 +59,7 @@ def grid_notes(file: SweepFile) -> list[str]:
 
 
 def random_notes(file: SweepFile, run_cap: int | None) -> list[str]:
-    """Return a note if a finite number of parameter sets is drawn from without end."""
+    """Return a note if parameter sets are drawn without end although their number is finite."""
     size = file.space.size
     if file.method != "random" or run_cap is not None or size is None:
         return []
@@ -87,7 +87,7 @@ def command_notes(file: SweepFile, fixed: Mapping[str, Any]) -> list[str]:
 
 
 def _flags_of(command: Sequence[object]) -> Iterator[tuple[str, str]]:
-    """Yield the flags of a command and their values; ``true`` for a flag without one, and words joined for several."""
+    """Yield the flags of a command with their values: ``true`` without a value, several joined by spaces."""
     words = [str(word) for word in command]
     while words:
         word = words.pop(0)

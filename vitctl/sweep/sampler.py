@@ -65,7 +65,7 @@ class SpaceSampler(BaseSampler):
     def sample_relative(
         self, study: Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]
     ) -> dict[str, Any]:
-        """Return the parameters of a trial that its enqueued ones leave open.
+        """Return a trial's parameter set, which contains its enqueued values; empty if all values are enqueued.
 
         Raises:
             Exhausted: no untried parameter set is left.

@@ -19,12 +19,12 @@ from optuna.study import Study, StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 from sqlalchemy.engine import URL
 
-from vitctl.config import OPTION_TABLES, free_settings, normalise_keys, resolve_config
+from vitctl.config import OPTION_TABLES, free_settings, normalise_keys, resolve_config, setting_of
 from vitctl.errors import RequestError, RunFailed
 from vitctl.files import write_text
 from vitctl.recipes import RECIPES
 from vitctl.registry import suggest
-from vitctl.sweep.file import SweepFile, parameter_name, parse_sweep_file, setting_of
+from vitctl.sweep.file import SweepFile, parameter_name, parse_sweep_file
 from vitctl.sweep.ledger import FAILURE, FAILURE_KIND, FIXED, RUN, Ledger, params_of, retry_attributes, root_of
 from vitctl.sweep.optuna_parts import build_pruner, build_sampler, history_of
 from vitctl.sweep.sampler import SpaceSampler

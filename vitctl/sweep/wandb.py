@@ -14,6 +14,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from vitctl.config import setting_of
 from vitctl.errors import RequestError, RunFailed
 from vitctl.files import write_text
 from vitctl.observer import Observer
@@ -24,7 +25,6 @@ from vitctl.sweep.file import (
     check_trains,
     parse_sweep_file,
     read_sweep_file,
-    setting_of,
 )
 from vitctl.sweep.local import creating, indented, new_needs_file
 from vitctl.sweep.notes import notes_of

@@ -31,9 +31,10 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from vitctl.config import CHECKPOINTS, LAST, RUNS, TrainConfig, is_run
+from vitctl.config import RUNS, TrainConfig, is_run
 from vitctl.errors import RequestError, RunBusy, VitctlError
 from vitctl.files import Locked, locked, new_folder, remove_temporaries, write_failed, write_text
+from vitctl.models.sources import CHECKPOINTS, LAST, older_checkpoints
 from vitctl.process.failure import Failure, is_run_failure
 from vitctl.registry import or_list
 from vitctl.training import checkpoint as ckpt
@@ -306,13 +307,13 @@ class RunFolder:
             ckpt.copy_checkpoint(self.checkpoints / BEST, last)
         else:
             save_checkpoint(checkpoint, last)
-        for old in self._older()[keep:]:
+        for old in older_checkpoints(self.checkpoints)[keep:]:
             old.unlink(missing_ok=True)
         return last
 
     def _keep_last(self) -> None:
         last = self.checkpoints / LAST
-        newest = self._older()[:1]
+        newest = older_checkpoints(self.checkpoints)[:1]
         number = int(newest[0].stem.removeprefix("kept-")) + 1 if newest else 1
         target = self.checkpoints / f"kept-{number:06d}.pt"
         try:
@@ -322,9 +323,6 @@ class RunFolder:
                 os.replace(last, target)
             except OSError as error:
                 raise write_failed(error, target) from error
-
-    def _older(self) -> list[Path]:
-        return sorted(self.checkpoints.glob("kept-*.pt"), reverse=True)
 
     def newest(self, warn: Callable[[str], None], *, set_aside: bool = False) -> tuple[Path, Checkpoint] | None:
         """Return the path and content of the newest undamaged checkpoint, or None if there are no checkpoints.
@@ -338,7 +336,7 @@ class RunFolder:
         """
         damaged: list[tuple[Path, str]] = []
         good: list[tuple[Path, Checkpoint]] = []
-        candidates = [self.checkpoints / LAST, *self._older(), self.checkpoints / BEST]
+        candidates = [self.checkpoints / LAST, *older_checkpoints(self.checkpoints), self.checkpoints / BEST]
         for path in [candidate for candidate in candidates if candidate.exists()]:
             if good and path.name != BEST:
                 break  # the kept ones are in order, newest first; only best.pt may be newer

@@ -21,6 +21,7 @@ from vitctl.config import (
     find_card,
     find_run,
     flag_name,
+    is_run,
     pretrained_word,
     resolve_labels,
     split_warmup,
@@ -71,7 +72,7 @@ def start_run(
     check_config(config, observer)
     if name is not None:
         check_folder_name(name)
-    if name is not None and (runs_dir / name / "config.json").exists():
+    if name is not None and is_run(runs_dir / name):
         RunFolder.create(runs_dir, name, config)  # raises the error before data are decoded
     session = open_session(config, observer, free=free)
     plan = TimePlan(session, started, runs_dir.absolute()) if config.max_time else None
