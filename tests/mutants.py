@@ -86,6 +86,28 @@ MUTANTS = (
         "torch.serialization.add_safe_globals(_harmless())\n        with warnings.catch_warnings():",
         "tests/models/test_weight_files.py",
     ),
+    # -- devices
+    Mutant(
+        "devices: gradients on MPS may be channels-last",
+        "devices/calls.py",
+        "tree_map_only(Tensor, _with_contiguous_gradient, func(*args, **kwargs))",
+        "func(*args, **kwargs)",
+        "tests/devices",
+    ),
+    Mutant(
+        "devices: LayerNorm of images is differentiated wrongly on MPS",
+        "devices/calls.py",
+        "args = (_with_gradient(args[0]), *args[1:])",
+        "pass",
+        "tests/devices",
+    ),
+    Mutant(
+        "devices: the tally is read at each step on accelerators",
+        "training/loop.py",
+        "        session.tally.add(loss_sum * (count / weight), correct, count)\n",
+        "        session.tally.add(loss_sum * (count / weight), correct, count)\n        session.tally.read(progress)\n",
+        "tests/devices",
+    ),
     # -- loop
     Mutant(
         "loop: a run that is extended keeps its old predictions until it ends",
