@@ -15,7 +15,7 @@ from vitctl.devices.device import (
     uses_tf32,
 )
 from vitctl.devices.load import CpuWatch
-from vitctl.devices.memory import fits, is_out_of_memory, memory_watched, out_of_memory, peak_memory
+from vitctl.devices.memory import fits, is_out_of_memory, memory_watched, out_of_memory, own_memory, peak_memory
 from vitctl.devices.policy import DevicePolicy, policy_of
 from vitctl.devices.precision import (
     autocast,
@@ -45,6 +45,7 @@ __all__ = [
     "memory_watched",
     "nearest_precision",
     "out_of_memory",
+    "own_memory",
     "peak_memory",
     "policy_of",
     "prepare",

@@ -22,6 +22,15 @@ def fits(device: torch.device, size: int) -> bool:
     return True
 
 
+def own_memory(device: torch.device) -> int | None:
+    """Return the bytes that ``device`` can use, or None if it has no limit besides the memory of the machine."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_properties(device).total_memory
+    if device.type == "mps":
+        return torch.mps.recommended_max_memory()
+    return None
+
+
 def peak_memory(device: torch.device) -> int:
     """Return the peak memory use so far in bytes: of the device, or of this process on CPU and MPS."""
     if device.type == "cuda":

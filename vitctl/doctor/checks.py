@@ -407,7 +407,11 @@ def memory(device: torch.device) -> list[Difference]:
     process, own = (after - before for before, after in zip(*used, strict=True))
     limit = f"growth in 150 steps, of at most {format_bytes(GROWTH)}"
     found = [Difference(f"memory of the process, {limit}", process, GROWTH)]
-    return found if device.type == "cpu" else [*found, Difference(f"memory of {device}, {limit}", own, GROWTH)]
+    return (
+        found
+        if devices.own_memory(device) is None
+        else [*found, Difference(f"memory of {device}, {limit}", own, GROWTH)]
+    )
 
 
 def network_check(net: str) -> Check:

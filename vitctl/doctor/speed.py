@@ -48,7 +48,7 @@ class Brake:
 def find_brakes(device_name: str) -> list[Brake]:
     """Return what makes training on a device slow, in a process that has set no threads."""
     device = torch.device(device_name)
-    found = _instructions() if device.type == "cpu" else []
+    found = _instructions() if device == torch.device("cpu") else []
     found += thread_brakes(os.environ, available_cpus(), torch.get_num_threads())
     return [*found, *disk_brakes(cache_folder(), disk_speed(cache_folder()))]
 

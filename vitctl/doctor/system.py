@@ -67,7 +67,7 @@ def describe(device_name: str) -> dict[str, Any]:
     }
     if torch.cuda.is_available():
         system["cuda"] = f"{torch.version.cuda}, cuDNN {torch.backends.cudnn.version()}"  # type: ignore[no-untyped-call]
-    if device.type == "mps":  # read when torch is imported
+    if devices.policy_of(device).backend == "mps":  # read when torch is imported
         system["mps fallback"] = os.environ.get("PYTORCH_ENABLE_MPS_FALLBACK", "not set")
     return {"device": str(device), "torch": torch.__version__, "system": system}
 
@@ -87,11 +87,8 @@ def _system() -> str:
 def _device(name: str) -> str:
     device = torch.device(name)
     label = f"{name}: {devices.device_label(device)}"
-    if device.type == "cuda":
-        return f"{label}, {format_bytes(torch.cuda.get_device_properties(device).total_memory)}"
-    if device.type == "mps":
-        return f"{label}, up to {format_bytes(torch.mps.recommended_max_memory())}"
-    return label
+    memory = devices.own_memory(device)
+    return label if memory is None else f"{label}, up to {format_bytes(memory)}"
 
 
 def _memory() -> str:
