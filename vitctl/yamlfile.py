@@ -80,9 +80,12 @@ def parse_yaml(text: str, source: str) -> dict[str, Any]:
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         line = f", line {mark.line + 1}" if mark else ""
+        tab = "'\\t'" in (error.problem or "")
         raise RequestError(
             f"{source}{line}: {error.problem or error.context}",
-            hint=f"correct line {mark.line + 1} of {source}" if mark else _USE_LINES,
+            hint=f"{'replace the tabs with spaces in' if tab else 'correct'} line {mark.line + 1} of {source}"
+            if mark
+            else _USE_LINES,
         ) from error
     except (yaml.YAMLError, ValueError, RecursionError) as error:
         detail = "nested too deeply" if isinstance(error, RecursionError) else str(error).splitlines()[0]
