@@ -80,9 +80,10 @@ def parse_yaml(text: str, source: str) -> dict[str, Any]:
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         place = f"{source}:{mark.line + 1}" if mark else source
+        remedy = "replace the tabs with spaces in" if "'\\t'" in (error.problem or "") else "correct"
         raise RequestError(
             f"{place}: {error.problem or error.context}",
-            hint=f"correct line {mark.line + 1} of {source}" if mark else _USE_LINES,
+            hint=f"{remedy} line {mark.line + 1} of {source}" if mark else _USE_LINES,
         ) from error
     except (yaml.YAMLError, ValueError, RecursionError) as error:
         detail = "nested too deeply" if isinstance(error, RecursionError) else str(error).splitlines()[0]

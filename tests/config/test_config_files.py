@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from vitctl.config import read_settings
+from vitctl.config import FLAGS, read_settings
+from vitctl.config.keys import RUN_FLAGS
+from vitctl.config.names import SWITCHES
 from vitctl.errors import RequestError
 
 
@@ -73,4 +76,45 @@ def test_what_people_write_in_yaml_is_understood(tmp_path: Path) -> None:
 def test_a_key_of_x_is_only_for_anchors_at_the_top(tmp_path: Path) -> None:
     with pytest.raises(RequestError, match=r"c.yaml:1: unknown setting 'xlr'"):
         read_settings(write(tmp_path, "xlr: 3\n"))
-    assert read_settings(write(tmp_path, "net_options:\n  x-depth: 3\n")) == {"net_options": {"x-depth": 3}}
+    assert read_settings(write(tmp_path, "net_options:\n  x-depth: 3\n")) == {"net_options": {"x_depth": 3}}
+
+
+@pytest.mark.parametrize(
+    ("text", "message", "hint"),
+    [
+        ("name: a\n", "'name' is a flag of train, not a setting", "remove 'name', and give --name"),
+        ("runs-dir: a\n", "'runs-dir' is a flag of train, not a setting", "remove 'runs-dir', and give --runs-dir"),
+        ("method: grid\nparameters: {lr: {values: [1]}}\n", "c.yaml is a sweep file", "run vitctl sweep create"),
+        ("net: vit\n\tlr: 1\n", "cannot start any token", "replace the tabs with spaces in line 2 of"),
+        ("warmup: 5%\n", "--warmup takes a fraction, epochs or steps, not '5%'", "use 0.05 for a fraction"),
+    ],
+)
+def test_the_hint_of_a_file_names_what_to_do(tmp_path: Path, text: str, message: str, hint: str) -> None:
+    with pytest.raises(RequestError) as refused:
+        read_settings(write(tmp_path, text))
+    assert message in refused.value.message
+    assert (refused.value.hint or "").startswith(hint)
+
+
+def test_flags_of_train_are_settings_or_named_as_flags() -> None:
+    import typer
+
+    from vitctl.cli.app import app
+
+    commands: dict[str, Any] = typer.main.get_command(app).commands  # type: ignore[attr-defined]
+    parameters = {each.name for each in commands["train"].params}
+    names = {"config_file": "config", "as_json": "json"}
+    assert {names.get(name, name) for name in parameters - {*FLAGS, *SWITCHES}} == {*RUN_FLAGS}
+
+
+@pytest.mark.parametrize(
+    ("text", "settings"),
+    [
+        ("wandb: off\n", {"wandb": "disabled"}),
+        ("wandb: true\n", {"wandb": "online"}),
+        ("wandb_tags: [a, 2]\n", {"wandb_tags": "a,2"}),
+        ("net-options: {embed-dim: 16}\n", {"net_options": {"embed_dim": 16}}),
+    ],
+)
+def test_spellings_of_other_tools_are_accepted(tmp_path: Path, text: str, settings: dict[str, object]) -> None:
+    assert read_settings(write(tmp_path, text)) == settings

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import shlex
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from tests.conftest import TINY_NET, Cli
 from tests.sweep.conftest import sweep_text
 from tests.sweep.fake import fake_trainer, make_sweep, run_agent
 from vitctl.sweep.images import images_of
-from vitctl.sweep.sweep import Sweep
+from vitctl.sweep.sweep import Sweep, find_sweep
 
 A, B = "a" * 64, "b" * 64
 
@@ -89,3 +90,11 @@ def test_runs_without_a_record_have_no_digest(tmp_path: Path, text: str) -> None
     assert images_of(tmp_path, {}) is None
     (tmp_path / "config.json").write_text(text)
     assert images_of(tmp_path, {}) is None
+
+
+def test_the_command_in_hints_finds_the_sweep_again(tmp_path: Path) -> None:
+    runs = tmp_path / "my runs"
+    sweep = sweep_of(runs)
+    words = shlex.split(sweep.agent_command)
+    assert words == ["vitctl", "sweep", "agent", sweep.id, "--runs-dir", str(runs)]
+    assert find_sweep(words[3], Path(words[5])).id == sweep.id

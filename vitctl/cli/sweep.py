@@ -410,7 +410,7 @@ def retry(
         _print_note(f"sweep {sweep.id} has no failed trials")
     else:
         numbers = ", ".join(map(str, again))
-        _print_note(f"queued for retry: {numbers}; run vitctl sweep agent {sweep.id}")
+        _print_note(f"queued for retry: {numbers}; run {sweep.agent_command}")
 
 
 @app.command(cls=Command)
@@ -438,7 +438,7 @@ def enqueue(
     number = sweep.enqueue(params)
     control = sweep.control()
     if control == "running":
-        _print_note(f"trial {number} is queued; run vitctl sweep agent {sweep.id}")
+        _print_note(f"trial {number} is queued; run {sweep.agent_command}")
     else:
         _print_note(f"trial {number} is queued, but the sweep is {control}; resume it: vitctl sweep resume {sweep.id}")
 

@@ -363,7 +363,7 @@ class SweepLines(Observer):
                     "finished": f"{self._name} is finished",
                     "stopped": f"{self._name} was stopped; resume it: vitctl sweep resume {self.sweep.id}",
                     "count": "this agent has started as many trials as --count allows",
-                    "time": f"time is up; continue with vitctl sweep agent {self.sweep.id}",
+                    "time": f"time is up; continue with {self.sweep.agent_command}",
                 }[why]
             )
         if self._as_json:

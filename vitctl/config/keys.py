@@ -62,6 +62,12 @@ ALIASES = SYNONYMS | {
 OPTION_TABLES = ("net_options", "opt_options", "aug_options")
 """Settings of a file that hold options by name."""
 
+RUN_FLAGS = (
+    *("resume", "accept_data", "name", "runs_dir", "config", "print_config", "dry_run", "lr_finder", "lr_finder_out"),
+    *("preview_batch", "json"),
+)
+"""Flags of ``vitctl train`` that are not settings."""
+
 LENGTHS = ("epochs", "max_steps", "max_time")
 """Settings that limit the length of a run. Giving one replaces all of the recipe's."""
 
@@ -91,6 +97,8 @@ def read_settings(path: Path) -> dict[str, Any]:
     """
     text, source = read_text(path), str(path)
     document = parse_yaml(text, source)
+    if "method" in document and "parameters" in document:
+        raise RequestError(f"{source} is a sweep file", hint=f"run vitctl sweep create {shlex.quote(source)}")
     mistakes = Mistakes(line_numbers(text, source), source)
     settings: dict[str, Any] = {}
     for key, value in document.items():
@@ -140,7 +148,7 @@ def _add_setting(settings: dict[str, Any], key: str, value: Any) -> str:
     if name not in OPTION_TABLES:
         settings[name] = FLAGS[name].parse(name, value)
     elif isinstance(value, dict):
-        settings[name] = {option: each for option, each in value.items() if each is not None}
+        settings[name] = {str(option).replace("-", "_"): each for option, each in value.items() if each is not None}
     else:
         raise RequestError(f"{key!r} must be a mapping of options", hint=f"use {key}: {{}} or {key}: {{name: value}}")
     return name
@@ -173,4 +181,8 @@ def unknown_setting(key: str, word: str) -> RequestError:
         key: the name as it was given.
         word: the name without leading hyphens, and with underscores.
     """
+    if word in RUN_FLAGS:
+        return RequestError(
+            f"{key!r} is a flag of train, not a setting", hint=f"remove {key!r}, and give {flag_name(word)}"
+        )
     return foreign_name(word, key) or RequestError(f"unknown setting {key!r}", hint=suggest_setting(word))

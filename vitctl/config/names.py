@@ -17,7 +17,7 @@ def _by_name(rows: Mapping[str, str]) -> dict[str, str]:
 
 SYNONYMS = _by_name(
     {
-        "model arch architecture network model_name": "net",
+        "model arch architecture network model_name model_type": "net",
         "optimizer optim": "opt",
         "learning_rate learn_rate lr0 max_lr": "lr",
         "wd": "weight_decay",

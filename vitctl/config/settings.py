@@ -26,7 +26,7 @@ from vitctl.errors import RequestError
 from vitctl.models import MODELS
 from vitctl.optim import OPTIMIZERS
 from vitctl.recipes import RECIPES
-from vitctl.registry import FALSE_WORDS, TRUE_WORDS, Value
+from vitctl.registry import FALSE_WORDS, TRUE_WORDS, Value, convert, unknown
 
 ORIGINAL_BATCH = 100
 """Evaluation batch size of the original scripts, which printed the sum of the batches' mean losses."""
@@ -40,6 +40,32 @@ HOLDOUT_RULES = ("identity", "position")
 
 def _setting(default: Any, kind: type, help: str, panel: str, **more: Any) -> Any:
     return dataclasses.field(default=default, metadata={"flag": Flag(kind=kind, help=help, panel=panel, **more)})
+
+
+WANDB_MODES = ("online", "offline", "disabled")
+"""Values of ``--wandb``."""
+
+
+def parse_wandb(value: object, what: str) -> str:
+    """Return a mode of W&B; true is online and false is disabled.
+
+    Raises:
+        RequestError: unknown mode.
+    """
+    word = str(value).lower()
+    mode = "online" if word in TRUE_WORDS else "disabled" if word in FALSE_WORDS else word
+    if mode not in WANDB_MODES:
+        raise unknown(what, value, WANDB_MODES)
+    return mode
+
+
+def parse_tags(value: object, what: str) -> str:
+    """Return tags separated by commas, also for a list of a file.
+
+    Raises:
+        RequestError: a tag is not text.
+    """
+    return ",".join(convert(each, str, what) for each in (value if isinstance(value, list) else [value]))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -315,7 +341,8 @@ class Settings:
         str,
         "track with W&B: online, offline or disabled",
         LOGGING,
-        choices=("online", "offline", "disabled"),
+        choices=WANDB_MODES,
+        parser=parse_wandb,
         metavar="MODE",
         shown="disabled; online under a W&B agent",
         resumable=True,
@@ -328,7 +355,7 @@ class Settings:
     )
     wandb_group: str | None = _setting(None, str, "W&B group", LOGGING, resumable=True, metavar="NAME")
     wandb_tags: str | None = _setting(
-        None, str, "W&B tags, separated by commas", LOGGING, resumable=True, metavar="A,B"
+        None, str, "W&B tags, separated by commas", LOGGING, resumable=True, metavar="A,B", parser=parse_tags
     )
     wandb_notes: str | None = _setting(None, str, "W&B notes", LOGGING, resumable=True, metavar="TEXT")
     tensorboard: bool = _setting(

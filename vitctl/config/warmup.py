@@ -34,7 +34,13 @@ def parse_warmup(value: object, what: str) -> float | str:
     if match and (match[2] == "ep" or float(match[1]).is_integer()):
         count = float(match[1])
         return f"{count:.10g}{match[2]}" if count else 0.0
-    number = convert(value, float, what)
+    try:
+        number = convert(value, float, what)
+    except RequestError as error:
+        raise RequestError(
+            f"{what} takes a fraction, epochs or steps, not {value!r}",
+            hint="use 0.05 for a fraction of the run, 5ep for epochs, or 500st for steps",
+        ) from error
     if number >= FEWEST_STEPS and number.is_integer():
         return f"{number:.0f}st"
     check_range(number, what, low=0)

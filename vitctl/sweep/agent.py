@@ -265,7 +265,7 @@ class Agent:
                 raise Interrupted(
                     "stopped; the running trials are saved",
                     stop.signum,
-                    hint=f"resume them: vitctl sweep agent {self.sweep.id}",
+                    hint=f"resume them: {self.sweep.agent_command}",
                 )
         return self._why
 
@@ -346,7 +346,7 @@ class Agent:
                 if self._failures >= FAILURES_IN_A_ROW:
                     assert slot.failure is not None
                     if slot.result == "killed":
-                        hint = f"continue the sweep: vitctl sweep agent {self.sweep.id}"
+                        hint = f"continue the sweep: {self.sweep.agent_command}"
                     else:
                         cause = slot.failure.hint or "correct the cause"
                         hint = f"{cause}, then retry: vitctl sweep retry {self.sweep.id} --failed"

@@ -131,7 +131,7 @@ class LocalEngine:
             created = sweep.plan.created[:16].replace("T", " ")
             raise RequestError(
                 f"{file.name} was edited after sweep {sweep.id} was created ({created} UTC):\n{indented(lines)}",
-                hint=f"add --new to create another sweep, or continue this one: vitctl sweep agent {sweep.id}",
+                hint=f"add --new to create another sweep, or continue this one: {sweep.agent_command}",
             )
         lines = sweep.plan.difference(options.given(sweep.file))
         if lines:

@@ -7,6 +7,7 @@ import datetime
 import json
 import math
 import secrets
+import shlex
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -184,6 +185,12 @@ class Sweep:
     def id(self) -> str:
         """The sweep's id."""
         return self.plan.id
+
+    @property
+    def agent_command(self) -> str:
+        """The command that runs trials of this sweep, for hints."""
+        place = "" if self.runs_dir == Path("runs") else f" --runs-dir {shlex.quote(str(self.runs_dir))}"
+        return f"vitctl sweep agent {self.id}{place}"
 
     @property
     def file(self) -> SweepFile:
