@@ -24,11 +24,12 @@ from huggingface_hub import constants
 from PIL import Image
 from torch import nn
 
-from tests.conftest import Cli
+from tests.conftest import TINY, Cli
 from tests.models.oracles import perturbed
 from vitctl.errors import RequestError
 from vitctl.models import build_model, find_model, pretrained
 from vitctl.models.pretrained import freeze_backbone, head_names, load_pretrained, locate, train_head
+from vitctl.training.checkpoint import load_checkpoint
 
 Refused = Callable[..., str]
 
@@ -87,6 +88,16 @@ def test_weights_match_those_that_timm_converts(
 def test_position_embeddings_are_resampled(weights: Path) -> None:
     model, _ = loaded(weights)
     assert model.pos_embed.shape == (1, 5, model.embed_dim)
+
+
+def test_weights_that_are_not_finite_are_refused(cli: Cli, refused: Refused, tmp_path: Path) -> None:
+    assert cli("train", *TINY, "--max-steps", 1, "--name", "r").code == 0
+    state = load_checkpoint(tmp_path / "runs/r/checkpoints/last.pt")["model"]
+    name = next(reversed(state))
+    state[name].view(-1)[0] = torch.nan
+    torch.save(state, "bad.pt")
+    said = refused("train", *TINY, "--pretrained", "bad.pt", "--max-steps", 1)
+    assert f"bad.pt: {name} has values that are not finite" in said
 
 
 def test_a_head_for_the_same_number_of_classes_is_loaded(weights: Path) -> None:

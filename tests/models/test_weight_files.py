@@ -77,6 +77,9 @@ FILES: dict[str, Callable[[State], Any]] = {
         "callbacks": {"ModelCheckpoint{'monitor': None}": {"best_model_score": torch.tensor(0.5)}},
     },
     "Lightning of torch.compile": lambda s: {"state_dict": under("net._orig_mod.", s)},
+    "Lightning with an average": lambda s: {
+        "state_dict": {**under("model.", noise(s)), **under("ema_model.module.", s)}
+    },
     "Lightning with a teacher": lambda s: {"state_dict": {**under("student.", s), **under("teacher.", noise(s))}},
     "timm's train.py": lambda s: {
         "epoch": 5,

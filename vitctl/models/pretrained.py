@@ -172,6 +172,7 @@ def load_pretrained(
     if fits and same:
         kept = []
     _check_fit(loading, tensors, kept)
+    _check_finite(loading, tensors)
     model.load_state_dict({name: own[name] if name in kept else tensors.get(name, own[name]) for name in own})
     ending = "".join(f"; {note}" for note in notes)
     if not kept:
@@ -382,6 +383,15 @@ def _check_fit(loading: _Loading, tensors: Mapping[str, Tensor], kept: list[str]
     if any(names for _, names in problems):
         reason = "; ".join(f"{problem}: {first_of(names)}" for problem, names in problems if names)
         raise _misfit(loading, reason)
+
+
+def _check_finite(loading: _Loading, tensors: Mapping[str, Tensor]) -> None:
+    for name, parameter in loading.model.named_parameters():
+        if name in tensors and tensors[name].shape == parameter.shape and not tensors[name].isfinite().all():
+            raise RequestError(
+                f"--pretrained {loading.path}: {name} has values that are not finite",
+                hint="use --pretrained with a checkpoint from before the training diverged",
+            )
 
 
 def _misfit(loading: _Loading, reason: str) -> RequestError:
