@@ -154,9 +154,9 @@ def find_state(content: Mapping[Any, Any], depth: int = 3) -> dict[str, Tensor]:
 def without_prefix(tensors: Mapping[str, Tensor], known: Callable[[str], bool]) -> tuple[dict[str, Tensor], list[str]]:
     """Strip what DataParallel, torch.compile, Lightning and other wrappers put before the names of tensors.
 
-    The prefix that makes most names ``known`` is stripped; of equal ones, that of an average (``ema``), else the shortest.
-    If it has several parts, such as ``model.backbone.``, known
-    names that begin only with its first parts (``model.`` or none) are stripped, too.
+    The prefix that makes most names ``known`` is stripped. Among equal ones, no prefix is preferred, then that of an
+    average (``ema``), then the shortest. If it has several parts, such as ``model.backbone.``, known names that begin only
+    with its first parts (``model.`` or none) are stripped, too.
 
     Args:
         tensors: tensors by name.
@@ -171,7 +171,9 @@ def without_prefix(tensors: Mapping[str, Tensor], known: Callable[[str], bool]) 
             if known(short := name.removeprefix(prefix)):
                 found[prefix].add(short)
     matches = {prefix: set().union(*(found.get(part, ()) for part in _prefixes(prefix))) for prefix in found}
-    longest = max(matches, key=lambda prefix: (len(matches[prefix]), "ema" in prefix, -len(prefix)), default="")
+    longest = max(
+        matches, key=lambda prefix: (len(matches[prefix]), not prefix, "ema" in prefix, -len(prefix)), default=""
+    )
     stripped: dict[str, Tensor] = {}
     others = list(tensors)
     for prefix in reversed(list(_prefixes(longest))):
