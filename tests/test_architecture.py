@@ -134,6 +134,15 @@ def test_imports_form_no_cycle() -> None:
     assert done == graph.keys()
 
 
+def test_rooms_share_no_names_of_classes() -> None:
+    rooms: dict[str, set[str]] = {}
+    for module in MODULES:
+        for node in tree_of(module).body:
+            if isinstance(node, ast.ClassDef):
+                rooms.setdefault(node.name, set()).add(part_of(module))
+    assert {name: parts for name, parts in rooms.items() if len(parts) > 1} == {}
+
+
 LIGHT_MODULES = [
     module
     for module, path in MODULES.items()

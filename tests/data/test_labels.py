@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from vitctl.data.cache import ImageFile
-from vitctl.data.labels import Row, find_labelled, read_labels
+from vitctl.data.labels import LabelRow, find_labelled, read_labels
 from vitctl.errors import RequestError
 
 
@@ -20,18 +20,18 @@ def written(tmp_path: Path, content: str | bytes) -> Path:
 @pytest.mark.parametrize(
     ("content", "rows"),
     [
-        ("id,label\n1,frog\n2,truck\n", [Row("1", "frog"), Row("2", "truck")]),
-        ("label,Image_ID\nfrog,1\n", [Row("1", "frog")]),
-        ("\ufefffilename;class\r\na.png;frog\r\n", [Row("a.png", "frog")]),
-        ("file\tspecies\na b.png\tred frog\n", [Row("a b.png", "red frog")]),
-        ("class id,filepaths,labels,data set\n3,train\\FROG\\1.jpg,FROG,train\n", [Row("train/FROG/1.jpg", "FROG", "train")]),
-        ('path,label,Split\n./x/1.png,"frog, green",Validation\n', [Row("x/1.png", "frog, green", "val")]),
-        ("image,label,note\n1,frog\n\n2,,unknown\n3, toad ,\n", [Row("1", "frog"), Row("3", "toad")]),
-        ("\n\nid;label\n1;frog\n", [Row("1", "frog")]),
-        ("id\tlabel\n1\tfr\u00f6g\n".encode("utf-16"), [Row("1", "fr\u00f6g")]),
+        ("id,label\n1,frog\n2,truck\n", [LabelRow("1", "frog"), LabelRow("2", "truck")]),
+        ("label,Image_ID\nfrog,1\n", [LabelRow("1", "frog")]),
+        ("\ufefffilename;class\r\na.png;frog\r\n", [LabelRow("a.png", "frog")]),
+        ("file\tspecies\na b.png\tred frog\n", [LabelRow("a b.png", "red frog")]),
+        ("class id,filepaths,labels,data set\n3,train\\FROG\\1.jpg,FROG,train\n", [LabelRow("train/FROG/1.jpg", "FROG", "train")]),
+        ('path,label,Split\n./x/1.png,"frog, green",Validation\n', [LabelRow("x/1.png", "frog, green", "val")]),
+        ("image,label,note\n1,frog\n\n2,,unknown\n3, toad ,\n", [LabelRow("1", "frog"), LabelRow("3", "toad")]),
+        ("\n\nid;label\n1;frog\n", [LabelRow("1", "frog")]),
+        ("id\tlabel\n1\tfr\u00f6g\n".encode("utf-16"), [LabelRow("1", "fr\u00f6g")]),
     ],
 )  # fmt: skip
-def test_columns_are_found_by_name(content: str | bytes, rows: list[Row], tmp_path: Path) -> None:
+def test_columns_are_found_by_name(content: str | bytes, rows: list[LabelRow], tmp_path: Path) -> None:
     assert read_labels(written(tmp_path, content)) == rows
 
 
@@ -66,20 +66,20 @@ PARTS = {"train": "train", "test": "test"}
 @pytest.mark.parametrize(
     ("row", "path"),
     [
-        (Row("2", "a"), "train/2.png"),
-        (Row("2.png", "a"), "train/2.png"),
-        (Row("train/2", "a"), "train/2.png"),
-        (Row("test/1.png", "a"), "test/1.png"),
-        (Row("1", "a", "train"), "train/1.png"),
-        (Row("1.png", "a", "test"), "test/1.png"),
-        (Row("3.b", "a"), "train/x.y/3.b.png"),
-        (Row("y/3.b", "a"), "sub/y/3.b"),  # not the end of a name
-        (Row("4", "a"), "4"),
-        (Row("9", "a"), "sub/9"),
+        (LabelRow("2", "a"), "train/2.png"),
+        (LabelRow("2.png", "a"), "train/2.png"),
+        (LabelRow("train/2", "a"), "train/2.png"),
+        (LabelRow("test/1.png", "a"), "test/1.png"),
+        (LabelRow("1", "a", "train"), "train/1.png"),
+        (LabelRow("1.png", "a", "test"), "test/1.png"),
+        (LabelRow("3.b", "a"), "train/x.y/3.b.png"),
+        (LabelRow("y/3.b", "a"), "sub/y/3.b"),  # not the end of a name
+        (LabelRow("4", "a"), "4"),
+        (LabelRow("9", "a"), "sub/9"),
     ],
 )
-def test_a_line_names_an_image(row: Row, path: str) -> None:
-    other = Row("train/2.png", row.label)
+def test_a_line_names_an_image(row: LabelRow, path: str) -> None:
+    other = LabelRow("train/2.png", row.label)
     (image, found), *_ = find_labelled([row, other], FILES, "sub", PARTS, "labels")
     assert image.path == path and found.label == "a" and (image.size < 0) == path.startswith("sub/")
 
@@ -87,23 +87,30 @@ def test_a_line_names_an_image(row: Row, path: str) -> None:
 @pytest.mark.parametrize(
     ("rows", "expected"),
     [
-        ([Row("1", "a")], r"'1' may be test/1.png or train/1.png\nhint: use paths in the file"),
-        ([Row("2", "a"), Row("2.png", "b")], r"'2.png' has the labels 'a' and 'b'\nhint: remove one of the two lines"),
-        ([Row("8", "a"), Row("9", "b")], r"none of its 2 images was found, such as '8'\nhint: use --dataset"),
+        ([LabelRow("1", "a")], r"'1' may be test/1.png or train/1.png\nhint: use paths in the file"),
+        (
+            [LabelRow("2", "a"), LabelRow("2.png", "b")],
+            r"'2.png' has the labels 'a' and 'b'\nhint: remove one of the two lines",
+        ),
+        ([LabelRow("8", "a"), LabelRow("9", "b")], r"none of its 2 images was found, such as '8'\nhint: use --dataset"),
     ],
 )
-def test_a_line_that_names_no_single_image_is_refused(rows: list[Row], expected: str) -> None:
+def test_a_line_that_names_no_single_image_is_refused(rows: list[LabelRow], expected: str) -> None:
     with pytest.raises(RequestError, match=expected):
         find_labelled(rows, FILES, "", PARTS, "labels")
 
 
 def test_an_image_may_be_listed_twice_with_the_same_label() -> None:
-    assert len(find_labelled([Row("2", "a"), Row("2.png", "a")], FILES, "", PARTS, "labels")) == 1
+    assert len(find_labelled([LabelRow("2", "a"), LabelRow("2.png", "a")], FILES, "", PARTS, "labels")) == 1
 
 
 @pytest.mark.parametrize("above", ["/kaggle/input/set/", "C:/Users/me/", "set/"])
 def test_folders_above_the_images_are_ignored(above: str) -> None:
-    rows = [Row(f"{above}train/1.png", "a"), Row(f"{above}test/1.png", "b"), Row(f"{above}test/9.png", "b")]
+    rows = [
+        LabelRow(f"{above}train/1.png", "a"),
+        LabelRow(f"{above}test/1.png", "b"),
+        LabelRow(f"{above}test/9.png", "b"),
+    ]
     found = find_labelled(rows, FILES, "", PARTS, "labels")
     assert [(image.path, row.label) for image, row in found] == [
         ("train/1.png", "a"), ("test/1.png", "b"), ("test/9.png", "b"),
@@ -111,12 +118,12 @@ def test_folders_above_the_images_are_ignored(above: str) -> None:
 
 
 def test_folders_that_distinguish_images_are_not_ignored() -> None:
-    rows = [Row("set/train/1.png", "a"), Row("set/test/1.png", "b")]
+    rows = [LabelRow("set/train/1.png", "a"), LabelRow("set/test/1.png", "b")]
     with pytest.raises(RequestError, match="none of its 2 images was found"):
         find_labelled(rows, [ImageFile("1.png", 1, 1)], "", {}, "labels")
 
 
 def test_case_and_unicode_form_may_differ_unless_both_exist() -> None:
     files = [ImageFile(path, 1, 1) for path in ("a/IMG1.JPG", "b/x.png", "b/X.png", "cafe\u0301.png")]
-    rows = [Row("img1.jpg", "a"), Row("x.png", "b"), Row("X.png", "a"), Row("caf\u00e9", "b")]
+    rows = [LabelRow("img1.jpg", "a"), LabelRow("x.png", "b"), LabelRow("X.png", "a"), LabelRow("caf\u00e9", "b")]
     assert [image.path for image, _ in find_labelled(rows, files, "", {}, "labels")] == [each.path for each in files]

@@ -10,12 +10,12 @@ from pathlib import Path
 
 import pytest
 
-from vitctl.data.manifest import Entry, Manifest, require_unchanged
+from vitctl.data.manifest import ImageEntry, Manifest, require_unchanged
 from vitctl.errors import RequestError
 
 
 def manifest(**contents: str) -> Manifest:
-    return Manifest.of((f"train/a/{name}", Entry(10, content)) for name, content in contents.items())
+    return Manifest.of((f"train/a/{name}", ImageEntry(10, content)) for name, content in contents.items())
 
 
 THREE = manifest(x="0", y="1", z="2")
@@ -34,7 +34,9 @@ def test_the_digest_depends_on_names_and_contents_only() -> None:
 
 
 def test_both_unicode_forms_of_a_name_are_the_same_image() -> None:
-    first, second = (Manifest.of([(unicodedata.normalize(form, "train/é"), Entry(1, "0"))]) for form in ("NFC", "NFD"))
+    first, second = (
+        Manifest.of([(unicodedata.normalize(form, "train/é"), ImageEntry(1, "0"))]) for form in ("NFC", "NFD")
+    )
     assert first == second and first.digest == second.digest
 
 
@@ -52,7 +54,7 @@ def test_changes_are_counted(now: Manifest, changes: str) -> None:
 
 
 def test_a_manifest_survives_writing_and_reading(tmp_path: Path) -> None:
-    written = Manifest.of([("train/\udc94/\n\t,é", Entry(3, "ab")), ("val/b/1", Entry(4, "cd"))])
+    written = Manifest.of([("train/\udc94/\n\t,é", ImageEntry(3, "ab")), ("val/b/1", ImageEntry(4, "cd"))])
     written.write(tmp_path / "data.json.gz")
     read = Manifest.read(tmp_path / "data.json.gz")
     assert read == written and read.digest == written.digest

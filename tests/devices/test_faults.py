@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import pytest
 
-from vitctl.devices.faults import FAULTS, Fault
+from vitctl.devices.faults import FAULTS, KnownFault
 
 
-def fault(**fields: object) -> Fault:
-    return Fault(key="x", problem="", threads=(1,), remedy="", **fields)  # type: ignore[arg-type]
+def fault(**fields: object) -> KnownFault:
+    return KnownFault(key="x", problem="", threads=(1,), remedy="", **fields)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(

@@ -20,7 +20,7 @@ from vitctl.devices.faults import FAULTS
 from vitctl.doctor import checks, examine, round_trip, speed, system
 from vitctl.doctor.checks import CHECKS, Check
 from vitctl.doctor.children import Children, Ended
-from vitctl.doctor.examine import Examination, Outcome
+from vitctl.doctor.examine import CheckOutcome, Examination
 
 LINEAR = "linear, 32,766 tokens"
 
@@ -110,18 +110,18 @@ def test_a_missing_device_is_refused(refused: Callable[..., str]) -> None:
     )
 
 
-def mps(version: str, *outcomes: Outcome) -> Examination:
+def mps(version: str, *outcomes: CheckOutcome) -> Examination:
     return Examination("mps", version, {"torch": version}, outcomes, [], "forkserver", 1.0)
 
 
 def test_a_fault_that_vitctl_avoids_is_shown_and_not_an_error() -> None:
-    avoided = Outcome(
+    avoided = CheckOutcome(
         name="convolution and pooling, channels-last", state="aborted", fault="channels-last", avoided=True
     )
     found = mps("2.14.1", avoided)
     fault = next(each for each in FAULTS if each.key == "channels-last")
     assert (found.affects(fault), found.seen(fault), found.error()) == ("yes", "aborted", None)
-    wrong = mps("2.14.1", dataclasses.replace(avoided, avoided=False), Outcome(name="LayerNorm", state="correct"))
+    wrong = mps("2.14.1", dataclasses.replace(avoided, avoided=False), CheckOutcome(name="LayerNorm", state="correct"))
     error = wrong.error()
     assert error is not None and error.hint is not None
     assert error.message == "mps does not train correctly: convolution and pooling, channels-last"
@@ -134,7 +134,7 @@ def test_checks_of_faults_count_where_the_device_does_not_have_them() -> None:
         def run(self, function: Any, *args: Any, limit: float) -> Any:
             return Ended([checks.Difference("output", 1.0, 1e-4)], "", "returned", 0.1)
 
-    def result(device: str, version: str) -> Outcome:
+    def result(device: str, version: str) -> CheckOutcome:
         return examine.check(
             "convolution and pooling, channels-last", device, version, Returning("fork"), examine.SILENT
         )

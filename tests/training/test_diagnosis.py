@@ -163,11 +163,11 @@ def test_a_result_above_chance_has_no_warning(cli: Cli, digits_run: Path) -> Non
     assert "at_chance" not in result.json() and "at chance" not in result.err
 
 
-def sampled(**probabilities: Any) -> diagnosis.Sample:
+def sampled(**probabilities: Any) -> diagnosis.TrainSample:
     opened = tiny_session(limit_train=20)
     opened.progress.step = 1000
     train = opened.splits.train
-    return diagnosis.Sample(
+    return diagnosis.TrainSample(
         session=opened,
         images=train.examples.images[train.index],
         labels=train.examples.labels[train.index],
@@ -192,7 +192,7 @@ def test_equal_outputs_and_a_flat_loss_are_the_last_reasons() -> None:
 def test_the_sample_spreads_over_the_training_images(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(diagnosis, "MAX_SAMPLE", 60)
     opened = tiny_session()
-    sample = diagnosis.Sample.of(opened)
+    sample = diagnosis.TrainSample.of(opened)
     assert len(sample.images) == len(sample.labels) == len(sample.probabilities) == 50  # every fourth of 200
     index = opened.splits.train.index[::4]
     assert torch.equal(sample.labels, opened.dataset.train.labels[index])

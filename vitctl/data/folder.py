@@ -15,7 +15,7 @@ from vitctl.data.dataset import Dataset, Examples, LoadOptions
 from vitctl.data.decode import UnreadableImage, decode_image
 from vitctl.data.duplicates import DIGEST_BYTES
 from vitctl.data.layout import SPLITS, Listing, list_images, list_test_images
-from vitctl.data.manifest import Entry, Manifest
+from vitctl.data.manifest import ImageEntry, Manifest
 from vitctl.data.reading import AUTO, FULL, Reading, Traits
 from vitctl.errors import RequestError
 from vitctl.units import printable
@@ -124,7 +124,7 @@ def decode_listing(
     _check_left(root, listing, parts)
     own_val = parts["val"] if len(parts["val"]) and len(parts["test"]) else None
     digests, digits = decoded.digests.tobytes().hex(), 2 * DIGEST_BYTES
-    entries = (Entry(listing.files[i].size, digests[k * digits : (k + 1) * digits]) for k, i in enumerate(kept))
+    entries = (ImageEntry(listing.files[i].size, digests[k * digits : (k + 1) * digits]) for k, i in enumerate(kept))
     names = (f"{part}/{identity}" for part, examples in parts.items() for identity in examples.identities)
     return Dataset(
         name=name,

@@ -30,7 +30,7 @@ PART_COLUMNS = ("split", "subset", "set", "part", "partition", "dataset")
 """Names of columns in lower case, without spaces, ``_`` and ``-``; the first that a table has is used."""
 
 
-class Row(NamedTuple):
+class LabelRow(NamedTuple):
     """A line of a table of labels.
 
     Attributes:
@@ -44,7 +44,7 @@ class Row(NamedTuple):
     part: str | None = None
 
 
-def read_labels(path: Path) -> list[Row]:
+def read_labels(path: Path) -> list[LabelRow]:
     """Read a CSV file whose first line names its columns; lines without a label are left out.
 
     Columns are separated by commas, semicolons or tabs.
@@ -70,7 +70,7 @@ def read_labels(path: Path) -> list[Row]:
         cells = [cell.strip() for cell in line] + [""] * (len(columns) - len(line))
         if cells[file] and cells[label]:
             chosen = None if part is None else _part(path, number, cells[part])
-            rows.append(Row(_slashes(cells[file]), cells[label], chosen))
+            rows.append(LabelRow(_slashes(cells[file]), cells[label], chosen))
     if not rows:
         raise RequestError(f"--labels {path} has no lines with a label", hint="use --labels with another file")
     return rows
@@ -84,14 +84,14 @@ def has_labels(path: Path) -> bool:
         return False
 
 
-def read_annotations(path: Path) -> list[Row]:
+def read_annotations(path: Path) -> list[LabelRow]:
     """Read a file of Tiny ImageNet, whose lines begin with file name and class, separated by tabs."""
-    return [Row(_slashes(line[0]), line[1].strip()) for _, line in _lines(path, "\t") if len(line) > 1]
+    return [LabelRow(_slashes(line[0]), line[1].strip()) for _, line in _lines(path, "\t") if len(line) > 1]
 
 
 def find_labelled(
-    rows: Sequence[Row], images: Iterable[ImageFile], folder: str, parts: Mapping[str, str], where: str
-) -> list[tuple[ImageFile, Row]]:
+    rows: Sequence[LabelRow], images: Iterable[ImageFile], folder: str, parts: Mapping[str, str], where: str
+) -> list[tuple[ImageFile, LabelRow]]:
     """Return the image of each row; a row without one gets a file of size -1, which cannot be read.
 
     A name is compared with the last parts of each path, with and without its ending. Case and Unicode form may differ
@@ -115,7 +115,7 @@ def find_labelled(
         return [each for each in near if f"/{each[0]}".endswith(f"/{name}")] or near
 
     above = _folders_above([row.name for row in rows], named)
-    chosen: dict[str, tuple[ImageFile, Row]] = {}
+    chosen: dict[str, tuple[ImageFile, LabelRow]] = {}
     for row in rows:
         name = row.name[above:]
         found = named(name)

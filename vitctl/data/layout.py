@@ -19,7 +19,7 @@ import numpy.typing as npt
 
 from vitctl.data.cache import ImageFile
 from vitctl.data.choice import identity_keys, keys_below
-from vitctl.data.labels import Row, find_labelled, has_labels, read_annotations, read_labels
+from vitctl.data.labels import LabelRow, find_labelled, has_labels, read_annotations, read_labels
 from vitctl.data.tree import CONTAINERS, HEIF_HINT, Tree, join, part_of
 from vitctl.errors import RequestError
 from vitctl.registry import or_list, similar
@@ -258,11 +258,11 @@ def from_labels(tree: Tree, path: Path) -> Layout:
     found = find_labelled(by_name, images, _relative(path.parent, tree.root), folders, f"--labels {path}")
     in_column = {row.name: row.part for row in rows}
 
-    def split_of(image: ImageFile, row: Row) -> str:
+    def split_of(image: ImageFile, row: LabelRow) -> str:
         inside = (split for split, folder in folders.items() if image.path.startswith(f"{folder}/"))
         return in_column[row.name] or next(inside, None) or named or WHOLE
 
-    by_split: defaultdict[str, list[tuple[ImageFile, Row]]] = defaultdict(list)
+    by_split: defaultdict[str, list[tuple[ImageFile, LabelRow]]] = defaultdict(list)
     for image, row in found:
         by_split[split_of(image, row)].append((image, row))
     parts = {}
@@ -687,7 +687,7 @@ def _table(tree: Tree, folder: str) -> str | None:
     return min(tables, key=lambda each: ("submission" in each.lower(), "label" not in each.lower(), each), default=None)
 
 
-def _by_class(found: list[tuple[ImageFile, Row]], folder: str) -> dict[str, ClassImages]:
+def _by_class(found: list[tuple[ImageFile, LabelRow]], folder: str) -> dict[str, ClassImages]:
     files: defaultdict[str, list[ImageFile]] = defaultdict(list)
     for image, row in found:
         files[row.label].append(image)

@@ -19,7 +19,7 @@ from vitctl.files import write_bytes
 FORMAT = 1
 
 
-class Entry(NamedTuple):
+class ImageEntry(NamedTuple):
     """An image of a manifest.
 
     Attributes:
@@ -39,10 +39,10 @@ class Manifest:
         images: each image by ``PART/CLASS/PATH``, in Unicode NFC, so that all copies of a folder have the same names.
     """
 
-    images: dict[str, Entry]
+    images: dict[str, ImageEntry]
 
     @classmethod
-    def of(cls, images: Iterable[tuple[str, Entry]]) -> Manifest:
+    def of(cls, images: Iterable[tuple[str, ImageEntry]]) -> Manifest:
         """Return the manifest of images by ``PART/CLASS/PATH``."""
         return cls({name if name.isascii() else unicodedata.normalize("NFC", name): entry for name, entry in images})
 
@@ -88,7 +88,7 @@ class Manifest:
             document = json.loads(gzip.decompress(path.read_bytes()))
             if document["format"] != FORMAT:
                 return None
-            return cls({str(name): Entry(int(size), str(content)) for name, size, content in document["images"]})
+            return cls({str(name): ImageEntry(int(size), str(content)) for name, size, content in document["images"]})
         except (OSError, EOFError, zlib.error, ValueError, KeyError, TypeError):
             return None
 

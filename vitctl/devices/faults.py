@@ -17,7 +17,7 @@ READ: Version = (2, 14)
 
 
 @dataclass(frozen=True, kw_only=True)
-class Fault:
+class KnownFault:
     """Something that a back end computes wrongly, slowly or not at all.
 
     Attributes:
@@ -70,76 +70,76 @@ def parse_version(text: str) -> Version:
     return int(found[1]), int(found[2])
 
 
-FAULTS: tuple[Fault, ...] = (
-    Fault(
+FAULTS: tuple[KnownFault, ...] = (
+    KnownFault(
         key="channels-last",
         problem="backward of pooling, BatchNorm, convolution or ReLU aborts or is wrong for channels-last tensors",
         threads=(175190, 189233, 188371, 193349, 107214),
         remedy="no tensor is channels-last on MPS",
     ),
-    Fault(
+    KnownFault(
         key="long-reduction",
         problem="matrix products over 32,767 or more terms are wrong on M1 and M2, as in weight gradients",
         threads=(177116, 193487, 183535, 195163, 195012),
         remedy="micro-batches are so small that no sum has more than 32,766 terms",
     ),
-    Fault(
+    KnownFault(
         key="large-batch",
         problem="linear layers and convolution gradients are wrong for more than 65,535 images or sequences",
         threads=(189495, 189496, 96225, 193577),
         remedy="batches in training and evaluation have at most 32,766 images",
     ),
-    Fault(
+    KnownFault(
         key="short-query",
         problem="attention is wrong for permuted or few queries with heads of width 64 or more, and for some masks",
         threads=(181133, 181151, 163597, 174861, 184180, 176767, 195910),
         remedy="queries, keys, values and masks are contiguous",
     ),
-    Fault(
+    KnownFault(
         key="fp16-scaling",
         problem="fused Adam ignores the scale of fp16 gradients, and GradScaler can set gradients to zero",
         threads=(186360, 184286),
         remedy="--precision fp16 is refused on MPS",
     ),
-    Fault(
+    KnownFault(
         key="frozen-layer-norm",
         problem="LayerNorm's parameter gradients are wrong if its input needs no gradient",
         threads=(183825, 183893),
         remedy="the gradient of LayerNorm's input is always computed, also for the first layer of vit_small",
         fixed=(2, 13),
     ),
-    Fault(
+    KnownFault(
         key="compile",
         problem="torch.compile computes wrong sums and LayerNorms",
         threads=(170360, 191976),
         remedy="--compile is refused on MPS",
     ),
-    Fault(
+    KnownFault(
         key="asynchronous-copy",
         problem="copies with non_blocking=True read memory that was reused in the meantime",
         threads=(189690, 139550),
         remedy="copies to MPS are synchronous",
     ),
-    Fault(
+    KnownFault(
         key="varying-shapes",
         problem="memory grows with each new shape of a tensor, invisibly to torch's counters",
         threads=(132596, 152550, 181213, 164299),
         remedy="all batches of a run have one shape",
     ),
-    Fault(
+    KnownFault(
         key="float64",
         problem="float64 tensors are not supported",
         threads=(142397,),
         remedy="float64 is used only on the CPU",
         lasting=True,
     ),
-    Fault(
+    KnownFault(
         key="slow-updates",
         problem="_foreach functions run one kernel per tensor, and attention in training is not fused",
         threads=(181729, 182746, 127242),
         remedy="updates run on flattened parameters or in torch's fused kernels",
     ),
-    Fault(
+    KnownFault(
         key="fallback",
         problem="PYTORCH_ENABLE_MPS_FALLBACK has no effect once torch is imported",
         threads=(86195,),

@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from vitctl.devices.faults import FAULTS, Fault
+from vitctl.devices.faults import FAULTS, KnownFault
 from vitctl.doctor import round_trip, speed, system
 from vitctl.doctor.checks import CHECKS, Difference, names_of, network_check, run_check
 from vitctl.doctor.children import Children, Ended
@@ -33,7 +33,7 @@ TIMED = 30.0
 
 
 @dataclass(frozen=True, kw_only=True)
-class Outcome:
+class CheckOutcome:
     """Result of a check.
 
     Attributes:
@@ -77,7 +77,7 @@ class Examination:
     device: str
     torch: str
     system: dict[str, Any]
-    outcomes: Sequence[Outcome]
+    outcomes: Sequence[CheckOutcome]
     brakes: Sequence[speed.Brake]
     method: str
     seconds: float
@@ -87,12 +87,12 @@ class Examination:
         """Names of the checks that show that training is affected."""
         return [each.name for each in self.outcomes if each.off]
 
-    def affects(self, fault: Fault) -> Literal["yes", "no", "unknown"]:
+    def affects(self, fault: KnownFault) -> Literal["yes", "no", "unknown"]:
         """Return whether this version of PyTorch has a fault on this device."""
         known = fault.affects(self.torch, self.device.partition(":")[0])
         return "unknown" if known is None else "yes" if known else "no"
 
-    def seen(self, fault: Fault) -> State | None:
+    def seen(self, fault: KnownFault) -> State | None:
         """Return the worst result of the checks that probe a fault, or None without a check."""
         states = [each.state for each in self.outcomes if each.fault == fault.key]
         return next((state for state in states if state != "correct"), states[0] if states else None)
@@ -187,7 +187,7 @@ def usable(children: Children, device: str) -> Children:
     return children if works else Children("spawn")
 
 
-def check(name: str, device: str, version: str, children: Children, observer: Observer) -> Outcome:
+def check(name: str, device: str, version: str, children: Children, observer: Observer) -> CheckOutcome:
     """Run a check in a process of its own."""
     observer.working(f"checking {name}")
     row = CHECKS.get(name) or network_check(name)
@@ -197,15 +197,15 @@ def check(name: str, device: str, version: str, children: Children, observer: Ob
     return dataclasses.replace(outcome(name, ended), fault=row.fault, avoided=avoided)
 
 
-def outcome(name: str, ended: Ended[list[Difference]] | Ended[list[Difference] | str]) -> Outcome:
+def outcome(name: str, ended: Ended[list[Difference]] | Ended[list[Difference] | str]) -> CheckOutcome:
     """Return the result of a check from the end of its process."""
     found = ended.value
     if found is None:
-        return Outcome(name=name, state=FAILED[ended.state], detail=ended.reason, seconds=ended.seconds)
+        return CheckOutcome(name=name, state=FAILED[ended.state], detail=ended.reason, seconds=ended.seconds)
     if isinstance(found, str):
-        return Outcome(name=name, state="not used", detail=found, seconds=ended.seconds)
+        return CheckOutcome(name=name, state="not used", detail=found, seconds=ended.seconds)
     wrong = [each for each in found if each.wrong]
-    return Outcome(
+    return CheckOutcome(
         name=name,
         state="wrong" if wrong else "correct",
         detail="; ".join(f"{each.what}: {each.value:.1e}, more than {each.tolerance:g}" for each in wrong),
@@ -214,11 +214,11 @@ def outcome(name: str, ended: Ended[list[Difference]] | Ended[list[Difference] |
     )
 
 
-def training_round(device: str, children: Children, observer: Observer) -> list[Outcome]:
+def training_round(device: str, children: Children, observer: Observer) -> list[CheckOutcome]:
     """Train a run, kill one, resume it, and export it; a part that needs one that failed is left out."""
     with tempfile.TemporaryDirectory(prefix="vitctl-doctor-") as runs:
 
-        def part(name: str, function: Callable[..., list[Difference]], *args: str) -> Outcome:
+        def part(name: str, function: Callable[..., list[Difference]], *args: str) -> CheckOutcome:
             observer.working(f"checking {name}")
             return outcome(name, children.run(function, runs, *args, limit=ROUND))
 

@@ -231,7 +231,7 @@ def layers(model: ModelProto) -> list[str]:
     ]
 
 
-class _Reader(CalibrationDataReader):  # type: ignore[misc]
+class _CalibrationReader(CalibrationDataReader):  # type: ignore[misc]
     """Feeds the calibration images to onnxruntime in batches."""
 
     def __init__(self, images: npt.NDArray[Any], progress: Progress) -> None:
@@ -259,7 +259,7 @@ def _calibrate(data: bytes, images: npt.NDArray[Any], progress: Progress) -> Any
             augmented_model_path=str(Path(folder, "augmented.onnx")),
             calibrate_method=CalibrationMethod.MinMax,
         )
-        calibrator.collect_data(_Reader(images, progress))
+        calibrator.collect_data(_CalibrationReader(images, progress))
         return calibrator.compute_data()
 
 

@@ -18,7 +18,7 @@ _END = r"(weight|bias)"
 
 
 @dataclass(frozen=True)
-class Layout:
+class ForeignNames:
     """Names of a Vision Transformer in another library.
 
     Attributes:
@@ -51,8 +51,8 @@ class Layout:
         return found
 
 
-LAYOUTS = (
-    Layout(
+FOREIGN = (
+    ForeignNames(
         "Hugging Face's ViT",
         (
             (r"embeddings\.cls_token", "cls_token"),
@@ -77,7 +77,7 @@ LAYOUTS = (
             (rf"pooler\.dense\.{_END}", None),  # only for pretraining
         ),
     ),
-    Layout(
+    ForeignNames(
         "torchvision's ViT",
         (
             (r"class_token", "cls_token"),
@@ -95,7 +95,7 @@ LAYOUTS = (
 )
 """Libraries whose Vision Transformer computes the same as timm's."""
 
-TIMM_VIT = Layout(
+TIMM_VIT = ForeignNames(
     "timm's ViT",
     (
         (r"cls_token|pos_embed", r"\g<0>"),
@@ -129,12 +129,12 @@ def recognise(tensors: Mapping[str, Tensor], num_heads: int | None = None) -> tu
         tensors: tensors by name.
         num_heads: number of attention heads, which the tensors do not show; None for heads of width 64.
     """
-    for layout in (*LAYOUTS, TIMM_VIT):
-        stripped, _ = without_prefix(tensors, layout.knows)
-        named = layout.to_timm(stripped)
+    for names in (*FOREIGN, TIMM_VIT):
+        stripped, _ = without_prefix(tensors, names.knows)
+        named = names.to_timm(stripped)
         if {"patch_embed.proj.weight", "pos_embed", "blocks.0.attn.qkv.bias"} <= named.keys():
             plain = all(map(TIMM_VIT.knows, named)) and "cls_token" in named
-            return f"weights of {layout.title}", _vit_flags(named, num_heads) if plain else None
+            return f"weights of {names.title}", _vit_flags(named, num_heads) if plain else None
     for pattern, kind in _KINDS:
         if any(re.search(rf"(^|\.)(?:{pattern})", name) for name in tensors):
             return kind, None

@@ -26,7 +26,7 @@ from vitctl.certificates import TRUST_PROXY, certificate_doubt
 from vitctl.errors import RequestError
 from vitctl.models import find_model
 from vitctl.models.entry import TIMM
-from vitctl.models.foreign import LAYOUTS, google_flags, google_vit, recognise
+from vitctl.models.foreign import FOREIGN, google_flags, google_vit, recognise
 from vitctl.models.legacy import RULES as LEGACY_RULES
 from vitctl.models.legacy import has_rule, original_network, renamed
 from vitctl.models.resampling import describe_resampling, resampled
@@ -267,7 +267,7 @@ def _in_own_names(loading: _Loading) -> tuple[dict[str, Tensor], list[str]]:
     ways: list[tuple[str, Callable[[str], bool], Callable[[dict[str, Tensor]], dict[str, Tensor]]]]
     ways = [("", own.__contains__, dict)]
     if "blocks.0.attn.qkv.bias" in own:
-        ways += [(f"converted from {layout.title}", layout.knows, layout.to_timm) for layout in LAYOUTS]
+        ways += [(f"converted from {names.title}", names.knows, names.to_timm) for names in FOREIGN]
     if net in LEGACY_RULES and not loading.architecture:
         ways.append(("converted from the original scripts", has_rule(net, options), of_the_scripts))
     best, best_notes, most = loading.original, list[str](), len(backbone) // 2

@@ -139,7 +139,7 @@ class Reason:
 
 
 @dataclass(frozen=True)
-class Sample:
+class TrainSample:
     """Some training images, and the trained network's predictions for them.
 
     Attributes:
@@ -156,7 +156,7 @@ class Sample:
 
     @classmethod
     @torch.inference_mode()
-    def of(cls, session: Session) -> Sample:
+    def of(cls, session: Session) -> TrainSample:
         """Return up to :data:`MAX_SAMPLE` images, spread over the training set."""
         train, model = session.splits.train, session.evaluated_model.eval()
         subset = Subset(train.examples, train.index[:: -(-len(train) // MAX_SAMPLE)])
@@ -175,7 +175,7 @@ class Sample:
         )
 
 
-def identical_images(sample: Sample) -> Reason | None:
+def identical_images(sample: TrainSample) -> Reason | None:
     """Find that most images have an equal one in another class, as when all are blank."""
     contents = [image.numpy().tobytes() for image in sample.images]
     classes: dict[bytes, set[int]] = {}
@@ -191,7 +191,7 @@ def identical_images(sample: Sample) -> Reason | None:
     return Reason("identical_images", f"{share} in two classes", "remove duplicates")
 
 
-def high_rate(sample: Sample) -> Reason | None:
+def high_rate(sample: TrainSample) -> Reason | None:
     """Find that the loss rose above that of the first step."""
     session = sample.session
     first, highest = session.progress.first_loss, max(row["train_loss"] for row in session.history)
@@ -200,7 +200,7 @@ def high_rate(sample: Sample) -> Reason | None:
     return Reason("high_rate", f"the loss rose from {first:.2f} to {highest:.2f}", _lower_rate(session))
 
 
-def few_steps(sample: Sample) -> Reason | None:
+def few_steps(sample: TrainSample) -> Reason | None:
     """Find that the run is short."""
     session = sample.session
     step = session.progress.step
@@ -212,14 +212,14 @@ def few_steps(sample: Sample) -> Reason | None:
     return Reason("few_steps", f"the run took only {plural(step, 'step')}", f"try {longer}")
 
 
-def equal_outputs(sample: Sample) -> Reason | None:
+def equal_outputs(sample: TrainSample) -> Reason | None:
     """Find that the network gives every image about the same output."""
     if sample.probabilities.std(0).max() > SPREAD:
         return None
     return Reason("equal_outputs", "all images have the same output", _lower_rate(sample.session))
 
 
-def only_training(sample: Sample) -> Reason | None:
+def only_training(sample: TrainSample) -> Reason | None:
     """Find that the network classifies the training images, but no others."""
     predicted = sample.probabilities.argmax(1)
     if is_at_chance(sample.labels, predicted):
@@ -231,7 +231,7 @@ REASONS = (identical_images, high_rate, few_steps, equal_outputs, only_training)
 """Functions that look for one reason each, in order of precedence."""
 
 
-def find_reason(sample: Sample) -> Reason:
+def find_reason(sample: TrainSample) -> Reason:
     """Return the first reason that is found."""
     found = (search(sample) for search in REASONS)
     return next(filter(None, found), Reason("flat_loss", "the loss hardly fell", "try --lr-finder"))
@@ -251,7 +251,7 @@ def warn_at_chance(session: Session, result: Evaluation, say: Say) -> Record:
     """
     if not is_at_chance(result.labels, result.predicted):
         return {}
-    reason = find_reason(Sample.of(session))
+    reason = find_reason(TrainSample.of(session))
     say(f"warning: test accuracy {result.acc:.1f} % is at chance: {reason.cause}; {reason.advice}")
     expected = 100 * chance_level(result.labels, result.predicted)
     return {
