@@ -115,3 +115,14 @@ def test_runs_dir_is_where_resume_looks(cli: Cli, refused: Refused, runs: Path) 
     assert "run folder digits not found" in refused("train", "--resume", "digits")
     missing = "error: run folder mine/r not found\nhint: use mine/resized or mine/digits"
     assert missing in refused("train", "--resume", "r", "--runs-dir", "mine")
+
+
+def test_a_run_is_taken_as_settings(cli: Cli, refused: Refused, runs: Path) -> None:
+    stored = json.loads((runs / "digits" / "config.json").read_text())
+    for name in ("digits", "runs/digits", runs / "digits" / "config.json"):
+        printed = yaml.safe_load(cli("train", "--config", name, "--seed", 7, "--print-config").out)
+        assert printed == {**stored["config"], "seed": 7} | {name: printed[name] for name in ("max_time", "warmup")}
+    stored["config"]["bs"] = "many"
+    (runs / "digits" / "config.json").write_text(json.dumps(stored, indent=2))
+    line = 1 + (runs / "digits" / "config.json").read_text().splitlines().index('    "bs": "many",')
+    assert f"config.json:{line}: " in refused("train", "--config", "digits")

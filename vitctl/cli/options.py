@@ -34,7 +34,7 @@ Out = Annotated[
 ]
 ConfigFile = Annotated[
     Path | None,
-    typer.Option("--config", "-c", metavar="FILE", help="YAML file of settings; flags override it"),
+    typer.Option("--config", "-c", metavar="FILE", help="YAML file of settings, or a run; flags override it"),
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="print everything as one JSON document")]
 Weights = Annotated[str, typer.Option(help="weights of a run: last, or best by held-out accuracy", metavar="last|best")]

@@ -42,7 +42,7 @@ def train(
     ] = None,
     config_file: Annotated[
         Path | None,
-        typer.Option("--config", "-c", metavar="FILE", help="YAML file of settings; flags override it"),
+        typer.Option("--config", "-c", metavar="FILE", help="YAML file of settings, or a run; flags override it"),
     ] = None,
     print_config: Annotated[
         bool,

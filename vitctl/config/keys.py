@@ -10,6 +10,7 @@ from typing import Any
 
 from vitctl.config.flag import NETWORK, OPTIMIZER, SCHEDULE, Flag, flag_name
 from vitctl.config.names import SWITCHES, SYNONYMS, foreign_name
+from vitctl.config.paths import find_run, is_run
 from vitctl.config.train_config import TrainConfig
 from vitctl.data import AUGMENTATIONS
 from vitctl.errors import RequestError
@@ -17,7 +18,7 @@ from vitctl.models import find_model
 from vitctl.optim import find_optimizer
 from vitctl.recipes import RECIPES
 from vitctl.registry import Entry, convert, lookup, or_list, similar, split_spec
-from vitctl.yamlfile import Mistakes, line_numbers, parse_yaml, read_text
+from vitctl.yamlfile import Mistakes, Place, line_numbers, parse_yaml, read_text
 
 NET_FLAGS = {"patch": "patch_size", "convkernel": "kernel_size", "dimhead": "embed_dim"}
 """Flags that set an option of the network, with the name of the option. The original scripts misnamed ``--dimhead``."""
@@ -90,19 +91,27 @@ def suggest_setting(word: str) -> str:
 
 
 def read_settings(path: Path) -> dict[str, Any]:
-    """Return the parsed settings of a ``--config`` file under their canonical names.
+    """Return the parsed settings of a ``--config`` file, or those of a run, under their canonical names.
+
+    Args:
+        path: a YAML file, a run or its ``config.json``.
 
     Raises:
         RequestError: the file cannot be read or has mistakes; all of them are listed by line.
     """
+    path = find_run(path)
+    path = path / "config.json" if is_run(path) else path
     text, source = read_text(path), str(path)
     document = parse_yaml(text, source)
+    root: Place = ()
+    if document.keys() >= {"config", "sessions"} and isinstance(document["config"], dict):  # the record of a run
+        document, root = document["config"], ("config",)
     if "method" in document and "parameters" in document:
         raise RequestError(f"{source} is a sweep file", hint=f"run vitctl sweep create {shlex.quote(source)}")
     mistakes = Mistakes(line_numbers(text, source), source)
     settings: dict[str, Any] = {}
     for key, value in document.items():
-        with mistakes.collected((key,)):
+        with mistakes.collected((*root, key)):
             name = _add_setting(settings, key, value)
             check_name(name, settings.get(name))
     mistakes.raise_all(f"vitctl train --config {shlex.quote(source)} --print-config")
