@@ -370,8 +370,8 @@ class TestNames:
         assert dataset.test.labels.tolist() == [0, 0, 1, 1] and (root / dataset.train.paths[-1]).exists()
         assert dataset.train.identities[-1] == r"\x94L/001.png"
 
-    @pytest.mark.parametrize("name", ["cat", "犬", "tab\there", r"\x94L", "\ud83d"])
+    @pytest.mark.parametrize("name", ["cat", "犬", "\u0645\u06cc\u200c\u062e", "line\nbreak", r"\x94L", "\ud83d"])
     def test_names_are_text_and_stay_the_same(self, name: str) -> None:
         text = class_name(name)
         assert text.encode() and class_name(text) == escaped(text) == text
-        assert (text == name) == (name != "\ud83d")
+        assert (text == name) == (name not in ("\ud83d", "line\nbreak")) and len(text.splitlines()) == 1

@@ -6,6 +6,7 @@ of :data:`MISTAKES` explain why.
 
 from __future__ import annotations
 
+import re
 import unicodedata
 from collections import defaultdict
 from collections.abc import Callable, Collection, Mapping
@@ -30,6 +31,7 @@ SPLITS = ("train", "val", "test")
 WHOLE = "whole"
 """Key of images that are not divided into parts, instead of one of :data:`SPLITS`."""
 
+_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")
 _SHOWN = 5
 _NESTED = 4
 """Most folders to descend into, each the only one in its parent."""
@@ -43,11 +45,13 @@ class Undivided(RequestError):
 
 
 def class_name(folder: str) -> str:
-    """Return the name of a folder's class: in Unicode NFC, and :func:`~vitctl.units.escaped`.
+    """Return the name of a folder's class: in Unicode NFC, :func:`~vitctl.units.escaped`, and on one line.
 
     A Mac stores ``é`` as two characters (NFD), other systems usually as one (NFC).
     """
-    return folder if folder.isascii() else unicodedata.normalize("NFC", escaped(folder))
+    if folder.isascii() and folder.isprintable():
+        return folder
+    return _CONTROL.sub(lambda match: repr(match[0])[1:-1], unicodedata.normalize("NFC", escaped(folder)))
 
 
 @dataclass(frozen=True, kw_only=True)
