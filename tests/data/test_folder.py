@@ -245,8 +245,8 @@ def test_the_name_of_an_unreadable_image_is_one_line(make_folder: MakeFolder) ->
     assert load(root, skip=True).skipped == (r"train/cat/a\nb\x1b.png",)
 
 
-def test_data_dir_is_required() -> None:
-    with pytest.raises(RequestError, match="--data-dir DIR"):
+def test_the_folder_is_required() -> None:
+    with pytest.raises(RequestError, match="folder of the images is not given\nhint: use --dataset DIR"):
         load_dataset("folder", data_dir=None, size=16, skip_bad_images=False)
 
 

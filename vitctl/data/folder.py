@@ -39,7 +39,7 @@ def load(options: LoadOptions) -> Dataset:
     """
     if options.data_dir is None:
         raise RequestError(
-            "--dataset folder needs --data-dir", hint="add --data-dir DIR, a folder with train/CLASS/ and test/CLASS/"
+            "the folder of the images is not given", hint="use --dataset DIR, with train/CLASS/ and test/CLASS/ in it"
         )
     root = Path(options.data_dir).expanduser()
     if options.test_classes is None:
