@@ -113,7 +113,7 @@ def test_patience_ends_a_run_early(cli: Cli) -> None:
         (["--device", "cuda:7"], "--device cuda:7 is not available on this machine\nhint: use --device "),
         (["--device", "gpu"], "unknown --device 'gpu'"),
         (["--name", "a/b"], "is not a valid folder name"),
-        (["--dataset", "folder"], "--data-dir"),
+        (["--dataset", "folder"], "hint: use --dataset DIR"),
         (["--bs", "many"], "--bs takes a whole number"),
         (["--lr", "-1"], "--lr -1 is too small\nhint: use 0 or more"),
         (["--val", "tset"], "did you mean test"),
