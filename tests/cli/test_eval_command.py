@@ -75,7 +75,8 @@ def test_predictions_of_a_finished_run_need_no_data(cli: Cli, tmp_path: Path) ->
         with open("p.csv") as file:
             assert all(Path(row["image"]).is_absolute() for row in csv.DictReader(file))
     assert "predictions.npz" in cli("eval", "runs/r", "--predictions", "p.csv").out
-    for words in (["--limit", 2], ["--tta", "flip"], ["--split", "train"], ["--data-dir", "images"]):
+    every = (["--limit", 2], ["--tta", "flip"], ["--split", "train"], ["--data-dir", "images"], ["--device", "cpu"])
+    for words in (*every, ["--skip-bad-images"], ["--split", "val", "--accept-data"]):
         assert cli("eval", "runs/r", *words, "--predictions", "p.csv").code == 2, words
 
 

@@ -97,7 +97,8 @@ def evaluate(
 
         classifier = open_classifier(find_run(path), weights=weights, device_name=device, warn=observer.message)
         scores = None
-        if predictions is not None and (dataset, data_dir, labels, limit, tta) == (None, None, None, None, "none"):
+        unchanged = (dataset, data_dir, labels, limit, tta, device) == (None, None, None, None, "none", "auto")
+        if predictions is not None and unchanged and not (accept_data or skip_bad_images):
             scores = scoring.stored_scores(classifier, part)
         scores = scores or scoring.score_classifier(
             classifier,
