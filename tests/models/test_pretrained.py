@@ -28,7 +28,8 @@ from tests.conftest import TINY, Cli
 from tests.models.oracles import perturbed
 from vitctl.errors import RequestError
 from vitctl.models import build_model, find_model, pretrained
-from vitctl.models.pretrained import freeze_backbone, head_names, load_pretrained, locate, train_head
+from vitctl.models.heads import freeze_backbone, head_names, train_head
+from vitctl.models.pretrained import load_pretrained, locate
 from vitctl.training.checkpoint import load_checkpoint
 
 Refused = Callable[..., str]

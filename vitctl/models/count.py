@@ -12,16 +12,12 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from timm.layers.norm import LayerNorm
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
 Build = Callable[[], nn.Module]
 """Builds the network to count; called under ``torch.device("meta")``."""
-
-LAYER_NORMS = (nn.LayerNorm, LayerNorm)
-"""Norms over the last dimension only."""
 
 
 def count_parameters(model: nn.Module) -> int:
@@ -56,7 +52,7 @@ def forward_cost(build: Build, in_chans: int, img_size: int) -> ForwardCost:
         norm = getattr(block, "norm1", None)
         if x.ndim == 3:
             lengths.append(x.shape[1])  # [B, N, D]
-        elif x.ndim == 4 and type(norm) in LAYER_NORMS and getattr(norm, "normalized_shape", ()) == (x.shape[3],):
+        elif x.ndim == 4 and _norm_of_positions(norm, x.shape[3]):
             lengths.append(x.shape[1] * x.shape[2])  # [B, H, W, D]
 
     def watch(name: str, module: nn.Module) -> None:
@@ -65,6 +61,14 @@ def forward_cost(build: Build, in_chans: int, img_size: int) -> ForwardCost:
 
     _trace(build, in_chans, img_size, watch=watch, running=counter)
     return ForwardCost(mflop=float(counter.get_total_flops()) / 1e6, tokens=lengths[0] if lengths else 0)
+
+
+def _norm_of_positions(norm: object, width: int) -> bool:
+    """Return whether ``norm`` is a LayerNorm, torch's or timm's, over a last dimension of ``width``.
+
+    timm's ``LayerNorm2d``, a subclass of torch's, normalises channels that are not last.
+    """
+    return isinstance(norm, nn.LayerNorm) and type(norm).__name__ == "LayerNorm" and norm.normalized_shape == (width,)
 
 
 def activation_floats(build: Build, in_chans: int, img_size: int) -> int:

@@ -17,7 +17,6 @@ from torch import Tensor
 from vitctl.errors import RequestError
 from vitctl.models import MODELS, build_model
 from vitctl.models.state_files import without_prefix
-from vitctl.models.swin import border_mask
 from vitctl.registry import Value, first_of
 
 Options = Mapping[str, Value]
@@ -128,6 +127,8 @@ def _cait(options: Options) -> list[Rule]:
 
 
 def _swin(options: Options) -> list[Rule]:
+    from vitctl.models.swin import border_mask  # imports timm, which takes seconds
+
     layer = r"stage(\d)\.layers\.(\d+)\.([01])\."
 
     def block(tail: str) -> Callable[[re.Match[str]], str]:

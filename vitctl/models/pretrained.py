@@ -27,6 +27,7 @@ from vitctl.errors import RequestError
 from vitctl.models import find_model
 from vitctl.models.entry import TIMM
 from vitctl.models.foreign import FOREIGN, google_flags, google_vit, recognise
+from vitctl.models.heads import head_names, within
 from vitctl.models.legacy import RULES as LEGACY_RULES
 from vitctl.models.legacy import has_rule, original_network, renamed
 from vitctl.models.resampling import describe_resampling, resampled
@@ -166,7 +167,7 @@ def load_pretrained(
     loading, tensors, notes = _read(model, net, options, path, img_size, in_chans)
     own, heads = model.state_dict(), head_names(model)
     their_classes = class_names(path, loading.content)
-    kept = [name for name in own if _within(name, heads)]  # the head is loaded completely or not at all
+    kept = [name for name in own if within(name, heads)]  # the head is loaded completely or not at all
     fits = all(name in tensors and tensors[name].shape == own[name].shape for name in kept)
     same = not their_classes or not classes or their_classes == list(classes)
     if fits and same:
@@ -207,7 +208,7 @@ def _read(
 
 def _class_count(tensors: Mapping[str, Tensor], heads: list[str]) -> int | None:
     """Return the number of classes of the head in ``tensors``, or None if it has no weights."""
-    weights = [tensors[name] for name in tensors if _within(name, heads) and name.endswith("weight")]
+    weights = [tensors[name] for name in tensors if within(name, heads) and name.endswith("weight")]
     sizes = [weight.shape[0] for weight in weights if weight.ndim]
     return sizes[-1] if sizes else None
 
@@ -257,7 +258,7 @@ def _in_own_names(loading: _Loading) -> tuple[dict[str, Tensor], list[str]]:
     """
     own = loading.model.state_dict()
     heads = head_names(loading.model)
-    backbone = [name for name in own if not _within(name, heads)]
+    backbone = [name for name in own if not within(name, heads)]
     net, options = loading.net, loading.options
 
     def of_the_scripts(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -378,7 +379,7 @@ def _check_fit(loading: _Loading, tensors: Mapping[str, Tensor], kept: list[str]
         for name in present
         if tensors[name].shape != own[name].shape
     ]
-    unknown = [name for name in tensors if name not in own and not _within(name, heads)]
+    unknown = [name for name in tensors if name not in own and not within(name, heads)]
     problems = [("missing", missing), ("wrong shape", wrong_shape), ("unknown", unknown)]
     if any(names for _, names in problems):
         reason = "; ".join(f"{problem}: {first_of(names)}" for problem, names in problems if names)
@@ -425,44 +426,6 @@ def _origin(loading: _Loading) -> tuple[str | None, str | None, int | None]:
         flags = fitting and f"--net {name} --size {find_model(name).img_size}"
         return f"weights of {name} of the original scripts", flags, 3
     return *recognise(loading.original, num_heads(loading.path, content)), None
-
-
-def head_names(model: nn.Module) -> list[str]:
-    """Return the names of the classification layers: those of timm's ``get_classifier()``, or else ``head``."""
-    get_classifier = getattr(model, "get_classifier", None)
-    found = get_classifier() if get_classifier is not None else getattr(model, "head", None)
-    heads = found if isinstance(found, (tuple, list)) else [found]
-    return [
-        name
-        for name, module in model.named_modules()
-        if any(module is head for head in heads) and any(True for _ in module.parameters())
-    ]
-
-
-def freeze_backbone(model: nn.Module, net: str) -> None:
-    """Freeze all parameters of ``model`` except those of the head.
-
-    Raises:
-        RequestError: the network's head is unknown.
-    """
-    heads = head_names(model)
-    if not heads:
-        raise RequestError(
-            f"--freeze-backbone does not work with --net {net}, whose head is unknown", hint="remove --freeze-backbone"
-        )
-    for name, parameter in model.named_parameters():
-        parameter.requires_grad_(_within(name, heads))
-
-
-def train_head(model: nn.Module) -> None:
-    """Set the head of ``model`` to training mode and the rest to evaluation mode, so that frozen norms stay fixed."""
-    model.eval()
-    for name in head_names(model):
-        model.get_submodule(name).train()
-
-
-def _within(name: str, modules: list[str]) -> bool:
-    return any(name.startswith(f"{module}.") for module in modules)
 
 
 def _first_lines(error: Exception) -> str:

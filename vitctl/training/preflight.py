@@ -5,7 +5,6 @@ from __future__ import annotations
 from vitctl import devices
 from vitctl.config import TrainConfig, split_warmup
 from vitctl.errors import RequestError
-from vitctl.models.pretrained import locate
 from vitctl.observer import Observer
 from vitctl.optim import doubtful_betas
 from vitctl.tracking.trackers import check_trackers
@@ -33,6 +32,8 @@ def check_config(config: TrainConfig, observer: Observer, *, weights: bool = Tru
             hint="remove --compile, or use --device cpu",
         )
     if weights and config.pretrained != "false":
+        from vitctl.models.pretrained import locate  # imports timm, which takes seconds
+
         locate(config.net, config.pretrained)
     if warning := doubtful_betas(config.opt, config.opt_options):
         observer.message(f"warning: {warning}")

@@ -22,7 +22,7 @@ from vitctl.data.layout import class_name
 from vitctl.errors import RequestError
 from vitctl.models import MODELS
 from vitctl.models.count import ForwardCost, count_parameters
-from vitctl.models.pretrained import train_head
+from vitctl.models.heads import train_head
 from vitctl.optim.flat import FlatParameters
 from vitctl.optim.schedule import Schedule
 from vitctl.registry import format_spec

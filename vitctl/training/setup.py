@@ -21,7 +21,7 @@ from vitctl.data.reading import AUTO, FULL
 from vitctl.errors import RequestError
 from vitctl.models import build_model, find_model
 from vitctl.models.count import activation_floats, forward_cost, most_images
-from vitctl.models.pretrained import freeze_backbone, load_pretrained, locate
+from vitctl.models.heads import freeze_backbone
 from vitctl.observer import SILENT, Observer
 from vitctl.optim.build import build_optimizer
 from vitctl.optim.flat import flatten_parameters
@@ -76,7 +76,11 @@ def open_session(
     device = devices.resolve_device(config.device)
     precision = devices.resolve_precision(config.precision, device)
     devices.prepare(device, config.threads, config.precision)
-    weights = locate(config.net, config.pretrained) if pretrained and config.pretrained != "false" else None
+    weights = None
+    if pretrained and config.pretrained != "false":
+        from vitctl.models.pretrained import load_pretrained, locate  # imports timm, which takes seconds
+
+        weights = locate(config.net, config.pretrained)
     dataset, splits = data or open_data(config, observer)
     if config.value_range == AUTO:
         config = dataclasses.replace(config, value_range=dataset.value_range)
