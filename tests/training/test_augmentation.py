@@ -22,17 +22,18 @@ from torch import Tensor
 from tests.conftest import TINY, TINY_NET, Cli
 from tests.training.test_resume_optimizers import STEPS, session, state, steps
 from vitctl.config import resolve_config
-from vitctl.data import AUGMENTATIONS, mixing
+from vitctl.data import AUGMENTATIONS, CROP_OPTIONS, mixing
 from vitctl.data.batches import MIX, derive_seed
 from vitctl.inference.trained import load_trained
 from vitctl.training.checkpoint import load_checkpoint, save_checkpoint
-from vitctl.training.evaluate import evaluate
+from vitctl.training.evaluate import evaluate, tta_views
 from vitctl.training.loop import ORIGINAL_BATCH, train_step
 from vitctl.training.session import Session
 
 Refused = Callable[..., str]
 
 MIXED = {"mixup": 0.8, "cutmix": 1.0}
+CROP = {name: option.default for name, option in CROP_OPTIONS.items()}
 SETTINGS: list[dict[str, Any]] = [
     *({"aug": name} for name in AUGMENTATIONS),
     *({"aug": name, **MIXED, "erase": 0.5, "cutout": 0.3} for name in AUGMENTATIONS),
@@ -270,8 +271,8 @@ def test_evaluation_does_not_depend_on_the_batch_size() -> None:
     opened = session()
     steps(opened, 3)
     arguments = opened.model, opened.splits.test, opened.normalize, opened.device
-    whole, pieces = evaluate(*arguments, 50, mirror=True), evaluate(*arguments, 7)
-    assert whole.mirrored is not None and pieces.mirrored is None
+    whole, pieces = evaluate(*arguments, 50, views=tta_views("flip", True)), evaluate(*arguments, 7)
+    assert whole.averaged is not None and pieces.averaged is None
     torch.testing.assert_close(whole.losses, pieces.losses, rtol=1e-4, atol=1e-5)
     assert whole.acc == pytest.approx(pieces.acc) and whole.losses.shape == (50,)
     assert whole.sum_of_means(50) == pytest.approx(whole.loss) and opened.model.training
@@ -341,11 +342,11 @@ def test_an_invalid_augmentation_is_refused_before_anything_is_written(
         (["--mixup", "1"], {"mixup": 1.0}),
         (["--mixup", "-c", "settings.yaml"], {"mixup": 0.8, "erase": 0.125}),
         (["--mixup", "--mix-off", "0.4"], {"mixup": 0.8, "mix_off": 0.4}),
-        (["--aug", "randaug:m=5"], {"aug": "randaug", "aug_options": {"n": 2, "m": 5}}),
+        (["--aug", "randaug:m=5"], {"aug": "randaug", "aug_options": {"n": 2, "m": 5, **CROP}}),
         (["--aug", "none"], {"aug": "none", "aug_options": {}}),
         (["--noaug"], {"aug": "basic"}),
-        (["--recipe", "seed"], {"aug": "seed-randaug", "aug_options": {"n": 2, "m": 14}, "loss_sum": True}),
-        (["--recipe", "seed", "--aug", "basic"], {"aug": "basic", "aug_options": {}}),
+        (["--recipe", "seed"], {"aug": "seed-randaug", "aug_options": {"n": 2, "m": 14, **CROP}, "loss_sum": True}),
+        (["--recipe", "seed", "--aug", "basic"], {"aug": "basic", "aug_options": CROP}),
     ],
 )
 def test_flags_set_the_augmentation(cli: Cli, tmp_path: Path, argv: list[str], expected: dict[str, Any]) -> None:
@@ -379,10 +380,10 @@ def test_a_flag_without_a_value_means_the_recipe_s_value(cli: Cli, monkeypatch: 
 
     assert settings()["mixup"] == settings("--mixup")["mixup"] == 0.3
     assert settings("--mixup", "--cutmix")["cutmix"] == 1.0
-    assert settings()["aug_options"] == {"n": 2, "m": 7} and settings()["mix_off"] == 0.4
+    assert settings()["aug_options"] == {"n": 2, "m": 7, **CROP} and settings()["mix_off"] == 0.4
     off = settings("--mixup", 0)
     assert (off["mixup"], off["mix_off"]) == (0.0, 0.0)
-    assert settings("--aug", "randaug")["aug_options"] == {"n": 2, "m": 9}
+    assert settings("--aug", "randaug")["aug_options"] == {"n": 2, "m": 9, **CROP}
 
 
 def test_resume_keeps_the_augmentation(cli: Cli, refused: Refused, tmp_path: Path) -> None:

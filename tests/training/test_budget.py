@@ -43,7 +43,7 @@ def parts(
         test=SimpleNamespace(index=range(test)),
         val_split=val_split,
     )
-    config = SimpleNamespace(tta=tta, save_every=save_every)
+    config = SimpleNamespace(tta=tta, flips=True, save_every=save_every)
     return cast(Session, SimpleNamespace(steps_per_epoch=100, splits=splits, config=config))
 
 
