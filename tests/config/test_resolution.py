@@ -382,6 +382,10 @@ def test_an_augmentation_in_a_file_keeps_its_options(recipe: str, aug: str, flag
     assert config.aug == "randaug" and config.aug_options.items() >= {"n": 2, "m": 14}.items()
     usual = resolve_config({"recipe": "strong"}).to_dict()
     assert resolve_config({"recipe": "default"}, usual).aug == "basic"
+    earlier = {**usual, "aug_options": {"n": 2, "m": 9}}  # from before the options of crop and flip
+    assert resolve_config({"recipe": "default"}, earlier).aug == "basic"
+    changed = {**usual, "aug_options": {"n": 2, "m": 9, "flip": "alternate"}}
+    assert resolve_config({"recipe": "default"}, changed).aug_options["flip"] == "alternate"
 
 
 def test_warmup_and_warmdown_in_a_file_are_dropped_if_a_flag_replaces_the_schedule() -> None:
