@@ -279,14 +279,18 @@ def test_tta_adds_separate_figures(cli: Cli, tmp_path: Path, tta: str, val: str)
 
 @pytest.mark.parametrize("flip", ["auto", "on"])
 def test_tta_crops_mirrors_only_images_that_keep_their_class(cli: Cli, tmp_path: Path, flip: str) -> None:
-    summary = cli("train", *TINY, "--epochs", 1, "--flip", flip, "--tta", "crops", "--name", "r", "--json").json()
+    argv = ["train", *TINY, "--epochs", 4, "--lr", 0.02, "--flip", flip, "--name", "r", "--json"]
+    summary = cli(*argv, "--tta", "crops").json()
     trained = load_trained(tmp_path / "runs" / "r", weights="last", device=torch.device("cpu"), warn=print)
     test = session(limit_test=summary["test_images"]).splits.test
     x = (test.examples.images[test.index] / 255 - trained.mean[0]) / trained.std[0]
-    logits = independent_logits(trained.model, x, "crops", mirror=flip == "on")
-    labels = test.examples.labels[test.index]
-    assert summary["test_loss_tta"] == pytest.approx(F.cross_entropy(logits, labels).item(), rel=1e-4)
-    scores = cli("eval", "runs/r", "--tta", "crops", "--json").json()
+    losses = [
+        F.cross_entropy(independent_logits(trained.model, x, "crops", mirror), test.examples.labels[test.index]).item()
+        for mirror in (False, True)
+    ]
+    assert losses[0] != pytest.approx(losses[1], rel=1e-3)
+    assert summary["test_loss_tta"] == pytest.approx(losses[flip == "on"], rel=1e-4)
+    scores = cli("eval", "runs/r", "--limit", len(x), "--tta", "crops", "--json").json()
     assert scores["loss_tta"] == pytest.approx(summary["test_loss_tta"], rel=1e-4)
 
 
