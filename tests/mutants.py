@@ -301,6 +301,27 @@ MUTANTS = (
         "tests/data/test_batches.py tests/data/test_augment.py",
     ),
     Mutant(
+        "sampler: the side of an alternating flip depends on the place in the epoch",
+        "data/batches.py",
+        "mirror=self.alternating[chosen] ^ bool(epoch % 2)",
+        "mirror=self.alternating[: len(chosen)] ^ bool(epoch % 2)",
+        "tests/data/test_batches.py",
+    ),
+    Mutant(
+        "sampler: an alternating flip shows the same side in every epoch",
+        "data/batches.py",
+        "mirror=self.alternating[chosen] ^ bool(epoch % 2)",
+        "mirror=self.alternating[chosen]",
+        "tests/data/test_batches.py",
+    ),
+    Mutant(
+        "evaluation: --tta crops mirrors images that change their class",
+        "training/evaluate.py",
+        "sides = (False, True) if flips else (False,)",
+        "sides = (False, True)",
+        "tests/training/test_augmentation.py -k tta",
+    ),
+    Mutant(
         "sampler: batches overlap by one image",
         "data/batches.py",
         "[step * self.batch_size : (step + 1) * self.batch_size]",

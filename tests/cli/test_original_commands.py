@@ -12,7 +12,7 @@ import yaml
 
 from tests.conftest import Cli
 from tests.data.official import small, write_batches
-from vitctl.data import cifar
+from vitctl.data import AUGMENTATIONS, cifar
 from vitctl.models import MODELS
 
 Refused = Callable[..., str]
@@ -133,7 +133,8 @@ def test_aug_without_a_name_is_the_recipes_own_randaugment(cli: Cli, tmp_path: P
         (["--config", "noaug.yaml"], "basic", {}),
     ):
         settings = yaml.safe_load(cli("train", *argv, "--print-config").out)
-        assert (settings["aug"], settings["aug_options"]) == (aug, options), argv
+        usual = AUGMENTATIONS[aug].resolve_options(options, "--aug")
+        assert (settings["aug"], settings["aug_options"]) == (aug, usual), argv
 
 
 @pytest.mark.parametrize(

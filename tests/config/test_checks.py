@@ -49,6 +49,8 @@ ALLOWED: list[tuple[Check, dict[str, Any]]] = [
     (checks.check_flip_has_an_augmentation, {"flip": "off", "aug": "none"}),
     (checks.check_reading_has_files, {"fit": "pad", "value_range": "auto", "dataset": "folder"}),
     (checks.check_tta_keeps_classes, {"tta": "flip", "dataset": "digits", "flip": "on"}),
+    (checks.check_tta_keeps_classes, {"tta": "crops", "dataset": "digits"}),
+    (checks.check_tta_keeps_classes, {"tta": "crops", "flip": "off"}),
     (checks.check_folder_settings_have_a_folder, {"dataset": "folder", "holdout_by": "identity", "test_fraction": 0.2}),
     (checks.check_loss_sum_is_measured, {"loss_sum": True, "val": "test"}),
     (checks.check_run_ends, {"epochs": None, "max_time": "60s"}),

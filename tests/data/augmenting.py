@@ -24,7 +24,7 @@ assert len(POLICIES) >= 4
 def policy(name: str, shape: tuple[int, int] = (32, 32), **options: int) -> Policy:
     """Return the policy ``name`` with ``options``, or their defaults."""
     entry = AUGMENTATIONS[name]
-    made: Policy = entry.load()(shape, **entry.resolve_options(options, f"--aug {name}"))
+    made: Policy = entry.policy(shape, entry.resolve_options(options, f"--aug {name}"))
     return made
 
 

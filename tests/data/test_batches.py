@@ -1,6 +1,7 @@
 """Training batches: order, crops and flips, and normalisation."""
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -8,7 +9,16 @@ import torch
 import torchvision.transforms.v2.functional as tv
 from torch import Tensor
 
-from vitctl.data.batches import Draws, Normalize, TrainBatches, crop_and_flip, derive_seed, draw, epoch_order
+from vitctl.data.batches import (
+    Draws,
+    Normalize,
+    TrainBatches,
+    crop_and_flip,
+    derive_seed,
+    draw,
+    epoch_order,
+    first_epoch_flips,
+)
 
 CPU = torch.device("cpu")
 
@@ -21,22 +31,25 @@ def make_images(count: int = 20, channels: int = 3, side: int = 32) -> tuple[Ten
 
 def batches(**more: object) -> TrainBatches:
     images, labels = make_images()
-    options = {"batch_size": 6, "device": CPU, "seed": 3, "augment": True, "flip": True, **more}
-    return TrainBatches(images, labels, torch.arange(0, 20, 2), **options)  # type: ignore[arg-type]
+    options: dict[str, Any] = {"batch_size": 6, "device": CPU, "seed": 3, "augment": True, "flip": True, **more}
+    return TrainBatches(images, labels, options.pop("index", torch.arange(0, 20, 2)), **options)
 
 
 @pytest.mark.parametrize("channels", [1, 3])
 @pytest.mark.parametrize(("height", "width"), [(8, 8), (32, 32), (24, 40)])
 def test_each_image_is_padded_cropped_and_mirrored_as_drawn(channels: int, height: int, width: int) -> None:
     images = make_images(16, channels, 40)[0][:, :, :height, :width].contiguous()
-    padding = width // 8
-    draws = draw(16, padding, True, seed=1, epoch=2, step=3)
-    result = crop_and_flip(images, draws, padding)
-    for i, image in enumerate(images):  # torchvision does one image at a time
-        expected = tv.crop(tv.pad(image, [padding]), int(draws.top[i]), int(draws.left[i]), height, width)
-        if draws.mirror[i]:
-            expected = tv.horizontal_flip(expected)
-        assert torch.equal(result[i], expected)
+    for padding in (0, width // 8, min(height, width) - 1):
+        draws = draw(16, padding, True, seed=1, epoch=2, step=3)
+        for mode in ("constant", "reflect"):
+            result = crop_and_flip(images, draws, padding, reflect=mode == "reflect")
+            sides = [(0, 0), (padding, padding), (padding, padding)]
+            for i, image in enumerate(images):  # NumPy and torchvision do one image at a time
+                padded = torch.from_numpy(np.pad(image.numpy(), sides, mode))  # type: ignore[call-overload]
+                expected = tv.crop(padded, int(draws.top[i]), int(draws.left[i]), height, width)
+                if draws.mirror[i]:
+                    expected = tv.horizontal_flip(expected)
+                assert torch.equal(result[i], expected)
 
 
 def test_draws_are_uniform_and_reach_both_ends() -> None:
@@ -52,6 +65,62 @@ def test_draws_are_uniform_and_reach_both_ends() -> None:
 
 def test_images_are_not_flipped_where_mirrored_images_change_their_class() -> None:
     assert not draw(1000, 1, False, 0, 0, 0).mirror.any()
+
+
+def sides_seen(source: TrainBatches, epoch: int) -> dict[int, bool]:
+    """Return by index whether each image is mirrored in an epoch, found by its pixels; crops must not move it."""
+    seen = torch.cat([source.batch(epoch, step)[0] for step in range(source.steps_per_epoch)])
+    sides = {}
+    for shown, index in zip(seen, source.order(epoch).tolist(), strict=True):
+        image = source.images[index]
+        assert torch.equal(shown, image) or torch.equal(shown, image.flip(-1))
+        sides[index] = not torch.equal(shown, image)
+    return sides
+
+
+def test_an_alternating_flip_mirrors_each_image_every_other_epoch() -> None:
+    source = batches(alternate=True, padding=0)
+    first, second, third = (sides_seen(source, epoch) for epoch in range(3))
+    assert first == third and all(first[index] != second[index] for index in first)
+    assert len(set(first.values())) == 2
+
+
+@pytest.mark.parametrize("more", [{"batch_size": 1}, {"batch_size": 10}, {"index": torch.tensor([16, 2, 8])}], ids=str)
+def test_the_side_of_an_alternating_flip_depends_only_on_seed_and_image(more: dict[str, Any]) -> None:
+    sides = [sides_seen(batches(alternate=True, padding=0), epoch) for epoch in range(2)]
+    for epoch in (1, 0):  # a batch does not depend on earlier ones
+        others = sides_seen(batches(alternate=True, padding=0, **more), epoch)
+        assert others == {index: sides[epoch][index] for index in others}
+
+
+def test_alternating_flips_are_fair_and_independent_of_other_draws() -> None:
+    flips = first_epoch_flips(40_000, 0)
+    assert abs(flips.float().mean() - 0.5) < 0.01
+    assert torch.equal(first_epoch_flips(100, 0), flips[:100])  # more images change no others
+    for seed in range(1, 4):
+        assert abs((first_epoch_flips(40_000, seed) == flips).float().mean() - 0.5) < 0.01
+    for epoch in range(8):  # an image's place in an epoch does not tell its side
+        half = epoch_order(40_000, 0, epoch)[:20_000]
+        assert abs(flips[half].float().mean() - 0.5) < 0.015
+
+
+def test_crops_do_not_depend_on_the_kind_of_flip() -> None:
+    random, alternating, still = batches(), batches(alternate=True), batches(flip=False)
+    for epoch in range(2):
+        plain = still.batch(epoch, 0)[0]
+        for source in (random, alternating):
+            images = source.batch(epoch, 0)[0]
+            drawn = draw(6, 4, True, 3, epoch, 0)
+            mirror = drawn.mirror
+            if source is alternating:
+                mirror = first_epoch_flips(20, 3)[source.order(epoch)[:6]] ^ bool(epoch)
+            assert torch.equal(images[~mirror], plain[~mirror])
+            flipped = Draws(drawn.top, drawn.left, mirror)
+            assert torch.equal(images, crop_and_flip(source.images[source.order(epoch)[:6]], flipped, 4))
+
+
+def test_images_are_never_mirrored_where_that_changes_their_class() -> None:
+    assert not any(sides_seen(batches(alternate=True, flip=False, padding=0), 0).values())
 
 
 def test_the_order_is_a_permutation_determined_by_seed_and_epoch() -> None:

@@ -186,7 +186,7 @@ def main() -> None:
     if name != "randaug":
         parser.error(f"--aug must be randaug:..., as PIL is measured with torchvision's RandAugment, not {args.aug}")
     options = AUGMENTATIONS[name].resolve_options(given, "--aug randaug")
-    policy = AUGMENTATIONS[name].load()((SIDE, SIDE), **options)
+    policy = AUGMENTATIONS[name].policy((SIDE, SIDE), options)
     count = args.bs * args.batches
     images = torch.randint(0, 256, (count, 3, SIDE, SIDE), dtype=torch.uint8, generator=torch.manual_seed(0))
     batches = images.split(args.bs)

@@ -72,6 +72,7 @@ def test_blank_images_are_counted(cli: Cli, colourful: Path) -> None:
     seeds = [blank("--aug", "seed-randaug", "--seed", seed) for seed in range(5)]
     # 22.7 % of 400 images, within three standard deviations
     assert sum(seeds) / 5 == pytest.approx(0.227, abs=0.063)
+    assert blank("--aug", "seed-randaug:padding=31", "--seed", 0) == seeds[0]  # nor does padding count
     assert blank("--aug", "randaug") == blank("--aug", "basic") == blank("--aug", "none") == 0
     # counted before mixing, erasing and cutout, which would hide them
     assert blank("--aug", "seed-randaug", "--mixup", "--seed", 0) == seeds[0]
@@ -84,6 +85,8 @@ def test_the_output_names_the_augmentation_and_the_share_of_blank_images(cli: Cl
     assert "out.png: 16 augmented images" in bad and "augmentation: --aug seed-randaug:n=2,m=14 --erase 0.25" in bad
     assert "blank (one color" in bad and "augmentation is too strong" in bad
     good = cli(*argv, "--aug", "randaug:m=5", *SHEET).out
+    options = "basic:padding=20,padding_mode=reflect,flip=alternate"
+    assert f"augmentation: --aug {options}" in cli(*argv, "--aug", options, *SHEET).out
     assert "--aug randaug:n=2,m=5" in good and "0.0 % of 64 images" in good and "too strong" not in good
 
 

@@ -1,4 +1,4 @@
-"""Augmentation in training: loss and accuracy of mixed images, resuming, ``--tta flip`` and ``--loss-sum``."""
+"""Augmentation in training: loss and accuracy of mixed images, crops, resuming, ``--tta`` and ``--loss-sum``."""
 
 from __future__ import annotations
 
@@ -17,26 +17,28 @@ import torch.nn.functional as F
 from PIL import Image
 from timm.data.mixup import mixup_target
 from timm.loss import SoftTargetCrossEntropy
-from torch import Tensor
+from torch import Tensor, nn
 
 from tests.conftest import TINY, TINY_NET, Cli
 from tests.training.test_resume_optimizers import STEPS, session, state, steps
-from vitctl.config import resolve_config
-from vitctl.data import AUGMENTATIONS, mixing
-from vitctl.data.batches import MIX, derive_seed
+from vitctl.config import TrainConfig, resolve_config
+from vitctl.data import AUGMENTATIONS, CROP_OPTIONS, mixing
+from vitctl.data.batches import MIX, POLICY, crop_and_flip, derive_seed, draw, first_epoch_flips
 from vitctl.inference.trained import load_trained
 from vitctl.training.checkpoint import load_checkpoint, save_checkpoint
-from vitctl.training.evaluate import evaluate
+from vitctl.training.evaluate import evaluate, tta_views
 from vitctl.training.loop import ORIGINAL_BATCH, train_step
 from vitctl.training.session import Session
 
 Refused = Callable[..., str]
 
 MIXED = {"mixup": 0.8, "cutmix": 1.0}
+CROP = {name: option.default for name, option in CROP_OPTIONS.items()}
 SETTINGS: list[dict[str, Any]] = [
     *({"aug": name} for name in AUGMENTATIONS),
     *({"aug": name, **MIXED, "erase": 0.5, "cutout": 0.3} for name in AUGMENTATIONS),
     *({name: 0.7} for name in ("mixup", "cutmix", "erase", "cutout")),
+    {"aug": "randaug:padding=2,padding_mode=reflect,flip=alternate", "flip": "on"},
     {**MIXED, "mix_off": 0.6},  # mixing ends after the checkpoint and before the end of the run
 ]
 
@@ -156,6 +158,60 @@ def test_flip_can_be_set(cli: Cli, refused: Refused) -> None:
     assert "does nothing with --aug none" in refused("train", *TINY, "--aug", "none", "--flip", "on")
 
 
+ALTERNATE = "padding=2,padding_mode=reflect,flip=alternate"
+
+
+@pytest.mark.parametrize("aug", [name for name, entry in AUGMENTATIONS.items() if entry.crop])
+def test_every_augmentation_that_crops_has_the_options_of_the_crop(aug: str) -> None:
+    opened, plain = session(aug=f"{aug}:{ALTERNATE}", flip="on"), session(aug=aug, flip="on")
+    source = opened.batches
+    assert not torch.equal(source.batch(0, 0)[0], plain.batches.batch(0, 0)[0])
+    images, policy = source.images[source.order(1)[:64]], source.extras.policy
+    drawn = draw(64, 2, True, 3, 1, 0)
+    flips = first_epoch_flips(len(source.images), 3)[source.order(1)[:64]]
+    drawn = dataclasses.replace(drawn, mirror=~flips)
+
+    def augmented(images: Tensor) -> Tensor:
+        return policy(images, derive_seed(3, 1, 0, POLICY)) if policy else images
+
+    cropped = crop_and_flip(augmented(images) if aug == "seed-randaug" else images, drawn, 2, reflect=True)
+    assert torch.equal(source.batch(1, 0)[0], cropped if aug == "seed-randaug" else augmented(cropped))
+
+
+@pytest.mark.parametrize("aug", ["basic", "randaug"])
+def test_runs_from_before_the_options_of_the_crop_resume(cli: Cli, refused: Refused, tmp_path: Path, aug: str) -> None:
+    cli("train", *TINY, "--limit-train", 100, "--aug", aug, "--epochs", 1, "--name", "r")
+    path = tmp_path / "runs" / "r" / "config.json"
+    document = json.loads(path.read_text())
+    now = TrainConfig.from_dict(document["config"])
+    document["config"]["aug_options"] = {k: v for k, v in now.aug_options.items() if k not in CROP_OPTIONS}
+    path.write_text(json.dumps(document))
+    assert TrainConfig.from_dict(document["config"]) == now
+    assert "cannot change --aug" in refused("train", "--resume", "runs/r", "--aug", f"{aug}:flip=alternate")
+    assert cli("train", "--resume", "runs/r", "--aug", f"{aug}:flip=random,padding=-1", "--epochs", 2).code == 0
+
+
+@pytest.mark.parametrize(("padding", "mode"), [(8, "reflect"), (8, "zeros"), (100, "reflect")])
+def test_padding_must_be_less_than_the_side_of_the_images(refused: Refused, padding: int, mode: str) -> None:
+    argv = ["train", *TINY, "--epochs", 1, "--aug"]
+    sentence = refused(*argv, f"basic:padding={padding},padding_mode={mode}")
+    assert f"--aug basic:padding={padding} needs images of more than {padding} pixels a side" in sentence
+    assert "hint: use padding=7 or less: these are 8 x 8" in sentence
+    session(aug=f"basic:padding=7,padding_mode={mode}").batches.batch(0, 0)
+
+
+def test_a_flip_of_aug_needs_images_that_are_flipped(refused: Refused) -> None:
+    sentence = refused("train", *TINY, "--aug", "basic:flip=alternate")
+    assert "mirrored images of digits may have another class" in sentence
+    assert "hint: remove flip=alternate, or use --flip on" in sentence
+    off = ["train", "--dataset", "cifar10", "--flip", "off", "--aug", "randaug:flip=alternate"]
+    assert "--aug randaug:flip=alternate does nothing with --flip off" in refused(*off)
+    # a file or a recipe may serve data sets of both kinds
+    config = resolve_config({"dataset": "digits"}, {"aug": "basic:flip=alternate"})
+    assert config.aug_options["flip"] == "alternate" and not config.flips
+    assert resolve_config({"dataset": "digits", "flip": "on", "aug": "basic:flip=alternate"}).flips
+
+
 def test_a_network_learns_from_mixed_and_augmented_images(cli: Cli) -> None:
     argv = ["train", *TINY, "--limit-train", 1000, "--limit-test", 300, "--lr", 0.01, "--epochs", 8, "--json"]
     mixed = cli(*argv, "--aug", "randaug", "--mixup", "--cutmix", "--erase", 0.25, "--mix-off", 0.25).json()
@@ -176,15 +232,28 @@ def scenes(root: Path) -> None:
 NET = ["--net", TINY_NET, "--size", 8, "--bs", 16]
 
 
-@pytest.mark.parametrize("val", ["holdout", "test"])
-def test_tta_flip_adds_separate_figures(cli: Cli, tmp_path: Path, val: str) -> None:
+def independent_logits(model: nn.Module, x: Tensor, tta: str, mirror: bool = True) -> Tensor:
+    """Return the logits of airbench94's test-time augmentation for float images, ``[B, C, H, W]``."""
+
+    def infer(views: Tensor) -> Tensor:
+        return (model(views) + model(views.flip(3))) / 2 if mirror else model(views)
+
+    with torch.no_grad():
+        if tta == "flip":
+            return infer(x)
+        padded = F.pad(x, (1, 1, 1, 1), "reflect")
+        return 0.5 * infer(x) + 0.25 * infer(padded[:, :, :-2, :-2]) + 0.25 * infer(padded[:, :, 2:, 2:])
+
+
+@pytest.mark.parametrize(("tta", "val"), [("flip", "holdout"), ("flip", "test"), ("crops", "holdout")])
+def test_tta_adds_separate_figures(cli: Cli, tmp_path: Path, tta: str, val: str) -> None:
     scenes(tmp_path / "scenes")
     argv = ["train", "--dataset", "scenes", *NET, "--epochs", 2, "--val", val, "--json"]
     plain = cli(*argv, "--name", "plain").json()
-    both = cli(*argv, "--name", "both", "--tta", "flip").json()
+    both = cli(*argv, "--name", "both", "--tta", tta).json()
     assert "test_acc_tta" not in plain and "tta" not in plain
     assert (both["test_acc"], both["test_loss"]) == (plain["test_acc"], plain["test_loss"])
-    assert both["tta"] == "flip" and both["test_loss_tta"] != both["test_loss"]
+    assert both["tta"] == tta and both["test_loss_tta"] != both["test_loss"]
     # an independent computation
     trained = load_trained(tmp_path / "runs" / "both", weights="last", device=torch.device("cpu"), warn=print)
     pixels, labels = [], []
@@ -193,20 +262,36 @@ def test_tta_flip_adds_separate_figures(cli: Cli, tmp_path: Path, val: str) -> N
             pixels.append(torch.from_numpy(np.array(Image.open(path))).permute(2, 0, 1))
             labels.append(i)
     x = (torch.stack(pixels) / 255 - torch.tensor(trained.mean).view(3, 1, 1)) / torch.tensor(trained.std).view(3, 1, 1)
-    with torch.no_grad():
-        logits = (trained.model(x) + trained.model(x.flip(3))) / 2
+    logits = independent_logits(trained.model, x, tta)
     answer = torch.tensor(labels)
     assert both["test_acc_tta"] == pytest.approx(100 * (logits.argmax(1) == answer).double().mean().item())
     assert both["test_loss_tta"] == pytest.approx(F.cross_entropy(logits, answer).item(), rel=1e-4)
 
-    scores = cli("eval", "runs/plain", "--tta", "flip", "--json").json()
+    scores = cli("eval", "runs/plain", "--tta", tta, "--json").json()
     assert scores["top1"] == pytest.approx(plain["test_acc"])
     assert scores["top1_tta"] == pytest.approx(both["test_acc_tta"])
-    assert scores["loss_tta"] == pytest.approx(both["test_loss_tta"], rel=1e-4) and scores["tta"] == "flip"
+    assert scores["loss_tta"] == pytest.approx(both["test_loss_tta"], rel=1e-4) and scores["tta"] == tta
     without = cli("eval", "runs/plain", "--json").json()
     assert "top1_tta" not in without and "tta" not in without and without["top1"] == scores["top1"]
-    for command in (("eval", "runs/plain", "--tta", "flip"), (*argv[:-1], "--tta", "flip")):
-        assert "with --tta flip" in cli(*command).out
+    for command in (("eval", "runs/plain", "--tta", tta), (*argv[:-1], "--tta", tta)):
+        assert f"with --tta {tta}" in cli(*command).out
+
+
+@pytest.mark.parametrize("flip", ["auto", "on"])
+def test_tta_crops_mirrors_only_images_that_keep_their_class(cli: Cli, tmp_path: Path, flip: str) -> None:
+    argv = ["train", *TINY, "--epochs", 4, "--lr", 0.02, "--flip", flip, "--name", "r", "--json"]
+    summary = cli(*argv, "--tta", "crops").json()
+    trained = load_trained(tmp_path / "runs" / "r", weights="last", device=torch.device("cpu"), warn=print)
+    test = session(limit_test=summary["test_images"]).splits.test
+    x = (test.examples.images[test.index] / 255 - trained.mean[0]) / trained.std[0]
+    losses = [
+        F.cross_entropy(independent_logits(trained.model, x, "crops", mirror), test.examples.labels[test.index]).item()
+        for mirror in (False, True)
+    ]
+    assert losses[0] != pytest.approx(losses[1], rel=1e-3)
+    assert summary["test_loss_tta"] == pytest.approx(losses[flip == "on"], rel=1e-4)
+    scores = cli("eval", "runs/r", "--limit", len(x), "--tta", "crops", "--json").json()
+    assert scores["loss_tta"] == pytest.approx(summary["test_loss_tta"], rel=1e-4)
 
 
 def test_tta_flip_is_refused_if_mirroring_may_change_the_class(cli: Cli, refused: Refused, tmp_path: Path) -> None:
@@ -214,7 +299,7 @@ def test_tta_flip_is_refused_if_mirroring_may_change_the_class(cli: Cli, refused
     assert sentence in refused("train", *TINY, "--epochs", 1, "--tta", "flip")
     assert not (tmp_path / "runs").exists()
     cli("train", *TINY, "--epochs", 1, "--name", "r")
-    assert sentence in refused("eval", "runs/r", "--tta", "flip")
+    assert f"{sentence}\nhint: use --tta crops" in refused("eval", "runs/r", "--tta", "flip")
     assert "did you mean flip" in refused("eval", "runs/r", "--tta", "flop")
     # The run's own --flip applies to vitctl eval too.
     assert cli("train", *TINY, "--epochs", 1, "--flip", "on", "--tta", "flip", "--name", "on").code == 0
@@ -270,8 +355,8 @@ def test_evaluation_does_not_depend_on_the_batch_size() -> None:
     opened = session()
     steps(opened, 3)
     arguments = opened.model, opened.splits.test, opened.normalize, opened.device
-    whole, pieces = evaluate(*arguments, 50, mirror=True), evaluate(*arguments, 7)
-    assert whole.mirrored is not None and pieces.mirrored is None
+    whole, pieces = evaluate(*arguments, 50, views=tta_views("flip", True)), evaluate(*arguments, 7)
+    assert whole.averaged is not None and pieces.averaged is None
     torch.testing.assert_close(whole.losses, pieces.losses, rtol=1e-4, atol=1e-5)
     assert whole.acc == pytest.approx(pieces.acc) and whole.losses.shape == (50,)
     assert whole.sum_of_means(50) == pytest.approx(whole.loss) and opened.model.training
@@ -341,11 +426,11 @@ def test_an_invalid_augmentation_is_refused_before_anything_is_written(
         (["--mixup", "1"], {"mixup": 1.0}),
         (["--mixup", "-c", "settings.yaml"], {"mixup": 0.8, "erase": 0.125}),
         (["--mixup", "--mix-off", "0.4"], {"mixup": 0.8, "mix_off": 0.4}),
-        (["--aug", "randaug:m=5"], {"aug": "randaug", "aug_options": {"n": 2, "m": 5}}),
+        (["--aug", "randaug:m=5"], {"aug": "randaug", "aug_options": {"n": 2, "m": 5, **CROP}}),
         (["--aug", "none"], {"aug": "none", "aug_options": {}}),
         (["--noaug"], {"aug": "basic"}),
-        (["--recipe", "seed"], {"aug": "seed-randaug", "aug_options": {"n": 2, "m": 14}, "loss_sum": True}),
-        (["--recipe", "seed", "--aug", "basic"], {"aug": "basic", "aug_options": {}}),
+        (["--recipe", "seed"], {"aug": "seed-randaug", "aug_options": {"n": 2, "m": 14, **CROP}, "loss_sum": True}),
+        (["--recipe", "seed", "--aug", "basic"], {"aug": "basic", "aug_options": CROP}),
     ],
 )
 def test_flags_set_the_augmentation(cli: Cli, tmp_path: Path, argv: list[str], expected: dict[str, Any]) -> None:
@@ -379,10 +464,10 @@ def test_a_flag_without_a_value_means_the_recipe_s_value(cli: Cli, monkeypatch: 
 
     assert settings()["mixup"] == settings("--mixup")["mixup"] == 0.3
     assert settings("--mixup", "--cutmix")["cutmix"] == 1.0
-    assert settings()["aug_options"] == {"n": 2, "m": 7} and settings()["mix_off"] == 0.4
+    assert settings()["aug_options"] == {"n": 2, "m": 7, **CROP} and settings()["mix_off"] == 0.4
     off = settings("--mixup", 0)
     assert (off["mixup"], off["mix_off"]) == (0.0, 0.0)
-    assert settings("--aug", "randaug")["aug_options"] == {"n": 2, "m": 9}
+    assert settings("--aug", "randaug")["aug_options"] == {"n": 2, "m": 9, **CROP}
 
 
 def test_resume_keeps_the_augmentation(cli: Cli, refused: Refused, tmp_path: Path) -> None:

@@ -43,7 +43,7 @@ def parts(
         test=SimpleNamespace(index=range(test)),
         val_split=val_split,
     )
-    config = SimpleNamespace(tta=tta, save_every=save_every)
+    config = SimpleNamespace(tta=tta, flips=True, save_every=save_every)
     return cast(Session, SimpleNamespace(steps_per_epoch=100, splits=splits, config=config))
 
 
@@ -64,7 +64,8 @@ def test_the_time_of_a_run_includes_evaluations_and_checkpoints() -> None:
     assert run_seconds(parts(10_000, 10_000, "test"), speed, 150) == pytest.approx(300 + 2 * (0.1 + 10 + 0.5))
     assert run_seconds(parts(None, 10_000, "none", tta="flip"), speed, 150) == pytest.approx(300 + 2 * 0.5 + 0.1 + 20)
     assert run_seconds(parts(None, 10_000, "none"), speed, 150) == pytest.approx(300 + 2 * 0.5 + 0.1 + 10)
-    # --tta flip tests both plain and mirrored images, even if plain ones were evaluated after the last epoch
+    assert run_seconds(parts(None, 10_000, "none", tta="crops"), speed, 150) == pytest.approx(300 + 2 * 0.5 + 0.1 + 60)
+    # --tta tests every view, even if plain images were evaluated after the last epoch
     assert run_seconds(parts(10_000, 10_000, "test", "flip"), speed, 150) == pytest.approx(
         300 + 2 * (0.1 + 10 + 0.5) + 0.1 + 20
     )

@@ -12,7 +12,7 @@ from torch import nn
 from tests.training.test_loop import tiny_session
 from vitctl.data.batches import fill_up
 from vitctl.devices.policy import CPU, MPS, imposed
-from vitctl.training.evaluate import Evaluation, evaluate
+from vitctl.training.evaluate import Evaluation, evaluate, tta_views
 from vitctl.training.loop import train_step
 from vitctl.training.loss import balanced_weights
 from vitctl.training.session import Session
@@ -89,14 +89,16 @@ def test_evaluation_uses_batches_of_one_shape(net: str | None, batch: int, expec
     opened = session(**({"net": net} if net else {}))
 
     def run() -> Evaluation:
-        return evaluate(opened.model, opened.splits.test, opened.normalize, opened.device, batch, mirror=True)
+        return evaluate(
+            opened.model, opened.splits.test, opened.normalize, opened.device, batch, views=tta_views("crops", True)
+        )
 
     plain = run()
     shapes = shapes_of(opened.model)
     with imposed(ONE_SHAPE):
         filled = run()
     assert {shape[0] for shape in shapes} == {expected}
-    for ours, theirs in ((filled, plain), (filled.mirrored, plain.mirrored)):
+    for ours, theirs in ((filled, plain), (filled.averaged, plain.averaged)):
         assert ours is not None and theirs is not None and len(ours.losses) == 50
         torch.testing.assert_close(ours.losses, theirs.losses, rtol=1e-5, atol=1e-6)
         assert torch.equal(ours.predicted, theirs.predicted) and torch.equal(ours.labels, theirs.labels)

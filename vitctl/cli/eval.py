@@ -45,8 +45,8 @@ def evaluate(
     tta: Annotated[
         str,
         typer.Option(
-            help="also report metrics averaged over mirrored images",
-            metavar="none|flip",
+            help="also report metrics averaged over views of each image",
+            metavar="none|flip|crops",
         ),
     ] = "none",
     device: DeviceName = "auto",
@@ -68,7 +68,7 @@ def evaluate(
     for flag, value, choices in (
         ("--weights", weights, ("last", "best")),
         ("--split", part, ("test", "val", "train")),
-        ("--tta", tta, ("none", "flip")),
+        ("--tta", tta, ("none", "flip", "crops")),
     ):
         if value not in choices:
             raise unknown(flag, value, choices)

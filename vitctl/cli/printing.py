@@ -96,7 +96,7 @@ def print_summary(summary: Record) -> None:
         ("test loss", f"{summary['test_loss']:.4f}"),
     ]
     if "test_acc_tta" in summary:
-        rows += [("test accuracy with --tta flip", f"{summary['test_acc_tta']:.2f} %")]
+        rows += [(f"test accuracy with --tta {summary['tta']}", f"{summary['test_acc_tta']:.2f} %")]
     if "best_epoch" in summary:
         rows += [
             ("held-out accuracy", f"{summary['val_acc']:.2f} %"),
@@ -242,7 +242,11 @@ def print_scores(scores: Scores) -> None:
                 else []
             ),
             ("loss", f"{figures['loss']:.4f}"),
-            *([("top-1 accuracy with --tta flip", f"{figures['top1_tta']:.2f} %")] if "top1_tta" in figures else []),
+            *(
+                [(f"top-1 accuracy with --tta {figures['tta']}", f"{figures['top1_tta']:.2f} %")]
+                if "tta" in figures
+                else []
+            ),
             ("images", f"{figures['images']:,}"),
             *([("changed images", figures["accepted_data"])] if "accepted_data" in figures else []),
             ("weights", f"{figures['net']}, {figures['weights']}, epoch {figures['epoch']}"),

@@ -86,7 +86,7 @@ def check_tta_keeps_classes(config: Settings) -> None:
     if config.tta == "flip" and not config.flips:
         off = "--tta flip conflicts with --flip off"
         mirrored = f"--tta flip: mirrored images of {config.dataset} may have another class"
-        raise RequestError(off if config.flip == "off" else mirrored, hint="remove --tta")
+        raise RequestError(off if config.flip == "off" else mirrored, hint="remove --tta, or use --tta crops")
 
 
 def check_folder_settings_have_a_folder(config: Settings) -> None:

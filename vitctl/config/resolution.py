@@ -83,8 +83,10 @@ class Draft:
             self.file.pop(name, None)
 
     def drop_defaults(self, defaults: Mapping[str, Any], *names: str) -> None:
-        """Remove settings from the file if all of them equal their default."""
-        if all(self.file.get(name, defaults[name]) == defaults[name] for name in names):
+        """Remove settings from the file if all of them equal their default; options may be missing, as in older files."""
+        values = {name: self.file.get(name, defaults[name]) for name in names}
+        values |= {name: {**defaults[name], **each} for name, each in values.items() if isinstance(each, dict)}
+        if all(value == defaults[name] for name, value in values.items()):
             self.drop(*names)
 
     def options(self, key: str, inline: Mapping[str, str]) -> dict[str, Any]:
@@ -569,6 +571,18 @@ def refuse_rates_of_optimizer(draft: Draft, config: TrainConfig) -> None:
     draft.opt_entry.check_rate(config.lr, config.weight_decay, config.opt_options)
 
 
+def refuse_flip_of_aug_without_flips(draft: Draft, config: TrainConfig) -> None:
+    """Refuse ``--aug NAME:flip=alternate`` if images are not flipped; in a file or a recipe it may serve other runs."""
+    flip = split_spec(str(draft.flags.get("aug")), "--aug")[1].get("flip")
+    if flip and not config.flips:
+        aug = f"--aug {config.aug}:flip={flip}"
+        mirrored = f"{aug}: mirrored images of {config.dataset} may have another class"
+        raise RequestError(
+            f"{aug} does nothing with --flip off" if config.flip == "off" else mirrored,
+            hint=f"remove flip={flip}, or use --flip on",
+        )
+
+
 def refuse_size_of_network(draft: Draft, config: TrainConfig) -> None:
     """Refuse image sizes that the network does not accept, for instance if its patches do not tile the image."""
     draft.net_entry.check_size(config.net, config.net_options, config.size)
@@ -639,6 +653,7 @@ REFUSALS: tuple[Callable[[Draft, TrainConfig], None], ...] = (
     refuse_warmup_within_the_first_epoch,
     refuse_rates_of_optimizer,
     refuse_size_of_network,
+    refuse_flip_of_aug_without_flips,
 )
 """Refusals beyond :mod:`~vitctl.config.checks`, in order: these depend on flags and tables, not only on settings."""
 

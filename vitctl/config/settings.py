@@ -207,9 +207,9 @@ class Settings:
     tta: str = _setting(
         "none",
         str,
-        "also report test metrics averaged over mirrored images",
+        "also report test metrics averaged over views of each image",
         DATA,
-        choices=("none", "flip"),
+        choices=("none", "flip", "crops"),
         resumable=True,
     )
     loss_sum: bool = _setting(
@@ -370,6 +370,10 @@ class Settings:
         if self.value_range not in (AUTO, FULL):
             object.__setattr__(self, "value_range", range_text(*parse_range(self.value_range)))
         object.__setattr__(self, "pretrained", pretrained_word(self.pretrained))
+        # Runs from before an option did what its default does.
+        options = AUGMENTATIONS[self.aug].options if self.aug in AUGMENTATIONS else {}
+        defaults = {name: option.default for name, option in options.items()}
+        object.__setattr__(self, "aug_options", {**defaults, **self.aug_options})
 
     def _parse(self, field: dataclasses.Field[Any]) -> None:
         flag: Flag = field.metadata["flag"]

@@ -6,9 +6,11 @@ is a function ``policy(shape, **options) -> Policy`` (see :mod:`vitctl.data.poli
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
-from vitctl.registry import Entry, Option
+from vitctl.registry import Entry, Option, Value
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,27 +80,42 @@ class AugmentationEntry(Entry):
     target: str = ""
     crop: bool = True
 
+    def policy(self, shape: tuple[int, int], options: Mapping[str, Value]) -> Any:
+        """Return the :class:`~vitctl.data.policies.Policy` for images of a shape, without the options of the crop."""
+        return self.load()(shape, **{name: value for name, value in options.items() if name not in CROP_OPTIONS})
+
+
+CROP_OPTIONS = {
+    "padding": Option(-1, "pixels to pad on each side before the crop; -1: an eighth of the side", low=-1),
+    "padding_mode": Option("zeros", "what to pad with", choices=("zeros", "reflect")),
+    "flip": Option("random", "flip at random, or each image in every other epoch", choices=("random", "alternate")),
+}
+"""Options of every augmentation that crops; the defaults are the only values of runs from before these options."""
+
 
 _MAGNITUDE = "magnitude of the operations"
 
 AUGMENTATIONS: dict[str, AugmentationEntry] = {
     "none": AugmentationEntry(summary="no augmentation", crop=False),
-    "basic": AugmentationEntry(summary="random crop of the padded image, and horizontal flip"),
+    "basic": AugmentationEntry(summary="random crop of the padded image, and horizontal flip", options=CROP_OPTIONS),
     "randaug": AugmentationEntry(
         target="vitctl.data.policies:randaug",
         summary="basic, then RandAugment: n of 14 operations, magnitude m",
         options={
             "n": Option(2, "operations per image", low=1, high=16),
             "m": Option(9, _MAGNITUDE, low=0, high=30),
+            **CROP_OPTIONS,
         },
     ),
     "trivialaug": AugmentationEntry(
         target="vitctl.data.policies:trivialaug",
         summary="basic, then TrivialAugment: one operation, random magnitude",
+        options=CROP_OPTIONS,
     ),
     "autoaug": AugmentationEntry(
         target="vitctl.data.policies:autoaug",
         summary="basic, then AutoAugment: one of 25 sub-policies for CIFAR-10",
+        options=CROP_OPTIONS,
     ),
     "seed-randaug": AugmentationEntry(
         target="vitctl.data.policies:seed_randaug",
@@ -106,6 +123,7 @@ AUGMENTATIONS: dict[str, AugmentationEntry] = {
         options={
             "n": Option(2, "operations per image", low=1, high=16),
             "m": Option(14, _MAGNITUDE, low=0, high=30),
+            **CROP_OPTIONS,
         },
     ),
 }

@@ -1,13 +1,14 @@
 """Training batches without worker processes: uint8 images are augmented on the device.
 
-The images of a batch depend only on (seed, epoch), and their augmentation only on (seed, epoch, step). Both are drawn on
-the CPU for the complete batch, so they are the same on every device, for every micro-batch size, and after resuming.
+The images of a batch depend only on (seed, epoch), and their augmentation only on (seed, epoch, step); an alternating
+flip depends on (seed, epoch) and the image. All are drawn on the CPU for the complete batch, so they are the same on every
+device, for every micro-batch size, and after resuming.
 """
 
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 import torch.nn.functional as F
@@ -17,7 +18,7 @@ from vitctl.data import kernels, mixing
 from vitctl.data.augment import Augment
 from vitctl.devices import fits, to_device
 
-POLICY, ERASE, CUTOUT, MIX = 1, 2, 3, 4
+POLICY, ERASE, CUTOUT, MIX, FLIP = 1, 2, 3, 4, 5
 """Purposes of derived seeds, so that each augmentation draws independently of the others."""
 
 
@@ -78,27 +79,44 @@ def draw(count: int, padding: int, flip: bool, seed: int, epoch: int, step: int)
     return Draws(top=offsets[0], left=offsets[1], mirror=coins if flip else torch.zeros_like(coins))
 
 
-def crop_and_flip(images: Tensor, draws: Draws, padding: int) -> Tensor:
-    """Pad images with zeros, crop each to its size at its own offset, and flip it if drawn.
+def first_epoch_flips(count: int, seed: int) -> Tensor:
+    """Draw which of ``count`` images an alternating flip mirrors in even epochs, bool ``[count]``, on the CPU.
+
+    It mirrors the others in odd epochs, so that two epochs show both sides of each image (Jordan 2024, arXiv 2404.00498).
+    """
+    generator = torch.Generator().manual_seed(derive_seed(seed, 0, 0, FLIP))
+    return torch.randint(0, 2, (count,), generator=generator).bool()
+
+
+def reflected(index: Tensor, size: int) -> Tensor:
+    """Map indices up to ``size - 1`` outside of an axis back inside, reflected at its first and last pixel."""
+    return (size - 1) - ((size - 1) - index.abs()).abs()
+
+
+def crop_and_flip(images: Tensor, draws: Draws, padding: int, *, reflect: bool = False) -> Tensor:
+    """Pad images, crop each to its size at its own offset, and flip it if drawn.
 
     Args:
         images: uint8 ``[B, C, H, W]``.
         draws: offsets and flips, on the same device.
-        padding: pixels added on each side.
+        padding: pixels added on each side, fewer than height and width.
+        reflect: pad with the reflected image instead of zeros.
 
     Returns:
         uint8 ``[B, C, H, W]``.
     """
     B, C, H, W = images.shape
-    wide = W + 2 * padding
-    padded = F.pad(images, (padding,) * 4)
     rows = torch.arange(H, device=images.device)
     columns = torch.arange(W, device=images.device)
     y = draws.top[:, None] + rows  # [B, H]
     x = draws.left[:, None] + torch.where(draws.mirror[:, None], W - 1 - columns, columns)  # [B, W]
+    if reflect:
+        y, x = reflected(y - padding, H), reflected(x - padding, W)
+    else:
+        images = F.pad(images, (padding,) * 4)
     # One gather over flat images: several times faster than indexing by rows and columns.
-    pixel = (y[:, :, None] * wide + x[:, None, :]).view(B, 1, H * W).expand(B, C, H * W)
-    return padded.view(B, C, -1).gather(2, pixel).view(B, C, H, W)
+    pixel = ((y * images.shape[3])[:, :, None] + x[:, None, :]).view(B, 1, H * W).expand(B, C, H * W)
+    return images.flatten(2).gather(2, pixel).view(B, C, H, W)
 
 
 class TrainBatches:
@@ -113,6 +131,9 @@ class TrainBatches:
         seed: seeds the order of the images and the augmentation.
         augment: whether to crop at random offsets, and to flip if ``flip``.
         flip: whether mirrored images keep their class.
+        padding: pixels to pad on each side before the crop; None for an eighth of the width.
+        reflect: pad with the reflected image instead of zeros.
+        alternate: mirror each image in every other epoch instead of at random.
         drop_single: drop a last batch of one image.
         extras: further augmentation.
 
@@ -131,6 +152,9 @@ class TrainBatches:
         seed: int,
         augment: bool,
         flip: bool,
+        padding: int | None = None,
+        reflect: bool = False,
+        alternate: bool = False,
         drop_single: bool = False,
         extras: Extras | None = None,
     ) -> None:
@@ -139,7 +163,9 @@ class TrainBatches:
         self.extras = extras or Extras()
         self.mixed_steps: int | None = None
         self.colour = torch.tensor(self.extras.colour, dtype=torch.uint8).to(device)
-        self.padding = images.shape[-1] // 8  # 4 of 32 pixels, as is usual for CIFAR; 1 of 8
+        # An eighth is 4 of 32 pixels, as is usual for CIFAR.
+        self.padding, self.reflect = images.shape[-1] // 8 if padding is None else padding, reflect
+        self.alternating = first_epoch_flips(len(images), seed) if flip and alternate else None
         self.resident = fits(device, images.numel())
         self.images = images.to(device) if self.resident else images
         self.labels = labels
@@ -171,8 +197,10 @@ class TrainBatches:
             images = policy(images, derive_seed(self.seed, epoch, step, POLICY))
         if self.augment:
             draws = draw(len(chosen), self.padding, self.flip, self.seed, epoch, step)
+            if self.alternating is not None:
+                draws = replace(draws, mirror=self.alternating[chosen] ^ bool(epoch % 2))
             on_device = Draws(*(to_device(each, self.device) for each in (draws.top, draws.left, draws.mirror)))
-            images = crop_and_flip(images, on_device, self.padding)
+            images = crop_and_flip(images, on_device, self.padding, reflect=self.reflect)
         if policy is not None and not policy.before_crop:
             images = policy(images, derive_seed(self.seed, epoch, step, POLICY))
         images = self._paint_over(images, epoch, step)

@@ -25,7 +25,7 @@ from vitctl.files import write_text
 from vitctl.inference.classifier import Classifier
 from vitctl.inference.predict import printable
 from vitctl.observer import SILENT, Observer
-from vitctl.training.evaluate import balanced_accuracy, logits_of, uneven
+from vitctl.training.evaluate import balanced_accuracy, logits_of, tta_views, uneven
 from vitctl.training.predictions import read_predictions
 from vitctl.training.run_folder import MANIFEST, PREDICTIONS
 from vitctl.units import escaped, plural
@@ -86,7 +86,8 @@ def score_classifier(
         part: ``test``, ``val`` (the held-out images) or ``train`` (the images trained on).
         limit: maximum number of images.
         accept_data: evaluate ``val`` or ``train`` even if the training data changed.
-        tta: ``none``, or ``flip`` to also evaluate the mean of the logits of each image and its mirror image.
+        tta: ``none``, or ``flip`` or ``crops`` to also evaluate the average of the logits of several views, see
+            :func:`~vitctl.training.evaluate.tta_views`.
         skip_bad_images: skip images that cannot be read.
         observer: receives the progress of downloads, decoding and evaluation.
 
@@ -95,9 +96,10 @@ def score_classifier(
             a data set in which a mirrored image may have another class.
     """
     other = dataset not in (None, classifier.provenance.dataset) and dataset in DATASETS and not DATASETS[dataset].flip
-    if tta == "flip" and (other or not classifier.provenance.flips):
+    flips = classifier.provenance.flips and not other
+    if tta == "flip" and not flips:
         name = dataset if other else classifier.provenance.dataset
-        raise RequestError(f"--tta flip: mirrored images of {name} may have another class", hint="remove --tta")
+        raise RequestError(f"--tta flip: mirrored images of {name} may have another class", hint="use --tta crops")
     data = load_data_for(
         classifier,
         dataset=dataset,
@@ -127,23 +129,23 @@ def score_classifier(
     subset = part_for(classifier, data, part, limit)
     start = time.perf_counter()
     outputs: list[Tensor] = []
-    mirrored: list[Tensor] = []
-    for plain, both, _ in logits_of(
+    averaged: list[Tensor] = []
+    for plain, average, _ in logits_of(
         classifier.logits,
         subset,
         classifier.batch,
-        mirror=tta == "flip",
+        views=tta_views(tta, flips),
         progress=functools.partial(observer.evaluating, part),
     ):
         outputs.append(plain)
-        mirrored += [] if both is None else [both]
+        averaged += [] if average is None else [average]
     seconds = time.perf_counter() - start
     logits = torch.cat(outputs)  # [n, K]
     truth = subset.examples.labels[subset.index]
     figures = {
         **_identity(classifier, data.name, part, len(truth)),
         **_headline(logits, truth),
-        **({"tta": tta, **_headline(torch.cat(mirrored), truth, "_tta")} if mirrored else {}),
+        **({"tta": tta, **_headline(torch.cat(averaged), truth, "_tta")} if averaged else {}),
         "skipped_images": len(data.skipped),
         **({"accepted_data": accepted} if accepted else {}),
         "seconds": round(seconds, 3),

@@ -9,7 +9,7 @@ from vitctl import devices
 from vitctl.config import TrainConfig
 from vitctl.observer import SILENT, Observer, Record
 from vitctl.training.budget import TimePlan
-from vitctl.training.evaluate import uneven
+from vitctl.training.evaluate import tta_views, uneven
 from vitctl.training.loop import train_step
 from vitctl.training.preflight import check_config
 from vitctl.training.session import parameters
@@ -58,7 +58,7 @@ def dry_run(
     step_time = sorted(times[1:])[len(times[1:]) // 2]
     batch = session.batches.batch_size if session.steps_per_epoch > 1 else session.batches.count
     evaluated = len(session.splits.val.index) * session.epochs if session.splits.val is not None else 0
-    evaluated += len(session.splits.test.index) * (2 if config.tta == "flip" else 1)
+    evaluated += len(session.splits.test.index) * len(tta_views(config.tta, config.flips))
     eta = session.total_steps * step_time + evaluated * step_time / batch / 3  # a step costs about 3 forward passes
 
     train = session.splits.train

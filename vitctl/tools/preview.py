@@ -13,6 +13,7 @@ from torch import Tensor
 
 from vitctl import devices
 from vitctl.config import TrainConfig
+from vitctl.data import CROP_OPTIONS
 from vitctl.data.batches import Normalize
 from vitctl.files import write_bytes
 from vitctl.models import find_model
@@ -42,7 +43,7 @@ GAP, LINE, FONT = 8, 14, 12
 def preview_batch(config: TrainConfig, path: Path, observer: Observer = SILENT, free: Container[str] = ()) -> Record:
     """Draw the images of the first step as the network would see them, without training.
 
-    An image is blank if it has a single colour, apart from the padding of a random crop.
+    An image is blank if it has a single colour; the padding of a random crop does not count.
 
     Args:
         config: the settings.
@@ -76,15 +77,15 @@ def preview_batch(config: TrainConfig, path: Path, observer: Observer = SILENT, 
     shares = class_shares(labels.cpu(), dataset.classes)
     content = contact_sheet(seen, [caption(each) for each in shares], title(config))
 
-    # Count before mixing, erasing and cutout, which would hide blank images.
-    batches.mixed_steps = 0
+    # Count without padding, mixing, erasing and cutout, which would hide blank images.
+    batches.padding = batches.mixed_steps = 0
     batches.extras = dataclasses.replace(batches.extras, erase=0.0, cutout=0.0)
     counted, blank, stored = 0, 0, 0
     for step in range(batches.steps_per_epoch):
         images, _ = batches.batch(0, step)
         chosen = batches.order(0)[counted : counted + len(images)]
         counted += len(images)
-        blank += int(is_blank(images, batches.padding if batches.augment else 0).sum())
+        blank += int(is_blank(images).sum())
         stored += int(is_blank(splits.train.examples.images[chosen]).sum())
         if counted >= COUNTED:
             break
@@ -106,15 +107,9 @@ def preview_batch(config: TrainConfig, path: Path, observer: Observer = SILENT, 
     }
 
 
-def is_blank(images: Tensor, rim: int = 0) -> Tensor:
-    """Return which images have a single colour, bool ``[B]``.
-
-    Args:
-        images: uint8 ``[B, C, H, W]``.
-        rim: width in pixels of the border to ignore, which a random crop may have padded.
-    """
-    H, W = images.shape[2:]
-    flat = images[:, :, rim : H - rim, rim : W - rim].flatten(2)  # [B, C, (H - 2 rim) * (W - 2 rim)]
+def is_blank(images: Tensor) -> Tensor:
+    """Return which of ``images``, uint8 ``[B, C, H, W]``, have a single colour, bool ``[B]``."""
+    flat = images.flatten(2)  # [B, C, H * W]
     return (flat.amin(2) == flat.amax(2)).all(1)
 
 
@@ -148,7 +143,9 @@ def caption(shares: dict[str, float]) -> list[str]:
 
 def describe_augmentation(config: TrainConfig) -> str:
     """Return the augmentation as command-line flags."""
-    words = [f"--aug {format_spec(config.aug, config.aug_options)}"]
+    defaults = {name: option.default for name, option in CROP_OPTIONS.items()}
+    shown = {name: value for name, value in config.aug_options.items() if defaults.get(name) != value}
+    words = [f"--aug {format_spec(config.aug, shown)}"]
     for name in ("erase", "cutout", "mixup", "cutmix", "mix_off"):
         if value := getattr(config, name):
             words.append(f"--{name.replace('_', '-')} {value:g}")

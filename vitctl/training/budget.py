@@ -13,7 +13,7 @@ from vitctl import devices
 from vitctl.data.dataset import Subset
 from vitctl.errors import RequestError
 from vitctl.training.checkpoint import save_checkpoint
-from vitctl.training.evaluate import evaluate
+from vitctl.training.evaluate import evaluate, tta_views
 from vitctl.training.loop import train_step
 from vitctl.training.preflight import check_length
 from vitctl.training.session import Session, given_length
@@ -171,9 +171,9 @@ def run_seconds(session: Session, speed: Speed, steps: int) -> float:
     epochs = -(-steps // session.steps_per_epoch)
     splits = session.splits
     val = len(splits.val.index) if splits.val is not None else 0
-    mirrored = session.config.tta == "flip"
-    # With --val test, the last evaluation is the final test, except that --tta flip tests plain and mirrored images.
-    test = len(splits.test.index) * (2 if mirrored else 0 if splits.val_split == "test" else 1)
+    views = len(tta_views(session.config.tta, session.config.flips))
+    # With --val test, the last evaluation is the final test, unless --tta tests several views.
+    test = len(splits.test.index) * (views if views > 1 else 0 if splits.val_split == "test" else 1)
     saves = SAVES_PER_EPOCH if splits.val_split in ("holdout", "val") else 1
     epoch = (speed.call + val * speed.image if val else 0.0) + saves * speed.save
     training = steps * speed.step

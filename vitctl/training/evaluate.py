@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vitctl import devices
-from vitctl.data.batches import Normalize, fill_up
+from vitctl.data.batches import Normalize, fill_up, reflected
 from vitctl.data.dataset import Subset
 
 Progress = Callable[[int, int], None]
@@ -19,6 +20,50 @@ Progress = Callable[[int, int], None]
 
 UNEVEN = 1.5
 """Ratio of the largest to the smallest class above which balanced accuracy is reported too."""
+
+
+class View(NamedTuple):
+    """A view of an image in test-time augmentation.
+
+    Attributes:
+        weight: weight of its logits in the average; those of all views sum to 1.
+        shift: pixels by which the image is moved down and to the right, and reflected at the border.
+        mirror: whether it is mirrored.
+    """
+
+    weight: float
+    shift: int = 0
+    mirror: bool = False
+
+    def of(self, images: Tensor) -> Tensor:
+        """Return the view of images, ``[B, C, H, W]`` of any type."""
+        if self.shift:
+            for axis in (2, 3):
+                size = images.shape[axis]
+                places = torch.arange(size, device=images.device) - self.shift
+                images = images.index_select(axis, reflected(places, size))
+        return images.flip(-1) if self.mirror else images
+
+
+PLAIN = View(1.0)
+"""The image itself."""
+
+
+def tta_views(tta: str, flips: bool) -> tuple[View, ...]:
+    """Return the views that ``--tta`` averages over; the first is the image itself, perhaps the only one.
+
+    ``crops`` weights its views as airbench94 does (Jordan 2024, arXiv 2404.00498): half for the image, a quarter for each
+    shift by a pixel, and each with its mirror image.
+
+    Args:
+        tta: ``none``, ``flip`` or ``crops``.
+        flips: whether mirrored images keep their class; if not, ``crops`` uses none.
+    """
+    if tta == "none":
+        return (PLAIN,)
+    shifts = {0: 0.5, 1: 0.25, -1: 0.25} if tta == "crops" else {0: 1.0}
+    sides = (False, True) if flips else (False,)
+    return tuple(View(weight / len(sides), shift, mirror) for shift, weight in shifts.items() for mirror in sides)
 
 
 @dataclass(frozen=True)
@@ -31,7 +76,7 @@ class Evaluation:
         predicted: predicted classes, int64 ``[N]``.
         ranks: number of classes that are more probable than the true one, int64 ``[N]``.
         probabilities: predicted probabilities, float16 ``[N, K]``; equal ones may differ before rounding.
-        mirrored: the same for logits averaged over each image and its mirror image, or None.
+        averaged: the same for logits averaged over several views of each image, or None.
     """
 
     losses: Tensor
@@ -39,7 +84,7 @@ class Evaluation:
     predicted: Tensor
     ranks: Tensor
     probabilities: Tensor
-    mirrored: Evaluation | None = None
+    averaged: Evaluation | None = None
 
     @property
     def loss(self) -> float:
@@ -126,7 +171,7 @@ def evaluate(
     batch_size: int,
     *,
     precision: str = "fp32",
-    mirror: bool = False,
+    views: tuple[View, ...] = (PLAIN,),
     stop: Callable[[], bool] = bool,
     progress: Progress | None = None,
 ) -> Evaluation:
@@ -139,7 +184,7 @@ def evaluate(
         device: device of the model.
         batch_size: images per batch; affects the result only by rounding.
         precision: ``fp32``, ``bf16`` or ``fp16``.
-        mirror: also measure with logits averaged over each image and its mirror image.
+        views: if several, also measure with the average of their logits; the first is the image itself.
         stop: called after each batch; returns whether to stop.
         progress: called with the number of images done and in total.
 
@@ -154,19 +199,19 @@ def evaluate(
 
     was_training = model.training
     model.eval()
-    plain, both = Scorer(), Scorer()
+    plain, average = Scorer(), Scorer()
     try:
         for logits, averaged, labels in logits_of(
-            run, subset, batch_size, device=device, mirror=mirror, progress=progress
+            run, subset, batch_size, device=device, views=views, progress=progress
         ):
             plain.add(logits, labels)
             if averaged is not None:
-                both.add(averaged, labels)
+                average.add(averaged, labels)
             if stop():
                 raise Stopped
     finally:
         model.train(was_training)
-    return replace(plain.read(), mirrored=both.read() if mirror else None)
+    return replace(plain.read(), averaged=average.read() if len(views) > 1 else None)
 
 
 def logits_of(
@@ -175,7 +220,7 @@ def logits_of(
     batch_size: int,
     *,
     device: torch.device | None = None,
-    mirror: bool = False,
+    views: tuple[View, ...] = (PLAIN,),
     progress: Progress | None = None,
 ) -> Iterator[tuple[Tensor, Tensor | None, Tensor]]:
     """Yield the logits of a data set, batch by batch, in order.
@@ -186,7 +231,7 @@ def logits_of(
         batch_size: images per batch.
         device: device on which ``run`` expects images; the CPU by default. Where every shape costs memory, batches are
             of equal size, to which the last is filled up.
-        mirror: also yield the average of the logits of each image and its mirror image.
+        views: if several, also yield the average of their logits; the first is the image itself.
         progress: called with the number of images done and in total.
 
     Yields:
@@ -206,7 +251,11 @@ def logits_of(
         if device is not None:
             images, labels = images.to(device), labels.to(device)
         logits = logits_for(images)
-        averaged = (logits + logits_for(images.flip(-1))) / 2 if mirror else None
+        averaged = None
+        if len(views) > 1:
+            averaged = views[0].weight * logits
+            for view in views[1:]:
+                averaged += view.weight * logits_for(view.of(images))
         done += len(chosen)
         if progress:
             progress(done, len(subset))

@@ -23,7 +23,7 @@ from vitctl.recipes import Card
 from vitctl.training.card import CardWatch
 from vitctl.training.checkpoint import Checkpoint
 from vitctl.training.diagnosis import LossWatch, warn_at_chance
-from vitctl.training.evaluate import Evaluation, Stopped, evaluate
+from vitctl.training.evaluate import PLAIN, Evaluation, Stopped, View, evaluate, tta_views
 from vitctl.training.loss import total_weight
 from vitctl.training.predictions import write_predictions
 from vitctl.training.run_folder import PREDICTIONS, RunFolder, git_commit
@@ -384,7 +384,13 @@ def epoch_record(session: Session, observer: Observer, stop: StopRequest) -> tup
 
 
 def measure(
-    session: Session, subset: Subset, what: str, observer: Observer, stop: StopRequest, *, mirror: bool = False
+    session: Session,
+    subset: Subset,
+    what: str,
+    observer: Observer,
+    stop: StopRequest,
+    *,
+    views: tuple[View, ...] = (PLAIN,),
 ) -> Evaluation:
     """Evaluate the averaged weights if there are any, else the current ones.
 
@@ -394,7 +400,7 @@ def measure(
         what: part of the data set, for observers.
         observer: receives the progress.
         stop: ends the evaluation when a signal arrives.
-        mirror: also measure with logits averaged over each image and its mirror image.
+        views: if several, also measure with the average of their logits; the first is the image itself.
 
     Raises:
         Stopped: a signal arrived.
@@ -408,7 +414,7 @@ def measure(
             session.device,
             session.eval_batch,
             precision=session.precision,
-            mirror=mirror,
+            views=views,
             stop=lambda: bool(stop),
             progress=lambda done, count: observer.evaluating(what, done, count),
         )
@@ -433,14 +439,14 @@ def final_evaluations(
     Raises:
         Stopped: a signal arrived.
     """
-    splits, mirror = session.splits, session.config.tta == "flip"
+    splits, views = session.splits, tta_views(session.config.tta, session.config.flips)
     if splits.val_split == "test":
-        reused = last if not mirror else None
-        return {"test": reused or measure(session, splits.test, "test", observer, stop, mirror=mirror)}
+        reused = last if len(views) == 1 else None
+        return {"test": reused or measure(session, splits.test, "test", observer, stop, views=views)}
     found = {}
     if splits.val is not None:
         found["val"] = last or measure(session, splits.val, str(splits.val_split), observer, stop)
-    found["test"] = measure(session, splits.test, "test", observer, stop, mirror=mirror)
+    found["test"] = measure(session, splits.test, "test", observer, stop, views=views)
     return found
 
 
@@ -464,8 +470,8 @@ def final_summary(session: Session, folder: RunFolder, test: Evaluation, observe
     summary |= {"test_loss": test.loss, "test_acc": test.acc}
     if test.balanced_acc is not None:
         summary |= {"test_balanced_acc": test.balanced_acc}
-    if test.mirrored is not None:
-        summary |= {"test_loss_tta": test.mirrored.loss, "test_acc_tta": test.mirrored.acc, "tta": config.tta}
+    if test.averaged is not None:
+        summary |= {"test_loss_tta": test.averaged.loss, "test_acc_tta": test.averaged.acc, "tta": config.tta}
     summary |= warn_at_chance(session, test, observer.message)
     epochs = session.history
     trained = sum(row["epoch_time"] for row in epochs)

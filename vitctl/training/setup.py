@@ -211,7 +211,19 @@ def describe_reading(config: TrainConfig, dataset: Dataset, observer: Observer) 
 def train_batches(
     config: TrainConfig, splits: Splits, extras: Extras, device: torch.device, *, drop_single: bool
 ) -> TrainBatches:
-    """Return the training batches of a run."""
+    """Return the training batches of a run.
+
+    Raises:
+        RequestError: the images are too small for the padding of ``--aug``.
+    """
+    augmentation, options = AUGMENTATIONS[config.aug], config.aug_options
+    height, width = splits.train.examples.images.shape[2:]
+    padding = int(options.get("padding", -1))
+    if padding >= min(height, width):
+        raise RequestError(
+            f"--aug {config.aug}:padding={padding} needs images of more than {plural(padding, 'pixel')} a side",
+            hint=f"use padding={min(height, width) - 1} or less: these are {width} x {height}",
+        )
     return TrainBatches(
         splits.train.examples.images,
         splits.train.examples.labels,
@@ -219,8 +231,11 @@ def train_batches(
         batch_size=config.bs * config.accumulate,
         device=device,
         seed=config.seed,
-        augment=AUGMENTATIONS[config.aug].crop,
+        augment=augmentation.crop,
         flip=config.flips,
+        padding=None if padding == -1 else padding,
+        reflect=options.get("padding_mode") == "reflect",
+        alternate=options.get("flip") == "alternate",
         drop_single=drop_single,
         extras=extras,
     )
@@ -260,7 +275,8 @@ def batch_extras(config: TrainConfig, dataset: Dataset, splits: Splits, device: 
     channels, height, width = splits.train.examples.images.shape[1:]
     policy = None
     if augmentation.target:
-        policy = Augment(augmentation.load()((height, width), **config.aug_options), (channels, height, width), device)
+        drawn = augmentation.policy((height, width), config.aug_options)
+        policy = Augment(drawn, (channels, height, width), device)
     return Extras(
         policy=policy,
         erase=config.erase,
