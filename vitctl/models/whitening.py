@@ -74,10 +74,10 @@ def patch_covariance(images: Tensor, kernel_size: int) -> Tensor:
     """
     _, channels, height, width = images.shape
     rows, columns = height - kernel_size + 1, width - kernel_size + 1
-    products = torch.zeros((), dtype=torch.float64)
-    sums = torch.zeros((), dtype=torch.float64)
+    products = sums = torch.zeros((), dtype=torch.float64)
+    origin = images[:1, :, :1, :1].double()  # the covariance is that of differences, which constant images do not have
     for piece in images.split(PIECE):
-        planes = piece.double().transpose(0, 1)  # [C, B, H, W]
+        planes = (piece.double() - origin).transpose(0, 1)  # [C, B, H, W]
         shifted = [planes[:, :, y : y + rows, x : x + columns] for y in range(kernel_size) for x in range(kernel_size)]
         values = torch.stack(shifted, dim=1).reshape(channels * kernel_size**2, -1)  # [D, patches]
         products = products + values @ values.T
