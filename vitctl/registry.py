@@ -154,6 +154,12 @@ def _number(value: float) -> str:
     return str(value) if isinstance(value, int) else f"{value:.6g}"
 
 
+def load_target(target: str) -> Any:
+    """Import and return ``package.module:attribute``."""
+    module, attribute = target.split(":")
+    return getattr(importlib.import_module(module), attribute)
+
+
 @dataclass(frozen=True)
 class Entry:
     """One row of a table.
@@ -170,8 +176,7 @@ class Entry:
 
     def load(self) -> Any:
         """Import and return :attr:`target`."""
-        module, attribute = self.target.split(":")
-        return getattr(importlib.import_module(module), attribute)
+        return load_target(self.target)
 
     def resolve_options(self, given: Mapping[str, object], what: str) -> dict[str, Value]:
         """Return the values of all options: ``given`` ones parsed, others at their defaults.

@@ -18,7 +18,11 @@ def scales(model: nn.Module, layer_decay: float) -> dict[str, float]:
     groups = split_by_layer(param_groups(model, 0.1), model, layer_decay)
     by_parameter = {parameter: group["lr_scale"] for group in groups for parameter in group["params"]}
     assert len(by_parameter) == sum(len(group["params"]) for group in groups)
-    return {name: by_parameter[parameter] for name, parameter in model.named_parameters()}
+    return {name: by_parameter[parameter] for name, parameter in trained(model).items()}
+
+
+def trained(model: nn.Module) -> dict[str, nn.Parameter]:
+    return {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
 
 
 @pytest.mark.parametrize("net", MODELS)
@@ -30,7 +34,7 @@ def test_scales_match_timm(net: str) -> None:
     for group in timm.optim.param_groups_layer_decay(model, 0.1, layer_decay=0.7):
         theirs.update({parameter: group["lr_scale"] for parameter in group["params"]})
     ours = scales(model, 0.7)
-    assert ours == pytest.approx({name: theirs[parameter] for name, parameter in model.named_parameters()})
+    assert ours == pytest.approx({name: theirs[parameter] for name, parameter in trained(model).items()})
     head = "fc" if net.startswith("res") else "head"
     assert ours[f"{head}.weight"] == 1
     first = next(name for name in ours if name not in ("pos_embed", "cls_token"))

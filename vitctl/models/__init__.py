@@ -66,6 +66,7 @@ _SMALL_PAPER = "Lee et al. 2021, arXiv 2112.13492"
 _COMPACT_PAPER = "Hassani et al. 2021, arXiv 2104.05704"
 _CAIT_PAPER = "Touvron et al. 2021, arXiv 2103.17239"
 _RESNET_PAPER = "He et al. 2016, arXiv 1512.03385"
+_AIRBENCH_PAPER = "Jordan 2024, arXiv 2404.00498"
 _AUGREG_PAPER = "Steiner et al. 2022, arXiv 2106.10270"
 
 
@@ -379,6 +380,21 @@ MODELS: dict[str, ModelEntry] = {
         batchnorm=True,
         channels_last=("cpu", "cuda"),
         paper="Simonyan and Zisserman 2015, arXiv 1409.1556",
+    ),
+    "airbench94": ModelEntry(
+        target="vitctl.models.airbench:airbench",
+        summary="CNN of speed records",
+        options={
+            "width": Option(64, "channels of the first group of convolutions", low=8),
+            "width_ratio": Option(4, "channels of the two other groups divided by width", low=1),
+        },
+        family="airbench",
+        params=1_972_792,
+        mflop=236.3,
+        batchnorm=True,
+        channels_last=("cpu", "cuda"),
+        data_init="vitctl.models.whitening:whiten",
+        paper=_AIRBENCH_PAPER,
     ),
     "vit_timm": _finetuned("base", 768, 12, 86_098_186, 110_967.2, 98.5),
     "vit_small_timm": _finetuned("small", 384, 6, 21_815_434, 30_979.9, 97.5),

@@ -41,6 +41,9 @@ class ModelEntry(Entry):
         img_size: default image size.
         batchnorm: whether the network has BatchNorm; if so, gradient accumulation would change its statistics.
         channels_last: device types on which channels-last images are faster.
+        data_init: ``package.module:attribute`` of a function ``init(model, images)`` that initialises a new network from
+            normalised training images, float32 ``[n, C, img_size, img_size]`` on the CPU; empty if there is none. It
+            must not use torch's random state.
         weights: timm's name of pretrained weights for the network, or empty.
         pretrained: whether it starts from these weights by default.
         check: checks sizes and options, in addition to :func:`vitctl.models.checks.check_common`.
@@ -58,6 +61,7 @@ class ModelEntry(Entry):
     img_size: int = 32
     batchnorm: bool = False
     channels_last: tuple[str, ...] = ()
+    data_init: str = ""
     weights: str = ""
     pretrained: bool = False
     check: Callable[[str, Mapping[str, Value], int], None] | None = None

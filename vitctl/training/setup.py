@@ -25,7 +25,7 @@ from vitctl.models.heads import freeze_backbone
 from vitctl.observer import SILENT, Observer
 from vitctl.optim.build import build_optimizer
 from vitctl.optim.flat import flatten_parameters
-from vitctl.registry import lookup
+from vitctl.registry import load_target, lookup
 from vitctl.training.compiling import compile_network
 from vitctl.training.ema import WeightAverage
 from vitctl.training.loss import balanced_weights
@@ -49,6 +49,9 @@ DEVICE_EVAL_BATCH = 1000
 DEVICE_FLOATS = 1 << 28
 """Maximum number of floats in the largest activation of such a forward pass: 1 GiB of fp32."""
 
+INIT_PIXELS = 5000 * 32**2
+"""Maximum number of pixels, at the network's size, of the images for a network's ``data_init``."""
+
 
 def open_session(
     config: TrainConfig,
@@ -64,8 +67,9 @@ def open_session(
     Args:
         config: the settings.
         observer: is notified of downloads, decoding and compilation.
-        pretrained: whether to load pretrained weights if the settings request them; False if a checkpoint replaces them
-            or weights do not matter.
+        pretrained: whether to load pretrained weights if the settings request them, and otherwise to initialise the
+            network from training images if it is so defined; False if a checkpoint replaces the weights or they do not
+            matter.
         resumed: whether the caller restores a checkpoint, and then checks the length and compiles.
         data: data to use instead of those that the settings name.
         free: settings that may be fitted to the number of training images; see :func:`vitctl.config.free_settings`.
@@ -108,6 +112,8 @@ def open_session(
             in_chans=in_chans,
             classes=dataset.classes,
         )
+    elif pretrained:
+        init_from_data(model, config, dataset, splits)
     if config.freeze_backbone:
         freeze_backbone(model, config.net)
     model = model.to(device)
@@ -150,6 +156,23 @@ def open_session(
     if config.compile:
         compile_network(session, observer.message)
     return session
+
+
+def init_from_data(model: nn.Module, config: TrainConfig, dataset: Dataset, splits: Splits) -> None:
+    """Initialise a new network from training images, if its row has a ``data_init``.
+
+    The images depend only on the data set, its split and ``--size``: they are spread evenly over the training images,
+    as these may be sorted by class, and are at most as many as have :data:`INIT_PIXELS`.
+    """
+    entry = find_model(config.net)
+    if not entry.data_init:
+        return
+    index = splits.train.index
+    count = min(len(index), max(1, INIT_PIXELS // config.size**2))
+    chosen = index[torch.arange(count) * len(index) // count]
+    normalize = Normalize(dataset.mean, dataset.std, config.size, torch.device("cpu"))
+    with devices.one_thread():
+        load_target(entry.data_init)(model, normalize(splits.train.examples.images.index_select(0, chosen)))
 
 
 def open_data(config: TrainConfig, observer: Observer = SILENT) -> tuple[Dataset, Splits]:
