@@ -1,4 +1,4 @@
-"""Calls of torch's functions in the way in which a device computes correctly."""
+"""Calls of torch's functions in the way in which a device computes correctly and fast."""
 
 from __future__ import annotations
 
@@ -22,12 +22,15 @@ LAYOUT_BOUND = frozenset(
 """Functions that compute wrongly on MPS if their arguments or gradients are not contiguous."""
 
 
-class CorrectCalls(TorchFunctionMode):
-    """Adapts the arguments of functions to what a device computes correctly, in layers of any library.
+class AdaptedCalls(TorchFunctionMode):
+    """Adapts calls of functions to what a device computes correctly and fast, in layers of any library.
 
     With ``contiguous``, the functions of :data:`LAYOUT_BOUND` get contiguous tensors, and contiguous gradients in the
     backward pass. A gradient has the layout that the following layers gave it: that of an image is channels-last if a
     transformer transposed it to tokens.
+
+    Without ``half_attention``, attention in half precision is computed by matrix products: the backward of torch's fused
+    kernel for the CPU takes up to ten times as long there as in fp32.
 
     Args:
         policy: the device's policy.
@@ -44,7 +47,37 @@ class CorrectCalls(TorchFunctionMode):
             return tree_map_only(Tensor, _with_contiguous_gradient, func(*args, **kwargs))
         if func is F.layer_norm and not self.policy.norms_constants:
             args = (_with_gradient(args[0]), *args[1:])
+        if func is F.scaled_dot_product_attention and not self.policy.half_attention:
+            func = attention_by_products
         return func(*args, **kwargs)
+
+
+def attention_by_products(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attn_mask: Tensor | None = None,
+    dropout_p: float = 0.0,
+    is_causal: bool = False,
+    scale: float | None = None,
+    enable_gqa: bool = False,
+) -> Tensor:
+    """Compute ``F.scaled_dot_product_attention`` by two batched matrix products and a softmax.
+
+    Calls with dropout, causal masks or grouped queries, which no network here needs on small images, are left to torch.
+    Arguments and result are torch's.
+    """
+    if dropout_p or is_causal or enable_gqa:
+        return F.scaled_dot_product_attention(
+            query, key, value, attn_mask, dropout_p, is_causal, scale=scale, enable_gqa=enable_gqa
+        )
+    logits = (query * (query.shape[-1] ** -0.5 if scale is None else scale)) @ key.mT  # [..., N, N]
+    if attn_mask is not None:
+        bias = (
+            attn_mask if attn_mask.is_floating_point() else torch.zeros_like(logits).masked_fill(~attn_mask, -torch.inf)
+        )
+        logits = logits + bias
+    return logits.softmax(-1).to(value.dtype) @ value
 
 
 def _with_contiguous_gradient(out: Tensor) -> Tensor:

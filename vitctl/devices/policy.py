@@ -34,6 +34,7 @@ class DevicePolicy:
         one_pass: batches are computed in one piece, as the device is faster with much work at once.
         convolves_tokens: linear layers are faster as convolutions.
         draws_slowly: torch's dropout draws its random numbers slowly.
+        half_attention: torch's fused attention is fast in half precision.
     """
 
     backend: str
@@ -51,9 +52,17 @@ class DevicePolicy:
     one_pass: bool = True
     convolves_tokens: bool = False
     draws_slowly: bool = False
+    half_attention: bool = True
 
 
-CPU = DevicePolicy(backend="cpu", free_reads=True, one_pass=False, convolves_tokens=True, draws_slowly=True)
+CPU = DevicePolicy(
+    backend="cpu",
+    free_reads=True,
+    one_pass=False,
+    convolves_tokens=True,
+    draws_slowly=True,
+    half_attention=False,
+)
 
 CUDA = DevicePolicy(backend="cuda", pinned_copies=True)
 

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 import torch
 
-from vitctl.devices.calls import CorrectCalls
+from vitctl.devices.calls import AdaptedCalls
 from vitctl.devices.device import device_label
 from vitctl.devices.policy import policy_of
 from vitctl.errors import RequestError
@@ -94,14 +94,15 @@ _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 def autocast(device: torch.device, precision: str) -> Iterator[None]:
     """Run the forward pass in ``precision``, a result of :func:`resolve_precision`.
 
-    Weights and gradients stay fp32. Functions are called in the way in which ``device`` computes correctly; what is
-    computed in this context is also differentiated correctly.
+    Weights and gradients stay fp32. Functions are called in the way in which ``device`` computes correctly and fast; what
+    is computed in this context is also differentiated correctly.
     """
     policy = policy_of(device)
     with contextlib.ExitStack() as stack:
-        if policy.contiguous or not policy.norms_constants:
-            stack.enter_context(CorrectCalls(policy))
-        stack.enter_context(torch.autocast(device.type, dtype=_DTYPES[precision], enabled=precision != "fp32"))
+        half = precision != "fp32"
+        if policy.contiguous or not policy.norms_constants or (half and not policy.half_attention):
+            stack.enter_context(AdaptedCalls(policy))
+        stack.enter_context(torch.autocast(device.type, dtype=_DTYPES[precision], enabled=half))
         yield
 
 

@@ -23,11 +23,11 @@ if TYPE_CHECKING:
 
 
 def _widths(
-    embed_dim: int, depth: int, num_heads: int, mlp_ratio: float, *, head_dim: int | None = None
+    embed_dim: int, depth: int, num_heads: int, mlp_ratio: float, *, head_dim: int | None = None, least: int = 1
 ) -> dict[str, Option]:
     options = {
         "embed_dim": Option(embed_dim, "width of the tokens", low=8, high=16384),
-        "depth": Option(depth, "number of blocks", low=1, high=1000),
+        "depth": Option(depth, "number of blocks", low=least, high=1000),
         "num_heads": Option(num_heads, "number of attention heads", low=1),
     }
     if head_dim is not None:
@@ -67,6 +67,7 @@ _COMPACT_PAPER = "Hassani et al. 2021, arXiv 2104.05704"
 _CAIT_PAPER = "Touvron et al. 2021, arXiv 2103.17239"
 _RESNET_PAPER = "He et al. 2016, arXiv 1512.03385"
 _AIRBENCH_PAPER = "Jordan 2024, arXiv 2404.00498"
+_HYBRID_PAPER = "Jordan 2024, arXiv 2404.00498; Xiao et al. 2021, arXiv 2106.14881"
 _AUGREG_PAPER = "Steiner et al. 2022, arXiv 2106.10270"
 
 
@@ -145,6 +146,40 @@ def _resnet(layers: int, params: int, mflop: float, published_acc: float | None 
         channels_last=("cpu", "cuda"),
         paper=_RESNET_PAPER,
         published_acc=published_acc,
+    )
+
+
+def _hybrid(
+    width: int,
+    embed_dim: int,
+    depth: int,
+    num_heads: int,
+    *,
+    groups: int,
+    stride: int,
+    params: int,
+    mflop: float,
+    tokens: int,
+) -> ModelEntry:
+    convolutions = {
+        "width": Option(width, "channels of the first group of convolutions; the others have twice as many", low=8),
+        "groups": Option(groups, "groups of two convolutions, each with max-pooling", low=1, high=6),
+        "kernel_size": Option(3, "side of the whitened patches in pixels", low=1),
+        "stride": Option(stride, "stride of the whitened patches in pixels", low=1),
+        "bn_momentum": Option(0.4, "weight of a new batch in BatchNorm's statistics", above=0, high=1),
+    }
+    return ModelEntry(
+        target="vitctl.models.hybrid:hybrid",
+        summary=f"convolutions, then {depth} blocks of width {embed_dim}",
+        options={**_widths(embed_dim, depth, num_heads, 2.0, least=0), **convolutions},
+        family="hybrid",
+        params=params,
+        mflop=mflop,
+        tokens=tokens,
+        batchnorm=True,
+        channels_last=("cpu", "cuda"),
+        data_init="vitctl.models.whitening:whiten",
+        paper=_HYBRID_PAPER,
     )
 
 
@@ -381,6 +416,9 @@ MODELS: dict[str, ModelEntry] = {
         channels_last=("cpu", "cuda"),
         paper="Simonyan and Zisserman 2015, arXiv 1409.1556",
     ),
+    "hybrid_tiny": _hybrid(64, 128, 4, 4, groups=2, stride=2, params=818_152, mflop=37.8, tokens=9),
+    "hybrid_small": _hybrid(128, 256, 3, 4, groups=2, stride=2, params=2_675_176, mflop=111.2, tokens=9),
+    "hybrid_base": _hybrid(64, 256, 4, 4, groups=2, stride=1, params=2_436_456, mflop=341.4, tokens=49),
     "airbench94": ModelEntry(
         target="vitctl.models.airbench:airbench",
         summary="CNN of speed records",

@@ -1,0 +1,95 @@
+"""The hybrids compared with their definition in plain functions, and their proportions."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from tests.models.test_models import build, images
+from vitctl.models import MODELS, build_model
+from vitctl.models.count import forward_cost
+
+HYBRIDS = [name for name, entry in MODELS.items() if entry.family == "hybrid"]
+
+
+def reference(state: dict[str, Tensor], x: Tensor, *, stride: int, heads: int) -> Tensor:
+    """Return the logits in training mode: attention by einsum, norms by their formulas."""
+
+    def batch_norm(x: Tensor, name: str) -> Tensor:
+        mean, var = x.mean((0, 2, 3), keepdim=True), x.var((0, 2, 3), correction=0, keepdim=True)
+        return (x - mean) / (var + 1e-5).sqrt() + state[f"{name}.bias"].view(1, -1, 1, 1)
+
+    def layer_norm(x: Tensor) -> Tensor:
+        return (x - x.mean(-1, keepdim=True)) / (x.var(-1, correction=0, keepdim=True) + 1e-5).sqrt()
+
+    def unit(x: Tensor) -> Tensor:
+        return x / (x.square().mean(-1, keepdim=True) + torch.finfo(x.dtype).eps).sqrt()
+
+    x = F.gelu(F.conv2d(x, state["stem.whiten.weight"], state["stem.whiten.bias"], stride=stride))
+    for i in range(2):
+        group = f"stem.groups.{i}"
+        x = F.conv2d(x, state[f"{group}.conv1.weight"], padding=1)
+        x = F.max_pool2d(x, 2) if x.shape[-1] > 1 else x
+        x = F.gelu(batch_norm(x, f"{group}.norm1"))
+        x = F.gelu(batch_norm(F.conv2d(x, state[f"{group}.conv2.weight"], padding=1), f"{group}.norm2"))
+    x = torch.einsum("bchw->bhwc", x).flatten(1, 2)
+    if "embed.weight" in state:
+        x = x @ state["embed.weight"].T
+    x = x + state["pos_embed"]
+    for i in range(2):
+        block = f"blocks.{i}"
+        q, k, v = (layer_norm(x) @ state[f"{block}.attn.qkv.weight"].T).chunk(3, dim=-1)
+        out = torch.zeros_like(v)
+        width = v.shape[-1] // heads
+        for h in range(heads):
+            part = slice(h * width, (h + 1) * width)
+            logits = torch.einsum("bnd,bmd->bnm", unit(q[..., part]), unit(k[..., part])) * 2 / width**0.5
+            out[..., part] = torch.einsum("bnm,bmd->bnd", logits.softmax(-1), v[..., part])
+        x = x + out @ state[f"{block}.attn.proj.weight"].T
+        hidden = (layer_norm(x) @ state[f"{block}.mlp.fc1.weight"].T).clamp(min=0) ** 2
+        x = x + hidden @ state[f"{block}.mlp.fc2.weight"].T
+    return x.mean(1) @ state["head.weight"].T / 9
+
+
+@pytest.mark.parametrize(
+    ("img_size", "in_chans", "stride", "embed_dim"), [(32, 3, 2, 16), (8, 1, 2, 24), (27, 3, 1, 16), (40, 1, 3, 24)]
+)
+def test_logits_match_the_definition(img_size: int, in_chans: int, stride: int, embed_dim: int) -> None:
+    model = build(
+        "hybrid_tiny", img_size, in_chans, 7, width=8, stride=stride, embed_dim=embed_dim, depth=2, num_heads=2
+    )
+    model = model.double().train()
+    x = images(6, in_chans, img_size).double()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.requires_grad:
+                parameter.normal_(std=0.3)
+        torch.testing.assert_close(model(x), reference(model.state_dict(), x, stride=stride, heads=2))
+
+
+def test_blocks_pass_their_input_on_at_first() -> None:
+    model = build("hybrid_tiny").eval()
+    x = images(2, 3, 32)
+    with torch.no_grad():
+        tokens = model.stem(x).flatten(2).transpose(1, 2)
+        torch.testing.assert_close(model.blocks(tokens), tokens)
+
+
+@pytest.mark.parametrize("net", HYBRIDS)
+def test_blocks_have_a_quarter_of_the_operations_on_9_to_64_tokens(net: str) -> None:
+    options = {name: option.default for name, option in MODELS[net].options.items()}
+
+    def cost(**changed: object) -> float:
+        def new() -> torch.nn.Module:
+            return build_model(net, {**options, **changed}, img_size=32, in_chans=3, num_classes=10)  # type: ignore[dict-item]
+
+        return forward_cost(new, 3, 32).mflop
+
+    assert cost() - cost(depth=0) >= cost() / 4
+    assert 9 <= MODELS[net].tokens <= 64
+
+
+def test_there_are_three_sizes() -> None:
+    assert len({MODELS[net].mflop for net in HYBRIDS}) >= 3

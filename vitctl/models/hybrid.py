@@ -1,0 +1,182 @@
+"""Hybrid networks: a stem of the CIFAR-10 speed records' convolutions, then transformer blocks on a few tokens.
+
+The stem is that of :mod:`vitctl.models.airbench` (Jordan 2024, arXiv 2404.00498) with fewer groups and, in the smaller
+networks, a strided first convolution. Convolutions before the blocks help small Vision Transformers (Xiao et al. 2021,
+arXiv 2106.14881). The blocks follow the speed records of language models (https://github.com/KellerJordan/modded-nanogpt):
+norms without parameters, normalised queries and keys (Henry et al. 2020, arXiv 2010.04245), a squared ReLU (So et al. 2021,
+arXiv 2109.08668), no biases, and a zero-initialised last layer in each branch, so that a block initially passes its input
+on.
+
+Shapes: B batch, C channels, H and W image height and width, S side of the stem's map, N = S * S tokens, D token width,
+h heads, d = D / h head width, K classes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from vitctl.models.airbench import LOGIT_SCALE, ConvStem
+
+ATTENTION_SCALE = 2.0
+"""Standard deviation of the attention logits of unrelated queries and keys, whose entries have a mean square of 1.
+
+The usual ``d ** -0.5`` gives 1; normalised queries and keys cannot grow to sharpen the attention, so it is higher.
+"""
+
+
+class Attention(nn.Module):
+    """Self-attention with normalised queries and keys: ``[B, N, D]`` to ``[B, N, D]``.
+
+    Args:
+        dim: D.
+        num_heads: h, which divides ``dim``.
+    """
+
+    def __init__(self, dim: int, num_heads: int) -> None:
+        super().__init__()
+        self.num_heads, self.head_dim = num_heads, dim // num_heads
+        self.qkv = nn.Linear(dim, 3 * dim, bias=False)
+        self.proj = nn.Linear(dim, dim, bias=False)
+        nn.init.zeros_(self.proj.weight)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return the values of all tokens, averaged by attention."""
+        B, N, D = x.shape
+        qkv = self.qkv(x).reshape(B, N, 3, self.num_heads, self.head_dim)
+        q, k, v = qkv.permute(2, 0, 3, 1, 4).unbind(0)  # each [B, h, N, d]
+        q, k = (F.rms_norm(each, (self.head_dim,)) for each in (q, k))
+        mixed = F.scaled_dot_product_attention(q, k, v, scale=ATTENTION_SCALE * self.head_dim**-0.5)  # [B, h, N, d]
+        out: Tensor = self.proj(mixed.transpose(1, 2).reshape(B, N, D))
+        return out
+
+
+class Mlp(nn.Module):
+    """Two linear layers with a squared ReLU between them: ``[B, N, D]`` to ``[B, N, D]``.
+
+    Args:
+        dim: D.
+        hidden: width between the layers.
+    """
+
+    def __init__(self, dim: int, hidden: int) -> None:
+        super().__init__()
+        self.fc1 = nn.Linear(dim, hidden, bias=False)
+        self.fc2 = nn.Linear(hidden, dim, bias=False)
+        nn.init.zeros_(self.fc2.weight)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return the update of each token."""
+        out: Tensor = self.fc2(F.relu(self.fc1(x)).square())
+        return out
+
+
+class Block(nn.Module):
+    """Pre-norm transformer block: ``[B, N, D]`` to ``[B, N, D]``.
+
+    Args:
+        dim: D.
+        num_heads: number of attention heads, which divides ``dim``.
+        mlp_ratio: hidden width of the MLP divided by D.
+    """
+
+    def __init__(self, dim: int, num_heads: int, mlp_ratio: float) -> None:
+        super().__init__()
+        self.norm1 = nn.LayerNorm(dim, elementwise_affine=False)
+        self.attn = Attention(dim, num_heads)
+        self.norm2 = nn.LayerNorm(dim, elementwise_affine=False)
+        self.mlp = Mlp(dim, int(dim * mlp_ratio))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return the updated tokens."""
+        x = x + self.attn(self.norm1(x))
+        x = x + self.mlp(self.norm2(x))
+        return x
+
+
+class Hybrid(nn.Module):
+    """Convolutional stem and transformer blocks: float ``[B, C, H, W]`` to logits ``[B, K]``.
+
+    Args:
+        stem: maps images to ``[B, D', S, S]``.
+        stem_dim: D'.
+        blocks: transformer blocks; without any, the network is the stem with a head.
+        embed_dim: D.
+        num_classes: K.
+    """
+
+    def __init__(
+        self, stem: ConvStem, blocks: Sequence[Block], *, stem_dim: int, embed_dim: int, num_classes: int
+    ) -> None:
+        super().__init__()
+        self.stem = stem
+        self.embed = nn.Linear(stem_dim, embed_dim, bias=False) if embed_dim != stem_dim else nn.Identity()
+        self.pos_embed = nn.Parameter(torch.zeros(1, stem.side**2, embed_dim)) if blocks else None
+        self.blocks = nn.Sequential(*blocks)
+        self.head = nn.Linear(embed_dim, num_classes, bias=False)
+        nn.init.normal_(self.head.weight)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return the logits, ``[B, K]``."""
+        x = self.embed(self.stem(x).flatten(2).transpose(1, 2))  # [B, N, D]
+        if self.pos_embed is not None:
+            x = self.blocks(x + self.pos_embed)
+        logits: Tensor = self.head(x.mean(dim=1)) * LOGIT_SCALE
+        return logits
+
+    def group_matcher(self, coarse: bool = False) -> dict[str, object]:
+        """Return timm's grouping of parameters by depth, for layer-wise learning-rate decay."""
+        return {
+            "stem": r"^stem\.whiten",
+            "blocks": [(r"^stem\.groups\.(\d+)", None), (r"^embed|^pos_embed", (99,)), (r"^blocks\.(\d+)", (100,))],
+        }
+
+
+def hybrid(
+    *,
+    img_size: int,
+    in_chans: int,
+    num_classes: int,
+    groups: int,
+    width: int,
+    embed_dim: int,
+    depth: int,
+    num_heads: int,
+    mlp_ratio: float,
+    kernel_size: int,
+    stride: int,
+    bn_momentum: float,
+) -> nn.Module:
+    """Build a hybrid network.
+
+    Args:
+        img_size: H and W, in pixels.
+        in_chans: C.
+        num_classes: K.
+        groups: number of groups of convolutions, each of which halves the map.
+        width: channels of the first group; the others have twice as many.
+        embed_dim: D.
+        depth: number of transformer blocks.
+        num_heads: number of attention heads.
+        mlp_ratio: hidden width of the blocks' MLP divided by D.
+        kernel_size: side of the whitened patches, in pixels.
+        stride: stride of the whitened patches, in pixels.
+        bn_momentum: weight of a batch in BatchNorm's running statistics.
+
+    Returns:
+        A module that maps float ``[B, in_chans, H, W]`` to logits ``[B, num_classes]``.
+    """
+    widths = (width, *[2 * width] * (groups - 1))
+    stem = ConvStem(
+        img_size=img_size,
+        in_chans=in_chans,
+        widths=widths,
+        kernel_size=kernel_size,
+        stride=stride,
+        bn_momentum=bn_momentum,
+    )
+    blocks = [Block(embed_dim, num_heads, mlp_ratio) for _ in range(depth)]
+    return Hybrid(stem, blocks, stem_dim=widths[-1], embed_dim=embed_dim, num_classes=num_classes)
