@@ -297,7 +297,7 @@ class Settings:
         metadata={
             "flag": Flag(
                 kind=str,
-                help="factors of the learning rate by role, as head=0.5",
+                help="factors of the learning rate by role: head, norm_bias, ...",
                 panel=OPTIMIZER,
                 shown="from the recipe",
                 metavar="ROLE=X,...",

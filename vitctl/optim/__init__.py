@@ -35,7 +35,6 @@ _MUON_OPTIONS = {
         choices=("none", "convolutions", "all"),
     ),
 }
-_MUON_PAPER = "Jordan 2024, https://kellerjordan.github.io/posts/muon"
 _ADAN_PAPER = "Xie et al. 2022, arXiv 2208.06677"
 
 OPTIMIZERS: dict[str, OptimizerEntry] = {
@@ -112,7 +111,7 @@ OPTIMIZERS: dict[str, OptimizerEntry] = {
         lr=0.02,
         weight_decay=0.01,
         source="vitctl",
-        paper=_MUON_PAPER,
+        paper="Jordan 2024, https://kellerjordan.github.io/posts/muon",
         split_matrices=True,
         second_lr="adamw_lr",
     ),
@@ -127,7 +126,7 @@ OPTIMIZERS: dict[str, OptimizerEntry] = {
         lr=0.02,
         weight_decay=0.01,
         source="vitctl",
-        paper=f"{_MUON_PAPER}; Jordan 2024, https://github.com/KellerJordan/cifar10-airbench",
+        paper="Jordan 2024, https://github.com/KellerJordan/cifar10-airbench",
         split_matrices=True,
         second_lr="sgd_lr",
     ),

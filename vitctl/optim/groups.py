@@ -77,9 +77,7 @@ def split_by_layer(groups: list[dict[str, Any]], model: nn.Module, layer_decay: 
     return _split_by_scale(groups, scales)
 
 
-def split_by_role(
-    groups: list[dict[str, Any]], model: nn.Module, factors: Mapping[str, float]
-) -> list[dict[str, Any]]:
+def split_by_role(groups: list[dict[str, Any]], model: nn.Module, factors: Mapping[str, float]) -> list[dict[str, Any]]:
     """Split ``groups`` by role and multiply the key ``lr_scale`` of each by the factor of its role.
 
     Args:

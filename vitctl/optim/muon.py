@@ -149,7 +149,9 @@ class Muon(FlatOptimizer):
             for p in params:
                 if not self.state[p]:
                     self.state[p]["momentum_buffer"] = torch.zeros_like(p)
-            if scaled := [p for p in params if self.renormalize == "all" or (self.renormalize != "none" and p.ndim > 2)]:
+            if scaled := [
+                p for p in params if self.renormalize == "all" or (self.renormalize != "none" and p.ndim > 2)
+            ]:
                 _renormalize(scaled, group["parts"])
             values, grads, averages = self._lists(group, params, ("momentum_buffer",))
             # A running mean instead of the usual sum: it has the same direction, and NS normalises the length.
@@ -171,7 +173,8 @@ class Muon(FlatOptimizer):
                 targets.append(p)
                 update = update.mT if matrix.shape[-2] > matrix.shape[-1] else update
                 updates.append(update.reshape(p.shape).to(dtype))
-            torch._foreach_add_(targets, torch._foreach_mul(updates, [-rate for _, _, rate in members]))
+            torch._foreach_mul_(updates, [-rate for _, _, rate in members])
+            torch._foreach_add_(targets, updates)
 
     def _step_adamw(self, group: dict[str, Any]) -> None:
         """Update the parameters of ``group`` with torch's AdamW."""
