@@ -405,7 +405,11 @@ def test_bayes_and_early_terminate_need_a_metric() -> None:
         ({"net": {"values": ["cct_2", "vitt"]}}, {}, "did you mean vit"),
         ({"net": {"values": ["vit", "res18"]}, "patch": {"value": 4}}, {}, "net=res18: --patch 4: --net res18 has no"),
         ({"adan_beta1": {"min": 0.01, "max": 0.05}}, {"opt": "adam"}, "does nothing with --opt adam"),
-        ({"momentum": {"values": [0.8, 0.9]}}, {}, "use only sgd or muon as opt, or remove opt_options.momentum"),
+        (
+            {"momentum": {"values": [0.8, 0.9]}},
+            {},
+            "use only sgd, muon or muon_sgd as opt, or remove opt_options.momentum",
+        ),
         ({"dim_head": {"values": [16, 32]}}, {"net": "cct_2"}, "use only vit, vit_small or vit_tiny as net, or remove"),
         ({"lr_scale": {"parameters": {"heads": {"values": [1, 2]}}}}, {}, "did you mean head"),
         ({"lr_scale.head": {"min": -1.0, "max": 2.0}}, {}, "--lr-scale head=-1 is negative"),

@@ -452,7 +452,7 @@ def refuse_zero_lr_with_a_second(draft: Draft) -> None:
 
 
 def merge_lr_scale(draft: Draft) -> None:
-    """Merge the given factors of the learning rate with the recipe's, so that one can be changed alone.
+    """Merge the given factors of the learning rate with the recipe's, so that a flag can change one of them.
 
     The recipe's apply only to its own optimizer, for whose rates they were chosen, and without the backbone's roles if
     only the head is trained.

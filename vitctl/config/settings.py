@@ -297,7 +297,7 @@ class Settings:
         metadata={
             "flag": Flag(
                 kind=str,
-                help="factors of the learning rate by role: head, norm_bias, ...",
+                help="learning-rate factors by role, such as norm_bias=64",
                 panel=OPTIMIZER,
                 shown="from the recipe",
                 metavar="ROLE=X,...",

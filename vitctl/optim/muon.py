@@ -230,7 +230,7 @@ class Muon(FlatOptimizer):
 
 def _renormalize(params: list[Tensor], parts: int) -> None:
     """Scale each of the ``parts`` matrices stacked in each parameter to the norm ``sqrt(rows)``, in place."""
-    matrices = [matrix for p in params for matrix in p.unflatten(0, (parts, -1)).unbind()]
+    matrices = [matrix for p in params for matrix in p.view(parts, -1, *p.shape[1:]).unbind()]
     factors = torch._foreach_norm(matrices)
     torch._foreach_clamp_min_(factors, TINY_NORM)
     torch._foreach_reciprocal_(factors)

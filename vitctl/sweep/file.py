@@ -536,6 +536,7 @@ class _Reader:
                 )
                 continue
             name = f"{prefix}{key}" if prefix else parameter_name(key)
+            name = setting_of(name) if setting_of(name) in MAPPINGS else name
             table, dot, option = name.partition(".")
             if setting_of(name) not in FLAGS and (table not in MAPPINGS or (dot and not option.isidentifier())):
                 self.wrong(here, *_unknown_parameter(key))
@@ -551,7 +552,7 @@ class _Reader:
             nest = f"use {key}: {{parameters: {{OPTION: {{values: [...]}}}}}}"
             if "parameters" in settings:
                 inner = settings["parameters"]
-                if setting_of(name) not in MAPPINGS:
+                if name not in MAPPINGS:
                     self.wrong(
                         here,
                         f"{name!r} takes no nested parameters",
@@ -562,7 +563,7 @@ class _Reader:
                 else:
                     self._collect(inner, (*here, "parameters"), f"{name}.", found)
                 continue
-            if setting_of(name) in MAPPINGS:
+            if name in MAPPINGS:
                 self.wrong(here, f"{key!r} takes nested parameters", nest)
                 continue
             parameter = self._parameter(name, settings, here)
