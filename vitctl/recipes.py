@@ -82,8 +82,8 @@ class Recipe:
         settings: values by flag name.
         by_time: values by upper limit of ``--max-time`` in seconds; of the limits not exceeded, the smallest applies.
         by_epochs: values by upper limit of ``--epochs``; of the limits not exceeded, the smallest applies.
-        by_net: values by pattern of the network's name. Their ``lr_factor`` multiplies the learning rate: the recipe's,
-            or else the optimizer's default.
+        by_net: values by pattern of the network's name, such as ``lr_scale``, whose roles these networks must have. Their
+            ``lr_factor`` multiplies the learning rate: the recipe's, or else the optimizer's default.
         pretrained: values for networks with pretrained weights.
         by_opt: values by pattern of the optimizer's name; None restores the default.
         by_dataset: values by data set; their ``lr_factor`` multiplies that of the network.
@@ -172,15 +172,15 @@ _PRETRAINED: Mapping[str, object] = {"lr_factor": 0.05, "layer_decay": 0.75}
 """A much lower learning rate for fine-tuning, lowest for the layers near the input."""
 
 _UNLIKE_ADAM: dict[str, Mapping[str, object]] = {
-    name: {"lr": None} for name in ("muon", "lion", "adan_official", "timm/*")
+    name: {"lr": None} for name in ("muon*", "lion", "adan_official", "timm/*")
 }
 """Optimizers that the original scripts lack keep their default learning rates, as the scripts' does not suit them."""
 
 _SMALL_STEPS: Mapping[str, object] = {"bs": 32, "aug": "none"}
 """Settings for about an epoch: many small steps, and no augmentation, as each image is seen only once or twice."""
-_SPRINT_MUON: Mapping[str, Mapping[str, object]] = {"muon": {"lr": 0.05, "clip_grad": 0.0}}
+_SPRINT_MUON: Mapping[str, Mapping[str, object]] = {"muon*": {"lr": 0.05, "clip_grad": 0.0}}
 """Muon's settings for a few hundred steps; its updates do not depend on the length of the gradient."""
-_FAST_MUON: Mapping[str, Mapping[str, object]] = {"muon": {"lr": 0.02, "weight_decay": 0.1, "clip_grad": 0.0}}
+_FAST_MUON: Mapping[str, Mapping[str, object]] = {"muon*": {"lr": 0.02, "weight_decay": 0.1, "clip_grad": 0.0}}
 """Muon's settings for more than 1,000 steps: the sprint's rate is too high, and weight decay helps by epoch 4."""
 _FAST_MUON_OPTIONS: Mapping[str, Mapping[str, object]] = {"muon": {"adamw_lr": 1e-2, "momentum": 0.9}}
 _FAST_PAPER = "Hassani et al. 2021, arXiv 2104.05704; Jordan 2024, https://kellerjordan.github.io/posts/muon"
@@ -283,7 +283,7 @@ RECIPES: dict[str, Recipe] = {
         by_net=_BY_NET,
         pretrained=_PRETRAINED,
         # 0.05, the best rate for the first 100 steps, costs 13 points at the end of an epoch.
-        by_opt={"muon": {"lr": 0.01, "clip_grad": 0.0}},
+        by_opt={"muon*": {"lr": 0.01, "clip_grad": 0.0}},
         by_dataset={"digits": {"bs": 32}},
         by_epochs={1: {"bs": 64, "aug": "none"}},  # not 32 as in _SMALL_STEPS: Muon's cost per step is high when wide
         net_options={"dropout": 0.0, "emb_dropout": 0.0, "pool": "avg", "pos_init": "sincos"},
@@ -324,7 +324,7 @@ RECIPES: dict[str, Recipe] = {
         },
         epochs={ANY: 200},
         by_net={"vit*": {"lr_factor": 0.5}},
-        by_opt={"adamw": {"lr": 5.5e-4, "weight_decay": 0.06}, "muon": {"clip_grad": 0.0}},
+        by_opt={"adamw": {"lr": 5.5e-4, "weight_decay": 0.06}, "muon*": {"clip_grad": 0.0}},
         net_options={"drop_path_rate": 0.1, "attn_dropout": 0.1},
         paper="Hassani et al. 2021, arXiv 2104.05704; Cubuk et al. 2020, arXiv 1909.13719",
     ),
@@ -348,7 +348,7 @@ RECIPES: dict[str, Recipe] = {
             "adam": {"lr": 1e-4},
             "adamw": {"lr": 1e-4, "weight_decay": 0.05},
             "sgd": {"lr": 3e-3, "weight_decay": 0.0},
-            "muon": {"lr": 2e-3, "clip_grad": 0.0},
+            "muon*": {"lr": 2e-3, "clip_grad": 0.0},
             "adan*": {"lr": 2e-4},
             "lion": {"lr": 2e-5},
             "timm/*": {"lr_factor": 0.05},

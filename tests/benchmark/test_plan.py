@@ -137,6 +137,13 @@ def test_invalid_arguments_are_refused(
         make_plan(specs, settings, **more)
 
 
+def test_options_of_later_versions_are_part_of_the_identity_only_if_they_differ() -> None:
+    plan = make_plan(["muon", "muon:renormalize=all"], {"net": "res18"})
+    default, other = (each["opt_options"] for each in plan.identity()["optimizers"].values())
+    assert "renormalize" not in default and other["renormalize"] == "all"
+    assert set(plan.identity()["optimizers"]["muon"]["net_options"]).isdisjoint({"bn_momentum", "bn_scale"})
+
+
 def test_settings_of_later_versions_are_part_of_the_identity_only_if_they_differ(tmp_path: Path) -> None:
     """Comparisons that earlier versions started are found again."""
     one, two, three = (

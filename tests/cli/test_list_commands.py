@@ -87,15 +87,20 @@ def test_a_card_for_max_time_shows_the_network_used_for_it(cli: Cli, monkeypatch
 
 
 def test_a_recipe_s_page_shows_its_complete_card(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
-    recipe = Recipe(summary="for this test", settings={"net": "cct_2", "opt": "muon"}, cards=(CARD,), paper="A 2026")
+    by_net = {"cct*": {"lr_factor": 0.5, "lr_scale": {"head": 2.0, "norm_bias": 64.0}}}
+    recipe = Recipe(
+        summary="for this test", settings={"net": "cct_2", "opt": "muon"}, by_net=by_net, cards=(CARD,), paper="A 2026"
+    )
     monkeypatch.setitem(RECIPES, "measured", recipe)
     text = cli("list-recipes", "measured").out
     for words in ("for this test", "A 2026", "--net", "50.1 ± 0.5 %", "60.0 ± 0.2 %", "59.5 ± 0.3 %", "seeds 0, 1, 2"):
         assert words in text, words
+    assert "lr_factor=0.5, lr_scale=head=2,norm_bias=64" in text
     for words in ("2 min 10 s", "cpu (a processor, 2 threads)", "torch 2.15.0"):
         assert words in text.replace("\n", " "), words
     assert "not measured" not in text
     assert "59.5 ± 0.3 %" in cli("list-recipes").out
     (row,) = cli("list-recipes", "measured", "--json").json()
     assert row["cards"][0]["val_acc"][1] == {"mean": 60.0, "deviation": 0.25} and row["measured"] is True
+    assert row["by_net"]["cct*"]["lr_scale"] == {"head": 2.0, "norm_bias": 64.0}
     assert json.dumps(row)

@@ -118,6 +118,7 @@ FILE_CASES: list[tuple[Rule, dict[str, Any], dict[str, Any], dict[str, Any]]] = 
     (rules.drop_rates_of_replaced_opt, {"opt": "adam:eps=1"}, {"opt": "adam", "lr": 0.1}, {"opt": "adam", "lr": 0.1}),
     (rules.drop_rates_of_replaced_opt, {"opt": "adam"}, {"recipe": "fast", "lr": 0.1}, {"recipe": "fast"}),
     (rules.drop_rates_of_replaced_opt, {"opt": "adam"}, {"lr": 0.1}, {"lr": 0.1}),
+    (rules.drop_rates_of_replaced_opt, {"opt": "adam"}, {"opt": "sgd", "lr_scale": {"head": 2.0}}, {"opt": "sgd"}),
     (rules.drop_loss_sum_without_validation, {"val": "none"}, {"loss_sum": True}, {}),
     (rules.drop_loss_sum_without_validation, {"val": "test"}, {"loss_sum": True}, {"loss_sum": True}),
     (rules.drop_warmdown_of_replaced_schedule, {"schedule": "cosine"}, {"warmdown": 0.2}, {}),
@@ -247,6 +248,31 @@ SETTINGS_CASES: list[tuple[Rule, dict[str, Any], dict[str, Any]]] = [
     ),
     (rules.fill_in_rates, {"opt": "adan", "lr_factor": 0.5}, {"lr": 0.0005, "weight_decay": 0.02}),
     (rules.fill_in_rates, {"settings": {"lr": 1.0, "weight_decay": 2.0}}, {"lr": 1.0, "weight_decay": 2.0}),
+    (rules.merge_lr_scale, {}, {"lr_scale": {}}),
+    (
+        rules.merge_lr_scale,
+        {
+            "preset": {"lr_scale": {"head": 2.0, "norm_bias": 64.0, "matrices": 3.0}},
+            "file": {"lr_scale": {"norm_bias": 8.0, "matrices": 4.0}},
+            "flags": {"lr_scale": {"matrices": 5.0}},
+        },
+        {"lr_scale": {"head": 2.0, "matrices": 5.0, "norm_bias": 8.0}},
+    ),
+    (
+        rules.merge_lr_scale,  # not the recipe's optimizer
+        {"preset": {"lr_scale": {"head": 2.0}}, "opt": "adamw", "flags": {"lr_scale": {"norm_bias": 8.0}}},
+        {"lr_scale": {"norm_bias": 8.0}},
+    ),
+    (
+        rules.merge_lr_scale,  # the recipe's optimizer at this length
+        {"preset": {"lr_scale": {"head": 2.0}}, "opt": "adam", "seconds": 30.0},
+        {"lr_scale": {"head": 2.0}},
+    ),
+    (
+        rules.merge_lr_scale,
+        {"preset": {"lr_scale": {"head": 2.0, "norm_bias": 64.0}}, "settings": {"freeze_backbone": True}},
+        {"lr_scale": {"head": 2.0}},
+    ),
     (
         rules.replace_recipe_warmup_of_onecycle,
         {"settings": {"schedule": "onecycle", "warmup": 0.1}},

@@ -9,6 +9,7 @@ from torch import nn
 
 from tests.models.oracles import perturbed
 from tests.models.test_models import build, images
+from vitctl.models import MODELS, build_model
 
 
 @pytest.mark.parametrize("layers", [18, 34, 50, 101])
@@ -60,3 +61,27 @@ def test_initial_weights() -> None:
     bound = (512 * 9) ** -0.5
     weight = build("res18", init="predecessor").get_parameter("layer4.1.conv1.weight")
     assert 0.99 * bound < weight.abs().max().item() <= bound
+
+
+@pytest.mark.parametrize("net", ["res18", "res50", "vgg"])
+def test_batchnorm_keeps_its_scale_and_has_another_momentum(net: str) -> None:
+    options = {"width": 8, "bn_momentum": 0.4, "bn_scale": False}
+    model = build(net, 16, **options).train()
+    norms = [module for module in model.modules() if isinstance(module, nn.BatchNorm2d)]
+    seen: list[torch.Tensor] = []
+    norms[0].register_forward_pre_hook(lambda _, args: seen.append(args[0].mean((0, 2, 3)).detach()))
+    optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=0.1)
+    for _ in range(2):
+        model(images(4, img_size=16)).square().mean().backward()
+        optimizer.step()
+    torch.testing.assert_close(norms[0].running_mean, 0.4 * (0.6 * seen[0] + seen[1]))
+    assert all((norm.weight == 1).all() and not norm.weight.requires_grad for norm in norms)
+    assert any((norm.bias != 0).any() for norm in norms)
+
+
+@pytest.mark.parametrize("net", ["res18", "vgg"])
+def test_networks_of_earlier_versions_have_torch_s_batchnorm(net: str) -> None:
+    options = {name: option.default for name, option in MODELS[net].options.items() if not name.startswith("bn_")}
+    model = build_model(net, options, img_size=16, in_chans=3, num_classes=10)
+    norms = [module for module in model.modules() if isinstance(module, nn.BatchNorm2d)]
+    assert all(norm.momentum == nn.BatchNorm2d(1).momentum and norm.weight.requires_grad for norm in norms)

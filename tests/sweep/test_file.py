@@ -13,7 +13,7 @@ import yaml
 
 from tests.sweep.conftest import SHIPPED, fixture, sweep_file, sweep_text
 from tests.sweep.test_space import parameter
-from vitctl.config import FLAGS, setting_of
+from vitctl.config import FLAGS, normalise_keys, setting_of
 from vitctl.config.names import OPTION_NAMES, SYNONYMS
 from vitctl.errors import RequestError
 from vitctl.sweep.file import METRICS, check_fixed, check_trains, parse_sweep_file, read_sweep_file
@@ -102,6 +102,16 @@ def test_options_of_networks_are_nested_dotted_or_have_other_names(parameters: d
     assert [note for note in file.notes if "sets" in note] == (
         ["num-layers sets net_options.depth"] if "num-layers" in parameters else []
     )
+
+
+@pytest.mark.parametrize("name", ["lr_scale", "lr-scale"])
+def test_factors_of_the_learning_rate_vary_one_by_one(name: str) -> None:
+    parameters = {name: {"parameters": {"head": {"values": [1, 2]}, "norm_bias": {"value": 64}}}}
+    file = parse_sweep_file(yaml.safe_dump({"method": "grid", "parameters": parameters}), "s.yaml")
+    (head,) = file.space.varying
+    settings = normalise_keys(file.settings({head: 2}, {}), "s.yaml")
+    assert settings == {"lr_scale": {"head": 2.0, "norm_bias": 64.0}}
+    check_trains(file, {})
 
 
 @pytest.mark.parametrize(("name", "setting"), [*SYNONYMS.items(), *OPTION_NAMES.items()])
@@ -298,8 +308,9 @@ def test_a_single_mistake_has_its_own_hint() -> None:
         ({"schedule": {"values": ["cosin", "linear"]}}, "did you mean cosine"),
         ({"epochs": {"values": [1, 2]}, "n_epochs": {"value": 3}}, "both set epochs"),
         ({"model": {"parameters": {"depth": {"value": 2}}}}, "'model' takes no nested parameters"),
-        ({"lr": {"parameters": {"depth": {"value": 2}}}}, "only in net_options, opt_options or aug_options"),
+        ({"lr": {"parameters": {"depth": {"value": 2}}}}, "only in net_options, opt_options, aug_options or lr_scale"),
         ({"net_options": {"value": 2}}, "takes nested parameters"),
+        ({"lr_scale": {"values": ["head=2", "head=3"]}}, "takes nested parameters"),
         ({"net_options.": {"value": 2}}, "unknown setting 'net_options.'"),
         ({"net_options": {"parameters": {"a.b": {"value": 2}}}}, "not a valid parameter name"),
         (
@@ -394,8 +405,14 @@ def test_bayes_and_early_terminate_need_a_metric() -> None:
         ({"net": {"values": ["cct_2", "vitt"]}}, {}, "did you mean vit"),
         ({"net": {"values": ["vit", "res18"]}, "patch": {"value": 4}}, {}, "net=res18: --patch 4: --net res18 has no"),
         ({"adan_beta1": {"min": 0.01, "max": 0.05}}, {"opt": "adam"}, "does nothing with --opt adam"),
-        ({"momentum": {"values": [0.8, 0.9]}}, {}, "use only sgd or muon as opt, or remove opt_options.momentum"),
+        (
+            {"momentum": {"values": [0.8, 0.9]}},
+            {},
+            "use only sgd, muon or muon_sgd as opt, or remove opt_options.momentum",
+        ),
         ({"dim_head": {"values": [16, 32]}}, {"net": "cct_2"}, "use only vit, vit_small or vit_tiny as net, or remove"),
+        ({"lr_scale": {"parameters": {"heads": {"values": [1, 2]}}}}, {}, "did you mean head"),
+        ({"lr_scale.head": {"min": -1.0, "max": 2.0}}, {}, "--lr-scale head=-1 is negative"),
         ({"net_options": {"parameters": {"dpth": {"values": [1, 2]}}}}, {"net": "cct_2"}, "did you mean depth"),
         ({"lr": {"values": [0.1, 0.2]}}, {"val": "none"}, "val: none does not measure val_acc"),
         ({"lr": {"values": [0.1, 0.2]}}, {"val": "test"}, "val: test uses the test set for val_acc"),

@@ -84,6 +84,7 @@ def measure_costs(configs: Mapping[str, TrainConfig], observer: Observer = SILEN
             weight_decay=config.weight_decay,
             decay_all=config.decay_all,
             layer_decay=config.layer_decay,
+            lr_scale=config.lr_scale,
         )
     times: dict[str, list[float]] = {name: [] for name in configs}
     for i in range(WARM_UP + ROUNDS):

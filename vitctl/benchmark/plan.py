@@ -15,8 +15,23 @@ from vitctl.errors import RequestError
 from vitctl.optim import find_optimizer
 from vitctl.registry import Value, format_spec, or_list, split_spec
 
-_ADDED = ("labels", "strict_data", "class_weights", "holdout_by", "test_fraction", "fit", "value_range")
-"""Settings that comparisons of earlier versions lack, and that identify a comparison only if they have been changed."""
+_ADDED: dict[str, Any] = {
+    **{
+        name: getattr(TrainConfig, name)
+        for name in ("labels", "strict_data", "class_weights", "holdout_by", "test_fraction", "fit", "value_range")
+    },
+    "lr_scale": {},
+}
+"""Settings that comparisons of earlier versions lack, with their defaults.
+
+They identify a comparison only if they have been changed.
+"""
+
+_ADDED_OPTIONS: dict[str, dict[str, Any]] = {
+    "net_options": {"bn_momentum": 0.1, "bn_scale": True},
+    "opt_options": {"renormalize": "none"},
+}
+"""The same for options of networks and optimizers."""
 
 FACTOR = 3.0
 """Ratio of neighbouring learning rates in a search; the loss hardly changes within a smaller factor."""
@@ -71,9 +86,9 @@ class ComparisonPlan:
         """Return the settings that identify a comparison, as JSON values."""
         optimizers = {
             each.label: {
-                key: value
-                for key, value in each.config.to_dict().items()
-                if key != "seed" and (key not in _ADDED or value != getattr(TrainConfig, key))
+                key: _changed(value, _ADDED_OPTIONS[key]) if key in _ADDED_OPTIONS else value
+                for key, value in _changed(each.config.to_dict(), _ADDED).items()
+                if key != "seed"
             }
             for each in self.contestants
         }
@@ -110,6 +125,11 @@ class ComparisonPlan:
                     f"one value for all."
                 )
         return found
+
+
+def _changed(values: Mapping[str, Any], added: Mapping[str, Any]) -> dict[str, Any]:
+    """Return ``values`` without those of ``added`` that have the same value there."""
+    return {name: value for name, value in values.items() if name not in added or value != added[name]}
 
 
 def make_plan(

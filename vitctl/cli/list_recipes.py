@@ -42,7 +42,7 @@ def _document(name: str, recipe: Recipe) -> dict[str, Any]:
     tables = [document[name].values() for name in ("by_net", "by_opt", "by_dataset", "by_time", "by_epochs")]
     for values in (document["pretrained"], *itertools.chain(*tables)):
         if "lr_factor" in values:
-            values["lr_scale"] = values["lr_factor"]  # the JSON key of earlier versions
+            values.setdefault("lr_scale", values["lr_factor"])  # the JSON key of earlier versions
     return {"name": name, **document, "measured": bool(recipe.cards)}
 
 
@@ -141,8 +141,11 @@ def _print_card(name: str, recipe: Recipe) -> None:
 
 
 def _words(value: object) -> str:
+    from vitctl.config.lr_scale import format_lr_scale
     from vitctl.registry import format_value
 
+    if isinstance(value, Mapping):
+        return format_lr_scale(value)
     return format_value(value) if isinstance(value, (bool, int, float, str)) else str(value)
 
 

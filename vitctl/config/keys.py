@@ -63,6 +63,9 @@ ALIASES = SYNONYMS | {
 OPTION_TABLES = ("net_options", "opt_options", "aug_options")
 """Settings of a file that hold options by name."""
 
+MAPPINGS = (*OPTION_TABLES, "lr_scale")
+"""Settings that are mappings, whose values a sweep varies one by one."""
+
 RUN_FLAGS = (
     *("resume", "accept_data", "name", "runs_dir", "config", "print_config", "dry_run", "lr_finder", "lr_finder_out"),
     *("preview_batch", "json"),

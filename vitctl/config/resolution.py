@@ -14,6 +14,7 @@ from typing import Any
 from vitctl.config.checks import check_tracked
 from vitctl.config.flag import flag_name
 from vitctl.config.keys import ADANS, FLAGS, LENGTHS, NET_FLAGS, OPT_FLAGS
+from vitctl.config.lr_scale import parse_lr_scale
 from vitctl.config.paths import resolve_dataset, resolve_labels, resolve_pretrained
 from vitctl.config.train_config import TrainConfig
 from vitctl.config.warmup import WARMUP_UNITS, parse_warmup, split_warmup
@@ -203,7 +204,7 @@ def drop_file_aug_options(draft: Draft) -> None:
 
 
 def drop_rates_of_replaced_opt(draft: Draft) -> None:
-    """Drop learning rate, decay and clipping if a flag replaces the optimizer that they were chosen for."""
+    """Drop learning rates, decay and clipping if a flag replaces the optimizer that they were chosen for."""
     if "opt" not in draft.flags:
         return
     opt = split_spec(str(draft.flags["opt"]), "--opt")[0]
@@ -211,7 +212,7 @@ def drop_rates_of_replaced_opt(draft: Draft) -> None:
     if replaced is None and draft.file.get("recipe") in RECIPES:
         replaced = RECIPES[str(draft.file["recipe"])].settings["opt"]
     if replaced not in (None, opt):
-        draft.drop(*RATES, "clip_grad")
+        draft.drop(*RATES, "clip_grad", "lr_scale")
 
 
 def drop_loss_sum_without_validation(draft: Draft) -> None:
@@ -452,6 +453,21 @@ def refuse_zero_lr_with_a_second(draft: Draft) -> None:
         )
 
 
+def merge_lr_scale(draft: Draft) -> None:
+    """Merge the given factors of the learning rate with the recipe's, so that a flag can change one of them.
+
+    The recipe's apply only to its own optimizer, for whose rates they were chosen, and without the backbone's roles if
+    only the head is trained.
+    """
+    of_recipe = dict(draft.preset.get("lr_scale", {}))
+    if draft.settings["opt"] != split_spec(str(draft.recipe.within(draft.seconds)["opt"]), "--opt")[0]:
+        of_recipe = {}
+    elif draft.settings.get("freeze_backbone"):
+        of_recipe = {role: factor for role, factor in of_recipe.items() if role == "head"}
+    merged = {**of_recipe, **draft.file.get("lr_scale", {}), **draft.flags.get("lr_scale", {})}
+    draft.settings["lr_scale"] = parse_lr_scale(merged, "--lr-scale")
+
+
 # Settings that depend on another setting
 
 
@@ -630,6 +646,7 @@ RULES: tuple[Callable[[Draft], None], ...] = (
     apply_rates_of_opt,
     fill_in_rates,
     refuse_zero_lr_with_a_second,
+    merge_lr_scale,
     # Settings that depend on another setting
     replace_recipe_warmup_of_onecycle,
     remove_recipe_warmdown_of_other_schedules,

@@ -19,6 +19,7 @@ from vitctl.config.flag import (
     Flag,
     flag_name,
 )
+from vitctl.config.lr_scale import parse_lr_scale
 from vitctl.config.warmup import parse_warmup
 from vitctl.data import AUGMENTATIONS, DATASETS
 from vitctl.data.reading import AUTO, FITS, FULL, parse_range, range_text
@@ -290,6 +291,19 @@ class Settings:
         low=0.01,
         high=1,
         shown="from the recipe",
+    )
+    lr_scale: dict[str, float] = dataclasses.field(
+        default_factory=dict,
+        metadata={
+            "flag": Flag(
+                kind=str,
+                help="learning-rate factors by role, such as norm_bias=64",
+                panel=OPTIMIZER,
+                shown="from the recipe",
+                metavar="ROLE=X,...",
+                parser=parse_lr_scale,
+            )
+        },
     )
     ema: float = _setting(
         0.0,

@@ -59,6 +59,10 @@ _CONV_INIT = {
         "kaiming", "initial weights; predecessor: as in the original scripts", choices=("kaiming", "predecessor")
     )
 }
+_BATCHNORM = {
+    "bn_momentum": Option(0.1, "weight of a new batch in BatchNorm's statistics", above=0, high=1),
+    "bn_scale": Option(True, "learn BatchNorm's scale; false: it stays 1"),
+}
 _WIDTH = {"width": Option(64, "channels of the first stage, doubled in the next three", low=8)}
 
 _VIT_PAPER = "Dosovitskiy et al. 2021, arXiv 2010.11929"
@@ -137,7 +141,7 @@ def _resnet(layers: int, params: int, mflop: float, published_acc: float | None 
     return ModelEntry(
         target="vitctl.models.resnet:resnet",
         summary=f"ResNet-{layers} for small images",
-        options={**_WIDTH, **_HEAD_DROPOUT, **_DROP_PATH, **_CONV_INIT},
+        options={**_WIDTH, **_HEAD_DROPOUT, **_DROP_PATH, **_CONV_INIT, **_BATCHNORM},
         fixed={"layers": layers},
         family="resnet",
         params=params,
@@ -408,7 +412,7 @@ MODELS: dict[str, ModelEntry] = {
     "vgg": ModelEntry(
         target="vitctl.models.vgg:vgg",
         summary="VGG-19 with BatchNorm",
-        options={**_WIDTH, **_HEAD_DROPOUT, **_CONV_INIT},
+        options={**_WIDTH, **_HEAD_DROPOUT, **_CONV_INIT, **_BATCHNORM},
         family="vgg",
         params=20_040_522,
         mflop=796.3,

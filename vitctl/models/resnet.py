@@ -7,7 +7,7 @@ from typing import Any
 from timm.models.resnet import BasicBlock, Bottleneck, ResNet
 from torch import nn
 
-from vitctl.models.weights import init_weights
+from vitctl.models.weights import init_weights, set_batchnorm
 
 LAYERS: dict[int, tuple[Any, tuple[int, int, int, int]]] = {
     18: (BasicBlock, (2, 2, 2, 2)),
@@ -28,6 +28,8 @@ def resnet(
     dropout: float,
     drop_path_rate: float,
     init: str,
+    bn_momentum: float = 0.1,
+    bn_scale: bool = True,
 ) -> nn.Module:
     """Build a ResNet of He et al. 2016 (arXiv 1512.03385) for small images.
 
@@ -42,6 +44,8 @@ def resnet(
         dropout: dropout rate before the head.
         drop_path_rate: drop path rate of the last block; it rises linearly from 0 in the first.
         init: ``kaiming`` (He et al. 2015, with ``fan_out``) or ``predecessor`` (torch's default for all layers).
+        bn_momentum: weight of a new batch in BatchNorm's running statistics.
+        bn_scale: whether BatchNorm's scale is learned; otherwise, it is 1.
 
     Returns:
         A module that maps float ``[B, in_chans, H, W]`` to logits ``[B, num_classes]``.
@@ -59,6 +63,7 @@ def resnet(
     )
     model.conv1 = nn.Conv2d(in_chans, 64, kernel_size=3, padding=1, bias=False)
     model.maxpool = nn.Identity()
+    set_batchnorm(model, momentum=bn_momentum, scale=bn_scale)
     if init == "predecessor":
         init_weights(model, init)
     else:

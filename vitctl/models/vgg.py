@@ -12,7 +12,7 @@ from collections.abc import Callable
 from torch import Tensor, nn
 from torchvision.models.vgg import make_layers
 
-from vitctl.models.weights import init_weights
+from vitctl.models.weights import init_weights, set_batchnorm
 
 STAGES = (2, 2, 4, 4, 4)
 """Number of convolutions in each stage of VGG-19; max-pooling follows each stage."""
@@ -51,7 +51,17 @@ class VGG(nn.Module):
         return layer
 
 
-def vgg(*, img_size: int, in_chans: int, num_classes: int, width: int, dropout: float, init: str) -> nn.Module:
+def vgg(
+    *,
+    img_size: int,
+    in_chans: int,
+    num_classes: int,
+    width: int,
+    dropout: float,
+    init: str,
+    bn_momentum: float = 0.1,
+    bn_scale: bool = True,
+) -> nn.Module:
     """Build a VGG-19 with BatchNorm (Simonyan and Zisserman 2015, arXiv 1409.1556).
 
     Each stage ends with max-pooling, except on a map of one pixel. The last map is averaged.
@@ -63,6 +73,8 @@ def vgg(*, img_size: int, in_chans: int, num_classes: int, width: int, dropout: 
         width: channels of the first stage, doubled in each of the next three.
         dropout: dropout rate before the head.
         init: ``kaiming`` (He et al. 2015, with ``fan_out``) or ``predecessor`` (torch's default for all layers).
+        bn_momentum: weight of a new batch in BatchNorm's running statistics.
+        bn_scale: whether BatchNorm's scale is learned; otherwise, it is 1.
 
     Returns:
         A module that maps float ``[B, C, H, W]`` to logits ``[B, K]``.
@@ -81,6 +93,7 @@ def vgg(*, img_size: int, in_chans: int, num_classes: int, width: int, dropout: 
                 features[i] = nn.Identity()  # keeps the names of the layers independent of the image size
             side = max(1, side // 2)
     model = VGG(features, embed_dim=width << 3, num_classes=num_classes, dropout=dropout)
+    set_batchnorm(model, momentum=bn_momentum, scale=bn_scale)
     if init == "predecessor":
         init_weights(model, init)
         return model

@@ -33,6 +33,20 @@ def init_weights(model: nn.Module, init: str, embeddings: Iterable[nn.Parameter 
                 nn.init.zeros_(module.bias)
 
 
+def set_batchnorm(model: nn.Module, *, momentum: float, scale: bool) -> None:
+    """Set the momentum of every BatchNorm of ``model``, and whether its scale is learned or stays as it is.
+
+    Args:
+        model: the network.
+        momentum: weight of a new batch in the running statistics.
+        scale: whether to train the scale.
+    """
+    for module in model.modules():
+        if isinstance(module, nn.modules.batchnorm._BatchNorm):
+            module.momentum = momentum
+            module.weight.requires_grad_(scale)
+
+
 def sincos_positions(side: int, dim: int) -> Tensor:
     """Return a 2-D sin-cos position embedding, float ``[side * side, dim]``, in row-major order.
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 
+from vitctl.optim.entry import ROLES as ROLES
 from vitctl.optim.entry import TIMM as TIMM
 from vitctl.optim.entry import OptimizerEntry as OptimizerEntry
 from vitctl.registry import Option, Value, unknown
@@ -23,6 +24,16 @@ _ADAN_OPTIONS = {
     "beta2": Option(0.08, "weight of the new gradient difference in its mean", above=0, high=1),
     "beta3": Option(0.01, "weight of the new squared gradient in its mean", above=0, high=1),
     "eps": Option(1e-8, "term added to the denominator", above=0),
+}
+_MUON_OPTIONS = {
+    "momentum": Option(0.95, "momentum coefficient", low=0, below=1),
+    "nesterov": Option(True, "Nesterov momentum"),
+    "ns_steps": Option(5, "number of Newton-Schulz iterations", low=1, high=50),
+    "renormalize": Option(
+        "none",
+        "weights to scale back to a fixed norm before each step",
+        choices=("none", "convolutions", "all"),
+    ),
 }
 _ADAN_PAPER = "Xie et al. 2022, arXiv 2208.06677"
 
@@ -92,9 +103,7 @@ OPTIMIZERS: dict[str, OptimizerEntry] = {
         summary="orthogonalised momentum for hidden matrices, AdamW elsewhere",
         options={
             "adamw_lr": Option(3e-3, "peak learning rate of the AdamW part", low=0),
-            "momentum": Option(0.95, "momentum coefficient", low=0, below=1),
-            "nesterov": Option(True, "Nesterov momentum"),
-            "ns_steps": Option(5, "number of Newton-Schulz iterations", low=1, high=50),
+            **_MUON_OPTIONS,
             "beta1": Option(0.9, "AdamW's decay rate of the mean of gradients", low=0, below=1),
             "beta2": Option(0.99, "AdamW's decay rate of the mean of squared gradients", low=0, below=1),
             "eps": Option(1e-8, "term added to AdamW's denominator", low=0),
@@ -105,6 +114,21 @@ OPTIMIZERS: dict[str, OptimizerEntry] = {
         paper="Jordan 2024, https://kellerjordan.github.io/posts/muon",
         split_matrices=True,
         second_lr="adamw_lr",
+    ),
+    "muon_sgd": OptimizerEntry(
+        target="vitctl.optim.build:muon_sgd",
+        summary="orthogonalised momentum for hidden matrices, SGD elsewhere",
+        options={
+            "sgd_lr": Option(0.1, "peak learning rate of the SGD part", low=0),
+            **_MUON_OPTIONS,
+            "sgd_momentum": Option(0.85, "momentum coefficient of the SGD part", low=0, below=1),
+        },
+        lr=0.02,
+        weight_decay=0.01,
+        source="vitctl",
+        paper="Jordan 2024, https://github.com/KellerJordan/cifar10-airbench",
+        split_matrices=True,
+        second_lr="sgd_lr",
     ),
     "lion": OptimizerEntry(
         target="vitctl.optim.build:lion",

@@ -12,7 +12,7 @@ from torch.optim import SGD, Adam, AdamW, Optimizer
 from vitctl import devices
 from vitctl.errors import RequestError
 from vitctl.optim import find_optimizer
-from vitctl.optim.groups import param_groups, split_by_layer
+from vitctl.optim.groups import param_groups, split_by_layer, split_by_role
 from vitctl.registry import Value
 
 Groups = list[dict[str, Any]]
@@ -27,6 +27,7 @@ def build_optimizer(
     weight_decay: float,
     decay_all: bool = False,
     layer_decay: float = 1.0,
+    lr_scale: Mapping[str, float] | None = None,
 ) -> Optimizer:
     """Build the optimizer ``opt`` for the parameters of ``model``.
 
@@ -40,14 +41,18 @@ def build_optimizer(
         weight_decay: weight decay; see :func:`param_groups` for parameters without it.
         decay_all: decay every parameter.
         layer_decay: ratio of each layer's learning rate to the next layer's; see :func:`split_by_layer`.
+        lr_scale: factors of the learning rate by role of the parameters; see :func:`split_by_role`.
 
     Raises:
-        RequestError: unknown optimizer, or a network that does not define the order of its layers.
+        RequestError: unknown optimizer, a network that does not define the order of its layers, or a role that none of
+            its trained parameters has.
     """
     entry = find_optimizer(opt)
     groups = param_groups(model, weight_decay, decay_all, split_matrices=entry.split_matrices)
     if layer_decay != 1:
         groups = split_by_layer(groups, model, layer_decay)
+    if lr_scale:
+        groups = split_by_role(groups, model, lr_scale)
     optimizer: Optimizer = entry.load()(groups, lr=lr, **options)
     return optimizer
 
@@ -116,6 +121,7 @@ def muon(
     beta1: float,
     beta2: float,
     eps: float,
+    renormalize: str = "none",
 ) -> Optimizer:
     """Build Muon for the groups of hidden matrices, with AdamW and its own learning rate for the rest.
 
@@ -124,13 +130,63 @@ def muon(
     """
     from vitctl.optim.muon import Muon
 
+    _set_second_lr(groups, lr, adamw_lr, "muon", "adamw")
+    betas = (beta1, beta2)
+    return Muon(
+        groups,
+        lr=lr,
+        momentum=momentum,
+        nesterov=nesterov,
+        ns_steps=ns_steps,
+        renormalize=renormalize,
+        betas=betas,
+        eps=eps,
+    )
+
+
+def muon_sgd(
+    groups: Groups,
+    *,
+    lr: float,
+    sgd_lr: float,
+    momentum: float,
+    nesterov: bool,
+    ns_steps: int,
+    renormalize: str,
+    sgd_momentum: float,
+) -> Optimizer:
+    """Build Muon for the groups of hidden matrices, with SGD and its own learning rate for the rest.
+
+    Raises:
+        RequestError: no group has hidden matrices.
+    """
+    from vitctl.optim.muon import Muon
+
+    _set_second_lr(groups, lr, sgd_lr, "muon_sgd", "sgd")
+    return Muon(
+        groups,
+        lr=lr,
+        momentum=momentum,
+        nesterov=nesterov,
+        ns_steps=ns_steps,
+        renormalize=renormalize,
+        sgd_momentum=sgd_momentum,
+    )
+
+
+def _set_second_lr(groups: Groups, lr: float, second_lr: float, opt: str, instead: str) -> None:
+    """Set the learning rate of the groups without hidden matrices.
+
+    Raises:
+        RequestError: no group has hidden matrices.
+    """
     if not any(group["parts"] for group in groups):
         raise RequestError(
-            "--opt muon has no effect here: none of the trained parameters is a hidden matrix", hint="use --opt adamw"
+            f"--opt {opt} has no effect here: none of the trained parameters is a hidden matrix",
+            hint=f"use --opt {instead}",
         )
     for group in groups:
         if not group["parts"]:
             # The schedule sets the rate of every group relative to lr.
-            group["lr_scale"] = group.get("lr_scale", 1.0) * (adamw_lr / lr if lr else 1.0)
-            group["lr"] = adamw_lr
-    return Muon(groups, lr=lr, momentum=momentum, nesterov=nesterov, ns_steps=ns_steps, betas=(beta1, beta2), eps=eps)
+            group["lr_scale"] = group.get("lr_scale", 1.0) * (second_lr / lr if lr else 1.0)
+            group["lr"] = second_lr

@@ -11,6 +11,16 @@ TIMM = "timm/"
 """Prefix of the names of timm's optimizers."""
 
 
+ROLES = ("head", "matrices", "convolutions", "norm_weight", "norm_bias", "whitening_bias")
+"""Roles of parameters whose learning rate ``--lr-scale`` multiplies by a factor.
+
+``head`` is the classifier; ``matrices`` and ``convolutions`` are the weights of hidden linear and convolutional layers, as
+Muon updates them (:func:`vitctl.optim.groups.hidden_matrices`). Parameters such as the biases of linear layers, embeddings
+and the first layer's weight have no role. Networks can name the roles of their own parameters
+(:func:`vitctl.optim.groups.parameter_roles`).
+"""
+
+
 @dataclass(frozen=True, kw_only=True)
 class OptimizerEntry(Entry):
     """An optimizer.

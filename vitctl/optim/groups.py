@@ -1,14 +1,18 @@
-"""Parameter groups: weight decay, layer-wise learning rates, and hidden matrices for Muon."""
+"""Parameter groups: weight decay, learning rates per layer and per role, and hidden matrices for Muon."""
 
 from __future__ import annotations
 
 import fnmatch
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from torch import Tensor, nn
 
 from vitctl.errors import RequestError
+from vitctl.optim.entry import ROLES
+from vitctl.registry import or_list
+
+NORMS = (nn.LayerNorm, nn.RMSNorm, nn.GroupNorm, nn.modules.batchnorm._NormBase)
 
 NO_DECAY = ("pos_embed", "cls_token", "dist_token", "reg_token", "temperature", "relative_position_bias_table")
 """Last name components of parameters that are never decayed, whatever their shape."""
@@ -70,15 +74,69 @@ def split_by_layer(groups: list[dict[str, Any]], model: nn.Module, layer_decay: 
     scales = {
         parameter: layer_decay ** (max(layers.values()) - layers[name]) for name, parameter in model.named_parameters()
     }
+    return _split_by_scale(groups, scales)
+
+
+def split_by_role(groups: list[dict[str, Any]], model: nn.Module, factors: Mapping[str, float]) -> list[dict[str, Any]]:
+    """Split ``groups`` by role and multiply the key ``lr_scale`` of each by the factor of its role.
+
+    Args:
+        groups: the groups of the trained parameters.
+        model: the network.
+        factors: factors by role (:data:`vitctl.optim.ROLES`); 1 for the other parameters.
+
+    Raises:
+        RequestError: no trained parameter has one of the roles.
+    """
+    roles = parameter_roles(model)
+    trained = {roles[parameter] for group in groups for parameter in group["params"] if parameter in roles}
+    for role, factor in factors.items():
+        if role not in trained:
+            known = or_list([each for each in ROLES if each in trained])
+            raise RequestError(
+                f"--lr-scale {role}={factor:g} does nothing: no trained parameter of this network has that role",
+                hint=f"use only {known} in --lr-scale" if known else "remove --lr-scale",
+            )
+    return _split_by_scale(groups, {parameter: factors.get(role, 1.0) for parameter, role in roles.items()})
+
+
+def _split_by_scale(groups: list[dict[str, Any]], scales: Mapping[nn.Parameter, float]) -> list[dict[str, Any]]:
+    """Split ``groups`` by the factor of each parameter, 1 by default, and multiply their ``lr_scale`` by it."""
     split: list[dict[str, Any]] = []
     for group in groups:
         parts: dict[float, list[nn.Parameter]] = {}
         for parameter in group["params"]:
-            parts.setdefault(scales[parameter], []).append(parameter)
+            parts.setdefault(scales.get(parameter, 1.0), []).append(parameter)
         split += [
             {**group, "params": part, "lr_scale": group.get("lr_scale", 1.0) * scale} for scale, part in parts.items()
         ]
     return split
+
+
+def parameter_roles(model: nn.Module) -> dict[nn.Parameter, str]:
+    """Return the role of each parameter that has one of :data:`vitctl.optim.ROLES`.
+
+    A module may name the roles of its parameters itself, with a method ``parameter_roles()`` that returns roles by the
+    parameters' names within the module. They replace those that follow from the types of the layers.
+    """
+    hidden = hidden_matrices(model)
+    roles = {
+        parameter: "convolutions" if parameter.ndim > 2 else "matrices"
+        for name, parameter in model.named_parameters()
+        if name in hidden
+    }
+    roles |= {parameter: "head" for layer in _classifiers(model) for parameter in layer.parameters()}
+    for module in model.modules():
+        if isinstance(module, NORMS):
+            roles |= {
+                parameter: "norm_bias" if name == "bias" else "norm_weight"
+                for name, parameter in module.named_parameters(recurse=False)
+            }
+    for module in model.modules():
+        own = getattr(module, "parameter_roles", None)
+        if callable(own):
+            roles |= {module.get_parameter(name): role for name, role in own().items()}
+    return roles
 
 
 def undecayed_names(model: nn.Module) -> set[str]:
@@ -94,11 +152,10 @@ def undecayed_names(model: nn.Module) -> set[str]:
     """
     listed = _names_from(model, "no_weight_decay")
     keywords = _names_from(model, "no_weight_decay_keywords")
-    undecayed_layers = (nn.Embedding, nn.LayerNorm, nn.RMSNorm, nn.GroupNorm, nn.modules.batchnorm._NormBase)
     in_layers = {
         f"{prefix}.{name}" if prefix else name
         for prefix, module in model.named_modules()
-        if isinstance(module, undecayed_layers)
+        if isinstance(module, (nn.Embedding, *NORMS))
         for name, _ in module.named_parameters(recurse=False)
     }
     names = set()
@@ -139,11 +196,7 @@ def hidden_matrices(model: nn.Module) -> dict[str, int]:
     layers = list(_weights(model))
     if not layers:
         return {}
-    get_classifier = getattr(model, "get_classifier", None)
-    heads = get_classifier() if callable(get_classifier) else None
-    heads = heads if isinstance(heads, (tuple, list)) else [heads]
-    classifier = {id(p) for head in heads if isinstance(head, nn.Module) for p in head.parameters()}
-    excluded = {id(layers[0][1])} | (classifier or {id(layers[-1][1])})
+    excluded = {id(layers[0][1])} | {id(p) for layer in _classifiers(model) for p in layer.parameters()}
     return {
         name: stacked
         for name, weight, stacked in layers
@@ -152,6 +205,17 @@ def hidden_matrices(model: nn.Module) -> dict[str, int]:
         and weight.shape[0] % stacked == 0
         and min(weight.shape[0] // stacked, weight[0].numel()) > 1
     }
+
+
+def _classifiers(model: nn.Module) -> list[nn.Module]:
+    """Return the layers of the classifier: timm's ``get_classifier()`` if they have parameters, else the last layer."""
+    get_classifier = getattr(model, "get_classifier", None)
+    found = get_classifier() if callable(get_classifier) else None
+    heads = [each for each in (found if isinstance(found, (tuple, list)) else [found]) if isinstance(each, nn.Module)]
+    if any(True for head in heads for _ in head.parameters()):
+        return heads
+    names = [name for name, *_ in _weights(model)]
+    return [model.get_submodule(name.rpartition(".")[0]) for name in names[-1:]]
 
 
 def _weights(model: nn.Module) -> Iterator[tuple[str, Tensor, int]]:

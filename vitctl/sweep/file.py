@@ -15,6 +15,7 @@ from typing import Any
 
 from vitctl.config import (
     FLAGS,
+    MAPPINGS,
     OPTION_TABLES,
     Flag,
     foreign_name,
@@ -535,8 +536,9 @@ class _Reader:
                 )
                 continue
             name = f"{prefix}{key}" if prefix else parameter_name(key)
+            name = setting_of(name) if setting_of(name) in MAPPINGS else name
             table, dot, option = name.partition(".")
-            if setting_of(name) not in FLAGS and (table not in OPTION_TABLES or (dot and not option.isidentifier())):
+            if setting_of(name) not in FLAGS and (table not in MAPPINGS or (dot and not option.isidentifier())):
                 self.wrong(here, *_unknown_parameter(key))
                 continue
             if not isinstance(settings, dict):
@@ -550,18 +552,18 @@ class _Reader:
             nest = f"use {key}: {{parameters: {{OPTION: {{values: [...]}}}}}}"
             if "parameters" in settings:
                 inner = settings["parameters"]
-                if name not in OPTION_TABLES:
+                if name not in MAPPINGS:
                     self.wrong(
                         here,
                         f"{name!r} takes no nested parameters",
-                        f"use nested parameters only in {or_list(OPTION_TABLES)}",
+                        f"use nested parameters only in {or_list(MAPPINGS)}",
                     )
                 elif len(settings) > 1 or not isinstance(inner, dict) or not inner:
                     self.wrong(here, f"{name!r} takes parameters with options, and no other key", nest)
                 else:
                     self._collect(inner, (*here, "parameters"), f"{name}.", found)
                 continue
-            if name in OPTION_TABLES:
+            if name in MAPPINGS:
                 self.wrong(here, f"{key!r} takes nested parameters", nest)
                 continue
             parameter = self._parameter(name, settings, here)

@@ -128,6 +128,7 @@ def open_session(
         weight_decay=config.weight_decay,
         decay_all=config.decay_all,
         layer_decay=config.layer_decay,
+        lr_scale=config.lr_scale,
     )
     flat = None if devices.policy_of(device).foreach else flatten_parameters(optimizer)
     session = Session(

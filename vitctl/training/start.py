@@ -26,6 +26,7 @@ from vitctl.config import (
     resolve_labels,
     split_warmup,
 )
+from vitctl.config.lr_scale import format_lr_scale
 from vitctl.data import AUGMENTATIONS
 from vitctl.data.layout import class_name
 from vitctl.data.manifest import require_unchanged
@@ -296,7 +297,7 @@ def changed_config(stored: TrainConfig, changes: Mapping[str, Any]) -> TrainConf
         place = changes.get("data_dir", stored.data_dir)
         changes = {**changes, "labels": resolve_labels(changes["labels"], stored.dataset, place)}
     refused = {
-        flag_name(name): f"{flag_name(name)} {value} (the run has {stored_value(stored, name)})"
+        flag_name(name): f"{flag_name(name)} {_shown(value)} (the run has {_shown(stored_value(stored, name))})"
         for name, value in changes.items()
         if not FLAGS[name].resumable and not same_value(stored, name, value)
     }
@@ -318,6 +319,10 @@ def changed_config(stored: TrainConfig, changes: Mapping[str, Any]) -> TrainConf
     elif "epochs" in values and "max_steps" not in values:
         values["max_steps"] = values["max_time"] = None
     return dataclasses.replace(stored, **values)
+
+
+def _shown(value: object) -> object:
+    return (format_lr_scale(value) or "none") if isinstance(value, Mapping) else value
 
 
 def stored_value(stored: TrainConfig, name: str) -> Any:
