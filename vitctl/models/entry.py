@@ -41,6 +41,8 @@ class ModelEntry(Entry):
         img_size: default image size.
         batchnorm: whether the network has BatchNorm; if so, gradient accumulation would change its statistics.
         channels_last: device types on which channels-last images are faster.
+        bf16: device types on which it trains faster in bf16, as ``python -m tests.measurements.bf16`` finds; there,
+            ``--precision auto`` is bf16 if the device has instructions for it.
         weights: timm's name of pretrained weights for the network, or empty.
         pretrained: whether it starts from these weights by default.
         check: checks sizes and options, in addition to :func:`vitctl.models.checks.check_common`.
@@ -58,6 +60,7 @@ class ModelEntry(Entry):
     img_size: int = 32
     batchnorm: bool = False
     channels_last: tuple[str, ...] = ()
+    bf16: tuple[str, ...] = ()
     weights: str = ""
     pretrained: bool = False
     check: Callable[[str, Mapping[str, Value], int], None] | None = None
