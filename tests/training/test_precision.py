@@ -121,7 +121,7 @@ def test_automatic_precision_depends_on_nothing_but_network_and_device(pays: Cal
     assert tiny_session(net="vit:embed_dim=16,depth=1,num_heads=2").precision == "fp32"
 
 
-STEPS = [*TINY, "--epochs", "2", "--save-every", "2", "--keep", "9", "--json"]
+STEPS = [*TINY, "--limit-test", "10000", "--epochs", "2", "--save-every", "2", "--keep", "9", "--json"]
 
 
 def unfinished(run: Path, copy: Path) -> Path:
