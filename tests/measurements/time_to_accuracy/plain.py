@@ -3,7 +3,7 @@
     python -m tests.measurements.time_to_accuracy.plain NAME --budget SECONDS [--seed 0]
 
 The seconds count from the start of the program and include the test. The number of steps is set by timing a few first, in
-fp32 and, if the CPU has instructions for it, in bf16; the faster one is used. Nothing of vitctl is used but the decoded images.
+fp32 and, if torch has kernels for it, in bf16; the faster one is used. Nothing of vitctl is used but the decoded images.
 """
 
 from __future__ import annotations
@@ -91,14 +91,6 @@ CONTESTANTS = {
 }
 
 
-def precisions() -> list[str]:
-    """Return ``fp32``, and ``bf16`` if the CPU has instructions for it."""
-    bf16 = torch.ops.mkldnn._is_mkldnn_bf16_supported() and any(
-        has for name, has in torch.cpu.get_capabilities().items() if name.endswith("bf16")
-    )
-    return ["fp32", *(["bf16"] if bf16 else [])]
-
-
 def step_seconds(loop: Loop, least: float) -> float:
     """Return the median time of a step, over at least two steps and ``least`` seconds."""
     loop.model.train()
@@ -127,7 +119,8 @@ def accuracies(loop: Loop, images: Tensor, labels: Tensor) -> tuple[float, float
 def fastest(contestant: Contestant, data: Any, batch: int, least: float) -> tuple[str, float]:
     """Return the faster precision, and its seconds per step."""
     make = functools.partial(contestant.make, data, seed=0, batch=batch, steps=1_000_000)
-    times = {each: step_seconds(make(precision=each), least) for each in precisions()}
+    precisions = ["fp32", *(["bf16"] if torch.ops.mkldnn._is_mkldnn_bf16_supported() else [])]
+    times = {each: step_seconds(make(precision=each), least) for each in precisions}
     best = min(times, key=times.__getitem__)
     return best, times[best]
 
@@ -151,9 +144,8 @@ def train(
     data = contestant.prepare(*train)
     batches = [size for size in contestant.batches if size <= len(train[1])] or [len(train[1])]
     least = 0.01 * (deadline - time.monotonic())
-    batch = batches[len(batches) // 2]
-    precision, seconds = fastest(contestant, data, batch, least)
-    images = (deadline - time.monotonic()) * batch / seconds
+    precision, seconds = fastest(contestant, data, batches[0], least)
+    images = (deadline - time.monotonic()) * batches[0] / seconds
     batch = max((size for size in batches if images / size >= contestant.least_steps), default=batches[0])
     timed = contestant.make(data, seed=seed, precision=precision, batch=batch, steps=1_000_000)
     seconds = step_seconds(timed, least)
@@ -170,8 +162,8 @@ def train(
     trained = time.monotonic() - start
     plain, mirrored = accuracies(loop, *test)
     return {
-        "test_acc": plain,
-        "test_acc_tta": mirrored,
+        "test_acc": round(plain, 2),
+        "test_acc_tta": round(mirrored, 2),
         "images": steps * batch,
         "images_per_second": round(steps * batch / trained, 1),
         "precision": precision,

@@ -16,7 +16,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 CROP = 2
-"""Pixels by which an image is moved at most, after it is padded by reflection."""
+"""Pixels by which an image is moved at most, with reflection of what is then missing."""
+
+MEAN = 255 * torch.tensor((0.4914, 0.4822, 0.4465))
+STD = 255 * torch.tensor((0.2470, 0.2435, 0.2616))
 
 BATCHES = (125, 250, 500, 1000, 2000)
 LEAST_STEPS = 200
@@ -124,17 +127,13 @@ class RecordsData:
     """
 
     def __init__(self, images: Tensor, labels: Tensor) -> None:
-        side = torch.arange(32)
-        source = torch.cat([side[1 : CROP + 1].flip(0), side, side[-CROP - 1 : -1].flip(0)])
-        self.padded = images.permute(0, 2, 3, 1).contiguous()[:, source][:, :, source]  # [N, 36, 36, 3]
+        self.images = images.permute(0, 2, 3, 1).contiguous()  # [N, 32, 32, 3]
         self.labels = labels
-        self.mean, self.std = channel_statistics(images)
         self.first = self.normalized(images[:5000])
 
     def normalized(self, images: Tensor) -> Tensor:
         """Return uint8 images ``[B, 3, H, W]`` as normalised floats, channels-last."""
-        floats = images.permute(0, 2, 3, 1).float()
-        return floats.sub_(self.mean).div_(self.std).permute(0, 3, 1, 2)
+        return images.permute(0, 2, 3, 1).float().sub_(MEAN).div_(STD).permute(0, 3, 1, 2)
 
     def batches(self, size: int) -> Iterator[tuple[Tensor, Tensor]]:
         """Yield batches of moved images, without end; an image is mirrored in every other epoch."""
@@ -142,11 +141,17 @@ class RecordsData:
         mirrored = torch.rand(count) < 0.5
         while True:
             for index in torch.randperm(count)[: count // size * size].split(size):
-                top, left = torch.randint(0, 2 * CROP + 1, (2, size, 1))
-                columns = left + torch.where(mirrored[index, None], 31 - side, side)
-                images = self.padded[index[:, None, None], (top + side)[:, :, None], columns[:, None, :]]
+                down, right = torch.randint(-CROP, CROP + 1, (2, size, 1))
+                rows = reflected(down + side)
+                columns = reflected(right + torch.where(mirrored[index, None], 31 - side, side))
+                images = self.images[index[:, None, None], rows[:, :, None], columns[:, None, :]]  # [B, 32, 32, 3]
                 yield self.normalized(images.permute(0, 3, 1, 2)), self.labels[index]
             mirrored = ~mirrored
+
+
+def reflected(pixels: Tensor) -> Tensor:
+    """Return the pixels from 0 to 31 that positions outside of an image show if it is padded by reflection."""
+    return 31 - (31 - pixels.abs()).abs()
 
 
 class RecordsLoop:
@@ -205,11 +210,3 @@ class RecordsLoop:
         """Return the logits of uint8 images ``[B, 3, 32, 32]``."""
         with torch.autocast("cpu", torch.bfloat16, enabled=self.half):
             return self.model(self.data.normalized(images)).float()
-
-
-def channel_statistics(images: Tensor) -> tuple[Tensor, Tensor]:
-    """Return mean and standard deviation of each channel of uint8 images ``[N, 3, H, W]``, each float ``[3]``."""
-    counts = torch.stack([channel.flatten().bincount(minlength=256) for channel in images.unbind(1)]).double()
-    counts, values = counts / counts.sum(1, keepdim=True), torch.arange(256.0, dtype=torch.float64)
-    mean = counts @ values
-    return mean.float(), (counts @ values.square() - mean.square()).sqrt().float()
