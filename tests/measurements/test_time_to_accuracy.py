@@ -16,6 +16,7 @@ from tests.measurements.time_to_accuracy import __main__ as command
 from tests.measurements.time_to_accuracy import plain, records_cnn
 from tests.measurements.time_to_accuracy.report import plot, table
 from tests.measurements.time_to_accuracy.result import Result
+from vitctl.data.cifar import CIFAR10
 
 
 def images(count: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -67,7 +68,13 @@ def test_the_first_convolution_whitens_patches() -> None:
     assert torch.equal(outputs[:12], -outputs[12:])
 
 
-@pytest.mark.parametrize("name", ["records-cnn-narrow", "timm-resnet18"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        name if name == "records-cnn-narrow" else pytest.param(name, marks=pytest.mark.slow)
+        for name in plain.CONTESTANTS
+    ],
+)
 def test_a_plain_loop_learns_and_ends_in_time(name: str) -> None:
     start = time.monotonic()
     found = plain.train(plain.CONTESTANTS[name], images(128), images(50), start + 2.5, seed=0)
@@ -137,7 +144,7 @@ def test_the_table_is_sorted_by_time_and_the_plot_is_transparent(tmp_path: Path)
 def test_complete_commands_are_timed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for part, count in (("train", 300), ("test", 50)):
         for i, (picture, label) in enumerate(zip(*images(count), strict=True)):
-            folder = tmp_path / "data" / "cifar10" / part / f"class{label}"
+            folder = tmp_path / "data" / "cifar10" / part / CIFAR10.classes[label]
             folder.mkdir(parents=True, exist_ok=True)
             Image.fromarray(picture.permute(1, 2, 0).numpy()).save(folder / f"{i}.png")
     monkeypatch.setenv("VITCTL_DATA", str(tmp_path / "data"))
