@@ -91,7 +91,8 @@ def half_precisions(device: torch.device) -> tuple[str, ...]:
 
 def _bf16_is_fast(device: torch.device) -> bool:
     """Return whether the device has instructions for bf16, and torch the kernels that use them."""
-    return "bf16" in half_precisions(device) and (device.type != "cpu" or torch.backends.mkldnn.is_available())
+    kernels = device.type != "cpu" or torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
+    return kernels and "bf16" in half_precisions(device)
 
 
 def _native_precisions(device: torch.device) -> tuple[str, ...]:
