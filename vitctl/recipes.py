@@ -50,6 +50,7 @@ class Card:
         max_steps: length of the runs in steps, if limited; with ``max_time``, the median number of steps.
         max_time: the ``--max-time`` of the runs; the number of steps within it depends on the machine.
         opt: the optimizer, as for ``--opt``; None for the recipe's.
+        precision: precision of the runs; only runs in the same are compared with the card.
     """
 
     net: str
@@ -64,6 +65,7 @@ class Card:
     max_steps: int | None = None
     max_time: str | None = None
     opt: str | None = None
+    precision: str = "fp32"
 
     @property
     def seeds_named(self) -> str:

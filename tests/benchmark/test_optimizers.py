@@ -40,6 +40,16 @@ def weights(run: Path) -> dict[str, torch.Tensor]:
     return dict(load_checkpoint(run / "checkpoints" / "last.pt")["model"])
 
 
+def test_a_comparison_whose_runs_differ_in_precision_says_so(cli: Cli, tmp_path: Path) -> None:
+    words = [*COMPARE, "sgd", "adam", "--seeds", 1, "--json"]
+    fair = "\n".join(cli(*words).json()["notes"])
+    assert "differ in precision" not in fair and fair.endswith(", fp32.")
+    (summary,) = (tmp_path / "runs").rglob("*adam*/summary.json")
+    summary.write_text(json.dumps({**json.loads(summary.read_text()), "precision": "bf16"}))
+    notes = cli(*words).json()["notes"]
+    assert "The runs differ in precision (bf16, fp32): do not compare their figures." in notes
+
+
 def test_a_seed_gives_all_optimizers_the_same_weights_and_batches() -> None:
     plan = make_plan(list(OPTIMIZERS), {**SETTINGS, "mixup": 0.5}, seeds=2)
     digests = []

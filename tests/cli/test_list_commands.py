@@ -11,6 +11,7 @@ from vitctl.recipes import RECIPES, Band, Card, Recipe
 Refused = Callable[..., str]
 
 CARD = Card(
+    precision="bf16",
     net="cct_2",
     dataset="cifar10",
     epochs=2,
@@ -96,7 +97,7 @@ def test_a_recipe_s_page_shows_its_complete_card(cli: Cli, monkeypatch: pytest.M
     for words in ("for this test", "A 2026", "--net", "50.1 ± 0.5 %", "60.0 ± 0.2 %", "59.5 ± 0.3 %", "seeds 0, 1, 2"):
         assert words in text, words
     assert "lr_factor=0.5, lr_scale=head=2,norm_bias=64" in text
-    for words in ("2 min 10 s", "cpu (a processor, 2 threads)", "torch 2.15.0"):
+    for words in ("2 epochs, bf16, seeds", "2 min 10 s", "cpu (a processor, 2 threads)", "torch 2.15.0"):
         assert words in text.replace("\n", " "), words
     assert "not measured" not in text
     assert "59.5 ± 0.3 %" in cli("list-recipes").out

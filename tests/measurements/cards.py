@@ -72,6 +72,7 @@ def main() -> None:
         last = runs[-1]
         print(f"seed {seed}: {last['summary']['test_acc']:.2f} % in {last['seconds']:.1f} s", file=sys.stderr)
     summary, rows = runs[0]["summary"], [run["rows"] for run in runs]
+    (precision,) = {run["summary"]["precision"] for run in runs}
     print(
         Card(
             net=config.net,
@@ -89,6 +90,7 @@ def main() -> None:
             else config.max_steps,
             max_time=args.max_time,
             opt=args.opt,
+            precision=precision,
             versions=f"torch {summary['torch']}, vitctl {summary['vitctl']}",
         )
     )

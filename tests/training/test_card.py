@@ -88,7 +88,9 @@ def test_a_card_for_a_time_limit(install: Install, steps: int, below: bool) -> N
     install(test_acc=Band(90, 0.1), val_acc=(), max_time="60s", max_steps=1400)
     asked = {"recipe": "mine", "dataset": "digits"}
     config = dataclasses.replace(resolve_config({**asked, "max_time": "1m"}), max_steps=steps)
-    watch = CardWatch(cast(Session, SimpleNamespace(config=config, total_steps=steps, history=[])), find_card(config))
+    watch = CardWatch(
+        cast(Session, SimpleNamespace(config=config, total_steps=steps, history=[])), find_card(config, "fp32")
+    )
     said: list[str] = []
     watch.expect(said.append)
     assert said == [
@@ -102,14 +104,14 @@ def test_a_card_for_a_time_limit(install: Install, steps: int, below: bool) -> N
     assert result["card"]["below"] is below and len(said) == 1 + below
     assert not below or "is usual for recipe mine after 1,400 steps" in said[1]
     for other in ({"max_time": "61s"}, {"max_steps": 1400}, {}):
-        assert find_card(resolve_config({**asked, **other})) is None
+        assert find_card(resolve_config({**asked, **other}), "fp32") is None
 
 
 def test_a_card_for_another_optimizer(install: Install) -> None:
     install(opt="adamw:lr=1e-3")
     asked = {"recipe": "mine", "dataset": "digits"}
-    assert find_card(resolve_config(asked)) is None
-    assert find_card(resolve_config({**asked, "opt": "adamw", "lr": 1e-3})) is not None
+    assert find_card(resolve_config(asked), "fp32") is None
+    assert find_card(resolve_config({**asked, "opt": "adamw", "lr": 1e-3}), "fp32") is not None
 
 
 def test_the_band_is_three_deviations_or_at_least_one_point() -> None:
@@ -146,7 +148,16 @@ def test_only_runs_with_the_recipe_s_settings_are_compared(
 ) -> None:
     install()
     config = resolve_config({"recipe": "mine", "dataset": "digits", **flags})
-    assert (find_card(config) is not None) is compared
+    assert (find_card(config, "fp32") is not None) is compared
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_only_runs_in_the_card_s_precision_are_compared(install: Install, precision: str) -> None:
+    install(precision=precision)
+    config = resolve_config({"recipe": "mine", "dataset": "digits"})
+    assert {each: find_card(config, each) is not None for each in ("fp32", "bf16", "fp16")} == {
+        each: each == precision for each in ("fp32", "bf16", "fp16")
+    }
 
 
 def test_an_extended_run_is_not_compared(cli: Cli, install: Install) -> None:
@@ -166,7 +177,7 @@ def test_each_card_matches_the_current_recipe(recipe: str) -> None:
         length = "max_time" if card.max_time else "max_steps" if card.max_steps else "epochs"
         if getattr(own, length) != getattr(card, length):
             asked[length] = getattr(card, length)
-        assert find_card(resolve_config(asked)) is card
+        assert find_card(resolve_config(asked), card.precision) is card
         assert (
             len(card.val_acc) in (0, card.epochs)
             and (not card.max_time or card.max_steps)
@@ -183,8 +194,11 @@ def test_a_recipe_with_max_steps_can_have_a_card(monkeypatch: pytest.MonkeyPatch
         seeds=(0,), seconds=1, machine="cpu", versions="torch 2",
     )  # fmt: skip
     monkeypatch.setitem(RECIPES, "sprint", dataclasses.replace(RECIPES["sprint"], cards=(card,)))
-    assert find_card(config) is card
-    assert find_card(dataclasses.replace(config, seed=5)) is card
-    assert find_card(resolve_config({"recipe": "sprint", "dataset": "digits", "max_steps": config.max_steps})) is card
+    assert find_card(config, "fp32") is card
+    assert find_card(dataclasses.replace(config, seed=5), "fp32") is card
+    assert (
+        find_card(resolve_config({"recipe": "sprint", "dataset": "digits", "max_steps": config.max_steps}), "fp32")
+        is card
+    )
     for other in ({"max_steps": 5}, {"epochs": 1}, {"net": "cct_2"}):
-        assert find_card(resolve_config({"recipe": "sprint", "dataset": "digits", **other})) is None
+        assert find_card(resolve_config({"recipe": "sprint", "dataset": "digits", **other}), "fp32") is None

@@ -1,5 +1,7 @@
-"""``--precision``: the default of each device, unsupported precisions, and loss scaling in fp16."""
+"""``--precision``: the default of each device and network, unsupported precisions, and loss scaling in fp16."""
 
+import dataclasses
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -7,14 +9,15 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from tests.conftest import TINY, Cli
+from tests.conftest import TINY, TINY_NET, Cli
 from tests.training.test_loop import tiny_session
-from tests.training.test_resume import same
+from tests.training.test_resume import assert_same, same
 from vitctl import devices
 from vitctl.devices import precision as precision_module
 from vitctl.devices.policy import MPS as MPS_POLICY
 from vitctl.devices.policy import imposed
 from vitctl.errors import NotFinite, RequestError
+from vitctl.models import MODELS
 from vitctl.training import loop
 
 CPU, CUDA, MPS = (torch.device(name) for name in ("cpu", "cuda", "mps"))
@@ -47,6 +50,126 @@ def test_the_precision_depends_on_the_device(
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: native)
     monkeypatch.setattr(torch.backends.mps, "is_macos_or_newer", lambda *version: native)
     assert devices.resolve_precision(asked, device) == expected
+
+
+@pytest.mark.parametrize(
+    ("device", "pays", "native", "kernels", "expected"),
+    [
+        (CPU, ("cpu",), True, True, "bf16"),
+        (CPU, ("cpu",), False, True, "fp32"),
+        (CPU, ("cpu",), True, False, "fp32"),
+        (CPU, ("mps",), True, True, "fp32"),
+        (MPS, ("cpu",), True, True, "fp32"),
+        (MPS, ("mps",), True, False, "bf16"),
+        (CUDA, (), True, False, "bf16"),
+    ],
+)
+def test_the_precision_depends_on_the_network(
+    device: torch.device,
+    pays: tuple[str, ...],
+    native: bool,
+    kernels: bool,
+    expected: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(precision_module, "_cpu_instructions", lambda: NONE | {"avx512_bf16": native})
+    monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: kernels)
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: native)
+    monkeypatch.setattr(torch.backends.mps, "is_macos_or_newer", lambda *version: native)
+    assert devices.resolve_precision("auto", device, pays) == expected
+    assert devices.resolve_precision("fp32", device, pays) == "fp32"
+
+
+@pytest.mark.parametrize(
+    ("trained", "asked", "pays", "expected"),
+    [
+        ({}, "auto", ("cpu",), "fp32"),  # trained before --precision auto could be bf16 on CPUs
+        ({"device": "cpu"}, "bf16", (), "bf16"),
+        ({"device": "cpu", "precision": "fp32"}, "auto", ("cpu",), "fp32"),  # trained before the network's row changed
+        ({"device": "cpu", "precision": "fp32"}, "bf16", (), "fp32"),  # moved from a CPU without bf16
+        ({"device": "cpu", "precision": "bf16"}, "auto", (), "bf16"),
+        ({"device": "cpu", "precision": "fp16"}, "fp16", (), "fp32"),
+        ({"device": "cuda:1", "precision": "bf16"}, "auto", (), "fp32"),
+        ({"device": "cuda:1", "precision": "bf16"}, "auto", ("cpu",), "bf16"),
+        ({"device": "cuda:1", "precision": "bf16"}, "bf16", (), "bf16"),
+    ],
+)
+def test_a_trained_network_keeps_its_precision_on_a_device_of_the_same_type(
+    trained: dict[str, str], asked: str, pays: tuple[str, ...], expected: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(precision_module, "_cpu_instructions", lambda: NONE | {"avx512_bf16": True})
+    assert devices.kept_precision(trained, asked, CPU, pays) == expected
+    monkeypatch.setattr(precision_module, "_cpu_instructions", lambda: NONE)
+    assert devices.kept_precision(trained, asked, CPU, pays) == "fp32"
+
+
+@pytest.fixture
+def pays(monkeypatch: pytest.MonkeyPatch) -> Callable[[bool], None]:
+    """Return a function that sets whether bf16 pays for ``cct_2`` on CPUs, which have instructions for it."""
+    monkeypatch.setattr(precision_module, "_cpu_instructions", lambda: NONE | {"avx512_bf16": True})
+
+    def put(faster: bool) -> None:
+        monkeypatch.setitem(MODELS, "cct_2", dataclasses.replace(MODELS["cct_2"], bf16=("cpu",) if faster else ()))
+
+    return put
+
+
+def test_automatic_precision_depends_on_nothing_but_network_and_device(pays: Callable[[bool], None]) -> None:
+    pays(True)
+    others = [{}, {"bs": 8}, {"opt": "sgd"}, {"seed": 3}, {"net": TINY_NET.replace("16", "32")}, {"aug": "none"}]
+    assert {tiny_session(**other).precision for other in others} == {"bf16"}
+    assert tiny_session(net="vit:embed_dim=16,depth=1,num_heads=2").precision == "fp32"
+
+
+STEPS = [*TINY, "--limit-test", "10000", "--epochs", "2", "--save-every", "2", "--keep", "9", "--json"]
+
+
+def unfinished(run: Path, copy: Path) -> Path:
+    """Copy a run and take the copy back to its checkpoint of step 2."""
+    shutil.copytree(run, copy)
+    (copy / "summary.json").unlink()
+    first = min((copy / "checkpoints").glob("kept-*.pt"))
+    for path in (copy / "checkpoints").iterdir():
+        if path != first:
+            path.unlink()
+    return copy
+
+
+@pytest.mark.parametrize(
+    ("before", "now", "expected"), [(True, True, "bf16"), (False, True, "fp32"), (True, False, "bf16")]
+)
+def test_a_resumed_run_keeps_its_precision_and_is_bit_identical(
+    before: bool, now: bool, expected: str, pays: Callable[[bool], None], cli: Cli, tmp_path: Path
+) -> None:
+    pays(before)
+    summary = cli("train", *STEPS, "--name", "whole").json()
+    assert summary["precision"] == expected
+    runs = tmp_path / "runs"
+    pays(now)
+    resumed = cli("train", "--resume", unfinished(runs / "whole", runs / "again"), "--json")
+    assert resumed.json()["precision"] == expected and "may differ" not in resumed.err
+    assert_same(runs / "again", runs / "whole")
+    scores = cli("eval", "runs/whole", "--json").json()
+    assert scores["top1"] == pytest.approx(summary["test_acc"])
+    assert scores["loss"] == pytest.approx(summary["test_loss"], abs=1e-5)
+
+
+def test_a_run_moved_to_a_cpu_without_bf16_continues_in_fp32(
+    pays: Callable[[bool], None], cli: Cli, refused: Callable[..., str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pays(True)
+    runs = tmp_path / "runs"
+    assert cli("train", *STEPS, "--name", "whole").json()["precision"] == "bf16"
+    moved = unfinished(runs / "whole", runs / "moved")
+    monkeypatch.setattr(precision_module, "_cpu_instructions", lambda: NONE)
+    assert "use --precision fp32" in refused("train", "--resume", moved, "--precision", "bf16")
+    resumed = cli("train", "--resume", moved, "--json")
+    (warning,) = (line for line in resumed.err.splitlines() if "instructions" in line)
+    assert warning == "warning: cpu has no instructions for bf16 here, so the run continues in fp32"
+    summary = resumed.json()
+    assert summary["precision"] == "fp32"
+    pays(True)  # a checkpoint in fp32 is evaluated in fp32, wherever it is
+    assert cli("eval", "runs/moved", "--json").json()["loss"] == pytest.approx(summary["test_loss"], abs=1e-6)
 
 
 @pytest.mark.parametrize("precision", ["bf16", "fp16"])

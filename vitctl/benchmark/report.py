@@ -309,12 +309,16 @@ class Report:
             notes.append("The runs are shorter than an epoch: its duration is extrapolated from their steps.")
         if self.shared:
             notes.append("The runs shared the machine (--jobs): do not compare their times.")
+        summaries = [each.summary for outcomes in result.runs.values() for each in outcomes if each.summary]
+        precisions = sorted({summary["precision"] for summary in summaries if "precision" in summary})
+        if len(precisions) > 1:  # a comparison that was resumed on another machine, or by another version
+            notes.append(f"The runs differ in precision ({', '.join(precisions)}): do not compare their figures.")
         notes += plan.unequal_settings()
         if result.data_sha256:
             notes.append(f"All runs used the same images, with the digest {result.data_sha256[:12]}.")
         notes.append(
             f"{environment['device']} ({environment['device_name']}, {plural(environment['threads'], 'thread')}), torch "
-            f"{environment['torch']}, vitctl {environment['vitctl']}."
+            f"{environment['torch']}, vitctl {environment['vitctl']}{''.join(f', {each}' for each in precisions)}."
         )
         return notes
 

@@ -131,7 +131,7 @@ def _print_card(name: str, recipe: Recipe) -> None:
     console = stdout_console()
     for card in recipe.cards:
         console.print(
-            f"\nmeasured: {_measured(card, recipe)}, {_length(card)}, {card.seeds_named}, "
+            f"\nmeasured: {_measured(card, recipe)}, {_length(card)}, {card.precision}, {card.seeds_named}, "
             f"{format_duration(card.seconds)} per run, {card.machine}, {card.versions}",
             style="bold",
             markup=False,

@@ -11,14 +11,18 @@ from vitctl.recipes import RECIPES, Card
 from vitctl.units import parse_duration
 
 
-def find_card(config: TrainConfig) -> Card | None:
+def find_card(config: TrainConfig, precision: str) -> Card | None:
     """Return the card that a run with these settings can be compared with, or None.
 
-    Network, data set and length must match the card, and every other setting that affects the result must match the
-    recipe. Seed, device, threads and similar settings may differ.
+    Network, data set, length and precision must match the card, and every other setting that affects the result must
+    match the recipe. Seed, device, threads and similar settings may differ.
+
+    Args:
+        config: settings of the run.
+        precision: its precision: ``fp32``, ``bf16`` or ``fp16``.
     """
     for card in RECIPES[config.recipe].cards if config.recipe in RECIPES else ():
-        if (card.net, card.dataset) == (config.net, config.dataset):
+        if (card.net, card.dataset, card.precision) == (config.net, config.dataset, precision):
             length = "max_time" if card.max_time else "max_steps" if card.max_steps else "epochs"
             asked = {"recipe": config.recipe, "dataset": card.dataset, length: getattr(card, length)}
             asked |= {"opt": card.opt} if card.opt else {}

@@ -330,7 +330,7 @@ class Settings:
     precision: str = _setting(
         "auto",
         str,
-        "auto: bf16 or fp16 on CUDA, otherwise fp32",
+        "auto: bf16 or fp16 on CUDA, bf16 on CPUs if it pays",
         DEVICE,
         choices=("auto", "fp32", "bf16", "fp16"),
         resumable=True,

@@ -97,7 +97,7 @@ def _export(request: ExportRequest, observer: Observer) -> Record:
     trained = load_trained(request.path, weights=request.weights, device=device, warn=observer.message)
     paths = files.plan(request, trained.path)
     # Files compute in float32, so the model must too, whatever the precision in training.
-    classifier = classifier_of(replace(trained, config=replace(trained.config, precision="fp32")), device)
+    classifier = classifier_of(replace(trained, precision="fp32"), device)
     data = _load_data(request, classifier, observer)
     sample = None
     if request.verify:

@@ -13,6 +13,7 @@ import safetensors.torch
 import torch
 from torch import Tensor, nn
 
+from vitctl import devices
 from vitctl.config import TrainConfig
 from vitctl.errors import RequestError
 from vitctl.export.formats import Deployed, Files, Run, as_tuple
@@ -201,6 +202,7 @@ def open_safetensors(path: Path, device: torch.device) -> Classifier:
         step=0,
         history=[],
         data_sha256=record.provenance.data_sha256,
+        precision=devices.nearest_precision("auto", device),
     )
     return classifier_of(trained, device)
 

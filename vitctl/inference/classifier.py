@@ -62,7 +62,6 @@ def classifier_of(trained: Trained, device: torch.device) -> Classifier:
     """Return a classifier that runs ``trained`` with PyTorch on ``device``, where its weights must already be."""
     config = trained.config
     normalize = make_normalize(config, trained.mean, trained.std, device)
-    precision = devices.nearest_precision(config.precision, device)
 
     def build() -> torch.nn.Module:
         return build_model(
@@ -75,7 +74,7 @@ def classifier_of(trained: Trained, device: torch.device) -> Classifier:
 
     @torch.inference_mode()
     def logits(images: Tensor) -> Tensor:
-        with devices.autocast(device, precision):
+        with devices.autocast(device, trained.precision):
             outputs: Tensor = trained.model(normalize(images.to(device)))
         return outputs.float().cpu()
 

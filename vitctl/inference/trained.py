@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from vitctl import devices
 from vitctl.config import TrainConfig
 from vitctl.data.layout import class_name
 from vitctl.errors import RequestError
@@ -37,6 +38,7 @@ class Trained:
         history: record of each epoch.
         sha256: SHA-256 of the checkpoint.
         data_sha256: digest of the training data; empty if not recorded.
+        precision: precision in which to evaluate it on that device: ``fp32``, ``bf16`` or ``fp16``.
     """
 
     model: nn.Module
@@ -51,6 +53,7 @@ class Trained:
     history: list[dict[str, Any]]
     sha256: str = ""
     data_sha256: str = ""
+    precision: str = "fp32"
 
 
 def load_trained(path: Path, *, weights: str, device: torch.device, warn: Callable[[str], None]) -> Trained:
@@ -117,4 +120,5 @@ def load_trained(path: Path, *, weights: str, device: torch.device, warn: Callab
         history=checkpoint["history"],
         sha256=checkpoint[FILE_SHA256],
         data_sha256=checkpoint.get(DATA_SHA256) or "",
+        precision=devices.kept_precision(checkpoint, config.precision, device, find_model(config.net).bf16),
     )

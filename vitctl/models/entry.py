@@ -44,6 +44,8 @@ class ModelEntry(Entry):
         data_init: ``package.module:attribute`` of a function ``init(model, images)`` that initialises a new network from
             normalised training images, float32 ``[n, C, img_size, img_size]`` on the CPU; empty if there is none. It
             must not use torch's random state.
+        bf16: device types on which it trains faster in bf16, as ``python -m tests.measurements.bf16`` finds; there,
+            ``--precision auto`` is bf16 if the device has instructions for it.
         weights: timm's name of pretrained weights for the network, or empty.
         pretrained: whether it starts from these weights by default.
         check: checks sizes and options, in addition to :func:`vitctl.models.checks.check_common`.
@@ -62,6 +64,7 @@ class ModelEntry(Entry):
     batchnorm: bool = False
     channels_last: tuple[str, ...] = ()
     data_init: str = ""
+    bf16: tuple[str, ...] = ()
     weights: str = ""
     pretrained: bool = False
     check: Callable[[str, Mapping[str, Value], int], None] | None = None

@@ -263,6 +263,8 @@ class Session:
             "scheduler": asdict(self.schedule),
             "scaler": self.scaler.state_dict() if self.scaler else None,
             "rng": devices.rng_state(self.device),
+            "device": str(self.device),
+            "precision": self.precision,
             "epoch": self.progress.epoch,
             "step": self.progress.step,
             "progress": asdict(self.progress),

@@ -59,6 +59,7 @@ def open_session(
     *,
     pretrained: bool = True,
     resumed: bool = False,
+    precision: str | None = None,
     data: tuple[Dataset, Splits] | None = None,
     free: Container[str] = (),
 ) -> Session:
@@ -71,6 +72,7 @@ def open_session(
             network from training images if it is so defined; False if a checkpoint replaces the weights or they do not
             matter.
         resumed: whether the caller restores a checkpoint, and then checks the length and compiles.
+        precision: precision in which a run continues; None for that of the settings.
         data: data to use instead of those that the settings name.
         free: settings that may be fitted to the number of training images; see :func:`vitctl.config.free_settings`.
 
@@ -78,7 +80,7 @@ def open_session(
         RequestError: device, data, network or weights are not available as requested.
     """
     device = devices.resolve_device(config.device)
-    precision = devices.resolve_precision(config.precision, device)
+    precision = precision or devices.resolve_precision(config.precision, device, find_model(config.net).bf16)
     devices.prepare(device, config.threads, config.precision)
     weights = None
     if pretrained and config.pretrained != "false":

@@ -31,6 +31,7 @@ from vitctl.data import AUGMENTATIONS
 from vitctl.data.layout import class_name
 from vitctl.data.manifest import require_unchanged
 from vitctl.errors import RequestError
+from vitctl.models import find_model
 from vitctl.observer import SILENT, Observer, Record
 from vitctl.recipes import RECIPES
 from vitctl.registry import or_list, split_spec
@@ -93,7 +94,14 @@ def start_run(
                 **record_data(session, folder),
                 **({"pretrained": session.pretrained} if session.pretrained else {}),
             )
-            return fit(session, folder, observers, resume_command(folder), started, find_card(session.config))
+            return fit(
+                session,
+                folder,
+                observers,
+                resume_command(folder),
+                started,
+                find_card(session.config, session.precision),
+            )
 
 
 def resume_run(
@@ -153,8 +161,11 @@ def resume_run(
             )
             return summary
 
-        check_config(config, SILENT, weights=False)  # warnings were printed when the run started
-        session = open_session(config, observer, pretrained=checkpoint is None, resumed=True)
+        asked_anew = changes.get("precision", "auto") != "auto" or config.precision != stored.precision
+        precision = resumed_precision(config, document["sessions"], observer.message, asked_anew=asked_anew)
+        # Warnings were printed when the run started.
+        check_config(dataclasses.replace(config, precision=precision), SILENT, weights=False)
+        session = open_session(config, observer, pretrained=checkpoint is None, resumed=True, precision=precision)
         same_classes = checkpoint is None or (*map(class_name, checkpoint["classes"]),) == session.dataset.classes
         accepted = require_unchanged(
             session.dataset.manifest,
@@ -214,7 +225,14 @@ def resume_run(
             **({"accepted_data": accepted} if accepted else {}),
         )
         with tracked(run_start(session, folder.path), session.config, observer) as observers:
-            return fit(session, folder, observers, resume_command(folder), started, find_card(session.config))
+            return fit(
+                session,
+                folder,
+                observers,
+                resume_command(folder),
+                started,
+                find_card(session.config, session.precision),
+            )
 
 
 def record_data(session: Session, folder: RunFolder) -> dict[str, str]:
@@ -280,6 +298,30 @@ def run_environment(session: Session) -> dict[str, Any]:
         "precision": session.precision,
         "compiled": session.compile_time is not None,
     }
+
+
+def resumed_precision(
+    config: TrainConfig, sessions: list[dict[str, Any]], warn: Callable[[str], None], *, asked_anew: bool
+) -> str:
+    """Return the precision in which a run continues: that of its last session, or fp32 if the device does not have it.
+
+    Args:
+        config: settings of the run.
+        sessions: environments of its earlier sessions.
+        warn: receives a warning if the device does not have the precision.
+        asked_anew: whether the user asks for a precision, which then replaces that of the last session.
+
+    Raises:
+        RequestError: the device does not have the precision that the user asks for.
+    """
+    device, pays = devices.resolve_device(config.device), find_model(config.net).bf16
+    if asked_anew or not sessions:
+        return devices.resolve_precision(config.precision, device, pays)
+    precision = devices.kept_precision(sessions[-1], config.precision, device, pays)
+    before = sessions[-1].get("precision", precision)
+    if before not in ("fp32", *devices.half_precisions(device)):
+        warn(f"warning: {device} has no instructions for {before} here, so the run continues in {precision}")
+    return precision
 
 
 def resume_command(folder: RunFolder) -> str:
