@@ -15,7 +15,7 @@ from vitctl.errors import RequestError
 from vitctl.optim import find_optimizer
 from vitctl.registry import Value, format_spec, or_list, split_spec
 
-_ADDED = ("labels", "strict_data", "class_weights", "holdout_by", "test_fraction", "fit", "value_range")
+_ADDED = ("labels", "strict_data", "class_weights", "holdout_by", "test_fraction", "fit", "value_range", "refits")
 """Settings that comparisons of earlier versions lack, and that identify a comparison only if they have been changed."""
 
 FACTOR = 3.0

@@ -68,6 +68,23 @@ def parse_tags(value: object, what: str) -> str:
     return ",".join(convert(each, str, what) for each in (value if isinstance(value, list) else [value]))
 
 
+def parse_refits(value: object, what: str) -> list[list[int]]:
+    """Return pairs of a step and the run's length from then on.
+
+    Raises:
+        RequestError: another form, or the pairs are not in the order of a run.
+    """
+    pairs = value if isinstance(value, (list, tuple)) else [value]
+    if not all(isinstance(pair, (list, tuple)) and [type(each) for each in pair] == [int, int] for pair in pairs):
+        raise RequestError(f"{what} takes pairs of a step and a length, not {value!r}", hint=f"remove {what}")
+    steps = [step for step, _ in pairs]
+    ends = [end for _, end in pairs]
+    ordered = all(one < two for one, two in zip(steps, steps[1:], strict=False))
+    if min(steps, default=1) < 1 or not ordered or any(s >= e for s, e in (*pairs, *zip(steps[1:], ends, strict=False))):
+        raise RequestError(f"{what} {value!r} are not in the order of a run", hint=f"remove {what}")
+    return [[step, end] for step, end in pairs]
+
+
 @dataclass(frozen=True, kw_only=True)
 class Settings:
     """Everything that determines what a training run computes and where, with each value parsed by its flag.
@@ -251,6 +268,10 @@ class Settings:
     max_time: str | None = _setting(
         None, str, "time budget of the whole run, such as 60s, 10m or 1h", SCHEDULE, metavar="TIME"
     )
+    refits: list[list[int]] | None = None
+    """Changes of ``max_steps`` on the way under ``--max-time``, each a step and the run's length from then on; None until
+    ``--max-time`` has set ``max_steps``. With a list, the run has exactly this length. A key of files, not a flag.
+    """
     schedule: str = _setting(
         "linear",
         str,
@@ -367,6 +388,8 @@ class Settings:
             if "flag" in field.metadata:
                 self._parse(field)
         self._parse_micro_batch()
+        if self.refits is not None:
+            object.__setattr__(self, "refits", parse_refits(self.refits, "refits"))
         if self.value_range not in (AUTO, FULL):
             object.__setattr__(self, "value_range", range_text(*parse_range(self.value_range)))
         object.__setattr__(self, "pretrained", pretrained_word(self.pretrained))
