@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -68,7 +69,7 @@ def parse_tags(value: object, what: str) -> str:
     return ",".join(convert(each, str, what) for each in (value if isinstance(value, list) else [value]))
 
 
-def parse_refits(value: object, what: str) -> list[list[int]]:
+def parse_refits(value: Any, what: str) -> list[list[int]]:
     """Return pairs of a step and the run's length from then on.
 
     Raises:
@@ -77,11 +78,11 @@ def parse_refits(value: object, what: str) -> list[list[int]]:
     pairs = value if isinstance(value, (list, tuple)) else [value]
     if not all(isinstance(pair, (list, tuple)) and [type(each) for each in pair] == [int, int] for pair in pairs):
         raise RequestError(f"{what} takes pairs of a step and a length, not {value!r}", hint=f"remove {what}")
-    steps = [step for step, _ in pairs]
-    ends = [end for _, end in pairs]
-    ordered = all(one < two for one, two in zip(steps, steps[1:], strict=False))
-    if min(steps, default=1) < 1 or not ordered or any(s >= e for s, e in (*pairs, *zip(steps[1:], ends, strict=False))):
-        raise RequestError(f"{what} {value!r} are not in the order of a run", hint=f"remove {what}")
+    last, end = 0, math.inf
+    for step, length in pairs:
+        if not last < step < min(end, length):
+            raise RequestError(f"{what} {value!r} are not in the order of a run", hint=f"remove {what}")
+        last, end = step, length
     return [[step, end] for step, end in pairs]
 
 

@@ -20,6 +20,9 @@ The first corrects most of an error while the learning rate is high. The second 
 it is corrected, and leaves enough steps for the rate to fall gradually.
 """
 
+WINDOW = 0.1
+"""Share of the training, before a refit, in which the speed is measured: an older one says less about the rest."""
+
 TOLERATED = 0.01
 """Share of the time limit by which the end may be early or late before the length is changed on the way."""
 
@@ -107,25 +110,27 @@ class Pace:
         self._session, self._speed, self._limit, self._budget = session, speed, limit, budget
         self._end, self._clock = end, clock
         start, trained = clock(), end - test_seconds(session, speed)
-        self._moments = [(share, start + share * (trained - start)) for share in REFITS]
-        self._since = start, 0, 0
+        shares = [(share - before, not before) for share in REFITS for before in (WINDOW, 0.0)]
+        self._moments = [(share, start + share * (trained - start), refits) for share, refits in shares]
+        self._since, self._slower = (start, 0, 0), 1.0
 
     def due(self) -> bool:
-        """Return whether to fit the length again after the current step."""
+        """Return whether to measure the speed, or to fit the length again, after the current step."""
         step, total = self._session.progress.step, self._session.total_steps
         if not self._moments or step >= total:
             return False
-        share, moment = self._moments[0]
+        share, moment, _ = self._moments[0]
         return step >= share * total or self._clock() >= moment
 
     def refit(self, folder: RunFolder, say: Callable[[str], None]) -> None:
-        """Fit the length to the speed since the last time, store it in ``folder``, and then apply it.
+        """Fit the length to the speed of the last steps, store it in ``folder``, and then apply it.
 
-        The length is kept if the run will end in time as it is.
+        The length is kept if the run will end in time as it is, and where only the measurement begins.
         """
         session, progress = self._session, self._session.progress
-        del self._moments[0]
-        slower = self._measure()
+        self._measure()
+        if not self._moments.pop(0)[2]:
+            return
         now, done = self._clock(), training_seconds(session, self._speed, progress.step, progress.epoch)
         late = now + run_seconds(session, self._speed, session.total_steps) - done - self._end
         fitting = fitting_steps(session, self._speed, self._end - now + done, self._limit)
@@ -136,11 +141,12 @@ class Pace:
         config = dataclasses.replace(config, refits=[*(config.refits or ()), [progress.step, length]])
         folder.write_config(config)
         session.refit(config)
-        change = f"{abs(100 * (slower - 1)):.0f} % {'slower' if slower > 1 else 'faster'} than planned"
+        times = max(self._slower, 1 / self._slower)
+        change = f"{times:.2f} times {'slower' if self._slower > 1 else 'faster'} than planned"
         say(f"{change}: {plural(length, 'step')} instead of {planned:,} fit into --max-time {config.max_time}")
 
-    def _measure(self) -> float:
-        """Update the speed to that since the last time, and return the factor by which steps take longer.
+    def _measure(self) -> None:
+        """Update the speed to that since the last time.
 
         Whatever makes steps slower is assumed to make evaluations and checkpoints slower, too.
         """
@@ -151,4 +157,4 @@ class Pace:
         expected = training_seconds(session, self._speed, progress.step - steps, progress.epoch - epochs)
         factor = (self._since[0] - since) / expected
         self._speed = self._speed.scaled(factor)
-        return factor
+        self._slower *= factor
