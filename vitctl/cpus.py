@@ -18,11 +18,15 @@ def available_cpus() -> int:
     It is the smallest of the machine's CPUs, the affinity (``taskset``, SLURM) and the quotas of all control groups that
     contain the process (``docker --cpus``, Kubernetes). Part of a CPU counts as one.
     """
-    allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    limits = [float(allowed)]
+    limits = [float(len(usable_cpus()))]
     if sys.platform == "linux":
         limits += _quotas()
     return max(1, math.ceil(min(limits)))
+
+
+def usable_cpus() -> set[int]:
+    """Return the numbers of the CPUs that the affinity of this process allows."""
+    return os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else set(range(os.cpu_count() or 1))
 
 
 def _quotas() -> Iterator[float]:

@@ -3,6 +3,7 @@ import dataclasses
 import pytest
 
 from vitctl.config import FLAGS, OPTION_TABLES, TrainConfig, normalise_keys
+from vitctl.config.keys import FILE_ONLY
 from vitctl.errors import RequestError
 
 
@@ -20,5 +21,5 @@ def test_keys_of_a_file_are_parsed_under_all_their_spellings() -> None:
 
 def test_every_setting_has_help() -> None:
     for field in dataclasses.fields(TrainConfig):
-        assert "flag" in field.metadata or field.name in OPTION_TABLES
+        assert "flag" in field.metadata or field.name in (*OPTION_TABLES, *FILE_ONLY)
     assert all(flag.help for flag in FLAGS.values())

@@ -126,6 +126,11 @@ FILE_CASES: list[tuple[Rule, dict[str, Any], dict[str, Any], dict[str, Any]]] = 
     (rules.drop_warmdown_of_replaced_schedule, {}, {"warmdown": 0.2}, {"warmdown": 0.2}),
     (rules.drop_replaced_length, {"max_steps": 5}, {"epochs": 2, "max_time": "60s", "bs": 1}, {"bs": 1}),
     (rules.drop_replaced_length, {"bs": 1}, {"epochs": 2}, {"epochs": 2}),
+    (rules.drop_replaced_length, {"epochs": 2}, {"max_steps": 9, "refits": [[3, 7]]}, {}),
+    (rules.drop_length_fitted_to_other_settings, {"bs": 1}, {"max_time": "9s", "max_steps": 9, "refits": []}, {"max_time": "9s"}),
+    (rules.drop_length_fitted_to_other_settings, {"keep": 1}, {"max_time": "9s", "refits": []}, {"max_time": "9s", "refits": []}),
+    (rules.drop_length_fitted_to_other_settings, {"bs": 1}, {"max_time": "9s", "max_steps": 9}, {"max_time": "9s", "max_steps": 9}),
+    (rules.drop_length_fitted_to_other_settings, {"bs": 1}, {"max_steps": 9, "refits": []}, {"max_steps": 9, "refits": []}),
 ]  # fmt: skip
 
 

@@ -1,3 +1,4 @@
+import dataclasses
 import itertools
 import math
 
@@ -107,3 +108,43 @@ def test_a_range_test_rises_exponentially() -> None:
     factors = [RangeTest("range", 11, low=1e-3, high=1e2).factor(i) for i in range(11)]
     assert factors[0] == pytest.approx(1e-3) and factors[-1] == pytest.approx(1e2)
     assert [b / a for a, b in itertools.pairwise(factors)] == pytest.approx([10**0.5] * 10)
+
+
+KINDS = {
+    "linear": Schedule("linear", 100, 10),
+    "cosine": Schedule("cosine", 100, 10),
+    "onecycle": Schedule("onecycle", 100, 30),
+    "warmdown": Schedule("constant", 100, 10, warmdown_steps=40),
+}
+REFITS = [((40, 70),), ((40, 130),), ((5, 60),), ((40, 41),), ((40, 130), (90, 100)), ((40, 60), (50, 140))]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("refits", REFITS)
+def test_a_refit_stretches_the_rest_of_the_schedule_without_a_jump(
+    kind: str, refits: tuple[tuple[int, int], ...]
+) -> None:
+    before = KINDS[kind]
+    for i, (step, length) in enumerate(refits):
+        after = dataclasses.replace(KINDS[kind], refits=refits[: i + 1])
+        assert [after.factor(k) for k in range(step + 1)] == [before.factor(k) for k in range(step + 1)]
+        steepest = max(abs(before.factor(k) - before.factor(k + 1)) for k in range(150))
+        slope = steepest * 100 / (length - step)
+        assert all(abs(after.factor(k) - after.factor(k + 1)) <= slope + 1e-12 for k in range(step, length - 1))
+        assert after.factor(length) == pytest.approx(0, abs=1e-5)
+        before = after
+
+
+def test_after_a_refit_a_linear_schedule_falls_linearly_to_zero() -> None:
+    schedule = Schedule("linear", 100, refits=((40, 130), (90, 100)))
+    assert [schedule.factor(k) for k in (0, 40, 85)] == pytest.approx([1, 0.6, 0.6 * 45 / 90])
+    left = 0.6 * 40 / 90
+    assert [schedule.factor(90 + k) for k in range(11)] == pytest.approx([left * (1 - k / 10) for k in range(11)])
+    assert {Schedule("constant", 100, refits=((40, 130),)).factor(k) for k in range(130)} == {1.0}
+
+
+def test_a_refit_changes_a_rate_per_epoch_at_the_next_epoch() -> None:
+    refit = Schedule("linear", 100, steps_per_epoch=10, refits=((45, 75),))
+    plain = Schedule("linear", 100, steps_per_epoch=10)
+    assert [refit.factor(k) for k in range(50)] == [plain.factor(k) for k in range(50)]
+    assert [refit.factor(k) for k in (50, 59, 60, 70)] == pytest.approx([0.55 * (1 - k / 30) for k in (5, 5, 15, 25)])

@@ -18,9 +18,10 @@ from tests.training.test_resume import same
 from vitctl.config import resolve_config
 from vitctl.optim import OPTIMIZERS
 from vitctl.tracking.wandb import WandbRun
-from vitctl.training import budget, loop, start
-from vitctl.training.budget import Speed, TimePlan, fitting_steps, measure_speed, run_seconds
+from vitctl.training import budget, loop, pace, start
+from vitctl.training.budget import TimePlan, measure_speed
 from vitctl.training.checkpoint import load_checkpoint
+from vitctl.training.pace import Speed, fitting_steps, run_seconds
 from vitctl.training.session import Session, Tally
 
 
@@ -176,6 +177,7 @@ def test_the_startup_time_of_wandb_counts(cli: Cli, tmp_path: Path, monkeypatch:
     monkeypatch.setattr(budget, "clock", lambda: started + late)
     monkeypatch.setattr(sys.modules["vitctl.cli.train"], "STARTED", started)
     monkeypatch.setattr(WandbRun, "open", slow)
+    monkeypatch.setattr(pace, "REFITS", ())  # this clock does not advance
     steps = {}
     for mode in ("disabled", "offline"):
         late = 0.0

@@ -97,7 +97,7 @@ def make_device_plan(
     config = _resolved({**flags, "val": "none"}, base)
     # A warm-up in epochs or steps may be longer than this length, and costs nothing.
     warmup = 0.0 if isinstance(config.warmup, str) else config.warmup
-    config = dataclasses.replace(config, epochs=1, max_steps=None, max_time=None, warmup=warmup)
+    config = dataclasses.replace(config, epochs=1, max_steps=None, max_time=None, refits=None, warmup=warmup)
     return DevicePlan(config=config, given=given, seconds=seconds, trains=trains)
 
 

@@ -18,7 +18,10 @@ from vitctl.registry import Value, format_spec, or_list, split_spec
 _ADDED: dict[str, Any] = {
     **{
         name: getattr(TrainConfig, name)
-        for name in ("labels", "strict_data", "class_weights", "holdout_by", "test_fraction", "fit", "value_range")
+        for name in (
+            *("labels", "strict_data", "class_weights", "holdout_by", "test_fraction", "fit", "value_range"),
+            "refits",
+        )
     },
     "lr_scale": {},
 }

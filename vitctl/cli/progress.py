@@ -127,6 +127,7 @@ class ProgressLines(Observer):
 
     def stepped(self, record: Record) -> None:
         """Print the figures of the current epoch, every :data:`LINE_EVERY` seconds."""
+        self.epochs = record["epochs"]  # --max-time may change it on the way
         if record["train_loss"] is not None and self._due():
             self.print_parts(
                 [
@@ -248,6 +249,7 @@ class ProgressBars(ProgressLines):
 
     def stepped(self, record: Record) -> None:
         """Update the bars of epochs and steps."""
+        self.epochs = record["epochs"]
         figures = [*_speed(record), f"lr {record['lr']:.2e}"]
         if record["train_loss"] is not None:
             figures = [f"loss {record['train_loss']:.4f}", f"acc {record['train_acc']:.2f} %", *figures]

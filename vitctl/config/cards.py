@@ -39,5 +39,5 @@ def _relevant_settings(config: TrainConfig) -> dict[str, Any]:
     free = {name for name, flag in FLAGS.items() if flag.resumable and name not in ("epochs", "max_steps")}
     relevant = {name: value for name, value in config.to_dict().items() if name not in free | {"seed"}}
     if config.max_time:  # max_steps then depends on the machine
-        relevant |= {"max_time": parse_duration(config.max_time, "--max-time"), "max_steps": None}
+        relevant |= {"max_time": parse_duration(config.max_time, "--max-time"), "max_steps": None, "refits": None}
     return relevant

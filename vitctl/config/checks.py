@@ -116,6 +116,16 @@ def check_run_ends(config: Settings) -> None:
         raise RequestError("the length of the run is missing", hint="add --epochs, --max-steps or --max-time")
 
 
+def check_refits_have_a_length(config: Settings) -> None:
+    """Refuse changes of a length that is missing, or that ends before the first of them."""
+    if config.refits and config.max_steps is None:
+        raise RequestError(f"refits {config.refits} change max_steps, which is missing", hint="remove refits")
+    if config.refits and config.max_steps is not None and config.refits[0][0] >= config.max_steps:
+        raise RequestError(
+            f"refits {config.refits} begin after the last step, max_steps {config.max_steps}", hint="remove refits"
+        )
+
+
 def check_durations(config: Settings) -> None:
     """Parse ``--max-time`` and ``--save-every``, which are stored as text."""
     if config.max_time is not None:
@@ -198,6 +208,7 @@ CHECKS: tuple[Callable[[Settings], None], ...] = (
     check_folder_settings_have_a_folder,
     check_loss_sum_is_measured,
     check_run_ends,
+    check_refits_have_a_length,
     check_durations,
     check_wandb_names,
     check_wandb_tags,

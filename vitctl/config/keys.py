@@ -11,6 +11,7 @@ from typing import Any
 from vitctl.config.flag import NETWORK, OPTIMIZER, SCHEDULE, Flag, flag_name
 from vitctl.config.names import SWITCHES, SYNONYMS, foreign_name
 from vitctl.config.paths import find_run, is_run
+from vitctl.config.settings import parse_refits
 from vitctl.config.train_config import TrainConfig
 from vitctl.data import AUGMENTATIONS
 from vitctl.errors import RequestError
@@ -59,6 +60,9 @@ ALIASES = SYNONYMS | {
     spelling.lstrip("-").replace("-", "_"): name for name, flag in FLAGS.items() for spelling in flag.names
 }
 """Settings by their other names."""
+
+FILE_ONLY: Mapping[str, Callable[[object, str], Any]] = {"refits": parse_refits}
+"""Parsers of the settings that a file can give but no flag: what a run has recorded, to repeat it."""
 
 OPTION_TABLES = ("net_options", "opt_options", "aug_options")
 """Settings of a file that hold options by name."""
@@ -151,13 +155,15 @@ def _add_setting(settings: dict[str, Any], key: str, value: Any) -> str:
     if name in SWITCHES and value is not None:
         switched = convert(value, bool, key)
         name, value = SWITCHES[name][0], SWITCHES[name][1] if switched else None
-    if name not in FLAGS and name not in OPTION_TABLES and name not in SWITCHES:
+    if not any(name in names for names in (FLAGS, OPTION_TABLES, SWITCHES, FILE_ONLY)):
         raise unknown_setting(key, name)
     if value is None:
         return name
     if name in settings:
         raise RequestError(f"{key!r} sets {name} a second time", hint=f"remove {key!r}")
-    if name not in OPTION_TABLES:
+    if name in FILE_ONLY:
+        settings[name] = FILE_ONLY[name](value, key)
+    elif name not in OPTION_TABLES:
         settings[name] = FLAGS[name].parse(name, value)
     elif isinstance(value, dict):
         settings[name] = {str(option).replace("-", "_"): each for option, each in value.items() if each is not None}

@@ -13,7 +13,7 @@ from typing import Any
 
 from vitctl.config.checks import check_tracked
 from vitctl.config.flag import flag_name
-from vitctl.config.keys import ADANS, FLAGS, LENGTHS, NET_FLAGS, OPT_FLAGS
+from vitctl.config.keys import ADANS, FILE_ONLY, FLAGS, LENGTHS, NET_FLAGS, OPT_FLAGS
 from vitctl.config.lr_scale import parse_lr_scale
 from vitctl.config.paths import resolve_dataset, resolve_labels, resolve_pretrained
 from vitctl.config.train_config import TrainConfig
@@ -230,7 +230,17 @@ def drop_warmdown_of_replaced_schedule(draft: Draft) -> None:
 def drop_replaced_length(draft: Draft) -> None:
     """Drop the file's length if a flag gives one, even in another unit, such as ``--max-steps`` for epochs."""
     if draft.flags.keys() & set(LENGTHS):
-        draft.drop(*LENGTHS)
+        draft.drop(*LENGTHS, *FILE_ONLY)
+
+
+def drop_length_fitted_to_other_settings(draft: Draft) -> None:
+    """Drop the length that the file's run fitted to its ``max_time`` if a flag changes what the run computes.
+
+    It is then fitted again; with the file's own settings, the run is repeated with the same steps.
+    """
+    changed = any(name not in FLAGS or not FLAGS[name].resumable for name in draft.flags)
+    if changed and draft.file.get("max_time") and draft.file.get("refits") is not None:
+        draft.drop("max_steps", *FILE_ONLY)
 
 
 # Choices: recipe, data set, network, weights, optimizer
@@ -618,6 +628,7 @@ RULES: tuple[Callable[[Draft], None], ...] = (
     drop_loss_sum_without_validation,
     drop_warmdown_of_replaced_schedule,
     drop_replaced_length,
+    drop_length_fitted_to_other_settings,
     # Choices: recipe, data set, network, weights, optimizer
     choose_recipe,
     choose_dataset,

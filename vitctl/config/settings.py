@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -67,6 +68,23 @@ def parse_tags(value: object, what: str) -> str:
         RequestError: a tag is not text.
     """
     return ",".join(convert(each, str, what) for each in (value if isinstance(value, list) else [value]))
+
+
+def parse_refits(value: Any, what: str) -> list[list[int]]:
+    """Return pairs of a step and the run's length from then on.
+
+    Raises:
+        RequestError: another form, or the pairs are not in the order of a run.
+    """
+    pairs = value if isinstance(value, (list, tuple)) else [value]
+    if not all(isinstance(pair, (list, tuple)) and [type(each) for each in pair] == [int, int] for pair in pairs):
+        raise RequestError(f"{what} takes pairs of a step and a length, not {value!r}", hint=f"remove {what}")
+    last, end = 0, math.inf
+    for step, length in pairs:
+        if not last < step < min(end, length):
+            raise RequestError(f"{what} {value!r} are not in the order of a run", hint=f"remove {what}")
+        last, end = step, length
+    return [[step, end] for step, end in pairs]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -252,6 +270,10 @@ class Settings:
     max_time: str | None = _setting(
         None, str, "time budget of the whole run, such as 60s, 10m or 1h", SCHEDULE, metavar="TIME"
     )
+    refits: list[list[int]] | None = None
+    """Changes of ``max_steps`` on the way under ``--max-time``, each a step and the run's length from then on; None until
+    ``--max-time`` has set ``max_steps``. With a list, the run has exactly this length. A key of files, not a flag.
+    """
     schedule: str = _setting(
         "linear",
         str,
@@ -381,6 +403,8 @@ class Settings:
             if "flag" in field.metadata:
                 self._parse(field)
         self._parse_micro_batch()
+        if self.refits is not None:
+            object.__setattr__(self, "refits", parse_refits(self.refits, "refits"))
         if self.value_range not in (AUTO, FULL):
             object.__setattr__(self, "value_range", range_text(*parse_range(self.value_range)))
         object.__setattr__(self, "pretrained", pretrained_word(self.pretrained))

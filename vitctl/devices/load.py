@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import os
 
+from vitctl.cpus import usable_cpus
+
 
 class CpuWatch:
-    """Measures the CPU time that other processes and virtual machines take on this machine; Linux only."""
+    """Measures the CPU time that others, processes and virtual machines, take on this process's CPUs; Linux only."""
 
     def __init__(self) -> None:
         self._start = _cpu_seconds()
@@ -21,13 +23,15 @@ class CpuWatch:
 
 
 def _cpu_seconds() -> tuple[float, float, float] | None:
-    """Return CPU seconds, summed over all CPUs: busy, total, and of this process; see proc(5)."""
+    """Return CPU seconds, summed over the CPUs of this process: busy, total, and its own; see proc(5)."""
+    ours = {f"cpu{cpu}" for cpu in usable_cpus()}
     try:
         with open("/proc/stat", encoding="ascii") as file:
-            words = file.readline().split()
-        user, nice, system, idle, iowait, irq, softirq, steal = (int(word) for word in words[1:9])
-    except (OSError, ValueError):
+            rows = [line.split()[1:9] for line in file if line.split()[0] in ours]
+        sums = [sum(int(row[i]) for row in rows) for i in range(8)]
+    except (OSError, ValueError, IndexError):
         return None
+    user, nice, system, idle, iowait, irq, softirq, steal = sums
     tick = os.sysconf("SC_CLK_TCK")
     busy = user + nice + system + irq + softirq + steal
     return busy / tick, (busy + idle + iowait) / tick, sum(os.times()[:4])

@@ -22,6 +22,8 @@ class Schedule:
         warmup_steps: number of steps over which the factor rises to 1.
         steps_per_epoch: steps per epoch if the factor may change only at the start of an epoch; 0 if at any step.
         warmdown_steps: number of steps, at the end of the run, over which a constant factor falls linearly to zero.
+        refits: pairs of a step and the length of the run from then on, in order of the steps. From that step, the rest
+            of the schedule is stretched or compressed to the new end, so that the factor has no jump.
     """
 
     kind: str
@@ -29,6 +31,7 @@ class Schedule:
     warmup_steps: int = 0
     steps_per_epoch: int = 0
     warmdown_steps: int = 0
+    refits: tuple[tuple[int, int], ...] = ()
 
     def factor(self, step: int) -> float:
         """Return the factor of the peak learning rate at ``step``, counted from 0.
@@ -45,6 +48,21 @@ class Schedule:
         """
         if self.steps_per_epoch:
             step -= step % self.steps_per_epoch
+        return self._factor_at(self._position(step))
+
+    def _position(self, step: int) -> float:
+        """Return the step of the schedule without refits that has the factor of ``step``."""
+        position, since, end = 0.0, 0, self.total_steps
+        for refit, length in self.refits:
+            if step < refit:
+                break
+            position += (refit - since) / (end - since) * (self.total_steps - position)
+            since, end = refit, length
+        if not since:
+            return step
+        return position + (step - since) / (end - since) * (self.total_steps - position)
+
+    def _factor_at(self, step: float) -> float:
         if self.kind == "onecycle":
             top = max(0, self.warmup_steps - 1)
             if step < top:  # as in a warm-up: use the rate of the epoch's last step
@@ -59,7 +77,7 @@ class Schedule:
         t = min(1.0, (step - self.warmup_steps) / max(1, self.total_steps - self.warmup_steps))
         return (1 + math.cos(math.pi * t)) / 2 if self.kind == "cosine" else 1 - t
 
-    def _onecycle(self, step: int) -> float:
+    def _onecycle(self, step: float) -> float:
         low, end = 1 / ONECYCLE_START, 1 / ONECYCLE_START / ONECYCLE_END
         top, last = max(0, self.warmup_steps - 1), max(1, self.total_steps - 1)
         if step < top:

@@ -14,6 +14,7 @@ from vitctl.training.loop import train_step
 from vitctl.training.preflight import check_config
 from vitctl.training.session import parameters
 from vitctl.training.setup import open_session
+from vitctl.training.threads import settle_threads
 
 
 def dry_run(
@@ -42,9 +43,11 @@ def dry_run(
     """
     started = time.monotonic()
     check_config(config, observer)
+    watch = devices.CpuWatch()
     session = open_session(config, observer, pretrained=False, free=free)
+    settle_threads(session, watch, observer)
     config = session.config
-    if config.max_time:
+    if config.max_time and config.refits is None:
         TimePlan(session, started).fit()
     session.train_mode()
     times: list[float] = []

@@ -99,7 +99,15 @@ def find_lr(
     config = fitted(config, data[1], free, observer)
     # Mix images to the end: the loss would fall at any rate when mixing stops.
     found_with = dataclasses.replace(
-        config, epochs=None, max_time=None, max_steps=steps, patience=None, mix_off=0.0, warmup=0.0, warmdown=0.0
+        config,
+        epochs=None,
+        max_time=None,
+        refits=None,
+        max_steps=steps,
+        patience=None,
+        mix_off=0.0,
+        warmup=0.0,
+        warmdown=0.0,
     )
     session = open_session(found_with, observer, data=data)
     session.schedule = RangeTest("range", steps, low=LOW, high=HIGH)

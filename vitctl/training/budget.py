@@ -1,4 +1,4 @@
-"""``--max-time``: the number of steps that fit, fixed at the start so that the learning-rate schedule ends in time."""
+"""``--max-time``: the number of steps that fit, set at the start so that the learning-rate schedule ends in time."""
 
 from __future__ import annotations
 
@@ -13,18 +13,17 @@ from vitctl import devices
 from vitctl.data.dataset import Subset
 from vitctl.errors import RequestError
 from vitctl.training.checkpoint import save_checkpoint
-from vitctl.training.evaluate import evaluate, tta_views
+from vitctl.training.evaluate import evaluate
 from vitctl.training.loop import train_step
+from vitctl.training.pace import Pace, Speed, fitting_steps, run_seconds
 from vitctl.training.preflight import check_length
 from vitctl.training.session import Session, given_length
-from vitctl.units import format_duration, parse_duration, parse_save_every, plural
+from vitctl.units import format_duration, parse_duration, plural
 
-MEASURED_SHARE = 0.04
-"""Share of the time limit spent on measuring the speed."""
-MEASURED_SECONDS = (1.0, 30.0)
+MEASURED_SHARE = 0.01
+"""Share of the time limit spent on timing steps; the length is corrected on the way."""
+MEASURED_SECONDS = (0.5, 5.0)
 """Minimum and maximum seconds spent on timing steps."""
-MEASURED_STEPS = 3
-"""Minimum number of timed steps, however long they take."""
 PLANNED_SHARE = 0.97
 """Share of the time limit to plan for, as a machine's speed varies by a few percent from minute to minute."""
 HINT_MARGIN = 1.1
@@ -33,35 +32,16 @@ CLOSING_SECONDS = 0.5
 """Seconds from the final figures to the end of the process."""
 TRACKER_SECONDS = (2.0, 1.5)
 """Seconds that W&B is assumed to take to open and to close."""
-SAVES_PER_EPOCH = 2
-"""Maximum number of checkpoints written per epoch: ``best.pt`` and ``last.pt``."""
-
 clock = time.monotonic
 """Clock for measuring and planning, in seconds; replaced in tests."""
-
-
-@dataclasses.dataclass(frozen=True)
-class Speed:
-    """Seconds that each part of a run takes.
-
-    Attributes:
-        step: one optimizer step.
-        image: evaluating one image.
-        save: writing one checkpoint.
-        call: fixed cost of an evaluation.
-    """
-
-    step: float
-    image: float
-    save: float
-    call: float = 0.0
 
 
 class TimePlan:
     """Fits the length of a run to ``--max-time``.
 
-    The speed is measured once, on real steps and evaluations, and the session is then restored: a run with the same
-    number of ``--max-steps`` is bit-identical. The number of steps is stored in the settings as ``max_steps``.
+    The speed is measured on real steps and evaluations, and the session is then restored. The number of steps is stored
+    in the settings as ``max_steps``, and its changes on the way (:meth:`pace`) as ``refits``: a run with both settings is
+    bit-identical.
 
     Args:
         session: a new session whose settings have ``max_time``.
@@ -104,6 +84,11 @@ class TimePlan:
         left = self._left(self._trackers[1])
         return self._set_length(max(1, fitting_steps(self._session, self._speed, left, self._limit)), left)
 
+    def pace(self) -> Pace:
+        """Return what keeps the run within the time once it trains."""
+        end = clock() + self._left(self._trackers[1])
+        return Pace(self._session, self._speed, self._limit, self._budget, end, clock)
+
     def _left(self, trackers: float) -> float:
         return PLANNED_SHARE * self._budget - CLOSING_SECONDS - trackers - (clock() - self._started)
 
@@ -113,7 +98,7 @@ class TimePlan:
     def _set_length(self, steps: int, left: float) -> str:
         session = self._session
         session.set_length(steps)
-        session.config = dataclasses.replace(session.config, max_steps=steps)
+        session.config = dataclasses.replace(session.config, max_steps=steps, refits=[])
         images = min(session.batches.batch_size, session.batches.count) / self._speed.step
         epochs = steps / session.steps_per_epoch
         spare = self._budget * (1 - PLANNED_SHARE) + left - self._seconds(steps)
@@ -134,14 +119,7 @@ def measure_speed(session: Session, budget: float, runs_dir: Path | None = None)
     """
     before = copy.deepcopy(session.checkpoint())
     low, high = MEASURED_SECONDS
-    wanted = min(high, max(low, MEASURED_SHARE * budget))
-    session.train_mode()
-    _step(session)  # the first step allocates memory
-    steps, start = 0, clock()
-    while steps < MEASURED_STEPS or clock() - start < wanted:
-        _step(session)
-        steps += 1
-    step = (clock() - start) / steps
+    step = step_seconds(session, min(high, max(low, MEASURED_SHARE * budget)))
 
     index = session.splits.test.index[: 2 * session.eval_batch]
     many, single = (Subset(session.splits.test.examples, part) for part in (index, index[:1]))
@@ -152,35 +130,15 @@ def measure_speed(session: Session, budget: float, runs_dir: Path | None = None)
     return Speed(step, image, save, call)
 
 
-def fitting_steps(session: Session, speed: Speed, seconds: float, limit: int | None) -> int:
-    """Return the largest number of steps, up to ``limit``, that fits into ``seconds``; 0 if not even one does."""
-    low, high = 0, max(1, int(seconds / speed.step))
-    if limit is not None:
-        high = min(high, limit)
-    while low < high:
-        middle = (low + high + 1) // 2
-        if run_seconds(session, speed, middle) <= seconds:
-            low = middle
-        else:
-            high = middle - 1
-    return low
-
-
-def run_seconds(session: Session, speed: Speed, steps: int) -> float:
-    """Return the seconds that a run of ``steps`` takes, with evaluations, checkpoints and the final test."""
-    epochs = -(-steps // session.steps_per_epoch)
-    splits = session.splits
-    val = len(splits.val.index) if splits.val is not None else 0
-    views = len(tta_views(session.config.tta, session.config.flips))
-    # With --val test, the last evaluation is the final test, unless --tta tests several views.
-    test = len(splits.test.index) * (views if views > 1 else 0 if splits.val_split == "test" else 1)
-    saves = SAVES_PER_EPOCH if splits.val_split in ("holdout", "val") else 1
-    epoch = (speed.call + val * speed.image if val else 0.0) + saves * speed.save
-    training = steps * speed.step
-    if session.config.save_every:
-        every, seconds = parse_save_every(session.config.save_every, "--save-every")
-        training += speed.save * (steps // every if every else training / seconds if seconds else 0)
-    return training + epochs * epoch + (speed.call + test * speed.image if test else 0.0)
+def step_seconds(session: Session, seconds: float) -> float:
+    """Take steps for about ``seconds``, at least two, and return the seconds that each takes."""
+    session.train_mode()
+    _step(session)  # the first step allocates memory
+    steps, start = 0, clock()
+    while not steps or clock() - start < seconds:
+        _step(session)
+        steps += 1
+    return (clock() - start) / steps
 
 
 def _step(session: Session) -> None:

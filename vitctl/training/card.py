@@ -27,7 +27,7 @@ class CardWatch:
     def __init__(self, session: Session, card: Card | None) -> None:
         self.recipe = session.config.recipe
         self.card = card
-        self.steps = session.total_steps
+        self.session = session
         self.warned = False
         for row in session.history:
             if not math.isclose(row["lr"], session.lr(row["step"] - 1), rel_tol=1e-6, abs_tol=1e-12):
@@ -39,7 +39,7 @@ class CardWatch:
             return
         if self.card.max_time:
             limit = f" within {self.card.max_time}"
-            took = f"{plural(self.card.max_steps or 0, 'step')} on {self.card.machine}, {self.steps:,} on this machine"
+            took = f"{plural(self.card.max_steps or 0, 'step')} on {self.card.machine}, {self.session.total_steps:,} on this machine"
         else:
             limit, took = "", f"{format_duration(self.card.seconds)} on {self.card.machine}"
         say(
@@ -66,9 +66,8 @@ class CardWatch:
         if self.card is None or summary["stopped_early"]:
             return {}
         band = self.card.test_acc
-        below = summary["test_acc"] < band.floor and not (
-            self.card.max_time and self.steps < (self.card.max_steps or 0)
-        )
+        shorter = self.card.max_time and self.session.total_steps < (self.card.max_steps or 0)
+        below = summary["test_acc"] < band.floor and not shorter
         if below:
             say(self._warning("test accuracy", summary["test_acc"], band))
         return {"card": {"test_acc": band.mean, "deviation": band.deviation, "below": below}}

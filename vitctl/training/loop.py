@@ -25,6 +25,7 @@ from vitctl.training.checkpoint import Checkpoint
 from vitctl.training.diagnosis import LossWatch, warn_at_chance
 from vitctl.training.evaluate import PLAIN, Evaluation, Stopped, View, evaluate, tta_views
 from vitctl.training.loss import total_weight
+from vitctl.training.pace import Pace
 from vitctl.training.predictions import write_predictions
 from vitctl.training.run_folder import PREDICTIONS, RunFolder, git_commit
 from vitctl.training.session import Session, describe, parameters, piece_sizes, trainable_parameters
@@ -44,6 +45,7 @@ def fit(
     resume_command: str,
     started: float | None = None,
     card: Card | None = None,
+    pace: Pace | None = None,
 ) -> Record:
     """Train until the run's last step, evaluate on the test set, and return the summary.
 
@@ -54,6 +56,7 @@ def fit(
         resume_command: shown if the run is interrupted.
         started: start of this session, as :func:`time.monotonic` counts; None for now.
         card: the recipe's card to compare the run with, or None.
+        pace: fits the length to ``--max-time`` again on the way, or None.
 
     Raises:
         RunFailed: loss or gradient is not finite, or memory or the disk is full; the last good checkpoint is kept. Where
@@ -97,15 +100,16 @@ def fit(
     ):
         while progress.recorded_step < session.total_steps and not progress.stopped_early:
             session.train_mode()
-            steps = min(session.steps_per_epoch, session.total_steps - progress.epoch * session.steps_per_epoch)
-            while progress.step_in_epoch < steps:
+            while progress.step_in_epoch < session.steps_in_epoch:
                 train_step(session)
+                if pace and pace.due():
+                    pace.refit(folder, observer.message)
                 keep_good()
-                observer.stepped(clock.record(steps))
+                observer.stepped(clock.record(session.steps_in_epoch))
                 loss_watch.step(observer.message)
                 due = save_steps is not None and progress.step % save_steps == 0
                 due = due or (save_seconds is not None and time.monotonic() - last_save >= save_seconds)
-                if stop or (due and progress.step_in_epoch < steps):
+                if stop or (due and progress.step_in_epoch < session.steps_in_epoch):
                     save()
                 if stop:
                     raise stopped()

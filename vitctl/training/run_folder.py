@@ -223,8 +223,7 @@ class RunFolder:
 
     def add_session(self, config: TrainConfig, environment: dict[str, Any], step: int, **more: Any) -> None:
         """Record the start of a session at ``step``: its command, environment, and ``more``."""
-        document = self.read_document()
-        document["config"] = config.to_dict()
+        document = self.read_document() | {"config": config.to_dict()}
         session = {
             "command": shlex.join(map(mask_passwords, sys.argv)),
             "started": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
@@ -234,6 +233,13 @@ class RunFolder:
             **more,
         }
         document["sessions"].append(session)
+        self._write_document(document)
+
+    def write_config(self, config: TrainConfig) -> None:
+        """Replace the settings in ``config.json``."""
+        self._write_document(self.read_document() | {"config": config.to_dict()})
+
+    def _write_document(self, document: dict[str, Any]) -> None:
         self._write("config.json", json.dumps(document, indent=2) + "\n")
 
     # -- metrics.jsonl and summary.json ------------------------------------------------------------------------------

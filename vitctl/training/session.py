@@ -201,9 +201,13 @@ class Session:
         self.set_length(run_length(self.config, self.steps_per_epoch))
 
     def set_length(self, total_steps: int) -> None:
-        """Set the number of optimizer steps, and adapt the learning-rate schedule and the end of mixing to it."""
+        """Set the number of optimizer steps, and adapt the learning-rate schedule and the end of mixing to it.
+
+        Args:
+            total_steps: the number of steps before the refits in the settings, which are then applied.
+        """
         config = self.config
-        self.total_steps = total_steps
+        self.total_steps = last_length(config, total_steps)
         self.batches.mixed_steps = mixed_steps(config, total_steps)
         self.schedule = Schedule(
             kind=config.schedule,
@@ -211,7 +215,13 @@ class Session:
             warmup_steps=warmup_steps(config, total_steps, self.steps_per_epoch),
             warmdown_steps=round(config.warmdown * total_steps),
             steps_per_epoch=self.steps_per_epoch if config.schedule_per == "epoch" else 0,
+            refits=tuple((step, length) for step, length in config.refits or ()),
         )
+
+    def refit(self, config: TrainConfig) -> None:
+        """Change the number of remaining steps to that of ``config``, which has one more refit than the settings."""
+        self.config = config
+        self.set_length(self.schedule.total_steps)
 
     def autocast(self) -> contextlib.AbstractContextManager[None]:
         """Return the context manager for the forward pass in :attr:`precision`."""
@@ -221,6 +231,11 @@ class Session:
     def steps_per_epoch(self) -> int:
         """Optimizer steps per epoch."""
         return self.batches.steps_per_epoch
+
+    @property
+    def steps_in_epoch(self) -> int:
+        """Optimizer steps of the current epoch, which may be the last and shorter."""
+        return min(self.steps_per_epoch, self.total_steps - self.progress.epoch * self.steps_per_epoch)
 
     @property
     def epochs(self) -> int:
@@ -367,9 +382,23 @@ def given_length(config: TrainConfig, steps_per_epoch: int) -> int | None:
     return min((length for length in lengths if length is not None), default=None)
 
 
+def last_length(config: TrainConfig, total_steps: int) -> int:
+    """Return the number of steps of a run that had ``total_steps`` before the refits in its settings."""
+    return config.refits[-1][1] if config.refits else total_steps
+
+
 def mixed_steps(config: TrainConfig, total_steps: int) -> int:
-    """Return the number of steps, from the first, in which mixup and CutMix are applied if they are on."""
-    return total_steps - round(config.mix_off * total_steps)
+    """Return the number of steps, from the first, in which mixup and CutMix are applied if they are on.
+
+    Args:
+        config: the settings. A refit moves the end of mixing, unless mixing has ended before.
+        total_steps: length of the run before the refits.
+    """
+    end = total_steps - round(config.mix_off * total_steps)
+    for step, length in config.refits or ():
+        if step < end:
+            end = max(step, length - round(config.mix_off * length))
+    return end
 
 
 def warmup_steps(config: TrainConfig, total_steps: int, steps_per_epoch: int) -> int:
@@ -379,7 +408,7 @@ def warmup_steps(config: TrainConfig, total_steps: int, steps_per_epoch: int) ->
 
 
 def run_length(config: TrainConfig, steps_per_epoch: int) -> int:
-    """Return the number of optimizer steps; with only ``--max-time``, one epoch until its length is fitted."""
+    """Return the number of optimizer steps before any refit; with only ``--max-time``, one epoch until it is fitted."""
     return given_length(config, steps_per_epoch) or steps_per_epoch
 
 

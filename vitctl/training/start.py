@@ -42,8 +42,9 @@ from vitctl.training.compiling import compile_network
 from vitctl.training.loop import fit, run_start
 from vitctl.training.preflight import check_config, check_length
 from vitctl.training.run_folder import MANIFEST, RunFolder, check_folder_name, runs_in
-from vitctl.training.session import Session, mixed_steps, run_length
+from vitctl.training.session import Session, last_length, mixed_steps, run_length
 from vitctl.training.setup import open_session
+from vitctl.training.threads import settle_threads
 from vitctl.units import plural
 
 
@@ -76,8 +77,11 @@ def start_run(
         check_folder_name(name)
     if name is not None and is_run(runs_dir / name):
         RunFolder.create(runs_dir, name, config)  # raises the error before data are decoded
+    watch = devices.CpuWatch()
     session = open_session(config, observer, free=free)
-    plan = TimePlan(session, started, runs_dir.absolute()) if config.max_time else None
+    settle_threads(session, watch, observer)
+    # With refits, the settings are those of a run whose length is known.
+    plan = TimePlan(session, started, runs_dir.absolute()) if config.max_time and config.refits is None else None
     if plan:
         plan.fit()  # raises, if the time is too short, before anything is written
     folder = RunFolder.create(runs_dir, name, session.config)
@@ -101,6 +105,7 @@ def start_run(
                 resume_command(folder),
                 started,
                 find_card(session.config, session.precision),
+                plan.pace() if plan else None,
             )
 
 
@@ -141,7 +146,7 @@ def resume_run(
                 f"{found[0]} has only weights and cannot be resumed",
                 hint=f"use --pretrained {found[0]} to start a run from them",
             )
-        extended = (config.epochs, config.max_steps) != (stored.epochs, stored.max_steps)
+        extended = any(getattr(config, name) != getattr(stored, name) for name in ("epochs", "max_steps", "refits"))
         summary = folder.read_summary()
         if summary is not None and checkpoint is not None and not extended:
             if config.tta != stored.tta and config.tta != "none":
@@ -195,6 +200,7 @@ def resume_run(
                 stored_factor = dataclasses.replace(
                     session.schedule,
                     total_steps=run_length(stored, session.steps_per_epoch),
+                    refits=tuple((step, length) for step, length in stored.refits or ()),
                     warmup_steps=checkpoint["scheduler"]["warmup_steps"],
                     warmdown_steps=checkpoint["scheduler"]["warmdown_steps"],
                 ).factor(checkpoint["step"])
@@ -343,8 +349,9 @@ def changed_config(stored: TrainConfig, changes: Mapping[str, Any]) -> TrainConf
         for name, value in changes.items()
         if not FLAGS[name].resumable and not same_value(stored, name, value)
     }
+    steps = last_length(stored, stored.max_steps) if stored.max_steps else 0
     if "max_time" in changes and not same_value(stored, "max_time", changes["max_time"]):
-        length = plural(stored.max_steps, "step") if stored.max_steps else plural(stored.epochs or 0, "epoch")
+        length = plural(steps, "step") if steps else plural(stored.epochs or 0, "epoch")
         raise RequestError(
             f"--max-time {changes['max_time']} only sets the length of new runs; this run has {length}",
             hint="use --max-steps or --epochs to change its length",
@@ -356,10 +363,12 @@ def changed_config(stored: TrainConfig, changes: Mapping[str, Any]) -> TrainConf
             hint=f"remove {', '.join(refused)}, or start a new run; --resume may change only {allowed}",
         )
     values = {name: value for name, value in changes.items() if FLAGS[name].resumable}
+    if stored.refits is not None and values.get("max_steps") == steps:
+        del values["max_steps"]  # the length that the run has already
     if "max_steps" in values and "epochs" not in values:
-        values["epochs"] = values["max_time"] = None
+        values["epochs"] = values["max_time"] = values["refits"] = None
     elif "epochs" in values and "max_steps" not in values:
-        values["max_steps"] = values["max_time"] = None
+        values["max_steps"] = values["max_time"] = values["refits"] = None
     return dataclasses.replace(stored, **values)
 
 
