@@ -84,8 +84,8 @@ class Recipe:
         settings: values by flag name.
         by_time: values by upper limit of ``--max-time`` in seconds; of the limits not exceeded, the smallest applies.
         by_epochs: values by upper limit of ``--epochs``; of the limits not exceeded, the smallest applies.
-        by_net: values by pattern of the network's name, such as ``lr_scale``, whose roles these networks must have. Their
-            ``lr_factor`` multiplies the learning rate: the recipe's, or else the optimizer's default.
+        by_net: values by pattern of the network's name, such as ``opt``, or ``lr_scale``, whose roles these networks must
+            have. Their ``lr_factor`` multiplies the learning rate: the recipe's, or else the optimizer's default.
         pretrained: values for networks with pretrained weights.
         by_opt: values by pattern of the optimizer's name; None restores the default.
         by_dataset: values by data set; their ``lr_factor`` multiplies that of the network.
@@ -110,9 +110,13 @@ class Recipe:
     paper: str = ""
     cards: tuple[Card, ...] = ()
 
-    def within(self, seconds: float | None) -> dict[str, object]:
-        """Return :attr:`settings`, updated for runs of at most ``seconds``; None means no limit."""
-        return {**self.settings, **_for_length(self.by_time, seconds)}
+    def net(self, seconds: float | None) -> str:
+        """Return the network for runs of at most ``seconds``, with options; None means no limit."""
+        return str({**self.settings, **_for_length(self.by_time, seconds)}["net"])
+
+    def opt(self, net: str) -> str:
+        """Return the optimizer for the network ``net``."""
+        return str({**self.settings, **self._for_net(net)}["opt"])
 
     def by_length(self, seconds: float | None, epochs: int | None) -> Mapping[str, object]:
         """Return the values that apply to runs with this ``--max-time`` and ``--epochs``; None if not given."""
@@ -129,10 +133,7 @@ class Recipe:
         pretrained: bool = False,
     ) -> dict[str, object]:
         """Return all values for this network, optimizer, data set, ``--max-time`` and ``--epochs``."""
-        values = {**self.settings, **self.by_length(seconds, epochs)}
-        for pattern, more in self.by_net.items():
-            if fnmatch.fnmatchcase(net, pattern):
-                values.update(more)
+        values = {**self.settings, **self.by_length(seconds, epochs), **self._for_net(net)}
         if pretrained:
             values.update(self.pretrained)
         for pattern, more in self.by_opt.items():
@@ -144,6 +145,13 @@ class Recipe:
         if "max_steps" not in values:
             values["epochs"] = self.epochs.get(dataset, self.epochs[ANY])
         return {name: value for name, value in values.items() if value is not None}
+
+    def _for_net(self, net: str) -> dict[str, object]:
+        values: dict[str, object] = {}
+        for pattern, more in self.by_net.items():
+            if fnmatch.fnmatchcase(net, pattern):
+                values.update(more)
+        return values
 
 
 def _for_length(table: Mapping[Any, Mapping[str, object]], length: float | None) -> Mapping[str, object]:
@@ -182,9 +190,25 @@ _SMALL_STEPS: Mapping[str, object] = {"bs": 32, "aug": "none"}
 """Settings for about an epoch: many small steps, and no augmentation, as each image is seen only once or twice."""
 _SPRINT_MUON: Mapping[str, Mapping[str, object]] = {"muon*": {"lr": 0.05, "clip_grad": 0.0}}
 """Muon's settings for a few hundred steps; its updates do not depend on the length of the gradient."""
-_FAST_MUON: Mapping[str, Mapping[str, object]] = {"muon*": {"lr": 0.02, "weight_decay": 0.1, "clip_grad": 0.0}}
+_FAST_MUON: Mapping[str, Mapping[str, object]] = {
+    "muon": {"lr": 0.02, "weight_decay": 0.1, "clip_grad": 0.0},
+    "muon_sgd": {"lr": 0.02, "weight_decay": 0.0, "clip_grad": 0.0},
+}
 """Muon's settings for more than 1,000 steps: the sprint's rate is too high, and weight decay helps by epoch 4."""
-_FAST_MUON_OPTIONS: Mapping[str, Mapping[str, object]] = {"muon": {"adamw_lr": 1e-2, "momentum": 0.9}}
+_FAST_MUON_OPTIONS: Mapping[str, Mapping[str, object]] = {
+    "muon": {"adamw_lr": 1e-2, "momentum": 0.9},
+    "muon_sgd": {"sgd_lr": 0.05, "momentum": 0.6, "ns_steps": 3, "renormalize": "convolutions"},
+}
+_RECORDS: Mapping[str, object] = {
+    "opt": "muon_sgd",
+    "bs": 250,
+    "warmup": 0.0,
+    "label_smoothing": 0.2,
+    "aug": "basic:padding=2,padding_mode=reflect,flip=alternate",
+    "lr_scale": {"head": 12.0, "convolutions": 6.0},
+}
+"""Settings of the CIFAR-10 speed records, for networks with convolutions of their kind (Jordan 2024)."""
+_BY_FAST_NET = {**_BY_NET, "hybrid_*": _RECORDS, "airbench94": _RECORDS}
 _FAST_PAPER = "Hassani et al. 2021, arXiv 2104.05704; Jordan 2024, https://kellerjordan.github.io/posts/muon"
 
 RECIPES: dict[str, Recipe] = {
@@ -233,21 +257,16 @@ RECIPES: dict[str, Recipe] = {
     ),
     "fast": Recipe(
         summary="the best accuracy in minutes on a CPU, or within --max-time",
-        # A third pooling leaves 16 tokens, which doubles the images per second.
-        settings={"net": "cct_2:conv_layers=3", "opt": "muon", **_FEW_EPOCHS, "bs": 64},
+        settings={"net": "hybrid_small", "opt": "muon", **_FEW_EPOCHS, "bs": 64},
         epochs={"digits": 10, ANY: 4},
-        by_net=_BY_NET,
+        by_net=_BY_FAST_NET,
         pretrained=_PRETRAINED,
         by_opt=_FAST_MUON,
         by_dataset={"digits": {"bs": 32}},
         by_time={
-            90: {"net": "cct_2:depth=1,conv_width=32,conv_layers=3", **_SMALL_STEPS},
-            1200: {"net": "cct_4:conv_layers=3"},
-            math.inf: {
-                "net": "cct_4:conv_layers=3,conv_width=96,embed_dim=192,num_heads=3",
-                "bs": 128,
-                "aug": "randaug:n=1,m=9",
-            },
+            90: {"net": "hybrid_tiny", **_SMALL_STEPS, "val": "none"},
+            1200: {"net": "hybrid_small", "val": "none"},
+            math.inf: {"net": "hybrid_base", "val": "none", "bs": 128, "aug": "randaug:n=1,m=9"},
         },
         opt_options=_FAST_MUON_OPTIONS,
         paper=_FAST_PAPER,

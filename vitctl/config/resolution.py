@@ -210,7 +210,8 @@ def drop_rates_of_replaced_opt(draft: Draft) -> None:
     opt = split_spec(str(draft.flags["opt"]), "--opt")[0]
     replaced = draft.file.get("opt")
     if replaced is None and draft.file.get("recipe") in RECIPES:
-        replaced = RECIPES[str(draft.file["recipe"])].settings["opt"]
+        recipe = RECIPES[str(draft.file["recipe"])]
+        replaced = recipe.opt(split_spec(str(draft.file.get("net", recipe.net(None))), "net")[0])
     if replaced not in (None, opt):
         draft.drop(*RATES, "clip_grad", "lr_scale")
 
@@ -272,7 +273,7 @@ def choose_time(draft: Draft) -> None:
 
 def choose_net(draft: Draft) -> None:
     """Use the given network, or the recipe's for this ``--max-time``."""
-    spec = draft.given.get("net", draft.recipe.within(draft.seconds)["net"])
+    spec = draft.given.get("net", draft.recipe.net(draft.seconds))
     draft.settings["net"], draft.net_inline = split_spec(str(spec), "--net")
     draft.net_entry = find_model(draft.settings["net"])
 
@@ -296,8 +297,8 @@ def choose_weights(draft: Draft) -> None:
 
 
 def choose_opt(draft: Draft) -> None:
-    """Use the given optimizer, or the recipe's for this ``--max-time``."""
-    spec = draft.given.get("opt", draft.recipe.within(draft.seconds)["opt"])
+    """Use the given optimizer, or the recipe's for this network."""
+    spec = draft.given.get("opt", draft.recipe.opt(draft.settings["net"]))
     draft.settings["opt"], draft.opt_inline = split_spec(str(spec), "--opt")
     draft.opt_entry = find_optimizer(draft.settings["opt"])
 
@@ -470,7 +471,7 @@ def merge_lr_scale(draft: Draft) -> None:
     only the head is trained.
     """
     of_recipe = dict(draft.preset.get("lr_scale", {}))
-    if draft.settings["opt"] != split_spec(str(draft.recipe.within(draft.seconds)["opt"]), "--opt")[0]:
+    if draft.settings["opt"] != split_spec(draft.recipe.opt(draft.settings["net"]), "--opt")[0]:
         of_recipe = {}
     elif draft.settings.get("freeze_backbone"):
         of_recipe = {role: factor for role, factor in of_recipe.items() if role == "head"}

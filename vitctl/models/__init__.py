@@ -155,33 +155,31 @@ def _resnet(layers: int, params: int, mflop: float, published_acc: float | None 
 
 def _hybrid(
     width: int,
-    embed_dim: int,
-    depth: int,
-    num_heads: int,
-    *,
     groups: int,
     stride: int,
+    num_heads: int,
+    mlp_ratio: float,
     params: int,
     mflop: float,
-    tokens: int,
 ) -> ModelEntry:
+    embed_dim = width * 2 ** (groups - 1)
     convolutions = {
-        "width": Option(width, "channels of the first group of convolutions; the others have twice as many", low=8),
+        "width": Option(width, "channels of the first group of convolutions, doubled in each further one", low=8),
         "groups": Option(groups, "groups of two convolutions, each with max-pooling", low=1, high=6),
-        "kernel_size": Option(3, "side of the whitened patches in pixels", low=1),
-        "stride": Option(stride, "stride of the whitened patches in pixels", low=1),
+        "stride": Option(stride, "stride of the whitened patches, a pixel less than their side", low=1),
         "bn_momentum": Option(0.4, "weight of a new batch in BatchNorm's statistics", above=0, high=1),
     }
     return ModelEntry(
         target="vitctl.models.hybrid:hybrid",
-        summary=f"convolutions, then {depth} blocks of width {embed_dim}",
-        options={**_widths(embed_dim, depth, num_heads, 2.0, least=0), **convolutions},
+        summary=f"{2 * groups} convolutions, 4 blocks of width {embed_dim}",
+        options={**_widths(embed_dim, 4, num_heads, mlp_ratio, least=0), **convolutions},
         family="hybrid",
         params=params,
         mflop=mflop,
-        tokens=tokens,
+        tokens=9,
         batchnorm=True,
         channels_last=("cpu", "cuda"),
+        bf16=("cpu",),
         data_init="vitctl.models.whitening:whiten",
         paper=_HYBRID_PAPER,
     )
@@ -420,9 +418,9 @@ MODELS: dict[str, ModelEntry] = {
         channels_last=("cpu", "cuda"),
         paper="Simonyan and Zisserman 2015, arXiv 1409.1556",
     ),
-    "hybrid_tiny": _hybrid(64, 128, 4, 4, groups=2, stride=2, params=818_152, mflop=37.8, tokens=9),
-    "hybrid_small": _hybrid(128, 256, 3, 4, groups=2, stride=2, params=2_675_176, mflop=111.2, tokens=9),
-    "hybrid_base": _hybrid(64, 256, 4, 4, groups=2, stride=1, params=2_436_456, mflop=341.4, tokens=49),
+    "hybrid_tiny": _hybrid(64, 2, 2, 4, 2.0, 818_152, 37.8),
+    "hybrid_small": _hybrid(64, 3, 1, 4, 3.0, 3_785_016, 178.4),
+    "hybrid_base": _hybrid(96, 3, 1, 6, 3.0, 8_500_536, 380.5),
     "airbench94": ModelEntry(
         target="vitctl.models.airbench:airbench",
         summary="CNN of speed records",
@@ -435,6 +433,7 @@ MODELS: dict[str, ModelEntry] = {
         mflop=236.3,
         batchnorm=True,
         channels_last=("cpu", "cuda"),
+        bf16=("cpu",),
         data_init="vitctl.models.whitening:whiten",
         paper=_AIRBENCH_PAPER,
     ),

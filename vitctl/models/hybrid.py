@@ -146,7 +146,6 @@ def hybrid(
     depth: int,
     num_heads: int,
     mlp_ratio: float,
-    kernel_size: int,
     stride: int,
     bn_momentum: float,
 ) -> nn.Module:
@@ -157,24 +156,23 @@ def hybrid(
         in_chans: C.
         num_classes: K.
         groups: number of groups of convolutions, each of which halves the map.
-        width: channels of the first group; the others have twice as many.
+        width: channels of the first group; each further group has twice as many.
         embed_dim: D.
         depth: number of transformer blocks.
         num_heads: number of attention heads.
         mlp_ratio: hidden width of the blocks' MLP divided by D.
-        kernel_size: side of the whitened patches, in pixels.
-        stride: stride of the whitened patches, in pixels.
+        stride: stride of the whitened patches, in pixels; neighbours share a row or column of pixels.
         bn_momentum: weight of a batch in BatchNorm's running statistics.
 
     Returns:
         A module that maps float ``[B, in_chans, H, W]`` to logits ``[B, num_classes]``.
     """
-    widths = (width, *[2 * width] * (groups - 1))
+    widths = [width * 2**i for i in range(groups)]
     stem = ConvStem(
         img_size=img_size,
         in_chans=in_chans,
         widths=widths,
-        kernel_size=kernel_size,
+        kernel_size=stride + 1,
         stride=stride,
         bn_momentum=bn_momentum,
     )
