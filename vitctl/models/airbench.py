@@ -78,6 +78,7 @@ class ConvStem(nn.Module):
         in_chans: C.
         widths: channels of each group, up to D.
         kernel_size: side of the whitened patches.
+        stride: distance of neighbouring patches.
         bn_momentum: weight of a batch in BatchNorm's running statistics.
 
     Attributes:
@@ -85,13 +86,20 @@ class ConvStem(nn.Module):
     """
 
     def __init__(
-        self, *, img_size: int, in_chans: int, widths: Sequence[int], kernel_size: int = 2, bn_momentum: float = 0.4
+        self,
+        *,
+        img_size: int,
+        in_chans: int,
+        widths: Sequence[int],
+        kernel_size: int = 2,
+        stride: int = 1,
+        bn_momentum: float = 0.4,
     ) -> None:
         super().__init__()
-        self.whiten = WhitenedConv(in_chans, kernel_size)
+        self.whiten = WhitenedConv(in_chans, kernel_size, stride)
         self.act = nn.GELU()
         self.groups = nn.Sequential()
-        self.side = img_size - kernel_size + 1
+        self.side = (img_size - kernel_size) // stride + 1
         for width, out_width in pairwise([self.whiten.out_channels, *widths]):
             self.groups.append(ConvGroup(width, out_width, pool=self.side > 1, bn_momentum=bn_momentum))
             self.side = max(1, self.side // 2)

@@ -1,6 +1,7 @@
 """A first convolution that whitens patches of the images, with fixed filters from the training images.
 
-Shapes: B batch, C channels, H and W image height and width, k side of a patch, D = C k^2 values of a patch.
+Shapes: B batch, C channels, H and W image height and width, k side of a patch, D = C k^2 values of a patch, h and w
+height and width of the map.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ PIECE = 128
 
 
 class WhitenedConv(nn.Conv2d):
-    """Convolution without padding whose filters are fixed: float ``[B, C, H, W]`` to ``[B, 2 D, H - k + 1, W - k + 1]``.
+    """Convolution without padding whose filters are fixed: float ``[B, C, H, W]`` to ``[B, 2 D, h, w]``.
 
     :func:`whiten` sets the filters; until then, they are random. The bias is trained, from zero.
 
@@ -26,10 +27,11 @@ class WhitenedConv(nn.Conv2d):
     Args:
         in_chans: C.
         kernel_size: k.
+        stride: distance of neighbouring patches, in pixels.
     """
 
-    def __init__(self, in_chans: int, kernel_size: int = 2) -> None:
-        super().__init__(in_chans, 2 * in_chans * kernel_size**2, kernel_size)
+    def __init__(self, in_chans: int, kernel_size: int = 2, stride: int = 1) -> None:
+        super().__init__(in_chans, 2 * in_chans * kernel_size**2, kernel_size, stride)
         assert self.bias is not None
         nn.init.zeros_(self.bias)
         self.weight.requires_grad_(False)
