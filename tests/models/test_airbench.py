@@ -64,10 +64,20 @@ def test_narrower_groups_pass_on_what_fits() -> None:
 
 
 @pytest.mark.parametrize(
-    ("img_size", "widths", "side"), [(32, (8, 16), 7), (32, (8, 16, 16), 3), (8, (8, 8, 8, 8), 1), (2, (8,), 1)]
+    ("img_size", "widths", "kernel", "stride", "side"),
+    [
+        (32, (8, 16), 2, 1, 7),
+        (32, (8, 16, 16), 2, 1, 3),
+        (32, (8, 16), 3, 2, 3),
+        (33, (8,), 4, 3, 5),
+        (8, (8, 8, 8, 8), 2, 1, 1),
+        (2, (8,), 2, 1, 1),
+    ],
 )
-def test_the_side_of_the_stems_map_is_known(img_size: int, widths: tuple[int, ...], side: int) -> None:
-    stem = ConvStem(img_size=img_size, in_chans=3, widths=widths)
+def test_the_side_of_the_stems_map_is_known(
+    img_size: int, widths: tuple[int, ...], kernel: int, stride: int, side: int
+) -> None:
+    stem = ConvStem(img_size=img_size, in_chans=3, widths=widths, kernel_size=kernel, stride=stride)
     assert stem.side == side
     assert stem(images(2, 3, img_size)).shape == (2, widths[-1], side, side)
 

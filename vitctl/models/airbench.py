@@ -78,7 +78,7 @@ class ConvStem(nn.Module):
         in_chans: C.
         widths: channels of each group, up to D.
         kernel_size: side of the whitened patches.
-        stride: stride of the whitened patches.
+        stride: distance of neighbouring patches.
         bn_momentum: weight of a batch in BatchNorm's running statistics.
 
     Attributes:

@@ -1,6 +1,7 @@
 """A first convolution that whitens patches of the images, with fixed filters from the training images.
 
-Shapes: B batch, C channels, H and W image height and width, k side of a patch, D = C k^2 values of a patch.
+Shapes: B batch, C channels, H and W image height and width, k side of a patch, D = C k^2 values of a patch, h and w
+height and width of the map.
 """
 
 from __future__ import annotations
@@ -11,8 +12,8 @@ from torch import Tensor, nn
 EIGENVALUE_FLOOR = 5e-4
 """Added to each variance, so that directions in which images hardly vary are not amplified more than 45-fold."""
 
-PIECE = 128
-"""Images whose patches are in memory at the same time."""
+PIECE = 32
+"""Images whose patches are in memory at the same time; those of a few small images stay in the cache."""
 
 
 class WhitenedConv(nn.Conv2d):
@@ -65,7 +66,7 @@ def whitening_filters(images: Tensor, kernel_size: int) -> Tensor:
     largest = (sizes > sizes.amax(dim=1, keepdim=True) - 1e-6).int().argmax(dim=1, keepdim=True)
     rows = rows * rows.gather(1, largest).sign()
     filters = rows / (values.clamp(min=0) + EIGENVALUE_FLOOR).sqrt()[:, None]
-    return torch.cat((filters, -filters)).unflatten(1, (images.shape[1], kernel_size, kernel_size))  # [2 D, C, k, k]
+    return torch.cat((filters, -filters)).view(-1, images.shape[1], kernel_size, kernel_size)  # [2 D, C, k, k]
 
 
 def patch_covariance(images: Tensor, kernel_size: int) -> Tensor:
@@ -77,7 +78,7 @@ def patch_covariance(images: Tensor, kernel_size: int) -> Tensor:
     rows, columns = height - kernel_size + 1, width - kernel_size + 1
     products = sums = torch.zeros((), dtype=torch.float64)
     origin = images[:1, :, :1, :1].double()  # the covariance is that of differences, which constant images do not have
-    for piece in images.split(PIECE):
+    for piece in torch.split(images, PIECE):
         planes = (piece.double() - origin).transpose(0, 1)  # [C, B, H, W]
         shifted = [planes[:, :, y : y + rows, x : x + columns] for y in range(kernel_size) for x in range(kernel_size)]
         values = torch.stack(shifted, dim=1).reshape(channels * kernel_size**2, -1)  # [D, patches]
