@@ -34,6 +34,7 @@ class DevicePolicy:
         one_pass: batches are computed in one piece, as the device is faster with much work at once.
         convolves_tokens: linear layers are faster as convolutions.
         draws_slowly: torch's dropout draws its random numbers slowly.
+        threaded: the threads of this process compute the steps.
     """
 
     backend: str
@@ -51,9 +52,12 @@ class DevicePolicy:
     one_pass: bool = True
     convolves_tokens: bool = False
     draws_slowly: bool = False
+    threaded: bool = False
 
 
-CPU = DevicePolicy(backend="cpu", free_reads=True, one_pass=False, convolves_tokens=True, draws_slowly=True)
+CPU = DevicePolicy(
+    backend="cpu", free_reads=True, one_pass=False, convolves_tokens=True, draws_slowly=True, threaded=True
+)
 
 CUDA = DevicePolicy(backend="cuda", pinned_copies=True)
 
