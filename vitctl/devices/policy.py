@@ -35,6 +35,7 @@ class DevicePolicy:
         convolves_tokens: linear layers are faster as convolutions.
         draws_slowly: torch's dropout draws its random numbers slowly.
         half_attention: torch's fused attention is fast in half precision.
+        threaded: the threads of this process compute the steps.
     """
 
     backend: str
@@ -53,6 +54,7 @@ class DevicePolicy:
     convolves_tokens: bool = False
     draws_slowly: bool = False
     half_attention: bool = True
+    threaded: bool = False
 
 
 CPU = DevicePolicy(
@@ -62,6 +64,7 @@ CPU = DevicePolicy(
     convolves_tokens=True,
     draws_slowly=True,
     half_attention=False,
+    threaded=True,
 )
 
 CUDA = DevicePolicy(backend="cuda", pinned_copies=True)

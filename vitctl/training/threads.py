@@ -72,8 +72,10 @@ def faster_threads(session: Session, others: float | None) -> FasterThreads | No
         others: share of the CPU time that others take, 0 to 1; None if it is not known.
     """
     now = torch.get_num_threads()
-    compiled = session.compile_time is not None  # its code has the number of threads built in
-    if others is None or session.config.threads is not None or session.device.type != "cpu" or compiled:
+    threaded = (
+        devices.policy_of(session.device).threaded and session.compile_time is None
+    )  # compiled code has it built in
+    if others is None or session.config.threads is not None or not threaded:
         return None
     free = free_cpus(others, len(usable_cpus()))
     if free >= now:
