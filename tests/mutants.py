@@ -319,7 +319,7 @@ MUTANTS = (
         "training/evaluate.py",
         "sides = (False, True) if flips else (False,)",
         "sides = (False, True)",
-        "tests/training/test_augmentation.py -k tta",
+        "tests/training/test_augmentation.py",
     ),
     Mutant(
         "sampler: batches overlap by one image",
