@@ -48,6 +48,7 @@ def table(results: Sequence[Result]) -> str:
 def plot(results: Sequence[Result], path: Path) -> None:
     """Draw test accuracy against wall time and against PFLOP, both on logarithmic axes."""
     from matplotlib.figure import Figure
+    from matplotlib.ticker import LogLocator, NullFormatter
 
     figure = Figure(figsize=(10, 4.2), layout="constrained")
     figure.patch.set_alpha(0)
@@ -66,6 +67,9 @@ def plot(results: Sequence[Result], path: Path) -> None:
                 label=name,
             )
         axes.set_xscale("log")
+        axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axes.xaxis.set_major_formatter("{x:g}")
+        axes.xaxis.set_minor_formatter(NullFormatter())
         axes.set_xlabel(label, color=GREY)
         axes.grid(color=GREY, alpha=0.25)
         axes.tick_params(which="both", colors=GREY)
