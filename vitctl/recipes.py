@@ -264,9 +264,9 @@ RECIPES: dict[str, Recipe] = {
         by_opt=_FAST_MUON,
         by_dataset={"digits": {"bs": 32}},
         by_time={
-            90: {"net": "hybrid_tiny", **_SMALL_STEPS, "val": "none"},
-            1200: {"net": "hybrid_small", "val": "none"},
-            math.inf: {"net": "hybrid_base", "val": "none", "bs": 128, "aug": "randaug:n=1,m=9"},
+            90: {"net": "hybrid_tiny", **_SMALL_STEPS},
+            1200: {"net": "hybrid_small"},
+            math.inf: {"net": "hybrid_base", "bs": 128, "aug": "randaug:n=1,m=9"},
         },
         opt_options=_FAST_MUON_OPTIONS,
         paper=_FAST_PAPER,

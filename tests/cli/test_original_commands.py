@@ -128,7 +128,7 @@ def test_aug_without_a_name_is_the_recipes_own_randaugment(cli: Cli, tmp_path: P
         (["--aug=True"], "randaug", {"n": 2, "m": 9}),
         (["--config", "aug.yaml"], "randaug", {"n": 2, "m": 9}),
         (["--config", "aug.yaml", "--recipe", "seed"], "seed-randaug", {"n": 2, "m": 14}),
-        (["--aug", "--recipe", "fast", "--max-time", "1h"], "randaug", {"n": 1, "m": 9}),
+        (["--aug", "--recipe", "fast", "--max-time", "1h", "--net", "cct_4"], "randaug", {"n": 1, "m": 9}),
         (["--aug=false", "--recipe", "seed"], "basic", {}),
         (["--config", "noaug.yaml"], "basic", {}),
     ):

@@ -197,14 +197,20 @@ def test_betas_in_the_other_convention_cause_a_warning(opt: str, warning: str | 
 
 def test_a_recipe_depends_on_max_time() -> None:
     short, medium, long = (resolve_config({"recipe": "fast", "max_time": text}) for text in ("60s", "10m", "1h"))
-    assert (short.net, short.net_options["depth"], short.aug, short.bs) == ("cct_2", 1, "none", 32)
-    assert (medium.net, medium.net_options["conv_layers"], medium.aug) == ("cct_4", 3, "basic")
-    assert long.net == "cct_4" and long.net_options != medium.net_options
-    assert resolve_config({"recipe": "fast"}).epochs == 4
+    assert [each.net for each in (short, medium, long)] == ["hybrid_tiny", "hybrid_small", "hybrid_base"]
+    usual = resolve_config({"recipe": "fast"})
+    assert (usual.net, usual.epochs) == ("hybrid_small", 4)
     asked = resolve_config({"recipe": "fast", "max_time": "60s", "net": "vit", "bs": 64})
     assert (asked.net, asked.bs, asked.aug) == ("vit", 64, "none")
-    within = Recipe(summary="", settings={"net": "a", "bs": 1}, by_time={60: {"net": "b"}, 600: {"net": "c", "bs": 2}})
-    assert [within.within(seconds)["net"] for seconds in (None, 1, 60, 61, 600, 601)] == ["a", "b", "b", "c", "c", "a"]
+    recipe = Recipe(summary="", settings={"net": "a", "bs": 1}, by_time={60: {"net": "b"}, 600: {"net": "c", "bs": 2}})
+    assert [recipe.net(seconds) for seconds in (None, 1, 60, 61, 600, 601)] == ["a", "b", "b", "c", "c", "a"]
+
+
+def test_a_recipe_s_optimizer_depends_on_the_network() -> None:
+    hybrid, other = resolve_config({"recipe": "fast"}), resolve_config({"recipe": "fast", "net": "cct_4"})
+    assert (hybrid.opt, other.opt) == ("muon_sgd", "muon")
+    assert hybrid.lr_scale and not other.lr_scale
+    assert resolve_config({"opt": "muon"}, {"recipe": "fast", "net": "cct_4", "lr": 0.07}).lr == 0.07
 
 
 def test_a_recipe_depends_on_epochs() -> None:
@@ -323,7 +329,7 @@ def test_network_options_in_a_file_override_the_recipe_s() -> None:
 
 def test_a_learning_rate_in_a_file_belongs_to_the_optimizer_of_its_recipe() -> None:
     file = {"recipe": "fast", "lr": 0.07}
-    assert resolve_config({"opt": "muon"}, file).lr == 0.07
+    assert resolve_config({"opt": "muon_sgd"}, file).lr == 0.07
     assert resolve_config({"opt": "adamw"}, file).lr == resolve_config({"recipe": "fast", "opt": "adamw"}).lr
     assert resolve_config({"opt": "muon"}, {"lr": 0.07}).lr == 0.07  # no optimizer in the file
 

@@ -24,8 +24,8 @@ RECIPE = Recipe(
     summary="for these tests",
     settings={"net": "cct_2:depth=1", "opt": "muon", "bs": 64, "lr": 0.5},
     epochs={"digits": 7, "*": 3},
-    by_net={"vit*": {"lr_factor": 0.25}},
-    by_time={60: {"net": "cct_4", "opt": "adam"}},
+    by_net={"vit*": {"lr_factor": 0.25}, "cct_4": {"opt": "adam"}},
+    by_time={60: {"net": "cct_4"}},
     by_epochs={1: {"bs": 8}},
     pretrained={"lr_factor": 0.125, "layer_decay": 0.75},
     net_options={"depth": 5, "pool": "avg"},
@@ -168,7 +168,7 @@ SETTINGS_CASES: list[tuple[Rule, dict[str, Any], dict[str, Any]]] = [
     (rules.choose_weights, {"net": "vit_timm"}, {"pretrained": "true"}),
     (rules.choose_weights, {"net": "vit_timm", "flags": {"pretrained": "no"}}, {"pretrained": "false"}),
     (rules.choose_opt, {"opt": "sgd"}, {"opt": "muon"}),
-    (rules.choose_opt, {"seconds": 60.0}, {"opt": "adam"}),
+    (rules.choose_opt, {"net": "cct_4"}, {"opt": "adam"}),
     (rules.choose_opt, {"file": {"opt": "sgd"}, "flags": {"opt": "adan:beta1=0.1"}}, {"opt": "adan"}),
     (rules.fill_in_from_recipe, {}, {"net": "cct_2", "bs": 64, "lr": 0.5, "epochs": 3, "lr_factor": 1.0}),
     (
@@ -269,8 +269,8 @@ SETTINGS_CASES: list[tuple[Rule, dict[str, Any], dict[str, Any]]] = [
         {"lr_scale": {"norm_bias": 8.0}},
     ),
     (
-        rules.merge_lr_scale,  # the recipe's optimizer at this length
-        {"preset": {"lr_scale": {"head": 2.0}}, "opt": "adam", "seconds": 30.0},
+        rules.merge_lr_scale,  # the recipe's optimizer for this network
+        {"preset": {"lr_scale": {"head": 2.0}}, "net": "cct_4", "opt": "adam"},
         {"lr_scale": {"head": 2.0}},
     ),
     (

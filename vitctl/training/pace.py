@@ -113,7 +113,7 @@ class Pace:
         start, trained = clock(), end - test_seconds(session, speed)
         shares = [(share - before, not before) for share in REFITS for before in (WINDOW, 0.0)]
         self._moments = [(share, start + share * (trained - start), refits) for share, refits in shares]
-        self._since, self._slower = (start, 0, 0), 1.0
+        self._since = start, 0, 0
 
     def due(self) -> bool:
         """Return whether to measure the speed, or to fit the length again, after the current step."""
@@ -142,9 +142,8 @@ class Pace:
         config = dataclasses.replace(config, refits=[*(config.refits or ()), [progress.step, length]])
         folder.write_config(config)
         session.refit(config)
-        times = max(self._slower, 1 / self._slower)
-        change = f"{times:.2f} times {'slower' if self._slower > 1 else 'faster'} than planned"
-        say(f"{change}: {plural(length, 'step')} instead of {planned:,} fit into --max-time {config.max_time}")
+        images = min(session.batches.batch_size, session.batches.count) / self._speed.step
+        say(f"{images:,.0f} images/s now: {plural(length, 'step')}, not {planned:,}, fit into --max-time {config.max_time}")
 
     def _measure(self) -> None:
         """Update the speed to that since the last time.
@@ -156,6 +155,4 @@ class Pace:
         since, steps, epochs = self._since
         self._since = self._clock(), progress.step, progress.epoch
         expected = training_seconds(session, self._speed, progress.step - steps, progress.epoch - epochs)
-        factor = (self._since[0] - since) / expected
-        self._speed = self._speed.scaled(factor)
-        self._slower *= factor
+        self._speed = self._speed.scaled((self._since[0] - since) / expected)
