@@ -25,6 +25,7 @@ from vitctl.training.checkpoint import load_checkpoint
 from vitctl.training.pace import Speed, test_seconds, training_seconds
 from vitctl.training.run_folder import RunFolder
 from vitctl.training.session import Session, mixed_steps
+from vitctl.training.start import changed_config
 
 test_seconds.__test__ = False  # type: ignore[attr-defined]
 
@@ -228,6 +229,12 @@ def test_an_extended_run_has_no_refits(cli: Cli, slowing: Clock, tmp_path: Path)
     extended = cli("train", "--resume", run, "--epochs", 9, "--json")
     assert extended.json()["step"] == 36 and settings(run)["refits"] is None
     assert "the learning rate continues at" in extended.err and ", not at 0" in extended.err
+    stored = TrainConfig.from_dict(
+        {**settings(run), "max_time": "15s", "epochs": None, "max_steps": 30, "refits": [[9, 20]]}
+    )
+    for changes in ({"epochs": 5}, {"max_steps": 30}, {"epochs": 5, "max_steps": 30}):
+        assert changed_config(stored, changes).refits is None
+    assert changed_config(stored, {"max_steps": 20}) == stored
 
 
 def test_other_settings_are_fitted_again() -> None:

@@ -76,6 +76,9 @@ def test_max_time_uses_and_stores_them(monkeypatch: pytest.MonkeyPatch) -> None:
     session, said = settled(0.25, max_time="60s")
     assert said == ["other processes use 25 % of the CPU: training with 6 threads, 3.0 times as fast"]
     assert pool.now == session.config.threads == 6
+    pool.now = 8
+    repeated, said = settled(0.25, max_time="60s", max_steps=9, refits=[])
+    assert said[0].startswith("warning:") and pool.now == 8 and repeated.config.threads is None
 
 
 @pytest.mark.parametrize("more", [{}, {"max_time": "60s"}])

@@ -366,9 +366,11 @@ def changed_config(stored: TrainConfig, changes: Mapping[str, Any]) -> TrainConf
     if stored.refits is not None and values.get("max_steps") == steps:
         del values["max_steps"]  # the length that the run has already
     if "max_steps" in values and "epochs" not in values:
-        values["epochs"] = values["max_time"] = values["refits"] = None
+        values["epochs"] = values["max_time"] = None
     elif "epochs" in values and "max_steps" not in values:
-        values["max_steps"] = values["max_time"] = values["refits"] = None
+        values["max_steps"] = values["max_time"] = None
+    if "epochs" in values or "max_steps" in values:
+        values["refits"] = None
     return dataclasses.replace(stored, **values)
 
 

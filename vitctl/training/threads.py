@@ -56,7 +56,7 @@ def settle_threads(session: Session, watch: devices.CpuWatch, observer: Observer
     if found is None:
         return
     busy = f"other processes use {100 * found.others:.0f} % of the CPU"
-    if session.config.max_time:
+    if session.config.max_time and session.config.refits is None:  # with refits, the run is repeated to the bit
         torch.set_num_threads(found.threads)
         session.config = dataclasses.replace(session.config, threads=found.threads)
         observer.message(f"{busy}: training with {plural(found.threads, 'thread')}, {found.gain:.1f} times as fast")
