@@ -261,6 +261,8 @@ def test_options_match_the_parameters_of_the_function(net: str) -> None:
 def another_value(option: Option, value: Value) -> Value:
     if option.choices:
         return next(choice for choice in option.choices if choice != value)
+    if isinstance(value, bool):
+        return not value
     if isinstance(value, int):
         return 2 * value or 8
     return 0.5 if option.below else 2 * float(value)
@@ -276,11 +278,13 @@ TABLE_OPTIONS = {
 def test_every_option_has_an_effect(net: str, name: str) -> None:
     size = 64 if net == "swin" else 16  # 64 px also suit windows of twice the size
 
-    def fingerprint(**changed: Value) -> tuple[int, list[float]]:
+    def fingerprint(**changed: Value) -> tuple[Any, ...]:
         model = build(net, img_size=size, **{**NARROW, "patch_size": 4, **changed})
         torch.manual_seed(3)
-        logits: Tensor = model(images(8, img_size=size))
-        return count_parameters(model), logits.flatten().tolist()
+        x = images(8, img_size=size)
+        logits: Tensor = model(x)  # in training
+        learned = [name for name, p in model.named_parameters() if p.requires_grad]
+        return count_parameters(model), learned, logits.tolist(), model.eval()(x).tolist()
 
     default = defaults(net, **{**NARROW, "patch_size": 4})[name]
     other = another_value(MODELS[net].options[name], default)

@@ -44,7 +44,7 @@ def test_every_optimizer_lowers_a_loss_and_has_plain_state(name: str) -> None:
     optimizer = build_optimizer(name, options, model, lr=1e-2, weight_decay=entry.weight_decay)
     x, y = torch.randn(32, 1, 8, 8), torch.arange(32) % 3
     losses = []
-    for _ in range(12):
+    for _ in range(20):
         loss = nn.functional.cross_entropy(model.eval()(x), y)
         losses.append(loss.item())
         optimizer.zero_grad()

@@ -119,7 +119,7 @@ OPTIMIZERS: dict[str, OptimizerEntry] = {
         target="vitctl.optim.build:muon_sgd",
         summary="orthogonalised momentum for hidden matrices, SGD elsewhere",
         options={
-            "sgd_lr": Option(0.1, "peak learning rate of the SGD part", low=0),
+            "sgd_lr": Option(0.05, "peak learning rate of the SGD part", low=0),
             **_MUON_OPTIONS,
             "sgd_momentum": Option(0.85, "momentum coefficient of the SGD part", low=0, below=1),
         },
