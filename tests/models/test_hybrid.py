@@ -24,9 +24,6 @@ def reference(state: dict[str, Tensor], x: Tensor, *, stride: int, heads: int) -
     def layer_norm(x: Tensor) -> Tensor:
         return (x - x.mean(-1, keepdim=True)) / (x.var(-1, correction=0, keepdim=True) + 1e-5).sqrt()
 
-    def unit(x: Tensor) -> Tensor:
-        return x / (x.square().mean(-1, keepdim=True) + torch.finfo(x.dtype).eps).sqrt()
-
     x = F.gelu(F.conv2d(x, state["stem.whiten.weight"], state["stem.whiten.bias"], stride=stride))
     for i in range(2):
         group = f"stem.groups.{i}"
@@ -45,7 +42,7 @@ def reference(state: dict[str, Tensor], x: Tensor, *, stride: int, heads: int) -
         width = v.shape[-1] // heads
         for h in range(heads):
             part = slice(h * width, (h + 1) * width)
-            logits = torch.einsum("bnd,bmd->bnm", unit(q[..., part]), unit(k[..., part])) * 2 / width**0.5
+            logits = torch.einsum("bnd,bmd->bnm", q[..., part], k[..., part]) / width**0.5
             out[..., part] = torch.einsum("bnm,bmd->bnd", logits.softmax(-1), v[..., part])
         x = x + out @ state[f"{block}.attn.proj.weight"].T
         hidden = (layer_norm(x) @ state[f"{block}.mlp.fc1.weight"].T).clamp(min=0) ** 2

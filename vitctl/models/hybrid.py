@@ -3,9 +3,8 @@
 The stem is that of :mod:`vitctl.models.airbench` (Jordan 2024, arXiv 2404.00498) with fewer groups and, in the smaller
 networks, a strided first convolution. Convolutions before the blocks help small Vision Transformers (Xiao et al. 2021,
 arXiv 2106.14881). The blocks follow the speed records of language models (https://github.com/KellerJordan/modded-nanogpt):
-norms without parameters, normalised queries and keys (Henry et al. 2020, arXiv 2010.04245), a squared ReLU (So et al. 2021,
-arXiv 2109.08668), no biases, and a zero-initialised last layer in each branch, so that a block initially passes its input
-on.
+norms without parameters, a squared ReLU (So et al. 2021, arXiv 2109.08668), no biases, and a zero-initialised last layer in
+each branch, so that a block initially passes its input on.
 
 Shapes: B batch, C channels, H and W image height and width, S side of the stem's map, N = S * S tokens, D token width,
 h heads, d = D / h head width, K classes.
@@ -21,15 +20,9 @@ from torch import Tensor, nn
 
 from vitctl.models.airbench import LOGIT_SCALE, ConvStem
 
-ATTENTION_SCALE = 2.0
-"""Standard deviation of the attention logits of unrelated queries and keys, whose entries have a mean square of 1.
-
-The usual ``d ** -0.5`` gives 1; normalised queries and keys cannot grow to sharpen the attention, so it is higher.
-"""
-
 
 class Attention(nn.Module):
-    """Self-attention with normalised queries and keys: ``[B, N, D]`` to ``[B, N, D]``.
+    """Self-attention: ``[B, N, D]`` to ``[B, N, D]``.
 
     Args:
         dim: D.
@@ -48,8 +41,7 @@ class Attention(nn.Module):
         B, N, D = x.shape
         qkv = self.qkv(x).reshape(B, N, 3, self.num_heads, self.head_dim)
         q, k, v = qkv.permute(2, 0, 3, 1, 4).unbind(0)  # each [B, h, N, d]
-        q, k = (F.rms_norm(each, (self.head_dim,)) for each in (q, k))
-        mixed = F.scaled_dot_product_attention(q, k, v, scale=ATTENTION_SCALE * self.head_dim**-0.5)  # [B, h, N, d]
+        mixed = F.scaled_dot_product_attention(q, k, v)  # [B, h, N, d]
         out: Tensor = self.proj(mixed.transpose(1, 2).reshape(B, N, D))
         return out
 

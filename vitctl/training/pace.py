@@ -143,7 +143,9 @@ class Pace:
         folder.write_config(config)
         session.refit(config)
         images = min(session.batches.batch_size, session.batches.count) / self._speed.step
-        say(f"{images:,.0f} images/s now: {plural(length, 'step')}, not {planned:,}, fit into --max-time {config.max_time}")
+        say(
+            f"{images:,.0f} images/s now: {plural(length, 'step')}, not {planned:,}, fit into --max-time {config.max_time}"
+        )
 
     def _measure(self) -> None:
         """Update the speed to that since the last time.
