@@ -188,7 +188,10 @@ _UNLIKE_ADAM: dict[str, Mapping[str, object]] = {
 
 _SMALL_STEPS: Mapping[str, object] = {"bs": 32, "aug": "none"}
 """Settings for about an epoch: many small steps, and no augmentation, as each image is seen only once or twice."""
-_SPRINT_MUON: Mapping[str, Mapping[str, object]] = {"muon*": {"lr": 0.05, "clip_grad": 0.0}}
+_SPRINT_MUON: Mapping[str, Mapping[str, object]] = {
+    "muon": {"lr": 0.05, "clip_grad": 0.0},
+    "muon_sgd": {"lr": 0.02, "weight_decay": 0.0, "clip_grad": 0.0},
+}
 """Muon's settings for a few hundred steps; its updates do not depend on the length of the gradient."""
 _FAST_MUON: Mapping[str, Mapping[str, object]] = {
     "muon": {"lr": 0.02, "weight_decay": 0.1, "clip_grad": 0.0},
@@ -228,14 +231,14 @@ RECIPES: dict[str, Recipe] = {
     "sprint": Recipe(
         summary="CIFAR-10 accuracy above 50 % in seconds on a CPU",
         settings={
-            "net": "cct_2:depth=1,conv_width=32,conv_layers=3",
+            "net": "hybrid_tiny:width=32,embed_dim=64",
             "opt": "muon",
             **_FEW_EPOCHS,
             **_SMALL_STEPS,
             "val": "none",
             "max_steps": 300,
         },
-        by_net=_BY_NET,
+        by_net={**_BY_NET, "hybrid_*": {**_RECORDS, "bs": 125, "max_steps": 100}},
         pretrained=_PRETRAINED,
         by_opt=_SPRINT_MUON,
         opt_options=_FAST_MUON_OPTIONS,

@@ -230,7 +230,7 @@ def test_a_recipe_depends_on_epochs() -> None:
 
 def test_a_recipe_may_give_its_length_in_steps() -> None:
     sprint = resolve_config({"recipe": "sprint"})
-    assert sprint.max_steps and sprint.epochs is None and sprint.net_options["depth"] == 1
+    assert sprint.max_steps and sprint.epochs is None and sprint.net_options["embed_dim"] == 64
     for length in ({"epochs": 2}, {"max_steps": 7}, {"max_time": "60s"}):
         longer = resolve_config({"recipe": "sprint", **length})
         assert {name: getattr(longer, name) for name in ("epochs", "max_steps", "max_time")} == {
@@ -324,7 +324,7 @@ def test_a_file_that_sets_something_twice_is_refused(file: dict[str, object], bo
 
 def test_network_options_in_a_file_override_the_recipe_s() -> None:
     assert resolve_config({}, {"recipe": "sprint", "net_options": {"depth": 2}}).net_options["depth"] == 2
-    assert resolve_config({}, {"recipe": "sprint", "net_options": {"depth": 2}}).net_options["conv_width"] == 32
+    assert resolve_config({}, {"recipe": "sprint", "net_options": {"depth": 2}}).net_options["embed_dim"] == 64
 
 
 def test_a_learning_rate_in_a_file_belongs_to_the_optimizer_of_its_recipe() -> None:
