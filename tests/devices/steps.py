@@ -32,7 +32,18 @@ from vitctl.training.evaluate import evaluate
 from vitctl.training.session import Session
 from vitctl.training.setup import open_session
 
-NETS = ("vit_small", "cait_small", "swin", "mlpmixer", "mobilevit", "cct_2", "res18", "vgg", "airbench94", "hybrid_tiny")
+NETS = (
+    "vit_small",
+    "cait_small",
+    "swin",
+    "mlpmixer",
+    "mobilevit",
+    "cct_2",
+    "res18",
+    "vgg",
+    "airbench94",
+    "hybrid_tiny",
+)
 """A network of every family."""
 
 OPTIONS: tuple[dict[str, Any], ...] = (
