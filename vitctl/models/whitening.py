@@ -37,6 +37,10 @@ class WhitenedConv(nn.Conv2d):
         nn.init.zeros_(self.bias)
         self.weight.requires_grad_(False)
 
+    def parameter_roles(self) -> dict[str, str]:
+        """Return the role of the bias for ``--lr-scale``."""
+        return {"bias": "whitening_bias"}
+
 
 def whiten(model: nn.Module, images: Tensor) -> None:
     """Set the filters of each :class:`WhitenedConv` of ``model`` from normalised images, float ``[B, C, H, W]``."""
