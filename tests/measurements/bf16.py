@@ -62,9 +62,7 @@ def main() -> int:
     environment = devices.environment(CPU)
     threads = args.threads or environment["threads"]
     print(f"{environment['device_name']}, {threads} threads, torch {environment['torch']}\n")
-    print(
-        "| net | fp32 (images/s) | bf16 (images/s) | bf16 / fp32 | pays off | row |\n|---|---:|---:|---:|---|---|"
-    )
+    print("| net | fp32 (images/s) | bf16 (images/s) | bf16 / fp32 | pays off | row |\n|---|---:|---:|---:|---|---|")
     for net in args.nets or [net for net in cheapest_first if MODELS[net].img_size < 384]:
         fp32, bf16 = speeds(net, args.rounds, args.threads)
         ratio = statistics.median(half / full for half, full in zip(bf16, fp32, strict=True))

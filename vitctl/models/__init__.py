@@ -171,7 +171,7 @@ def _hybrid(
     }
     return ModelEntry(
         target="vitctl.models.hybrid:hybrid",
-        summary=f"{2 * groups} convolutions, 4 blocks of width {embed_dim}",
+        summary=f"{2 * groups} convs, 4 blocks of width {embed_dim}",
         options={**_widths(embed_dim, 4, num_heads, mlp_ratio, least=0), **convolutions},
         family="hybrid",
         params=params,
