@@ -40,7 +40,7 @@ def weights(run: Path) -> dict[str, torch.Tensor]:
     return dict(load_checkpoint(run / "checkpoints" / "last.pt")["model"])
 
 
-def test_a_comparison_whose_runs_differ_in_precision_says_so(cli: Cli, tmp_path: Path) -> None:
+def test_runs_that_differ_in_precision_are_noted(cli: Cli, tmp_path: Path) -> None:
     words = [*COMPARE, "sgd", "adam", "--seeds", 1, "--json"]
     fair = "\n".join(cli(*words).json()["notes"])
     assert "differ in precision" not in fair and fair.endswith(", fp32.")

@@ -141,7 +141,10 @@ def test_options_of_later_versions_are_part_of_the_identity_only_if_they_differ(
     plan = make_plan(["muon", "muon:renormalize=all"], {"net": "res18"})
     default, other = (each["opt_options"] for each in plan.identity()["optimizers"].values())
     assert "renormalize" not in default and other["renormalize"] == "all"
-    assert set(plan.identity()["optimizers"]["muon"]["net_options"]).isdisjoint({"bn_momentum", "bn_scale"})
+    muon = plan.identity()["optimizers"]["muon"]
+    assert set(muon["net_options"]).isdisjoint({"bn_momentum", "bn_scale"}) and muon["aug_options"] == {}
+    shifted = make_plan(["adam", "sgd"], {"aug": "randaug:padding=2"}).identity()["optimizers"]["adam"]
+    assert shifted["aug_options"] == {"n": 2, "m": 9, "padding": 2}
 
 
 def test_settings_of_later_versions_are_part_of_the_identity_only_if_they_differ(tmp_path: Path) -> None:

@@ -10,15 +10,13 @@ import pytest
 from vitctl.config import resolution as rules
 from vitctl.config import resolve_config
 from vitctl.config.resolution import RULES, Draft
-from vitctl.data import CROP_OPTIONS
+from vitctl.data import CROP_DEFAULTS
 from vitctl.errors import RequestError
 from vitctl.models import MODELS, find_model
 from vitctl.optim import OPTIMIZERS, find_optimizer
 from vitctl.recipes import RECIPES, Recipe
 
 Rule = Callable[[Draft], None]
-
-CROP = {name: option.default for name, option in CROP_OPTIONS.items()}
 
 RECIPE = Recipe(
     summary="for these tests",
@@ -330,16 +328,16 @@ SETTINGS_CASES: list[tuple[Rule, dict[str, Any], dict[str, Any]]] = [
     (rules.fill_in_aug, {"settings": {"aug": True}, "preset": {"aug": "basic"}}, {"aug": "randaug"}),
     (rules.fill_in_aug, {"settings": {"aug": True}, "preset": {"aug": "randaug:m=3"}}, {"aug": "randaug:m=3"}),
     (rules.fill_in_aug, {"settings": {"aug": "none"}, "preset": {"aug": "randaug:m=3"}}, {"aug": "none"}),
-    (rules.choose_aug, {}, {"aug": "basic", "aug_options": CROP}),
+    (rules.choose_aug, {}, {"aug": "basic", "aug_options": CROP_DEFAULTS}),
     (
         rules.choose_aug,  # from the recipe
         {"settings": {"aug": "randaug:n=1,m=3"}, "file": {"aug_options": {"m": 5}}},
-        {"aug": "randaug", "aug_options": {"n": 1, "m": 5, **CROP}},
+        {"aug": "randaug", "aug_options": {"n": 1, "m": 5, **CROP_DEFAULTS}},
     ),
     (
         rules.choose_aug,
         {"settings": {"aug": "randaug:m=3"}, "flags": {"aug": "randaug:m=3", "aug_options": {"m": 5}}},
-        {"aug": "randaug", "aug_options": {"n": 2, "m": 3, **CROP}},
+        {"aug": "randaug", "aug_options": {"n": 2, "m": 3, **CROP_DEFAULTS}},
     ),
     (
         rules.fill_in_mixing,

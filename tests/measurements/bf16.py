@@ -3,9 +3,9 @@
     python -m tests.measurements.bf16 [--nets NET ...] [--rounds 3] [--threads N]
 
 Training steps of the default recipe are timed in fp32 and bf16 in turns, on generated images, so that changes in the
-machine's speed affect both. bf16 pays if the median of the ratios is at least 1.1; the last columns show that, and what the
-network's row in ``MODELS`` says. Networks for 384-px images are left out unless ``--nets`` names them. A row is changed only
-if its accuracy in bf16 is within the noise of seeds too.
+machine's speed affect both. bf16 pays off if the median of the ratios is at least 1.1; the last columns show whether
+it does, and whether the network's row in ``MODELS`` has it. Networks for 384-px images are left out unless ``--nets``
+names them. Before a row is changed, the accuracy in bf16 must also be within the noise of seeds.
 """
 
 from __future__ import annotations
@@ -24,13 +24,13 @@ from vitctl.config import resolve_config
 from vitctl.models import MODELS, find_model
 
 PAYS = 1.1
-"""Ratio of speeds from which bf16 pays; less is not worth its rounding."""
+"""Ratio of speeds from which bf16 pays off; a smaller one is not worth the rounding."""
 
 CPU = torch.device("cpu")
 
 
 def speeds(net: str, rounds: int, threads: int | None) -> tuple[list[float], list[float]]:
-    """Return the images per second of training ``net`` in fp32 and in bf16, of each round.
+    """Return the images per second of training ``net`` in each round, in fp32 and in bf16.
 
     Raises:
         MemoryError: memory ran out.
@@ -62,7 +62,7 @@ def main() -> int:
     environment = devices.environment(CPU)
     threads = args.threads or environment["threads"]
     print(f"{environment['device_name']}, {threads} threads, torch {environment['torch']}\n")
-    print("| net | fp32 (images/s) | bf16 (images/s) | bf16 / fp32 | pays | row |\n|---|---:|---:|---:|---|---|")
+    print("| net | fp32 (images/s) | bf16 (images/s) | bf16 / fp32 | pays off | row |\n|---|---:|---:|---:|---|---|")
     for net in args.nets or [net for net in cheapest_first if MODELS[net].img_size < 384]:
         fp32, bf16 = speeds(net, args.rounds, args.threads)
         ratio = statistics.median(half / full for half, full in zip(bf16, fp32, strict=True))

@@ -19,8 +19,8 @@ from tests.measurements.time_to_accuracy.result import Result
 from vitctl.data.cifar import CIFAR10
 
 
-def images(count: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return random images and their labels; a class is an average brightness."""
+def examples(count: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return random images and their labels; the average brightness of an image shows its class."""
     labels = torch.arange(count) % 10
     noise = torch.randint(0, 30, (count, 3, 32, 32), generator=torch.Generator().manual_seed(0))
     return (noise + 22 * labels.view(-1, 1, 1, 1)).byte(), labels
@@ -34,17 +34,17 @@ def result(name: str, seconds: float, budget: float | None = None, seed: int = 0
 
 
 def test_a_batch_is_cropped_from_reflections_and_mirrored_in_every_other_epoch() -> None:
-    pictures, labels = torch.randint(0, 256, (6, 3, 32, 32), dtype=torch.uint8), torch.arange(6)
+    images, labels = torch.randint(0, 256, (6, 3, 32, 32), dtype=torch.uint8), torch.arange(6)
     torch.manual_seed(0)
-    batches = records_cnn.RecordsData(pictures, labels).batches(6)
+    batches = records_cnn.RecordsData(images, labels).batches(6)
     scale, offset = records_cnn.STD.view(3, 1, 1), records_cnn.MEAN.view(3, 1, 1)
     mirrored: dict[int, list[bool]] = {}
     moves = set()
     for _ in range(4):
-        for picture, label in zip(*next(batches), strict=True):
-            uint8 = (picture * scale + offset).round()
+        for image, label in zip(*next(batches), strict=True):
+            uint8 = (image * scale + offset).round()
             for mirror in (False, True):
-                whole = pictures[label].flip(-1) if mirror else pictures[label]
+                whole = images[label].flip(-1) if mirror else images[label]
                 padded = F.pad(whole.float()[None], (2,) * 4, mode="reflect")[0]
                 places = [(y, x) for y in range(5) for x in range(5)]
                 found = [(y, x) for y, x in places if torch.equal(padded[:, y : y + 32, x : x + 32], uint8)]
@@ -77,7 +77,7 @@ def test_the_first_convolution_whitens_patches() -> None:
 )
 def test_a_plain_loop_learns_and_ends_in_time(name: str) -> None:
     start = time.monotonic()
-    found = plain.train(plain.CONTESTANTS[name], images(128), images(50), start + 2.5, seed=0)
+    found = plain.train(plain.CONTESTANTS[name], examples(128), examples(50), start + 2.5, seed=0)
     assert found["images"] == found["steps"] * found["batch"] and found["precision"] in ("fp32", "bf16")
     assert found["steps"] >= 1 and 0 <= found["test_acc"] <= 100 and 0 <= found["test_acc_tta"] <= 100
     json.dumps(found)
@@ -86,9 +86,10 @@ def test_a_plain_loop_learns_and_ends_in_time(name: str) -> None:
 def test_the_batch_grows_with_the_budget(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(plain, "fastest", lambda *args: ("fp32", 0.125))  # 1,000 images/s at batch size 125
     monkeypatch.setattr(plain, "step_seconds", lambda *args: 1e9)
-    contestant, data = plain.CONTESTANTS["records-cnn-narrow"], images(2000)
+    contestant, data = plain.CONTESTANTS["records-cnn-narrow"], examples(2000)
     sizes = {
-        budget: plain.train(contestant, data, images(10), time.monotonic() + budget, 0)["batch"] for budget in (60, 150)
+        budget: plain.train(contestant, data, examples(10), time.monotonic() + budget, 0)["batch"]
+        for budget in (60, 150)
     }
     assert sizes == {60: 250, 150: 500}
 
@@ -136,17 +137,17 @@ def test_the_table_is_sorted_by_time_and_the_plot_is_transparent(tmp_path: Path)
     rows = table(results).splitlines()[2:]
     assert [row.split("`")[1] for row in rows] == ["quick", "slow"] and "| – |" in rows[1]
     plot(results, tmp_path / "plot.png")
-    with Image.open(tmp_path / "plot.png") as picture:
-        assert np.asarray(picture)[0, 0, 3] == 0
+    with Image.open(tmp_path / "plot.png") as image:
+        assert np.asarray(image)[0, 0, 3] == 0
 
 
 @pytest.mark.slow
 def test_complete_commands_are_timed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for part, count in (("train", 300), ("test", 50)):
-        for i, (picture, label) in enumerate(zip(*images(count), strict=True)):
+        for i, (image, label) in enumerate(zip(*examples(count), strict=True)):
             folder = tmp_path / "data" / "cifar10" / part / CIFAR10.classes[label]
             folder.mkdir(parents=True, exist_ok=True)
-            Image.fromarray(picture.permute(1, 2, 0).numpy()).save(folder / f"{i}.png")
+            Image.fromarray(image.permute(1, 2, 0).numpy()).save(folder / f"{i}.png")
     monkeypatch.setenv("VITCTL_DATA", str(tmp_path / "data"))
     tiny = command.recipe("tiny", "--net", TINY_NET, "--bs", "32", "--epochs", "2", "--val", "none")
     for entry, budget in ((tiny, None), (command.ENTRIES["records-cnn-narrow"], 15.0)):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 Names = list[tuple[str, str]]
@@ -35,6 +36,30 @@ def copy_weights(ours: nn.Module, theirs: nn.Module, names: Names) -> None:
     state = {renamed(name, names): tensor for name, tensor in ours.state_dict().items()}
     assert state.keys() == expected.keys(), state.keys() ^ expected.keys()
     theirs.load_state_dict({name: tensor.reshape(expected[name].shape) for name, tensor in state.items()})
+
+
+def records_stem(state: dict[str, Tensor], x: Tensor, *, groups: int, stride: int = 1) -> Tensor:
+    """Return the map of the speed records' convolutions in training mode, in plain functions.
+
+    Args:
+        state: state dict of a network whose ``stem`` is a ``ConvStem``.
+        x: normalised images, float ``[B, C, H, W]``.
+        groups: number of groups of convolutions.
+        stride: stride of the whitened patches.
+    """
+
+    def normalised(x: Tensor, name: str) -> Tensor:
+        mean, var = x.mean((0, 2, 3), keepdim=True), x.var((0, 2, 3), correction=0, keepdim=True)
+        return (x - mean) / (var + 1e-5).sqrt() + state[f"{name}.bias"].view(1, -1, 1, 1)
+
+    x = F.gelu(F.conv2d(x, state["stem.whiten.weight"], state["stem.whiten.bias"], stride=stride))
+    for i in range(groups):
+        group = f"stem.groups.{i}"
+        x = F.conv2d(x, state[f"{group}.conv1.weight"], padding=1)
+        x = F.max_pool2d(x, 2) if x.shape[-1] > 1 else x
+        x = F.gelu(normalised(x, f"{group}.norm1"))
+        x = F.gelu(normalised(F.conv2d(x, state[f"{group}.conv2.weight"], padding=1), f"{group}.norm2"))
+    return x
 
 
 def assert_same_gradients(ours: nn.Module, theirs: nn.Module, names: Names, x: Tensor) -> None:

@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from tests.models.oracles import records_stem
 from tests.models.test_models import build, images
 from vitctl.models.airbench import ConvStem
 from vitctl.models.whitening import whiten
@@ -14,19 +15,7 @@ from vitctl.models.whitening import whiten
 
 def reference(state: dict[str, Tensor], x: Tensor) -> Tensor:
     """Return the logits in training mode, from batch statistics."""
-
-    def normalised(x: Tensor, name: str) -> Tensor:
-        mean, var = x.mean((0, 2, 3), keepdim=True), x.var((0, 2, 3), correction=0, keepdim=True)
-        return (x - mean) / (var + 1e-5).sqrt() + state[f"{name}.bias"].view(1, -1, 1, 1)
-
-    x = F.gelu(F.conv2d(x, state["stem.whiten.weight"], state["stem.whiten.bias"]))
-    for i in range(3):
-        group = f"stem.groups.{i}"
-        x = F.conv2d(x, state[f"{group}.conv1.weight"], padding=1)
-        x = F.max_pool2d(x, 2) if x.shape[-1] > 1 else x
-        x = F.gelu(normalised(x, f"{group}.norm1"))
-        x = F.gelu(normalised(F.conv2d(x, state[f"{group}.conv2.weight"], padding=1), f"{group}.norm2"))
-    return x.amax((2, 3)) @ state["head.weight"].T / 9
+    return records_stem(state, x, groups=3).amax((2, 3)) @ state["head.weight"].T / 9
 
 
 @pytest.mark.parametrize(("img_size", "in_chans"), [(32, 3), (8, 1), (10, 3), (27, 1), (64, 3)])
@@ -41,7 +30,7 @@ def test_logits_match_the_definition(img_size: int, in_chans: int) -> None:
         torch.testing.assert_close(model(x), reference(model.state_dict(), x))
 
 
-def test_convolutions_pass_their_input_on_and_norms_do_not_scale() -> None:
+def test_convolutions_start_as_the_identity_and_norms_do_not_scale() -> None:
     model = build("airbench94")
     state = model.state_dict()
     widths = {"0.conv1": (24, 64), "0.conv2": (64, 64), "1.conv1": (64, 256), "2.conv2": (256, 256)}
@@ -57,7 +46,7 @@ def test_convolutions_pass_their_input_on_and_norms_do_not_scale() -> None:
     assert all((state[name] == 1).all() for name in norms)
 
 
-def test_narrower_groups_pass_on_what_fits() -> None:
+def test_narrower_groups_start_with_the_first_channels() -> None:
     weight = build("airbench94", width=8).state_dict()["stem.groups.0.conv1.weight"]
     x = images(2, 24, 5)
     torch.testing.assert_close(F.conv2d(x, weight, padding=1), x[:, :8])
@@ -74,7 +63,7 @@ def test_narrower_groups_pass_on_what_fits() -> None:
         (2, (8,), 2, 1, 1),
     ],
 )
-def test_the_side_of_the_stems_map_is_known(
+def test_the_stem_has_the_side_of_its_map(
     img_size: int, widths: tuple[int, ...], kernel: int, stride: int, side: int
 ) -> None:
     stem = ConvStem(img_size=img_size, in_chans=3, widths=widths, kernel_size=kernel, stride=stride)

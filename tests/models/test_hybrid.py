@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
+from tests.models.oracles import records_stem
 from tests.models.test_models import build, images
 from vitctl.models import MODELS, build_model
 from vitctl.models.count import forward_cost
@@ -17,21 +17,10 @@ HYBRIDS = [name for name, entry in MODELS.items() if entry.family == "hybrid"]
 def reference(state: dict[str, Tensor], x: Tensor, *, stride: int, heads: int) -> Tensor:
     """Return the logits in training mode: attention by einsum, norms by their formulas."""
 
-    def batch_norm(x: Tensor, name: str) -> Tensor:
-        mean, var = x.mean((0, 2, 3), keepdim=True), x.var((0, 2, 3), correction=0, keepdim=True)
-        return (x - mean) / (var + 1e-5).sqrt() + state[f"{name}.bias"].view(1, -1, 1, 1)
-
     def layer_norm(x: Tensor) -> Tensor:
         return (x - x.mean(-1, keepdim=True)) / (x.var(-1, correction=0, keepdim=True) + 1e-5).sqrt()
 
-    x = F.gelu(F.conv2d(x, state["stem.whiten.weight"], state["stem.whiten.bias"], stride=stride))
-    for i in range(2):
-        group = f"stem.groups.{i}"
-        x = F.conv2d(x, state[f"{group}.conv1.weight"], padding=1)
-        x = F.max_pool2d(x, 2) if x.shape[-1] > 1 else x
-        x = F.gelu(batch_norm(x, f"{group}.norm1"))
-        x = F.gelu(batch_norm(F.conv2d(x, state[f"{group}.conv2.weight"], padding=1), f"{group}.norm2"))
-    x = torch.einsum("bchw->bhwc", x).flatten(1, 2)
+    x = torch.einsum("bchw->bhwc", records_stem(state, x, groups=2, stride=stride)).flatten(1, 2)
     if "embed.weight" in state:
         x = x @ state["embed.weight"].T
     x = x + state["pos_embed"]
@@ -66,7 +55,7 @@ def test_logits_match_the_definition(img_size: int, in_chans: int, stride: int, 
         torch.testing.assert_close(model(x), reference(model.state_dict(), x, stride=stride, heads=2))
 
 
-def test_blocks_pass_their_input_on_at_first() -> None:
+def test_blocks_start_as_the_identity() -> None:
     model = build("hybrid_tiny").eval()
     x = images(2, 3, 32)
     with torch.no_grad():

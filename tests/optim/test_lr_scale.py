@@ -61,6 +61,7 @@ def test_roles_of_every_network_follow_its_layers(net: str) -> None:
     assert {name for name, role in roles.items() if role in ("matrices", "convolutions")} == set(hidden_matrices(model))
     head = "fc" if net.startswith("res") else "head"
     assert all(roles[f"{head}.{name}"] == "head" for name, _ in model.get_submodule(head).named_parameters())
+    assert ("whitening_bias" in roles.values()) == bool(MODELS[net].data_init)
     norms = {"norm_weight", "norm_bias"} & set(roles.values())
     assert bool(norms) == any("norm" in type(module).__name__.lower() for module in model.modules())
 

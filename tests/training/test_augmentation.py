@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from tests.conftest import TINY, TINY_NET, Cli
 from tests.training.test_resume_optimizers import STEPS, session, state, steps
 from vitctl.config import TrainConfig, resolve_config
-from vitctl.data import AUGMENTATIONS, CROP_OPTIONS, mixing
+from vitctl.data import AUGMENTATIONS, CROP_DEFAULTS, mixing
 from vitctl.data.batches import MIX, POLICY, crop_and_flip, derive_seed, draw, first_epoch_flips
 from vitctl.inference.trained import load_trained
 from vitctl.training.checkpoint import load_checkpoint, save_checkpoint
@@ -33,7 +33,6 @@ from vitctl.training.session import Session
 Refused = Callable[..., str]
 
 MIXED = {"mixup": 0.8, "cutmix": 1.0}
-CROP = {name: option.default for name, option in CROP_OPTIONS.items()}
 SETTINGS: list[dict[str, Any]] = [
     *({"aug": name} for name in AUGMENTATIONS),
     *({"aug": name, **MIXED, "erase": 0.5, "cutout": 0.3} for name in AUGMENTATIONS),
@@ -184,7 +183,7 @@ def test_runs_from_before_the_options_of_the_crop_resume(cli: Cli, refused: Refu
     path = tmp_path / "runs" / "r" / "config.json"
     document = json.loads(path.read_text())
     now = TrainConfig.from_dict(document["config"])
-    document["config"]["aug_options"] = {k: v for k, v in now.aug_options.items() if k not in CROP_OPTIONS}
+    document["config"]["aug_options"] = {k: v for k, v in now.aug_options.items() if k not in CROP_DEFAULTS}
     path.write_text(json.dumps(document))
     assert TrainConfig.from_dict(document["config"]) == now
     assert "cannot change --aug" in refused("train", "--resume", "runs/r", "--aug", f"{aug}:flip=alternate")
@@ -426,11 +425,14 @@ def test_an_invalid_augmentation_is_refused_before_anything_is_written(
         (["--mixup", "1"], {"mixup": 1.0}),
         (["--mixup", "-c", "settings.yaml"], {"mixup": 0.8, "erase": 0.125}),
         (["--mixup", "--mix-off", "0.4"], {"mixup": 0.8, "mix_off": 0.4}),
-        (["--aug", "randaug:m=5"], {"aug": "randaug", "aug_options": {"n": 2, "m": 5, **CROP}}),
+        (["--aug", "randaug:m=5"], {"aug": "randaug", "aug_options": {"n": 2, "m": 5, **CROP_DEFAULTS}}),
         (["--aug", "none"], {"aug": "none", "aug_options": {}}),
         (["--noaug"], {"aug": "basic"}),
-        (["--recipe", "seed"], {"aug": "seed-randaug", "aug_options": {"n": 2, "m": 14, **CROP}, "loss_sum": True}),
-        (["--recipe", "seed", "--aug", "basic"], {"aug": "basic", "aug_options": CROP}),
+        (
+            ["--recipe", "seed"],
+            {"aug": "seed-randaug", "aug_options": {"n": 2, "m": 14, **CROP_DEFAULTS}, "loss_sum": True},
+        ),
+        (["--recipe", "seed", "--aug", "basic"], {"aug": "basic", "aug_options": CROP_DEFAULTS}),
     ],
 )
 def test_flags_set_the_augmentation(cli: Cli, tmp_path: Path, argv: list[str], expected: dict[str, Any]) -> None:
@@ -464,10 +466,10 @@ def test_a_flag_without_a_value_means_the_recipe_s_value(cli: Cli, monkeypatch: 
 
     assert settings()["mixup"] == settings("--mixup")["mixup"] == 0.3
     assert settings("--mixup", "--cutmix")["cutmix"] == 1.0
-    assert settings()["aug_options"] == {"n": 2, "m": 7, **CROP} and settings()["mix_off"] == 0.4
+    assert settings()["aug_options"] == {"n": 2, "m": 7, **CROP_DEFAULTS} and settings()["mix_off"] == 0.4
     off = settings("--mixup", 0)
     assert (off["mixup"], off["mix_off"]) == (0.0, 0.0)
-    assert settings("--aug", "randaug")["aug_options"] == {"n": 2, "m": 9, **CROP}
+    assert settings("--aug", "randaug")["aug_options"] == {"n": 2, "m": 9, **CROP_DEFAULTS}
 
 
 def test_resume_keeps_the_augmentation(cli: Cli, refused: Refused, tmp_path: Path) -> None:

@@ -22,12 +22,12 @@ from vitctl.cpus import usable_cpus
 from vitctl.training import budget, loop, start
 from vitctl.training.budget import CLOSING_SECONDS, TimePlan
 from vitctl.training.checkpoint import load_checkpoint
-from vitctl.training.pace import Speed, test_seconds, training_seconds
+from vitctl.training.pace import Speed, final_test_seconds, training_seconds
 from vitctl.training.run_folder import RunFolder
 from vitctl.training.session import Session, mixed_steps
 from vitctl.training.start import changed_config
 
-test_seconds.__test__ = False  # type: ignore[attr-defined]
+Refused = Callable[..., str]
 
 SPEED = Speed(step=0.05, image=1e-3, save=0.02)
 
@@ -80,7 +80,7 @@ def simulated(machine: Machine, budget_seconds: int, monkeypatch: pytest.MonkeyP
             machine.work(training_seconds(session, SPEED, 0, 1))
             progress.epoch += 1
             progress.step_in_epoch = 0
-    machine.work(test_seconds(session, SPEED))
+    machine.work(final_test_seconds(session, SPEED))
     assert len(said) == len(written) <= 2 and all(len(line) <= 100 for line in said)
     if written:
         assert written[-1] == session.config and session.config.refits is not None
@@ -247,7 +247,7 @@ def test_other_settings_are_fitted_again() -> None:
 
 @pytest.mark.slow
 @pytest.mark.serial
-def test_a_process_that_takes_the_cpu_from_one_third_on(tmp_path: Path) -> None:
+def test_a_run_ends_in_time_beside_processes_that_take_the_cpu_from_a_third_on(tmp_path: Path) -> None:
     limit = 45
     command = [sys.executable, "-m", "vitctl", "train", *TINY, "--bs", "8", "--threads", "1", "--name", "timed"]
     busy: list[subprocess.Popen[bytes]] = []
@@ -270,9 +270,6 @@ def clean_environment() -> dict[str, str]:
     """Return the environment without the number of threads that the tests set."""
     path = os.pathsep.join([str(Path(__file__).parents[2]), os.environ.get("PYTHONPATH", "")])
     return {name: value for name, value in os.environ.items() if name != "OMP_NUM_THREADS"} | {"PYTHONPATH": path}
-
-
-Refused = Callable[..., str]
 
 
 @pytest.mark.parametrize(

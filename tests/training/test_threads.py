@@ -37,7 +37,12 @@ class Heard(Observer):
 
 
 class Pool:
-    """The number of threads of a machine with eight CPUs, and how often steps were timed with each."""
+    """A machine with eight CPUs, and the numbers of threads with which steps were timed.
+
+    Args:
+        monkeypatch: replaces torch's threads and the timing of steps.
+        seconds: seconds that a step takes with each number of threads.
+    """
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch, seconds: dict[int, float]) -> None:
         self.now, self.seconds, self.timed = 8, seconds, []  # type: ignore[var-annotated]
@@ -71,7 +76,7 @@ def test_fewer_threads_are_recommended_if_they_are_faster(monkeypatch: pytest.Mo
     assert pool.timed == 2 * [8, 6, 4]
 
 
-def test_max_time_uses_and_stores_them(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_max_time_uses_and_stores_faster_threads(monkeypatch: pytest.MonkeyPatch) -> None:
     pool = Pool(monkeypatch, {8: 0.9, 6: 0.3, 4: 0.4})
     session, said = settled(0.25, max_time="60s")
     assert said == ["other processes use 25 % of the CPU: training with 6 threads, 3.0 times as fast"]
@@ -112,7 +117,7 @@ def test_the_cpus_that_others_leave_free_are_counted(others: float, cpus: int, f
 @pytest.mark.slow
 @pytest.mark.serial
 @pytest.mark.skipif(not Path("/proc/stat").exists() or len(usable_cpus()) < 2, reason="needs Linux and two CPUs")
-def test_a_real_busy_process(tmp_path: Path) -> None:
+def test_max_time_uses_one_thread_beside_a_busy_process(tmp_path: Path) -> None:
     vit = "vit_small:embed_dim=64,depth=2,num_heads=4"
     flags = ["--dataset", "digits", "--net", vit, "--size", "16", "--patch", "4", "--bs", "64", "--max-time", "20s"]
     command = [sys.executable, "-m", "vitctl", "train", *flags, "--name", "timed"]

@@ -11,20 +11,13 @@ from dataclasses import dataclass
 from typing import Any
 
 from vitctl.config import ADAN_BETAS, ADANS, LENGTHS, TrainConfig, flag_name, resolve_config
+from vitctl.data import CROP_DEFAULTS
 from vitctl.errors import RequestError
 from vitctl.optim import find_optimizer
 from vitctl.registry import Value, format_spec, or_list, split_spec
 
-_ADDED: dict[str, Any] = {
-    **{
-        name: getattr(TrainConfig, name)
-        for name in (
-            *("labels", "strict_data", "class_weights", "holdout_by", "test_fraction", "fit", "value_range"),
-            "refits",
-        )
-    },
-    "lr_scale": {},
-}
+_LATER = ("labels", "strict_data", "class_weights", "holdout_by", "test_fraction", "fit", "value_range", "refits")
+_ADDED: dict[str, Any] = {**{name: getattr(TrainConfig, name) for name in _LATER}, "lr_scale": {}}
 """Settings that comparisons of earlier versions lack, with their defaults.
 
 They identify a comparison only if they have been changed.
@@ -33,8 +26,9 @@ They identify a comparison only if they have been changed.
 _ADDED_OPTIONS: dict[str, dict[str, Any]] = {
     "net_options": {"bn_momentum": 0.1, "bn_scale": True},
     "opt_options": {"renormalize": "none"},
+    "aug_options": CROP_DEFAULTS,
 }
-"""The same for options of networks and optimizers."""
+"""The same for options of networks, optimizers and augmentations."""
 
 FACTOR = 3.0
 """Ratio of neighbouring learning rates in a search; the loss hardly changes within a smaller factor."""
@@ -131,7 +125,7 @@ class ComparisonPlan:
 
 
 def _changed(values: Mapping[str, Any], added: Mapping[str, Any]) -> dict[str, Any]:
-    """Return ``values`` without those of ``added`` that have the same value there."""
+    """Return ``values`` without those that equal their default in ``added``."""
     return {name: value for name, value in values.items() if name not in added or value != added[name]}
 
 

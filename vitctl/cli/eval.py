@@ -45,7 +45,7 @@ def evaluate(
     tta: Annotated[
         str,
         typer.Option(
-            help="also report metrics averaged over views of each image",
+            help="also report metrics with test-time augmentation",
             metavar="none|flip|crops",
         ),
     ] = "none",

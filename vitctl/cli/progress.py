@@ -127,7 +127,7 @@ class ProgressLines(Observer):
 
     def stepped(self, record: Record) -> None:
         """Print the figures of the current epoch, every :data:`LINE_EVERY` seconds."""
-        self.epochs = record["epochs"]  # --max-time may change it on the way
+        self.epochs = record["epochs"]  # --max-time may change it during the run
         if record["train_loss"] is not None and self._due():
             self.print_parts(
                 [

@@ -19,7 +19,7 @@ def find_card(config: TrainConfig, precision: str) -> Card | None:
 
     Args:
         config: settings of the run.
-        precision: its precision: ``fp32``, ``bf16`` or ``fp16``.
+        precision: precision of the run: ``fp32``, ``bf16`` or ``fp16``.
     """
     for card in RECIPES[config.recipe].cards if config.recipe in RECIPES else ():
         if (card.net, card.dataset, card.precision) == (config.net, config.dataset, precision):

@@ -117,10 +117,12 @@ def check_run_ends(config: Settings) -> None:
 
 
 def check_refits_have_a_length(config: Settings) -> None:
-    """Refuse changes of a length that is missing, or that ends before the first of them."""
-    if config.refits and config.max_steps is None:
+    """Refuse ``refits`` without ``max_steps``, or that begin after the last step."""
+    if not config.refits:
+        return
+    if config.max_steps is None:
         raise RequestError(f"refits {config.refits} change max_steps, which is missing", hint="remove refits")
-    if config.refits and config.max_steps is not None and config.refits[0][0] >= config.max_steps:
+    if config.refits[0][0] >= config.max_steps:
         raise RequestError(
             f"refits {config.refits} begin after the last step, max_steps {config.max_steps}", hint="remove refits"
         )

@@ -62,7 +62,7 @@ ALIASES = SYNONYMS | {
 """Settings by their other names."""
 
 FILE_ONLY: Mapping[str, Callable[[object, str], Any]] = {"refits": parse_refits}
-"""Parsers of the settings that a file can give but no flag: what a run has recorded, to repeat it."""
+"""Parsers of the settings that have no flag: what a run recorded in its file, so that it can be repeated."""
 
 OPTION_TABLES = ("net_options", "opt_options", "aug_options")
 """Settings of a file that hold options by name."""

@@ -13,7 +13,7 @@ def parse_lr_scale(value: object, what: str) -> dict[str, float]:
     """Parse ``head=0.5,norm_bias=64``, or the mapping of a file, to factors by role in the order of :data:`ROLES`.
 
     Raises:
-        RequestError: ``what`` is of another form, names an unknown role, or has a bad factor.
+        RequestError: ``value`` is of another form, or has an unknown or repeated role or an invalid factor.
     """
     pairs = list(value.items()) if isinstance(value, Mapping) else _pairs(value, what)
     factors: dict[str, float] = {}

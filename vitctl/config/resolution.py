@@ -467,15 +467,15 @@ def refuse_zero_lr_with_a_second(draft: Draft) -> None:
 def merge_lr_scale(draft: Draft) -> None:
     """Merge the given factors of the learning rate with the recipe's, so that a flag can change one of them.
 
-    The recipe's apply only to its own optimizer, for whose rates they were chosen, and without the backbone's roles if
-    only the head is trained.
+    The recipe's factors apply only with its own optimizer, for whose rates they were chosen, and only to the head if
+    the backbone is frozen.
     """
-    of_recipe = dict(draft.preset.get("lr_scale", {}))
+    preset = dict(draft.preset.get("lr_scale", {}))
     if draft.settings["opt"] != split_spec(draft.recipe.opt(draft.settings["net"]), "--opt")[0]:
-        of_recipe = {}
+        preset = {}
     elif draft.settings.get("freeze_backbone"):
-        of_recipe = {role: factor for role, factor in of_recipe.items() if role == "head"}
-    merged = {**of_recipe, **draft.file.get("lr_scale", {}), **draft.flags.get("lr_scale", {})}
+        preset = {role: factor for role, factor in preset.items() if role == "head"}
+    merged = {**preset, **draft.file.get("lr_scale", {}), **draft.flags.get("lr_scale", {})}
     draft.settings["lr_scale"] = parse_lr_scale(merged, "--lr-scale")
 
 

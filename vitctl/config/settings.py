@@ -71,10 +71,10 @@ def parse_tags(value: object, what: str) -> str:
 
 
 def parse_refits(value: Any, what: str) -> list[list[int]]:
-    """Return pairs of a step and the run's length from then on.
+    """Return the pairs of :attr:`Settings.refits`.
 
     Raises:
-        RequestError: another form, or the pairs are not in the order of a run.
+        RequestError: ``value`` is of another form, or no run can have changed its length in this way.
     """
     pairs = value if isinstance(value, (list, tuple)) else [value]
     if not all(isinstance(pair, (list, tuple)) and [type(each) for each in pair] == [int, int] for pair in pairs):
@@ -82,7 +82,10 @@ def parse_refits(value: Any, what: str) -> list[list[int]]:
     last, end = 0, math.inf
     for step, length in pairs:
         if not last < step < min(end, length):
-            raise RequestError(f"{what} {value!r} are not in the order of a run", hint=f"remove {what}")
+            raise RequestError(
+                f"{what} {value!r}: steps must increase, each below the lengths before and after it",
+                hint=f"remove {what}",
+            )
         last, end = step, length
     return [[step, end] for step, end in pairs]
 
@@ -226,7 +229,7 @@ class Settings:
     tta: str = _setting(
         "none",
         str,
-        "also report test metrics averaged over views of each image",
+        "also report test metrics with test-time augmentation",
         DATA,
         choices=("none", "flip", "crops"),
         resumable=True,
@@ -271,8 +274,10 @@ class Settings:
         None, str, "time budget of the whole run, such as 60s, 10m or 1h", SCHEDULE, metavar="TIME"
     )
     refits: list[list[int]] | None = None
-    """Changes of ``max_steps`` on the way under ``--max-time``, each a step and the run's length from then on; None until
-    ``--max-time`` has set ``max_steps``. With a list, the run has exactly this length. A key of files, not a flag.
+    """Changes of the length during a run with ``--max-time``: pairs of a step and the number of steps from then on.
+
+    None until ``--max-time`` has set ``max_steps``. With a list, even an empty one, the length is known and is not
+    fitted again. A key of files, not a flag.
     """
     schedule: str = _setting(
         "linear",
@@ -352,7 +357,7 @@ class Settings:
     precision: str = _setting(
         "auto",
         str,
-        "auto: bf16 or fp16 on CUDA, bf16 on CPUs if it pays",
+        "auto: bf16 or fp16 on CUDA, bf16 on CPUs where it is faster",
         DEVICE,
         choices=("auto", "fp32", "bf16", "fp16"),
         resumable=True,
@@ -408,7 +413,7 @@ class Settings:
         if self.value_range not in (AUTO, FULL):
             object.__setattr__(self, "value_range", range_text(*parse_range(self.value_range)))
         object.__setattr__(self, "pretrained", pretrained_word(self.pretrained))
-        # Runs from before an option did what its default does.
+        # Runs of earlier versions lack newer options, and did what their defaults do.
         options = AUGMENTATIONS[self.aug].options if self.aug in AUGMENTATIONS else {}
         defaults = {name: option.default for name, option in options.items()}
         object.__setattr__(self, "aug_options", {**defaults, **self.aug_options})

@@ -90,8 +90,10 @@ CROP_OPTIONS = {
     "padding_mode": Option("zeros", "what to pad with", choices=("zeros", "reflect")),
     "flip": Option("random", "flip at random, or each image in every other epoch", choices=("random", "alternate")),
 }
-"""Options of every augmentation that crops; the defaults are the only values of runs from before these options."""
+"""Options of every augmentation that crops."""
 
+CROP_DEFAULTS = {name: option.default for name, option in CROP_OPTIONS.items()}
+"""Their defaults, with which runs of versions without these options were trained."""
 
 _MAGNITUDE = "magnitude of the operations"
 

@@ -29,8 +29,8 @@ class AdaptedCalls(TorchFunctionMode):
     backward pass. A gradient has the layout that the following layers gave it: that of an image is channels-last if a
     transformer transposed it to tokens.
 
-    Without ``half_attention``, attention in half precision is computed by matrix products: the backward of torch's fused
-    kernel for the CPU takes up to ten times as long there as in fp32.
+    Without ``half_attention``, attention is computed by matrix products: the backward pass of torch's fused kernel for
+    the CPU takes up to ten times as long in half precision as in fp32.
 
     Args:
         policy: the device's policy.
@@ -64,8 +64,7 @@ def attention_by_products(
 ) -> Tensor:
     """Compute ``F.scaled_dot_product_attention`` by two batched matrix products and a softmax.
 
-    Calls with dropout, causal masks or grouped queries, which no network here needs on small images, are left to torch.
-    Arguments and result are torch's.
+    Calls with dropout, causal masks or grouped queries are left to torch. Arguments and result are torch's.
     """
     if dropout_p or is_causal or enable_gqa:
         return F.scaled_dot_product_attention(

@@ -8,7 +8,7 @@ from vitctl.cpus import usable_cpus
 
 
 class CpuWatch:
-    """Measures the CPU time that others, processes and virtual machines, take on this process's CPUs; Linux only."""
+    """Measures the CPU time that other processes and virtual machines take on this process's CPUs; Linux only."""
 
     def __init__(self) -> None:
         self._start = _cpu_seconds()

@@ -21,18 +21,18 @@ def has_fused_optimizers(device: torch.device) -> bool:
     return device.type in ("cpu", "cuda", "mps")
 
 
-def resolve_precision(asked: str, device: torch.device, pays: Container[str] = ()) -> str:
+def resolve_precision(asked: str, device: torch.device, bf16_devices: Container[str] = ()) -> str:
     """Return the precision of the forward pass's matrix products: ``fp32``, ``bf16`` or ``fp16``.
 
-    ``auto`` is bf16 on CUDA devices with native bf16 and fp16 on older ones. On CPUs and MPS, it is bf16 if that pays
-    for the network and the device has instructions for it, and otherwise fp32. It depends on nothing else, so that runs
-    that are compared on a machine, such as seeds, do not differ in it.
+    ``auto`` is bf16 on CUDA devices with native bf16 and fp16 on older ones. On CPUs and MPS, it is bf16 if the network
+    trains faster in it there and the device has instructions for it, and otherwise fp32. It depends on nothing else, so
+    that runs that are compared on a machine, such as seeds, do not differ in it.
 
     Args:
         asked: ``auto``, ``fp32``, ``bf16`` or ``fp16``.
         device: the device that runs the network.
-        pays: types of devices on which the network trains faster in bf16, see
-            :attr:`vitctl.models.entry.ModelEntry.bf16`.
+        bf16_devices: device types on which the network trains faster in bf16
+            (:attr:`vitctl.models.entry.ModelEntry.bf16`).
 
     Raises:
         RequestError: the device computes it wrongly, or has no instructions for it; emulation would be tens of times
@@ -40,7 +40,7 @@ def resolve_precision(asked: str, device: torch.device, pays: Container[str] = (
     """
     if asked == "auto":
         if device.type != "cuda":
-            return "bf16" if device.type in pays and _bf16_is_fast(device) else "fp32"
+            return "bf16" if device.type in bf16_devices and _bf16_is_fast(device) else "fp32"
         return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp16"
     if asked == "fp32" or asked in half_precisions(device):
         return asked
@@ -56,15 +56,17 @@ def resolve_precision(asked: str, device: torch.device, pays: Container[str] = (
     )
 
 
-def nearest_precision(asked: str, device: torch.device, pays: Container[str] = ()) -> str:
+def nearest_precision(asked: str, device: torch.device, bf16_devices: Container[str] = ()) -> str:
     """Return the precision of a network trained elsewhere: ``asked``, or fp32 if ``device`` does not support it."""
     try:
-        return resolve_precision(asked, device, pays)
+        return resolve_precision(asked, device, bf16_devices)
     except RequestError:
         return "fp32"
 
 
-def kept_precision(trained: Mapping[str, Any], asked: str, device: torch.device, pays: Container[str] = ()) -> str:
+def kept_precision(
+    trained: Mapping[str, Any], asked: str, device: torch.device, bf16_devices: Container[str] = ()
+) -> str:
     """Return the precision in which ``device`` evaluates a trained network, or continues to train it.
 
     It is the precision in which a device of this type trained the network, so that figures stay the same. On a device
@@ -75,13 +77,13 @@ def kept_precision(trained: Mapping[str, Any], asked: str, device: torch.device,
             which ``auto`` was always fp32 on CPUs.
         asked: the setting ``--precision`` of the run.
         device: the device that runs the network.
-        pays: as for :func:`resolve_precision`.
+        bf16_devices: as for :func:`resolve_precision`.
     """
     if "precision" not in trained:
         return nearest_precision(asked, device)
     if torch.device(trained["device"]).type == device.type:
         asked = trained["precision"]
-    return nearest_precision(asked, device, pays)
+    return nearest_precision(asked, device, bf16_devices)
 
 
 def half_precisions(device: torch.device) -> tuple[str, ...]:

@@ -171,7 +171,7 @@ def _hybrid(
     }
     return ModelEntry(
         target="vitctl.models.hybrid:hybrid",
-        summary=f"{2 * groups} convolutions, 4 blocks of width {embed_dim}",
+        summary=f"{2 * groups} convs, 4 blocks of width {embed_dim}",
         options={**_widths(embed_dim, 4, num_heads, mlp_ratio, least=0), **convolutions},
         family="hybrid",
         params=params,
@@ -423,7 +423,7 @@ MODELS: dict[str, ModelEntry] = {
     "hybrid_base": _hybrid(96, 3, 1, 6, 3.0, 8_500_536, 380.5),
     "airbench94": ModelEntry(
         target="vitctl.models.airbench:airbench",
-        summary="CNN of speed records",
+        summary="CNN of CIFAR-10 speed records",
         options={
             "width": Option(64, "channels of the first group of convolutions", low=8),
             "width_ratio": Option(4, "channels of the two other groups divided by width", low=1),

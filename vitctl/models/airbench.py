@@ -1,4 +1,4 @@
-"""The convolutional network of the CIFAR-10 speed records, and its groups of convolutions as a stem for others.
+"""The convolutional network of the CIFAR-10 speed records, and its convolutions as a stem for other networks.
 
 Keller Jordan 2024, "94% on CIFAR-10 in 3.29 Seconds on a Single GPU", arXiv 2404.00498
 (https://github.com/KellerJordan/cifar10-airbench), after tysam-code's hlb-CIFAR10 and Page 2019.
@@ -16,14 +16,14 @@ from torch import Tensor, nn
 from vitctl.models.whitening import WhitenedConv
 
 LOGIT_SCALE = 1 / 9
-"""Factor of the logits, so that the head has small outputs with torch's initial weights."""
+"""Factor of the logits, so that they are small at first."""
 
 
 class Conv(nn.Conv2d):
     """3x3 convolution without bias that keeps the map's size.
 
-    It initially passes its input on: output channel i is input channel i. Further output channels have torch's initial
-    weights.
+    It starts as the identity (dirac initialisation): output channel i is input channel i. Further output channels have
+    torch's initial weights.
     """
 
     def __init__(self, width: int, out_width: int) -> None:

@@ -1,4 +1,4 @@
-"""The classification heads of networks."""
+"""Classification heads: which layers they are, and training only them."""
 
 from __future__ import annotations
 

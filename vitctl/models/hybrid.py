@@ -4,7 +4,7 @@ The stem is that of :mod:`vitctl.models.airbench` (Jordan 2024, arXiv 2404.00498
 networks, a strided first convolution. Convolutions before the blocks help small Vision Transformers (Xiao et al. 2021,
 arXiv 2106.14881). The blocks follow the speed records of language models (https://github.com/KellerJordan/modded-nanogpt):
 norms without parameters, a squared ReLU (So et al. 2021, arXiv 2109.08668), no biases, and a zero-initialised last layer in
-each branch, so that a block initially passes its input on.
+each branch, so that a block starts as the identity.
 
 Shapes: B batch, C channels, H and W image height and width, S side of the stem's map, N = S * S tokens, D token width,
 h heads, d = D / h head width, K classes.

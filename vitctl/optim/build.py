@@ -115,15 +115,21 @@ def muon(
     *,
     lr: float,
     adamw_lr: float,
-    momentum: float,
-    nesterov: bool,
-    ns_steps: int,
     beta1: float,
     beta2: float,
     eps: float,
-    renormalize: str = "none",
+    **matrix_options: Any,
 ) -> Optimizer:
     """Build Muon for the groups of hidden matrices, with AdamW and its own learning rate for the rest.
+
+    Args:
+        groups: parameter groups, which have the key ``parts``.
+        lr: learning rate of the hidden matrices.
+        adamw_lr: learning rate of the rest.
+        beta1: AdamW's first beta.
+        beta2: AdamW's second beta.
+        eps: AdamW's epsilon.
+        matrix_options: options of :class:`~vitctl.optim.muon.Muon` for the hidden matrices.
 
     Raises:
         RequestError: no group has hidden matrices.
@@ -131,31 +137,18 @@ def muon(
     from vitctl.optim.muon import Muon
 
     _set_second_lr(groups, lr, adamw_lr, "muon", "adamw")
-    betas = (beta1, beta2)
-    return Muon(
-        groups,
-        lr=lr,
-        momentum=momentum,
-        nesterov=nesterov,
-        ns_steps=ns_steps,
-        renormalize=renormalize,
-        betas=betas,
-        eps=eps,
-    )
+    return Muon(groups, lr=lr, betas=(beta1, beta2), eps=eps, **matrix_options)
 
 
-def muon_sgd(
-    groups: Groups,
-    *,
-    lr: float,
-    sgd_lr: float,
-    momentum: float,
-    nesterov: bool,
-    ns_steps: int,
-    renormalize: str,
-    sgd_momentum: float,
-) -> Optimizer:
+def muon_sgd(groups: Groups, *, lr: float, sgd_lr: float, sgd_momentum: float, **matrix_options: Any) -> Optimizer:
     """Build Muon for the groups of hidden matrices, with SGD and its own learning rate for the rest.
+
+    Args:
+        groups: parameter groups, which have the key ``parts``.
+        lr: learning rate of the hidden matrices.
+        sgd_lr: learning rate of the rest.
+        sgd_momentum: momentum coefficient of the rest.
+        matrix_options: options of :class:`~vitctl.optim.muon.Muon` for the hidden matrices.
 
     Raises:
         RequestError: no group has hidden matrices.
@@ -163,19 +156,11 @@ def muon_sgd(
     from vitctl.optim.muon import Muon
 
     _set_second_lr(groups, lr, sgd_lr, "muon_sgd", "sgd")
-    return Muon(
-        groups,
-        lr=lr,
-        momentum=momentum,
-        nesterov=nesterov,
-        ns_steps=ns_steps,
-        renormalize=renormalize,
-        sgd_momentum=sgd_momentum,
-    )
+    return Muon(groups, lr=lr, sgd_momentum=sgd_momentum, **matrix_options)
 
 
-def _set_second_lr(groups: Groups, lr: float, second_lr: float, opt: str, instead: str) -> None:
-    """Set the learning rate of the groups without hidden matrices.
+def _set_second_lr(groups: Groups, lr: float, second_lr: float, opt: str, second: str) -> None:
+    """Set the learning rate of the groups without hidden matrices, which the optimizer ``second`` updates.
 
     Raises:
         RequestError: no group has hidden matrices.
@@ -183,7 +168,7 @@ def _set_second_lr(groups: Groups, lr: float, second_lr: float, opt: str, instea
     if not any(group["parts"] for group in groups):
         raise RequestError(
             f"--opt {opt} has no effect here: none of the trained parameters is a hidden matrix",
-            hint=f"use --opt {instead}",
+            hint=f"use --opt {second}",
         )
     for group in groups:
         if not group["parts"]:

@@ -13,6 +13,7 @@ from vitctl.optim.entry import ROLES
 from vitctl.registry import or_list
 
 NORMS = (nn.LayerNorm, nn.RMSNorm, nn.GroupNorm, nn.modules.batchnorm._NormBase)
+"""Normalisation layers."""
 
 NO_DECAY = ("pos_embed", "cls_token", "dist_token", "reg_token", "temperature", "relative_position_bias_table")
 """Last name components of parameters that are never decayed, whatever their shape."""

@@ -54,9 +54,9 @@ class Muon(FlatOptimizer):
     one row per output channel. Weights are multiplied by ``1 - lr * weight_decay``.
 
     With ``renormalize``, a matrix of r rows is first scaled to the Frobenius norm ``sqrt(r)``, as in Jordan's
-    airbench94_muon (2024, https://github.com/KellerJordan/cifar10-airbench): without, the weights of layers before a norm
-    grow, and the effective learning rate falls. Linear layers without a norm behind them are better left out. A matrix of
-    zeros stays zero.
+    airbench94_muon (2024, https://github.com/KellerJordan/cifar10-airbench): otherwise, the weights of layers before a
+    norm grow, and the effective learning rate falls. Linear layers without a norm after them are better left out. A
+    matrix of zeros stays zero.
 
     Matrices of all groups with the same shape, up to transposition, are orthogonalised in one stack. The matrix products
     are in bf16 on devices that compute it natively, else in fp32 (:func:`vitctl.devices.matmul_dtype`).
@@ -150,7 +150,7 @@ class Muon(FlatOptimizer):
                 if not self.state[p]:
                     self.state[p]["momentum_buffer"] = torch.zeros_like(p)
             if scaled := [
-                p for p in params if self.renormalize == "all" or (self.renormalize != "none" and p.ndim > 2)
+                p for p in params if self.renormalize == "all" or (self.renormalize == "convolutions" and p.ndim > 2)
             ]:
                 _renormalize(scaled, group["parts"])
             values, grads, averages = self._lists(group, params, ("momentum_buffer",))

@@ -51,7 +51,7 @@ class Schedule:
         return self._factor_at(self._position(step))
 
     def _position(self, step: int) -> float:
-        """Return the step of the schedule without refits that has the factor of ``step``."""
+        """Return the place of ``step`` in the schedule without refits, as a step that may be fractional."""
         position, since, end = 0.0, 0, self.total_steps
         for refit, length in self.refits:
             if step < refit:

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from vitctl import devices
 from vitctl.config import TrainConfig
-from vitctl.data import CROP_OPTIONS
+from vitctl.data import CROP_DEFAULTS
 from vitctl.data.batches import Normalize
 from vitctl.files import write_bytes
 from vitctl.models import find_model
@@ -143,8 +143,7 @@ def caption(shares: dict[str, float]) -> list[str]:
 
 def describe_augmentation(config: TrainConfig) -> str:
     """Return the augmentation as command-line flags."""
-    defaults = {name: option.default for name, option in CROP_OPTIONS.items()}
-    shown = {name: value for name, value in config.aug_options.items() if defaults.get(name) != value}
+    shown = {name: value for name, value in config.aug_options.items() if CROP_DEFAULTS.get(name) != value}
     words = [f"--aug {format_spec(config.aug, shown)}"]
     for name in ("erase", "cutout", "mixup", "cutmix", "mix_off"):
         if value := getattr(config, name):

@@ -21,7 +21,7 @@ from vitctl.training.session import Session, given_length
 from vitctl.units import format_duration, parse_duration, plural
 
 MEASURED_SHARE = 0.01
-"""Share of the time limit spent on timing steps; the length is corrected on the way."""
+"""Share of the time limit spent on timing steps; the length is corrected during the run."""
 MEASURED_SECONDS = (0.5, 5.0)
 """Minimum and maximum seconds spent on timing steps."""
 PLANNED_SHARE = 0.97
@@ -40,8 +40,8 @@ class TimePlan:
     """Fits the length of a run to ``--max-time``.
 
     The speed is measured on real steps and evaluations, and the session is then restored. The number of steps is stored
-    in the settings as ``max_steps``, and its changes on the way (:meth:`pace`) as ``refits``: a run with both settings is
-    bit-identical.
+    in the settings as ``max_steps``, and its changes during the run (:meth:`pace`) as ``refits``: a run with both
+    settings is bit-identical.
 
     Args:
         session: a new session whose settings have ``max_time``.
@@ -85,7 +85,7 @@ class TimePlan:
         return self._set_length(max(1, fitting_steps(self._session, self._speed, left, self._limit)), left)
 
     def pace(self) -> Pace:
-        """Return what keeps the run within the time once it trains."""
+        """Return the pace that keeps the run within its time; call it when training begins."""
         end = clock() + self._left(self._trackers[1])
         return Pace(self._session, self._speed, self._limit, self._budget, end, clock)
 

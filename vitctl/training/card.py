@@ -39,7 +39,8 @@ class CardWatch:
             return
         if self.card.max_time:
             limit = f" within {self.card.max_time}"
-            took = f"{plural(self.card.max_steps or 0, 'step')} on {self.card.machine}, {self.session.total_steps:,} on this machine"
+            steps = f"{plural(self.card.max_steps or 0, 'step')} on {self.card.machine}"
+            took = f"{steps}, {self.session.total_steps:,} on this machine"
         else:
             limit, took = "", f"{format_duration(self.card.seconds)} on {self.card.machine}"
         say(

@@ -56,7 +56,7 @@ def fit(
         resume_command: shown if the run is interrupted.
         started: start of this session, as :func:`time.monotonic` counts; None for now.
         card: the recipe's card to compare the run with, or None.
-        pace: fits the length to ``--max-time`` again on the way, or None.
+        pace: fits the length to ``--max-time`` again during the run, or None.
 
     Raises:
         RunFailed: loss or gradient is not finite, or memory or the disk is full; the last good checkpoint is kept. Where

@@ -1,9 +1,10 @@
-"""Speed of a run, and how ``--max-time`` fits its length again on the way when the machine changes speed."""
+"""Speed of a run, and the changes of its length with which ``--max-time`` follows changes of the machine's speed."""
 
 from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
+from typing import NamedTuple
 
 from vitctl import devices
 from vitctl.training.evaluate import tta_views
@@ -17,15 +18,15 @@ SAVES_PER_EPOCH = 2
 REFITS = (0.4, 0.8)
 """Shares of the training after which the length is fitted again.
 
-The first corrects most of an error while the learning rate is high. The second is late, as no error that arises after
-it is corrected, and leaves enough steps for the rate to fall gradually.
+The first corrects most of an error while the learning rate is high. The second is late, as nothing corrects later
+changes of speed, but leaves enough steps for the rate to fall gradually.
 """
 
 WINDOW = 0.1
-"""Share of the training, before a refit, in which the speed is measured: an older one says less about the rest."""
+"""Share of the training, before a refit, in which the speed is measured: recent speed predicts the rest best."""
 
 TOLERATED = 0.01
-"""Share of the time limit by which the end may be early or late before the length is changed on the way."""
+"""Share of the time limit by which the end may be early or late before the length is changed."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,7 +63,7 @@ def training_seconds(session: Session, speed: Speed, steps: int, epochs: int) ->
     return training + epochs * epoch
 
 
-def test_seconds(session: Session, speed: Speed) -> float:
+def final_test_seconds(session: Session, speed: Speed) -> float:
     """Return the seconds that the final test takes."""
     views = len(tta_views(session.config.tta, session.config.flips))
     # With --val test, the last evaluation is the final test, unless --tta tests several views.
@@ -73,7 +74,7 @@ def test_seconds(session: Session, speed: Speed) -> float:
 def run_seconds(session: Session, speed: Speed, steps: int) -> float:
     """Return the seconds that a run of ``steps`` takes, with evaluations, checkpoints and the final test."""
     epochs = -(-steps // session.steps_per_epoch)
-    return training_seconds(session, speed, steps, epochs) + test_seconds(session, speed)
+    return training_seconds(session, speed, steps, epochs) + final_test_seconds(session, speed)
 
 
 def fitting_steps(session: Session, speed: Speed, seconds: float, limit: int | None) -> int:
@@ -88,6 +89,20 @@ def fitting_steps(session: Session, speed: Speed, seconds: float, limit: int | N
         else:
             high = middle - 1
     return low
+
+
+class Moment(NamedTuple):
+    """When to measure the speed of a run: after a share of its steps, or at a time if that is earlier.
+
+    Attributes:
+        share: share of the steps, 0 to 1.
+        time: time in seconds, as the run's clock counts.
+        refits: whether to fit the length to the speed, too.
+    """
+
+    share: float
+    time: float
+    refits: bool
 
 
 class Pace:
@@ -110,27 +125,26 @@ class Pace:
     ) -> None:
         self._session, self._speed, self._limit, self._budget = session, speed, limit, budget
         self._end, self._clock = end, clock
-        start, trained = clock(), end - test_seconds(session, speed)
+        start, trained = clock(), end - final_test_seconds(session, speed)
         shares = [(share - before, not before) for share in REFITS for before in (WINDOW, 0.0)]
-        self._moments = [(share, start + share * (trained - start), refits) for share, refits in shares]
-        self._since = start, 0, 0
+        self._moments = [Moment(share, start + share * (trained - start), refits) for share, refits in shares]
+        self._since = start, 0, 0  # time, step and epoch of the last measurement
 
     def due(self) -> bool:
         """Return whether to measure the speed, or to fit the length again, after the current step."""
         step, total = self._session.progress.step, self._session.total_steps
         if not self._moments or step >= total:
             return False
-        share, moment, _ = self._moments[0]
-        return step >= share * total or self._clock() >= moment
+        return step >= self._moments[0].share * total or self._clock() >= self._moments[0].time
 
     def refit(self, folder: RunFolder, say: Callable[[str], None]) -> None:
         """Fit the length to the speed of the last steps, store it in ``folder``, and then apply it.
 
-        The length is kept if the run will end in time as it is, and where only the measurement begins.
+        The length does not change if the run will end in time anyway, or if the moment only begins a measurement.
         """
         session, progress = self._session, self._session.progress
         self._measure()
-        if not self._moments.pop(0)[2]:
+        if not self._moments.pop(0).refits:
             return
         now, done = self._clock(), training_seconds(session, self._speed, progress.step, progress.epoch)
         late = now + run_seconds(session, self._speed, session.total_steps) - done - self._end
@@ -143,12 +157,11 @@ class Pace:
         folder.write_config(config)
         session.refit(config)
         images = min(session.batches.batch_size, session.batches.count) / self._speed.step
-        say(
-            f"{images:,.0f} images/s now: {plural(length, 'step')}, not {planned:,}, fit into --max-time {config.max_time}"
-        )
+        steps = f"{plural(length, 'step')}, not {planned:,}"
+        say(f"{images:,.0f} images/s now: {steps}, fit into --max-time {config.max_time}")
 
     def _measure(self) -> None:
-        """Update the speed to that since the last time.
+        """Update the speed to that since the last measurement.
 
         Whatever makes steps slower is assumed to make evaluations and checkpoints slower, too.
         """

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from vitctl import devices
 from vitctl.config import TrainConfig, split_warmup
 from vitctl.errors import RequestError
@@ -31,12 +33,23 @@ def check_config(config: TrainConfig, observer: Observer, *, weights: bool = Tru
             f"--compile does not work on {device}: networks compiled by PyTorch compute wrong sums there",
             hint="remove --compile, or use --device cpu",
         )
-    if weights and config.pretrained != "false":
-        from vitctl.models.pretrained import locate  # imports timm, which takes seconds
-
-        locate(config.net, config.pretrained)
+    if weights:
+        locate_weights(config)
     if warning := doubtful_betas(config.opt, config.opt_options):
         observer.message(f"warning: {warning}")
+
+
+def locate_weights(config: TrainConfig) -> Path | None:
+    """Return the file of the pretrained weights, downloaded if necessary, or None if the settings request none.
+
+    Raises:
+        RequestError: the file is not available.
+    """
+    if config.pretrained == "false":
+        return None
+    from vitctl.models.pretrained import locate  # imports timm, which takes seconds
+
+    return locate(config.net, config.pretrained)
 
 
 def check_length(session: Session) -> None:

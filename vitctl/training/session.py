@@ -204,10 +204,10 @@ class Session:
         """Set the number of optimizer steps, and adapt the learning-rate schedule and the end of mixing to it.
 
         Args:
-            total_steps: the number of steps before the refits in the settings, which are then applied.
+            total_steps: the number of steps before the refits of the settings, which this method applies.
         """
         config = self.config
-        self.total_steps = last_length(config, total_steps)
+        self.total_steps = final_length(config, total_steps)
         self.batches.mixed_steps = mixed_steps(config, total_steps)
         self.schedule = Schedule(
             kind=config.schedule,
@@ -382,8 +382,8 @@ def given_length(config: TrainConfig, steps_per_epoch: int) -> int | None:
     return min((length for length in lengths if length is not None), default=None)
 
 
-def last_length(config: TrainConfig, total_steps: int) -> int:
-    """Return the number of steps of a run that had ``total_steps`` before the refits in its settings."""
+def final_length(config: TrainConfig, total_steps: int) -> int:
+    """Return the number of steps at the end of a run that had ``total_steps`` before the refits of its settings."""
     return config.refits[-1][1] if config.refits else total_steps
 
 

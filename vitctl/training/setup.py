@@ -6,6 +6,7 @@ import dataclasses
 import math
 import sys
 from collections.abc import Callable, Container
+from pathlib import Path
 
 import torch
 from torch import nn
@@ -29,7 +30,7 @@ from vitctl.registry import load_target, lookup
 from vitctl.training.compiling import compile_network
 from vitctl.training.ema import WeightAverage
 from vitctl.training.loss import balanced_weights
-from vitctl.training.preflight import check_length
+from vitctl.training.preflight import check_length, locate_weights
 from vitctl.training.session import Session, given_length
 from vitctl.units import plural
 
@@ -50,7 +51,7 @@ DEVICE_FLOATS = 1 << 28
 """Maximum number of floats in the largest activation of such a forward pass: 1 GiB of fp32."""
 
 INIT_PIXELS = 5000 * 32**2
-"""Maximum number of pixels, at the network's size, of the images for a network's ``data_init``."""
+"""Maximum number of pixels, over all images at the network's size, for a network's ``data_init``."""
 
 
 def open_session(
@@ -68,9 +69,8 @@ def open_session(
     Args:
         config: the settings.
         observer: is notified of downloads, decoding and compilation.
-        pretrained: whether to load pretrained weights if the settings request them, and otherwise to initialise the
-            network from training images if it is so defined; False if a checkpoint replaces the weights or they do not
-            matter.
+        pretrained: whether to load pretrained weights if the settings request them, and otherwise to run the network's
+            ``data_init``; False if a checkpoint replaces the weights or they do not matter.
         resumed: whether the caller restores a checkpoint, and then checks the length and compiles.
         precision: precision in which a run continues; None for that of the settings.
         data: data to use instead of those that the settings name.
@@ -82,11 +82,7 @@ def open_session(
     device = devices.resolve_device(config.device)
     precision = precision or devices.resolve_precision(config.precision, device, find_model(config.net).bf16)
     devices.prepare(device, config.threads, config.precision)
-    weights = None
-    if pretrained and config.pretrained != "false":
-        from vitctl.models.pretrained import load_pretrained, locate  # imports timm, which takes seconds
-
-        weights = locate(config.net, config.pretrained)
+    weights = locate_weights(config) if pretrained else None
     dataset, splits = data or open_data(config, observer)
     if config.value_range == AUTO:
         config = dataclasses.replace(config, value_range=dataset.value_range)
@@ -103,19 +99,7 @@ def open_session(
 
     torch.manual_seed(config.seed)
     model = build()
-    loaded = None
-    if weights is not None:
-        loaded = load_pretrained(
-            model,
-            config.net,
-            config.net_options,
-            weights,
-            img_size=config.size,
-            in_chans=in_chans,
-            classes=dataset.classes,
-        )
-    elif pretrained:
-        init_from_data(model, config, dataset, splits)
+    loaded = initialise(model, config, dataset, splits, weights) if pretrained else None
     if config.freeze_backbone:
         freeze_backbone(model, config.net)
     model = model.to(device)
@@ -159,6 +143,30 @@ def open_session(
     if config.compile:
         compile_network(session, observer.message)
     return session
+
+
+def initialise(
+    model: nn.Module, config: TrainConfig, dataset: Dataset, splits: Splits, weights: Path | None
+) -> str | None:
+    """Load the pretrained ``weights`` into a new network, or initialise it from training images.
+
+    Returns:
+        What was loaded, as a message, or None.
+    """
+    if weights is None:
+        init_from_data(model, config, dataset, splits)
+        return None
+    from vitctl.models.pretrained import load_pretrained  # imports timm, which takes seconds
+
+    return load_pretrained(
+        model,
+        config.net,
+        config.net_options,
+        weights,
+        img_size=config.size,
+        in_chans=dataset.train.images.shape[1],
+        classes=dataset.classes,
+    )
 
 
 def init_from_data(model: nn.Module, config: TrainConfig, dataset: Dataset, splits: Splits) -> None:
@@ -301,8 +309,7 @@ def batch_extras(config: TrainConfig, dataset: Dataset, splits: Splits, device: 
     channels, height, width = splits.train.examples.images.shape[1:]
     policy = None
     if augmentation.target:
-        drawn = augmentation.policy((height, width), config.aug_options)
-        policy = Augment(drawn, (channels, height, width), device)
+        policy = Augment(augmentation.policy((height, width), config.aug_options), (channels, height, width), device)
     return Extras(
         policy=policy,
         erase=config.erase,

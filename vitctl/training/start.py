@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import shlex
 import time
-from collections.abc import Callable, Container, Mapping
+from collections.abc import Callable, Container, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -37,12 +37,13 @@ from vitctl.recipes import RECIPES
 from vitctl.registry import or_list, split_spec
 from vitctl.tracking.trackers import tracked
 from vitctl.training.budget import TimePlan
-from vitctl.training.checkpoint import DATA_SHA256
+from vitctl.training.checkpoint import DATA_SHA256, Checkpoint
 from vitctl.training.compiling import compile_network
 from vitctl.training.loop import fit, run_start
+from vitctl.training.pace import Pace
 from vitctl.training.preflight import check_config, check_length
 from vitctl.training.run_folder import MANIFEST, RunFolder, check_folder_name, runs_in
-from vitctl.training.session import Session, last_length, mixed_steps, run_length
+from vitctl.training.session import Session, final_length, mixed_steps, run_length
 from vitctl.training.setup import open_session
 from vitctl.training.threads import settle_threads
 from vitctl.units import plural
@@ -98,15 +99,7 @@ def start_run(
                 **record_data(session, folder),
                 **({"pretrained": session.pretrained} if session.pretrained else {}),
             )
-            return fit(
-                session,
-                folder,
-                observers,
-                resume_command(folder),
-                started,
-                find_card(session.config, session.precision),
-                plan.pace() if plan else None,
-            )
+            return fit_run(session, folder, observers, started, plan.pace() if plan else None)
 
 
 def resume_run(
@@ -132,7 +125,6 @@ def resume_run(
     """
     started = time.monotonic() if started is None else started
     folder = RunFolder.open(path)
-    path = folder.path
     with folder.training():
         folder.remove_orphans()
         document = folder.read_document()
@@ -149,21 +141,7 @@ def resume_run(
         extended = any(getattr(config, name) != getattr(stored, name) for name in ("epochs", "max_steps", "refits"))
         summary = folder.read_summary()
         if summary is not None and checkpoint is not None and not extended:
-            if config.tta != stored.tta and config.tta != "none":
-                raise RequestError(
-                    f"--tta {config.tta} has no effect: run {path} has finished and is not tested again",
-                    hint=f"run vitctl eval {shlex.quote(str(path))} --tta {config.tta}",
-                )
-            unused = [
-                f"{flag_name(name)} {value}"
-                for name, value in changes.items()
-                if getattr(config, name) != getattr(stored, name)
-            ]
-            ignored = f"; ignored: {', '.join(unused)}" if unused else ""
-            observer.message(
-                f"nothing to resume: run {path} finished at step {checkpoint['step']:,}{ignored}\n"
-                f"to extend it: {resume_command(folder)} --epochs N"
-            )
+            observer.message(finished_message(folder, stored, config, changes, checkpoint["step"]))
             return summary
 
         asked_anew = changes.get("precision", "auto") != "auto" or config.precision != stored.precision
@@ -171,52 +149,17 @@ def resume_run(
         # Warnings were printed when the run started.
         check_config(dataclasses.replace(config, precision=precision), SILENT, weights=False)
         session = open_session(config, observer, pretrained=checkpoint is None, resumed=True, precision=precision)
-        same_classes = checkpoint is None or (*map(class_name, checkpoint["classes"]),) == session.dataset.classes
-        accepted = require_unchanged(
-            session.dataset.manifest,
-            recorded_data(document, checkpoint),
-            folder.path / MANIFEST,
-            session.dataset.source,
-            accept=accept_data and same_classes,
-            hint="restore them, or add --accept-data to continue with them as they are"
-            if same_classes
-            else "restore them, or start a new run, as the classes changed too",
-        )
+        accepted = accepted_changes(session, folder, document, checkpoint, accept_data=accept_data)
         if accepted:
             observer.message(f"continuing with images that changed: {accepted}")
         if extended:
             check_length(session)
         if found is not None and checkpoint is not None:
-            check_not_shorter(session, config, checkpoint["epoch"], checkpoint["step"])
-            factor = session.schedule.factor(checkpoint["step"])
-            try:
-                session.restore(checkpoint)
-            except RequestError as error:
-                error.add_context(str(found[0]))
-                raise
-            session.last_saved = found[0]
+            restore_session(session, found[0], checkpoint)
             if extended:
                 session.progress.stopped_early = False
-                stored_factor = dataclasses.replace(
-                    session.schedule,
-                    total_steps=run_length(stored, session.steps_per_epoch),
-                    refits=tuple((step, length) for step, length in stored.refits or ()),
-                    warmup_steps=checkpoint["scheduler"]["warmup_steps"],
-                    warmdown_steps=checkpoint["scheduler"]["warmdown_steps"],
-                ).factor(checkpoint["step"])
-                length = plural(session.total_steps, "step")
-                observer.message(
-                    f"the run now has {length}, and its {config.schedule} schedule is stretched:\n"
-                    f"the learning rate continues at {config.lr * factor:.3g}, not at {config.lr * stored_factor:.3g}"
-                )
-                old_end = mixed_steps(stored, run_length(stored, session.steps_per_epoch))
-                new_end = session.batches.mixed_steps
-                if kept := kept_recipe_settings(stored, config):
-                    observer.message(kept)
-                if config.mix_off and new_end is not None and old_end <= checkpoint["step"] < new_end:
-                    observer.message(
-                        f"mixup and CutMix are on again until step {new_end:,} (--mix-off {config.mix_off:g})"
-                    )
+                for message in describe_extension(session, stored, checkpoint):
+                    observer.message(message)
         if config.compile:
             compile_network(session, observer.message)
         folder.resumed()
@@ -231,14 +174,110 @@ def resume_run(
             **({"accepted_data": accepted} if accepted else {}),
         )
         with tracked(run_start(session, folder.path), session.config, observer) as observers:
-            return fit(
-                session,
-                folder,
-                observers,
-                resume_command(folder),
-                started,
-                find_card(session.config, session.precision),
-            )
+            return fit_run(session, folder, observers, started)
+
+
+def fit_run(
+    session: Session, folder: RunFolder, observers: Observer, started: float, pace: Pace | None = None
+) -> Record:
+    """Train to the end, compared with the recipe's card, and return the summary."""
+    card = find_card(session.config, session.precision)
+    return fit(session, folder, observers, resume_command(folder), started, card, pace)
+
+
+def finished_message(
+    folder: RunFolder, stored: TrainConfig, config: TrainConfig, changes: Mapping[str, Any], step: int
+) -> str:
+    """Return the message that a run has finished at ``step``, and which of ``changes`` are ignored.
+
+    Raises:
+        RequestError: the changes ask for another test, which only ``vitctl eval`` does.
+    """
+    path = folder.path
+    if config.tta != stored.tta and config.tta != "none":
+        raise RequestError(
+            f"--tta {config.tta} has no effect: run {path} has finished and is not tested again",
+            hint=f"run vitctl eval {shlex.quote(str(path))} --tta {config.tta}",
+        )
+    unused = [
+        f"{flag_name(name)} {value}"
+        for name, value in changes.items()
+        if getattr(config, name) != getattr(stored, name)
+    ]
+    ignored = f"; ignored: {', '.join(unused)}" if unused else ""
+    return (
+        f"nothing to resume: run {path} finished at step {step:,}{ignored}\n"
+        f"to extend it: {resume_command(folder)} --epochs N"
+    )
+
+
+def accepted_changes(
+    session: Session,
+    folder: RunFolder,
+    document: Mapping[str, Any],
+    checkpoint: Mapping[str, Any] | None,
+    *,
+    accept_data: bool,
+) -> str | None:
+    """Return how the images differ from those that the run was trained on, or None if they are the same.
+
+    Raises:
+        RequestError: they differ, and ``accept_data`` is false or the classes differ too.
+    """
+    same_classes = checkpoint is None or (*map(class_name, checkpoint["classes"]),) == session.dataset.classes
+    return require_unchanged(
+        session.dataset.manifest,
+        recorded_data(document, checkpoint),
+        folder.path / MANIFEST,
+        session.dataset.source,
+        accept=accept_data and same_classes,
+        hint="restore them, or add --accept-data to continue with them as they are"
+        if same_classes
+        else "restore them, or start a new run, as the classes changed too",
+    )
+
+
+def restore_session(session: Session, path: Path, checkpoint: Checkpoint) -> None:
+    """Restore a session from the checkpoint at ``path``.
+
+    Raises:
+        RequestError: the checkpoint does not fit, or the run's new length is less than the number of steps taken.
+    """
+    check_not_shorter(session, session.config, checkpoint["epoch"], checkpoint["step"])
+    try:
+        session.restore(checkpoint)
+    except RequestError as error:
+        error.add_context(str(path))
+        raise
+    session.last_saved = path
+
+
+def describe_extension(session: Session, stored: TrainConfig, checkpoint: Checkpoint) -> Iterator[str]:
+    """Yield messages about the new length of a run: how learning rate and mixing change, and which settings stay.
+
+    Args:
+        session: the session with the new length, restored from ``checkpoint``.
+        stored: settings of the run with its earlier length.
+        checkpoint: its newest checkpoint.
+    """
+    config, step = session.config, checkpoint["step"]
+    stored_schedule = dataclasses.replace(
+        session.schedule,
+        total_steps=run_length(stored, session.steps_per_epoch),
+        refits=tuple((step, length) for step, length in stored.refits or ()),
+        warmup_steps=checkpoint["scheduler"]["warmup_steps"],
+        warmdown_steps=checkpoint["scheduler"]["warmdown_steps"],
+    )
+    now, before = (config.lr * schedule.factor(step) for schedule in (session.schedule, stored_schedule))
+    yield (
+        f"the run now has {plural(session.total_steps, 'step')}, and its {config.schedule} schedule is stretched:\n"
+        f"the learning rate continues at {now:.3g}, not at {before:.3g}"
+    )
+    if kept := kept_recipe_settings(stored, config):
+        yield kept
+    old_end, new_end = mixed_steps(stored, run_length(stored, session.steps_per_epoch)), session.batches.mixed_steps
+    if config.mix_off and new_end is not None and old_end <= step < new_end:
+        yield f"mixup and CutMix are on again until step {new_end:,} (--mix-off {config.mix_off:g})"
 
 
 def record_data(session: Session, folder: RunFolder) -> dict[str, str]:
@@ -320,10 +359,10 @@ def resumed_precision(
     Raises:
         RequestError: the device does not have the precision that the user asks for.
     """
-    device, pays = devices.resolve_device(config.device), find_model(config.net).bf16
+    device, bf16_devices = devices.resolve_device(config.device), find_model(config.net).bf16
     if asked_anew or not sessions:
-        return devices.resolve_precision(config.precision, device, pays)
-    precision = devices.kept_precision(sessions[-1], config.precision, device, pays)
+        return devices.resolve_precision(config.precision, device, bf16_devices)
+    precision = devices.kept_precision(sessions[-1], config.precision, device, bf16_devices)
     before = sessions[-1].get("precision", precision)
     if before not in ("fp32", *devices.half_precisions(device)):
         warn(f"warning: {device} has no instructions for {before} here, so the run continues in {precision}")
@@ -349,7 +388,7 @@ def changed_config(stored: TrainConfig, changes: Mapping[str, Any]) -> TrainConf
         for name, value in changes.items()
         if not FLAGS[name].resumable and not same_value(stored, name, value)
     }
-    steps = last_length(stored, stored.max_steps) if stored.max_steps else 0
+    steps = final_length(stored, stored.max_steps) if stored.max_steps else 0
     if "max_time" in changes and not same_value(stored, "max_time", changes["max_time"]):
         length = plural(steps, "step") if steps else plural(stored.epochs or 0, "epoch")
         raise RequestError(

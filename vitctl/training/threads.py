@@ -19,12 +19,14 @@ IGNORED_CPUS = 0.25
 """CPUs that others may take before fewer threads are tried: about what an idle desktop takes."""
 
 ROUNDS = 2
-"""How often each number of threads is timed, in turns, as the others' load changes."""
+"""Times that each number of threads is timed, in turns, as the load of the other processes changes."""
 SECONDS = 0.4
 """Seconds for which each is timed in each round."""
 
-GAIN, LARGE_GAIN = 1.2, 2.0
-"""Speed-up from which fewer threads are recommended, as less is noise on a busy machine, and that needs no second round."""
+GAIN = 1.2
+"""Speed-up from which fewer threads are recommended; less is noise on a busy machine."""
+LARGE_GAIN = 2.0
+"""Speed-up that needs no second round."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,7 +47,7 @@ class FasterThreads:
 def settle_threads(session: Session, watch: devices.CpuWatch, observer: Observer) -> None:
     """Recommend fewer threads if they train faster beside other processes; under ``--max-time``, use and store them.
 
-    Costs nothing unless others take more than :data:`IGNORED_CPUS`, and changes nothing where ``--threads`` is given.
+    It costs nothing unless others take more than :data:`IGNORED_CPUS`, and changes nothing if ``--threads`` is given.
 
     Args:
         session: a new session.
@@ -71,32 +73,30 @@ def faster_threads(session: Session, others: float | None) -> FasterThreads | No
         session: a new session.
         others: share of the CPU time that others take, 0 to 1; None if it is not known.
     """
-    now = torch.get_num_threads()
-    threaded = (
-        devices.policy_of(session.device).threaded and session.compile_time is None
-    )  # compiled code has it built in
-    if others is None or session.config.threads is not None or not threaded:
+    # Compiled code has the number of threads built in.
+    variable = devices.policy_of(session.device).threaded and session.compile_time is None
+    if others is None or session.config.threads is not None or not variable:
         return None
-    free = free_cpus(others, len(usable_cpus()))
-    if free >= now:
+    current, free = torch.get_num_threads(), free_cpus(others, len(usable_cpus()))
+    if free >= current:
         return None
     before = copy.deepcopy(session.checkpoint())
-    seconds = dict.fromkeys((now, free, max(1, now // 2)), 0.0)
+    seconds = dict.fromkeys((current, free, max(1, current // 2)), 0.0)
     try:
         for _ in range(ROUNDS):
             for threads in seconds:
                 torch.set_num_threads(threads)
                 seconds[threads] += step_seconds(session, SECONDS)
             best = min(seconds, key=lambda threads: seconds[threads])
-            gain = seconds[now] / seconds[best]
+            gain = seconds[current] / seconds[best]
             if gain >= LARGE_GAIN:
                 break
     finally:
-        torch.set_num_threads(now)
+        torch.set_num_threads(current)
     session.restore(before)
     return FasterThreads(best, gain, others) if gain >= GAIN else None
 
 
 def free_cpus(others: float, cpus: int) -> int:
-    """Return the number of ``cpus`` that others, who take this share of them, leave free, at least 1."""
+    """Return the number of ``cpus`` that are free if others take this share of their time, at least 1."""
     return max(1, cpus - math.ceil(max(0.0, others * cpus - IGNORED_CPUS)))

@@ -3,11 +3,12 @@
     python -m tests.measurements.time_to_accuracy [--budgets 60 600 3600] [--seeds 0] [--only NAME ...]
         [--out time_to_accuracy.json] [--plot time_to_accuracy.svg]
 
-Every run is a process of its own, one after the other, and its wall time is that of the complete command with start-up and
-test. Runs of ``fast``, ``records-cnn`` and ``timm-...`` train as long as fits into each budget; other recipes have their
-own lengths. ``original`` is an epoch of the original scripts' protocol in vitctl's loop, which is faster than the scripts'.
-Accuracy is that of the last weights on the test set, and with the mirror image (TTA). PFLOP are three forward passes for each
-training image. Finished runs in ``--out`` are not repeated, so the same command resumes an interrupted comparison.
+Runs are processes of their own, one after the other, and their wall time is that of the complete command with start-up
+and test. Runs of ``fast``, ``records-cnn`` and ``timm-...`` train as long as fits into each budget; other recipes have
+their own lengths. ``original`` is an epoch of the original scripts' protocol in vitctl's loop, which is faster than the
+scripts'. Accuracy is that of the last weights on the test set, without and with mirror images (TTA). PFLOP are three
+forward passes for each training image. Finished runs in ``--out`` are not repeated, so the same command resumes an
+interrupted comparison.
 """
 
 from __future__ import annotations
@@ -36,7 +37,7 @@ from vitctl.models import build_model
 from vitctl.models.count import forward_cost
 
 KEEP_MEMORY = {"MALLOC_MMAP_THRESHOLD_": str(1 << 30), "MALLOC_TRIM_THRESHOLD_": str((1 << 31) - 1)}
-"""Variables for glibc that keep freed memory, as vitctl does itself; without them, plain loops spend time on page faults."""
+"""Variables with which glibc keeps freed memory, as vitctl does; otherwise, plain loops spend time on page faults."""
 
 
 @dataclass(frozen=True)
@@ -79,7 +80,7 @@ def recipe(name: str, *flags: str, timed: bool = False) -> Entry:
 
 
 def seen_images(summary: dict[str, Any], batch: int) -> int:
-    """Return how many training images a run saw, each time that it saw them."""
+    """Return the number of training images that a run saw, counted in each epoch."""
     epochs, rest = divmod(summary["step"], summary["steps_per_epoch"])
     return int(epochs * summary["train_images"] + rest * batch)
 

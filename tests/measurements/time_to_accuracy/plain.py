@@ -2,8 +2,9 @@
 
     python -m tests.measurements.time_to_accuracy.plain NAME --budget SECONDS [--seed 0]
 
-The seconds count from the start of the program and include the test. The number of steps is set by timing a few first, in
-fp32 and, if torch has kernels for it, in bf16; the faster one is used. Nothing of vitctl is used but the decoded images.
+The seconds count from the start of the program and include the test. A few steps are timed first, in fp32 and, if
+torch has kernels for it, in bf16; they determine the precision and the number of steps. Of vitctl, only the decoded
+images are used.
 """
 
 from __future__ import annotations
@@ -53,7 +54,7 @@ class Contestant:
         prepare: converts training images and labels for the loop.
         make: makes a :class:`Loop` from prepared data, ``seed``, ``precision``, ``batch`` and ``steps``.
         batches: batch sizes, ascending.
-        least_steps: the largest batch size is used with which the run has as many steps.
+        least_steps: minimum number of steps; the batch size is the largest that allows as many, or else the smallest.
     """
 
     build: Callable[[], nn.Module]
@@ -117,7 +118,7 @@ def accuracies(loop: Loop, images: Tensor, labels: Tensor) -> tuple[float, float
 
 
 def fastest(contestant: Contestant, data: Any, batch: int, least: float) -> tuple[str, float]:
-    """Return the faster precision, and its seconds per step."""
+    """Return the faster precision, and the seconds that its steps take."""
     make = functools.partial(contestant.make, data, seed=0, batch=batch, steps=1_000_000)
     precisions = ["fp32", *(["bf16"] if torch.ops.mkldnn._is_mkldnn_bf16_supported() else [])]
     times = {each: step_seconds(make(precision=each), least) for each in precisions}
@@ -138,7 +139,7 @@ def train(
         seed: seed of the run.
 
     Returns:
-        ``test_acc`` and ``test_acc_tta`` in percent, ``images`` (training images, each time that they are seen),
+        ``test_acc`` and ``test_acc_tta`` in percent, ``images`` (training images seen, counted in each epoch),
         ``images_per_second``, ``precision``, ``batch``, ``steps`` and ``threads``.
     """
     data = contestant.prepare(*train)

@@ -16,18 +16,21 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 CROP = 2
-"""Pixels by which an image is moved at most, with reflection of what is then missing."""
+"""Maximum shift of an image, in pixels, by which it is padded with its reflection."""
 
 MEAN = 255 * torch.tensor((0.4914, 0.4822, 0.4465))
+"""CIFAR-10's mean color."""
 STD = 255 * torch.tensor((0.2470, 0.2435, 0.2616))
+"""Standard deviation of CIFAR-10's colors."""
 
 BATCHES = (125, 250, 500, 1000, 2000)
+"""Batch sizes to choose from."""
 LEAST_STEPS = 200
-"""Steps of the records' run; the batch is the largest with at least as many."""
+"""Steps of the records' run; the batch size is the largest that allows as many."""
 
 
 class Group(nn.Sequential):
-    """Two 3x3 convolutions that start as the identity; the first is followed by pooling."""
+    """Two 3x3 convolutions that start as the identity, with pooling after the first."""
 
     def __init__(self, width_in: int, width: int) -> None:
         super().__init__(
@@ -136,7 +139,7 @@ class RecordsData:
         return images.permute(0, 2, 3, 1).float().sub_(MEAN).div_(STD).permute(0, 3, 1, 2)
 
     def batches(self, size: int) -> Iterator[tuple[Tensor, Tensor]]:
-        """Yield batches of moved images, without end; an image is mirrored in every other epoch."""
+        """Yield batches of shifted images, without end; each image is mirrored in every other epoch."""
         count, side = len(self.labels), torch.arange(32)
         mirrored = torch.rand(count) < 0.5
         while True:
@@ -150,7 +153,7 @@ class RecordsData:
 
 
 def reflected(pixels: Tensor) -> Tensor:
-    """Return the pixels from 0 to 31 that positions outside of an image show if it is padded by reflection."""
+    """Return the pixels, from 0 to 31, that padding by reflection shows at positions outside of an image."""
     return 31 - (31 - pixels.abs()).abs()
 
 

@@ -17,7 +17,7 @@ MARKERS = "os^vD*Pp<>X"
 
 
 def groups(results: Sequence[Result]) -> list[list[Result]]:
-    """Return the results of each row and budget, over seeds, the shortest first."""
+    """Return the results of each row and budget, over seeds, in order of their time."""
     by_key: dict[tuple[str, float | None], list[Result]] = {}
     for each in results:
         by_key.setdefault((each.name, each.budget), []).append(each)

@@ -16,7 +16,7 @@ class Result:
         seconds: wall time of the complete command.
         test_acc: test accuracy of the last weights, in percent.
         test_acc_tta: accuracy of the mean over an image and its mirror image.
-        images: training images, each time that they were seen.
+        images: number of training images seen, counted in each epoch.
         mflop: cost of a forward pass of an image, in 10^6 floating-point operations.
         precision: ``fp32`` or ``bf16``.
         threads: CPU threads.

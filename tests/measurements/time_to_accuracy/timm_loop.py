@@ -1,7 +1,7 @@
 """timm's networks, loader, transforms, optimizer and scheduler, in a plain loop.
 
-AdamW at 1e-3 with weight decay 0.05, batch 128, cosine schedule with warm-up, label smoothing 0.1, random resized crop and flip:
-timm's usual recipe for short runs, with crops that keep at least 60 % of an image, as these are small.
+AdamW at 1e-3 with weight decay 0.05, batch 128, cosine schedule with warm-up, label smoothing 0.1, random resized crop
+and flip: timm's usual recipe for short runs, with crops that keep at least 60 % of an image, as these are small.
 """
 
 from __future__ import annotations
@@ -20,7 +20,9 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset
 
 BATCHES = (128,)
+"""Batch sizes to choose from."""
 WORKERS = 2
+"""Processes of the loader."""
 MEAN = torch.tensor(IMAGENET_DEFAULT_MEAN).view(3, 1, 1)
 STD = torch.tensor(IMAGENET_DEFAULT_STD).view(3, 1, 1)
 
@@ -29,8 +31,8 @@ def build(net: str) -> nn.Module:
     """Return a network for 32-px images of ten classes.
 
     Args:
-        net: ``vit_tiny`` (with 4-px patches), ``resnet18``, or ``resnet18-3x3``, whose first convolution has 3x3 pixels and no
-            stride, and is not followed by pooling, as is usual for CIFAR.
+        net: ``vit_tiny`` (with 4-px patches), ``resnet18``, or ``resnet18-3x3``, which starts with a 3x3 convolution
+            without stride or pooling, as is usual for CIFAR.
     """
     if net == "vit_tiny":
         return timm.create_model("vit_tiny_patch16_224", img_size=32, patch_size=4, num_classes=10)
