@@ -6,10 +6,12 @@ Glossary:
 - run: a folder with a training run: its settings, metrics and checkpoints.
 - session: the live objects of a run in one process; resuming a run starts a new session.
 - checkpoint: a file with the weights and all other state that resuming needs.
+- refit: a change of the length of a run during it, so that it ends within ``--max-time``.
 - recipe: named settings for ``--recipe``.
 - card: results measured with a recipe, for one network, data set and length.
 - sweep: a search over settings; a trial is one run of it.
 - step: one update of the weights by the optimizer.
+- role: a kind of parameters, such as those of the head, with its own factor in ``--lr-scale``.
 - batch: the images of one step; a micro-batch is the part of it in one forward pass.
 - held-out images: training images set aside for validation.
 """

@@ -165,7 +165,7 @@ def test_a_run_moved_to_a_cpu_without_bf16_continues_in_fp32(
     assert "use --precision fp32" in refused("train", "--resume", moved, "--precision", "bf16")
     resumed = cli("train", "--resume", moved, "--json")
     (warning,) = (line for line in resumed.err.splitlines() if "instructions" in line)
-    assert warning == "warning: cpu has no instructions for bf16 here, so the run continues in fp32"
+    assert warning == "warning: this cpu has no instructions for bf16: the run continues in fp32"
     summary = resumed.json()
     assert summary["precision"] == "fp32"
     pays(True)  # a checkpoint in fp32 is evaluated in fp32, wherever it is

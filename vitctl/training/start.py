@@ -365,7 +365,7 @@ def resumed_precision(
     precision = devices.kept_precision(sessions[-1], config.precision, device, bf16_devices)
     before = sessions[-1].get("precision", precision)
     if before not in ("fp32", *devices.half_precisions(device)):
-        warn(f"warning: {device} has no instructions for {before} here, so the run continues in {precision}")
+        warn(f"warning: this {device} has no instructions for {before}: the run continues in {precision}")
     return precision
 
 

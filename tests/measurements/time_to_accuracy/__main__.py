@@ -139,10 +139,10 @@ def main() -> None:
     """Run what is not in the file yet, and print the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--budgets", type=float, nargs="+", default=[60, 600, 3600], help="seconds")
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0])
-    parser.add_argument("--only", nargs="+", choices=list(ENTRIES), default=list(ENTRIES), metavar="NAME")
-    parser.add_argument("--out", type=Path, default=Path("time_to_accuracy.json"))
-    parser.add_argument("--plot", type=Path, help="an SVG or PNG file")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0], help="seeds of each run")
+    parser.add_argument("--only", nargs="+", choices=list(ENTRIES), default=list(ENTRIES), metavar="NAME", help="runs")
+    parser.add_argument("--out", type=Path, default=Path("time_to_accuracy.json"), help="results, as JSON")
+    parser.add_argument("--plot", type=Path, help="plot, as SVG or PNG")
     args = parser.parse_args()
     results: list[Result] = []
     if args.out.exists():
