@@ -141,7 +141,7 @@ MUTANTS = (
         "loop: each micro-batch is divided by its own class weights",
         "training/loop.py",
         "torch.autograd.backward(scaler.scale(loss / weight) if scaler else loss / weight)",
-        "torch.autograd.backward(loss / total_weight(target, session.class_weights) * len(target) / count)",
+        "torch.autograd.backward(loss / total_weight(target, session.class_weights) * len(target) / len(labels))",
         "tests/training/test_class_weights.py",
     ),
     Mutant(
@@ -168,22 +168,22 @@ MUTANTS = (
     Mutant(
         "loop: gradients are not clipped",
         "training/loop.py",
-        "        if config.clip_grad:\n            torch.nn.utils.clip_grads_with_norm_",
-        "        if config.clip_grad < 0:\n            torch.nn.utils.clip_grads_with_norm_",
+        "    if config.clip_grad:\n        torch.nn.utils.clip_grads_with_norm_",
+        "    if config.clip_grad < 0:\n        torch.nn.utils.clip_grads_with_norm_",
         "tests/training/test_loop.py",
     ),
     Mutant(
         "loop: gradients add up over steps",
         "training/loop.py",
-        "        session.optimizer.zero_grad()\n",
-        "        pass\n",
+        "    session.optimizer.zero_grad()\n",
+        "    pass\n",
         "tests/training/test_loop.py tests/training/test_resume.py",
     ),
     Mutant(
         "loop: the weight average is not updated",
         "training/loop.py",
-        "            session.average.update(session.model, progress.step + 1)",
-        "            pass",
+        "        session.average.update(session.model, step)",
+        "        pass",
         "tests/training/test_ema.py",
     ),
     Mutant(

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
+from torch import Tensor
 
 from vitctl import devices
 from vitctl.config import ORIGINAL_BATCH
@@ -184,7 +185,7 @@ def run_start(session: Session, folder: Path) -> RunStart:
 
 
 def train_step(session: Session) -> None:
-    """Take one optimizer step, in micro-batches whose gradients add up to that of the batch.
+    """Take one optimizer step.
 
     Where reads cost time, none waits for the device in most steps, and :func:`read_tally` reads in some. The exception is
     the scaler of fp16 gradients, which reads whether they overflowed, except for torch's fused optimizers.
@@ -193,8 +194,7 @@ def train_step(session: Session) -> None:
         RunFailed: memory ran out, or loss or gradient is not finite. The latter is detected before the update on CPU,
             within :data:`READ_EVERY` steps on an accelerator, and always before a checkpoint is saved.
     """
-    progress, config, device, scaler = session.progress, session.config, session.device, session.scaler
-    policy = devices.policy_of(device)
+    progress, config, device = session.progress, session.config, session.device
     start = time.perf_counter()
     images, labels = session.batches.batch(progress.epoch, progress.step_in_epoch)
     data_seconds = time.perf_counter() - start
@@ -203,58 +203,12 @@ def train_step(session: Session) -> None:
     for group in session.optimizer.param_groups:
         group["lr"] = config.lr * group.get("lr_scale", 1.0) * factor
     count, weight = len(labels), total_weight(labels, session.class_weights)
-    sizes = piece_sizes(count, config.bs, session.micro_batch, joined=session.batches.drop_single)
-    loss_sum = torch.zeros((), device=device)
-    correct = torch.zeros((), device=device, dtype=torch.int64)
-    busy_start, normalize_seconds = time.perf_counter(), 0.0
-    if session.flat:
-        session.flat.begin()
+    busy_start = time.perf_counter()
     with devices.memory_watched(device, config.bs, session.micro_batch):
-        for piece, target in zip(torch.split(images, sizes), torch.split(labels, sizes), strict=True):
-            normalize_start = time.perf_counter()
-            x = session.normalize(fill_up(piece, session.one_size))
-            normalize_seconds += time.perf_counter() - normalize_start
-            with session.autocast():
-                logits = session.forward(x)
-            if len(logits) > len(target):  # without those of images that fill up the piece
-                logits = logits[: len(target)]
-            loss = F.cross_entropy(
-                logits.float(),
-                target,
-                weight=session.class_weights,
-                reduction="sum",
-                label_smoothing=config.label_smoothing,
-            )
-            torch.autograd.backward(scaler.scale(loss / weight) if scaler else loss / weight)
-            loss_sum += loss.detach()
-            label = target if target.ndim == 1 else target.argmax(1)  # the dominant class of a mixed image
-            correct += (logits.detach().argmax(1) == label).sum()
-
-        if session.flat:
-            session.flat.end()
-        if scaler and config.clip_grad:
-            scaler.unscale_(session.optimizer)
-        watched = [loss_sum]
-        if config.clip_grad or not scaler:
-            weights = [session.flat.values] if session.flat else list(session.model.parameters())
-            norm = torch.nn.utils.get_total_norm([p.grad for p in weights if p.grad is not None])
-            watched += [] if scaler else [norm]
-        if policy.free_reads:
-            check_finite(session, *(value.item() for value in watched))
-        else:
-            session.tally.watch(progress.step + 1, *watched)
-        if config.clip_grad:
-            torch.nn.utils.clip_grads_with_norm_(weights, config.clip_grad, norm)
-        if scaler:  # if gradients overflowed, it skips the step and halves the scale
-            scaler.step(session.optimizer)
-            scaler.update()
-        else:
-            session.optimizer.step()
-        session.optimizer.zero_grad()
-        if session.average:
-            session.average.update(session.model, progress.step + 1)
+        loss_sum, correct, normalize_seconds = add_gradients(session, images, labels, weight)
+        update_weights(session, loss_sum)
         session.tally.add(loss_sum * (count / weight), correct, count)
-        if policy.free_reads or not progress.step or (progress.step + 1) % READ_EVERY == 0:
+        if devices.policy_of(device).free_reads or not progress.step or (progress.step + 1) % READ_EVERY == 0:
             read_tally(session)
         if not progress.step:
             progress.first_loss = progress.loss_sum / count
@@ -265,6 +219,86 @@ def train_step(session: Session) -> None:
     progress.data_seconds += data_seconds + normalize_seconds
     progress.busy_seconds += end - busy_start - normalize_seconds
     progress.train_seconds += end - start
+
+
+def add_gradients(
+    session: Session, images: Tensor, labels: Tensor, weight: Tensor | int
+) -> tuple[Tensor, Tensor, float]:
+    """Compute the gradients of a batch in micro-batches, whose gradients add up to those of its mean loss.
+
+    Args:
+        session: the session, whose gradients are empty.
+        images: augmented images, uint8 ``[B, C, H, W]``.
+        labels: classes, int64 ``[B]``, or the share of each class, float32 ``[B, K]``.
+        weight: sum of the weights of the labels.
+
+    Returns:
+        The sum of the losses and the number of correct predictions, both on the device, and the seconds spent on
+        normalisation.
+    """
+    config, scaler = session.config, session.scaler
+    sizes = piece_sizes(len(labels), config.bs, session.micro_batch, joined=session.batches.drop_single)
+    loss_sum = torch.zeros((), device=session.device)
+    correct = torch.zeros((), device=session.device, dtype=torch.int64)
+    normalize_seconds = 0.0
+    if session.flat:
+        session.flat.begin()
+    for piece, target in zip(torch.split(images, sizes), torch.split(labels, sizes), strict=True):
+        normalize_start = time.perf_counter()
+        x = session.normalize(fill_up(piece, session.one_size))
+        normalize_seconds += time.perf_counter() - normalize_start
+        with session.autocast():
+            logits = session.forward(x)
+        if len(logits) > len(target):  # without those of images that fill up the piece
+            logits = logits[: len(target)]
+        loss = F.cross_entropy(
+            logits.float(),
+            target,
+            weight=session.class_weights,
+            reduction="sum",
+            label_smoothing=config.label_smoothing,
+        )
+        torch.autograd.backward(scaler.scale(loss / weight) if scaler else loss / weight)
+        loss_sum += loss.detach()
+        label = target if target.ndim == 1 else target.argmax(1)  # the dominant class of a mixed image
+        correct += (logits.detach().argmax(1) == label).sum()
+    if session.flat:
+        session.flat.end()
+    return loss_sum, correct, normalize_seconds
+
+
+def update_weights(session: Session, loss_sum: Tensor) -> None:
+    """Check and clip the gradients, update the weights and their average, and clear the gradients.
+
+    Args:
+        session: the session, with the gradients of a batch.
+        loss_sum: sum of the losses of the batch, on the device.
+
+    Raises:
+        RunFailed: loss or gradient is not finite, where reads do not wait for the device.
+    """
+    config, scaler, step = session.config, session.scaler, session.progress.step + 1
+    if scaler and config.clip_grad:
+        scaler.unscale_(session.optimizer)
+    watched = [loss_sum]
+    if config.clip_grad or not scaler:
+        weights = [session.flat.values] if session.flat else list(session.model.parameters())
+        norm = torch.nn.utils.get_total_norm([p.grad for p in weights if p.grad is not None])
+        watched += [] if scaler else [norm]
+    if devices.policy_of(session.device).free_reads:
+        check_finite(session, *(value.item() for value in watched))
+    else:
+        session.tally.watch(step, *watched)
+    if config.clip_grad:
+        torch.nn.utils.clip_grads_with_norm_(weights, config.clip_grad, norm)
+    if scaler:  # if gradients overflowed, it skips the step and halves the scale
+        scaler.step(session.optimizer)
+        scaler.update()
+    else:
+        session.optimizer.step()
+    session.optimizer.zero_grad()
+    if session.average:
+        session.average.update(session.model, step)
 
 
 def read_tally(session: Session) -> None:
