@@ -288,7 +288,8 @@ TABLE_OPTIONS = {
 
 @pytest.mark.parametrize(("net", "name"), TABLE_OPTIONS)
 def test_every_option_has_an_effect(net: str, name: str) -> None:
-    size = 64 if net == "swin" else 16  # 64 px also suit windows of twice the size
+    # 64 px also suit windows of twice the size, and 32 px leave hybrids several tokens.
+    size = {"swin": 64, "hybrid_base": 32}.get(net, 16)
 
     def fingerprint(**changed: Value) -> tuple[Any, ...]:
         model = build(net, img_size=size, **{**NARROW, "patch_size": 4, **changed})
