@@ -202,8 +202,10 @@ def test_a_recipe_depends_on_max_time() -> None:
     assert (usual.net, usual.epochs) == ("hybrid_small", 4)
     asked = resolve_config({"recipe": "fast", "max_time": "60s", "net": "vit", "bs": 64})
     assert (asked.net, asked.bs, asked.aug) == ("vit", 64, "none")
-    recipe = Recipe(summary="", settings={"net": "a", "bs": 1}, by_time={60: {"net": "b"}, 600: {"net": "c", "bs": 2}})
-    assert [recipe.net(seconds) for seconds in (None, 1, 60, 61, 600, 601)] == ["a", "b", "b", "c", "c", "a"]
+    times: dict[float, dict[str, object]] = {60: {"net": "b"}, 600: {"net": "c", "bs": 2}}
+    recipe = Recipe(summary="", settings={"net": "a", "bs": 1}, by_time=times, by_dataset={"digits": {"net": "d"}})
+    assert [recipe.net("mnist", seconds) for seconds in (None, 1, 60, 61, 600, 601)] == ["a", "b", "b", "c", "c", "a"]
+    assert recipe.net("digits", 60) == "d"
 
 
 def test_a_recipe_s_optimizer_depends_on_the_network() -> None:

@@ -126,10 +126,7 @@ def test_evaluation_does_not_depend_on_the_batch(net: str) -> None:
 def test_every_trained_parameter_gets_a_gradient(net: str) -> None:
     size = small_size(net)
     model = build(net, img_size=size, **({} if size == 16 and "timm" not in net and net != "res101" else NARROW))
-    with torch.no_grad():
-        for parameter in model.parameters():
-            if not parameter.any():  # layers before a weight of zeros get no gradient
-                parameter.normal_(std=0.02)
+    fill_zeros(model)
     F.cross_entropy(model(images(4, img_size=size)), torch.tensor([1, 2, 3, 4])).backward()
     for name, parameter in model.named_parameters():
         if not parameter.requires_grad:
@@ -137,6 +134,15 @@ def test_every_trained_parameter_gets_a_gradient(net: str) -> None:
         assert parameter.grad is not None, name
         assert parameter.grad.isfinite().all(), name
         assert parameter.grad.abs().sum() > 0, name
+
+
+def fill_zeros(model: nn.Module) -> None:
+    """Draw parameters that are zero at first, as layers before such weights have neither effect nor gradient."""
+    torch.manual_seed(0)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if not parameter.any():
+                parameter.normal_(std=0.02)
 
 
 @each_net
@@ -282,10 +288,12 @@ TABLE_OPTIONS = {
 
 @pytest.mark.parametrize(("net", "name"), TABLE_OPTIONS)
 def test_every_option_has_an_effect(net: str, name: str) -> None:
-    size = 64 if net == "swin" else 16  # 64 px also suit windows of twice the size
+    # 64 px also suit windows of twice the size, and 32 px leave hybrids several tokens.
+    size = {"swin": 64, "hybrid_base": 32}.get(net, 16)
 
     def fingerprint(**changed: Value) -> tuple[Any, ...]:
         model = build(net, img_size=size, **{**NARROW, "patch_size": 4, **changed})
+        fill_zeros(model)
         torch.manual_seed(3)
         x = images(8, img_size=size)
         logits: Tensor = model(x)  # in training
@@ -388,6 +396,12 @@ def test_the_loss_of_large_networks_falls_in_two_steps(net: str) -> None:
             r"--net vit:.*embed_dim=1099511627776.* does not fit into memory\n.*smaller embed_dim, depth or --size$",
         ),
         ("vit_timm", {}, 8, r"or --size 16$"),
+        (
+            "hybrid_tiny",
+            {"stride": 6},
+            6,
+            r"=6 needs images of 7 px or more, not --size 6\n.*stride=5 or less, or --size 7$",
+        ),
     ],
 )
 def test_impossible_options_are_refused_with_a_hint(

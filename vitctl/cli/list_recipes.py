@@ -96,7 +96,7 @@ def _measured(card: Card, recipe: Recipe) -> str:
     """Return the card's network, optimizer (unless it is the recipe's) and data set."""
     from vitctl.units import parse_duration
 
-    spec = recipe.net(parse_duration(card.max_time, "max_time") if card.max_time else None)
+    spec = recipe.net(card.dataset, parse_duration(card.max_time, "max_time") if card.max_time else None)
     net = spec if spec.partition(":")[0] == card.net else card.net
     return ", ".join([net, *([card.opt] if card.opt else []), card.dataset])
 

@@ -211,7 +211,11 @@ def drop_rates_of_replaced_opt(draft: Draft) -> None:
     replaced = draft.file.get("opt")
     if replaced is None and draft.file.get("recipe") in RECIPES:
         recipe = RECIPES[str(draft.file["recipe"])]
-        replaced = recipe.opt(split_spec(str(draft.file.get("net", recipe.net(None))), "net")[0])
+        replaced = recipe.opt(
+            split_spec(str(draft.file.get("net", recipe.net(str(draft.file.get("dataset", "cifar10")), None))), "net")[
+                0
+            ]
+        )
     if replaced not in (None, opt):
         draft.drop(*RATES, "clip_grad", "lr_scale")
 
@@ -273,7 +277,7 @@ def choose_time(draft: Draft) -> None:
 
 def choose_net(draft: Draft) -> None:
     """Use the given network, or the recipe's for this ``--max-time``."""
-    spec = draft.given.get("net", draft.recipe.net(draft.seconds))
+    spec = draft.given.get("net", draft.recipe.net(draft.settings["dataset"], draft.seconds))
     draft.settings["net"], draft.net_inline = split_spec(str(spec), "--net")
     draft.net_entry = find_model(draft.settings["net"])
 

@@ -25,16 +25,21 @@ _ADAN_OPTIONS = {
     "beta3": Option(0.01, "weight of the new squared gradient in its mean", above=0, high=1),
     "eps": Option(1e-8, "term added to the denominator", above=0),
 }
-_MUON_OPTIONS = {
-    "momentum": Option(0.95, "momentum coefficient", low=0, below=1),
-    "nesterov": Option(True, "Nesterov momentum"),
-    "ns_steps": Option(5, "number of Newton-Schulz iterations", low=1, high=50),
-    "renormalize": Option(
-        "none",
-        "weights to scale back to a fixed norm before each step",
-        choices=("none", "convolutions", "all"),
-    ),
-}
+
+
+def _muon_options(momentum: float, ns_steps: int, renormalize: str) -> dict[str, Option]:
+    return {
+        "momentum": Option(momentum, "momentum coefficient", low=0, below=1),
+        "nesterov": Option(True, "Nesterov momentum"),
+        "ns_steps": Option(ns_steps, "number of Newton-Schulz iterations", low=1, high=50),
+        "renormalize": Option(
+            renormalize,
+            "weights to scale back to a fixed norm before each step",
+            choices=("none", "convolutions", "all"),
+        ),
+    }
+
+
 _ADAN_PAPER = "Xie et al. 2022, arXiv 2208.06677"
 
 OPTIMIZERS: dict[str, OptimizerEntry] = {
@@ -103,7 +108,7 @@ OPTIMIZERS: dict[str, OptimizerEntry] = {
         summary="orthogonalised momentum for hidden matrices, AdamW elsewhere",
         options={
             "adamw_lr": Option(3e-3, "peak learning rate of the AdamW part", low=0),
-            **_MUON_OPTIONS,
+            **_muon_options(0.95, 5, "none"),
             "beta1": Option(0.9, "AdamW's decay rate of the mean of gradients", low=0, below=1),
             "beta2": Option(0.99, "AdamW's decay rate of the mean of squared gradients", low=0, below=1),
             "eps": Option(1e-8, "term added to AdamW's denominator", low=0),
@@ -120,11 +125,11 @@ OPTIMIZERS: dict[str, OptimizerEntry] = {
         summary="orthogonalised momentum for hidden matrices, SGD elsewhere",
         options={
             "sgd_lr": Option(0.05, "peak learning rate of the SGD part", low=0),
-            **_MUON_OPTIONS,
+            **_muon_options(0.6, 3, "convolutions"),
             "sgd_momentum": Option(0.85, "momentum coefficient of the SGD part", low=0, below=1),
         },
         lr=0.02,
-        weight_decay=0.01,
+        weight_decay=0.0,
         source="vitctl",
         paper="Jordan 2024, https://github.com/KellerJordan/cifar10-airbench",
         split_matrices=True,
