@@ -388,6 +388,7 @@ def test_the_loss_of_large_networks_falls_in_two_steps(net: str) -> None:
             r"--net vit:.*embed_dim=1099511627776.* does not fit into memory\n.*smaller embed_dim, depth or --size$",
         ),
         ("vit_timm", {}, 8, r"or --size 16$"),
+        ("hybrid_tiny", {"stride": 6}, 6, r"=6 needs images of 7 px or more, not --size 6\n.*stride=5 or less, or --size 7$"),
     ],
 )
 def test_impossible_options_are_refused_with_a_hint(

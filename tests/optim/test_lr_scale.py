@@ -131,7 +131,7 @@ def test_a_run_stores_the_factors_and_resumes_with_them(cli: Cli) -> None:
     run = ["train", *TINY, "--lr", 0.01, "--schedule", "constant", "--warmup", 0, "--lr-scale", factors]
     assert cli(*run, "--max-steps", 4, "--name", "whole").code == 0
     assert cli(*run, "--max-steps", 2, "--name", "parts").code == 0
-    assert cli("train", "--resume", "runs/parts", "--max-steps", 4, "--lr-scale", factors).code == 0
+    assert cli("train", "--resume", "runs/parts", "--max-steps", 4, "--lr-scale", "matrices=2,norm_bias=1").code == 0
     with open("runs/parts/config.json") as file:
         assert json.load(file)["config"]["lr_scale"] == {"head": 0.5, "matrices": 2.0}
     whole, parts = (torch.load(f"runs/{name}/checkpoints/last.pt", weights_only=True) for name in ("whole", "parts"))

@@ -166,7 +166,7 @@ def _hybrid(
     convolutions = {
         "width": Option(width, "channels of the first group of convolutions, doubled in each further one", low=8),
         "groups": Option(groups, "groups of two convolutions, each with max-pooling", low=1, high=6),
-        "stride": Option(stride, "stride of the whitened patches, a pixel less than their side", low=1),
+        "stride": Option(stride, "stride of the whitened patches, a pixel less than their side", low=1, high=8),
         "bn_momentum": Option(0.4, "weight of a new batch in BatchNorm's statistics", above=0, high=1),
     }
     return ModelEntry(
@@ -181,6 +181,7 @@ def _hybrid(
         channels_last=("cpu", "cuda"),
         bf16=("cpu",),
         data_init="vitctl.models.whitening:whiten",
+        check=checks.check_hybrid,
         paper=_HYBRID_PAPER,
     )
 

@@ -66,6 +66,17 @@ def check_swin(net: str, options: Mapping[str, Value], img_size: int) -> None:
         )
 
 
+def check_hybrid(net: str, options: Mapping[str, Value], img_size: int) -> None:
+    """Check that a whitened patch, a pixel larger than its stride, fits into the image."""
+    stride = options["stride"]
+    assert isinstance(stride, int)
+    if stride >= img_size:
+        raise RequestError(
+            f"--net {net}:stride={stride} needs images of {stride + 1} px or more, not --size {img_size}",
+            hint=f"use stride={img_size - 1} or less, or --size {stride + 1}",
+        )
+
+
 def check_simplevit(net: str, options: Mapping[str, Value], img_size: int) -> None:
     """Check that the width suits a 2-D sin-cos position embedding."""
     width = options["embed_dim"]

@@ -131,7 +131,9 @@ class Hybrid(nn.Module):
         """Return timm's grouping of parameters by depth, for layer-wise learning-rate decay."""
         return {
             "stem": r"^stem\.whiten",
-            "blocks": [(r"^stem\.groups\.(\d+)", None), (r"^embed|^pos_embed", (99,)), (r"^blocks\.(\d+)", (100,))],
+            "groups": r"^stem\.groups\.(\d+)",
+            "embed": r"^embed|^pos_embed",
+            "blocks": r"^blocks\.(\d+)",
         }
 
 

@@ -394,6 +394,8 @@ def same_value(stored: TrainConfig, name: str, value: Any) -> bool:
         value = str(find_run(Path(value).expanduser()).absolute())
     elif name == "pretrained":
         value = pretrained_word(value)
+    if isinstance(value, Mapping):  # the recipe may have set other factors
+        return all(stored_value(stored, name).get(role, 1.0) == factor for role, factor in value.items())
     if value is True and name == "aug":
         return bool(AUGMENTATIONS[stored.aug].target)
     if value is True and FLAGS[name].when_true is not None:
