@@ -30,7 +30,7 @@ class AdaptedCalls(TorchFunctionMode):
     transformer transposed it to tokens.
 
     Without ``half_attention``, attention is computed by matrix products: the backward pass of torch's fused kernel for
-    the CPU takes up to ten times as long in half precision as in fp32.
+    the CPU takes two to five times as long in half precision as in fp32.
 
     Args:
         policy: the device's policy.
