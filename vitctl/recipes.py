@@ -210,7 +210,7 @@ _FAST_PAPER = "Hassani et al. 2021, arXiv 2104.05704; Jordan 2024, https://kelle
 RECIPES: dict[str, Recipe] = {
     "default": Recipe(
         summary="any network, a few epochs: hybrids as in speed records, others AdamW",
-        settings={"net": "cct_2", "opt": "adamw", **_FEW_EPOCHS},
+        settings={"net": "hybrid_tiny", "opt": "adamw", **_FEW_EPOCHS},
         epochs={"digits": 20, ANY: 10},
         by_net={
             **_BY_FAST_NET,
@@ -219,7 +219,7 @@ RECIPES: dict[str, Recipe] = {
             "convmixer": {"bs": 32},
         },
         pretrained=_PRETRAINED,
-        by_dataset={"digits": {"bs": 32, "lr_factor": 0.5}},  # 1,293 images: few steps per epoch
+        by_dataset={"digits": {"net": "cct_2", "bs": 32, "lr_factor": 0.5}},  # 1,293 images: few steps per epoch
     ),
     "sprint": Recipe(
         summary="CIFAR-10 accuracy above 50 % in seconds on a CPU",

@@ -81,7 +81,7 @@ ANSWERED: list[tuple[str, str, str]] = [
     ("timm", "--input-size 3", "--size"),
     ("timm", "--validation-batch-size 64", "remove --validation-batch-size"),
     ("timm", "--channels-last", "remove --channels-last"),
-    ("timm", "--grad-checkpointing", "--micro-batch"),
+    ("timm", "--grad-checkpointing", "--bs"),
     ("timm", "--opt-betas 0.9", "--opt adamw:beta1=0.9,beta2=0.999"),
     ("timm", "--opt-eps 1e-8", "--opt adamw:eps=1e-8"),
     ("timm", "--momentum 0.9", "--opt sgd:momentum=0.9"),

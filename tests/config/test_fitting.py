@@ -14,7 +14,7 @@ from vitctl.recipes import RECIPES
 
 
 def of_folder(tmp_path: Path, **flags: Any) -> TrainConfig:
-    return resolve_config({"dataset": str(tmp_path), **flags})
+    return resolve_config({"dataset": str(tmp_path), "net": "cct_2", **flags})
 
 
 def steps(config: TrainConfig, images: int) -> int:
@@ -32,6 +32,8 @@ def steps(config: TrainConfig, images: int) -> int:
         (3000, {}, 64, 10),
         (3800, {}, 128, 10),
         (45_000, {}, 128, 10),
+        (450, {"net": "hybrid_tiny"}, 15, 10),
+        (45_000, {"net": "hybrid_tiny"}, 250, 10),
         (54, {"bs": 128}, 128, 300),
         (54, {"epochs": 3}, 8, 3),
         (54, {"bs": 20, "epochs": 3}, 20, 3),

@@ -40,7 +40,7 @@ def test_mistakes_are_refused(value: Any, message: str) -> None:
 
 
 def test_runs_of_earlier_versions_have_no_factors() -> None:
-    stored = resolve_config({}).to_dict()
+    stored = resolve_config({"net": "cct_2"}).to_dict()
     assert stored.pop("lr_scale") == {}
     assert TrainConfig.from_dict(stored).lr_scale == {}
 
@@ -49,9 +49,12 @@ def test_a_flag_changes_one_factor_of_a_file(tmp_path: Any) -> None:
     path = tmp_path / "c.yaml"
     path.write_text("lr_scale:\n  head: 2\n  norm_bias: 64\n")
     file = read_settings(path)
-    assert resolve_config({"lr_scale": {"head": 0.5}}, file).lr_scale == {"head": 0.5, "norm_bias": 64.0}
+    assert resolve_config({"net": "cct_2", "lr_scale": {"head": 0.5}}, file).lr_scale == {
+        "head": 0.5,
+        "norm_bias": 64.0,
+    }
     path.write_text("lr_scale: head=2\n")
-    assert resolve_config({}, read_settings(path)).lr_scale == {"head": 2.0}
+    assert resolve_config({"net": "cct_2"}, read_settings(path)).lr_scale == {"head": 2.0}
     path.write_text("lr: 0.1\nlr_scale: {heads: 2}\n")
     with pytest.raises(RequestError, match="did you mean head"):
         read_settings(path)

@@ -80,7 +80,7 @@ FILE_CASES: list[tuple[Rule, dict[str, Any], dict[str, Any], dict[str, Any]]] = 
     (
         rules.drop_defaults_of_replaced_choices,
         {"recipe": "seed"},
-        {"recipe": "default", "net": "cct_2", "bs": 128, "clip_grad": 0.5, "epochs": 10},
+        {"recipe": "default", "net": "hybrid_tiny", "bs": 250, "clip_grad": 0.5, "epochs": 10},
         {"recipe": "default", "clip_grad": 0.5},
     ),
     (rules.drop_defaults_of_replaced_choices, {"recipe": "default"}, {"bs": 128}, {"bs": 128}),

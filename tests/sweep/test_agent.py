@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import functools
 import signal
 import sqlite3
@@ -186,8 +187,31 @@ def test_trials_of_sweeps_of_earlier_versions_hold_out_images_by_position(tmp_pa
     stored = plan.to_dict()
     assert SweepPlan.from_dict(stored, "here").settings({"lr": 0.1}) == {"lr": 0.1}
     earlier = SweepPlan.from_dict({**stored, "format": 1}, "here")
-    assert earlier.settings({"lr": 0.1}) == {"holdout_by": "position", "value_range": "full", "lr": 0.1}
-    assert earlier.to_dict()["format"] == 1 and stored["format"] == 2
+    assert earlier.settings({"lr": 0.1}) == {"holdout_by": "position", "value_range": "full", "net": "cct_2", "lr": 0.1}
+    assert earlier.to_dict()["format"] == 1 and stored["format"] == 3
+
+
+@pytest.mark.parametrize(
+    "settings, net",
+    [
+        ({}, {"net": "cct_2"}),
+        ({"net_options": {"depth": 3}}, {"net": "cct_2", "net_options": {"depth": 3}}),
+        (
+            {"recipe": "fast", "net_options": {"depth": 3}},
+            {"net": "cct_2", "net_options": {"conv_layers": 3, "depth": 3}},
+        ),
+        ({"recipe": "fast", "max-time": "10m"}, {"net": "cct_4", "net_options": {"conv_layers": 3}}),
+        ({"arch": "vit"}, {}),
+        ({"patch": 4}, {}),
+        ({"recipe": "seed"}, {}),
+    ],
+)
+def test_sweeps_of_earlier_versions_keep_the_networks_of_their_recipes(
+    settings: dict[str, Any], net: dict[str, Any], tmp_path: Path
+) -> None:
+    plan = make_sweep(sweep_text({"lr": {"min": 0.1, "max": 1.0}}), tmp_path).plan
+    plan = dataclasses.replace(plan, format=2, fixed=settings)
+    assert plan.settings({"lr": 0.1}) == {"lr": 0.1, **settings, **net}
 
 
 def test_a_deleted_storage_ends_the_agent_with_an_error(tmp_path: Path) -> None:

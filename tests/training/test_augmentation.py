@@ -206,7 +206,7 @@ def test_a_flip_of_aug_needs_images_that_are_flipped(refused: Refused) -> None:
     off = ["train", "--dataset", "cifar10", "--flip", "off", "--aug", "randaug:flip=alternate"]
     assert "--aug randaug:flip=alternate does nothing with --flip off" in refused(*off)
     # a file or a recipe may serve data sets of both kinds
-    config = resolve_config({"dataset": "digits"}, {"aug": "basic:flip=alternate"})
+    config = resolve_config({"dataset": "digits"}, {"aug": "randaug:flip=alternate"})
     assert config.aug_options["flip"] == "alternate" and not config.flips
     assert resolve_config({"dataset": "digits", "flip": "on", "aug": "basic:flip=alternate"}).flips
 
@@ -455,6 +455,7 @@ def test_a_flag_without_a_value_means_the_recipe_s_value(cli: Cli, monkeypatch: 
 
     mixing_recipe = dataclasses.replace(
         recipes.RECIPES["default"],
+        by_net={},
         settings={**recipes.RECIPES["default"].settings, "aug": "randaug:m=7", "mixup": 0.3, "mix_off": 0.4},
     )
     monkeypatch.setitem(recipes.RECIPES, "default", mixing_recipe)

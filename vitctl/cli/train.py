@@ -83,8 +83,8 @@ def train(
 ) -> None:
     """Train a model.
 
-    By default, trains cct_2, a small compact transformer, for ten epochs on CIFAR-10. Settings, metrics and
-    checkpoints are saved in the run's folder. Resume an interrupted run with --resume.
+    By default, trains hybrid_tiny (convolutions, then transformer blocks) for ten epochs on CIFAR-10. Settings,
+    metrics and checkpoints are saved in the run's folder. Resume an interrupted run with --resume.
 
     Data sets by name: digits, cifar10, cifar100, mnist, fashionmnist, kmnist, svhn and stl10.
     """

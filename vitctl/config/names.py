@@ -113,7 +113,7 @@ INSTEAD = _by_name(
         "limit_val_batches limit_test_batches max_eval_samples": "use --limit-test 1000, a number of images",
         "auto_lr_find lr_find find_lr": "use --lr-finder",
         "auto_scale_batch_size auto_find_batch_size auto_batch": "run vitctl bench-device --tune",
-        "gradient_checkpointing grad_checkpointing": "use --micro-batch 32, which needs less memory",
+        "gradient_checkpointing grad_checkpointing": "use --bs 32, which needs less memory",
         "eval evaluate test test_only eval_only validate do_eval": "run vitctl eval RUN",
         "predict do_predict": "run vitctl predict RUN IMAGE",
         "profile profiler": "use --dry-run, or run vitctl bench-device",

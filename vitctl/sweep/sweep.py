@@ -20,7 +20,7 @@ from optuna.study import Study, StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 from sqlalchemy.engine import URL
 
-from vitctl.config import OPTION_TABLES, free_settings, normalise_keys, resolve_config, setting_of
+from vitctl.config import NET_FLAGS, OPTION_TABLES, free_settings, normalise_keys, resolve_config, setting_of
 from vitctl.errors import RequestError, RunFailed
 from vitctl.files import write_text
 from vitctl.recipes import RECIPES
@@ -65,7 +65,7 @@ class SweepPlan:
         created: time of creation in UTC, in ISO 8601 format.
         storage: URL of the storage, without a password.
         format: version of the record; trials of version 1 hold out by position and read full value ranges, and its
-            ``method: random`` draws without replacement.
+            ``method: random`` draws without replacement; recipes of versions 1 and 2 choose no hybrid networks.
     """
 
     id: str
@@ -77,7 +77,7 @@ class SweepPlan:
     seed: int
     created: str
     storage: str
-    format: int = 2
+    format: int = 3
 
     @property
     def replacement(self) -> bool:
@@ -86,8 +86,9 @@ class SweepPlan:
 
     def settings(self, params: Mapping[str, Any]) -> dict[str, Any]:
         """Return the settings of a trial, as in a ``--config`` file; ``params`` are the varied parameters."""
+        settings = self.file.settings(params, self.fixed)
         implied = {"holdout_by": "position", "value_range": "full"} if self.format == 1 else {}
-        return {**implied, **self.file.settings(params, self.fixed)}
+        return {**implied, **settings, **(network_before_hybrids(settings) if self.format < 3 else {})}
 
     def to_dict(self) -> dict[str, Any]:
         """Return the plan as JSON values."""
@@ -134,6 +135,44 @@ class SweepPlan:
             elif mine != value:
                 lines.append(f"--{name.replace('_', '-')}: {show(mine)} -> {show(value)}")
         return lines
+
+
+_FAST = {"conv_layers": 3}
+_SPRINT = {"depth": 1, "conv_width": 32, **_FAST}
+_BEFORE_HYBRIDS: Mapping[str, Mapping[float, tuple[str, Mapping[str, int]]]] = {
+    "default": {math.inf: ("cct_2", {})},
+    "sprint": {math.inf: ("cct_2", _SPRINT)},
+    "fast": {
+        90: ("cct_2", _SPRINT),
+        1200: ("cct_4", _FAST),
+        math.inf: ("cct_4", {**_FAST, "conv_width": 96, "embed_dim": 192, "num_heads": 3}),
+    },
+}
+"""The networks of recipes in sweeps of versions 1 and 2, by upper limit of ``--max-time`` in seconds."""
+
+
+def network_before_hybrids(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Return ``net`` and ``net_options`` of a trial without ``net`` as its recipe chose them before the hybrids.
+
+    Args:
+        settings: settings of the trial, under any of their names.
+
+    Returns:
+        Settings to add or replace, or none if the trial's settings, or another recipe, choose the network.
+    """
+    named = {setting_of(name): value for name, value in settings.items()}
+    by_time = _BEFORE_HYBRIDS.get(str(named.get("recipe", "default")))
+    if by_time is None or not named.keys().isdisjoint(("net", *NET_FLAGS)):
+        return {}
+    if "max_time" in named:
+        seconds = parse_duration(named["max_time"], "max_time")
+        net, options = by_time[min(limit for limit in by_time if seconds <= limit)]
+    elif named.get("recipe") == "fast":
+        net, options = "cct_2", _FAST
+    else:
+        net, options = by_time[math.inf]
+    options = {**options, **named.get("net_options", {})}
+    return {"net": net, **({"net_options": options} if options else {})}
 
 
 @dataclass(frozen=True)
