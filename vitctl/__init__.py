@@ -44,6 +44,7 @@ def read_runs(folder: str | Path = "runs") -> list[dict[str, Any]]:
     """
     from pathlib import Path
 
-    from vitctl.runs import stored
+    from vitctl.registry import load_target
 
-    return [run.row() for run in stored.read_runs(Path(folder))]
+    read = load_target("vitctl.runs.stored:read_runs")  # by name, as modules that it needs import __version__
+    return [run.row() for run in read(Path(folder))]

@@ -70,10 +70,10 @@ def list_runs(
     elif rows:
         runs_view.print_runs(rows, chosen)
     if not rows:
-        more = f"; {plural(len(every), 'run')} do not match" if every else "; start one with vitctl train"
-        typer.echo(f"no {'matching ' if every else ''}runs in {runs_dir}{more}", err=True)
+        none = f"no match among {plural(len(every), 'run')} in {runs_dir}"
+        typer.echo(none if every else f"no runs in {runs_dir}; start one with vitctl train", err=True)
     if csv is not None:
-        write_text(csv, runs_view.csv_text(rows, chosen or query.columns_in(rows)))
+        write_text(csv, runs_view.csv_text(rows, chosen or query.columns_in(rows) or known))
 
 
 @app.command(cls=Command)

@@ -12,8 +12,8 @@ from vitctl.cli.grid import GAP, Column, grids, lines, print_grid, show, stdout_
 from vitctl.cli.printing import print_bold, print_table
 from vitctl.config import FLAGS
 from vitctl.data.manifest import DATA_SHA256
-from vitctl.registry import format_value
-from vitctl.runs.comparing import Differences, sections_of
+from vitctl.registry import format_spec, format_value
+from vitctl.runs.comparing import Differences
 from vitctl.runs.query import COLUMNS, SECONDS
 from vitctl.runs.stored import StoredRun
 from vitctl.units import format_bytes, format_duration, printable
@@ -28,6 +28,12 @@ LEAST_IMPORTANT = ("opt", "dataset", "seconds", "val_acc", "epochs", "net")
 
 TEXT = ("name", "run", "state", "failure", "platform", "device_name")
 """Columns that are not aligned like figures."""
+
+COSTS = (*SECONDS, "images_per_second", "peak_memory", "params")
+"""Figures of which the relative change is shown."""
+
+FIRST = ("test_acc", "test_acc_tta", "best_val_acc", "val_acc", "train_acc", "test_loss", "val_loss", "train_loss")
+"""Results that are shown before the others."""
 
 MISSING = "-"
 
@@ -72,14 +78,15 @@ def _figure(column: str, value: float) -> str:
 
 
 def _change(column: str, values: Sequence[Any]) -> str:
-    """Return by how much the second of two figures is larger, or ``""`` if they are not figures."""
+    """Return by how much the second of two figures is larger, in percent for costs; ``""`` if they are not figures."""
     if not all(isinstance(value, (int, float)) and not isinstance(value, bool) for value in values):
         return ""
     one, other = values
-    if column in SECONDS or column in ("peak_memory", "images_per_second", "params"):
+    if column.endswith(("_acc", "_acc_tta")):
+        return f"{other - one:+.2f} points"
+    if column in COSTS:
         return f"{100 * (other / one - 1):+.1f} %" if one else ""
-    text = _figure(column, abs(other - one)) if isinstance(other - one, float) else f"{abs(other - one):,}"
-    return f"{'-' if other < one else '+'}{text}"
+    return f"{'-' if other < one else '+'}{_figure(column, abs(other - one))}"
 
 
 # -- lists ------------------------------------------------------------------------------------------------------------
@@ -156,7 +163,8 @@ def run_document(run: StoredRun) -> Record:
 
 def print_run(run: StoredRun) -> None:
     """Print the state, results, settings and sessions of a run."""
-    row, sections = run.row(), sections_of(run)
+    row, figures = run.row(), run.figures
+    results = {name: figures[name] for name in FIRST if name in figures} | figures | run.data
     overview = [
         ("folder", printable(str(run.path))),
         ("started", f"{shown('started', row['started'])} UTC" if row["started"] else MISSING),
@@ -166,17 +174,17 @@ def print_run(run: StoredRun) -> None:
     ]
     print_table(f"{printable(run.name)}: {run.state}", overview)
     for title, values in (
-        ("results" if run.state == "finished" else "results of the last epoch", {**run.figures, **run.data}),
-        ("versions and machine", sections["code"] | sections["machine"]),
+        ("results" if run.state == "finished" else "results of the last epoch", results),
+        ("versions and machine", run.environment),
     ):
         if values:
             print_table(f"\n{title}", [(_title(name), shown(name, value)) for name, value in values.items()])
     if run.settings:
-        print_table("\nsettings", _settings_by_group(sections["settings"]))
+        print_table("\nsettings", _settings_by_group(run.settings))
     if run.sessions:
         print_bold("\nsessions")
         print_grid(
-            [Column("started (UTC)"), Column("step"), Column("device"), Column("command", text=True)],
+            [Column("started (UTC)"), Column("step"), *(Column(name, text=True) for name in ("device", "command"))],
             [
                 [
                     shown("started", session.get("started")),
@@ -190,14 +198,16 @@ def print_run(run: StoredRun) -> None:
 
 
 def _settings_by_group(settings: Record) -> list[tuple[str, str]]:
-    """Return a row per group of ``vitctl train --help`` with the settings that have a value."""
+    """Return a row per group of ``vitctl train --help`` with the settings that have a value, as they are typed."""
     groups: dict[str, list[str]] = {flag.panel: [] for flag in FLAGS.values()}
-    tables = {"net_options": "net", "opt_options": "opt", "aug_options": "aug"}
-    for name, value in settings.items():
-        table = name.partition(".")[0]
-        flag = FLAGS.get(tables.get(table, table))
+    for name, flag in FLAGS.items():
+        value = settings.get(name)
+        if isinstance(value, dict):
+            value = ",".join(f"{key}={shown(key, each)}" for key, each in value.items()) or None
+        elif isinstance(options := settings.get(f"{name}_options"), dict):
+            value = format_spec(str(value), options)
         if value is not None:
-            groups.setdefault(flag.panel if flag else "Other", []).append(f"{name}={shown(name, value)}")
+            groups[flag.panel].append(f"{name}={shown(name, value)}")
     return [(group, ", ".join(words)) for group, words in groups.items() if words]
 
 

@@ -127,7 +127,9 @@ class Condition:
                 ) from None
             values = {column: name, **{column_of(f"{column}.{key}", known): each for key, each in options.items()}}
         if sign in _ORDERS and column != "started" and _number(word, column) is None:
-            raise RequestError(f"--where {text!r} needs a number after {sign}", hint=f"use --where '{column}{sign}10'")
+            raise RequestError(
+                f"--where {text!r} needs a number after {sign}", hint=f"use a number, or = != ~ in place of {sign}"
+            )
         if column == "state" and sign in ("=", "!=") and word not in get_args(RunState):
             raise unknown("--where state", word, get_args(RunState))
         return cls(text, sign, values)
@@ -221,8 +223,7 @@ def columns_of(text: str, known: Collection[str]) -> list[str]:
     Raises:
         RequestError: unknown column.
     """
-    words = [word for word in text.removeprefix("+").split(",") if word.strip()]
-    columns = [column_of(word.removeprefix("+"), known) for word in words]
+    columns = [column_of(word.removeprefix("+"), known) for word in text.split(",")]
     return list(dict.fromkeys([*(COLUMNS if text.startswith("+") else ()), *columns]))
 
 

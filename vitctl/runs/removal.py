@@ -30,10 +30,10 @@ def check_removable(run: StoredRun, runs_dir: Path) -> None:
             f"{path} is outside {runs_dir}, the folder of runs",
             hint=f"use --runs-dir {shlex.quote(str(real.parent))}, if it is a folder of runs",
         )
-    if inner := find_folders(path):
+    if inner := [str(each.relative_to(path)) for each in find_folders(path)]:
         raise RequestError(
-            f"{path} contains other runs, such as {inner[0].name}",
-            hint=f"delete them first: vitctl runs rm --runs-dir {shown} {shlex.quote(inner[0].name)}",
+            f"{path} contains other runs, such as {inner[0]}",
+            hint=f"delete them first: vitctl runs rm --runs-dir {shown} {shlex.quote(inner[0])}",
         )
     for folder in (real, *real.parents[: real.parents.index(root)]):
         if is_locked(folder / LOCK):

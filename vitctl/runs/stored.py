@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import os
@@ -14,6 +15,7 @@ from vitctl.config import FLAGS, TrainConfig, find_run
 from vitctl.data.manifest import DATA_SHA256
 from vitctl.errors import RequestError
 from vitctl.files import is_locked
+from vitctl.models.sources import CHECKPOINTS
 from vitctl.process.child import Metrics
 from vitctl.process.failure import Failure
 from vitctl.registry import or_list, similar
@@ -175,8 +177,9 @@ def _walk(folder: Path, depth: int, links: list[Path]) -> Iterator[Path]:
                 links.append(path)
             else:
                 yield path
-        elif depth > 1 and not is_link and os.access(path, os.R_OK | os.X_OK):
-            yield from _walk(path, depth - 1, links)
+        elif depth > 1 and not is_link:
+            with contextlib.suppress(OSError):  # a closed folder, or one that was just deleted
+                yield from _walk(path, depth - 1, links)
 
 
 def _is_visible_folder(entry: os.DirEntry[str]) -> bool:
@@ -194,22 +197,22 @@ def read_run(path: Path, name: str | None = None) -> StoredRun | None:
         name: name of the run; the path by default.
     """
     notes: list[str] = []
-    document = _read_json(path / CONFIG, notes)
-    if isinstance(document, dict) and not document.keys() & {"config", "sessions"}:
-        return None  # such as the config.json next to the weights of an exported network
-    if document is None and not (path / METRICS).exists() and not (path / "checkpoints").exists():
+    document = _read_json(path, CONFIG, notes)
+    if document is None and not any(os.path.exists(f"{path}/{name}") for name in (METRICS, CHECKPOINTS)):
         return None
-    settings, sessions = _settings_and_sessions(document)
+    if document is not None and not document.keys() & {"config", "sessions"}:
+        return None  # such as the config.json next to the weights of an exported network
+    settings, sessions = _settings_and_sessions(document or {})
     if document is not None and settings is None:
         notes.append(f"{CONFIG} is damaged: settings or sessions are missing")
-    summary = _read_json(path / SUMMARY, notes)
-    failure = Failure.read(path / FAILURE)
+    summary = _read_json(path, SUMMARY, notes)
+    failure = Failure.read(path / FAILURE) if summary is None else None
     state: RunState = "interrupted"
     if is_locked(path / LOCK):
         state = "running"
     elif settings is None:
         state = "damaged"
-    elif isinstance(summary, dict):
+    elif summary is not None:
         state = "finished"
     elif failure is not None:
         state = "failed"
@@ -219,38 +222,40 @@ def read_run(path: Path, name: str | None = None) -> StoredRun | None:
         state=state,
         settings=settings or {},
         sessions=sessions,
-        results=summary if isinstance(summary, dict) else _last_epoch(path / METRICS) or {},
+        results=summary or _last_epoch(path) or {},
         failure=failure,
         notes=tuple(notes),
     )
 
 
-def _settings_and_sessions(document: Any) -> tuple[Record | None, list[Record]]:
+def _settings_and_sessions(document: Record) -> tuple[Record | None, list[Record]]:
     """Return settings, with defaults, and sessions of a ``config.json``; None if there are no valid settings."""
-    if not isinstance(document, dict) or not isinstance(document.get("config"), dict):
+    config, sessions = document.get("config"), document.get("sessions")
+    if not isinstance(config, dict) or not isinstance(sessions, list):
         return None, []
-    sessions = document.get("sessions")
-    if not isinstance(sessions, list) or not all(isinstance(session, dict) for session in sessions):
-        return None, []
-    return {**SETTINGS, **document["config"]}, sessions
+    return {**SETTINGS, **config}, [session for session in sessions if isinstance(session, dict)]
 
 
-def _read_json(path: Path, notes: list[str]) -> Any:
-    """Return the content of a file, or None if it is missing or damaged, which is noted."""
+def _read_json(folder: Path, name: str, notes: list[str]) -> Record | None:
+    """Return the JSON object in a file, or None if it is missing or damaged, which is noted."""
     try:
-        with open(path, "rb") as file:
-            return json.loads(file.read())
+        with open(f"{folder}/{name}", "rb") as file:
+            document = json.loads(file.read())
     except FileNotFoundError:
         return None
-    except (OSError, ValueError) as error:
-        notes.append(f"{path.name} is damaged: {error}")
+    except (OSError, ValueError, RecursionError) as error:
+        notes.append(f"{name} is damaged: {error}")
         return None
+    if not isinstance(document, dict):
+        notes.append(f"{name} is damaged: it is not a JSON object")
+        return None
+    return document
 
 
-def _last_epoch(path: Path) -> Record | None:
+def _last_epoch(folder: Path) -> Record | None:
     """Return the last undamaged record of ``metrics.jsonl``."""
     try:
-        with open(path, "rb") as file:
+        with open(f"{folder}/{METRICS}", "rb") as file:
             file.seek(max(0, file.seek(0, os.SEEK_END) - _TAIL))
             lines = file.read().split(b"\n")
     except OSError:
