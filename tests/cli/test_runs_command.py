@@ -237,14 +237,14 @@ def test_rm_with_yes_does_not_ask(cli: Cli, runs: Path, monkeypatch: pytest.Monk
 
 def test_rm_refuses_without_a_terminal(refused: Refused, runs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     answer(monkeypatch, "y\n", terminal=False)
-    assert "needs a terminal\nhint: add --yes" in refused("runs", "rm", "done")
+    assert "needs a terminal to ask before it deletes\nhint: add --yes" in refused("runs", "rm", "done")
     assert (runs / "done").exists()
 
 
 def test_rm_deletes_nothing_if_a_run_is_refused(refused: Refused, runs: Path, tmp_path: Path) -> None:
     make_run(tmp_path / "outside")
     with locked(runs / "half" / ".lock"):
-        assert "half is under way\nhint: wait" in refused("runs", "rm", "done", "half", "--yes")
+        assert "half\nhint: wait" in refused("runs", "rm", "done", "half", "--yes")
     assert "outside is outside runs" in refused("runs", "rm", "done", "../outside", "--yes")
     assert "is not a run" in refused("runs", "rm", "done", "runs", "--yes")
     assert (tmp_path / "outside").exists() and len(list(runs.iterdir())) == 3

@@ -63,6 +63,13 @@ def test_a_link_is_not_followed(tmp_path: Path) -> None:
     assert (runs / "a" / "config.json").exists()
 
 
+def test_a_run_is_deleted_from_a_folder_in_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    make_run(tmp_path / "a")
+    monkeypatch.chdir(tmp_path / "a" / "checkpoints")
+    remove_run(run_at(Path("..")), tmp_path)
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_a_linked_folder_of_runs_is_the_same_folder(tmp_path: Path) -> None:
     make_run(tmp_path / "disk" / "a")
     (tmp_path / "runs").symlink_to("disk")
@@ -73,7 +80,7 @@ def test_a_linked_folder_of_runs_is_the_same_folder(tmp_path: Path) -> None:
 @pytest.mark.parametrize("holder", ["comparisons/c/a", "comparisons/c"])
 def test_a_run_under_way_is_not_deleted(tmp_path: Path, holder: str) -> None:
     path = make_run(tmp_path / "comparisons" / "c" / "a")
-    with locked(tmp_path / holder / ".lock"), pytest.raises(RunBusy, match=rf"{holder} is under way\nhint: wait"):
+    with locked(tmp_path / holder / ".lock"), pytest.raises(RunBusy, match=rf"is training in .*{holder}\nhint: wait"):
         remove_run(run_at(path), tmp_path)
     assert (path / "config.json").exists()
     remove_run(run_at(path), tmp_path)

@@ -14,7 +14,7 @@ import vitctl
 from tests.runs.fabricated import SETTINGS, epoch_record, make_run
 from vitctl.config import TrainConfig
 from vitctl.errors import RequestError
-from vitctl.files import PROBE, is_locked, locked
+from vitctl.files import PROBE, is_locked
 from vitctl.runs.stored import DEPTH, find_folders, open_run, read_run, read_runs
 from vitctl.training.run_folder import RunFolder
 
@@ -90,13 +90,6 @@ def test_asking_for_the_state_does_not_keep_a_run_from_starting(tmp_path: Path) 
         with RunFolder(path).locked():
             assert is_locked(path / ".lock")
         timer.join()
-
-
-def test_a_missing_lock_is_not_held_and_not_created(tmp_path: Path) -> None:
-    assert not is_locked(tmp_path / ".lock") and not is_locked(tmp_path / "no" / ".lock")
-    assert list(tmp_path.iterdir()) == []
-    with locked(tmp_path / ".lock"):
-        assert is_locked(tmp_path / ".lock")
 
 
 @pytest.mark.parametrize(

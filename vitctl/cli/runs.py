@@ -130,7 +130,7 @@ def diff(
 @app.command(cls=Command)
 def rm(
     targets: Targets,
-    yes: Annotated[bool, typer.Option("--yes", "-y", help="do not ask")] = False,
+    yes: Annotated[bool, typer.Option("--yes", "-y", help="delete without asking")] = False,
     runs_dir: RunsDir = RUNS,
     as_json: AsJson = False,
 ) -> None:
@@ -147,7 +147,9 @@ def rm(
         check_removable(run, runs_dir)
     if not yes:
         if not sys.stdin.isatty():
-            raise RequestError("runs rm asks before it deletes, which needs a terminal", hint="add --yes to delete")
+            raise RequestError(
+                "runs rm needs a terminal to ask before it deletes", hint="add --yes to delete without asking"
+            )
         for run in runs.values():
             typer.echo(f"{printable(run.name)} ({run.state}, {format_bytes(size_of(run))})", err=True)
         typer.echo(f"delete {plural(len(runs), 'run')}? [y/N] ", err=True, nl=False)

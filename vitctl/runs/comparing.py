@@ -17,7 +17,7 @@ Differences = dict[Section, dict[str, list[Any]]]
 """Values of each run by section and name, only where they differ; None for a run without the value."""
 
 
-def sections_of(run: StoredRun) -> dict[Section, Record]:
+def _sections_of(run: StoredRun) -> dict[Section, Record]:
     """Return what can differ between runs."""
     environment = run.environment
     return {
@@ -31,7 +31,7 @@ def sections_of(run: StoredRun) -> dict[Section, Record]:
 
 def differences(runs: Sequence[StoredRun]) -> Differences:
     """Return what differs between two or more runs."""
-    every = [sections_of(run) for run in runs]
+    every = [_sections_of(run) for run in runs]
     found: Differences = {section: _differing([each[section] for each in every]) for section in SECTIONS}
     if DATA_SHA256 in found["data"] and not found["settings"].keys() & set(READING):
         found["data"] |= _changes(runs)

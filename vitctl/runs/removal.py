@@ -1,4 +1,4 @@
-"""Deleting runs: only below the folder of runs, and never one that is under way."""
+"""Deleting runs: only those in the folder of runs, and none that is under way."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def check_removable(run: StoredRun, runs_dir: Path) -> None:
     """Refuse a run that must not be deleted.
 
     Raises:
-        RunBusy: the run, or a comparison that it is part of, is under way.
+        RunBusy: a process is training in the run, or runs the comparison that it is part of.
         RequestError: the run is outside ``runs_dir``, a symbolic link, or contains other runs.
     """
     path, root = run.path, Path(os.path.realpath(runs_dir))
@@ -50,7 +50,7 @@ def remove_run(run: StoredRun, runs_dir: Path) -> None:
         RunFailed: the system does not allow it.
     """
     check_removable(run, runs_dir)
-    path = run.path
+    path = Path(os.path.realpath(run.path))  # it may be given as ..
     staging = path.with_name(f".{path.name}{TEMPORARY}{os.getpid()}")
     try:
         with locked(path / LOCK, wait=PROBE):
@@ -76,4 +76,4 @@ def size_of(run: StoredRun) -> int:
 
 
 def _busy(folder: Path) -> RunBusy:
-    return RunBusy(f"{folder} is under way", hint="wait until it ends, or stop it with Ctrl-C", run=folder)
+    return RunBusy(f"a process is training in {folder}", hint="wait until it ends, or stop it with Ctrl-C", run=folder)

@@ -24,7 +24,10 @@ CONFIG, METRICS, SUMMARY = "config.json", "metrics.jsonl", "summary.json"
 FAILURE, LOCK = "failure.json", ".lock"
 
 RunState = Literal["finished", "running", "interrupted", "failed", "damaged"]
-"""``running``: a process holds the lock. ``damaged``: the settings cannot be read. ``interrupted``: none of the others."""
+"""How a run ended. ``running``: a process holds its lock; ``damaged``: its settings cannot be read.
+
+``interrupted`` is any other run without a summary, such as a pruned trial of a sweep.
+"""
 
 Record = dict[str, Any]
 
@@ -38,7 +41,7 @@ READING = ("size", "fit", "value_range", "skip_bad_images", "test_fraction")
 """Settings that change the digest of equal images."""
 
 DEPTH = 3
-"""Levels of folders below the folder of runs that are searched; runs of comparisons are at the third."""
+"""Levels of folders that are searched for runs; those of a comparison are at ``comparisons/NAME/RUN``."""
 
 _TAIL = 1 << 16
 """Bytes at the end of ``metrics.jsonl`` in which the last record is looked for."""
@@ -135,7 +138,7 @@ def read_runs(folder: Path) -> list[StoredRun]:
     if not folder.is_dir():
         raise RequestError(
             f"folder of runs {folder} not found",
-            hint="use --runs-dir with the folder of your runs, or start one: vitctl train",
+            hint="use --runs-dir with the folder of your runs, or start a run: vitctl train",
         )
     found = (read_run(path, path.relative_to(folder).as_posix()) for path in find_folders(folder))
     return sorted(filter(None, found), key=_age)
