@@ -8,7 +8,7 @@ import sys
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from vitctl.cli.grid import GAP, Column, grids, lines, print_grid, show, stdout_console, text_width
+from vitctl.cli.grid import GAP, Column, lines, print_grid, stdout_console, text_width
 from vitctl.cli.printing import print_bold, print_table
 from vitctl.config import FLAGS
 from vitctl.data.manifest import DATA_SHA256
@@ -21,13 +21,13 @@ from vitctl.units import format_bytes, format_duration, printable
 Record = dict[str, Any]
 
 TITLES = {"seconds": "time", "started": "started (UTC)"}
-"""Headings of the columns that are not called like the value."""
+"""Headings that differ from the name of the column."""
 
 LEAST_IMPORTANT = ("opt", "dataset", "seconds", "val_acc", "epochs", "net")
 """Default columns in the order in which a narrow terminal loses them."""
 
 TEXT = ("name", "run", "state", "failure", "platform", "device_name")
-"""Columns that are not aligned like figures."""
+"""Columns that are aligned to the left."""
 
 COSTS = (*SECONDS, "images_per_second", "peak_memory", "params")
 """Figures of which the relative change is shown."""
@@ -42,10 +42,10 @@ MISSING = "-"
 
 
 def cell(row: Record, column: str) -> str:
-    """Return a value of a run as text; ``epochs`` of a run that is shorter than its setting are ``3/10``."""
+    """Return a value of a run as text; its ``epochs`` are ``3/10`` after 3 of 10."""
     if column == "epochs":
-        done, total = row.get("epoch") or 0, row.get("epochs")
-        return str(done) if total in (None, done) else f"{done}/{total}"
+        done, total = (shown(column, value) for value in (row.get("epoch") or 0, row.get("epochs")))
+        return done if total in (MISSING, done) else f"{done}/{total}"
     return shown(column, row.get(column))
 
 
@@ -110,15 +110,12 @@ def _csv(rows: Iterable[Sequence[Any]]) -> str:
 
 def print_runs(rows: Sequence[Record], chosen: Sequence[str] | None) -> None:
     """Print a line per run; a terminal without room for all default columns gets the most important ones."""
-    columns = list(chosen or COLUMNS)
+    columns, lost = list(chosen or COLUMNS), list[str]()
     cells = {column: [cell(row, column) for row in rows] for column in columns}
-    lost: list[str] = []
-    if sys.stdout.isatty():
-        columns, lost = fitting(columns, cells, stdout_console().width) if chosen is None else (columns, [])
-    table = lines(
-        [_column(column) for column in columns], list(zip(*(cells[column] for column in columns), strict=True))
-    )
-    print("\n".join(table))
+    if chosen is None and sys.stdout.isatty():
+        columns, lost = fitting(columns, cells, stdout_console().width)
+    heads = [Column(_title(column), text=column in TEXT) for column in columns]
+    print("\n".join(lines(heads, list(zip(*(cells[column] for column in columns), strict=True)))))
     if lost:
         print(f"no room for {', '.join(map(_title, lost))}; choose with --columns", file=sys.stderr)
 
@@ -137,10 +134,6 @@ def fitting(columns: Sequence[str], cells: dict[str, list[str]], width: int) -> 
 
 def _title(column: str) -> str:
     return TITLES.get(column, column)
-
-
-def _column(column: str) -> Column:
-    return Column(_title(column), text=column in TEXT)
 
 
 # -- one run ----------------------------------------------------------------------------------------------------------
@@ -215,23 +208,16 @@ def _settings_by_group(settings: Record) -> list[tuple[str, str]]:
 
 
 def print_differences(runs: Sequence[StoredRun], found: Differences, notes: Sequence[str]) -> None:
-    """Print a table with a column per run; that of two runs also has the change of each figure."""
+    """Print a table per section with a column per run; that of two runs' results also has the changes."""
     names = [Column(printable(run.name), text=True) for run in runs]
-    change = [Column("change")] if len(runs) == 2 else []
-    console = stdout_console()
     for section, values in found.items():
-        rows = [
-            [
-                _title(name),
-                *(shown(name, value) for value in row),
-                *([_change(name, row) if section == "results" else ""] if change else []),
-            ]
-            for name, row in values.items()
-        ]
+        rows = [[_title(name), *(shown(name, value) for value in row)] for name, row in values.items()]
+        columns = [Column(section), *names]
+        if section == "results" and len(runs) == 2:
+            columns.append(Column("change"))
+            rows = [[*row, _change(name, values[name])] for row, name in zip(rows, values, strict=True)]
         if rows:
-            with_change = change if section == "results" else []
-            width = len(names) + 1 + len(with_change)
-            show(console, *grids([Column(section), *names, *with_change], [row[:width] for row in rows], console.width))
+            print_grid(columns, rows)
     equal = [section for section, values in found.items() if not values]
     if equal:
         print(f"the same: {', '.join(equal)}", file=sys.stderr)

@@ -89,12 +89,10 @@ class Condition:
     """A condition on runs, such as ``net=vit_small`` or ``test_acc>90``.
 
     Attributes:
-        text: the condition as it was given.
         operator: how to compare; ``~`` matches a pattern with ``*``, ``?`` and ``[...]``.
         values: what to compare with, by column; several for ``net=vit:depth=8``, which must all be equal.
     """
 
-    text: str
     operator: Operator
     values: Mapping[str, str]
 
@@ -107,7 +105,7 @@ class Condition:
             known: columns that some run has.
 
         Raises:
-            RequestError: another form, an unknown column, or a value that cannot be ordered.
+            RequestError: another form, an unknown column, or a value that has no order.
         """
         match = _CONDITION.fullmatch(text)
         if match is None:
@@ -117,25 +115,19 @@ class Condition:
             )
         column, word = column_of(match[1], known), match[3]
         sign = cast("Operator", "=" if match[2] == "==" else match[2])
-        values = {column: word}
-        if column in NAMED and ":" in word and sign in ("=", "!="):
-            try:
-                name, options = split_spec(word, column)
-            except RequestError:
-                raise RequestError(
-                    f"--where {text!r} is incomplete", hint=f"use --where '{column}=NAME:key=value,...'"
-                ) from None
-            values = {column: name, **{column_of(f"{column}.{key}", known): each for key, each in options.items()}}
         if sign in _ORDERS and column != "started" and _number(word, column) is None:
             raise RequestError(
                 f"--where {text!r} needs a number after {sign}", hint=f"use a number, or = != ~ in place of {sign}"
             )
-        if column == "state" and sign in ("=", "!=") and word not in get_args(RunState):
-            raise unknown("--where state", word, get_args(RunState))
-        return cls(text, sign, values)
+        if sign in ("=", "!="):
+            if column == "state" and word not in get_args(RunState):
+                raise unknown("--where state", word, get_args(RunState))
+            if column in NAMED and ":" in word:
+                return cls(sign, _with_options(column, word, known))
+        return cls(sign, {column: word})
 
     def matches(self, row: Record) -> bool:
-        """Return whether a run has the property; a missing value equals ``none``, and has no order."""
+        """Return whether a row satisfies the condition; a missing value equals ``none``, and has no order."""
         column, word = next(iter(self.values.items()))
         cell = row.get(column)
         if self.operator == "~":
@@ -148,6 +140,21 @@ class Condition:
             return number is not None and compare(number, _number(word, column))
         equal = all(_equal(row.get(name), value, name) for name, value in self.values.items())
         return equal is (self.operator == "=")
+
+
+def _with_options(column: str, spec: str, known: Collection[str]) -> dict[str, str]:
+    """Return the values by column of a network, optimizer or augmentation with options: ``vit:depth=8``.
+
+    Raises:
+        RequestError: another form, or an unknown option.
+    """
+    try:
+        name, options = split_spec(spec, column)
+    except RequestError:
+        raise RequestError(
+            f"--where '{column}={spec}' is incomplete", hint=f"use --where '{column}=NAME:key=value,...'"
+        ) from None
+    return {column: name, **{column_of(f"{column}.{key}", known): value for key, value in options.items()}}
 
 
 def _word(cell: Any) -> str:
