@@ -422,6 +422,42 @@ MUTANTS = (
         "                if not is_run_failure(error):",
         "tests/training/test_failure.py",
     ),
+    # -- stored runs
+    Mutant(
+        "runs: a run of a comparison that is under way is deleted",
+        "runs/removal.py",
+        "        if is_locked(folder / LOCK):",
+        "        if False:",
+        "tests/runs/test_removal.py",
+    ),
+    Mutant(
+        "runs: a run outside the folder of runs is deleted",
+        "runs/removal.py",
+        "    if root not in real.parents:",
+        "    if False:",
+        "tests/runs/test_removal.py",
+    ),
+    Mutant(
+        "runs: listing runs keeps one from starting",
+        "training/run_folder.py",
+        "locked(self.path / LOCK, wait=PROBE)",
+        "locked(self.path / LOCK)",
+        "tests/runs/test_stored.py",
+    ),
+    Mutant(
+        "runs: an earlier version differs by settings that it lacks",
+        "runs/stored.py",
+        "return {**SETTINGS, **config}, ",
+        "return {**config}, ",
+        "tests/runs",
+    ),
+    Mutant(
+        "runs: missing values come first in reverse order",
+        "runs/query.py",
+        "rows = [row for _, row in present] + absent",
+        "rows = (absent if reverse else []) + [row for _, row in present] + ([] if reverse else absent)",
+        "tests/runs/test_query.py",
+    ),
     # -- errors of the command line
     Mutant(
         "cli: a refused request exits with the code of a failure",

@@ -18,6 +18,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("devices", "process", "recipes", "yamlfile"),
     ("data", "models", "optim"),
     ("config",),
+    ("runs",),
     ("tracking",),
     ("training",),
     ("inference",),
@@ -56,6 +57,7 @@ LIGHT = (
     "process",
     "recipes",
     "registry",
+    "runs",
     "units",
     "yamlfile",
 )

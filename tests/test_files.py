@@ -189,3 +189,11 @@ def test_a_lock_is_exclusive_and_released_when_its_process_dies(tmp_path: Path) 
         holder.kill()
     with files.locked(path), pytest.raises(files.Locked), files.locked(path):
         pass
+
+
+def test_a_held_lock_is_seen_and_a_missing_one_not_created(tmp_path: Path) -> None:
+    path = tmp_path / ".lock"
+    assert not files.is_locked(path) and not files.is_locked(tmp_path / "none" / ".lock") and not path.exists()
+    with files.locked(path):
+        assert files.is_locked(path)
+    assert not files.is_locked(path)

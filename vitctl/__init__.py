@@ -16,9 +16,35 @@ Glossary:
 - held-out images: training images set aside for validation.
 """
 
+from __future__ import annotations
+
 import time
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 __version__ = "0.1.0"
 
 STARTED = time.monotonic()
 """Start of the program on the clock :func:`time.monotonic`; ``--max-time`` counts from it."""
+
+
+def read_runs(folder: str | Path = "runs") -> list[dict[str, Any]]:
+    """Return the runs in a folder as flat records, such as for ``pandas.DataFrame``, newest first.
+
+    Each has ``name``, ``run`` (the folder), ``state``, the results, the settings with options as ``net_options.depth``,
+    versions and device. Figures of a run that has not finished are those of its last epoch.
+
+    Args:
+        folder: the folder of runs, searched with its subfolders.
+
+    Raises:
+        RequestError: no such folder.
+    """
+    from pathlib import Path
+
+    from vitctl.registry import load_target
+
+    read = load_target("vitctl.runs.stored:read_runs")  # by name, as modules that it needs import __version__
+    return [run.row() for run in read(Path(folder))]

@@ -308,6 +308,9 @@ def _is_binary(path: Path) -> bool:
 
 # -- locks -------------------------------------------------------------------------------------------------------------
 
+PROBE = 0.2
+"""Seconds to wait for a lock that :func:`is_locked` may hold for a moment."""
+
 
 class Locked(Exception):
     """The lock is held by another process or elsewhere in this one."""
@@ -342,3 +345,22 @@ def locked(path: Path, *, wait: float = 0) -> Iterator[bool]:
         yield lock.is_locked
     finally:
         lock.release()
+
+
+def is_locked(path: Path) -> bool:
+    """Return whether a process holds the lock on the file ``path``; False if this cannot be determined."""
+    try:
+        import fcntl
+
+        file = os.open(path, os.O_RDONLY)
+    except (ImportError, OSError):  # Windows, or no such file
+        return False
+    try:
+        fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)  # shared, so that others may ask at the same time
+    except BlockingIOError:
+        return True
+    except OSError:  # a file system without locks
+        return False
+    finally:
+        os.close(file)
+    return False

@@ -94,6 +94,8 @@ def escaped(name: str) -> str:
 
 def printable(name: str) -> str:
     """Return the name of a file as one line, with what cannot be printed :func:`escaped`."""
+    if name.isprintable():
+        return name
     return "".join(each if each.isprintable() else repr(each)[1:-1] for each in escaped(name))
 
 

@@ -18,16 +18,15 @@ from vitctl import devices
 from vitctl.benchmark.cost import OptimizerCost, measure_costs
 from vitctl.benchmark.plan import ComparisonPlan, Contestant, differences
 from vitctl.config import TrainConfig, is_run
-from vitctl.data.manifest import require_unchanged
+from vitctl.data.manifest import DATA_SHA256, MANIFEST, require_unchanged
 from vitctl.errors import Interrupted, NotFinite, RequestError, RunFailed
 from vitctl.files import new_folder, write_text
 from vitctl.observer import SILENT, Observer
 from vitctl.process.child import Child, LifeLine, Metrics, TrialRun, job_environments, train_command, wait_until_free
 from vitctl.process.signals import StopRequest
 from vitctl.training import start
-from vitctl.training.checkpoint import DATA_SHA256
 from vitctl.training.preflight import check_config
-from vitctl.training.run_folder import MANIFEST, RunFolder, check_folder_name
+from vitctl.training.run_folder import RunFolder, check_folder_name
 from vitctl.training.setup import open_data
 
 FOLDER, RECORD = "comparisons", "comparison.json"

@@ -18,6 +18,7 @@ from vitctl.cli.list_optimizers import list_optimizers
 from vitctl.cli.list_recipes import list_recipes
 from vitctl.cli.options import WIDTH, Command, Group
 from vitctl.cli.predict import predict
+from vitctl.cli.runs import app as runs
 from vitctl.cli.sweep import app as sweep
 from vitctl.cli.train import train
 
@@ -58,4 +59,5 @@ app.command(cls=Command)(predict)
 app.command("list-models", cls=Command)(list_models)
 app.command("list-optimizers", cls=Command)(list_optimizers)
 app.command("list-recipes", cls=Command)(list_recipes)
+app.add_typer(runs, name="runs", short_help="List, compare and delete runs")
 app.add_typer(sweep, name="sweep", short_help="Search hyperparameters with W&B sweep files")

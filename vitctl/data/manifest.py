@@ -18,6 +18,15 @@ from vitctl.files import write_bytes
 
 FORMAT = 1
 
+MANIFEST = "data.json.gz"
+"""Name of a manifest's file in the folder of a run or a comparison."""
+
+DATA_SHA256 = "data_sha256"
+"""Key of :attr:`Manifest.digest` in records and checkpoints, where it is None if the images have no files.
+
+Those of earlier versions lack it.
+"""
+
 
 class ImageEntry(NamedTuple):
     """An image of a manifest.

@@ -19,7 +19,7 @@ from vitctl import devices
 from vitctl.data import DATASETS
 from vitctl.data.dataset import Dataset, Subset, image_names, load_dataset, split
 from vitctl.data.layout import Undivided, class_name
-from vitctl.data.manifest import Manifest, require_unchanged
+from vitctl.data.manifest import MANIFEST, Manifest, require_unchanged
 from vitctl.errors import RequestError
 from vitctl.files import write_text
 from vitctl.inference.classifier import Classifier
@@ -27,7 +27,7 @@ from vitctl.inference.predict import printable
 from vitctl.observer import SILENT, Observer
 from vitctl.training.evaluate import balanced_accuracy, logits_of, tta_views, uneven
 from vitctl.training.predictions import read_predictions
-from vitctl.training.run_folder import MANIFEST, PREDICTIONS
+from vitctl.training.run_folder import PREDICTIONS
 from vitctl.units import escaped, plural
 
 _TOP = 3

@@ -13,9 +13,10 @@ from torch import nn
 from vitctl import devices
 from vitctl.config import TrainConfig
 from vitctl.data.layout import class_name
+from vitctl.data.manifest import DATA_SHA256
 from vitctl.errors import RequestError
 from vitctl.models import build_model, find_model
-from vitctl.training.checkpoint import DATA_SHA256, FILE_SHA256, load_checkpoint
+from vitctl.training.checkpoint import FILE_SHA256, load_checkpoint
 from vitctl.training.run_folder import BEST, RunFolder
 
 _OTHER_VERSION = "use another checkpoint, or the version of vitctl that wrote this one"

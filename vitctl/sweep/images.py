@@ -12,10 +12,9 @@ from typing import Any
 from optuna.trial import FrozenTrial
 
 from vitctl.config import setting_of
+from vitctl.data.manifest import DATA_SHA256
+from vitctl.runs.stored import READING
 from vitctl.sweep.ledger import IMAGES, root_of
-
-_READING = ("size", "fit", "value_range", "skip_bad_images", "test_fraction")
-"""Settings that change the digest of equal images."""
 
 _CHOICES = ("dataset", "data_dir", "labels")
 """Settings that select the images; trials with different values of them may run on different images."""
@@ -35,8 +34,8 @@ def images_of(run: Path, params: Mapping[str, Any]) -> tuple[str, str] | None:
     """
     with contextlib.suppress(OSError, ValueError, LookupError, TypeError):
         document = json.loads((run / "config.json").read_text(encoding="utf-8"))
-        digest = document["sessions"][-1]["data_sha256"]
-        reading = {name: document["config"].get(name) for name in _READING}
+        digest = document["sessions"][-1][DATA_SHA256]
+        reading = {name: document["config"].get(name) for name in READING}
         chosen = {name: value for name, value in params.items() if setting_of(name) in _CHOICES}
         return str(digest), json.dumps([reading, chosen], sort_keys=True)
     return None

@@ -50,12 +50,6 @@ KEYS = (
     "digest",
 )
 
-DATA_SHA256 = "data_sha256"
-"""Key of the digest of the images (:attr:`vitctl.data.manifest.Manifest.digest`), or None if they have no files.
-
-Checkpoints of earlier versions lack it.
-"""
-
 FILE_SHA256 = "file_sha256"
 """Key that :func:`load_checkpoint` adds: the SHA-256 of the file."""
 

@@ -33,16 +33,17 @@ from typing import Any
 
 from vitctl.config import RUNS, TrainConfig, is_run
 from vitctl.errors import RequestError, RunBusy, VitctlError
-from vitctl.files import Locked, locked, new_folder, remove_temporaries, write_failed, write_text
+from vitctl.files import PROBE, Locked, locked, new_folder, remove_temporaries, write_failed, write_text
 from vitctl.models.sources import CHECKPOINTS, LAST, older_checkpoints
 from vitctl.process.failure import Failure, is_run_failure
 from vitctl.registry import or_list
+from vitctl.runs.stored import FAILURE, LOCK
 from vitctl.training import checkpoint as ckpt
 from vitctl.training.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from vitctl.units import mask_passwords
 
 BEST = "best.pt"
-FAILURE, LOCK, MANIFEST, PREDICTIONS = "failure.json", ".lock", "data.json.gz", "predictions.npz"
+PREDICTIONS = "predictions.npz"
 _NOT_IN_NAMES = re.compile(r"[/\\\0]+")
 
 
@@ -162,7 +163,7 @@ class RunFolder:
         """
         with contextlib.ExitStack() as stack:
             try:
-                stack.enter_context(locked(self.path / LOCK))
+                stack.enter_context(locked(self.path / LOCK, wait=PROBE))
             except Locked:
                 raise RunBusy(
                     f"another process is training in {self.path}",

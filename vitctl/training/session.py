@@ -19,6 +19,7 @@ from vitctl.config import TrainConfig, split_warmup
 from vitctl.data.batches import Normalize, TrainBatches
 from vitctl.data.dataset import Dataset, Splits
 from vitctl.data.layout import class_name
+from vitctl.data.manifest import DATA_SHA256
 from vitctl.errors import RequestError
 from vitctl.models import MODELS
 from vitctl.models.count import ForwardCost, count_parameters
@@ -26,7 +27,7 @@ from vitctl.models.heads import train_head
 from vitctl.optim.flat import FlatParameters
 from vitctl.optim.schedule import Schedule
 from vitctl.registry import format_spec
-from vitctl.training.checkpoint import DATA_SHA256, FORMAT, Checkpoint
+from vitctl.training.checkpoint import FORMAT, Checkpoint
 from vitctl.training.ema import WeightAverage
 
 

@@ -29,7 +29,7 @@ from vitctl.config import (
 from vitctl.config.lr_scale import format_lr_scale
 from vitctl.data import AUGMENTATIONS
 from vitctl.data.layout import class_name
-from vitctl.data.manifest import require_unchanged
+from vitctl.data.manifest import DATA_SHA256, MANIFEST, require_unchanged
 from vitctl.errors import RequestError
 from vitctl.models import find_model
 from vitctl.observer import SILENT, Observer, Record
@@ -37,12 +37,12 @@ from vitctl.recipes import RECIPES
 from vitctl.registry import or_list, split_spec
 from vitctl.tracking.trackers import tracked
 from vitctl.training.budget import TimePlan
-from vitctl.training.checkpoint import DATA_SHA256, Checkpoint
+from vitctl.training.checkpoint import Checkpoint
 from vitctl.training.compiling import compile_network
 from vitctl.training.loop import fit, run_start
 from vitctl.training.pace import Pace
 from vitctl.training.preflight import check_config, check_length
-from vitctl.training.run_folder import MANIFEST, RunFolder, check_folder_name, runs_in
+from vitctl.training.run_folder import RunFolder, check_folder_name, runs_in
 from vitctl.training.session import Session, final_length, mixed_steps, run_length
 from vitctl.training.setup import open_session
 from vitctl.training.threads import settle_threads
