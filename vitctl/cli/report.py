@@ -47,7 +47,8 @@ def report(
         from vitctl.report.run import evaluate_run, read_run
 
         folder = None if data_dir is None else str(data_dir.absolute())
-        records = [read_run(each) for each in dict.fromkeys(find_run(path) for path in runs)]
+        found = [find_run(path) for path in runs]
+        records = [read_run(each) for each in {each.resolve(): each for each in found}.values()]
         for record in records if evaluate else []:
             if record.test is None:
                 evaluate_run(record, device, folder, observer.message)

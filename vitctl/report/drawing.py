@@ -19,7 +19,9 @@ from markupsafe import Markup, escape
 
 from vitctl.report.chart import Bars, Chart, Intervals, Line, Matrix, Tone
 
-SERIES = ("#1f5fbf", "#c2410c", "#15803d", "#8b2fd6", "#0e7490", "#b4155e", "#7a5c00", "#4b5563")
+SERIES = (
+    "#1f5fbf", "#c2410c", "#15803d", "#8b2fd6", "#0e7490", "#b4155e", "#7a5c00", "#4b5563", "#5b7f00", "#b3261e",
+)  # fmt: skip
 """Colours of series on white; further series begin again. The style sheet has the same, and others on black."""
 
 _ROLES = {
@@ -327,6 +329,11 @@ def _lay_out_matrix(chart: Chart, matrix: Matrix) -> Scene:
     return scene
 
 
+def _frame(scene: Scene) -> tuple[float, float, float, float]:
+    """Return the edges of what is drawn of the data: the plot with room for half a dot."""
+    return scene.left - 4, scene.top - 4, scene.right + 4, scene.bottom + 1
+
+
 def _name_axes(scene: Scene) -> None:
     middle = (scene.left + scene.right) / 2
     scene.labels.append(Label(x=middle, y=scene.bottom + 29, text=scene.chart.x, tone="muted"))
@@ -336,7 +343,8 @@ def _name_axes(scene: Scene) -> None:
 
 
 def _short(name: str) -> str:
-    return name if len(name) <= _LONGEST else f"{name[: _LONGEST - 1]}…"
+    """Shorten a long name in the middle, as many differ only at the end."""
+    return name if len(name) <= _LONGEST else f"{name[: _LONGEST // 2]}…{name[1 - _LONGEST // 2 :]}"
 
 
 def _width(text: str, size: float) -> float:
@@ -356,13 +364,14 @@ def svg(scene: Scene) -> Markup:
     """Return a chart as an element of a page, with a name and a description for readers who cannot see it."""
     chart = scene.chart
     clip = f"{chart.id}-clip"
-    box = f'x="{scene.left:.1f}" y="{scene.top:.1f}" width="{scene.right - scene.left:.1f}"'
+    left, top, right, bottom = _frame(scene)
+    box = f'x="{left:.1f}" y="{top:.1f}" width="{right - left:.1f}" height="{bottom - top:.1f}"'
     parts = [
         f'<svg xmlns="http://www.w3.org/2000/svg" class="chart" viewBox="0 0 {chart.width} {chart.height}" role="img" '
         f'aria-labelledby="{chart.id}-name {chart.id}-text">'
         f'<title id="{chart.id}-name">{escape(chart.title)}</title>'
         f'<desc id="{chart.id}-text">{escape(chart.description)}</desc>'
-        f'<clipPath id="{clip}"><rect {box} height="{scene.bottom - scene.top:.1f}"/></clipPath>'
+        f'<clipPath id="{clip}"><rect {box}/></clipPath>'
     ]
     parts += [_svg_shape(shape) for shape in scene.shapes if not shape.inside and shape.tone == "grid"]
     inside = "".join(_svg_shape(shape) for shape in scene.shapes if shape.inside)
@@ -452,7 +461,8 @@ def png(scene: Scene) -> bytes:
         layer = Image.new("L", size)
         _png_shape(ImageDraw.Draw(layer), shape, at)
         if shape.inside:
-            frame = [round(each) for pair in at([(scene.left, scene.top), (scene.right, scene.bottom)]) for each in pair]
+            left, top, right, bottom = _frame(scene)
+            frame = [round(each) for pair in at([(left, top), (right, bottom)]) for each in pair]
             kept = Image.new("L", size)
             kept.paste(layer.crop(tuple(frame)), frame[:2])  # type: ignore[arg-type]
             layer = kept

@@ -12,17 +12,13 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import torch
 from PIL import Image
 
 from vitctl.data.dataset import Dataset, load_dataset
 from vitctl.data.decode import decode_image
 from vitctl.data.reading import Reading
-from vitctl.errors import VitctlError
-from vitctl.inference.rollout import attention_map, explainable
-from vitctl.inference.trained import load_trained
+from vitctl.errors import RequestError, VitctlError
 from vitctl.report.run import Predictions, RunRecord
-from vitctl.training.setup import make_normalize
 
 LARGEST = 112
 """Longest side of a thumbnail in pixels; larger images are shrunk, smaller ones stay as they are."""
@@ -99,7 +95,10 @@ class TestImages:
         if self.predictions.files:
             reading = Reading(self.config.fit, self.config.value_range)
             return decode_image(Path(self.data_dir or self.predictions.source) / name, size, reading)
-        pixels: Pixels = self._dataset.test.images[int(name.rpartition("/")[2])].numpy()
+        images, number = self._dataset.test.images, name.rpartition("/")[2]
+        if not number.isdecimal() or int(number) >= len(images):
+            raise RequestError(f"{self._dataset.source} has no test image {name!r}", hint="use --data-dir with the data")
+        pixels: Pixels = images[int(number)].numpy()
         return pixels
 
     @functools.cached_property
@@ -126,11 +125,15 @@ class Shown:
         index: its place among the test images.
         thumbnail: the image; None if it is not available.
         attention: attention over it; None if there is none.
+        least: smallest share of the attention that a patch has.
+        most: largest share.
     """
 
     index: int
     thumbnail: Thumbnail | None
     attention: Thumbnail | None = None
+    least: float = 0.0
+    most: float = 0.0
 
 
 def most_confident(predictions: Predictions, *, correct: bool) -> list[int]:
@@ -148,7 +151,7 @@ def show(images: TestImages, indices: Sequence[int]) -> tuple[list[Shown], str]:
         thumbnail = None
         try:
             thumbnail = Thumbnail.of(images.original(index))
-        except (VitctlError, OSError, IndexError, ValueError) as error:
+        except (VitctlError, OSError) as error:
             missing = missing or str(error).replace("\nhint: ", "; ")
             if not images.predictions.files:  # the data set is missing, and is not searched for again
                 return [Shown(each, None) for each in indices], missing
@@ -167,6 +170,12 @@ def show_attention(
         indices: the images to show.
         say: receives warnings.
     """
+    import torch
+
+    from vitctl.inference.rollout import attention_map, explainable  # timm is imported here
+    from vitctl.inference.trained import load_trained
+    from vitctl.training.setup import make_normalize
+
     device = torch.device("cpu")
     try:
         trained = load_trained(run.path, weights="last", device=device, warn=say)
@@ -176,16 +185,17 @@ def show_attention(
         prepared = torch.from_numpy(np.stack([images.prepared(index) for index in indices]))
         normalize = make_normalize(trained.config, trained.mean, trained.std, device)
         maps = attention_map(trained.model, normalize(prepared)).numpy()
-    except (VitctlError, OSError, IndexError, ValueError) as error:
+    except (VitctlError, OSError) as error:
         return [], str(error).replace("\nhint: ", "; ")
     shown = []
     for index, original, pixels, attention in zip(indices, stored, prepared.numpy(), maps, strict=True):
-        shown.append(Shown(index, Thumbnail.of(original), Thumbnail.of(overlay(pixels, attention))))
+        image = Thumbnail.of(overlay(pixels, attention))
+        shown.append(Shown(index, Thumbnail.of(original), image, float(attention.min()), float(attention.max())))
     return shown, ""
 
 
 def overlay(pixels: Pixels, attention: npt.NDArray[Any]) -> Pixels:
-    """Return an image in grey, with the patches of much attention in orange, uint8 ``[3, H, W]``.
+    """Return an image in grey, with its patches in orange from the least to the most attention, uint8 ``[3, H, W]``.
 
     Args:
         pixels: uint8 ``[C, H, W]``.
@@ -194,7 +204,8 @@ def overlay(pixels: Pixels, attention: npt.NDArray[Any]) -> Pixels:
     height, width = pixels.shape[1:]
     scale = max(1, -(-64 // min(height, width)))  # so that the map is smooth over coarse pixels
     grey = Image.fromarray(pixels.mean(0).astype(np.uint8)).resize((scale * width, scale * height), Image.Resampling.NEAREST)
-    strength = Image.fromarray((attention / attention.max()).astype(np.float32))
+    spread = np.ptp(attention)
+    strength = Image.fromarray(((attention - attention.min()) / (spread or 1.0)).astype(np.float32))
     weight = 0.75 * np.asarray(strength.resize(grey.size, Image.Resampling.BICUBIC)).clip(0, 1)[..., None]  # [H, W, 1]
     blended = (1 - weight) * np.asarray(grey)[..., None] + weight * _HEAT  # [H, W, 3]
     result: Pixels = blended.clip(0, 255).astype(np.uint8).transpose(2, 0, 1)

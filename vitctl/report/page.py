@@ -64,6 +64,7 @@ class Detail:
         id: name in the page, such as ``r0``.
         series: the series that it belongs to.
         findings: what is known about it.
+        full: whether it has all mistakes and an attention rollout, and is open.
         mistakes: its most confident mistakes.
         mistakes_missing: why some have no thumbnail, or empty.
         rolled: test images with attention.
@@ -78,6 +79,7 @@ class Detail:
     id: str
     series: Series
     findings: Findings
+    full: bool = True
     mistakes: list[Shown] = field(default_factory=list)
     mistakes_missing: str = ""
     rolled: list[Shown] = field(default_factory=list)
@@ -138,9 +140,10 @@ def build_report(runs: Sequence[RunRecord], data_dir: str | None, say: Callable[
     details = []
     for number, run in enumerate(runs):
         its = next(each for each in series if any(member is run for member in each.runs))
-        detail = Detail(f"r{number}", its, findings[id(run)], cost=_cost(run))
+        full = len(runs) <= FEW or findings[id(run)] is best
+        detail = Detail(f"r{number}", its, findings[id(run)], full, cost=_cost(run))
         detail.repeat = f"vitctl train --config {shlex.quote(printable(str(run.path)))}"
-        _add_details(detail, full=len(runs) <= FEW or detail.findings is best, data_dir=data_dir, say=say)
+        _add_details(detail, data_dir, say)
         details.append(detail)
     settings: list[Row] | None
     if len(runs) > 1:
@@ -174,7 +177,7 @@ def find(run: RunRecord) -> Findings:
     )
 
 
-def _add_details(detail: Detail, *, full: bool, data_dir: str | None, say: Callable[[str], None]) -> None:
+def _add_details(detail: Detail, data_dir: str | None, say: Callable[[str], None]) -> None:
     run, findings, test = detail.run, detail.findings, detail.run.test
     if test is None or findings.confusion is None or findings.calibration is None:
         return
@@ -195,13 +198,13 @@ def _add_details(detail: Detail, *, full: bool, data_dir: str | None, say: Calla
             for each in (findings.calibration, after)
         ]
         detail.calibration.append((label, texts[0], texts[1]))
-    wrong = most_confident(test, correct=False)[: MANY_MISTAKES if full else SOME_MISTAKES]
+    wrong = most_confident(test, correct=False)[: MANY_MISTAKES if detail.full else SOME_MISTAKES]
     if run.config is None:
         detail.mistakes, detail.mistakes_missing = [Shown(each, None) for each in wrong], "the settings are not readable"
         return
     images = TestImages(run, data_dir)
     detail.mistakes, detail.mistakes_missing = show(images, wrong)
-    if full:
+    if detail.full:
         right = most_confident(test, correct=True)
         half = _ROLLED // 2
         chosen = wrong[:half] + right[:: max(1, len(right) // half)][: _ROLLED - len(wrong[:half])]
@@ -297,6 +300,7 @@ def html(report: Report) -> str:
         wrong_in=lambda run, index: _wrong_in([each.run for each in report.details], run, index),
         epoch_columns=_epoch_columns,
         number=lambda value: "–" if finite(value) is None else f"{value:,.5g}",
+        accuracy_text=lambda value: "–" if finite(value) is None else f"{value:.2f}",
     )
 
 

@@ -49,7 +49,7 @@ def verdict(groups: Sequence[Sequence[Findings]]) -> str:
     """Return the verdict over groups of runs that differ only in their seed, as one sentence."""
     every = [each for group in groups for each in group]
     if len(every) == 1:
-        return f"{_result(every[0])}; {look_first(every[0])}."
+        return f"The run {every[0].run.name} ({_subject(every[0])}) {_result(every[0])}; {look_first(every[0])}."
     scored = [each for each in every if each.accuracy is not None]
     if not scored:
         return f"None of {plural(len(every), 'run')} has test results yet; {look_first(every[0])}."
@@ -58,12 +58,15 @@ def verdict(groups: Sequence[Sequence[Findings]]) -> str:
         spread = f" ± {statistics.stdev(accuracies):.1f}" if len(accuracies) > 1 else ""
         worst = min(scored, key=lambda each: each.accuracy.value if each.accuracy else 0)
         return (
-            f"{_subject(scored[0])} classifies {statistics.fmean(accuracies):.1f}{spread} % of the test images correctly "
-            f"(mean{' and standard deviation' if spread else ''} over {plural(len(accuracies), 'seed')}){_card(scored[0])}; "
-            f"{look_first(worst)}."
+            f"Over {plural(len(accuracies), 'seed')}, {_subject(scored[0])} classifies {statistics.fmean(accuracies):.1f}{spread} % "
+            f"of the test images correctly{' (mean and standard deviation)' if spread else ''}{_card(scored[0])}; "
+            f"{look_first(worst)}{f' in {worst.run.name}' if spread else ''}."
         )
     best, why = best_run(scored)
-    return f"Of {plural(len(every), 'run')}, {best.run.name} has the highest {why}: {_result(best)}; {look_first(best)}."
+    return (
+        f"Of {plural(len(every), 'run')}, {best.run.name} ({_subject(best)}) has the highest {why} and {_result(best)}; "
+        f"{look_first(best)}."
+    )
 
 
 def best_run(scored: Sequence[Findings]) -> tuple[Findings, str]:
@@ -80,22 +83,26 @@ def _subject(findings: Findings) -> str:
 
 
 def _result(findings: Findings) -> str:
-    """Return what a run achieved, as a clause."""
+    """Return what a run achieved, as a clause without its subject."""
     run, share = findings.run, findings.accuracy
     if share is not None:
         return (
-            f"{_subject(findings)} classifies {100 * share.value:.1f} % of {share.count:,} test images correctly "
+            f"classifies {100 * share.value:.1f} % of {share.count:,} test images correctly "
             f"(95 % interval {100 * share.low:.1f} to {100 * share.high:.1f} %){_card(findings)}"
         )
     test_acc = finite(run.summary.get("test_acc"))
     if test_acc is not None:
-        return f"{_subject(findings)} classified {test_acc:.1f} % of the test images correctly{_card(findings)}"
+        return f"classified {test_acc:.1f} % of the test images correctly{_card(findings)}"
     last = run.history[-1] if run.history else {}
     validation, epoch = finite(last.get("val_acc")), last.get("epoch")
     so_far = f"with {validation:.1f} % validation accuracy " if validation is not None else ""
     if not run.history:
-        return f"{_subject(findings)} is {run.state} and has no complete epoch"
-    return f"{_subject(findings)} is {run.state} {so_far}after {plural(int(epoch or 0), 'epoch')}"
+        return f"{_is(run)} and has no complete epoch"
+    return f"{_is(run)}, {so_far}after {plural(int(epoch or 0), 'epoch')}"
+
+
+def _is(run: RunRecord) -> str:
+    return {"failed": "failed", "not started": "has not started"}.get(run.state, f"is {run.state}")
 
 
 def _card(findings: Findings) -> str:
