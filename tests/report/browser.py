@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import fcntl
 import json
 import os
 import shutil
@@ -12,7 +13,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-CHROMIUM = next((found for name in ("chromium", "chromium-browser", "google-chrome") if (found := shutil.which(name))), None)
+CHROMIUM = next(
+    (found for name in ("chromium", "chromium-browser", "google-chrome") if (found := shutil.which(name))), None
+)
 
 
 class Page:
@@ -58,7 +61,11 @@ class Page:
         parameters = message.get("params", {})
         if message.get("method") == "Runtime.exceptionThrown":
             self.console.append(json.dumps(parameters["exceptionDetails"])[:500])
-        elif message.get("method") == "Runtime.consoleAPICalled" and parameters["type"] in ("error", "warning", "assert"):
+        elif message.get("method") == "Runtime.consoleAPICalled" and parameters["type"] in (
+            "error",
+            "warning",
+            "assert",
+        ):
             self.console.append(json.dumps(parameters["args"])[:500])
         elif message.get("method") == "Log.entryAdded" and parameters["entry"]["level"] in ("error", "warning"):
             self.console.append(parameters["entry"]["text"])
@@ -68,7 +75,9 @@ class Page:
                 self.requests.append(url)
         return message
 
-    def open(self, path: Path, *, width: int = 1280, height: int = 900, dark: bool = False, scripts: bool = True) -> None:
+    def open(
+        self, path: Path, *, width: int = 1280, height: int = 900, dark: bool = False, scripts: bool = True
+    ) -> None:
         """Open a file and wait until it is shown."""
         self("Emulation.setDeviceMetricsOverride", width=width, height=height, deviceScaleFactor=1, mobile=width < 600)
         scheme = "dark" if dark else "light"
@@ -105,20 +114,22 @@ class Page:
 
 @contextmanager
 def browser(profile: Path) -> Iterator[Page]:
-    """Run Chromium without a window, with a new profile in a folder."""
+    """Run Chromium without a window, with its profile in a folder."""
     assert CHROMIUM is not None
     to_browser, ours = os.pipe()
     reading, from_browser = os.pipe()
+    theirs = [fcntl.fcntl(each, fcntl.F_DUPFD, 10) for each in (to_browser, from_browser)]  # not 3 and 4 themselves
     command = [CHROMIUM, "--headless", "--no-sandbox", "--disable-gpu", "--remote-debugging-pipe", "--no-first-run"]
     command += [f"--user-data-dir={profile}", "--disable-dev-shm-usage", "--disable-background-networking"]
-
-    def connect() -> None:
-        os.dup2(to_browser, 3, inheritable=True)
-        os.dup2(from_browser, 4, inheritable=True)
-
+    redirect = f'exec "$@" 3<&{theirs[0]} 4>&{theirs[1]}'
     process = subprocess.Popen(
-        command, preexec_fn=connect, pass_fds=(3, 4), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+        ["bash", "-c", redirect, "bash", *command],
+        pass_fds=theirs,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
     )
+    for each in theirs:
+        os.close(each)
     os.close(to_browser)
     os.close(from_browser)
     try:

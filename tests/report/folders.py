@@ -73,6 +73,13 @@ def make_run(
     if predictions:
         np.savez_compressed(folder / "predictions.npz", **arrays)
     accuracy = 100 * float((arrays["test_predicted"] == arrays["test_labels"]).mean())
-    final = {"step": 10 * epochs, "epoch": epochs, "test_acc": accuracy, "stopped_early": False, "seconds": 9.0, **summary}
+    final = {
+        "step": 10 * epochs,
+        "epoch": epochs,
+        "test_acc": accuracy,
+        "stopped_early": False,
+        "seconds": 9.0,
+        **summary,
+    }
     (folder / "summary.json").write_text(json.dumps(final), encoding="utf-8")
     return folder

@@ -7,7 +7,8 @@ from typing import Any
 import numpy as np
 import pytest
 from scipy.stats import binomtest
-from sklearn.metrics import brier_score_loss, confusion_matrix as sklearn_confusion, log_loss, precision_recall_fscore_support
+from sklearn.metrics import brier_score_loss, log_loss, precision_recall_fscore_support
+from sklearn.metrics import confusion_matrix as sklearn_confusion
 
 from vitctl.report import metrics
 from vitctl.report.metrics import BINS, Calibration, Proportion
@@ -48,11 +49,7 @@ def test_ece_equals_its_formula(predicted: Any) -> None:
     shares, labels, classes = predicted
     total = 0.0
     for place in range(BINS):
-        inside = [
-            i
-            for i in range(len(labels))
-            if place / BINS < shares[i, classes[i]] <= (place + 1) / BINS
-        ]
+        inside = [i for i in range(len(labels)) if place / BINS < shares[i, classes[i]] <= (place + 1) / BINS]
         if inside:
             accuracy = sum(classes[i] == labels[i] for i in inside) / len(inside)
             confidence = sum(shares[i, classes[i]] for i in inside) / len(inside)
@@ -77,7 +74,7 @@ def test_class_metrics_and_confusions_equal_scikit_learns(predicted: Any) -> Non
         assert each.count == support[i]
         assert (each.precision.value if each.precision else 0) == pytest.approx(precision[i])
         assert (each.recall.value if each.recall else 0) == pytest.approx(recall[i])
-        assert each.f1 is None or each.f1[1] <= each.f1[0] <= each.f1[2] and each.f1[0] == pytest.approx(f1[i])
+        assert each.f1 is None or (each.f1[1] <= each.f1[0] <= each.f1[2] and each.f1[0] == pytest.approx(f1[i]))
     assert found[5].recall is None
 
 

@@ -55,7 +55,18 @@ def test_the_page_is_complete_and_loads_nothing(tmp_path: Path) -> None:
     assert not re.search(r"url\((?!#)|@import", html)
     assert len(found.ids) == len(set(found.ids))
     assert {link[1:] for link in found.links if link.startswith("#")} <= set(found.ids)
-    order = ["Results", "Settings", "Curves", "mistakes", "Confusion", "Classes", "Calibration", "Attention", "Cost", "Repeat"]
+    order = [
+        "Results",
+        "Settings",
+        "Curves",
+        "mistakes",
+        "Confusion",
+        "Classes",
+        "Calibration",
+        "Attention",
+        "Cost",
+        "Repeat",
+    ]
     titles = re.findall(r"<h2[^>]*>([^<]*)", html)
     assert [word in title for word, title in zip(order, titles, strict=True)] == [True] * len(order)
     assert "vitctl train --config" in found.text and "vitctl train --dataset digits" in found.text
@@ -136,7 +147,9 @@ def test_damaged_lines_are_skipped_with_a_note(tmp_path: Path) -> None:
     folder = make_run(tmp_path / "run")
     path = folder / "metrics.jsonl"
     lines = path.read_text().splitlines()
-    path.write_bytes("\n".join([lines[0], lines[1][:20], "[1]", '{"epoch": null}', *lines[3:]]).encode() + b"\n\xff\x00\n")
+    path.write_bytes(
+        "\n".join([lines[0], lines[1][:20], "[1]", '{"epoch": null}', *lines[3:]]).encode() + b"\n\xff\x00\n"
+    )
     text = parse(report(folder)).text
     assert "metrics.jsonl is damaged: 4 lines (2, 3, 4, 7) were skipped." in text
 
@@ -146,7 +159,10 @@ def test_records_with_odd_values_are_drawn_without_them(tmp_path: Path) -> None:
     with (folder / "metrics.jsonl").open("a") as file:
         file.write('{"epoch": 6, "train_loss": NaN, "train_acc": "high", "val_acc": null, "lr": 1e999}\n')
     html = report(folder)
-    assert "nan" not in re.sub(r"<script>.*</script>", "", html, flags=re.DOTALL).lower().split("<svg")[1].split("</svg>")[0]
+    assert (
+        "nan"
+        not in re.sub(r"<script>.*</script>", "", html, flags=re.DOTALL).lower().split("<svg")[1].split("</svg>")[0]
+    )
 
 
 @pytest.mark.parametrize("damage", ["missing", "truncated", "other weights"])
@@ -197,7 +213,9 @@ def test_ten_runs_of_200_epochs_are_quick_and_small(tmp_path: Path) -> None:
     """The limits are 10 s, here without start-up, and 6 MB."""
     classes = [f"a class with a long name, number {i}" for i in range(37)]
     runs = [
-        make_run(tmp_path / f"run{i}", epochs=200, classes=classes, images=3000, seed=i, settings={"lr": 0.001 * (1 + i)})
+        make_run(
+            tmp_path / f"run{i}", epochs=200, classes=classes, images=3000, seed=i, settings={"lr": 0.001 * (1 + i)}
+        )
         for i in range(10)
     ]
     start = time.process_time()

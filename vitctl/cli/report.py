@@ -18,9 +18,7 @@ def report(
     png: Annotated[
         Path | None, typer.Option("--png", metavar="DIR", help="also write each chart to this folder")
     ] = None,
-    evaluate: Annotated[
-        bool, typer.Option("--evaluate", help="evaluate runs that stored no predictions")
-    ] = False,
+    evaluate: Annotated[bool, typer.Option("--evaluate", help="evaluate runs that stored no predictions")] = False,
     data_dir: Annotated[
         Path | None,
         typer.Option(metavar="DIR", help="folder with the images", show_default="as in training"),
@@ -37,9 +35,13 @@ def report(
     if png is not None and png.exists() and not png.is_dir():
         raise RequestError(f"--png {png} is a file", hint="use --png with a folder")
     if data_dir is not None and not data_dir.is_dir():
-        raise RequestError(f"--data-dir {data_dir}: no such folder", hint="use --data-dir with the folder of the images")
+        raise RequestError(
+            f"--data-dir {data_dir}: no such folder", hint="use --data-dir with the folder of the images"
+        )
     if device != "auto" and not evaluate:
-        raise RequestError(f"--device {device} does nothing without --evaluate", hint="add --evaluate, or remove --device")
+        raise RequestError(
+            f"--device {device} does nothing without --evaluate", hint="add --evaluate, or remove --device"
+        )
     from vitctl.cli.progress import make_observer
 
     with make_observer() as observer:
@@ -60,7 +62,9 @@ def report(
         try:
             png.mkdir(parents=True, exist_ok=True)
         except OSError as error:
-            raise RequestError(f"cannot create --png {png}: {error.strerror}", hint="use --png with another folder") from error
+            raise RequestError(
+                f"cannot create --png {png}: {error.strerror}", hint="use --png with another folder"
+            ) from error
         for chart in built.charts:
             write_bytes(png / f"{chart.id}.png", drawing.png(drawing.lay_out(chart)))
         typer.echo(f"charts: {png}")

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
 import math
-import os
 import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -37,10 +37,16 @@ def make_series(groups: Sequence[list[RunRecord]]) -> list[Series]:
     for number, runs in enumerate(groups):
         label = runs[0].name
         if len(runs) > 1:
-            common = os.path.commonprefix([run.name for run in runs]).rstrip("-_. ")
-            label = f"{common or label} ({len(runs)} seeds)"
+            label = f"{_common_start([run.name for run in runs]) or label} ({len(runs)} seeds)"
         series.append(Series(f"s{number}", number, label, runs))
     return series
+
+
+def _common_start(names: Sequence[str]) -> str:
+    """Return what all names begin with, without separators at its end."""
+    first, last = min(names), max(names)
+    same = [one for one, _ in itertools.takewhile(lambda pair: pair[0] == pair[1], zip(first, last, strict=False))]
+    return "".join(same).rstrip("-_. ")
 
 
 _CURVES = (
@@ -137,7 +143,7 @@ def percent(share: Proportion | None, digits: int = 1) -> str:
     if share is None:
         return "–"
     value, low, high = (f"{100 * each:.{digits}f}" for each in (share.value, share.low, share.high))
-    return f"{value} % ({low}–{high})"  # noqa: RUF001
+    return f"{value} % ({low}–{high})"
 
 
 def class_chart(id: str, metrics: Sequence[ClassMetrics], classes: Sequence[str]) -> Chart:
@@ -169,7 +175,7 @@ def reliability_charts(id: str, calibration: Calibration) -> list[Chart]:
     points = [(100 * (each.confidence or 0), 100 * each.accuracy.value) for each in filled if each.accuracy]
     edges = [100 * place / BINS for place in range(BINS + 1)]
     texts = [
-        f"confidence {100 * each.low:.0f}–{100 * each.high:.0f} %: "  # noqa: RUF001
+        f"confidence {100 * each.low:.0f}–{100 * each.high:.0f} %: "
         + (f"{percent(each.accuracy)} of {each.count:,} correct" if each.accuracy else "no images")
         for each in calibration.bins
     ]

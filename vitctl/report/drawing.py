@@ -189,7 +189,10 @@ def _lay_out_plane(chart: Chart) -> Scene:
         x, _ = place(value, y_low)
         scene.labels.append(Label(x=x, y=scene.bottom + 12, text=number_text(value), axis="x"))
     for mark in chart.marks:
-        scene.shapes += _bars(mark, place, y_low) if isinstance(mark, Bars) else _line(mark, place)
+        if isinstance(mark, Bars):
+            scene.shapes += _bars(mark, place, y_low)
+        elif isinstance(mark, Line):
+            scene.shapes += _line(mark, place)
     base = [(scene.left, scene.bottom), (scene.right, scene.bottom)]
     scene.shapes.append(Shape(kind="line", points=base, tone="muted"))
     _name_axes(scene)
@@ -267,19 +270,17 @@ def _lay_out_intervals(chart: Chart, intervals: Intervals) -> Scene:
     def across(value: float) -> float:
         return scene.left + value / 100 * (scene.right - scene.left)
 
-    for value in (0, 25, 50, 75, 100):
-        x = across(value)
+    for quarter in (0, 25, 50, 75, 100):
+        x = across(quarter)
         scene.shapes.append(Shape(kind="line", points=[(x, scene.top), (x, scene.bottom)], tone="grid"))
-        scene.labels.append(Label(x=x, y=scene.bottom + 12, text=str(value)))
+        scene.labels.append(Label(x=x, y=scene.bottom + 12, text=str(quarter)))
     dots: list[Point] = []
     for row, (name, value) in enumerate(zip(names, intervals.values, strict=True)):
         y = scene.top + (row + 0.5) * height
         scene.labels.append(Label(x=scene.left - 8, y=y, text=name, anchor="end"))
         if value is not None:
             ends = [(across(intervals.low[row]), y), (across(intervals.high[row]), y)]
-            scene.shapes.append(
-                Shape(kind="line", points=ends, tone=intervals.tone, width=5, opacity=0.4, inside=True)
-            )
+            scene.shapes.append(Shape(kind="line", points=ends, tone=intervals.tone, width=5, opacity=0.4, inside=True))
             dots.append((across(value), y))
     scene.shapes.append(Shape(kind="dots", points=dots, tone=intervals.tone, width=3.4, inside=True))
     _name_axes(scene)
@@ -322,9 +323,7 @@ def _lay_out_matrix(chart: Chart, matrix: Matrix) -> Scene:
             scene.labels.append(Label(x=x, y=y, text=str(counts[row, column]), size=_SMALL, tone=tone))
     scene.labels.append(Label(x=left + side / 2, y=8, text=chart.x, tone="muted"))
     scene.labels.append(Label(x=8, y=top + side / 2, text=chart.y, tone="muted", upright=True))
-    cells = [
-        [int(row), int(column), int(counts[row, column])] for row, column in zip(*np.nonzero(counts), strict=True)
-    ]
+    cells = [[int(row), int(column), int(counts[row, column])] for row, column in zip(*np.nonzero(counts), strict=True)]
     scene.readout = {"kind": "matrix", "names": list(matrix.names), "cells": cells}
     return scene
 
@@ -348,9 +347,20 @@ def _short(name: str) -> str:
 
 
 def _width(text: str, size: float) -> float:
-    """Return about how wide a text is, in most fonts a little less."""
-    wide = sum(unicodedata.east_asian_width(each) in "WF" for each in text)
-    return size * (0.6 * (len(text) - wide) + wide)
+    """Return about how wide a text is in the widest of the usual fonts."""
+    return size * sum(
+        1.0
+        if unicodedata.east_asian_width(each) in "WF"
+        else 0.92
+        if each in _WIDE
+        else 0.72
+        if each.isupper()
+        else 0.6
+        for each in text
+    )
+
+
+_WIDE = frozenset("mwMW@%<>=+~&#…")
 
 
 def _rounded(value: float) -> float | None:
@@ -367,11 +377,11 @@ def svg(scene: Scene) -> Markup:
     left, top, right, bottom = _frame(scene)
     box = f'x="{left:.1f}" y="{top:.1f}" width="{right - left:.1f}" height="{bottom - top:.1f}"'
     parts = [
-        f'<svg xmlns="http://www.w3.org/2000/svg" class="chart" viewBox="0 0 {chart.width} {chart.height}" role="img" '
-        f'aria-labelledby="{chart.id}-name {chart.id}-text">'
-        f'<title id="{chart.id}-name">{escape(chart.title)}</title>'
-        f'<desc id="{chart.id}-text">{escape(chart.description)}</desc>'
-        f'<clipPath id="{clip}"><rect {box}/></clipPath>'
+        f'<svg xmlns="http://www.w3.org/2000/svg" class="chart" viewBox="0 0 {chart.width} {chart.height}" role="img"',
+        f' aria-labelledby="{chart.id}-name {chart.id}-text">',
+        f'<title id="{chart.id}-name">{escape(chart.title)}</title>',
+        f'<desc id="{chart.id}-text">{escape(chart.description)}</desc>',
+        f'<clipPath id="{clip}"><rect {box}/></clipPath>',
     ]
     parts += [_svg_shape(shape) for shape in scene.shapes if not shape.inside and shape.tone == "grid"]
     inside = "".join(_svg_shape(shape) for shape in scene.shapes if shape.inside)
@@ -473,7 +483,9 @@ def png(scene: Scene) -> bytes:
     for place, line in enumerate(entries):
         y = chart.height + 4 + 14 * place
         dash: tuple[float, ...] = {"solid": (), "dashed": (5, 3), "dotted": (1.5, 2.5)}[line.dash]
-        sample = Shape(kind="line", points=[(scene.left, y), (scene.left + 22, y)], tone=line.tone, width=1.8, dash=dash)
+        sample = Shape(
+            kind="line", points=[(scene.left, y), (scene.left + 22, y)], tone=line.tone, width=1.8, dash=dash
+        )
         layer = Image.new("L", size)
         _png_shape(ImageDraw.Draw(layer), sample, at)
         image.paste(_colour(sample.tone), (0, 0), layer)

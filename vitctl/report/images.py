@@ -97,7 +97,9 @@ class TestImages:
             return decode_image(Path(self.data_dir or self.predictions.source) / name, size, reading)
         images, number = self._dataset.test.images, name.rpartition("/")[2]
         if not number.isdecimal() or int(number) >= len(images):
-            raise RequestError(f"{self._dataset.source} has no test image {name!r}", hint="use --data-dir with the data")
+            raise RequestError(
+                f"{self._dataset.source} has no test image {name!r}", hint="use --data-dir with the data"
+            )
         pixels: Pixels = images[int(number)].numpy()
         return pixels
 
@@ -203,7 +205,9 @@ def overlay(pixels: Pixels, attention: npt.NDArray[Any]) -> Pixels:
     """
     height, width = pixels.shape[1:]
     scale = max(1, -(-64 // min(height, width)))  # so that the map is smooth over coarse pixels
-    grey = Image.fromarray(pixels.mean(0).astype(np.uint8)).resize((scale * width, scale * height), Image.Resampling.NEAREST)
+    grey = Image.fromarray(pixels.mean(0).astype(np.uint8)).resize(
+        (scale * width, scale * height), Image.Resampling.NEAREST
+    )
     spread = np.ptp(attention)
     strength = Image.fromarray(((attention - attention.min()) / (spread or 1.0)).astype(np.float32))
     weight = 0.75 * np.asarray(strength.resize(grey.size, Image.Resampling.BICUBIC)).clip(0, 1)[..., None]  # [H, W, 1]

@@ -194,13 +194,18 @@ def _add_details(detail: Detail, data_dir: str | None, say: Callable[[str], None
         ("Brier score", "brier", 1),
     ):
         texts = [
-            "–" if each is None else f"{factor * getattr(each, key):.{2 if factor == 100 else 4}f}{' %' * (factor == 100)}"
+            "–"
+            if each is None
+            else f"{factor * getattr(each, key):.{2 if factor == 100 else 4}f}{' %' * (factor == 100)}"
             for each in (findings.calibration, after)
         ]
         detail.calibration.append((label, texts[0], texts[1]))
     wrong = most_confident(test, correct=False)[: MANY_MISTAKES if detail.full else SOME_MISTAKES]
     if run.config is None:
-        detail.mistakes, detail.mistakes_missing = [Shown(each, None) for each in wrong], "the settings are not readable"
+        detail.mistakes, detail.mistakes_missing = (
+            [Shown(each, None) for each in wrong],
+            "the settings are not readable",
+        )
         return
     images = TestImages(run, data_dir)
     detail.mistakes, detail.mistakes_missing = show(images, wrong)
@@ -264,8 +269,8 @@ def render(template: str, **content: Any) -> str:
         _environment()
         .get_template(template)
         .render(
-            style=Markup((folder / "report.css").read_text(encoding="utf-8")),  # noqa: S704
-            script=Markup(script),  # noqa: S704
+            style=Markup((folder / "report.css").read_text(encoding="utf-8")),
+            script=Markup(script),
             script_digest=digest,
             version=__version__,
             now=f"{datetime.datetime.now():%Y-%m-%d %H:%M}",

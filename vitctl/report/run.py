@@ -219,13 +219,12 @@ def evaluate_run(run: RunRecord, device: str, data_dir: str | None, say: Callabl
 
     chosen = devices.resolve_device(device)
     devices.prepare(chosen, None)
-    classifier = classifier_of(load_trained(run.path, weights="last", device=chosen, warn=say), chosen)
+    trained = load_trained(run.path, weights="last", device=chosen, warn=say)
+    classifier = classifier_of(trained, chosen)
     run.classes = [printable(name) for name in classifier.classes]
     parts = [("test", "test"), ("val", "held_out")] if classifier.provenance.val == "holdout" else [("test", "test")]
     for part, name in parts:
-        scores = score_classifier(
-            classifier, data_dir=data_dir, part=part, limit=classifier.trained and classifier.trained.config.limit_test
-        )
+        scores = score_classifier(classifier, data_dir=data_dir, part=part, limit=trained.config.limit_test)
         probabilities = scores.probabilities.numpy()
         labels = scores.labels.numpy()
         predictions = Predictions(

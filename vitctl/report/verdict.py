@@ -158,7 +158,9 @@ def _overfitting(findings: Findings) -> str:
     train, validation = finite(last.get("train_acc")), finite(last.get("val_acc"))
     if train is None or validation is None or train - validation < _GAP:
         return ""
-    return f"look first at the curves: it overfits, with {train:.0f} % training and {validation:.0f} % validation accuracy"
+    return (
+        f"look first at the curves: it overfits, with {train:.0f} % training and {validation:.0f} % validation accuracy"
+    )
 
 
 def _weak_class(findings: Findings) -> str:
@@ -173,7 +175,9 @@ def _weak_class(findings: Findings) -> str:
     others = findings.confusion[weakest.index].copy()
     others[weakest.index] = 0
     taken = names[int(others.argmax())]
-    return f"look first at {names[weakest.index]}, of which {percent(recall)} is recognised, most often taken for {taken}"
+    return (
+        f"look first at {names[weakest.index]}, of which {percent(recall)} is recognised, most often taken for {taken}"
+    )
 
 
 def _calibration(findings: Findings) -> str:
