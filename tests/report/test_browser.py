@@ -143,8 +143,8 @@ def test_tables_are_sorted_and_charts_enlarged(tab: Page, two_runs: Path) -> Non
     assert tab.evaluate("document.querySelector('dialog').open && !!document.querySelector('dialog svg')")
     tab.press("Escape")
     tab.evaluate("document.querySelector('dialog').open && document.querySelector('dialog').close()")
-    tab.evaluate("new Promise((done) => setTimeout(done, 50))")
-    assert tab.evaluate("document.querySelector('dialog svg') === null && !!document.querySelector('#curves svg')")
+    restored = "document.querySelector('dialog svg') === null && !!document.querySelector('#curves svg')"
+    tab.evaluate(f"new Promise((done) => {{ const look = () => {restored} ? done() : setTimeout(look, 20); look(); }})")
 
 
 def test_the_page_prints_with_everything_open(tab: Page, two_runs: Path, tmp_path: Path) -> None:

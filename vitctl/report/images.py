@@ -18,7 +18,7 @@ from vitctl.data.dataset import Dataset, load_dataset
 from vitctl.data.decode import decode_image
 from vitctl.data.reading import Reading
 from vitctl.errors import RequestError, VitctlError
-from vitctl.report.run import Predictions, RunRecord
+from vitctl.report.run import Predictions, RunRecord, reason
 
 LARGEST = 112
 """Longest side of a thumbnail in pixels; larger images are shrunk, smaller ones stay as they are."""
@@ -154,7 +154,7 @@ def show(images: TestImages, indices: Sequence[int]) -> tuple[list[Shown], str]:
         try:
             thumbnail = Thumbnail.of(images.original(index))
         except (VitctlError, OSError) as error:
-            missing = missing or str(error).replace("\nhint: ", "; ")
+            missing = missing or reason(error)
             if not images.predictions.files:  # the data set is missing, and is not searched for again
                 return [Shown(each, None) for each in indices], missing
         shown.append(Shown(index, thumbnail))
@@ -188,7 +188,7 @@ def show_attention(
         normalize = make_normalize(trained.config, trained.mean, trained.std, device)
         maps = attention_map(trained.model, normalize(prepared)).numpy()
     except (VitctlError, OSError) as error:
-        return [], str(error).replace("\nhint: ", "; ")
+        return [], reason(error)
     shown = []
     for index, original, pixels, attention in zip(indices, stored, prepared.numpy(), maps, strict=True):
         image = Thumbnail.of(overlay(pixels, attention))

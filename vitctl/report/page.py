@@ -97,7 +97,7 @@ class Detail:
 
 
 @dataclass
-class Report:
+class RunsReport:
     """The content of a report.
 
     Attributes:
@@ -124,7 +124,7 @@ class Report:
         return [*self.curves, *(chart for each in self.details for charts in each.charts.values() for chart in charts)]
 
 
-def build_report(runs: Sequence[RunRecord], data_dir: str | None, say: Callable[[str], None]) -> Report:
+def build_report(runs: Sequence[RunRecord], data_dir: str | None, say: Callable[[str], None]) -> RunsReport:
     """Return a report on training runs.
 
     Args:
@@ -150,7 +150,7 @@ def build_report(runs: Sequence[RunRecord], data_dir: str | None, say: Callable[
         settings, heads = between_runs(runs), [run.name for run in runs]
     else:
         settings, heads = from_recipe(runs[0]), [f"recipe {runs[0].settings.get('recipe')}", runs[0].name]
-    return Report(
+    return RunsReport(
         title=runs[0].name if len(runs) == 1 else f"{len(runs)} runs",
         verdict=verdict([[findings[id(run)] for run in group] for group in groups]),
         series=series,
@@ -294,7 +294,7 @@ def _environment() -> Environment:
     return environment
 
 
-def html(report: Report) -> str:
+def html(report: RunsReport) -> str:
     """Return a report on training runs as a page."""
     return render(
         "runs.html",

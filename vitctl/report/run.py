@@ -104,7 +104,11 @@ def read_run(path: Path) -> RunRecord:
         config = TrainConfig.from_dict(document["config"])
     except (VitctlError, TypeError) as error:
         config = None
-        notes.append(f"Another version of vitctl wrote the settings: {error}.".replace("\nhint:", "; hint:"))
+        notes.append(f"Another version of vitctl wrote the settings: {reason(error)}.")
+    if document["config"].get("val") == "test":
+        notes.append(
+            "The test images were evaluated after every epoch (--val test), so choices may have been made on them."
+        )
     history = _read_history(folder.path / "metrics.jsonl", notes)
     summary = folder.read_summary() or {}
     if not summary and (folder.path / "summary.json").exists():
@@ -124,6 +128,13 @@ def read_run(path: Path) -> RunRecord:
     )
     _add_predictions(run)
     return run
+
+
+def reason(error: Exception) -> str:
+    """Return why something is missing as a clause, with the hint of an expected error."""
+    if isinstance(error, VitctlError):
+        return "; ".join(filter(None, (error.message, error.hint)))
+    return (error.strerror if isinstance(error, OSError) else None) or str(error)
 
 
 def _state(folder: RunFolder, summary: Record, failure: Failure | None, history: list[Record]) -> State:
@@ -156,7 +167,7 @@ def _read_history(path: Path, notes: list[str]) -> list[Record]:
     except FileNotFoundError:
         return []
     except OSError as error:
-        notes.append(f"metrics.jsonl cannot be read: {error.strerror}.")
+        notes.append(f"metrics.jsonl cannot be read: {reason(error)}.")
         return []
     records: dict[int, Record] = {}
     damaged = []
