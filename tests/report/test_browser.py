@@ -113,6 +113,7 @@ def test_values_are_read_and_zoomed_by_keyboard(tab: Page, two_runs: Path) -> No
     before = tab.evaluate(ticks)
     tab.press("+")
     assert tab.evaluate(ticks) != before
+    assert tab.evaluate("document.querySelectorAll('.plot')[1].querySelectorAll('.grid').length") == 1
     assert "matrix" in tab.evaluate(plot(1, "querySelector('.data').getAttribute('transform')"))
     tab.press("0")
     assert tab.evaluate(ticks) == before

@@ -46,14 +46,12 @@ class Bars:
     """Vertical bars.
 
     Attributes:
-        label: what they show, for readouts.
         edges: edges of the bars, one more than values.
         values: heights.
         tone: their colour.
         texts: readout of each bar.
     """
 
-    label: str
     edges: Sequence[float]
     values: Sequence[float]
     tone: Tone = "bar"

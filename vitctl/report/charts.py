@@ -138,21 +138,26 @@ def confusion_chart(id: str, confusion: Ints, classes: Sequence[str]) -> Chart:
     )
 
 
-def percent(share: Proportion | None, digits: int = 1) -> str:
+def percent(share: Proportion | None) -> str:
     """Return a share with its interval: ``45.0 % (42.1-48.0)``."""
     if share is None:
         return "–"
-    value, low, high = (f"{100 * each:.{digits}f}" for each in (share.value, share.low, share.high))
+    value, low, high = (f"{100 * each:.1f}" for each in (share.value, share.low, share.high))
     return f"{value} % ({low}–{high})"
 
 
+_MOST_ROWS = 60
+
+
 def class_chart(id: str, metrics: Sequence[ClassMetrics], classes: Sequence[str]) -> Chart:
-    """Return the recall of each class with its interval, lowest first."""
+    """Return the recall of each class, or of the :data:`_MOST_ROWS` with the lowest, with its interval."""
     rows = [(each, each.recall) for each in metrics if each.recall is not None]
     rows.sort(key=lambda row: row[1].value)
+    some = len(rows) > _MOST_ROWS
+    rows = rows[:_MOST_ROWS]
     return Chart(
         id=id,
-        title="Recall by class",
+        title=f"Recall of the {_MOST_ROWS} weakest classes" if some else "Recall by class",
         description="share of each class's images that are recognised, with 95 % intervals, lowest first",
         x="recall in %",
         marks=[
@@ -187,7 +192,6 @@ def reliability_charts(id: str, calibration: Calibration) -> list[Chart]:
         y="correct in %",
         marks=[
             Bars(
-                label="correct",
                 edges=edges,
                 values=[100 * each.accuracy.value if each.accuracy else 0.0 for each in calibration.bins],
                 texts=texts,
@@ -213,7 +217,7 @@ def reliability_charts(id: str, calibration: Calibration) -> list[Chart]:
         description=f"number of images in each of the {BINS} bins",
         x="confidence in %",
         y="images",
-        marks=[Bars(label="images", edges=edges, values=[each.count for each in calibration.bins], texts=texts)],
+        marks=[Bars(edges=edges, values=[each.count for each in calibration.bins], texts=texts)],
         x_range=(0, 100),
         width=400,
         height=300,

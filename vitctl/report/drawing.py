@@ -418,7 +418,7 @@ def _svg_shape(shape: Shape) -> str:
         style += f";stroke-dasharray:{' '.join(f'{each:g}' for each in shape.dash)}" if shape.dash else ""
     style += f";opacity:{shape.opacity:g}" if shape.opacity < 1 else ""
     series = f' data-series="{escape(shape.series)}"' if shape.series else ""
-    kind = ' class="dots"' if shape.kind == "dots" else ""
+    kind = ' class="dots"' if shape.kind == "dots" else ' class="grid"' if shape.tone == "grid" else ""
     return f'<path d="{data}" style="{style}"{kind}{series}/>'
 
 

@@ -60,10 +60,19 @@ def differing(columns: Sequence[Mapping[str, str]]) -> list[Row]:
 def between_runs(runs: Sequence[RunRecord]) -> list[Row]:
     """Return the settings, and then the versions, devices and data, that are not the same in all runs."""
     settings = [flat_settings(run.settings) for run in runs]
-    facts = [
-        {label: _text(run.environment.get(key)) for key, label in _ENVIRONMENT.items() if run.sessions} for run in runs
-    ]
+    facts = [{label: _fact(run, key) for key, label in _ENVIRONMENT.items()} for run in runs]
     return [*differing(settings), *differing(facts)]
+
+
+def _fact(run: RunRecord, key: str) -> str:
+    text = _text(run.environment.get(key))
+    if key in _DIGESTS and len(text) > _SHORT:
+        return text[:_SHORT] + ("+" if text.endswith("+") else "")
+    return text
+
+
+_DIGESTS, _SHORT = ("git_commit", "data_sha256"), 10
+"""Facts of which the first characters are shown."""
 
 
 def from_recipe(run: RunRecord) -> list[Row] | None:
