@@ -108,6 +108,14 @@ def test_only_what_differs_between_runs_is_shown(tmp_path: Path) -> None:
     assert built.settings == [("--net: depth", ["2", "3"]), ("--lr", ["0.01", "0.02"])]
 
 
+def test_options_of_another_network_are_left_out(tmp_path: Path) -> None:
+    one = make_run(tmp_path / "one", settings={"net": "cct_2:depth=3"})
+    other = make_run(tmp_path / "other", settings={"net": "vit_small:depth=2"})
+    labels = [label for label, _ in page.build_report([read_run(one), read_run(other)], None, print).settings]
+    assert {"--net", "--net: depth"} <= set(labels)
+    assert not {"--net: conv_width", "--net: patch_size"} & set(labels)
+
+
 def test_one_run_is_compared_with_its_recipe(tmp_path: Path) -> None:
     built = page.build_report([read_run(make_run(tmp_path / "one", settings={"epochs": 7}))], None, print)
     assert ("--epochs", "7") in [(label, values[1]) for label, values in built.settings]

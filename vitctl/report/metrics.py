@@ -228,11 +228,13 @@ def fit_temperature(probabilities: Floats, labels: Ints) -> float:
     """
     from scipy.optimize import minimize_scalar
 
-    rows = np.arange(len(labels))
+    logits = np.log(np.maximum(probabilities, SMALLEST)).astype(np.float32)
+    logits -= logits.max(1, keepdims=True)
+    true = logits[np.arange(len(labels)), labels]
 
     def loss(log_temperature: float) -> float:
-        chosen = tempered(probabilities, float(np.exp(log_temperature)))[rows, labels]
-        return float(-np.log(np.maximum(chosen, np.finfo(float).tiny)).mean())
+        factor = np.float32(np.exp(-log_temperature))
+        return float((np.log(np.exp(factor * logits).sum(1)) - factor * true).mean())
 
     found = minimize_scalar(loss, bounds=(np.log(0.05), np.log(20)), method="bounded")
     return float(np.exp(found.x))

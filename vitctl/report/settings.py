@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from vitctl.config import FLAGS, RUNS, TrainConfig, flag_name, resolve_config
+from vitctl.config import FLAGS, OPTION_TABLES, RUNS, TrainConfig, flag_name, resolve_config
 from vitctl.errors import RequestError
 from vitctl.report.run import RunRecord
 
@@ -50,9 +50,18 @@ def _text(value: Any) -> str:
     return str(value)
 
 
+_OPTIONS = tuple(f"{flag_name(table).removesuffix('-options')}: " for table in OPTION_TABLES)
+
+
 def differing(columns: Sequence[Mapping[str, str]]) -> list[Row]:
-    """Return the rows whose values are not the same in all columns; a missing value is an empty text."""
+    """Return the rows whose values are not the same in all columns; a missing value is an empty text.
+
+    Options that not all networks, optimizers or augmentations have are left out: their names already differ.
+    """
     labels = dict.fromkeys(label for column in columns for label in column)
+    labels = {
+        label: None for label in labels if not label.startswith(_OPTIONS) or all(label in column for column in columns)
+    }
     rows = [(label, [column.get(label, "") for column in columns]) for label in labels]
     return [(label, values) for label, values in rows if len(set(values)) > 1]
 
