@@ -256,6 +256,7 @@ def test_png_files_come_from_the_same_charts(tmp_path: Path, cli: Cli) -> None:
         (["run", "-o", "run/config.json"], "--out run/config.json exists and is not a .html/.htm file"),
         (["run", "-o", "missing/report.html"], "--out missing/report.html: no such folder"),
         (["run", "--png", "run/config.json"], "--png run/config.json is a file"),
+        (["run", "--png", "missing/charts"], "cannot write --png missing/charts: no such folder"),
         (["run", "--device", "cpu"], "--device cpu does nothing without --evaluate"),
         (["run", "--data-dir", "missing"], "--data-dir missing: no such folder"),
         (["run", "--evaluate"], "the run run has no checkpoint yet"),

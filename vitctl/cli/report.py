@@ -9,7 +9,7 @@ import typer
 
 from vitctl.cli.options import DeviceName
 from vitctl.errors import RequestError
-from vitctl.files import check_replaceable, write_bytes, write_text
+from vitctl.files import check_replaceable, folder_error, write_bytes, write_text
 
 
 def report(
@@ -32,8 +32,11 @@ def report(
     from vitctl.config import find_run
 
     check_replaceable(out, "--out", (".html", ".htm"))
-    if png is not None and png.exists() and not png.is_dir():
-        raise RequestError(f"--png {png} is a file", hint="use --png with a folder")
+    if png is not None:
+        if png.exists() and not png.is_dir():
+            raise RequestError(f"--png {png} is a file", hint="use --png with a folder")
+        if problem := folder_error(png if png.is_dir() else png.absolute().parent):
+            raise RequestError(f"cannot write --png {png}: {problem}", hint="use --png with a path in another folder")
     if data_dir is not None and not data_dir.is_dir():
         raise RequestError(
             f"--data-dir {data_dir}: no such folder", hint="use --data-dir with the folder of the images"
@@ -59,12 +62,7 @@ def report(
     typer.echo(built.verdict)
     typer.echo(f"report: {out}")
     if png is not None:
-        try:
-            png.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise RequestError(
-                f"cannot create --png {png}: {error.strerror}", hint="use --png with another folder"
-            ) from error
+        png.mkdir(exist_ok=True)
         for chart in built.charts:
             write_bytes(png / f"{chart.id}.png", drawing.png(drawing.lay_out(chart)))
         typer.echo(f"charts: {png}")

@@ -58,15 +58,13 @@ class Thumbnail:
         return cls(f"data:image/{kind};base64,{data}", *image.size)
 
 
-class TestImages:
+class ImageReader:
     """Reads the test images of a run, one by one where they have files.
 
     Args:
         run: a run with checked settings and predictions for the test images.
         data_dir: folder of the data; None for that of training.
     """
-
-    __test__ = False  # for pytest: not a class of tests
 
     def __init__(self, run: RunRecord, data_dir: str | None) -> None:
         assert run.config is not None and run.test is not None
@@ -146,7 +144,7 @@ def most_confident(predictions: Predictions, *, correct: bool) -> list[int]:
     return [int(each) for each in chosen[np.argsort(-confidence[chosen], kind="stable")]]
 
 
-def show(images: TestImages, indices: Sequence[int]) -> tuple[list[Shown], str]:
+def show(images: ImageReader, indices: Sequence[int]) -> tuple[list[Shown], str]:
     """Return test images with thumbnails, and why some have none, or an empty text."""
     shown, missing = [], ""
     for index in indices:
@@ -162,7 +160,7 @@ def show(images: TestImages, indices: Sequence[int]) -> tuple[list[Shown], str]:
 
 
 def show_attention(
-    run: RunRecord, images: TestImages, indices: Sequence[int], say: Callable[[str], None]
+    run: RunRecord, images: ImageReader, indices: Sequence[int], say: Callable[[str], None]
 ) -> tuple[list[Shown], str]:
     """Return test images with the attention of the network over them, and why there are none, or an empty text.
 

@@ -28,7 +28,7 @@ from vitctl.report.charts import (
     percent,
     reliability_charts,
 )
-from vitctl.report.images import Shown, TestImages, most_confident, show, show_attention
+from vitctl.report.images import ImageReader, Shown, most_confident, show, show_attention
 from vitctl.report.metrics import (
     Calibration,
     Proportion,
@@ -207,7 +207,7 @@ def _add_details(detail: Detail, data_dir: str | None, say: Callable[[str], None
             "the settings are not readable",
         )
         return
-    images = TestImages(run, data_dir)
+    images = ImageReader(run, data_dir)
     detail.mistakes, detail.mistakes_missing = show(images, wrong)
     if detail.full:
         right = most_confident(test, correct=True)
