@@ -494,6 +494,42 @@ MUTANTS = (
         "    except VitctlError as error:\n",
         "tests/process/test_failure.py",
     ),
+    # -- reports
+    Mutant(
+        "report: intervals are Wald's instead of Wilson's",
+        "report/metrics.py",
+        "share, weight = hits / count, z * z / count",
+        "share, weight = hits / count, 0.0",
+        "tests/report/test_metrics.py",
+    ),
+    Mutant(
+        "report: the calibration error does not weight bins by count",
+        "report/metrics.py",
+        "each.count * abs(each.accuracy.value - each.confidence)",
+        "len(labels) / BINS * abs(each.accuracy.value - each.confidence)",
+        "tests/report/test_metrics.py",
+    ),
+    Mutant(
+        "report: the temperature multiplies the logits",
+        "report/metrics.py",
+        "np.log(np.maximum(probabilities, SMALLEST)) / temperature",
+        "np.log(np.maximum(probabilities, SMALLEST)) * temperature",
+        "tests/report/test_metrics.py",
+    ),
+    Mutant(
+        "report: attention rollout multiplies the blocks in the wrong order",
+        "inference/rollout.py",
+        "joined @ result",
+        "result @ joined",
+        "tests/inference/test_rollout.py",
+    ),
+    Mutant(
+        "report: names are inserted as HTML",
+        "report/page.py",
+        "autoescape=True",
+        "autoescape=False",
+        "tests/report/test_page.py",
+    ),
 )
 
 

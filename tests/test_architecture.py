@@ -22,6 +22,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("tracking",),
     ("training",),
     ("inference",),
+    ("report",),
     ("benchmark", "export", "sweep", "tools"),
     ("doctor",),
     ("cli",),

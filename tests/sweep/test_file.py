@@ -407,7 +407,7 @@ def test_bayes_and_early_terminate_need_a_metric() -> None:
         ({"adan_beta1": {"min": 0.01, "max": 0.05}}, {"opt": "adam"}, "does nothing with --opt adam"),
         (
             {"momentum": {"values": [0.8, 0.9]}},
-            {},
+            {"net": "cct_2"},
             "use only sgd, muon or muon_sgd as opt, or remove opt_options.momentum",
         ),
         ({"dim_head": {"values": [16, 32]}}, {"net": "cct_2"}, "use only vit, vit_small or vit_tiny as net, or remove"),

@@ -18,6 +18,7 @@ from vitctl.cli.list_optimizers import list_optimizers
 from vitctl.cli.list_recipes import list_recipes
 from vitctl.cli.options import WIDTH, Command, Group
 from vitctl.cli.predict import predict
+from vitctl.cli.report import report
 from vitctl.cli.runs import app as runs
 from vitctl.cli.sweep import app as sweep
 from vitctl.cli.train import train
@@ -56,6 +57,7 @@ app.command(cls=Command)(convert)
 app.command(cls=Command)(doctor)
 app.command(cls=Command)(export)
 app.command(cls=Command)(predict)
+app.command(cls=Command)(report)
 app.command("list-models", cls=Command)(list_models)
 app.command("list-optimizers", cls=Command)(list_optimizers)
 app.command("list-recipes", cls=Command)(list_recipes)

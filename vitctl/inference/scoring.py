@@ -49,6 +49,7 @@ class Scores:
         labels: true classes, int64 ``[n]``.
         probabilities: predicted probabilities, float ``[n, K]``.
         images: path of each image, or ``PART/INDEX`` in the data set for images without files.
+        has_files: whether the images have files.
     """
 
     figures: dict[str, Any]
@@ -57,6 +58,7 @@ class Scores:
     labels: Tensor
     probabilities: Tensor
     images: list[str]
+    has_files: bool
 
     def to_dict(self) -> dict[str, Any]:
         """Return everything except the predictions of single images, as JSON values."""
@@ -155,8 +157,9 @@ def score_classifier(
     }
     rows, confusion = classification(truth, logits.argmax(1), classifier.classes)
     names = image_names(data, subset.examples, subset.index.tolist())
-    images = _full_paths(data.source, names) if subset.examples.paths else names
-    return Scores(figures, rows, confusion, truth, logits.double().softmax(1), images)
+    has_files = bool(subset.examples.paths)
+    images = _full_paths(data.source, names) if has_files else names
+    return Scores(figures, rows, confusion, truth, logits.double().softmax(1), images, has_files)
 
 
 def _full_paths(source: str, names: list[str]) -> list[str]:
@@ -217,7 +220,7 @@ def stored_scores(classifier: Classifier, part: str) -> Scores | None:
     names = stored[f"{part}_paths"].tolist()
     has_files = stored[f"{part}_identities"].tolist() != names
     images = _full_paths(str(stored["source"]), names) if has_files else names
-    return Scores(figures, rows, confusion, truth, probabilities, images)
+    return Scores(figures, rows, confusion, truth, probabilities, images, has_files)
 
 
 def _headline(logits: Tensor, labels: Tensor, suffix: str = "") -> dict[str, float | None]:
