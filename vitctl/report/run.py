@@ -16,8 +16,9 @@ from vitctl.errors import RequestError, RunBusy, VitctlError
 from vitctl.models.sources import LAST
 from vitctl.process.failure import Failure
 from vitctl.report.metrics import Floats, Ints
+from vitctl.runs.stored import LOCK
 from vitctl.training.predictions import read_predictions
-from vitctl.training.run_folder import LOCK, PREDICTIONS, RunFolder
+from vitctl.training.run_folder import PREDICTIONS, RunFolder
 from vitctl.units import plural, printable
 
 State = Literal["finished", "stopped early", "under way", "interrupted", "failed", "not started"]
