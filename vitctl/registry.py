@@ -34,6 +34,7 @@ class Option:
         high: largest valid value.
         below: exclusive upper bound.
         above: exclusive lower bound.
+        earlier: what runs did before the option existed, if not the default.
     """
 
     default: Value
@@ -43,6 +44,7 @@ class Option:
     high: float | None = None
     below: float | None = None
     above: float | None = None
+    earlier: Value | None = None
 
     def parse(self, value: object, what: str) -> Value:
         """Convert ``value`` to this option's type.

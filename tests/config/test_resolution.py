@@ -42,6 +42,12 @@ def test_flags_override_the_file_and_the_file_the_recipe() -> None:
     assert resolve_config({"recipe": "default"}, {"recipe": "seed"}).bs == 250
 
 
+def test_stored_runs_keep_what_they_did_before_an_option_existed() -> None:
+    stored = resolve_config({"net": "hybrid_small"}).to_dict()
+    assert stored["net_options"].pop("late_groups") == 1
+    assert TrainConfig.from_dict(stored).net_options["late_groups"] == 0
+
+
 def test_a_network_given_by_flag_ignores_the_options_of_the_file_s_network() -> None:
     file = normalise_keys({"net": "vit", "patch": 8, "opt": "sgd", "opt_options": {"momentum": 0.5}}, "file")
     assert resolve_config({}, file).net_options["patch_size"] == 8

@@ -47,19 +47,23 @@ def records_stem(state: dict[str, Tensor], x: Tensor, *, groups: int, stride: in
         groups: number of groups of convolutions.
         stride: stride of the whitened patches.
     """
+    x = F.gelu(F.conv2d(x, state["stem.whiten.weight"], state["stem.whiten.bias"], stride=stride))
+    for i in range(groups):
+        x = records_group(state, x, f"stem.groups.{i}")
+    return x
+
+
+def records_group(state: dict[str, Tensor], x: Tensor, group: str) -> Tensor:
+    """Return the map of one group of convolutions, whose weights have the prefix ``group``."""
 
     def normalised(x: Tensor, name: str) -> Tensor:
         mean, var = x.mean((0, 2, 3), keepdim=True), x.var((0, 2, 3), correction=0, keepdim=True)
         return (x - mean) / (var + 1e-5).sqrt() + state[f"{name}.bias"].view(1, -1, 1, 1)
 
-    x = F.gelu(F.conv2d(x, state["stem.whiten.weight"], state["stem.whiten.bias"], stride=stride))
-    for i in range(groups):
-        group = f"stem.groups.{i}"
-        x = F.conv2d(x, state[f"{group}.conv1.weight"], padding=1)
-        x = F.max_pool2d(x, 2) if x.shape[-1] > 1 else x
-        x = F.gelu(normalised(x, f"{group}.norm1"))
-        x = F.gelu(normalised(F.conv2d(x, state[f"{group}.conv2.weight"], padding=1), f"{group}.norm2"))
-    return x
+    x = F.conv2d(x, state[f"{group}.conv1.weight"], padding=1)
+    x = F.max_pool2d(x, 2) if x.shape[-1] > 1 else x
+    x = F.gelu(normalised(x, f"{group}.norm1"))
+    return F.gelu(normalised(F.conv2d(x, state[f"{group}.conv2.weight"], padding=1), f"{group}.norm2"))
 
 
 def assert_same_gradients(ours: nn.Module, theirs: nn.Module, names: Names, x: Tensor) -> None:

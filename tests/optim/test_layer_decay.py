@@ -56,11 +56,11 @@ def test_scales_increase_from_layer_to_layer() -> None:
     # 16 convolutions and the head, each with its normalization
     assert ours["features.0.weight"] == ours["features.1.weight"] == 0.5**16
     assert ours["features.3.weight"] == ours["features.4.weight"] == 0.5**15
-    ours = scales(build("hybrid_tiny", 16, width=8, embed_dim=24, depth=2, num_heads=2), 0.5)
+    ours = scales(build("hybrid_tiny", 16, width=8, embed_dim=24, depth=2, num_heads=2, late_groups=1), 0.5)
     names = ["whiten.bias", "groups.0.conv1.weight", "groups.0.norm2.bias", "groups.1.conv2.weight"]
     names = [*(f"stem.{name}" for name in names), "embed.weight", "pos_embed"]
-    names += ["blocks.0.attn.qkv.weight", "blocks.1.mlp.fc2.weight", "head.weight"]
-    assert [ours[name] for name in names] == [0.5**power for power in (6, 5, 5, 4, 3, 3, 2, 1, 0)]
+    names += ["blocks.0.attn.qkv.weight", "blocks.1.mlp.fc2.weight", "late_groups.0.conv1.weight", "head.weight"]
+    assert [ours[name] for name in names] == [0.5**power for power in (7, 6, 6, 5, 4, 4, 3, 2, 1, 0)]
 
 
 def test_layer_decay_keeps_the_weight_decay_of_each_parameter() -> None:

@@ -13,6 +13,7 @@ from typing import Any
 from vitctl.config.checks import CHECKS
 from vitctl.config.settings import Settings
 from vitctl.errors import RequestError
+from vitctl.models import MODELS
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,7 +34,7 @@ class TrainConfig(Settings):
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> TrainConfig:
-        """Rebuild a record from the output of :meth:`to_dict`.
+        """Rebuild a record from the output of :meth:`to_dict`, perhaps of an earlier version with fewer options.
 
         Raises:
             RequestError: a setting is unknown to this version, or a value is invalid.
@@ -44,4 +45,8 @@ class TrainConfig(Settings):
                 f"settings unknown to this version of vitctl: {', '.join(unknown)}",
                 hint="upgrade vitctl: pip install --upgrade vitctl",
             )
+        entry, options = MODELS.get(values.get("net", "")), values.get("net_options")
+        if entry and options:
+            earlier = {name: option.earlier for name, option in entry.options.items() if option.earlier is not None}
+            values = {**values, "net_options": {**earlier, **options}}
         return cls(**values)

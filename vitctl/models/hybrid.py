@@ -1,24 +1,26 @@
-"""Hybrid networks: a stem of the CIFAR-10 speed records' convolutions, then transformer blocks on a few tokens.
+"""Hybrid networks: the convolutions of the CIFAR-10 speed records, with transformer blocks on a few tokens.
 
-The stem is that of :mod:`vitctl.models.airbench` (Jordan 2024, arXiv 2404.00498) with fewer groups and, in the smaller
-networks, a strided first convolution. Convolutions before the blocks help small Vision Transformers (Xiao et al. 2021,
-arXiv 2106.14881). The blocks follow the speed records of language models (https://github.com/KellerJordan/modded-nanogpt):
+The convolutions are those of :mod:`vitctl.models.airbench` (Jordan 2024, arXiv 2404.00498), in the smallest network with a
+strided first one. Convolutions before the blocks help small Vision Transformers (Xiao et al. 2021, arXiv 2106.14881). In
+the larger networks, the last group of convolutions follows the blocks: the same operations on more tokens need fewer
+weights, and the networks overfit less. The blocks follow the speed records of language models (https://github.com/KellerJordan/modded-nanogpt):
 norms without parameters, a squared ReLU (So et al. 2021, arXiv 2109.08668), no biases, and a zero-initialised last layer in
 each branch, so that a block starts as the identity.
 
 Shapes: B batch, C channels, H and W image height and width, S side of the stem's map, N = S * S tokens, D token width,
-h heads, d = D / h head width, K classes.
+h heads, d = D / h head width, E channels of the last map, K classes.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import pairwise
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vitctl.models.airbench import LOGIT_SCALE, ConvStem
+from vitctl.models.airbench import LOGIT_SCALE, ConvGroup, ConvStem
 
 
 class Attention(nn.Module):
@@ -90,25 +92,36 @@ class Block(nn.Module):
 
 
 class Hybrid(nn.Module):
-    """Convolutional stem and transformer blocks: float ``[B, C, H, W]`` to logits ``[B, K]``.
+    """Convolutions, transformer blocks, and perhaps further convolutions: float ``[B, C, H, W]`` to logits ``[B, K]``.
 
     Args:
-        stem: maps images to ``[B, D', S, S]``.
-        stem_dim: D'.
-        blocks: transformer blocks; without any, the network is the stem with a head.
+        stem: maps images to ``[B, stem_dim, S, S]``.
+        blocks: transformer blocks; without any, the network has only convolutions.
+        late_groups: convolutions after the blocks, from ``[B, D, S, S]`` to ``[B, E, ., .]``; perhaps none.
+        stem_dim: channels of the stem's map.
         embed_dim: D.
+        out_dim: E; D without ``late_groups``.
         num_classes: K.
     """
 
     def __init__(
-        self, stem: ConvStem, blocks: Sequence[Block], *, stem_dim: int, embed_dim: int, num_classes: int
+        self,
+        stem: ConvStem,
+        blocks: Sequence[Block],
+        late_groups: Sequence[ConvGroup],
+        *,
+        stem_dim: int,
+        embed_dim: int,
+        out_dim: int,
+        num_classes: int,
     ) -> None:
         super().__init__()
         self.stem = stem
         self.embed = nn.Linear(stem_dim, embed_dim, bias=False) if embed_dim != stem_dim else nn.Identity()
         self.pos_embed = nn.Parameter(torch.zeros(1, stem.side**2, embed_dim)) if blocks else None
         self.blocks = nn.Sequential(*blocks)
-        self.head = nn.Linear(embed_dim, num_classes, bias=False)
+        self.late_groups = nn.Sequential(*late_groups)
+        self.head = nn.Linear(out_dim, num_classes, bias=False)
         nn.init.normal_(self.head.weight)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -116,7 +129,9 @@ class Hybrid(nn.Module):
         x = self.embed(self.stem(x).flatten(2).transpose(1, 2))  # [B, N, D]
         if self.pos_embed is not None:
             x = self.blocks(x + self.pos_embed)
-        logits: Tensor = self.head(x.mean(dim=1)) * LOGIT_SCALE
+        x = torch.unflatten(x.transpose(1, 2), 2, (self.stem.side, self.stem.side))  # [B, D, S, S]
+        x = self.late_groups(x).mean(dim=(2, 3))  # [B, E]
+        logits: Tensor = self.head(x) * LOGIT_SCALE
         return logits
 
     def group_matcher(self, coarse: bool = False) -> dict[str, object]:
@@ -126,6 +141,7 @@ class Hybrid(nn.Module):
             "groups": r"^stem\.groups\.(\d+)",
             "embed": r"^embed|^pos_embed",
             "blocks": r"^blocks\.(\d+)",
+            "late_groups": r"^late_groups\.(\d+)",
         }
 
 
@@ -135,6 +151,7 @@ def hybrid(
     in_chans: int,
     num_classes: int,
     groups: int,
+    late_groups: int,
     width: int,
     embed_dim: int,
     depth: int,
@@ -149,7 +166,8 @@ def hybrid(
         img_size: H and W, in pixels.
         in_chans: C.
         num_classes: K.
-        groups: number of groups of convolutions, each of which halves the map.
+        groups: number of groups of convolutions before the blocks, each of which halves the map.
+        late_groups: number of groups of convolutions after the blocks.
         width: channels of the first group; each further group has twice as many.
         embed_dim: D.
         depth: number of transformer blocks.
@@ -161,14 +179,26 @@ def hybrid(
     Returns:
         A module that maps float ``[B, in_chans, H, W]`` to logits ``[B, num_classes]``.
     """
-    widths = [width * 2**i for i in range(groups)]
+    widths = [width * 2**i for i in range(groups + late_groups)]
     stem = ConvStem(
         img_size=img_size,
         in_chans=in_chans,
-        widths=widths,
+        widths=widths[:groups],
         kernel_size=stride + 1,
         stride=stride,
         bn_momentum=bn_momentum,
     )
     blocks = [Block(embed_dim, num_heads, mlp_ratio) for _ in range(depth)]
-    return Hybrid(stem, blocks, stem_dim=widths[-1], embed_dim=embed_dim, num_classes=num_classes)
+    late, side = list[ConvGroup](), stem.side
+    for in_dim, out_dim in pairwise([embed_dim, *widths[groups:]]):
+        late.append(ConvGroup(in_dim, out_dim, pool=side > 1, bn_momentum=bn_momentum))
+        side = max(1, side // 2)
+    return Hybrid(
+        stem,
+        blocks,
+        late,
+        stem_dim=widths[groups - 1],
+        embed_dim=embed_dim,
+        out_dim=widths[-1] if late else embed_dim,
+        num_classes=num_classes,
+    )
