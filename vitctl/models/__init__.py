@@ -155,26 +155,30 @@ def _resnet(layers: int, params: int, mflop: float, published_acc: float | None 
 
 def _hybrid(
     width: int,
-    late_groups: int,
+    growth: int,
+    late_width: int,
     stride: int,
     depth: int,
     num_heads: int,
-    mlp_ratio: float,
     params: int,
     mflop: float,
 ) -> ModelEntry:
-    embed_dim = 2 * width
+    embed_dim, late_groups = width * growth, int(late_width > 0)
     convolutions = {
-        "width": Option(width, "channels of the first group of convolutions, doubled in each further one", low=8),
+        "width": Option(width, "channels of the first group of convolutions", low=8),
+        "growth": Option(
+            growth, "factor of the channels from group to group before the blocks", low=1, high=8, earlier=2
+        ),
         "groups": Option(2, "groups of two convolutions before the blocks, each with max-pooling", low=1, high=6),
         "late_groups": Option(late_groups, "groups of convolutions after the blocks", low=0, high=6, earlier=0),
+        "late_width": Option(late_width or 2 * embed_dim, "channels of the groups after the blocks", low=8),
         "stride": Option(stride, "stride of the whitened patches, a pixel less than their side", low=1, high=8),
         "bn_momentum": Option(0.4, "weight of a new batch in BatchNorm's statistics", above=0, high=1),
     }
     return ModelEntry(
         target="vitctl.models.hybrid:hybrid",
         summary=f"{4 + 2 * late_groups} convs, {depth} blocks of width {embed_dim}",
-        options={**_widths(embed_dim, depth, num_heads, mlp_ratio, least=0), **convolutions},
+        options={**_widths(embed_dim, depth, num_heads, 2.0, least=0), **convolutions},
         family="hybrid",
         params=params,
         mflop=mflop,
@@ -421,9 +425,9 @@ MODELS: dict[str, ModelEntry] = {
         channels_last=("cpu", "cuda"),
         paper="Simonyan and Zisserman 2015, arXiv 1409.1556",
     ),
-    "hybrid_tiny": _hybrid(64, 0, 2, 4, 4, 2.0, 818_152, 37.8),
-    "hybrid_small": _hybrid(64, 1, 1, 2, 4, 5.0, 1_626_296, 178.3),
-    "hybrid_base": _hybrid(96, 1, 1, 2, 6, 5.0, 3_640_440, 378.7),
+    "hybrid_tiny": _hybrid(64, 2, 0, 2, 4, 4, 818_152, 37.8),
+    "hybrid_small": _hybrid(64, 3, 256, 1, 2, 4, 2_129_400, 241.5),
+    "hybrid_base": _hybrid(96, 3, 384, 1, 2, 6, 4_769_880, 519.9),
     "airbench94": ModelEntry(
         target="vitctl.models.airbench:airbench",
         summary="CNN of CIFAR-10 speed records",

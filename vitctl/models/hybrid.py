@@ -153,6 +153,8 @@ def hybrid(
     groups: int,
     late_groups: int,
     width: int,
+    growth: int,
+    late_width: int,
     embed_dim: int,
     depth: int,
     num_heads: int,
@@ -168,7 +170,9 @@ def hybrid(
         num_classes: K.
         groups: number of groups of convolutions before the blocks, each of which halves the map.
         late_groups: number of groups of convolutions after the blocks.
-        width: channels of the first group; each further group has twice as many.
+        width: channels of the first group.
+        growth: channels of each further group before the blocks divided by those of the one before.
+        late_width: E, the channels of each group after the blocks.
         embed_dim: D.
         depth: number of transformer blocks.
         num_heads: number of attention heads.
@@ -179,26 +183,26 @@ def hybrid(
     Returns:
         A module that maps float ``[B, in_chans, H, W]`` to logits ``[B, num_classes]``.
     """
-    widths = [width * 2**i for i in range(groups + late_groups)]
+    widths = [width * growth**i for i in range(groups)]
     stem = ConvStem(
         img_size=img_size,
         in_chans=in_chans,
-        widths=widths[:groups],
+        widths=widths,
         kernel_size=stride + 1,
         stride=stride,
         bn_momentum=bn_momentum,
     )
     blocks = [Block(embed_dim, num_heads, mlp_ratio) for _ in range(depth)]
     late, side = list[ConvGroup](), stem.side
-    for in_dim, out_dim in pairwise([embed_dim, *widths[groups:]]):
+    for in_dim, out_dim in pairwise([embed_dim, *[late_width] * late_groups]):
         late.append(ConvGroup(in_dim, out_dim, pool=side > 1, bn_momentum=bn_momentum))
         side = max(1, side // 2)
     return Hybrid(
         stem,
         blocks,
         late,
-        stem_dim=widths[groups - 1],
+        stem_dim=widths[-1],
         embed_dim=embed_dim,
-        out_dim=widths[-1] if late else embed_dim,
+        out_dim=late_width if late_groups else embed_dim,
         num_classes=num_classes,
     )
