@@ -47,6 +47,9 @@ class TrainConfig(Settings):
             )
         entry, options = MODELS.get(values.get("net", "")), values.get("net_options")
         if entry and options:
-            earlier = {name: option.earlier for name, option in entry.options.items() if option.earlier is not None}
+            earlier = {
+                name: option.default if option.earlier is None else option.earlier
+                for name, option in entry.options.items()
+            }
             values = {**values, "net_options": {**earlier, **options}}
         return cls(**values)
