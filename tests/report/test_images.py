@@ -158,7 +158,7 @@ def test_images_without_names_are_not_taken_from_a_folder(run: Path) -> None:
 
 def test_a_page_says_why_thumbnails_are_missing(run: Path, data: Path, cli: Cli) -> None:
     for path in (data / "test").rglob("*.png"):
-        draw(path, 7)
+        draw(path, 97)
     assert cli("report", run).code == 0
     html = Path("report.html").read_text()
     assert "changed since the run" in html and "<img" not in html

@@ -255,7 +255,10 @@ def test_png_files_come_from_the_same_charts(tmp_path: Path, cli: Cli) -> None:
         (["nothing"], "run folder nothing not found"),
         (["run", "-o", "run/config.json"], "--out run/config.json exists and is not a .html/.htm file"),
         (["run", "-o", "missing/report.html"], "--out missing/report.html: no such folder"),
-        (["run", "--png", "run/config.json"], "--png run/config.json is a file"),
+        (["run", "--png", "run/config.json"], "--png run/config.json is not a folder"),
+        (["run", "--png", "link"], "--png link is not a folder"),
+        (["run", "--png", "new", "-o", "./new"], "--out and --png both name new"),
+        (["run", "-o", "runs"], "--out runs is a folder"),
         (["run", "--png", "missing/charts"], "cannot write --png missing/charts: no such folder"),
         (["run", "--device", "cpu"], "--device cpu does nothing without --evaluate"),
         (["run", "--data-dir", "missing"], "--data-dir missing: no such folder"),
@@ -264,6 +267,8 @@ def test_png_files_come_from_the_same_charts(tmp_path: Path, cli: Cli) -> None:
 )
 def test_impossible_requests_are_refused(words: list[str], message: str, refused: Cli, tmp_path: Path) -> None:
     make_run(tmp_path / "run", predictions=False)
+    (tmp_path / "runs").mkdir()  # also the name of the argument
+    (tmp_path / "link").symlink_to("nowhere")
     assert message in str(refused("report", *words))
     assert not Path("report.html").exists()
 

@@ -40,7 +40,7 @@ from vitctl.registry import or_list
 from vitctl.runs.stored import FAILURE, LOCK
 from vitctl.training import checkpoint as ckpt
 from vitctl.training.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
-from vitctl.units import mask_passwords
+from vitctl.units import mask_passwords, printable
 
 BEST = "best.pt"
 PREDICTIONS = "predictions.npz"
@@ -383,7 +383,8 @@ def runs_in(folder: Path) -> list[Path]:
 def _use_a_run_in(folder: Path) -> str:
     """Return a hint that names the newest runs in ``folder``, or else in the default folder of runs."""
     runs = runs_in(folder) or runs_in(RUNS)
-    return f"use {or_list([str(run) for run in runs[:3]])}" if runs else "use the folder of a run, such as runs/NAME"
+    shown = [shlex.quote(printable(str(run))) for run in runs[:3]]
+    return f"use {or_list(shown)}" if runs else "use the folder of a run, such as runs/NAME"
 
 
 @functools.cache
