@@ -188,6 +188,18 @@ def test_evaluation_on_the_test_set_is_noted(tmp_path: Path) -> None:
     assert "(--val test), so choices may have been made on them" in parse(report(folder)).text
 
 
+def test_long_values_are_cut_off(tmp_path: Path) -> None:
+    folder = make_run(tmp_path / "run", settings={"wandb": "offline", "wandb_notes": "x" * 300_000})
+    html = report(folder)
+    assert "x" * 1000 in html and len(html) < 500_000
+
+
+def test_a_config_of_deep_brackets_is_damaged(tmp_path: Path, refused: Cli) -> None:
+    make_run(tmp_path / "run")
+    Path("run/config.json").write_text("[" * 100_000)
+    assert "run/config.json is damaged: maximum recursion depth" in str(refused("report", "run"))
+
+
 def test_settings_of_another_version_are_shown_with_a_note(tmp_path: Path) -> None:
     folder = make_run(tmp_path / "run")
     document = json.loads((folder / "config.json").read_text())

@@ -215,7 +215,7 @@ class RunFolder:
                 raise TypeError("it is not a JSON object")
             if not isinstance(document["config"], dict) or not isinstance(document["sessions"], list):
                 raise TypeError("config or sessions has the wrong type")
-        except (OSError, ValueError, KeyError, TypeError) as error:
+        except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
             raise RequestError(
                 f"{path} is damaged: {f'no {error}' if isinstance(error, KeyError) else error}",
                 hint=f"use --pretrained {self.checkpoints / LAST} to start a new run from its weights",
@@ -268,7 +268,7 @@ class RunFolder:
         """Return the content of ``summary.json``, or None if the run has not finished."""
         try:
             return dict(json.loads((self.path / "summary.json").read_text(encoding="utf-8")))
-        except (OSError, ValueError, TypeError):
+        except (OSError, ValueError, TypeError, RecursionError):
             return None
 
     def _write_failure(self, failure: Failure) -> None:
