@@ -286,3 +286,7 @@ def test_a_thousand_runs_are_listed_within_a_second(tmp_path: Path) -> None:
         times.append(seconds() - before)
         assert len(done.stdout.splitlines()) == 1002 and done.stderr == "\n"
     assert min(times) < 1
+
+
+def test_long_values_are_cut_off() -> None:
+    assert runs_view.shown("wandb_notes", "x" * 50_000_000) == "x" * runs_view.LONGEST + "…"
