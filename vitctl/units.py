@@ -106,5 +106,5 @@ def _escape(surrogate: int) -> str:
 
 def mask_passwords(text: str) -> str:
     """Return a URL or a command-line argument with its password replaced by ``***``."""
-    text = re.sub(r"(\w+:(?://)?[^/:@]*:).*@", r"\1***@", text, flags=re.DOTALL)
+    text = re.sub(r"(\b\w+:(?://)?[^/:@]*:).*@", r"\1***@", text, flags=re.DOTALL)
     return re.sub(r"(?i)(password=)[^&\s'\"]+", r"\1***", text)

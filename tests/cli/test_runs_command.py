@@ -16,7 +16,7 @@ import pytest
 from tests.conftest import TINY, Cli
 from tests.runs.fabricated import make_run
 from tests.test_startup import HEAVY
-from vitctl.cli.runs_view import LEAST_IMPORTANT, cell, fitting, shown
+from vitctl.cli.runs_view import LEAST_IMPORTANT, LONGEST, cell, fitting, shown
 from vitctl.files import locked
 from vitctl.runs.query import COLUMNS
 
@@ -286,3 +286,7 @@ def test_a_thousand_runs_are_listed_within_a_second(tmp_path: Path) -> None:
         times.append(seconds() - before)
         assert len(done.stdout.splitlines()) == 1002 and done.stderr == "\n"
     assert min(times) < 1
+
+
+def test_long_values_are_cut_off() -> None:
+    assert shown("wandb_notes", "x" * 50_000_000) == "x" * LONGEST + "…"

@@ -14,10 +14,13 @@ from tests.report.browser import CHROMIUM, Page, browser
 from tests.report.folders import make_run
 from tests.report.test_page import HOSTILE, report
 
-pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium (Debian: chromium)")
+REQUIRED = os.environ.get("VITCTL_BROWSER") == "required"
+"""Whether the tests fail without Chromium and axe-core instead of being skipped."""
 
 AXE = os.environ.get("VITCTL_AXE", "")
 """Path of axe-core's ``axe.min.js``."""
+
+pytestmark = pytest.mark.skipif(CHROMIUM is None and not REQUIRED, reason="needs Chromium (Debian: chromium)")
 
 
 @pytest.fixture(scope="module")
@@ -63,7 +66,7 @@ def test_the_page_shows_without_errors_requests_or_overflow(width: int, dark: bo
 
 
 @pytest.mark.parametrize("dark", [False, True])
-@pytest.mark.skipif(not AXE, reason="needs axe-core: set VITCTL_AXE to its axe.min.js")
+@pytest.mark.skipif(not AXE and not REQUIRED, reason="needs axe-core: set VITCTL_AXE to its axe.min.js")
 def test_axe_finds_nothing_serious(dark: bool, tab: Page, two_runs: Path) -> None:
     tab.open(two_runs, dark=dark)
     tab.evaluate("document.querySelectorAll('details').forEach((each) => { each.open = true; })")

@@ -188,6 +188,18 @@ def test_evaluation_on_the_test_set_is_noted(tmp_path: Path) -> None:
     assert "(--val test), so choices may have been made on them" in parse(report(folder)).text
 
 
+def test_long_values_are_cut_off(tmp_path: Path) -> None:
+    folder = make_run(tmp_path / "run", settings={"wandb": "offline", "wandb_notes": "x" * 300_000})
+    html = report(folder)
+    assert "x" * 1000 in html and len(html) < 500_000
+
+
+def test_a_config_of_deep_brackets_is_damaged(tmp_path: Path, refused: Cli) -> None:
+    make_run(tmp_path / "run")
+    Path("run/config.json").write_text("[" * 100_000)
+    assert "run/config.json is damaged: maximum recursion depth" in str(refused("report", "run"))
+
+
 def test_settings_of_another_version_are_shown_with_a_note(tmp_path: Path) -> None:
     folder = make_run(tmp_path / "run")
     document = json.loads((folder / "config.json").read_text())
@@ -255,7 +267,10 @@ def test_png_files_come_from_the_same_charts(tmp_path: Path, cli: Cli) -> None:
         (["nothing"], "run folder nothing not found"),
         (["run", "-o", "run/config.json"], "--out run/config.json exists and is not a .html/.htm file"),
         (["run", "-o", "missing/report.html"], "--out missing/report.html: no such folder"),
-        (["run", "--png", "run/config.json"], "--png run/config.json is a file"),
+        (["run", "--png", "run/config.json"], "--png run/config.json is not a folder"),
+        (["run", "--png", "link"], "--png link is not a folder"),
+        (["run", "--png", "new", "-o", "./new"], "--out and --png both name new"),
+        (["run", "-o", "runs"], "--out runs is a folder"),
         (["run", "--png", "missing/charts"], "cannot write --png missing/charts: no such folder"),
         (["run", "--device", "cpu"], "--device cpu does nothing without --evaluate"),
         (["run", "--data-dir", "missing"], "--data-dir missing: no such folder"),
@@ -264,6 +279,8 @@ def test_png_files_come_from_the_same_charts(tmp_path: Path, cli: Cli) -> None:
 )
 def test_impossible_requests_are_refused(words: list[str], message: str, refused: Cli, tmp_path: Path) -> None:
     make_run(tmp_path / "run", predictions=False)
+    (tmp_path / "runs").mkdir()  # also the name of the argument
+    (tmp_path / "link").symlink_to("nowhere")
     assert message in str(refused("report", *words))
     assert not Path("report.html").exists()
 

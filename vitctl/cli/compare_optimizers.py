@@ -114,6 +114,7 @@ def compare_optimizers(
     else:
         for table in tables:
             printing.print_comparison(table)
+        printing.print_next("vitctl", "runs", "list", "--runs-dir", result.folder)
     if out is not None:  # last, as a disk may be full
         for path in write(out, "compare-optimizers", document, tables, report.figures()):
             observer.message(f"wrote {path}")

@@ -63,7 +63,7 @@ def evaluate(
 
     Reports loss, top-1 and top-5 accuracy, per-class metrics and the confusion matrix.
     """
-    from vitctl.config import find_run, resolve_dataset, resolve_labels
+    from vitctl.config import find_run, is_run, resolve_dataset, resolve_labels
 
     for flag, value, choices in (
         ("--weights", weights, ("last", "best")),
@@ -94,8 +94,10 @@ def evaluate(
     with make_observer() as observer:
         from vitctl.export.open import open_classifier  # torch loads here
         from vitctl.inference import scoring
+        from vitctl.training.run_folder import PREDICTIONS
 
-        classifier = open_classifier(find_run(path), weights=weights, device_name=device, warn=observer.message)
+        path = find_run(path)
+        classifier = open_classifier(path, weights=weights, device_name=device, warn=observer.message)
         scores = None
         unchanged = (dataset, data_dir, labels, limit, tta, device) == (None, None, None, None, "none", "auto")
         if predictions is not None and unchanged and not (accept_data or skip_bad_images):
@@ -116,6 +118,11 @@ def evaluate(
         printing.print_json(scores.to_dict())
     else:
         printing.print_scores(scores)
+        if is_run(path):
+            stored = (path / PREDICTIONS).exists()
+            printing.print_next("vitctl", "report", path, *([] if stored else ["--evaluate"]))
+        else:
+            printing.print_next("vitctl", "predict", path, more="IMAGE...")
     if csv is not None:  # last, as a disk may be full
         scoring.write_class_table(scores, csv)
     if predictions is not None:

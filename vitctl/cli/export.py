@@ -204,9 +204,13 @@ def export(
 
     with make_observer() as observer:
         from vitctl.export import pipeline  # torch loads here
+        from vitctl.export.open import EXPORTED
 
         report = pipeline.export(request, observer)
     if as_json:
         printing.print_json(report)
     else:
         printing.print_export(report)
+        readable = [file["path"] for file in report["files"] if file["path"].lower().endswith(EXPORTED)]
+        if readable:
+            printing.print_next("vitctl", "eval", readable[0])

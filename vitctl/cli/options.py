@@ -110,7 +110,7 @@ class Command(TyperCommand):
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         """Convert ``args`` to the spellings that Typer knows, and parse them."""
         ctx.meta[TYPED] = list(args)
-        own = {name for parameter in self.params for name in parameter.opts}
+        own = {name for parameter in self.params for name in parameter.opts if name.startswith("-")}  # no arguments
         switches = {  # what to write for true and for false; nothing for false if there is no --no- form
             name: (parameter.opts[:1], parameter.secondary_opts[:1])
             for parameter in self.params

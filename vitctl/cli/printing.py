@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -22,6 +23,16 @@ Record = dict[str, Any]
 def print_json(document: Any) -> None:
     """Print ``document`` as one JSON document."""
     print(json_text(document))
+
+
+def print_next(*words: object, more: str = "") -> None:
+    """Print the command that is useful next, below a result.
+
+    Args:
+        *words: its words, quoted for the shell where needed.
+        more: placeholders for words that the user adds, such as ``IMAGE...``.
+    """
+    print(f"next: {shlex.join(map(str, words))}{more and f' {more}'}")
 
 
 def print_bold(text: str) -> None:

@@ -216,7 +216,7 @@ class ProgressBars(ProgressLines):
                 lines[-1] += f" | {part}"
         self.print("\n".join(lines))
 
-    def _show(self, name: str, done: int, count: int | None, *figures: str) -> None:
+    def _show(self, name: str, done: float, count: int | None, *figures: str) -> None:
         """Update a bar; ``figures`` are shown in order of importance, as many as fit."""
         if self._progress is None:
             return
@@ -225,9 +225,10 @@ class ProgressBars(ProgressLines):
         room = width - max(9, len(name)) - bar - (2 * len(str(count)) + 1 if count is not None else 3) - 3
         text = ""
         for figure in figures:
-            if len(text) + len(figure) + bool(text) > room:
+            longer = f"{text} | {figure}" if text else figure
+            if len(longer) > room:
                 break
-            text = f"{text} {figure}".strip()
+            text = longer
         if name not in self._tasks:
             self._tasks[name] = self._progress.add_task(name, total=count, figures="")
         self._progress.update(self._tasks[name], completed=done, total=count, figures=text)
@@ -253,7 +254,8 @@ class ProgressBars(ProgressLines):
         figures = [*_speed(record), f"lr {record['lr']:.2e}"]
         if record["train_loss"] is not None:
             figures = [f"loss {record['train_loss']:.4f}", f"acc {record['train_acc']:.2f} %", *figures]
-        self._show("epoch", record["epoch"] - 1, record["epochs"], f"{format_duration(record['eta'])} left")
+        done = record["epoch"] - 1 + record["step_in_epoch"] / record["steps"]
+        self._show("epoch", done, record["epochs"], f"{format_duration(record['eta'])} left")
         self._show("step", record["step_in_epoch"], record["steps"], *figures)
 
     def working(self, text: str) -> None:

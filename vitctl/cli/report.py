@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Annotated
 
@@ -33,8 +34,10 @@ def report(
 
     check_replaceable(out, "--out", (".html", ".htm"))
     if png is not None:
-        if png.exists() and not png.is_dir():
-            raise RequestError(f"--png {png} is a file", hint="use --png with a folder")
+        if os.path.lexists(png) and not png.is_dir():  # lexists: a broken link
+            raise RequestError(f"--png {png} is not a folder", hint="use --png with a folder")
+        if os.path.realpath(png) == os.path.realpath(out):
+            raise RequestError(f"--out and --png both name {png}", hint="use --png with another folder")
         if problem := folder_error(png if png.is_dir() else png.absolute().parent):
             raise RequestError(f"cannot write --png {png}: {problem}", hint="use --png with a path in another folder")
     if data_dir is not None and not data_dir.is_dir():

@@ -37,6 +37,9 @@ FIRST = ("test_acc", "test_acc_tta", "best_val_acc", "val_acc", "train_acc", "te
 
 MISSING = "-"
 
+LONGEST = 2000
+"""Characters of a value that are printed; JSON and CSV have all."""
+
 
 # -- values -----------------------------------------------------------------------------------------------------------
 
@@ -57,7 +60,8 @@ def shown(column: str, value: Any) -> str:
         return format_value(value)
     if isinstance(value, (int, float)):
         return _figure(column, value)
-    text = printable(str(value))
+    text = str(value)
+    text = printable(text[:LONGEST]) + ("…" if len(text) > LONGEST else "")
     if column == "started":
         return text[:16].replace("T", " ")
     if column in (DATA_SHA256, "git_commit"):

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Self
 
 from vitctl.cli.grid import Column, grids, print_grid, stdout_console
 from vitctl.cli.grid import show as show_tables
-from vitctl.cli.printing import print_bold, print_json, print_table
+from vitctl.cli.printing import print_bold, print_json, print_next, print_table
 from vitctl.observer import Observer
 from vitctl.sweep.images import SweepImages
 from vitctl.sweep.space import show, show_params
@@ -372,6 +372,8 @@ class SweepLines(Observer):
             print_json(status_document(self.sweep, take_snapshot(self.sweep)))
         else:
             print_top(self.sweep, 3)
+            if self.sweep.ledger().count("complete"):
+                print_next(*self.sweep.command("best"))
 
     @property
     def _name(self) -> str:

@@ -89,7 +89,7 @@ def train(
     Data sets by name: digits, cifar10, cifar100, mnist, fashionmnist, kmnist, svhn and stl10.
     """
     from vitctl.cli.modes import choose_mode
-    from vitctl.config import RUNS, find_run, free_settings, read_settings, resolve_config, resolve_dataset
+    from vitctl.config import RUNS, find_run, free_settings, is_run, read_settings, resolve_config, resolve_dataset
     from vitctl.process.signals import watch_parent
 
     in_sweep = watch_parent() or "WANDB_SWEEP_ID" in os.environ
@@ -163,7 +163,15 @@ def train(
         "preview_batch": printing.print_preview,
         "dry_run": printing.print_dry_run,
     }
-    show.get(mode, printing.print_summary)(summary)
+    if mode in show:
+        show[mode](summary)
+        return
+    printing.print_summary(summary)
+    if resume is None:
+        run = Path(runs_dir or RUNS, summary["name"])
+    else:  # also by its checkpoint
+        run = next(folder for folder in (resume, *resume.parents) if is_run(folder))
+    printing.print_next("vitctl", "report", run)
 
 
 def settings_file(config: TrainConfig, free: tuple[str, ...]) -> str:

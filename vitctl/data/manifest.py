@@ -98,7 +98,7 @@ class Manifest:
             if document["format"] != FORMAT:
                 return None
             return cls({str(name): ImageEntry(int(size), str(content)) for name, size, content in document["images"]})
-        except (OSError, EOFError, zlib.error, ValueError, KeyError, TypeError):
+        except (OSError, EOFError, zlib.error, ValueError, KeyError, TypeError, RecursionError):
             return None
 
 

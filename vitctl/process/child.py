@@ -172,7 +172,7 @@ class Metrics:
             try:
                 row = json.loads(line)
                 epoch = int(row["epoch"])
-            except (ValueError, TypeError, KeyError):
+            except (ValueError, TypeError, KeyError, RecursionError):
                 continue
             if epoch > self._epoch:
                 self._epoch = epoch

@@ -64,7 +64,7 @@ class Failure:
             document = json.loads(path.read_text(encoding="utf-8"))
             known = {field.name for field in dataclasses.fields(cls)}
             failure = cls(**{name: value for name, value in document.items() if name in known})
-        except (OSError, ValueError, TypeError, AttributeError):
+        except (OSError, ValueError, TypeError, AttributeError, RecursionError):
             return None
         return failure if failure.kind in get_args(Kind) else dataclasses.replace(failure, kind="failed")
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import functools
 import io
+import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,9 +17,13 @@ from PIL import Image
 
 from vitctl.data.dataset import Dataset, load_dataset
 from vitctl.data.decode import decode_image
+from vitctl.data.duplicates import image_digests
+from vitctl.data.layout import class_name
+from vitctl.data.manifest import MANIFEST, Manifest
 from vitctl.data.reading import Reading
 from vitctl.errors import RequestError, VitctlError
 from vitctl.report.run import Predictions, RunRecord, reason
+from vitctl.units import printable
 
 LARGEST = 112
 """Longest side of a thumbnail in pixels; larger images are shrunk, smaller ones stay as they are."""
@@ -61,6 +66,9 @@ class Thumbnail:
 class ImageReader:
     """Reads the test images of a run, one by one where they have files.
 
+    A folder of a run may come from somewhere else, and a page may be passed on. So a file is shown only if its pixels are
+    those that the run recorded, or if the user named the folder with the data.
+
     Args:
         run: a run with checked settings and predictions for the test images.
         data_dir: folder of the data; None for that of training.
@@ -71,35 +79,74 @@ class ImageReader:
         self.config = run.config
         self.predictions: Predictions = run.test
         self.data_dir = data_dir
+        self._run = run
 
-    def original(self, index: int) -> Pixels:
-        """Return an image as it is stored, uint8 ``[C, H, W]``.
-
-        Raises:
-            VitctlError: the image or the data set is missing or damaged.
-        """
-        return self._read(index, None)
-
-    def prepared(self, index: int) -> Pixels:
-        """Return an image as it was read for the network, uint8 ``[C, H, W]``.
+    def read(self, index: int) -> tuple[Pixels, Pixels]:
+        """Return an image as it is stored, and as it was read for the network, both uint8 ``[C, H, W]``.
 
         Raises:
-            VitctlError: the image or the data set is missing or damaged.
+            VitctlError: the image or the data set is missing, damaged or not that of the run.
         """
-        return self._read(index, self.config.size)
-
-    def _read(self, index: int, size: int | None) -> Pixels:
         name = self.predictions.names[index]
         if self.predictions.files:
-            reading = Reading(self.config.fit, self.config.value_range)
-            return decode_image(Path(self.data_dir or self.predictions.source) / name, size, reading)
-        images, number = self._dataset.test.images, name.rpartition("/")[2]
-        if not number.isdecimal() or int(number) >= len(images):
+            return self._read_file(index, Path(self.data_dir or self.predictions.source) / name)
+        if self._dataset.manifest is not None:
+            raise RequestError(
+                f"the run read no image files, but {self._dataset.source} has some",
+                hint="use --data-dir with the archive of the data",
+            )
+        test, number = self._dataset.test, name.rpartition("/")[2]
+        if not number.isdecimal() or int(number) >= len(test):
             raise RequestError(
                 f"{self._dataset.source} has no test image {name!r}", hint="use --data-dir with the data"
             )
-        pixels: Pixels = images[int(number)].numpy()
-        return pixels
+        if int(test.labels[int(number)]) != int(self.predictions.labels[index]):
+            raise RequestError(
+                f"the images of {self._dataset.source} changed since the run", hint="use --data-dir with the data"
+            )
+        pixels: Pixels = test.images[int(number)].numpy()
+        return pixels, pixels
+
+    def _read_file(self, index: int, path: Path) -> tuple[Pixels, Pixels]:
+        if not path.is_file():  # a FIFO would never end
+            raise RequestError(f"the image {path} is missing", hint="use --data-dir with the folder of the data")
+        reading = Reading(self.config.fit, self.config.value_range)
+        if self._recorded is not None:
+            content = self._recorded_content(index)
+            if content is None:
+                raise RequestError(f"{path} is not an image of the run", hint="use a run's folder as vitctl wrote it")
+        elif self.data_dir is None:
+            raise RequestError(
+                f"the run has no record of its images, {MANIFEST}", hint="use --data-dir with the folder of the data"
+            )
+        elif not Path(os.path.realpath(path)).is_relative_to(os.path.realpath(self.data_dir)):
+            raise RequestError(f"the image {path} is outside --data-dir", hint="use a run's folder as vitctl wrote it")
+        else:
+            content = None
+        stored, prepared = decode_image(path, None, reading), decode_image(path, self.config.size, reading)
+        # Some data sets keep their own size.
+        if content is not None and content not in (_digest(stored), _digest(prepared)):
+            raise RequestError(f"the image {path} changed since the run", hint="use --data-dir with the former images")
+        return stored, prepared
+
+    @functools.cached_property
+    def _recorded(self) -> dict[str, str] | None:
+        """Digest of each test image by its class and path, or None if the run has no manifest."""
+        manifest = Manifest.read(self._run.path / MANIFEST)
+        if manifest is None:
+            return None
+        return {printable(name): image.content for name, image in manifest.images.items() if name[:6] != "train/"}
+
+    def _recorded_content(self, index: int) -> str | None:
+        """Return the digest of an image when the run used it, or None if there was no such image."""
+        recorded, label = self._recorded or {}, int(self.predictions.labels[index])
+        parts = printable(class_name(self.predictions.names[index])).split("/")
+        keys = (
+            f"{part}/{self._run.classes[label]}/{'/'.join(parts[start:])}"
+            for start in range(len(parts))  # the manifest has the path below the folder of the class
+            for part in ("test", "val")  # a data set without test/ is tested on val/
+        )
+        return next((recorded[key] for key in keys if key in recorded), None)
 
     @functools.cached_property
     def _dataset(self) -> Dataset:
@@ -115,6 +162,10 @@ class ImageReader:
             fit=config.fit,
             value_range=config.value_range,
         )
+
+
+def _digest(pixels: Pixels) -> str:
+    return image_digests(pixels[None]).tobytes().hex()
 
 
 @dataclass(frozen=True)
@@ -150,7 +201,7 @@ def show(images: ImageReader, indices: Sequence[int]) -> tuple[list[Shown], str]
     for index in indices:
         thumbnail = None
         try:
-            thumbnail = Thumbnail.of(images.original(index))
+            thumbnail = Thumbnail.of(images.read(index)[0])
         except (VitctlError, OSError) as error:
             missing = missing or reason(error)
             if not images.predictions.files:  # the data set is missing, and is not searched for again
@@ -181,8 +232,8 @@ def show_attention(
         trained = load_trained(run.path, weights="last", device=device, warn=say)
         if not explainable(trained.model):
             return [], f"attention rollout is defined for vit, cct and hybrid networks, not for {trained.config.net}"
-        stored = [images.original(index) for index in indices]
-        prepared = torch.from_numpy(np.stack([images.prepared(index) for index in indices]))
+        stored, prepared_images = zip(*map(images.read, indices), strict=True)
+        prepared = torch.from_numpy(np.stack(prepared_images))
         normalize = make_normalize(trained.config, trained.mean, trained.std, device)
         maps = attention_map(trained.model, normalize(prepared)).numpy()
     except (VitctlError, OSError) as error:

@@ -299,7 +299,7 @@ def html(report: RunsReport) -> str:
     return render(
         "runs.html",
         report=report,
-        shown=lambda text: printable(mask_passwords(str(text))),
+        shown=_shown,
         image_path=_image_path,
         confidence=lambda run, index: float(run.test.probabilities[index, run.test.predicted[index]]),
         wrong_in=lambda run, index: _wrong_in([each.run for each in report.details], run, index),
@@ -307,6 +307,15 @@ def html(report: RunsReport) -> str:
         number=lambda value: "–" if finite(value) is None else f"{value:,.5g}",
         accuracy_text=lambda value: "–" if finite(value) is None else f"{value:.2f}",
     )
+
+
+_LONGEST_SHOWN = 10_000
+"""Characters of a value from a run's folder; longer ones are cut off."""
+
+
+def _shown(value: object) -> str:
+    text = str(value)
+    return printable(mask_passwords(text[:_LONGEST_SHOWN])) + ("…" if len(text) > _LONGEST_SHOWN else "")
 
 
 def _image_path(run: RunRecord, index: int) -> str:

@@ -228,8 +228,12 @@ class Sweep:
     @property
     def agent_command(self) -> str:
         """The command that runs trials of this sweep, for hints."""
-        place = "" if self.runs_dir == Path("runs") else f" --runs-dir {shlex.quote(str(self.runs_dir))}"
-        return f"vitctl sweep agent {self.id}{place}"
+        return shlex.join(self.command("agent"))
+
+    def command(self, name: str) -> list[str]:
+        """Return the words of a command on this sweep, such as ``best``."""
+        place = [] if self.runs_dir == Path("runs") else ["--runs-dir", str(self.runs_dir)]
+        return ["vitctl", "sweep", name, self.id, *place]
 
     @property
     def file(self) -> SweepFile:

@@ -40,7 +40,7 @@ from vitctl.registry import or_list
 from vitctl.runs.stored import FAILURE, LOCK
 from vitctl.training import checkpoint as ckpt
 from vitctl.training.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
-from vitctl.units import mask_passwords
+from vitctl.units import mask_passwords, printable
 
 BEST = "best.pt"
 PREDICTIONS = "predictions.npz"
@@ -215,7 +215,7 @@ class RunFolder:
                 raise TypeError("it is not a JSON object")
             if not isinstance(document["config"], dict) or not isinstance(document["sessions"], list):
                 raise TypeError("config or sessions has the wrong type")
-        except (OSError, ValueError, KeyError, TypeError) as error:
+        except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
             raise RequestError(
                 f"{path} is damaged: {f'no {error}' if isinstance(error, KeyError) else error}",
                 hint=f"use --pretrained {self.checkpoints / LAST} to start a new run from its weights",
@@ -268,7 +268,7 @@ class RunFolder:
         """Return the content of ``summary.json``, or None if the run has not finished."""
         try:
             return dict(json.loads((self.path / "summary.json").read_text(encoding="utf-8")))
-        except (OSError, ValueError, TypeError):
+        except (OSError, ValueError, TypeError, RecursionError):
             return None
 
     def _write_failure(self, failure: Failure) -> None:
@@ -383,7 +383,8 @@ def runs_in(folder: Path) -> list[Path]:
 def _use_a_run_in(folder: Path) -> str:
     """Return a hint that names the newest runs in ``folder``, or else in the default folder of runs."""
     runs = runs_in(folder) or runs_in(RUNS)
-    return f"use {or_list([str(run) for run in runs[:3]])}" if runs else "use the folder of a run, such as runs/NAME"
+    shown = [shlex.quote(printable(str(run))) for run in runs[:3]]
+    return f"use {or_list(shown)}" if runs else "use the folder of a run, such as runs/NAME"
 
 
 @functools.cache
