@@ -64,5 +64,5 @@ def report(
     if png is not None:
         png.mkdir(exist_ok=True)
         for chart in built.charts:
-            write_bytes(png / f"{chart.id}.png", drawing.png(drawing.lay_out(chart)))
+            write_bytes(png / f"{chart.id}.png", drawing.render([chart], "png"))
         typer.echo(f"charts: {png}")

@@ -46,6 +46,7 @@ class Table:
         corner: heading of the column of row labels.
         columns: headings of the other columns.
         notes: legend and remarks below the table.
+        sortable: whether readers of a page may sort the rows.
     """
 
     title: str
@@ -53,6 +54,7 @@ class Table:
     columns: tuple[str, ...]
     rows: tuple[Row, ...]
     notes: tuple[str, ...] = ()
+    sortable: bool = False
 
 
 def best(row: Row) -> set[int]:
