@@ -40,8 +40,8 @@ def add_trials(sweep: Sweep, count: int) -> Sweep:
     varying = sweep.file.space.varying
     with sweep.changing() as study:
         for number in range(count):
-            share = (number * 0.618034 + 0.3) % 1
-            params = {name: parameter.quantile((share * 7**i) % 1) for i, (name, parameter) in enumerate(varying.items())}
+            shares = [(number * step + 0.3) % 1 for step in (0.618034, 0.7548777, 0.5698403, 0.8191725)]
+            params = {name: varying[name].quantile(share) for name, share in zip(varying, shares, strict=True)}
             state = [TrialState.COMPLETE, TrialState.COMPLETE, TrialState.PRUNED][number % 3]
             user: dict[str, Any] = {"run": f"runs/{number}"}
             if number == 4:
@@ -70,7 +70,7 @@ def sweep(tmp_path: Path) -> Sweep:
 
 def test_the_page_shows_the_best_trials_importance_values_and_early_stops(sweep: Sweep) -> None:
     report = SweepReport(sweep)
-    html = report.page()
+    html = report.page(report.sections())
     found = parse(html)
     assert all(link.startswith(("#", "data:")) for link in found.links)
     assert len(found.ids) == len(set(found.ids))
@@ -129,4 +129,16 @@ def test_few_trials_leave_out_what_cannot_be_drawn(tmp_path: Path) -> None:
     files = plot(sweep, list(KINDS), ["png"], tmp_path / "plots", warned.append)
     assert {file.stem for file in files} == KINDS.keys() - {"importances"}
     assert warned == ["skipping importances: it needs two complete trials with different parameters"]
-    assert "No trial was stopped early" in SweepReport(sweep).page()
+    assert SweepReport(sweep).curves().intro == "No trial was stopped early."
+
+
+def test_report_accepts_the_id_or_the_folder_of_a_sweep(
+    sweep: Sweep, cli: Cli, refused: Refused, tmp_path: Path
+) -> None:
+    for target in (sweep.id, sweep.folder):
+        result = cli("report", target, "-o", "sweep.html", "--png", "charts")
+        assert result.out.startswith("Trial "), result.err
+        assert "All trials" in (tmp_path / "sweep.html").read_text()
+    assert {path.stem for path in (tmp_path / "charts").iterdir()} >= {"history", "importances", "values-lr"}
+    assert "is a sweep, which has a report of its own" in refused("report", "x", sweep.id)
+    assert "--evaluate does nothing for a sweep" in refused("report", sweep.id, "--evaluate")

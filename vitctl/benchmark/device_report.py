@@ -268,7 +268,7 @@ class DeviceReport:
                 "Training speed",
                 "images/s",
                 names,
-                [Part(label="", values=speeds)],
+                [Part(label="", values=speeds, tone="bar")],
                 [f"{speed:,.1f}" for speed in speeds],
                 [f"{name}: {speed:,.1f} images/s" for name, speed in zip(names, speeds, strict=True)],
             ),

@@ -36,6 +36,7 @@ _ROLES = {
     "grid": "#d9dde3",
     "bar": "#c3cad4",
     "on": "#ffffff",
+    "paper": "#ffffff",
 }
 
 _LEVELS = 8
@@ -58,6 +59,9 @@ _SIZE, _SMALL = 11, 9.5
 
 _SCALE = 3
 """Pixels of a PNG per CSS pixel."""
+
+_HALO = 1.5
+"""Width of a halo in CSS pixels."""
 
 FORMATS = ("png", "svg", "pdf")
 """Kinds of files with charts."""
@@ -107,6 +111,7 @@ class Label:
         tone: its colour.
         upright: whether it is turned by 90 degrees, to be read from below.
         axis: ``x`` or ``y`` for a number at a tick, which zooming replaces.
+        halo: whether it stands out from lines behind it.
     """
 
     x: float
@@ -117,6 +122,7 @@ class Label:
     tone: str = "text"
     upright: bool = False
     axis: str = ""
+    halo: bool = False
 
 
 @dataclass
@@ -198,7 +204,7 @@ def _lay_out_plane(chart: Chart) -> Scene:
     y_low, y_high = chart.y_range or _range([value for mark in chart.marks for value in _values(mark, "y")], 0.06)
     upward = ticks(y_low, y_high, 5)
     margin = max((_width(number_text(value), _SIZE) for value in upward), default=0) + 8
-    scene = Scene(chart, left=margin + (16 if chart.y else 0), top=8, right=chart.width - 10, bottom=chart.height - 38)
+    scene = Scene(chart, left=margin + (20 if chart.y else 0), top=8, right=chart.width - 10, bottom=chart.height - 38)
     longest = max((_width(text, _SIZE) for _, text in across), default=0)
     upright = bool(chart.x_names) and longest > (scene.right - scene.left) / len(chart.x_names) - 4
     below = longest - 8 if upright else 0.0
@@ -421,7 +427,7 @@ def _lay_out_parallel(chart: Chart, parallel: Parallel) -> Scene:
         scene.labels.append(Label(x=x, y=y, text=_short(axis.name)))
         for height, text in axis.ticks:
             _, y = place(number, height)
-            scene.labels.append(Label(x=x - 5, y=y, text=_short(text), anchor="end", size=_SMALL, tone="muted"))
+            scene.labels.append(Label(x=x - 5, y=y, text=_short(text), anchor="end", size=_SMALL, halo=True))
     scene.readout = _stops(list(zip(lines, parallel.texts, strict=True))[::-1])
     return scene
 
@@ -572,6 +578,7 @@ def _svg_label(label: Label, paint: _Paint) -> str:
     anchor = "" if label.anchor == "start" else f";text-anchor:{label.anchor}"
     axis = f' class="tick-{label.axis}"' if label.axis else ""
     style = f"font-size:{label.size:g}px;fill:{paint(label.tone)}{anchor}"
+    style += f";paint-order:stroke;stroke:{paint('paper')};stroke-width:{2 * _HALO:g}px" if label.halo else ""
     # A shift by a third of the size centres capitals in all browsers; dominant-baseline does so only in some.
     shift = label.size * 0.35
     x, y = (label.x + shift, label.y) if label.upright else (label.x, label.y + shift)
@@ -635,15 +642,14 @@ def arrange(charts: Sequence[Chart], title: str = "", columns: int = 2) -> Sheet
 
 def _entries(charts: Sequence[Chart]) -> list[tuple[str, Tone, str]]:
     """Return label, tone, and dash (or an empty text for a mark without a line) of the entries of a legend."""
-    entries: dict[tuple[str, Tone, str], None] = {}
+    entries: dict[tuple[str, Tone], str] = {}
     for mark in (mark for chart in charts for mark in chart.marks):
         if isinstance(mark, Line) and not mark.guide:
-            entries[mark.label, mark.tone, mark.dash] = None
-        elif isinstance(mark, Points):
-            entries[mark.label, mark.tone, ""] = None
-        elif isinstance(mark, Rows):
-            entries.update(((part.label, part.tone, ""), None) for part in mark.parts)
-    found = [entry for entry in entries if entry[0]]
+            entries.setdefault((mark.label, mark.tone), mark.dash)
+        for each in mark.parts if isinstance(mark, Rows) else [mark]:
+            if isinstance(each, Points | Part):
+                entries.setdefault((each.label, each.tone), "")
+    found = [(label, tone, dash) for (label, tone), dash in entries.items() if label]
     return found if len(found) > 1 else []
 
 
@@ -737,7 +743,9 @@ def _image(sheet: Sheet) -> Image:
         x, y, fill = label.x * _SCALE, label.y * _SCALE, _colour(label.tone)
         text = printable(label.text).replace("\N{MINUS SIGN}", "-")  # Pillow's font has no minus sign
         if not label.upright:
-            ImageDraw.Draw(image).text((x, y), text, fill=fill, font=font, anchor=anchor)
+            halo = round(_HALO * _SCALE) if label.halo else 0
+            more: dict[str, Any] = {"stroke_width": halo, "stroke_fill": _colour("paper")}
+            ImageDraw.Draw(image).text((x, y), text, fill=fill, font=font, anchor=anchor, **more)
             continue
         left, top, right, bottom = font.getbbox(text, anchor="ls")
         piece = Image.new("L", (max(1, round(right - left)), max(1, round(bottom - top))))

@@ -17,7 +17,7 @@ from vitctl.report.chart import Axis, Chart, Line, Mark, Parallel, Part, Points,
 from vitctl.report.rendering import Section
 from vitctl.report.tables import Cell, Row, Table
 from vitctl.sweep.ledger import root_of
-from vitctl.sweep.space import CHOICES, Parameter, Value, show, show_params
+from vitctl.sweep.space import CHOICES, Parameter, Value, show
 from vitctl.sweep.sweep import Sweep, TrialRow
 from vitctl.units import plural
 
@@ -26,6 +26,10 @@ _STATES = {"complete": (0, "complete"), "pruned": (1, "stopped early")}
 
 _BEST = 5
 """Trials in the table of the best."""
+
+_FANOVA = 200
+"""Complete trials up to which importance is that of fANOVA, which takes seconds; beyond, that of PED-ANOVA, which looks
+only at the best tenth of the trials."""
 
 
 @dataclass(frozen=True)
@@ -96,11 +100,14 @@ class SweepReport:
     def history(self) -> Section:
         """Return the value of each trial, and the best so far."""
         done = sorted((row for row in self.valued if row.state == "complete"), key=lambda row: row.trial)
-        best: list[float] = []
+        steps: list[tuple[int, float]] = []
         for row in done:
-            best.append(self.sweep.file.metric.best([*best[-1:], row.value or 0.0]))
+            before = [best for _, best in steps[-1:]]
+            steps += [(row.trial, best) for best in before]
+            steps.append((row.trial, self.sweep.file.metric.best([*before, row.value or 0.0])))
+        x, y = zip(*steps, strict=True)
         marks: list[Mark] = [
-            Line(label="best so far", x=[row.trial for row in done], y=best, tone=2, series="best-so-far"),
+            Line(label="best so far", x=x, y=y, tone=2, series="best-so-far"),
             *self._points(lambda row: row.trial),
         ]
         title = f"{self.metric} by trial"
@@ -135,17 +142,19 @@ class SweepReport:
     @cached_property
     def shares(self) -> dict[str, float]:
         """Importance of each parameter, most important first; they sum to 1. Empty with too few complete trials."""
-        from optuna.importance import get_param_importances
+        from optuna.importance import FanovaImportanceEvaluator, get_param_importances
 
-        if self.ledger.count("complete") < 2:
+        complete = self.ledger.count("complete")
+        if complete < 2:
             return {}
+        evaluator = FanovaImportanceEvaluator(seed=0) if complete <= _FANOVA else None
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             try:
-                found = get_param_importances(self.sweep.reader)
+                found = get_param_importances(self.sweep.reader, evaluator=evaluator)
             except (ValueError, RuntimeError):
                 return {}
-        known = {name: share for name, share in found.items() if math.isfinite(share)}
+        known = {name: float(share) for name, share in found.items() if math.isfinite(share)}
         return dict(sorted(known.items(), key=lambda item: -item[1]))
 
     def importances(self) -> Section | None:
@@ -169,7 +178,8 @@ class SweepReport:
             width=440,
             height=60 + 26 * max(3, len(shares)),
         )
-        intro = "How much the good trials differ from all trials in each parameter (Optuna's PED-ANOVA), over complete trials."
+        method = "fANOVA" if self.ledger.count("complete") <= _FANOVA else "PED-ANOVA"
+        intro = f"How much each parameter explains of the differences between complete trials (Optuna's {method})."
         return Section(id="importances", title="Importance", intro=intro, charts=[chart])
 
     def parallel(self) -> Section | None:
@@ -210,7 +220,15 @@ class SweepReport:
             tone, word = _STATES.get(kind, (2, "best"))
             dash = "dashed" if kind == "pruned" else "solid"
             marks.append(
-                Line(label=word, x=list(values), y=list(values.values()), tone=tone, dash=dash, series=kind, guide=True)
+                Line(
+                    label=word,
+                    x=list(values),
+                    y=list(values.values()),
+                    tone=tone,
+                    dash=dash,
+                    series=kind,
+                    guide=kind != "best",
+                )
             )
             last = max(values)
             ends[kind].append((last, values[last], self._text(row)))
@@ -228,7 +246,7 @@ class SweepReport:
                 f"{plural(len(stopped), 'trial')} of {len(self.rows)} stopped early, after {mean:.1f} epochs on average; "
                 f"complete trials have up to {plural(most, 'epoch')}."
             )
-        chart = self._chart("curves", f"{self.metric} by epoch", intro, "epoch", marks, width=620, height=340)
+        chart = self._chart("curves", f"{self.metric} by epoch", intro, "epoch", marks, width=480, height=320)
         tables = [self._table("Trials that were stopped early", stopped)] if stopped else []
         return Section(id="curves", title="Curves and early stops", intro=intro, charts=[chart], tables=tables)
 
@@ -243,7 +261,8 @@ class SweepReport:
     def verdict(self) -> str:
         """What the sweep found, in a few sentences."""
         text = f"Trial {self.best.trial} has the best {self.metric}: {self._value(self.best)}"
-        text += f" with {show_params(self.best.params)}." if self.best.params else "."
+        params = ", ".join(f"{name} {show(value)}" for name, value in self.best.params.items())
+        text += f" with {params}." if params else "."
         counts = {_STATES.get(state, (0, state))[1]: count for state, count in self.ledger.counts.items() if count}
         text += f" Trials: {', '.join(f'{count} {word}' for word, count in counts.items())}."
         if len(self.shares) > 1:
@@ -251,24 +270,25 @@ class SweepReport:
             text += f" The most important parameter is {name} ({100 * share:.0f} %)."
         return text
 
-    def page(self, sections: Sequence[Section] | None = None) -> str:
-        """Return a page of some of its sections, or of everything."""
-        if sections is None:
-            top = [row for row in self.valued[:_BEST] if row.state == "complete"]
-            id = self.sweep.id
-            place = self.sweep.place
-            commands = [
-                ("Settings of the best trial", f"vitctl sweep best {id} --config{place} > best.yaml"),
-                ("Train with them", "vitctl train --config best.yaml"),
-                ("Run more trials", self.sweep.agent_command),
-            ]
-            charts = [self.importances(), self.values(), self.parallel(), self.history(), self.curves()]
-            sections = [
-                Section(id="best", title="Best trials", tables=[self._table("Best trials", top)]),
-                *filter(None, charts),
-                Section(id="trials", title="All trials", tables=[self._table("All trials", self.rows)]),
-                Section(id="repeat", title="Repeat", commands=commands),
-            ]
+    def sections(self) -> list[Section]:
+        """Return all sections of the page."""
+        top = [row for row in self.valued[:_BEST] if row.state == "complete"]
+        id, place = self.sweep.id, self.sweep.place
+        commands = [
+            ("Settings of the best trial", f"vitctl sweep best {id} --config{place} > best.yaml"),
+            ("Train with them", "vitctl train --config best.yaml"),
+            ("Run more trials", self.sweep.agent_command),
+        ]
+        charts = [self.importances(), self.values(), self.parallel(), self.history(), self.curves()]
+        return [
+            Section(id="best", title="Best trials", tables=[self._table("Best trials", top)]),
+            *filter(None, charts),
+            Section(id="trials", title="All trials", tables=[self._table("All trials", self.rows)]),
+            Section(id="repeat", title="Repeat", commands=commands),
+        ]
+
+    def page(self, sections: Sequence[Section]) -> str:
+        """Return a page of sections."""
         state = self.sweep.state(self.ledger, self.sweep.control())
         notes = [] if state == "finished" else [f"The sweep is {state}."]
         return rendering.page(self.title, self.verdict, sections, notes)
@@ -346,7 +366,7 @@ class SweepReport:
                 )
             )
         columns = (self.metric, *self.order, "epochs", "state")
-        return Table(title=title, corner="trial", columns=columns, rows=tuple(lines), sortable=True)
+        return Table(title=title, corner="trial", columns=columns, rows=tuple(lines), words=("state",), sortable=True)
 
 
 def _identifier(name: str) -> str:
