@@ -1,4 +1,4 @@
-"""The page of a report, from the templates in ``templates/``."""
+"""The page of a report on training runs."""
 
 from __future__ import annotations
 

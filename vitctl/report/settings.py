@@ -8,6 +8,7 @@ from typing import Any
 from vitctl.config import FLAGS, OPTION_TABLES, RUNS, TrainConfig, flag_name, resolve_config
 from vitctl.errors import RequestError
 from vitctl.report.run import RunRecord
+from vitctl.runs import comparing
 
 _ENVIRONMENT = {
     "vitctl": "vitctl",
@@ -58,12 +59,12 @@ def differing(columns: Sequence[Mapping[str, str]]) -> list[Row]:
 
     Options that not all networks, optimizers or augmentations have are left out: their names already differ.
     """
-    labels = dict.fromkeys(label for column in columns for label in column)
-    labels = {
-        label: None for label in labels if not label.startswith(_OPTIONS) or all(label in column for column in columns)
-    }
-    rows = [(label, [column.get(label, "") for column in columns]) for label in labels]
-    return [(label, values) for label, values in rows if len(set(values)) > 1]
+    found = comparing.differing([{label: text for label, text in column.items() if text} for column in columns])
+    return [
+        (label, [text or "" for text in texts])
+        for label, texts in found.items()
+        if not label.startswith(_OPTIONS) or all(label in column for column in columns)
+    ]
 
 
 def between_runs(runs: Sequence[RunRecord]) -> list[Row]:
