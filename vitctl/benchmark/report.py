@@ -389,7 +389,7 @@ class Report:
         return f"{first} {others[0].upper()}{others[1:]}."
 
     def plots(self) -> list[Section]:
-        """Return the charts of the results by optimizer, and those of accuracy and loss by epoch if there are several."""
+        """Return the charts of the results by optimizer, and of accuracy and loss by epoch if there are several."""
         seeds = len(self.plan.seeds)
         of = f"{seeds} seeds, mean ± standard deviation" if seeds > 1 else f"seed {self.plan.seeds[0]}"
         key, axis = (
@@ -397,20 +397,19 @@ class Report:
         )
         loss, word = ("train_loss", "training loss")
         epochs = max((len(run.history) for runs in self.result.runs.values() for run in runs if run.summary), default=0)
-        if epochs > 1:
-            curves = [self._curves(key, axis), self._curves(loss, word)]
-        else:
-            curves = [self._seeds(key, axis), self._seeds(loss, word)]
-        results = [self._seeds(self.key, f"{self.measured_on} in %")] if epochs > 1 else []
-        if any(pair.low is not None for pair in self.pairs):
-            results.append(self._differences())
-        sections = [
-            Section(id="curves", title="Curves" if epochs > 1 else "Results by seed", intro=f"{of}.", charts=curves)
+        compared = [self._differences()] if any(pair.low is not None for pair in self.pairs) else []
+        intro = f"{of}."
+        if compared:
+            intro += " Small dots are seeds. An interval that reaches 0 means that the difference may be noise."
+        if epochs <= 1:
+            charts = [self._seeds(key, axis), self._seeds(loss, word), *compared]
+            return [Section(id="curves", title="Results", intro=intro, charts=charts)]
+        charts = [self._seeds(self.key, f"{self.measured_on} in %"), *compared]
+        curves = [self._curves(key, axis), self._curves(loss, word)]
+        return [
+            Section(id="results", title="Results", intro=intro, charts=charts),
+            Section(id="curves", title="Curves", intro=f"{of}.", charts=curves),
         ]
-        if results:
-            intro = f"{of}; small dots are seeds. An interval that reaches 0 means that the difference may be noise."
-            sections.insert(0, Section(id="results", title="Results", intro=intro, charts=results))
-        return sections
 
     def _curves(self, key: str, axis: str) -> Chart:
         """Return a figure of the records by epoch: means over the seeds, with a band of their standard deviation."""

@@ -566,7 +566,8 @@ def _svg_shape(shape: Shape, paint: _Paint, clip: str = "") -> str:
         style = f"fill:none;stroke:{colour};stroke-width:{width:g}"
         style += ";stroke-linecap:round" if shape.kind == "dots" else ""
         style += f";stroke-dasharray:{' '.join(f'{each:g}' for each in shape.dash)}" if shape.dash else ""
-    style += f";opacity:{shape.opacity:g}" if shape.opacity < 1 else ""
+    if shape.opacity < 1:  # not that of the element, whose blending adds up rounding errors under many lines
+        style += f";{'fill' if shape.kind in ('boxes', 'area') else 'stroke'}-opacity:{shape.opacity:g}"
     series = f' data-series="{escape(shape.series)}"' if shape.series else ""
     kind = ' class="dots"' if shape.kind == "dots" else ' class="grid"' if shape.tone == "grid" else ""
     cut = f' clip-path="url(#{clip})"' if clip else ""

@@ -200,12 +200,12 @@ class SweepReport:
         chart = Chart(
             id="parallel",
             title="Parameters of the trials",
-            description=f"one line per trial across {', '.join([*self.order, self.metric])}; better trials are darker",
+            description=f"one line per trial across {', '.join([*self.order, self.metric])}; better trials stand out",
             marks=[mark],
             width=max(460, 150 * len(axes)),
             height=320,
         )
-        return Section(id="parallel", title="Parallel coordinates", intro="Better trials are darker.", charts=[chart])
+        return Section(id="parallel", title="Parallel coordinates", intro="Better trials stand out.", charts=[chart])
 
     def curves(self) -> Section:
         """Return the metric of each trial by epoch, with where trials were stopped early."""
