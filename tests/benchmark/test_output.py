@@ -15,7 +15,7 @@ from vitctl.benchmark import output
 from vitctl.benchmark.report import format_seconds
 from vitctl.cli.printing import print_comparison
 from vitctl.errors import RequestError, RunFailed
-from vitctl.report.chart import Chart, Line, Part, Rows
+from vitctl.report.chart import Chart, Line, Rows, Segment
 from vitctl.report.rendering import Section
 from vitctl.report.tables import NOTHING, Cell, Row, Table, best, csv_text, markdown
 
@@ -43,7 +43,7 @@ class Measured:
         return {"x": 1}
 
     def plots(self) -> list[Section]:
-        rows = Rows(names=["<a|b>"], parts=[Part(label="", values=[1.0])], ends=["1"], texts=["<a|b>: 1"])
+        rows = Rows(names=["<a|b>"], parts=[Segment(label="", values=[1.0])], ends=["1"], texts=["<a|b>: 1"])
         line = Line(label="cpu", x=[1, 2], y=[1, 2])
         charts = [Chart(id=id, title="t", description="d", marks=[mark]) for id, mark in (("a", rows), ("b", line))]
         return [Section(id="speed", title="Speed", charts=charts)]

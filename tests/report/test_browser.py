@@ -17,7 +17,7 @@ from tests.sweep.conftest import sweep_text
 from tests.sweep.fake import make_sweep
 from tests.sweep.test_plots import PARAMETERS, add_trials
 from vitctl.report import rendering
-from vitctl.report.chart import Chart, Intervals, Part, Points, Rows
+from vitctl.report.chart import Chart, Intervals, Points, Rows, Segment
 from vitctl.report.rendering import Section
 from vitctl.report.tables import Cell, Row, Table
 from vitctl.sweep.plots import SweepReport
@@ -55,7 +55,7 @@ def other_pages(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     folder = tmp_path_factory.mktemp("pages")
     names = [HOSTILE, "a device with a rather long name, as vendors like them", "cpu"]
     ends = [str(number) for number in range(3)]
-    rows = Rows(names=names, parts=[Part(label="data", values=[1, 2, 3], series="data")], ends=ends, texts=names)
+    rows = Rows(names=names, parts=[Segment(label="data", values=[1, 2, 3], series="data")], ends=ends, texts=names)
     intervals = Intervals(names=names, values=[1, -2, None], low=[0, -3, 0], high=[2, 1, 0], texts=names)
     points = Points(x=[0, 1, 2], y=[1e-3, 2, 3], texts=names, label="points", series="points")
     charts = [

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from vitctl.benchmark.figures import PARTS, Figures, Quartiles
 from vitctl.benchmark.report import format_seconds, is_partial_epoch
 from vitctl.config import ORIGINAL_BATCH
-from vitctl.report.chart import Chart, Part, Rows
+from vitctl.report.chart import Chart, Rows, Segment
 from vitctl.report.rendering import Section
 from vitctl.report.tables import NOTHING, Cell, Row, Table
 from vitctl.units import format_bytes, format_duration, plural
@@ -268,7 +268,7 @@ class DeviceReport:
                 "Training speed",
                 "images/s",
                 names,
-                [Part(label="", values=speeds, tone="bar")],
+                [Segment(label="", values=speeds, tone="bar")],
                 [f"{speed:,.1f}" for speed in speeds],
                 [f"{name}: {speed:,.1f} images/s" for name, speed in zip(names, speeds, strict=True)],
             ),
@@ -278,7 +278,7 @@ class DeviceReport:
                 "ms per image",
                 names,
                 [
-                    Part(label=part, values=times, tone=number, series=part)
+                    Segment(label=part, values=times, tone=number, series=part)
                     for number, (part, times) in enumerate(splits.items())
                 ],
                 [f"{total:.3g}" for total in totals],
@@ -292,7 +292,7 @@ class DeviceReport:
 
 
 def _bars(
-    id: str, title: str, unit: str, names: list[str], parts: list[Part], ends: list[str], texts: list[str]
+    id: str, title: str, unit: str, names: list[str], parts: list[Segment], ends: list[str], texts: list[str]
 ) -> Chart:
     return Chart(
         id=id,

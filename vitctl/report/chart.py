@@ -103,7 +103,7 @@ class Intervals:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Part:
+class Segment:
     """A part of each bar of :class:`Rows`.
 
     Attributes:
@@ -131,7 +131,7 @@ class Rows:
     """
 
     names: Sequence[str]
-    parts: Sequence[Part]
+    parts: Sequence[Segment]
     ends: Sequence[str]
     texts: Sequence[str]
 

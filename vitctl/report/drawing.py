@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from markupsafe import Markup, escape
 
-from vitctl.report.chart import Bars, Chart, Intervals, Line, Matrix, Parallel, Part, Points, Rows, Tone
+from vitctl.report.chart import Bars, Chart, Intervals, Line, Matrix, Parallel, Points, Rows, Segment, Tone
 from vitctl.units import printable
 
 if TYPE_CHECKING:
@@ -185,7 +185,7 @@ def log_ticks(low: float, high: float) -> list[float]:
     for factors in ((1,), (1, 2, 5)):
         found = [factor * 10.0**power for power in decades for factor in factors]
         found = [value for value in found if low * 0.999 <= value <= high * 1.001]
-        if len(found) > 2:
+        if len(found) >= 2:
             return found[:: math.ceil(len(found) / 7)]
     return ticks(low, high, 3)
 
@@ -648,7 +648,7 @@ def _entries(charts: Sequence[Chart]) -> list[tuple[str, Tone, str]]:
         if isinstance(mark, Line) and not mark.guide:
             entries.setdefault((mark.label, mark.tone), mark.dash)
         for each in mark.parts if isinstance(mark, Rows) else [mark]:
-            if isinstance(each, Points | Part):
+            if isinstance(each, Points | Segment):
                 entries.setdefault((each.label, each.tone), "")
     found = [(label, tone, dash) for (label, tone), dash in entries.items() if label]
     return found if len(found) > 1 else []
@@ -668,7 +668,7 @@ def keys(charts: Sequence[Chart]) -> list[Key]:
     found: dict[str, Key] = {}
     for mark in (mark for chart in charts for mark in chart.marks):
         for each in mark.parts if isinstance(mark, Rows) else [mark]:
-            if isinstance(each, Line | Points | Part) and each.series and each.label:
+            if isinstance(each, Line | Points | Segment) and each.series and each.label:
                 found.setdefault(each.series, Key(each.series, each.label, each.tone))
     return list(found.values()) if len(found) > 1 else []
 

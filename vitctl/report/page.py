@@ -31,7 +31,7 @@ from vitctl.report.metrics import (
 )
 from vitctl.report.rendering import render
 from vitctl.report.run import RunRecord
-from vitctl.report.settings import Row, between_runs, from_recipe, same_but_seed
+from vitctl.report.settings import SettingRow, between_runs, from_recipe, same_but_seed
 from vitctl.report.verdict import Findings, best_run, verdict
 from vitctl.units import format_bytes, format_duration, printable
 
@@ -102,7 +102,7 @@ class RunsReport:
     title: str
     verdict: str
     series: list[Series]
-    settings: list[Row]
+    settings: list[SettingRow]
     settings_of: list[str]
     curves: list[Chart]
     details: list[Detail]
@@ -134,7 +134,7 @@ def build_report(runs: Sequence[RunRecord], data_dir: str | None, say: Callable[
         detail.repeat = f"vitctl train --config {shlex.quote(printable(str(run.path)))}"
         _add_details(detail, data_dir, say)
         details.append(detail)
-    settings: list[Row] | None
+    settings: list[SettingRow] | None
     if len(runs) > 1:
         settings, heads = between_runs(runs), [run.name for run in runs]
     else:

@@ -13,7 +13,7 @@ from pathlib import Path
 from vitctl.errors import RequestError, RunFailed
 from vitctl.files import write_bytes
 from vitctl.report import drawing, rendering
-from vitctl.report.chart import Axis, Chart, Line, Mark, Parallel, Part, Points, Rows
+from vitctl.report.chart import Axis, Chart, Line, Mark, Parallel, Points, Rows, Segment
 from vitctl.report.rendering import Section
 from vitctl.report.tables import Cell, Row, Table
 from vitctl.sweep.ledger import root_of
@@ -165,7 +165,7 @@ class SweepReport:
         texts = [f"{name}: {share:.1f} %" for name, share in zip(self.shares, shares, strict=True)]
         rows = Rows(
             names=list(self.shares),
-            parts=[Part(label="", values=shares)],
+            parts=[Segment(label="", values=shares)],
             ends=[f"{share:.0f} %" for share in shares],
             texts=texts,
         )
