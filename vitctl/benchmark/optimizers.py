@@ -341,7 +341,10 @@ def read_comparison(path: Path) -> Comparison:
     finals = _final_tasks(plan, rates)
     runs = outcomes({each.label: finals.get(each.label, []) for each in plan.contestants})
     if not any(outcome.summary for each in runs.values() for outcome in each):
-        raise RequestError(f"all runs of the comparison {path} diverged", hint="compare lower learning rates")
+        raise RequestError(
+            f"all runs of the comparison {path} diverged",
+            hint=f"compare them with lower learning rates, such as {plan.config.opt}:lr={plan.config.lr / 10:g}",
+        )
     return _comparison(plan, folder, runs, search, rates)
 
 

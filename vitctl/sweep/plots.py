@@ -189,8 +189,9 @@ class SweepReport:
         rows = self.valued[::-1]  # the best in front
         scales = [_Scale.of(self.sweep.file.space.varying[name]) for name in self.order]
         columns: list[list[Value]] = [[row.params[name] for row in rows] for name in self.order]
+        columns.append([row.value for row in rows])
         axes, places = [], []
-        for scale, values in zip([*scales, _Scale(self.metric)], [*columns, [row.value for row in rows]], strict=True):
+        for scale, values in zip([*scales, _Scale(self.metric)], columns, strict=True):
             axis, positions = scale.axis(values)
             axes.append(axis)
             places.append(positions)
@@ -216,27 +217,26 @@ class SweepReport:
             values = {epoch: value for epoch, value in sorted(reported[row.trial].items()) if math.isfinite(value)}
             if not values:
                 continue
-            kind = "best" if row.trial == self.best.trial else row.state
+            kind: str = "best" if row.trial == self.best.trial else row.state
             tone, word = _STATES.get(kind, (2, "best"))
-            dash = "dashed" if kind == "pruned" else "solid"
             marks.append(
                 Line(
                     label=word,
                     x=list(values),
                     y=list(values.values()),
                     tone=tone,
-                    dash=dash,
+                    dash="dashed" if kind == "pruned" else "solid",
                     series=kind,
                     guide=kind != "best",
                 )
             )
             last = max(values)
             ends[kind].append((last, values[last], self._text(row)))
-        for kind, found in ends.items():
+        for series, found in ends.items():
             if found:
                 x, y, texts = zip(*found, strict=True)
-                tone, word = _STATES.get(kind, (2, "best"))
-                marks.append(Points(label=word, x=x, y=y, texts=texts, tone=tone, series=kind))
+                tone, word = _STATES.get(series, (2, "best"))
+                marks.append(Points(label=word, x=x, y=y, texts=texts, tone=tone, series=series))
         stopped = [row for row in self.rows if row.state == "pruned"]
         intro = "No trial was stopped early."
         if stopped:
