@@ -32,12 +32,10 @@ LAYERS: tuple[tuple[str, ...], ...] = (
 HEAVY = {
     "PIL",
     "huggingface_hub",
-    "matplotlib",
     "numpy",
     "onnx",
     "onnxruntime",
     "optuna",
-    "plotly",
     "safetensors",
     "scipy",
     "sklearn",
@@ -111,6 +109,14 @@ LEVEL = {part: level for level, parts in enumerate(LAYERS) for part in parts}
 def test_every_part_has_a_layer() -> None:
     parts = {part_of(module) for module in MODULES} - {"", "__main__"}
     assert parts == LEVEL.keys()
+
+
+def test_all_plots_are_drawn_by_the_reports() -> None:
+    others = {"matplotlib", "plotly", "optuna.visualization"}
+    found = {
+        module: {name for name in imports(module, lazy=True) if name.startswith(tuple(others))} for module in MODULES
+    }
+    assert {module: names for module, names in found.items() if names} == {}
 
 
 @pytest.mark.parametrize("module", [each for each in MODULES if part_of(each) not in ("", "__main__")])

@@ -20,7 +20,6 @@ HEAVY = (
     "sklearn",
     "numpy",
     "PIL",
-    "matplotlib",
     "tensorboard",
     "vitctl.tracking.tensorboard",
     "vitctl.tracking.wandb",

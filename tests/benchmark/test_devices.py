@@ -19,11 +19,11 @@ from tests.conftest import TINY, TINY_NET, Cli, Clock
 from vitctl import devices
 from vitctl.benchmark import devices as bench
 from vitctl.benchmark.device_report import DeviceReport
-from vitctl.benchmark.tables import Table, markdown
 from vitctl.config import TrainConfig, resolve_config
 from vitctl.devices import available_devices, load
 from vitctl.errors import RunFailed
 from vitctl.registry import or_list
+from vitctl.report.tables import Table, markdown
 
 BENCH = ["bench-device", "cpu", "--net", TINY_NET, "--bs", "32", "--max-time", "0.3s"]
 ABSENT = "cuda:7"

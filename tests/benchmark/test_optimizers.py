@@ -249,6 +249,40 @@ def test_plots_of_one_epoch_and_of_several(cli: Cli, tmp_path: Path) -> None:
         assert result.code == 0, result.err
         assert out.stat().st_size > 2000
     assert "diverged" not in result.err.replace("diverged at step", "")
+    for name in ("1", tmp_path / "runs" / "comparisons" / "2"):  # a report from the folder is the same
+        shown = cli("report", name, "-o", "again.html", "--png", "charts")
+        assert shown.out.startswith("adam reaches the best validation accuracy"), shown.err
+        pages = [(tmp_path / each).read_text() for each in (f"{Path(name).name}.html", "again.html")]
+        assert len({page.partition("<footer>")[0] for page in pages}) == 1
+    assert {"curves-val-acc.png", "seeds-val-acc.png"} <= {path.name for path in (tmp_path / "charts").iterdir()}
+
+
+def test_a_comparison_that_cannot_be_shown_is_refused(cli: Cli, refused: Any, tmp_path: Path) -> None:
+    words = [
+        *COMPARE,
+        "--epochs",
+        1,
+        "adam",
+        "sgd",
+        "--seeds",
+        1,
+        "--name",
+        "x",
+        "--lr-search",
+        2,
+        "--limit-train",
+        200,
+    ]
+    assert cli(*words).code == 0
+    folder = tmp_path / "runs" / "comparisons" / "x"
+    assert cli("report", "x").code == 0
+    next(folder.glob("sgd*seed0")).joinpath("summary.json").unlink()
+    assert "is not finished" in refused("report", folder)
+    record = json.loads((folder / "comparison.json").read_text())
+    (folder / "comparison.json").write_text(json.dumps({**record, "plan": {}}))
+    assert "comparison.json is damaged" in refused("report", folder)
+    (folder / "comparison.json").write_text("{")
+    assert "comparison.json is damaged" in refused("report", folder)
 
 
 @pytest.mark.usefixtures("forked_runs")

@@ -82,8 +82,6 @@ def test_a_sweep_runs_from_its_file_to_its_best_settings(cli: Cli, tmp_path: Pat
     assert again.code == 0 and "is finished: 2 complete" in again.err
     assert len(json.loads(cli("sweep", "export", "s.yaml", "--format", "json").out)) == 2
 
-    pytest.importorskip("matplotlib")
-    pytest.importorskip("plotly")
     drawn = cli("sweep", "plot", "s.yaml")
     files = [Path(line) for line in drawn.out.split()]
     assert {file.suffix for file in files} == {".png", ".html"}, drawn.err

@@ -13,6 +13,14 @@ import pytest
 from tests.report.browser import CHROMIUM, Page, browser
 from tests.report.folders import make_run
 from tests.report.test_page import HOSTILE, report
+from tests.sweep.conftest import sweep_text
+from tests.sweep.fake import make_sweep
+from tests.sweep.test_plots import PARAMETERS, add_trials
+from vitctl.report import rendering
+from vitctl.report.chart import Chart, Intervals, Points, Rows, Segment
+from vitctl.report.rendering import Section
+from vitctl.report.tables import Cell, Row, Table
+from vitctl.sweep.plots import SweepReport
 
 REQUIRED = os.environ.get("VITCTL_BROWSER") == "required"
 """Whether the tests fail without Chromium and axe-core instead of being skipped."""
@@ -44,11 +52,47 @@ def two_runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
+@pytest.fixture(scope="module")
+def other_pages(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Return the pages of a sweep, and of a comparison with hostile and long names."""
+    folder = tmp_path_factory.mktemp("pages")
+    names = [HOSTILE, "a device with a rather long name, as vendors like them", "cpu"]
+    ends = [str(number) for number in range(3)]
+    rows = Rows(names=names, parts=[Segment(label="data", values=[1, 2, 3], series="data")], ends=ends, texts=names)
+    intervals = Intervals(names=names, values=[1, -2, None], low=[0, -3, 0], high=[2, 1, 0], texts=names)
+    points = Points(x=[0, 1, 2], y=[1e-3, 2, 3], texts=names, label="points", series="points")
+    charts = [
+        Chart(id="rows", title=HOSTILE, description=HOSTILE, x="ms", marks=[rows]),
+        Chart(id="intervals", title="intervals", description="d", x="points", marks=[intervals]),
+        Chart(id="points", title="points", description="d", y="loss", marks=[points], x_names=names),
+    ]
+    cells = tuple(Cell(text, value) for text, value in ((HOSTILE, None), ("2 ms", 2.0), ("1 ms", 1.0)))
+    table = Table(
+        title=HOSTILE, corner="Metric", columns=tuple(names), rows=(Row("time", cells, "low"),), notes=(HOSTILE,)
+    )
+    sections = [Section(id="charts", title="Charts", charts=charts), Section(id="t", title="Table", tables=[table])]
+    (folder / "comparison.html").write_text(rendering.page(HOSTILE, HOSTILE, sections, [HOSTILE]), encoding="utf-8")
+    sweep = add_trials(make_sweep(sweep_text(PARAMETERS, method="random", run_cap=20), folder), 20)
+    sweep_report = SweepReport(sweep)
+    (folder / "sweep.html").write_text(sweep_report.page(sweep_report.sections()), encoding="utf-8")
+    return {name: folder / f"{name}.html" for name in ("sweep", "comparison")}
+
+
+@pytest.fixture
+def shown(request: pytest.FixtureRequest, two_runs: Path, other_pages: dict[str, Path]) -> Path:
+    """Return one of the pages."""
+    return {"runs": two_runs, **other_pages}[request.param]
+
+
+all_pages = pytest.mark.parametrize("shown", ["runs", "sweep", "comparison"], indirect=True)
+
+
+@all_pages
 @pytest.mark.parametrize("width", [1280, 390])
 @pytest.mark.parametrize("dark", [False, True])
-def test_the_page_shows_without_errors_requests_or_overflow(width: int, dark: bool, tab: Page, two_runs: Path) -> None:
+def test_the_page_shows_without_errors_requests_or_overflow(width: int, dark: bool, tab: Page, shown: Path) -> None:
     tab.console.clear()
-    tab.open(two_runs, width=width, dark=dark)
+    tab.open(shown, width=width, dark=dark)
     assert tab.evaluate("document.documentElement.scrollWidth") <= width
     paper = tab.evaluate("getComputedStyle(document.body).backgroundColor")
     assert paper == ("rgb(20, 23, 28)" if dark else "rgb(255, 255, 255)")
@@ -65,10 +109,11 @@ def test_the_page_shows_without_errors_requests_or_overflow(width: int, dark: bo
     assert tab.evaluate(outside) == []
 
 
+@all_pages
 @pytest.mark.parametrize("dark", [False, True])
 @pytest.mark.skipif(not AXE and not REQUIRED, reason="needs axe-core: set VITCTL_AXE to its axe.min.js")
-def test_axe_finds_nothing_serious(dark: bool, tab: Page, two_runs: Path) -> None:
-    tab.open(two_runs, dark=dark)
+def test_axe_finds_nothing_serious(dark: bool, tab: Page, shown: Path) -> None:
+    tab.open(shown, dark=dark)
     tab.evaluate("document.querySelectorAll('details').forEach((each) => { each.open = true; })")
     tab.evaluate(Path(AXE).read_text(encoding="utf-8") + "; 0")
     found = tab.evaluate("axe.run().then((result) => JSON.stringify(result.violations))")
@@ -98,6 +143,18 @@ def test_series_are_switched_off_and_on(tab: Page, two_runs: Path) -> None:
     assert set(tab.evaluate(hidden)) == {"none"} and tab.evaluate(f"{button}.ariaPressed") == "false"
     tab.evaluate(f"{button}.click()")
     assert set(tab.evaluate(hidden)) == {""}
+
+
+def test_trials_are_read_by_keyboard(tab: Page, other_pages: dict[str, Path]) -> None:
+    tab.open(other_pages["sweep"])
+    plots = "[...document.querySelectorAll('.plot')]"
+    number = tab.evaluate(f"{plots}.findIndex((each) => each.closest('section').id === 'parallel')")
+    tab.evaluate(f"{plots}[{number}].focus()")
+    tab.press("ArrowRight")
+    best = tab.evaluate("document.querySelector('#best tbody th').textContent")
+    assert tab.evaluate("document.getElementById('readout').textContent").startswith(
+        f"trial {best}, complete\nval_acc: "
+    )
 
 
 def plot(number: int, rest: str) -> str:

@@ -1,7 +1,6 @@
 """Learning-rate range test."""
 
 import dataclasses
-import importlib.util
 import math
 from collections.abc import Callable
 from pathlib import Path
@@ -81,17 +80,6 @@ def test_the_suffix_selects_the_format_of_the_plot(cli: Cli, tmp_path: Path, nam
     result = cli("train", *TINY, *FEW, "--lr-finder", "--lr-finder-out", name)
     assert result.code == 0 and (tmp_path / name).read_bytes().startswith(start)
     assert f"plot: {name}" in result.out
-
-
-def test_only_the_plot_needs_matplotlib(
-    cli: Cli, refused: Refused, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    real = importlib.util.find_spec
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name, *a: None if name == "matplotlib" else real(name, *a))
-    result = cli("train", *TINY, "--max-steps", 12, "--lr-finder")
-    assert result.code == 0 and "vitctl[plots]" in result.err and "suggested" in result.out
-    assert not list(tmp_path.iterdir())
-    assert "vitctl[plots]" in refused("train", *TINY, "--lr-finder", "--lr-finder-out", "a.png")
 
 
 def test_images_are_mixed_to_the_end(monkeypatch: pytest.MonkeyPatch) -> None:

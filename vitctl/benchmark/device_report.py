@@ -9,17 +9,14 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from vitctl.benchmark.figures import PARTS, Figures, Quartiles
 from vitctl.benchmark.report import format_seconds, is_partial_epoch
-from vitctl.benchmark.tables import NOTHING, Cell, Row, Table
 from vitctl.config import ORIGINAL_BATCH
+from vitctl.report.chart import Chart, Rows, Segment
+from vitctl.report.rendering import Section
+from vitctl.report.tables import NOTHING, Cell, Row, Table
 from vitctl.units import format_bytes, format_duration, plural
 
 if TYPE_CHECKING:
-    from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
-
     from vitctl.config import TrainConfig
-
-_PART_COLOURS = ("#56B4E9", "#0072B2", "#D55E00", "#009E73")
 
 DISTURBED = 0.1
 """Share of the CPU time used by other processes above which the figures are marked."""
@@ -239,36 +236,73 @@ class DeviceReport:
             devices.append({key: value for key, value in values.items() if value not in (None, "", [], {})})
         return {"devices": devices, "config": self.config.to_dict(), "environment": self.environment}
 
-    def figures(self) -> dict[str, Callable[[], Figure]]:
-        """Return a function that draws each plot, by name."""
-        return {"bars": self.bars}
+    @property
+    def verdict(self) -> str:
+        """What the comparison says, in two sentences at most."""
+        fastest = max(self.available, key=lambda each: each.images_per_second, default=None)
+        if fastest is None:
+            return "No device could be measured."
+        words = [f"{fastest.label} trains {self.config.net} fastest, at {fastest.images_per_second:,.1f} images/s"]
+        words += [
+            f"{fastest.images_per_second / each.images_per_second:.1f} times as fast as {each.label}"
+            for each in self.available
+            if each is not fastest and each.images_per_second
+        ]
+        if len(self.available) == 1:
+            words = [f"{fastest.label} trains {self.config.net} at {fastest.images_per_second:,.1f} images/s"]
+        wrong = [each.label for each in self.available if each.parity is not None and each.parity.exceeded]
+        warning = f" The results of {', '.join(wrong)} are wrong: see the notes." if wrong else ""
+        return f"{', '.join(words)}.{warning}"
 
-    def bars(self) -> Figure:
-        """Draw training speed and the parts of a step, one bar for each device."""
-        from matplotlib.figure import Figure
+    def plots(self) -> list[Section]:
+        """Return charts of the training speed and the parts of a step, with a bar for each device."""
+        if not self.available:
+            return []
+        names = [each.label for each in self.available]
+        speeds = [each.images_per_second for each in self.available]
+        splits = {part: [1000 * each.split[part] / each.batch for each in self.available] for part in PARTS}
+        totals = [sum(times) for times in zip(*splits.values(), strict=True)]
+        charts = [
+            _bars(
+                "speed",
+                "Training speed",
+                "images/s",
+                names,
+                [Segment(label="", values=speeds, tone="bar")],
+                [f"{speed:,.1f}" for speed in speeds],
+                [f"{name}: {speed:,.1f} images/s" for name, speed in zip(names, speeds, strict=True)],
+            ),
+            _bars(
+                "parts",
+                "Parts of the step time",
+                "ms per image",
+                names,
+                [
+                    Segment(label=part, values=times, tone=number, series=part)
+                    for number, (part, times) in enumerate(splits.items())
+                ],
+                [f"{total:.3g}" for total in totals],
+                [
+                    f"{name}: " + ", ".join(f"{part} {times[row]:.3g} ms" for part, times in splits.items())
+                    for row, name in enumerate(names)
+                ],
+            ),
+        ]
+        return [Section(id="bars", title="Speed", charts=charts)]
 
-        figure = Figure(figsize=(11, 1.6 + 0.7 * len(self.available)), layout="constrained")
-        speed, split = figure.subplots(1, 2, sharey=True)
-        labels = [each.label for each in self.available]
-        bars = speed.barh(labels, [each.images_per_second for each in self.available], color="#0072B2", height=0.6)
-        speed.bar_label(bars, fmt="%.1f", padding=3)
-        speed.margins(x=0.15)
-        speed.set_xlabel("training speed (images/s)")
-        self._draw_split(split, labels)
-        for axes in (speed, split):
-            axes.spines[["top", "right"]].set_visible(False)
-            axes.set_ylim(len(labels) - 0.4, -0.6)  # the first device on top
-        figure.suptitle(self.tables()[0].title, fontsize=11)
-        figure.legend(*split.get_legend_handles_labels(), loc="outside lower center", ncols=len(PARTS), frameon=False)
-        return figure
 
-    def _draw_split(self, axes: Axes, labels: list[str]) -> None:
-        left = [0.0] * len(labels)
-        for part, colour in zip(PARTS, _PART_COLOURS, strict=True):
-            widths = [1000 * each.split[part] / each.batch for each in self.available]
-            axes.barh(labels, widths, left=left, color=colour, label=part, height=0.6)
-            left = [before + width for before, width in zip(left, widths, strict=True)]
-        axes.set_xlabel("step time (ms/image)")
+def _bars(
+    id: str, title: str, unit: str, names: list[str], parts: list[Segment], ends: list[str], texts: list[str]
+) -> Chart:
+    return Chart(
+        id=id,
+        title=title,
+        description="; ".join(texts),
+        x=unit,
+        marks=[Rows(names=names, parts=parts, ends=ends, texts=texts)],
+        width=440,
+        height=60 + 30 * max(2, len(names)),
+    )
 
 
 def _accuracy(each: Figures, name: str) -> Cell:

@@ -154,18 +154,31 @@ class ComparisonFolder:
         return folder
 
     @classmethod
-    def _open(cls, path: Path, plan: ComparisonPlan) -> ComparisonFolder:
-        hint = "use another --name"
+    def read(cls, path: Path, hint: str = "run its vitctl compare-optimizers again") -> ComparisonFolder:
+        """Open the folder of a comparison.
+
+        Args:
+            path: the folder.
+            hint: hint of the errors.
+
+        Raises:
+            RequestError: ``path`` is not the folder of a comparison, or its record is damaged.
+        """
         try:
             document = json.loads((path / RECORD).read_text(encoding="utf-8"))
-            stored = document["plan"]
-            document["costs"], document["diverged"], document["shared"]
+            document["plan"], document["costs"], document["diverged"], document["shared"]
         except FileNotFoundError:
             raise RequestError(f"{path} exists and is not a comparison of optimizers", hint=hint) from None
         except OSError as error:
             raise RequestError(f"cannot read {path / RECORD}: {error.strerror}", hint=hint) from error
         except (ValueError, KeyError, TypeError) as error:
             raise RequestError(f"{path / RECORD} is damaged: {error}", hint=hint) from error
+        return cls(path, document)
+
+    @classmethod
+    def _open(cls, path: Path, plan: ComparisonPlan) -> ComparisonFolder:
+        folder = cls.read(path, "use another --name")
+        stored = folder.document["plan"]
         requested = plan.identity()
         if stored != requested:
             lines = differences(stored, requested)
@@ -174,7 +187,7 @@ class ComparisonFolder:
                 f"{path} has other settings: {'; '.join(lines[:5])}{more}",
                 hint="use another --name, or the stored settings to resume that comparison",
             )
-        return cls(path, document)
+        return folder
 
     def write(self) -> None:
         """Write ``comparison.json``."""
@@ -265,46 +278,74 @@ def compare_optimizers(
             folder.document["costs"] = {label: dataclasses.asdict(cost) for label, cost in costs.items()}
             folder.document["environment"] = devices.environment(device)
             folder.write()
-        measured = {label: OptimizerCost(**cost) for label, cost in folder.document["costs"].items()}
         queue = RunQueue(folder, observer, jobs, plan.config.threads is not None)
         grouped = plan.grouped(folder.path.name)
 
-        searched = [each for each in grouped.contestants if each.searched]
-        tries = {each.label: [_search_task(each, lr, plan) for lr in plan.rates(each)] for each in searched}
-        planned = len(plan.contestants) * len(plan.seeds) + sum(map(len, tries.values())) - len(searched)
+        tries = _search_tasks(grouped)
+        planned = len(plan.contestants) * len(plan.seeds) + sum(map(len, tries.values())) - len(tries)
         queue.planned = planned
         queue.run([task for column in zip(*tries.values(), strict=True) for task in column])
         search = {label: [queue.outcomes[task.name] for task in tasks] for label, tasks in tries.items()}
-        rates = {each.label: each.config.lr for each in grouped.contestants if not each.searched}
-        rates.update({label: rate for label, outcomes in search.items() if (rate := best_rate(outcomes)) is not None})
+        rates = _rates(grouped, search)
 
-        tasks = {
-            each.label: [_final_task(each, rates[each.label], seed) for seed in plan.seeds]
-            for each in grouped.contestants
-            if each.label in rates
-        }
+        tasks = _final_tasks(grouped, rates)
         queue.planned = planned - len(plan.seeds) * (len(plan.contestants) - len(tasks))
         queue.run([task for row in zip(*tasks.values(), strict=True) for task in row])  # seed by seed
-        runs = {
-            each.label: [queue.outcomes[task.name] for task in tasks.get(each.label, [])]
-            for each in grouped.contestants
-        }
+        runs = {label: [queue.outcomes[task.name] for task in tasks.get(label, [])] for label in labels}
     if not any(outcome.summary for outcomes in runs.values() for outcome in outcomes):
         first, step = next(iter(folder.document["diverged"].items()))
         raise RunFailed(
             f"all runs diverged ({first} at step {step})",
             hint=f"use lower learning rates, such as {plan.config.opt}:lr={plan.config.lr / 10:g}, or a longer --warmup",
         )
-    return Comparison(
-        plan,
-        folder.path,
-        measured,
-        runs,
-        search,
-        rates,
-        folder.document["environment"],
-        folder.document.get(DATA_SHA256),
-    )
+    return _comparison(plan, folder, runs, search, rates)
+
+
+def _comparison(
+    plan: ComparisonPlan,
+    folder: ComparisonFolder,
+    runs: dict[str, list[Outcome]],
+    search: dict[str, list[Outcome]],
+    rates: dict[str, float],
+) -> Comparison:
+    costs = {label: OptimizerCost(**cost) for label, cost in folder.document["costs"].items()}
+    environment, digest = folder.document["environment"], folder.document.get(DATA_SHA256)
+    return Comparison(plan, folder.path, costs, runs, search, rates, environment, digest)
+
+
+def read_comparison(path: Path) -> Comparison:
+    """Return a comparison from its folder.
+
+    Raises:
+        RequestError: the comparison is not finished, or its record is damaged or from another version of vitctl.
+    """
+    folder = ComparisonFolder.read(path)
+    try:
+        plan = ComparisonPlan.of_identity(folder.document["plan"])
+    except (KeyError, IndexError, TypeError, AttributeError) as error:
+        raise RequestError(
+            f"{path / RECORD} is damaged: {error!r}",
+            hint="start another comparison with vitctl compare-optimizers --new",
+        ) from error
+
+    def outcomes(tasks: Mapping[str, Sequence[Task]]) -> dict[str, list[Outcome]]:
+        found = {label: [folder.outcome(task) for task in each] for label, each in tasks.items()}
+        if any(outcome is None for each in found.values() for outcome in each):
+            raise RequestError(
+                f"the comparison {path} is not finished", hint="resume it: run its vitctl compare-optimizers again"
+            )
+        return {label: [outcome for outcome in each if outcome is not None] for label, each in found.items()}
+
+    search = outcomes(_search_tasks(plan))
+    rates = _rates(plan, search)
+    finals = _final_tasks(plan, rates)
+    runs = outcomes({each.label: finals.get(each.label, []) for each in plan.contestants})
+    if not any(outcome.summary for each in runs.values() for outcome in each):
+        raise RequestError(
+            f"all runs of the comparison {path} diverged",
+            hint=f"compare them with lower learning rates, such as {plan.config.opt}:lr={plan.config.lr / 10:g}",
+        )
+    return _comparison(plan, folder, runs, search, rates)
 
 
 def _has_costs(runs_dir: Path, name: str | None, plan: ComparisonPlan) -> bool:
@@ -316,6 +357,27 @@ def _has_costs(runs_dir: Path, name: str | None, plan: ComparisonPlan) -> bool:
     if not (runs_dir / FOLDER / (name or plan.name)).exists():
         return False
     return bool(ComparisonFolder.find_or_create(plan, runs_dir, name, new=False).document["costs"])
+
+
+def _search_tasks(plan: ComparisonPlan) -> dict[str, list[Task]]:
+    """Return the runs of the learning-rate search, by label."""
+    searched = [each for each in plan.contestants if each.searched]
+    return {each.label: [_search_task(each, lr, plan) for lr in plan.rates(each)] for each in searched}
+
+
+def _rates(plan: ComparisonPlan, search: Mapping[str, Sequence[Outcome]]) -> dict[str, float]:
+    """Return the learning rate of each contestant's runs; none if all rates of its search diverged."""
+    rates = {each.label: each.config.lr for each in plan.contestants if not each.searched}
+    return rates | {label: rate for label, found in search.items() if (rate := best_rate(found)) is not None}
+
+
+def _final_tasks(plan: ComparisonPlan, rates: Mapping[str, float]) -> dict[str, list[Task]]:
+    """Return the runs with every seed, by label."""
+    return {
+        each.label: [_final_task(each, rates[each.label], seed) for seed in plan.seeds]
+        for each in plan.contestants
+        if each.label in rates
+    }
 
 
 def _final_task(contestant: Contestant, lr: float, seed: int) -> Task:

@@ -91,6 +91,23 @@ class ComparisonPlan:
         }
         return {"optimizers": optimizers, "seeds": list(self.seeds), "lr_search": self.lr_search}
 
+    @classmethod
+    def of_identity(cls, identity: Mapping[str, Any]) -> ComparisonPlan:
+        """Restore a plan from its identity.
+
+        Raises:
+            RequestError: another version of vitctl wrote the settings.
+        """
+        members: list[Contestant] = []
+        for label, values in identity["optimizers"].items():
+            spec = re.sub(r" \(\d+\)$", "", label)
+            own_rate = "lr" in split_spec(spec, "compare-optimizers")[1]
+            short = _unused_name(slug(label), "{}-{}", {each.slug for each in members})
+            config = TrainConfig.from_dict({**values, "seed": identity["seeds"][0]})
+            searched = bool(identity["lr_search"]) and not own_rate
+            members.append(Contestant(label=label, slug=short, config=config, searched=searched))
+        return cls(contestants=tuple(members), seeds=tuple(identity["seeds"]), lr_search=identity["lr_search"])
+
     @property
     def name(self) -> str:
         """Default name of the comparison, derived from the settings."""

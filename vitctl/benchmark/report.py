@@ -4,21 +4,22 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Literal
 
 from vitctl.benchmark.plan import FACTOR
 from vitctl.benchmark.statistics import LEVEL, Pair, Spread, compare
-from vitctl.benchmark.tables import NOTHING, Cell, Row, Table
 from vitctl.config import ORIGINAL_BATCH
 from vitctl.registry import format_spec
+from vitctl.report.chart import Chart, Intervals
+from vitctl.report.curves import mean_curve
+from vitctl.report.rendering import Section
+from vitctl.report.tables import NOTHING, Cell, Row, Table
 from vitctl.units import format_bytes, format_duration, plural
 
 if TYPE_CHECKING:
-    from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
-
     from vitctl.benchmark.optimizers import Comparison, Outcome
     from vitctl.config import TrainConfig
 
@@ -367,89 +368,137 @@ class Report:
             "notes": self.notes(),
         }
 
-    # -- plots -------------------------------------------------------------------------------------------------------
+    # -- page --------------------------------------------------------------------------------------------------------
 
-    def figures(self) -> dict[str, Callable[[], Figure]]:
-        """Return a function that draws each plot, by name."""
-        return {"curves": self.curves}
-
-    def curves(self) -> Figure:
-        """Draw accuracy and training loss.
-
-        Over several epochs, lines are means over the seeds and bands their standard deviation. For a single epoch, points
-        are seeds and bars their mean.
-        """
-        from matplotlib.figure import Figure
-
-        figure = Figure(figsize=(11, 4.4), layout="constrained")
-        accuracy, loss = figure.subplots(1, 2)
-        epochs = max((len(run.history) for runs in self.result.runs.values() for run in runs if run.summary), default=0)
-        key, label = (
-            ("val_acc", "validation accuracy (%)") if self.val_split else ("train_acc", "training accuracy (%)")
-        )
-        for axes, name, word in ((accuracy, key, label), (loss, "train_loss", "training loss")):
-            if epochs > 1:
-                self._draw_curves(axes, name)
-                axes.set_xlabel("epoch")
-                axes.xaxis.get_major_locator().set_params(integer=True)
-            else:
-                self._draw_points(axes, name)
-            on = f", {_VALIDATED_ON[self.val_split]}" if name == "val_acc" and self.val_split else ""
-            axes.set_ylabel(f"{word}{on}")
-            axes.grid(alpha=0.25)
-            axes.spines[["top", "right"]].set_visible(False)
-        seeds = len(self.plan.seeds)
-        spread = f"mean ± standard deviation of {seeds} seeds" if seeds > 1 else f"seed {self.plan.seeds[0]}"
-        figure.suptitle(f"{self.plan.config.net} on {self.plan.config.dataset}: {spread}", fontsize=11)
-        if epochs > 1:
-            handles, names = accuracy.get_legend_handles_labels()
-            figure.legend(handles, names, loc="outside lower center", ncols=min(5, max(1, len(names))), frameon=False)
-        return figure
-
-    def _draw_curves(self, axes: Axes, name: str) -> None:
-        for i, label in enumerate(self.labels):
-            by_epoch: dict[int, list[float]] = {}
-            for run in self.result.runs[label]:
-                for row in run.history if run.summary else []:
-                    if name in row:
-                        by_epoch.setdefault(row["epoch"], []).append(row[name])
-            if not by_epoch:
-                axes.plot([], [], color=_COLOURS[i % len(_COLOURS)], label=f"{label} (diverged)")
-                continue
-            epochs = sorted(by_epoch)
-            spreads = [Spread.of(by_epoch[epoch]) for epoch in epochs]
-            means = [spread.mean for spread in spreads]
-            colour, style = _COLOURS[i % len(_COLOURS)], _STYLES[i // len(_COLOURS) % len(_STYLES)]
-            axes.plot(epochs, means, style, color=colour, label=label, marker=_MARKERS[i % len(_MARKERS)], markersize=4)
-            lows = [spread.mean - (spread.deviation or 0.0) for spread in spreads]
-            highs = [spread.mean + (spread.deviation or 0.0) for spread in spreads]
-            axes.fill_between(epochs, lows, highs, color=colour, alpha=0.18, linewidth=0)
-
-    def _draw_points(self, axes: Axes, name: str) -> None:
-        for i, label in enumerate(self.labels):
-            values = list(self.values(label, name).values())
-            colour = _COLOURS[i % len(_COLOURS)]
-            if not values:
-                axes.annotate(
-                    "diverged", (i, 0.5), xycoords=("data", "axes fraction"), ha="center", rotation=90, color=colour
+    @property
+    def verdict(self) -> str:
+        """What the comparison says, in two sentences at most."""
+        best = self.best
+        values = list(self.values(best, self.key).values())
+        first = f"{best} reaches the best {self.measured_on}: {percent(Spread.of(values))}."
+        if len(self.plan.seeds) == 1:
+            return f"{first} One seed cannot show whether the others are worse by more than noise."
+        words: dict[str, list[str]] = {}
+        for label in self.labels:
+            if label != best:
+                pair = self.compared_with_best(label)
+                words.setdefault(pair.verdict if pair.seeds else "diverged", []).append(
+                    label if pair.difference is None else f"{label} ({pair.difference:+.2f} points)"
                 )
-                continue
-            spread = Spread.of(values)
-            axes.plot([i] * len(values), values, _MARKERS[i % len(_MARKERS)], color=colour, alpha=0.75, markersize=6)
-            axes.hlines(spread.mean, i - 0.28, i + 0.28, color=colour, linewidth=2)
-            if spread.deviation:
-                axes.errorbar(i, spread.mean, spread.deviation, color=colour, capsize=5, linewidth=1)
-        rotated = len(self.labels) > 4 or max(map(len, self.labels)) > 10
-        axes.set_xticks(
-            range(len(self.labels)), self.labels, rotation=25 if rotated else 0, ha="right" if rotated else "center"
+        others = "; ".join(f"{verdict}: {', '.join(labels)}" for verdict, labels in words.items())
+        return f"{first} {others[0].upper()}{others[1:]}."
+
+    def plots(self) -> list[Section]:
+        """Return the charts of the results by optimizer, and of accuracy and loss by epoch if there are several."""
+        seeds = len(self.plan.seeds)
+        of = f"{seeds} seeds, mean ± standard deviation" if seeds > 1 else f"seed {self.plan.seeds[0]}"
+        key, axis = (
+            ("val_acc", "validation accuracy in %") if self.val_split else ("train_acc", "training accuracy in %")
         )
-        axes.set_xlim(-0.6, len(self.labels) - 0.4)
+        loss, word = ("train_loss", "training loss")
+        epochs = max((len(run.history) for runs in self.result.runs.values() for run in runs if run.summary), default=0)
+        compared = [self._differences()] if any(pair.low is not None for pair in self.pairs) else []
+        intro = f"{of}."
+        if compared:
+            intro += " Small dots are seeds. An interval that reaches 0 means that the difference may be noise."
+        if epochs <= 1:
+            charts = [self._seeds(key, axis), self._seeds(loss, word), *compared]
+            return [Section(id="curves", title="Results", intro=intro, charts=charts)]
+        charts = [self._seeds(self.key, f"{self.measured_on} in %"), *compared]
+        curves = [self._curves(key, axis), self._curves(loss, word)]
+        return [
+            Section(id="results", title="Results", intro=intro, charts=charts),
+            Section(id="curves", title="Curves", intro=f"{of}.", charts=curves),
+        ]
+
+    def _curves(self, key: str, axis: str) -> Chart:
+        """Return a figure of the records by epoch: means over the seeds, with a band of their standard deviation."""
+        lines = []
+        for number, label in enumerate(self.labels):
+            histories = [run.history for run in self.result.runs[label] if run.summary]
+            line = mean_curve(histories, key, label=label, tone=number, series=f"s{number}")
+            if line is not None:
+                lines.append(replace(line, dots=len(line.x) <= _DOTTED))
+        ends = "; ".join(f"{line.label} {line.y[-1]:.4g}" for line in lines)
+        return Chart(
+            id=f"curves-{key.replace('_', '-')}",
+            title=axis[0].upper() + axis[1:],
+            description=f"by epoch, last values: {ends}",
+            x="epoch",
+            y=axis,
+            marks=lines,
+            width=440,
+            height=280,
+        )
+
+    def _seeds(self, key: str, axis: str) -> Chart:
+        """Return a figure of each optimizer's finished runs: seeds, their mean and standard deviation."""
+        rows: list[tuple[float, float, float] | None] = []
+        single, texts = [], []
+        show = plain if "loss" in key else percent
+        for label in self.labels:
+            values = list(self.values(label, key).values())
+            single.append(values if len(values) > 1 else [])
+            if values:
+                spread = Spread.of(values)
+                half = spread.deviation or 0.0
+                rows.append((spread.mean, spread.mean - half, spread.mean + half))
+                texts.append(f"{label}: {show(spread)}")
+            else:
+                rows.append(None)
+                texts.append(f"{label}: {'; '.join(self.diverged(label)) or 'unknown'}")
+        return self._intervals(f"seeds-{key.replace('_', '-')}", axis, rows, texts, single)
+
+    def _differences(self) -> Chart:
+        """Return each optimizer's difference from the best, with its confidence interval."""
+        rows: list[tuple[float, float, float] | None] = []
+        texts = []
+        for label in self.labels:
+            pair = None if label == self.best else self.compared_with_best(label)
+            if pair is None:
+                rows.append((0.0, 0.0, 0.0))
+                texts.append(f"{label}: best")
+            elif pair.difference is not None and pair.low is not None and pair.high is not None:
+                rows.append((pair.difference, pair.low, pair.high))
+                texts.append(
+                    f"{label}: {pair.difference:+.2f} points [{pair.low:+.2f}, {pair.high:+.2f}], {pair.verdict}"
+                )
+            else:
+                rows.append(None)
+                texts.append(f"{label}: {pair.verdict}")
+        return self._intervals("differences", f"difference from {self.best} in points", rows, texts, [])
+
+    def _intervals(
+        self,
+        id: str,
+        axis: str,
+        rows: Sequence[tuple[float, float, float] | None],
+        texts: Sequence[str],
+        single: Sequence[Sequence[float]],
+    ) -> Chart:
+        return Chart(
+            id=id,
+            title=axis[0].upper() + axis[1:],
+            description="; ".join(texts),
+            x=axis,
+            marks=[
+                Intervals(
+                    names=self.labels,
+                    values=[row[0] if row else None for row in rows],
+                    low=[row[1] if row else 0.0 for row in rows],
+                    high=[row[2] if row else 0.0 for row in rows],
+                    texts=texts,
+                    tones=range(len(self.labels)),
+                    single=single,
+                )
+            ],
+            width=440,
+            height=60 + 26 * max(3, len(self.labels)),
+        )
 
 
-_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
-"""Palette of Okabe and Ito, for colour-blind readers."""
-_MARKERS = ("o", "s", "^", "D", "v", "P", "X")
-_STYLES = ("-", "--", ":")
+_DOTTED = 30
+"""Epochs up to which each has a dot on a curve."""
 
 
 def step_time(run: Outcome) -> float | None:

@@ -15,13 +15,14 @@ import yaml
 from vitctl import devices
 from vitctl.benchmark.device_plan import DevicePlan
 from vitctl.benchmark.devices import bench_data, run_micro_batch
-from vitctl.benchmark.tables import Cell, Row, Table
 from vitctl.config import TrainConfig, flag_name
 from vitctl.cpus import available_cpus
 from vitctl.data.dataset import Dataset, Splits
 from vitctl.errors import RunFailed
 from vitctl.files import write_text
 from vitctl.observer import SILENT, Observer
+from vitctl.report.rendering import Section
+from vitctl.report.tables import Cell, Row, Table
 from vitctl.training.session import Session
 from vitctl.training.setup import open_session
 from vitctl.units import plural
@@ -230,6 +231,16 @@ class TuneReport:
             "environment": self.environment,
         }
 
-    def figures(self) -> dict[str, Any]:
-        """Return no plots."""
-        return {}
+    @property
+    def verdict(self) -> str:
+        """The fastest settings of each device."""
+        found = []
+        for name, candidates in self.candidates.items():
+            fastest = best_of(candidates)
+            settings = ", ".join(f"{flag_name(key)} {value}" for key, value in fastest.settings.items())
+            found.append(f"{name} is fastest with {settings}: {fastest.images_per_second or 0:,.1f} images/s.")
+        return " ".join(found)
+
+    def plots(self) -> list[Section]:
+        """Return no charts."""
+        return []

@@ -80,5 +80,5 @@ def bench_device(
         for table in report.tables():
             printing.print_comparison(table)
     if out is not None:  # last, as a disk may be full
-        for path in write(out, "bench-device", report.document(), report.tables(), report.figures()):
+        for path in write(out, "bench-device", report):
             observer.message(f"wrote {path}")

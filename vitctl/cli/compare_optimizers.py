@@ -108,13 +108,12 @@ def compare_optimizers(
     with observer:
         result = comparison.compare_optimizers(plan, runs_dir, name, observer, jobs=jobs, new=new)
     report = Report(result)
-    tables, document = report.tables(), report.document()
     if as_json:
-        printing.print_json(document)
+        printing.print_json(report.document())
     else:
-        for table in tables:
+        for table in report.tables():
             printing.print_comparison(table)
-        printing.print_next("vitctl", "runs", "list", "--runs-dir", result.folder)
+        printing.print_next("vitctl", "report", result.folder)
     if out is not None:  # last, as a disk may be full
-        for path in write(out, "compare-optimizers", document, tables, report.figures()):
+        for path in write(out, "compare-optimizers", report):
             observer.message(f"wrote {path}")

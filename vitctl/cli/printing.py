@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Any
 from vitctl.units import format_bytes, format_duration, json_text, plural
 
 if TYPE_CHECKING:
-    from vitctl.benchmark.tables import Table
     from vitctl.doctor.examine import Examination
     from vitctl.inference.predict import Prediction
     from vitctl.inference.scoring import Scores
+    from vitctl.report.tables import Table
 
 MAX_CONFUSION = 20
 """Largest number of classes whose confusion matrix and sizes are printed."""
@@ -69,8 +69,8 @@ def print_comparison(comparison: Table) -> None:
     """Print figures side by side, with a star at the best of each row."""
     from rich.text import Text
 
-    from vitctl.benchmark.tables import best
     from vitctl.cli.grid import Column, print_grid, stdout_console
+    from vitctl.report.tables import best
 
     console = stdout_console()
     console.print(comparison.title, style="bold", markup=False, soft_wrap=True)

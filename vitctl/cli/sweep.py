@@ -352,7 +352,7 @@ def best(
         from vitctl.sweep.sweep import best_settings
 
         settings = best_settings(sweep.id, runs_dir, storage)
-        typer.echo(f"# trial {row.trial} of the sweep {sweep.id}: {sweep_view.format_value(sweep, row.value)}")
+        typer.echo(f"# trial {row.trial} of the sweep {sweep.id}: {sweep.format_value(row.value)}")
         typer.echo(yaml.safe_dump(settings, sort_keys=False), nl=False)
     elif as_json:
         printing.print_json({**sweep_view.row_document(row), "settings": sweep.settings(row)})
@@ -474,34 +474,50 @@ def plot(
     kinds: Annotated[
         list[str] | None,
         typer.Option(
-            "--kind", metavar="KIND", help="history, parallel, importances or curves; repeatable", show_default="all"
+            "--kind",
+            metavar="KIND",
+            help="history, parallel, importances, curves or values; repeatable",
+            show_default="all",
         ),
     ] = None,
     forms: Annotated[
         list[str] | None,
-        typer.Option("--format", metavar="png|html", help="output format; repeatable", show_default="both"),
+        typer.Option("--format", metavar="png|html|svg", help="output format; repeatable", show_default="png, html"),
     ] = None,
     out: Annotated[
         Path | None,
-        typer.Option("--out", "-o", metavar="DIR", help="output folder", show_default="plots in the sweep's folder"),
+        typer.Option(
+            "--out",
+            "-o",
+            metavar="PATH",
+            help="output folder, or one .html, .png or .svg file",
+            show_default="plots in the sweep's folder",
+        ),
     ] = None,
     runs_dir: RunsDir = RUNS,
     storage: Storage = None,
 ) -> None:
     """Plot a sweep.
 
-    Plots the history, parallel coordinates, parameter importances and learning curves.
+    Plots the history, parallel coordinates, parameter importances, learning curves, and values by parameter.
     """
     for flag, given, known in (
-        ("--kind", kinds, ("history", "parallel", "importances", "curves")),
-        ("--format", forms, ("png", "html")),
+        ("--kind", kinds, ("history", "parallel", "importances", "curves", "values")),
+        ("--format", forms, ("png", "html", "svg")),
     ):
         for word in given or ():
             if word not in known:
                 raise unknown(flag, word, known)
+    single = out is not None and not out.is_dir() and out.suffix.lower() in (".html", ".png", ".svg")
+    if single and out is not None:
+        check_replaceable(out, "--out", (out.suffix.lower(),))
+        if forms:
+            raise RequestError(
+                f"--format does nothing with --out {out}", hint="remove --format, or use --out with a folder"
+            )
     sweep = find_local(target, runs_dir, storage)
-    from vitctl.sweep.plots import FORMATS, KINDS
+    from vitctl.sweep.plots import KINDS
     from vitctl.sweep.plots import plot as draw
 
-    for path in draw(sweep, kinds or list(KINDS), forms or list(FORMATS), out or sweep.folder / "plots", _print_note):
+    for path in draw(sweep, kinds or list(KINDS), forms or ["png", "html"], out or sweep.folder / "plots", _print_note):
         typer.echo(str(path))

@@ -35,13 +35,6 @@ Record = dict[str, Any]
 # -- words ------------------------------------------------------------------------------------------------------------
 
 
-def format_value(sweep: Sweep, value: float | None) -> str:
-    """Format a value of the sweep's metric; accuracies are in percent."""
-    if value is None:
-        return "-"
-    return f"{value:.2f} %" if sweep.file.metric.name.endswith("_acc") else show(float(value))
-
-
 def describe_counts(counts: Mapping[TrialState, int]) -> str:
     """Return ``14 complete, 5 pruned, 1 running``."""
     return ", ".join(f"{count} {state}" for state, count in counts.items() if count) or "no trials yet"
@@ -126,7 +119,7 @@ def top_tables(sweep: Sweep, rows: list[TrialRow], width: int) -> list[Table]:
     lines = [
         [
             f"Top {rank}",
-            format_value(sweep, row.value),
+            sweep.format_value(row.value),
             *(show(row.params.get(name)) for name in sweep.file.order),
             str(row.trial),
             row.state if row.state != "pruned" else f"pruned at {row.epochs}",
@@ -163,7 +156,7 @@ def print_best(sweep: Sweep, row: TrialRow) -> None:
     print_table(
         f"trial {row.trial} of sweep {sweep.id} ({sweep.file.name})",
         [
-            (sweep.file.metric.name, format_value(sweep, row.value)),
+            (sweep.file.metric.name, sweep.format_value(row.value)),
             *((name, show(value)) for name, value in row.params.items()),
             *((name, str(value)) for name, value in sweep.file.settings({}, sweep.plan.fixed).items()),
             ("run", str(row.run)),
@@ -212,7 +205,7 @@ def running_tables(sweep: Sweep, snapshot: Snapshot, width: int) -> list[Table]:
         [
             str(row.trial),
             str(row.epochs),
-            format_value(sweep, row.value),
+            sweep.format_value(row.value),
             format_duration(row.seconds) if row.seconds is not None else "-",
             show_params(row.params),
             row.agent or "-",
@@ -247,7 +240,7 @@ def list_row(sweep: Sweep) -> Record:
         "trials": sum(snapshot.counts.values()),
         "metric": sweep.file.metric.name,
         "best": best,
-        "shown_best": format_value(sweep, best),
+        "shown_best": sweep.format_value(best),
     }
 
 
@@ -385,13 +378,13 @@ class SweepLines(Observer):
 
     def trial_reported(self, trial: int, epoch: int, value: float) -> None:
         """Print a reported value."""
-        self.print(f"trial {trial} epoch {epoch}: {self.sweep.file.metric.name} {format_value(self.sweep, value)}")
+        self.print(f"trial {trial} epoch {epoch}: {self.sweep.file.metric.name} {self.sweep.format_value(value)}")
 
     def trial_ended(self, trial: int, state: str, value: float | None, why: str) -> None:
         """Print the result of a trial."""
         parts = [f"trial {trial} {state}"]
         if value is not None:
-            parts.append(f"{self.sweep.file.metric.name} {format_value(self.sweep, value)}")
+            parts.append(f"{self.sweep.file.metric.name} {self.sweep.format_value(value)}")
         if why:
             parts.append(why)
         if state == "complete" and value is not None:

@@ -135,14 +135,11 @@ def train(
                 resume = Path(runs_dir or RUNS, resume) if missing else found  # the error then lists runs of --runs-dir
             summary = resume_run(resume, settings, observer, accept_data=accept_data, started=STARTED)
         elif mode == "lr_finder":
-            from vitctl.tools.lr_finder import DEFAULT_PLOT, EXTRA, can_draw, find_lr
+            from vitctl.tools.lr_finder import DEFAULT_PLOT, find_lr
 
-            if lr_finder_out is None and can_draw():
-                lr_finder_out = Path(DEFAULT_PLOT)
-            elif lr_finder_out is None:
-                observer.message(f"no plot, as matplotlib is not installed; install it: {EXTRA}")
+            plot = lr_finder_out or Path(DEFAULT_PLOT)
             # The recipe's length is meant for training runs.
-            summary = find_lr(config, observer, lr_finder_out, settings.get("max_steps") or file.get("max_steps"), free)
+            summary = find_lr(config, observer, plot, settings.get("max_steps") or file.get("max_steps"), free)
         elif preview_batch is not None:
             from vitctl.tools.preview import preview_batch as draw_preview
 

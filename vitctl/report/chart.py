@@ -59,8 +59,29 @@ class Bars:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Points:
+    """Separate points.
+
+    Attributes:
+        x: horizontal positions.
+        y: vertical positions.
+        texts: readout of each point.
+        label: what they are, for the legend.
+        tone: their colour.
+        series: name of the series that the page's legend switches on and off.
+    """
+
+    x: Sequence[float]
+    y: Sequence[float]
+    texts: Sequence[str]
+    label: str = ""
+    tone: Tone = 0
+    series: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
 class Intervals:
-    """Horizontal intervals with a dot, one per row, the first on top, over an axis from 0 to 100 percent.
+    """Horizontal intervals with a dot, one per row, the first on top.
 
     Attributes:
         names: name of each row.
@@ -68,7 +89,8 @@ class Intervals:
         low: lower end of each interval.
         high: upper end of each interval.
         texts: readout of each row.
-        tone: their colour.
+        tones: colour of each row; empty for the first colour.
+        single: values behind each row's dot, drawn as small dots; empty for none.
     """
 
     names: Sequence[str]
@@ -76,7 +98,72 @@ class Intervals:
     low: Sequence[float]
     high: Sequence[float]
     texts: Sequence[str]
+    tones: Sequence[Tone] = ()
+    single: Sequence[Sequence[float]] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Segment:
+    """A part of each bar of :class:`Rows`.
+
+    Attributes:
+        label: what it is, for the legend; empty for no entry.
+        values: its length in each row.
+        tone: its colour.
+        series: name of the series that the page's legend switches on and off.
+    """
+
+    label: str
+    values: Sequence[float]
     tone: Tone = 0
+    series: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rows:
+    """Horizontal bars from 0, one per row, the first on top.
+
+    Attributes:
+        names: name of each row.
+        parts: parts of the bars, from the left.
+        ends: text after each bar.
+        texts: readout of each row.
+    """
+
+    names: Sequence[str]
+    parts: Sequence[Segment]
+    ends: Sequence[str]
+    texts: Sequence[str]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Axis:
+    """An axis of :class:`Parallel`.
+
+    Attributes:
+        name: its name.
+        ticks: position from 0 to 1 and text of each tick.
+    """
+
+    name: str
+    ticks: Sequence[tuple[float, str]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Parallel:
+    """Lines across parallel vertical axes.
+
+    Attributes:
+        axes: the axes, from the left.
+        lines: positions from 0 to 1 of each line on the axes, the first line at the back.
+        weights: opacity of each line, from 0 to 1.
+        texts: readout of each line.
+    """
+
+    axes: Sequence[Axis]
+    lines: Sequence[Sequence[float]]
+    weights: Sequence[float]
+    texts: Sequence[str]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -92,7 +179,7 @@ class Matrix:
     counts: Sequence[Sequence[int]]
 
 
-Mark = Line | Bars | Intervals | Matrix
+Mark = Line | Points | Bars | Intervals | Rows | Parallel | Matrix
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -110,6 +197,8 @@ class Chart:
         height: height in CSS pixels.
         x_range: ends of the horizontal axis; None for the data's.
         y_range: ends of the vertical axis; None for the data's.
+        x_log: whether the horizontal axis is logarithmic.
+        x_names: names of the horizontal positions 0, 1, ..., instead of numbers.
     """
 
     id: str
@@ -122,3 +211,5 @@ class Chart:
     height: int = 230
     x_range: tuple[float, float] | None = None
     y_range: tuple[float, float] | None = None
+    x_log: bool = False
+    x_names: Sequence[str] = ()

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import itertools
 import math
-import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from vitctl.report.chart import Bars, Chart, Intervals, Line, Matrix
+from vitctl.report.curves import mean_curve
 from vitctl.report.metrics import BINS, Calibration, ClassMetrics, Ints, Proportion, neighbours_first
 from vitctl.report.run import RunRecord
 
@@ -88,36 +87,14 @@ def _last(line: Line) -> float:
 
 
 def _curve(series: Series, key: str, part: str) -> Line | None:
-    """Return the mean of the runs of a series, with a band of one standard deviation over several."""
-    by_epoch: dict[int, list[float]] = {}
-    for run in series.runs:
-        for record in run.history:
-            value = finite(record.get(key))
-            if value is not None:
-                by_epoch.setdefault(int(record["epoch"]), []).append(value)
-    if not by_epoch:
-        return None
-    epochs = sorted(by_epoch)
-    means = [statistics.fmean(by_epoch[epoch]) for epoch in epochs]
-    spreads = [statistics.stdev(by_epoch[epoch]) if len(by_epoch[epoch]) > 1 else 0.0 for epoch in epochs]
-    several = len(series.runs) > 1
-    return Line(
+    return mean_curve(
+        [run.history for run in series.runs],
+        key,
         label=f"{series.label}, {part}" if part else series.label,
-        x=epochs,
-        y=means,
-        low=[mean - spread for mean, spread in zip(means, spreads, strict=True)] if several else (),
-        high=[mean + spread for mean, spread in zip(means, spreads, strict=True)] if several else (),
         tone=series.tone,
         dash="dashed" if part == "training" else "solid",
         series=series.id,
     )
-
-
-def finite(value: Any) -> float | None:
-    """Return a number of a record, or None if it is missing, not a number or not finite."""
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
-        return None
-    return float(value)
 
 
 def confusion_chart(id: str, confusion: Ints, classes: Sequence[str]) -> Chart:
@@ -160,6 +137,7 @@ def class_chart(id: str, metrics: Sequence[ClassMetrics], classes: Sequence[str]
         title=f"Recall of the {_MOST_ROWS} weakest classes" if some else "Recall by class",
         description="share of each class's images that are recognised, with 95 % intervals, lowest first",
         x="recall in %",
+        x_range=(0, 100),
         marks=[
             Intervals(
                 names=[classes[each.index] for each, _ in rows],

@@ -1,33 +1,24 @@
-"""The page of a report, from the templates in ``templates/``."""
+"""The page of a report on training runs."""
 
 from __future__ import annotations
 
-import base64
-import datetime
-import hashlib
-import importlib.resources
-import json
 import shlex
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from markupsafe import Markup
-
-from vitctl import __version__
-from vitctl.report import drawing
 from vitctl.report.chart import Chart
 from vitctl.report.charts import (
     Series,
     class_chart,
     confusion_chart,
     curves,
-    finite,
     make_series,
     percent,
     reliability_charts,
 )
+from vitctl.report.curves import finite
 from vitctl.report.images import ImageReader, Shown, most_confident, show, show_attention
 from vitctl.report.metrics import (
     Calibration,
@@ -38,13 +29,11 @@ from vitctl.report.metrics import (
     largest_confusions,
     tempered,
 )
+from vitctl.report.rendering import render
 from vitctl.report.run import RunRecord
-from vitctl.report.settings import Row, between_runs, from_recipe, same_but_seed
+from vitctl.report.settings import SettingRow, between_runs, from_recipe, same_but_seed
 from vitctl.report.verdict import Findings, best_run, verdict
-from vitctl.units import escaped, format_bytes, format_duration, mask_passwords, printable
-
-if TYPE_CHECKING:
-    from jinja2 import Environment
+from vitctl.units import format_bytes, format_duration, printable
 
 FEW = 3
 """Runs up to which each has :data:`MANY_MISTAKES` and an attention rollout; with more, only the best run has."""
@@ -113,7 +102,7 @@ class RunsReport:
     title: str
     verdict: str
     series: list[Series]
-    settings: list[Row]
+    settings: list[SettingRow]
     settings_of: list[str]
     curves: list[Chart]
     details: list[Detail]
@@ -145,7 +134,7 @@ def build_report(runs: Sequence[RunRecord], data_dir: str | None, say: Callable[
         detail.repeat = f"vitctl train --config {shlex.quote(printable(str(run.path)))}"
         _add_details(detail, data_dir, say)
         details.append(detail)
-    settings: list[Row] | None
+    settings: list[SettingRow] | None
     if len(runs) > 1:
         settings, heads = between_runs(runs), [run.name for run in runs]
     else:
@@ -252,70 +241,19 @@ def _device(facts: dict[str, Any]) -> str | None:
     return f"{facts['device']} ({facts.get('device_name')}{threads})"
 
 
-# -- rendering ---------------------------------------------------------------------------------------------------------
-
-
-def render(template: str, **content: Any) -> str:
-    """Return a page without references to other files, from a template of this package.
-
-    Args:
-        template: name of the template.
-        **content: its variables.
-    """
-    folder = importlib.resources.files("vitctl.report") / "templates"
-    script = (folder / "report.js").read_text(encoding="utf-8")
-    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
-    return escaped(
-        _environment()
-        .get_template(template)
-        .render(
-            style=Markup((folder / "report.css").read_text(encoding="utf-8")),
-            script=Markup(script),
-            script_digest=digest,
-            version=__version__,
-            now=f"{datetime.datetime.now():%Y-%m-%d %H:%M}",
-            **content,
-        )
-    )
-
-
-def _environment() -> Environment:
-    from jinja2 import Environment, PackageLoader, StrictUndefined
-
-    environment = Environment(
-        loader=PackageLoader("vitctl.report"),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters |= {"percent": percent, "json": lambda value: json.dumps(value, separators=(",", ":"))}
-    environment.globals |= {"scene": drawing.lay_out, "svg": drawing.svg, "variable": drawing.variable}
-    return environment
-
-
 def html(report: RunsReport) -> str:
     """Return a report on training runs as a page."""
     return render(
         "runs.html",
         report=report,
-        shown=_shown,
         image_path=_image_path,
         confidence=lambda run, index: float(run.test.probabilities[index, run.test.predicted[index]]),
         wrong_in=lambda run, index: _wrong_in([each.run for each in report.details], run, index),
         epoch_columns=_epoch_columns,
+        percent=percent,
         number=lambda value: "–" if finite(value) is None else f"{value:,.5g}",
         accuracy_text=lambda value: "–" if finite(value) is None else f"{value:.2f}",
     )
-
-
-_LONGEST_SHOWN = 10_000
-"""Characters of a value from a run's folder; longer ones are cut off."""
-
-
-def _shown(value: object) -> str:
-    text = str(value)
-    return printable(mask_passwords(text[:_LONGEST_SHOWN])) + ("…" if len(text) > _LONGEST_SHOWN else "")
 
 
 def _image_path(run: RunRecord, index: int) -> str:

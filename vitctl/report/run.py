@@ -12,11 +12,12 @@ import numpy as np
 
 from vitctl.config import TrainConfig
 from vitctl.data.layout import class_name
-from vitctl.errors import RequestError, RunBusy, VitctlError
+from vitctl.errors import VitctlError
+from vitctl.files import is_locked
 from vitctl.models.sources import LAST
 from vitctl.process.failure import Failure
 from vitctl.report.metrics import Floats, Ints
-from vitctl.runs.stored import LOCK
+from vitctl.runs.stored import LOCK, METRICS, SUMMARY
 from vitctl.training.predictions import read_predictions
 from vitctl.training.run_folder import PREDICTIONS, RunFolder
 from vitctl.units import plural, printable
@@ -110,9 +111,9 @@ def read_run(path: Path) -> RunRecord:
         notes.append(
             "The test images were evaluated after every epoch (--val test), so choices may have been made on them."
         )
-    history = _read_history(folder.path / "metrics.jsonl", notes)
+    history = _read_history(folder.path / METRICS, notes)
     summary = folder.read_summary() or {}
-    if not summary and (folder.path / "summary.json").exists():
+    if not summary and (folder.path / SUMMARY).exists():
         notes.append("summary.json is damaged, so the final figures are missing.")
     failure = folder.read_failure()
     run = RunRecord(
@@ -141,24 +142,11 @@ def reason(error: Exception) -> str:
 def _state(folder: RunFolder, summary: Record, failure: Failure | None, history: list[Record]) -> State:
     if summary:
         return "stopped early" if summary.get("stopped_early") else "finished"
-    if _is_training(folder):
+    if is_locked(folder.path / LOCK):
         return "under way"
     if failure is not None:
         return "failed"
     return "interrupted" if history or (folder.checkpoints / LAST).exists() else "not started"
-
-
-def _is_training(folder: RunFolder) -> bool:
-    """Return whether a process is training in the folder, which holds its lock."""
-    if not (folder.path / LOCK).exists():
-        return False
-    try:
-        with folder.locked():
-            return False
-    except RunBusy:
-        return True
-    except RequestError:  # a read-only folder
-        return False
 
 
 def _read_history(path: Path, notes: list[str]) -> list[Record]:

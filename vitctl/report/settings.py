@@ -8,6 +8,7 @@ from typing import Any
 from vitctl.config import FLAGS, OPTION_TABLES, RUNS, TrainConfig, flag_name, resolve_config
 from vitctl.errors import RequestError
 from vitctl.report.run import RunRecord
+from vitctl.runs import comparing
 
 _ENVIRONMENT = {
     "vitctl": "vitctl",
@@ -20,7 +21,7 @@ _ENVIRONMENT = {
 }
 """Facts of a run's last session to compare, with their labels."""
 
-Row = tuple[str, list[str]]
+SettingRow = tuple[str, list[str]]
 """A label and the value in each column."""
 
 
@@ -53,20 +54,20 @@ def _text(value: Any) -> str:
 _OPTIONS = tuple(f"{flag_name(table).removesuffix('-options')}: " for table in OPTION_TABLES)
 
 
-def differing(columns: Sequence[Mapping[str, str]]) -> list[Row]:
+def differing(columns: Sequence[Mapping[str, str]]) -> list[SettingRow]:
     """Return the rows whose values are not the same in all columns; a missing value is an empty text.
 
     Options that not all networks, optimizers or augmentations have are left out: their names already differ.
     """
-    labels = dict.fromkeys(label for column in columns for label in column)
-    labels = {
-        label: None for label in labels if not label.startswith(_OPTIONS) or all(label in column for column in columns)
-    }
-    rows = [(label, [column.get(label, "") for column in columns]) for label in labels]
-    return [(label, values) for label, values in rows if len(set(values)) > 1]
+    found = comparing.differing([{label: text for label, text in column.items() if text} for column in columns])
+    return [
+        (label, [text or "" for text in texts])
+        for label, texts in found.items()
+        if not label.startswith(_OPTIONS) or all(label in column for column in columns)
+    ]
 
 
-def between_runs(runs: Sequence[RunRecord]) -> list[Row]:
+def between_runs(runs: Sequence[RunRecord]) -> list[SettingRow]:
     """Return the settings, and then the versions, devices and data, that are not the same in all runs."""
     settings = [flat_settings(run.settings) for run in runs]
     facts = [{label: _fact(run, key) for key, label in _ENVIRONMENT.items()} for run in runs]
@@ -84,7 +85,7 @@ _DIGESTS, _SHORT = ("git_commit", "data_sha256"), 10
 """Facts of which the first characters are shown."""
 
 
-def from_recipe(run: RunRecord) -> list[Row] | None:
+def from_recipe(run: RunRecord) -> list[SettingRow] | None:
     """Return the settings of a run that differ from those of its recipe for the same data set, with both values.
 
     A network and an optimizer of other than the recipe's choice are shown; the remaining settings are compared with those

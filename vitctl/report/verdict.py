@@ -6,7 +6,8 @@ import statistics
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from vitctl.report.charts import finite, percent
+from vitctl.report.charts import percent
+from vitctl.report.curves import finite
 from vitctl.report.metrics import Calibration, ClassMetrics, Confusion, Ints, Proportion
 from vitctl.report.run import RunRecord
 from vitctl.units import plural, printable

@@ -32,7 +32,7 @@ def _sections_of(run: StoredRun) -> dict[Section, Record]:
 def differences(runs: Sequence[StoredRun]) -> Differences:
     """Return what differs between two or more runs."""
     every = [_sections_of(run) for run in runs]
-    found: Differences = {section: _differing([each[section] for each in every]) for section in SECTIONS}
+    found: Differences = {section: differing([each[section] for each in every]) for section in SECTIONS}
     if DATA_SHA256 in found["data"] and not found["settings"].keys() & set(READING):
         found["data"] |= _changes(runs)
     return found
@@ -47,7 +47,8 @@ def remarks(runs: Sequence[StoredRun], found: Differences) -> list[str]:
     return notes
 
 
-def _differing(records: Sequence[Mapping[str, Any]]) -> dict[str, list[Any]]:
+def differing(records: Sequence[Mapping[str, Any]]) -> dict[str, list[Any]]:
+    """Return the values of each record, by name, where they are not all the same; None for a missing one."""
     values = {
         name: [record.get(name) for record in records] for name in dict.fromkeys(itertools.chain.from_iterable(records))
     }

@@ -226,14 +226,24 @@ class Sweep:
         return self.plan.id
 
     @property
+    def place(self) -> str:
+        """The flag, after a space, with which commands find this sweep; empty in the usual folder."""
+        return "" if self.runs_dir == Path("runs") else f" --runs-dir {shlex.quote(str(self.runs_dir))}"
+
+    @property
     def agent_command(self) -> str:
         """The command that runs trials of this sweep, for hints."""
         return shlex.join(self.command("agent"))
 
     def command(self, name: str) -> list[str]:
         """Return the words of a command on this sweep, such as ``best``."""
-        place = [] if self.runs_dir == Path("runs") else ["--runs-dir", str(self.runs_dir)]
-        return ["vitctl", "sweep", name, self.id, *place]
+        return ["vitctl", "sweep", name, self.id, *shlex.split(self.place)]
+
+    def format_value(self, value: float | None) -> str:
+        """Format a value of the metric; accuracies are in percent."""
+        if value is None:
+            return "-"
+        return f"{value:.2f} %" if self.file.metric.name.endswith("_acc") else show(float(value))
 
     @property
     def file(self) -> SweepFile:

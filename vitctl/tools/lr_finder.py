@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import importlib.util
 import math
 import time
 from collections.abc import Container, Sequence
@@ -12,10 +11,12 @@ from pathlib import Path
 from vitctl import devices
 from vitctl.config import TrainConfig
 from vitctl.errors import NotFinite, RequestError
-from vitctl.files import replacing
+from vitctl.files import write_bytes
 from vitctl.observer import Observer, Record
 from vitctl.optim import find_optimizer
 from vitctl.optim.schedule import RangeTest
+from vitctl.report import drawing
+from vitctl.report.chart import Chart, Dash, Line, Tone
 from vitctl.tools.plots import check_plot
 from vitctl.training.loop import read_tally, train_step
 from vitctl.training.preflight import check_config
@@ -42,8 +43,6 @@ MIN_FALL = 0.02
 
 PLOT_FORMATS = (".png", ".svg", ".pdf")
 DEFAULT_PLOT = "lr-finder.png"
-EXTRA = "pip install 'vitctl[plots]'"
-"""Command that installs matplotlib."""
 
 
 def find_lr(
@@ -79,10 +78,6 @@ def find_lr(
     """
     if plot is not None:
         check_plot(plot, "--lr-finder-out", PLOT_FORMATS)
-        if not can_draw():
-            raise RequestError(
-                f"--lr-finder-out {plot} needs matplotlib, which is not installed", hint=f"install it: {EXTRA}"
-            )
     if not config.lr:
         raise RequestError(
             "--lr 0 does not work with --lr-finder, which tests rates around --lr",
@@ -212,39 +207,42 @@ def suggest(rates: Sequence[float], smoothed: Sequence[float]) -> dict[str, floa
     return {"suggestion": rates[steepest], "lowest": rates[bottom], "lowest_tenth": rates[bottom] / 10}
 
 
-def can_draw() -> bool:
-    """Return whether matplotlib is installed."""
-    return importlib.util.find_spec("matplotlib") is not None
-
-
 def draw(found: Record, path: Path) -> None:
     """Plot the loss over the learning rate, and mark the suggestion and the configured rate.
 
     Raises:
         RunFailed: the file could not be written.
     """
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(8, 5), layout="constrained")
-    axes = figure.add_subplot()
-    axes.plot(found["lr"], found["loss"], color="0.75", linewidth=1, label="loss of each step")
-    axes.plot(found["lr"], found["smoothed"], color="tab:blue", linewidth=2, label="smoothed")
+    config, rates = found["config"], found["lr"]
     marks = [
-        ("suggestion", found["suggestion"], "tab:green", "-"),
-        ("a tenth of the rate at the lowest loss", found["lowest_tenth"], "tab:olive", "--"),
-        ("configured --lr", found["config"]["lr"], "tab:red", ":"),
+        Line(label="loss of each step", x=rates, y=found["loss"], tone="bar"),
+        Line(label="smoothed", x=rates, y=found["smoothed"], tone=0),
     ]
-    for label, rate, colour, style in marks:
-        if rate is not None:
-            axes.axvline(rate, color=colour, linestyle=style, label=f"{label}: {rate:.2g}")
-    axes.set_xscale("log")
     if found["smoothed"]:
-        bottom, top = min(found["smoothed"]), 1.5 * found["smoothed"][0]
-        axes.set_ylim(bottom - 0.05 * (top - bottom), top)  # a diverging loss would flatten the rest
-    axes.set_xlabel("learning rate")
-    axes.set_ylabel("training loss")
-    config = found["config"]
-    axes.set_title(f"{config['net']}, {config['opt']}, {config['dataset']}, batch {config['bs']}")
-    axes.legend()
-    with replacing(path) as file:
-        figure.savefig(file, dpi=120, format=path.suffix[1:])
+        bottom, top = min(found["smoothed"]), 1.5 * found["smoothed"][0]  # a diverging loss would flatten the rest
+    else:
+        bottom, top = 0.0, 1.0
+    bottom -= 0.05 * (top - bottom)
+    lines: list[tuple[str, float | None, Tone, Dash]] = [
+        ("suggestion", found["suggestion"], 2, "solid"),
+        ("a tenth of the rate at the lowest loss", found["lowest_tenth"], 3, "dashed"),
+        ("configured --lr", config["lr"], 1, "dotted"),
+    ]
+    marks += [
+        Line(label=f"{label}: {rate:.2g}", x=[rate, rate], y=[bottom, top], tone=tone, dash=dash)
+        for label, rate, tone, dash in lines
+        if rate is not None
+    ]
+    chart = Chart(
+        id="lr-finder",
+        title=f"{config['net']}, {config['opt']}, {config['dataset']}, batch {config['bs']}",
+        description="training loss over the learning rate",
+        x="learning rate",
+        y="training loss",
+        x_log=True,
+        y_range=(bottom, top),
+        marks=marks,
+        width=640,
+        height=400,
+    )
+    write_bytes(path, drawing.render([chart], path.suffix.lower().removeprefix(".")))

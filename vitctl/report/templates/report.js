@@ -119,6 +119,15 @@
         text: (i) => chart.texts[i],
         upward: true,
       },
+      points: {
+        count: () => chart.texts.length,
+        near: (px, py) => {
+          const far = chart.at.map((points) => Math.min(...points.map(([x, y]) => (x - px) ** 2 + (y - py) ** 2)));
+          return far.indexOf(Math.min(...far));
+        },
+        place: (i) => chart.at[i][chart.at[i].length - 1],
+        text: (i) => chart.texts[i],
+      },
       matrix: {
         count: () => chart.names.length ** 2,
         near: (px, py) => {

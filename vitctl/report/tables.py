@@ -46,6 +46,8 @@ class Table:
         corner: heading of the column of row labels.
         columns: headings of the other columns.
         notes: legend and remarks below the table.
+        words: those of the columns that hold words, which a page aligns on the left.
+        sortable: whether readers of a page may sort the rows.
     """
 
     title: str
@@ -53,6 +55,8 @@ class Table:
     columns: tuple[str, ...]
     rows: tuple[Row, ...]
     notes: tuple[str, ...] = ()
+    words: tuple[str, ...] = ()
+    sortable: bool = False
 
 
 def best(row: Row) -> set[int]:
