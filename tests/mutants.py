@@ -525,7 +525,7 @@ MUTANTS = (
     ),
     Mutant(
         "report: names are inserted as HTML",
-        "report/page.py",
+        "report/rendering.py",
         "autoescape=True",
         "autoescape=False",
         "tests/report/test_page.py",
