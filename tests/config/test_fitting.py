@@ -33,6 +33,8 @@ def steps(config: TrainConfig, images: int) -> int:
         (3800, {}, 128, 10),
         (45_000, {}, 128, 10),
         (450, {"net": "hybrid_tiny"}, 15, 10),
+        (57, {"net": "hybrid_tiny"}, 8, 43),
+        (57, {}, 8, 38),
         (45_000, {"net": "hybrid_tiny"}, 250, 10),
         (54, {"bs": 128}, 128, 300),
         (54, {"epochs": 3}, 8, 3),

@@ -12,6 +12,7 @@ from collections.abc import Container
 
 from vitctl.config.flag import flag_name
 from vitctl.config.train_config import TrainConfig
+from vitctl.models import find_model
 from vitctl.units import plural
 
 FITTED = ("bs", "epochs")
@@ -73,4 +74,6 @@ def fitting_note(before: TrainConfig, after: TrainConfig, images: int) -> str:
 def _steps(config: TrainConfig, images: int, epochs: int | None = None) -> int:
     epochs = epochs or config.epochs
     assert epochs is not None
-    return epochs * -(-images // (config.bs * config.accumulate))
+    whole, rest = divmod(images, config.bs * config.accumulate)
+    left_out = int(find_model(config.net).batchnorm)  # a last batch of a single image
+    return epochs * max(1, whole + int(rest > left_out))
