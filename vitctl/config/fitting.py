@@ -45,7 +45,8 @@ def free_settings(config: TrainConfig, given: Container[str]) -> tuple[str, ...]
 def fit_to_images(config: TrainConfig, images: int, free: Container[str]) -> TrainConfig:
     """Return the settings with about :data:`STEPS` optimizer steps or more.
 
-    The batch size is halved first, down to :data:`LEAST_BATCH`, as more epochs would take more time.
+    The batch size is halved first, down to :data:`LEAST_BATCH`, as more epochs would take more time. BatchNorm cannot
+    train on one image, so networks with it get a batch size that leaves no single image for the last step.
 
     Args:
         config: the settings, with a length in epochs if any setting is free.
@@ -54,6 +55,8 @@ def fit_to_images(config: TrainConfig, images: int, free: Container[str]) -> Tra
     """
     while "bs" in free and config.bs > LEAST_BATCH and _steps(config, images) < STEPS:
         config = dataclasses.replace(config, bs=max(LEAST_BATCH, config.bs // 2))
+    if "bs" in free and _single_left(config, images):
+        config = dataclasses.replace(config, bs=config.bs + 1)
     if "epochs" in free and _steps(config, images) < STEPS:
         config = dataclasses.replace(config, epochs=-(-STEPS // _steps(config, images, epochs=1)))
     return config
@@ -74,6 +77,10 @@ def fitting_note(before: TrainConfig, after: TrainConfig, images: int) -> str:
 def _steps(config: TrainConfig, images: int, epochs: int | None = None) -> int:
     epochs = epochs or config.epochs
     assert epochs is not None
-    whole, rest = divmod(images, config.bs * config.accumulate)
-    left_out = int(find_model(config.net).batchnorm)  # a last batch of a single image
-    return epochs * max(1, whole + int(rest > left_out))
+    return epochs * (-(-images // (config.bs * config.accumulate)) - _single_left(config, images))
+
+
+def _single_left(config: TrainConfig, images: int) -> bool:
+    """Return whether an epoch leaves out its last image, which would be a batch of its own."""
+    batch = config.bs * config.accumulate
+    return find_model(config.net).batchnorm and batch > 1 and images > batch and images % batch == 1

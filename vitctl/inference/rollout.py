@@ -81,7 +81,8 @@ def attention_map(model: nn.Module, images: Tensor) -> Tensor:
     """Return how much the head's input depends on each patch, by attention rollout.
 
     The rows of the rollout are weighted as the head's input weights the tokens: the class token, their mean, or the learned
-    weights of sequence pooling. A class token's own share is left out.
+    weights of sequence pooling. A class token's own share is left out. Of hybrid networks whose last convolutions follow the
+    blocks, the map is that of the blocks: the tokens that enter these convolutions count equally.
 
     Args:
         model: a network that is :func:`explainable`, in eval mode.

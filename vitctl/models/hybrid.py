@@ -2,10 +2,12 @@
 
 The convolutions are those of :mod:`vitctl.models.airbench` (Jordan 2024, arXiv 2404.00498), in the smallest network with a
 strided first one. Convolutions before the blocks help small Vision Transformers (Xiao et al. 2021, arXiv 2106.14881). In
-the larger networks, the last group of convolutions follows the blocks: the same operations on more tokens need fewer
-weights, and the networks overfit less. The blocks follow the speed records of language models (https://github.com/KellerJordan/modded-nanogpt):
-norms without parameters, a squared ReLU (So et al. 2021, arXiv 2109.08668), no biases, and a zero-initialised last layer in
-each branch, so that a block starts as the identity.
+the larger networks, the last group of convolutions follows the blocks: on more tokens, blocks of equally many operations
+have fewer weights, and the networks overfit less.
+
+The blocks follow the speed records of language models (https://github.com/KellerJordan/modded-nanogpt): norms without
+parameters, a squared ReLU (So et al. 2021, arXiv 2109.08668), no biases, and a zero-initialised last layer in each branch,
+so that a block starts as the identity.
 
 Shapes: B batch, C channels, H and W image height and width, S side of the stem's map, N = S * S tokens, D token width,
 h heads, d = D / h head width, E channels of the last map, K classes.

@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from vitctl.data.dataset import Dataset, load_dataset
+from vitctl.data.dataset import Dataset
 from vitctl.data.decode import decode_image
 from vitctl.data.duplicates import image_digests
 from vitctl.data.layout import class_name
@@ -150,18 +150,9 @@ class ImageReader:
 
     @functools.cached_property
     def _dataset(self) -> Dataset:
-        config = self.config
-        return load_dataset(
-            config.dataset,
-            data_dir=self.data_dir or config.data_dir,
-            size=config.size,
-            skip_bad_images=config.skip_bad_images,
-            download=False,
-            labels=config.labels,
-            test_fraction=config.test_fraction,
-            fit=config.fit,
-            value_range=config.value_range,
-        )
+        from vitctl.training.setup import load_data
+
+        return load_data(self.config, data_dir=self.data_dir, download=False)
 
 
 def _digest(pixels: Pixels) -> str:

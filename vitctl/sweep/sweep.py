@@ -139,16 +139,17 @@ class SweepPlan:
 
 _FAST = {"conv_layers": 3}
 _SPRINT = {"depth": 1, "conv_width": 32, **_FAST}
-_BEFORE_HYBRIDS: Mapping[str, Mapping[float, tuple[str, Mapping[str, int]]]] = {
-    "default": {math.inf: ("cct_2", {})},
-    "sprint": {math.inf: ("cct_2", _SPRINT)},
+_BEFORE_HYBRIDS: Mapping[str, Mapping[float | None, tuple[str, Mapping[str, int]]]] = {
+    "default": {None: ("cct_2", {})},
+    "sprint": {None: ("cct_2", _SPRINT)},
     "fast": {
+        None: ("cct_2", _FAST),
         90: ("cct_2", _SPRINT),
         1200: ("cct_4", _FAST),
         math.inf: ("cct_4", {**_FAST, "conv_width": 96, "embed_dim": 192, "num_heads": 3}),
     },
 }
-"""The networks of recipes in sweeps of versions 1 and 2, by upper limit of ``--max-time`` in seconds."""
+"""The networks of recipes in sweeps of versions 1 and 2, by upper limit of ``--max-time`` in seconds; None for no limit."""
 
 
 def network_before_hybrids(settings: Mapping[str, Any]) -> dict[str, Any]:
@@ -164,13 +165,11 @@ def network_before_hybrids(settings: Mapping[str, Any]) -> dict[str, Any]:
     by_time = _BEFORE_HYBRIDS.get(str(named.get("recipe", "default")))
     if by_time is None or not named.keys().isdisjoint(("net", *NET_FLAGS)):
         return {}
-    if "max_time" in named:
-        seconds = parse_duration(named["max_time"], "max_time")
-        net, options = by_time[min(limit for limit in by_time if seconds <= limit)]
-    elif named.get("recipe") == "fast":
-        net, options = "cct_2", _FAST
-    else:
-        net, options = by_time[math.inf]
+    limits = []
+    if (given := named.get("max_time")) is not None:
+        seconds = parse_duration(given, "max_time")
+        limits = [limit for limit in by_time if limit is not None and seconds <= limit]
+    net, options = by_time[min(limits) if limits else None]
     options = {**options, **named.get("net_options", {})}
     return {"net": net, **({"net_options": options} if options else {})}
 

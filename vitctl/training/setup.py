@@ -186,23 +186,41 @@ def init_from_data(model: nn.Module, config: TrainConfig, dataset: Dataset, spli
         load_target(entry.data_init)(model, normalize(splits.train.examples.images.index_select(0, chosen)))
 
 
+def load_data(
+    config: TrainConfig, *, data_dir: str | None = None, download: bool = True, observer: Observer = SILENT
+) -> Dataset:
+    """Return the data set of a run.
+
+    Args:
+        config: the run's settings.
+        data_dir: where the data are now; None for where they were.
+        download: whether to download what is missing.
+        observer: receives progress and warnings.
+
+    Raises:
+        RequestError: the data are not available as requested.
+    """
+    return load_dataset(
+        config.dataset,
+        data_dir=data_dir or config.data_dir,
+        size=config.size,
+        skip_bad_images=config.skip_bad_images,
+        observer=observer,
+        download=download,
+        labels=config.labels,
+        test_fraction=config.test_fraction,
+        fit=config.fit,
+        value_range=config.value_range,
+    )
+
+
 def open_data(config: TrainConfig, observer: Observer = SILENT) -> tuple[Dataset, Splits]:
     """Return the data set and its splits, and warn of equal images in two parts or classes.
 
     Raises:
         RequestError: the data are not available as requested, or have equal images with ``--strict-data``.
     """
-    dataset = load_dataset(
-        config.dataset,
-        data_dir=config.data_dir,
-        size=config.size,
-        skip_bad_images=config.skip_bad_images,
-        observer=observer,
-        labels=config.labels,
-        test_fraction=config.test_fraction,
-        fit=config.fit,
-        value_range=config.value_range,
-    )
+    dataset = load_data(config, observer=observer)
     if equal := describe_equal_images(dataset):
         if config.strict_data:
             raise RequestError(f"--strict-data: {equal}", hint="delete one image of each pair, or remove --strict-data")
