@@ -271,6 +271,7 @@ def test_png_files_come_from_the_same_charts(tmp_path: Path, cli: Cli) -> None:
         (["run", "--png", "link"], "--png link is not a folder"),
         (["run", "--png", "new", "-o", "./new"], "--out and --png both name new"),
         (["run", "-o", "runs"], "--out runs is a folder"),
+        (["run", "-o", "page.pdf"], "--out page.pdf does not end in .html"),
         (["run", "--png", "missing/charts"], "cannot write --png missing/charts: no such folder"),
         (["run", "--device", "cpu"], "--device cpu does nothing without --evaluate"),
         (["run", "--data-dir", "missing"], "--data-dir missing: no such folder"),

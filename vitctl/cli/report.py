@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
@@ -12,7 +13,7 @@ import typer
 from vitctl.cli.options import DeviceName
 from vitctl.config import RUNS
 from vitctl.errors import RequestError
-from vitctl.files import check_replaceable, folder_error, write_bytes, write_text
+from vitctl.files import check_replaceable, folder_error, is_stream, write_bytes, write_text
 
 if TYPE_CHECKING:
     from vitctl.report.chart import Chart
@@ -38,7 +39,7 @@ def report(
     The page is one file that needs no network. Of runs, it shows curves, mistakes, confusions, calibration and cost; of a
     sweep (its id or folder), trials and importance of parameters; of a comparison (its folder), differences and noise.
     """
-    check_replaceable(out, "--out", (".html", ".htm"))
+    check_replaceable(out, "--out", _HTML)
     if png is not None:
         if os.path.lexists(png) and not png.is_dir():  # lexists: a broken link
             raise RequestError(f"--png {png} is not a folder", hint="use --png with a folder")
@@ -46,6 +47,10 @@ def report(
             raise RequestError(f"--out and --png both name {png}", hint="use --png with another folder")
         if problem := folder_error(png if png.is_dir() else png.absolute().parent):
             raise RequestError(f"cannot write --png {png}: {problem}", hint="use --png with a path in another folder")
+    if out.suffix.lower() not in _HTML and not is_stream(out):
+        raise RequestError(
+            f"--out {out} does not end in .html", hint=f"use --out {shlex.quote(str(out.with_suffix('.html')))}"
+        )
     if data_dir is not None and not data_dir.is_dir():
         raise RequestError(
             f"--data-dir {data_dir}: no such folder", hint="use --data-dir with the folder of the images"
@@ -91,6 +96,8 @@ def _find(targets: list[Path]) -> tuple[Literal["runs", "sweep", "comparison"], 
                     return kind, folder
     return "runs", targets[0]
 
+
+_HTML = (".html", ".htm")
 
 KINDS: tuple[tuple[Literal["sweep", "comparison"], str, str], ...] = (
     ("sweep", "sweeps", "sweep.json"),

@@ -75,7 +75,7 @@ def column_of(word: str, known: Collection[str]) -> str:
     tables = [column for column in valid if column.endswith(f".{name}")]
     if len(tables) == 1:
         return tables[0]
-    near = tables or similar(name, valid)
+    near = tables or similar(name, [*valid, *_BY_OTHER_NAMES])
     if name in SWITCHES:
         setting, value = SWITCHES[name]
         hint = f"use {setting}, such as --where {setting}={value}"
