@@ -23,7 +23,7 @@ class Results(Protocol):
 
     @property
     def verdict(self) -> str:
-        """What they say, in a sentence or two."""
+        """The main result, in one or two sentences."""
 
     def tables(self) -> list[Table]:
         """Return the tables."""

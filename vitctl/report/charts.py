@@ -54,7 +54,7 @@ _CURVES = (
     ("lr", "Learning rate", "learning rate", {"lr": ""}),
     ("speed", "Speed", "images per second", {"images_per_second": ""}),
 )
-"""Id, title, label of the vertical axis, and keys of the records with what they are of, of each chart of curves."""
+"""Charts of curves: id, title, label of the vertical axis, and a label for each figure of the records that is drawn."""
 
 
 def curves(series: Sequence[Series]) -> list[Chart]:
