@@ -114,13 +114,17 @@ class ImageReader:
         if self._recorded is not None:
             content = self._recorded_content(index)
             if content is None:
-                raise RequestError(f"{path} is not an image of the run", hint="use a run folder that was not changed by hand")
+                raise RequestError(
+                    f"{path} is not an image of the run", hint="use a run folder that was not changed by hand"
+                )
         elif self.data_dir is None:
             raise RequestError(
                 f"the run has no record of its images, {MANIFEST}", hint="use --data-dir with the folder of the data"
             )
         elif not Path(os.path.realpath(path)).is_relative_to(os.path.realpath(self.data_dir)):
-            raise RequestError(f"the image {path} is outside --data-dir", hint="use a run folder that was not changed by hand")
+            raise RequestError(
+                f"the image {path} is outside --data-dir", hint="use a run folder that was not changed by hand"
+            )
         else:
             content = None
         stored, prepared = decode_image(path, None, reading), decode_image(path, self.config.size, reading)
