@@ -154,7 +154,7 @@ class ComparisonFolder:
         return folder
 
     @classmethod
-    def read(cls, path: Path, hint: str = "repeat the command that created it") -> ComparisonFolder:
+    def read(cls, path: Path, hint: str = "repeat its vitctl compare-optimizers command") -> ComparisonFolder:
         """Open the folder of a comparison.
 
         Args:
@@ -332,7 +332,7 @@ def read_comparison(path: Path) -> Comparison:
         found = {label: [folder.outcome(task) for task in each] for label, each in tasks.items()}
         if any(outcome is None for each in found.values() for outcome in each):
             raise RequestError(
-                f"the comparison {path} is not finished", hint="resume it: repeat the command that created it"
+                f"the comparison {path} is not finished", hint="resume it: repeat its vitctl compare-optimizers command"
             )
         return {label: [outcome for outcome in each if outcome is not None] for label, each in found.items()}
 
