@@ -4,11 +4,11 @@
         [--out time_to_accuracy.json] [--plot time_to_accuracy.svg]
 
 Runs are processes of their own, one after the other, and their wall time is that of the complete command with start-up
-and test. Runs of ``fast``, ``records-cnn`` and ``timm-...`` train as long as fits into each budget; other recipes have
-their own lengths. ``original`` is an epoch of the original scripts' protocol in vitctl's loop, which is faster than the
-scripts'. Accuracy is that of the last weights on the test set, without and with mirror images (TTA). PFLOP are three
-forward passes for each training image. Finished runs in ``--out`` are not repeated, so the same command resumes an
-interrupted comparison.
+and test. Runs of ``fast``, ``fast-airbench94`` (the records' CNN in vitctl), ``records-cnn`` (the same in a plain loop)
+and ``timm-...`` train as long as fits into each budget; other recipes have their own lengths. ``original`` is an epoch
+of the original scripts' protocol in vitctl's loop, which is faster than the scripts'. Accuracy is that of the last
+weights on the test set, without and with mirror images (TTA). PFLOP are three forward passes for each training image.
+Finished runs in ``--out`` are not repeated, so the same command resumes an interrupted comparison.
 """
 
 from __future__ import annotations
@@ -127,6 +127,7 @@ def timed_output(command: Sequence[str], environment: dict[str, str] | None = No
 
 ENTRIES = {
     "fast": recipe("fast", "--recipe", "fast", timed=True),
+    "fast-airbench94": recipe("fast-airbench94", "--recipe", "fast", "--net", "airbench94", timed=True),
     "sprint": recipe("sprint", "--recipe", "sprint"),
     "default": recipe("default"),
     "vit_small": recipe("vit_small", "--recipe", "vit_small", "--epochs", "1"),
