@@ -52,7 +52,7 @@ def test_the_citation_matches_the_project(key: str, value: object) -> None:
 
 
 def test_the_versions_of_python_are_the_same_everywhere() -> None:
-    versions = [f"3.{name.removeprefix(PYTHON)}" for name in PROJECT["classifiers"] if name.startswith(PYTHON)][1:]
+    versions = [f"3.{name.removeprefix(PYTHON)}" for name in PROJECT["classifiers"] if name.startswith(PYTHON)]
     assert PROJECT["requires-python"] == f">={versions[0]}" == f">={PYPROJECT['tool']['mypy']['python_version']}"
     assert PYPROJECT["tool"]["ruff"]["target-version"] == f"py{versions[0].replace('.', '')}"
     assert load_yaml(".github/workflows/ci.yml")["jobs"]["quick"]["strategy"]["matrix"]["python"] == versions
