@@ -221,7 +221,7 @@ def find_sweep_file(path: Path) -> Path:
     shipped = {file.name: file for file in sorted(SHIPPED.glob("*.yaml"))}
     if path.name in shipped and str(path.parent) in (".", "sweeps"):
         return shipped[path.name]
-    near = similar(path.name, shipped)
+    near = [f"{stem}.yaml" for stem in similar(path.stem, [file.stem for file in shipped.values()])]
     files = f"use the path of an existing file, or one of vitctl's: {', '.join(shipped)}"
     raise RequestError(f"{path} not found", hint=f"did you mean {or_list(near)}?" if near else files)
 
