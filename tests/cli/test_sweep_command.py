@@ -14,7 +14,7 @@ import yaml
 from sqlalchemy.exc import OperationalError
 
 from tests.conftest import TINY_NET, Cli
-from tests.sweep.conftest import sweep_text
+from tests.sweep.conftest import SHIPPED, sweep_text
 from tests.sweep.fake import make_sweep
 from vitctl.config import resolve_config
 from vitctl.sweep.sweep import TrialRow
@@ -147,6 +147,34 @@ def test_a_dry_run_creates_nothing(cli: Cli, tmp_path: Path) -> None:
     shown = cli("sweep", "create", "s.yaml", "--dry-run", 2)
     assert shown.code == 0 and any(line.split() == ["grid", "points", "6"] for line in shown.out.splitlines())
     assert not (tmp_path / "runs").exists()
+
+
+@pytest.mark.parametrize("path", ["digits.yaml", "./sweeps/digits.yaml"])
+def test_vitctls_own_sweep_files_are_found_from_any_folder(cli: Cli, tmp_path: Path, path: str) -> None:
+    own = next(file for file in SHIPPED if file.name == "digits.yaml")
+    done = cli("sweep", "create", path, "--dry-run", 1, "--json")
+    assert done.code == 0 and done.err == f"{Path(path)} not found; using {own}\n"
+    assert done.json()["run_cap"] == 12
+
+    write()
+    (tmp_path / path).parent.mkdir(exist_ok=True)
+    Path("s.yaml").rename(path)
+    done = cli("sweep", "create", path, "--dry-run", 1, "--json")
+    assert done.code == 0 and "not found" not in done.err
+    assert done.json()["run_cap"] == 2
+
+
+@pytest.mark.parametrize("command", ["create", "agent"])
+@pytest.mark.parametrize(
+    ("path", "hint"),
+    [
+        ("other/digits.yaml", "did you mean digits.yaml?"),
+        ("sweeps/digit.yml", "did you mean digits.yaml?"),
+        ("mine.yaml", f"use the path of an existing file, or one of vitctl's: {', '.join(f.name for f in SHIPPED)}"),
+    ],
+)
+def test_other_missing_files_are_refused(refused: Refused, command: str, path: str, hint: str) -> None:
+    assert refused("sweep", command, path) == f"error: {path} not found\nhint: {hint}"
 
 
 def test_a_sweep_that_cannot_be_stored_leaves_no_folder(

@@ -35,15 +35,26 @@ app = typer.Typer(
 
 
 def _version(asked: bool) -> None:
-    if asked:
-        typer.echo(f"vitctl {__version__}")
-        raise typer.Exit
+    if not asked:
+        return
+    import platform
+    from importlib.metadata import PackageNotFoundError, version
+
+    try:
+        torch = version("torch")
+    except PackageNotFoundError:
+        torch = "not installed"
+    typer.echo(f"vitctl {__version__} (torch {torch}, Python {platform.python_version()})")
+    raise typer.Exit
 
 
 @app.callback()
 def root(
     version: Annotated[
-        bool, typer.Option("--version", callback=_version, is_eager=True, help="print the version")
+        bool,
+        typer.Option(
+            "--version", callback=_version, is_eager=True, help="print the versions of vitctl, torch and Python"
+        ),
     ] = False,
 ) -> None:
     """Train Vision Transformers on small images."""

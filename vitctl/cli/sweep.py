@@ -143,12 +143,15 @@ def _engine(name: str | None, target: str) -> tuple[str, EngineEntry]:
     return name, ENGINES[name]
 
 
-def _check_file(target: str) -> None:
-    """Report mistakes in a sweep file before heavy imports."""
-    from vitctl.sweep.file import read_sweep_file
+def _find_file(target: Path) -> Path:
+    """Return the path of a sweep file, after reporting its mistakes before heavy imports."""
+    from vitctl.sweep.file import find_sweep_file, read_sweep_file
 
-    if target.endswith((".yaml", ".yml")) or Path(target).is_file():
-        read_sweep_file(Path(target))
+    path = find_sweep_file(target)
+    if path != target:
+        _print_note(f"{target} not found; using {path}")
+    read_sweep_file(path)
+    return path
 
 
 def find_local(target: str, runs_dir: Path, storage: str | None) -> Sweep:
@@ -196,10 +199,11 @@ def create(
 ) -> None:
     """Create a sweep from a file and print its id.
 
-    Parameters and values are checked as "vitctl train" would. The sweep keeps a copy of the file.
+    Parameters and values are checked as "vitctl train" would. The sweep keeps a copy of the file. vitctl's own files,
+    such as sweeps/digits.yaml, are found from any folder.
     """
     name, entry = _engine(engine, str(file))
-    _check_file(str(file))
+    file = _find_file(file)
     entry.refuse(name, {"storage": storage, "sampler": sampler, "pruner": pruner, "seed": seed, "dry_run": dry_run})
     options = _options(runs_dir, storage, fixed, run_cap, sampler, pruner, seed)
     if dry_run is not None:
@@ -266,7 +270,8 @@ def agent(
     if gpus is not None and not re.fullmatch(r"all|\d+(,\d+)*", gpus):
         raise RequestError(f"--gpus takes all or indices, not {gpus!r}", hint="use --gpus all or --gpus 0,1")
     name, entry = _engine(engine, target)
-    _check_file(target)
+    if target.endswith((".yaml", ".yml")) or Path(target).is_file():
+        target = str(_find_file(Path(target)))
     given = {"storage": storage, "sampler": sampler, "pruner": pruner, "seed": seed, "jobs": jobs, "gpus": gpus}
     entry.refuse(name, {**given, "max_time": max_time, "json": as_json})
     options = _options(runs_dir, storage, fixed, run_cap, sampler, pruner, seed)

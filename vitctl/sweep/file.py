@@ -28,10 +28,14 @@ from vitctl.config.names import INSTEAD, OPTION_NAMES, SWITCHES
 from vitctl.errors import RequestError
 from vitctl.models import MODELS
 from vitctl.optim import OPTIMIZERS
-from vitctl.registry import Entry, or_list, suggest
+from vitctl.registry import Entry, or_list, similar, suggest
 from vitctl.sweep.hyperband import Hyperband
 from vitctl.sweep.space import EXPONENTS, Parameter, Space, show, show_params
 from vitctl.yamlfile import Mistakes, Place, line_numbers, parse_yaml, read_text
+
+_PACKAGE = Path(__file__).parents[1]
+SHIPPED = _PACKAGE / "sweeps" if (_PACKAGE / "sweeps").is_dir() else _PACKAGE.parent / "sweeps"
+"""Folder of vitctl's own sweep files: in the package if it was installed from a wheel, else beside it."""
 
 METHODS = ("grid", "random", "bayes")
 METRICS = (
@@ -204,6 +208,22 @@ def _value_at(flat: dict[str, Any], key: str) -> str:
 def parameter_name(key: str) -> str:
     """Return the name of a parameter for a key of the file: ``dropout`` -> ``net_options.dropout``."""
     return OPTION_NAMES.get(key.replace("-", "_"), key)
+
+
+def find_sweep_file(path: Path) -> Path:
+    """Return ``path``, or vitctl's own sweep file of that name if ``NAME`` or ``sweeps/NAME`` does not exist.
+
+    Raises:
+        RequestError: neither exists.
+    """
+    if path.exists():
+        return path
+    shipped = {file.name: file for file in sorted(SHIPPED.glob("*.yaml"))}
+    if path.name in shipped and str(path.parent) in (".", "sweeps"):
+        return shipped[path.name]
+    near = [f"{stem}.yaml" for stem in similar(path.stem, [file.stem for file in shipped.values()])]
+    files = f"use the path of an existing file, or one of vitctl's: {', '.join(shipped)}"
+    raise RequestError(f"{path} not found", hint=f"did you mean {or_list(near)}?" if near else files)
 
 
 def read_sweep_file(path: Path) -> SweepFile:
