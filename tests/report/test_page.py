@@ -199,7 +199,7 @@ def test_long_values_are_cut_off(tmp_path: Path) -> None:
 def test_a_config_of_deep_brackets_is_damaged(tmp_path: Path, refused: Cli) -> None:
     make_run(tmp_path / "run")
     Path("run/config.json").write_text("[" * 100_000)
-    assert "run/config.json is damaged: maximum recursion depth" in str(refused("report", "run"))
+    assert "run/config.json is damaged: nested too deeply" in str(refused("report", "run"))
 
 
 def test_settings_of_another_version_are_shown_with_a_note(tmp_path: Path) -> None:
