@@ -83,7 +83,7 @@ def test_hostile_names_are_text(tmp_path: Path) -> None:
     (folder / "config.json").write_text(json.dumps(document))
     (folder / "failure.json").write_text(json.dumps({"kind": "failed", "message": HOSTILE, "hint": HOSTILE}))
     found = parse(report(folder))
-    plain = parse(report(make_run(tmp_path / "plain", classes="abcd")))
+    plain = parse(report(make_run(tmp_path / "plain", classes=[*"abcd"])))
     assert found.tags.count("script") == plain.tags.count("script")
     assert "x" not in found.links
     assert found.text.count(HOSTILE) > 4
