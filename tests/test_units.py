@@ -1,5 +1,6 @@
 import json
 import math
+import subprocess
 
 import pytest
 
@@ -12,6 +13,7 @@ from vitctl.units import (
     parse_save_every,
     plural,
     printable,
+    quoted,
 )
 
 
@@ -60,3 +62,13 @@ def test_counts_have_a_plural_and_thousands_separators(count: int, text: str) ->
 
 def test_a_name_is_printed_on_one_line() -> None:
     assert printable("caf\u00e9 \U0001f600\n\x1b[31m\udcff") == "caf\u00e9 \U0001f600\\n\\x1b[31m\\xff"
+
+
+@pytest.mark.parametrize("name", ["a", "a b", "it's", "line\nbreak", "\x1b[31mred\\", "tab\t'quoted'", "\u202e"])
+def test_quoted_paths_are_one_line_that_the_shell_reads_back(name: str) -> None:
+    word = quoted(name)
+    assert word.isprintable()
+    shell = subprocess.run(
+        ["bash", "-c", f"printf %s {word}"], capture_output=True, check=True, env={"LC_ALL": "C.UTF-8"}
+    )
+    assert shell.stdout.decode() == name

@@ -1,4 +1,4 @@
-"""Atomic writes, file locks, and checks that a path can be written before any work starts.
+"""Atomic writes, bounded reads, file locks, and checks that a path can be written before any work starts.
 
 Every file, whether vitctl's own or named by the user, is written to a temporary name in the target's folder, flushed to
 disk, and then renamed (:func:`write_bytes`, :func:`replacing`).
@@ -8,15 +8,17 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import json
 import os
 import re
 import shlex
 import shutil
 import stat
+import sys
 import tempfile
 from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 from vitctl.errors import NoSpace, RequestError, RunFailed
 from vitctl.units import escaped, format_bytes
@@ -72,6 +74,79 @@ def write_failed(
     else:
         hint = f"check that {path.parent} exists and is writable: ls -ld {shlex.quote(str(path.parent))}"
     return RunFailed(f"cannot write {path}: {reason}{f'; {outcome}' if outcome else ''}", hint=hint)
+
+
+# -- reading -----------------------------------------------------------------------------------------------------------
+
+LARGEST_RECORD = 64 << 20
+"""Bytes of the largest file of a run's records that is read."""
+
+
+@contextlib.contextmanager
+def regular_file(path: str | Path) -> Iterator[BinaryIO]:
+    """Open a regular file for reading, without waiting for the writer of a FIFO or reading an endless device.
+
+    Raises:
+        OSError: the file is missing or not readable, or is not a regular file.
+    """
+    with open(path, "rb", opener=_open_without_waiting) as file:
+        mode = os.fstat(file.fileno()).st_mode
+        if not stat.S_ISREG(mode):
+            raise OSError(errno.EINVAL, "not a regular file", str(path))
+        yield file
+
+
+def _open_without_waiting(path: str, flags: int) -> int:
+    return os.open(path, flags | getattr(os, "O_NONBLOCK", 0))
+
+
+def read_regular(path: str | Path, limit: int = LARGEST_RECORD) -> bytes:
+    """Return the content of a regular file of at most ``limit`` bytes.
+
+    Raises:
+        OSError: see :func:`regular_file`; or the file is larger.
+    """
+    with regular_file(path) as file:
+        content = file.read(limit + 1)
+    if len(content) > limit:
+        raise OSError(errno.EFBIG, f"larger than {format_bytes(limit)}", str(path))
+    return content
+
+
+def read_json(path: str | Path) -> dict[str, Any]:
+    """Return the JSON object in a regular file.
+
+    Raises:
+        OSError: see :func:`read_regular`.
+        ValueError: the file does not hold a JSON object.
+    """
+    document = parse_json(read_regular(path))
+    if not isinstance(document, dict):
+        raise ValueError("it is not a JSON object")  # noqa: TRY004, as any other damage
+    return document
+
+
+def parse_json(content: bytes | str) -> Any:
+    """Return a JSON value.
+
+    Raises:
+        ValueError: it is not valid, or nested too deeply.
+    """
+    try:
+        return json.loads(content, parse_int=_parse_integer)
+    except RecursionError:
+        raise ValueError("nested too deeply") from None
+
+
+def _parse_integer(text: str) -> int:
+    if len(text) > sys.float_info.max_10_exp:
+        raise ValueError("a number is too large")
+    return int(text)
+
+
+def reason_of(error: Exception) -> str:
+    """Return why a file cannot be read or used, without its path."""
+    return (error.strerror if isinstance(error, OSError) else None) or str(error)
 
 
 # -- writing -----------------------------------------------------------------------------------------------------------
@@ -352,7 +427,7 @@ def is_locked(path: Path) -> bool:
     try:
         import fcntl
 
-        file = os.open(path, os.O_RDONLY)
+        file = os.open(path, os.O_RDONLY | os.O_NONBLOCK)  # a FIFO would wait for its writer
     except (ImportError, OSError):  # Windows, or no such file
         return False
     try:

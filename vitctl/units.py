@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import re
+import shlex
 from typing import Any
 
 from vitctl.errors import RequestError
@@ -97,6 +98,14 @@ def printable(name: str) -> str:
     if name.isprintable():
         return name
     return "".join(each if each.isprintable() else repr(each)[1:-1] for each in escaped(name))
+
+
+def quoted(path: object) -> str:
+    r"""Return a path as a word of a shell command on one line; ``$'a\nb'`` if parts of it cannot be printed."""
+    name = str(path)
+    if name.isprintable():
+        return shlex.quote(name)
+    return f"$'{printable(name.replace(chr(92), chr(92) * 2).replace(chr(39), chr(92) + chr(39)))}'"
 
 
 def _escape(surrogate: int) -> str:

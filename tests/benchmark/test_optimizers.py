@@ -156,6 +156,12 @@ def test_the_search_tries_equally_many_rates_and_keeps_the_best(cli: Cli, tmp_pa
     assert len(runs) == 2 * 3 + 2 * 1 + 2
     table = cli(*words).out
     assert "Learning rates tried" in table and "(from search)" in table
+    assert cli("report", "s").code == 0
+    page = Path("report.html").read_text()
+    assert "Learning-rate search" in page
+    for label in ("adam", "muon"):
+        for run in found[label]["search"]:
+            assert f"{label}, learning rate {run['lr']:g}: {run['summary']['val_acc']:.2f} %" in page
 
 
 def start(tmp_path: Path, *words: object) -> subprocess.Popen[str]:

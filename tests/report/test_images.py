@@ -17,7 +17,7 @@ from tests.report.folders import make_run
 from vitctl.data.dataset import Dataset, load_dataset
 from vitctl.data.manifest import MANIFEST
 from vitctl.report.images import ImageReader
-from vitctl.report.run import RunRecord, read_run
+from vitctl.report.run import RunRecord, read_run_record
 
 CLASSES = ("cat", "a dog")
 EACH = 3
@@ -72,7 +72,7 @@ def rewrite(folder: Path, **arrays: object) -> None:
 
 
 def reader(folder: Path, data_dir: str | None = None) -> ImageReader:
-    return ImageReader(read_run(folder), data_dir)
+    return ImageReader(read_run_record(folder), data_dir)
 
 
 def problem(images: ImageReader, index: int = 0) -> str:
@@ -104,7 +104,7 @@ def test_a_moved_data_set_is_found_with_data_dir(run: Path, data: Path, tmp_path
 @pytest.mark.parametrize("how", ["drawn over", "swapped within the class", "swapped between classes"])
 def test_a_changed_image_is_not_shown(how: str, run: Path, data: Path) -> None:
     images = reader(run)
-    index = named(read_run(run), "test/cat/0.png")
+    index = named(read_run_record(run), "test/cat/0.png")
     path = data / "test/cat/0.png"
     if how == "drawn over":
         draw(path, 99)
@@ -112,7 +112,7 @@ def test_a_changed_image_is_not_shown(how: str, run: Path, data: Path) -> None:
         other = "test/cat/1.png" if how == "swapped within the class" else "test/a dog/0.png"
         shutil.copy(data / other, path)
     assert "changed since the run" in problem(images, index)
-    assert images.read(named(read_run(run), "test/a dog/2.png"))
+    assert images.read(named(read_run_record(run), "test/a dog/2.png"))
 
 
 @pytest.mark.parametrize("manifest", [True, False])
@@ -123,7 +123,7 @@ def test_other_images_of_the_machine_are_not_shown(
 ) -> None:
     private = tmp_path / "private" / "test" / "cat" / "photo.png"
     draw(private, 98)
-    paths = list(read_run(run).test.names)  # type: ignore[union-attr]
+    paths = list(read_run_record(run).test.names)  # type: ignore[union-attr]
     paths[0] = {
         "absolute": str(private),
         "parents": "../private/test/cat/photo.png",

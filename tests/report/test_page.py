@@ -15,7 +15,7 @@ from tests.conftest import Cli
 from tests.report.folders import make_run
 from vitctl.files import locked
 from vitctl.report import drawing, page
-from vitctl.report.run import read_run
+from vitctl.report.run import read_run_record
 
 HOSTILE = "<script>window.hacked = true</script><img src=x onerror=window.hacked=true>'\"&$x^2$"
 
@@ -45,7 +45,7 @@ def parse(html: str) -> Text:
 
 
 def report(*folders: Path) -> str:
-    return page.html(page.build_report([read_run(each) for each in folders], None, print))
+    return page.html(page.build_report([read_run_record(each) for each in folders], None, print))
 
 
 def test_the_page_is_complete_and_loads_nothing(tmp_path: Path) -> None:
@@ -83,7 +83,7 @@ def test_hostile_names_are_text(tmp_path: Path) -> None:
     (folder / "config.json").write_text(json.dumps(document))
     (folder / "failure.json").write_text(json.dumps({"kind": "failed", "message": HOSTILE, "hint": HOSTILE}))
     found = parse(report(folder))
-    plain = parse(report(make_run(tmp_path / "plain", classes="abcd")))
+    plain = parse(report(make_run(tmp_path / "plain", classes=[*"abcd"])))
     assert found.tags.count("script") == plain.tags.count("script")
     assert "x" not in found.links
     assert found.text.count(HOSTILE) > 4
@@ -91,7 +91,7 @@ def test_hostile_names_are_text(tmp_path: Path) -> None:
 
 def test_runs_that_differ_only_in_their_seed_are_one_series(tmp_path: Path) -> None:
     runs = [make_run(tmp_path / f"vit-s{seed}", seed=seed) for seed in range(3)]
-    built = page.build_report([read_run(each) for each in runs], None, print)
+    built = page.build_report([read_run_record(each) for each in runs], None, print)
     assert [each.label for each in built.series] == ["vit-s (3 seeds)"]
     assert built.settings == [("--seed", ["0", "1", "2"])]
     assert re.match(r"Over 3 seeds, cct_2 on digits classifies \d+\.\d ± \d+\.\d % of the test images", built.verdict)
@@ -104,20 +104,22 @@ def test_runs_that_differ_only_in_their_seed_are_one_series(tmp_path: Path) -> N
 def test_only_what_differs_between_runs_is_shown(tmp_path: Path) -> None:
     one = make_run(tmp_path / "one", settings={"lr": 0.01})
     other = make_run(tmp_path / "other", settings={"lr": 0.02, "net": "cct_2:depth=3"})
-    built = page.build_report([read_run(one), read_run(other)], None, print)
+    built = page.build_report([read_run_record(one), read_run_record(other)], None, print)
     assert built.settings == [("--net: depth", ["2", "3"]), ("--lr", ["0.01", "0.02"])]
 
 
 def test_options_of_another_network_are_left_out(tmp_path: Path) -> None:
     one = make_run(tmp_path / "one", settings={"net": "cct_2:depth=3"})
     other = make_run(tmp_path / "other", settings={"net": "vit_small:depth=2"})
-    labels = [label for label, _ in page.build_report([read_run(one), read_run(other)], None, print).settings]
+    labels = [
+        label for label, _ in page.build_report([read_run_record(one), read_run_record(other)], None, print).settings
+    ]
     assert {"--net", "--net: depth"} <= set(labels)
     assert not {"--net: conv_width", "--net: patch_size"} & set(labels)
 
 
 def test_one_run_is_compared_with_its_recipe(tmp_path: Path) -> None:
-    built = page.build_report([read_run(make_run(tmp_path / "one", settings={"epochs": 7}))], None, print)
+    built = page.build_report([read_run_record(make_run(tmp_path / "one", settings={"epochs": 7}))], None, print)
     assert ("--epochs", "7") in [(label, values[1]) for label, values in built.settings]
     assert not any(label == "--seed" for label, _ in built.settings)
 
@@ -139,9 +141,9 @@ def test_unfinished_runs_have_a_report(state: str, tmp_path: Path) -> None:
         (folder / "metrics.jsonl").unlink()
     if state == "under way":
         with locked(folder / ".lock"):
-            run = read_run(folder)
+            run = read_run_record(folder)
     else:
-        run = read_run(folder)
+        run = read_run_record(folder)
     assert run.state == state
     built = page.build_report([run], None, print)
     assert STATES[state] in built.verdict
@@ -197,7 +199,7 @@ def test_long_values_are_cut_off(tmp_path: Path) -> None:
 def test_a_config_of_deep_brackets_is_damaged(tmp_path: Path, refused: Cli) -> None:
     make_run(tmp_path / "run")
     Path("run/config.json").write_text("[" * 100_000)
-    assert "run/config.json is damaged: maximum recursion depth" in str(refused("report", "run"))
+    assert "run/config.json is damaged: nested too deeply" in str(refused("report", "run"))
 
 
 def test_settings_of_another_version_are_shown_with_a_note(tmp_path: Path) -> None:
@@ -223,7 +225,7 @@ def test_missing_data_and_checkpoints_are_named(digits_run: Path, tmp_path: Path
 
 
 def test_evaluate_adds_what_an_older_run_lacks(digits_run: Path, cli: Cli) -> None:
-    stored = read_run(digits_run)
+    stored = read_run_record(digits_run)
     (digits_run / "predictions.npz").unlink()
     before = sorted(digits_run.rglob("*"))
     result = cli("report", digits_run, "--evaluate", "--device", "cpu")

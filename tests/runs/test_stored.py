@@ -217,8 +217,11 @@ def test_a_run_is_opened_by_name_path_or_checkpoints(tmp_path: Path, monkeypatch
     make_run(tmp_path / "runs" / "a")
     for target in ("a", "runs/a", "runs/a/checkpoints", tmp_path / "runs" / "a"):
         assert open_run(Path(target), Path("runs")).path.resolve() == tmp_path / "runs" / "a"
-    with pytest.raises(RequestError, match=r"run b not found in runs\nhint: use a$"):
-        open_run(Path("b"), Path("runs"))
+    make_run(tmp_path / "runs" / "cct-1")
+    with pytest.raises(RequestError, match=r"run cct-2 not found in runs\nhint: use cct-1$"):
+        open_run(Path("cct-2"), Path("runs"))
+    with pytest.raises(RequestError, match=r"run other not found in runs\nhint: see the runs: vitctl runs list$"):
+        open_run(Path("other"), Path("runs"))
     with pytest.raises(RequestError, match="run b not found in no\nhint: use --runs-dir"):
         open_run(Path("b"), Path("no"))
 

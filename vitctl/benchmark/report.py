@@ -13,7 +13,7 @@ from vitctl.benchmark.plan import FACTOR
 from vitctl.benchmark.statistics import LEVEL, Pair, Spread, compare
 from vitctl.config import ORIGINAL_BATCH
 from vitctl.registry import format_spec
-from vitctl.report.chart import Chart, Intervals
+from vitctl.report.chart import Chart, Intervals, Line, Mark, Points
 from vitctl.report.curves import mean_curve
 from vitctl.report.rendering import Section
 from vitctl.report.tables import NOTHING, Cell, Row, Table
@@ -389,7 +389,7 @@ class Report:
         return f"{first} {others[0].upper()}{others[1:]}."
 
     def plots(self) -> list[Section]:
-        """Return the charts of the results by optimizer, and of accuracy and loss by epoch if there are several."""
+        """Return the charts of the results by optimizer, by epoch if there are several, and of the learning-rate search."""
         seeds = len(self.plan.seeds)
         of = f"{seeds} seeds, mean ± standard deviation" if seeds > 1 else f"seed {self.plan.seeds[0]}"
         key, axis = (
@@ -403,13 +403,52 @@ class Report:
             intro += " Small dots are seeds. An interval that reaches 0 means that the difference may be noise."
         if epochs <= 1:
             charts = [self._seeds(key, axis), self._seeds(loss, word), *compared]
-            return [Section(id="curves", title="Results", intro=intro, charts=charts)]
+            return [Section(id="curves", title="Results", intro=intro, charts=charts), *self._searched()]
         charts = [self._seeds(self.key, f"{self.measured_on} in %"), *compared]
         curves = [self._curves(key, axis), self._curves(loss, word)]
         return [
             Section(id="results", title="Results", intro=intro, charts=charts),
             Section(id="curves", title="Curves", intro=f"{of}.", charts=curves),
+            *self._searched(),
         ]
+
+    def _searched(self) -> list[Section]:
+        """Return the section of the learning-rate search, if there was one."""
+        marks: list[Mark] = []
+        for label, outcomes in self.result.search.items():
+            done = [(run.task.config.lr, run.summary["val_acc"]) for run in outcomes if run.summary]
+            if done:
+                rates, values = zip(*sorted(done), strict=True)
+                number = self.labels.index(label)
+                style: dict[str, Any] = {
+                    "label": label,
+                    "tone": number,
+                    "series": f"s{number}",
+                    "x": rates,
+                    "y": values,
+                }
+                texts = [
+                    f"{label}, learning rate {rate:g}: {value:.2f} %" for rate, value in zip(rates, values, strict=True)
+                ]
+                marks += [Line(**style, guide=True), Points(**style, texts=texts)]
+        if not marks:
+            return []
+        chosen = ", ".join(
+            f"{label} {rate:g}" for label, rate in self.result.rates.items() if label in self.result.search
+        )
+        chart = Chart(
+            id="search",
+            title="Held-out accuracy by learning rate",
+            description=f"chosen learning rates: {chosen}" if chosen else "no learning rate was chosen",
+            x="learning rate",
+            y="held-out accuracy in %",
+            marks=marks,
+            width=480,
+            height=300,
+            x_log=True,
+        )
+        intro = f"Runs with seed {self.plan.seeds[0]}; diverged ones have no point."
+        return [Section(id="search", title="Learning-rate search", intro=intro, charts=[chart])]
 
     def _curves(self, key: str, axis: str) -> Chart:
         """Return a figure of the records by epoch: means over the seeds, with a band of their standard deviation."""

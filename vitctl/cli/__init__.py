@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO, cast
 
 if TYPE_CHECKING:
-    from vitctl.errors import RequestError
+    from vitctl.errors import RequestError, VitctlError
     from vitctl.process.failure import ChildReport
 
 # Skip the interpreter's final garbage collection, which takes a second or more to visit every object of torch.
@@ -66,7 +66,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         report.write(error)
         if debug:
             raise
-        print(f"{'' if isinstance(error, Interrupted) else 'error: '}{error}", file=sys.stderr)
+        _print_error(error, "" if isinstance(error, Interrupted) else "error: ")
         if isinstance(error, Interrupted):
             _die_by(error.signum)
         return error.exit_code
@@ -83,7 +83,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if debug:
             raise
         if request:
-            print(f"error: {request}", file=sys.stderr)
+            _print_error(request)
             return request.exit_code
         print(
             f"error: unexpected {type(error).__name__}: {error}\n"
@@ -94,18 +94,26 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
+def _print_error(error: VitctlError, prefix: str = "error: ") -> None:
+    """Print an error in two lines; a name in it may hold line breaks or terminal sequences, which are escaped."""
+    from vitctl.units import printable
+
+    print(f"{prefix}{printable(error.message)}", file=sys.stderr)
+    if error.hint is not None:
+        print(f"hint: {printable(error.hint)}", file=sys.stderr)
+
+
 def _path_error(error: Exception) -> RequestError | None:
     """Return the error for a path that the system refuses: too long, a loop of links, or in a closed folder."""
-    from shlex import quote
-
     from vitctl.errors import RequestError
+    from vitctl.units import quoted
 
     refused = (errno.ENAMETOOLONG, errno.ELOOP, errno.EACCES, errno.EPERM)
     if not isinstance(error, OSError) or error.errno not in refused or not isinstance(error.filename, (str, Path)):
         return None
     path = str(error.filename)
     shown = path if len(path) <= _LONGEST_SHOWN else f"{path[:_LONGEST_SHOWN]}..."
-    command = f"ls -ld {quote(shown)}"
+    command = f"ls -ld {quoted(shown)}"
     hint = "use a shorter path" if error.errno == errno.ENAMETOOLONG else f"check its permissions: {command}"
     return RequestError(f"cannot use {shown}: {error.strerror}", hint=hint)
 
@@ -119,7 +127,7 @@ def _usage_error(error: Any, report: ChildReport) -> int:
     else:
         request = usage_error(error)
         report.write(request)
-        print(f"error: {request}", file=sys.stderr)
+        _print_error(request)
     return int(error.exit_code)
 
 

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import shlex
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
-from vitctl.units import format_bytes, format_duration, json_text, plural
+from vitctl.units import format_bytes, format_duration, json_text, plural, quoted
 
 if TYPE_CHECKING:
     from vitctl.doctor.examine import Examination
@@ -32,7 +31,7 @@ def print_next(*words: object, more: str = "") -> None:
         *words: its words, quoted for the shell where needed.
         more: placeholders for words that the user adds, such as ``IMAGE...``.
     """
-    print(f"next: {shlex.join(map(str, words))}{more and f' {more}'}")
+    print(f"next: {' '.join(map(quoted, words))}{more and f' {more}'}")
 
 
 def print_bold(text: str) -> None:

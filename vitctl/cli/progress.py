@@ -8,7 +8,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Self
 
 from vitctl.observer import Observer, Record, RunStart
-from vitctl.units import format_bytes, format_duration, plural
+from vitctl.units import format_bytes, format_duration, plural, printable
 
 if TYPE_CHECKING:
     from rich.progress import Progress, TaskID
@@ -52,8 +52,8 @@ class ProgressLines(Observer):
         self._download, self._from, self._since = "", 0, 0.0
 
     def print(self, text: str) -> None:
-        """Print a line to stderr."""
-        print(text, file=sys.stderr, flush=True)
+        """Print one or more lines to stderr."""
+        print(_printable_lines(text), file=sys.stderr, flush=True)
 
     def print_parts(self, parts: list[str]) -> None:
         """Print figures as one line."""
@@ -201,7 +201,7 @@ class ProgressBars(ProgressLines):
     def print(self, text: str) -> None:
         """Print a line above the bars."""
         if self._progress:
-            self._progress.console.print(text, markup=False, soft_wrap=True)
+            self._progress.console.print(_printable_lines(text), markup=False, soft_wrap=True)
         else:
             super().print(text)
 
@@ -284,3 +284,8 @@ class ProgressBars(ProgressLines):
         self._show("epoch", record["epoch"], self.epochs)
         self._hide("step")
         self.print_parts(epoch_parts(record, self.epochs))
+
+
+def _printable_lines(text: str) -> str:
+    """Return a text in which terminal sequences, such as in the name of a file, are escaped."""
+    return "\n".join(map(printable, text.split("\n")))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import shlex
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
@@ -14,6 +13,7 @@ from vitctl.cli.options import DeviceName
 from vitctl.config import RUNS
 from vitctl.errors import RequestError
 from vitctl.files import check_replaceable, folder_error, is_stream, write_bytes, write_text
+from vitctl.units import printable, quoted
 
 if TYPE_CHECKING:
     from vitctl.report.chart import Chart
@@ -48,9 +48,7 @@ def report(
         if problem := folder_error(png if png.is_dir() else png.absolute().parent):
             raise RequestError(f"cannot write --png {png}: {problem}", hint="use --png with a path in another folder")
     if out.suffix.lower() not in _HTML and not is_stream(out):
-        raise RequestError(
-            f"--out {out} does not end in .html", hint=f"use --out {shlex.quote(str(out.with_suffix('.html')))}"
-        )
+        raise RequestError(f"--out {out} does not end in .html", hint=f"use --out {quoted(out.with_suffix('.html'))}")
     if data_dir is not None and not data_dir.is_dir():
         raise RequestError(
             f"--data-dir {data_dir}: no such folder", hint="use --data-dir with the folder of the images"
@@ -69,14 +67,14 @@ def report(
         text, verdict, charts = _of_runs(runs, data_dir, device if evaluate else None)
     write_text(out, text)
     typer.echo(verdict)
-    typer.echo(f"report: {out}")
+    typer.echo(f"report: {printable(str(out))}")
     if png is not None:
         from vitctl.report import drawing
 
         png.mkdir(exist_ok=True)
         for chart in charts:
             write_bytes(png / f"{chart.id}.png", drawing.render([chart], "png"))
-        typer.echo(f"charts: {png}")
+        typer.echo(f"charts: {printable(str(png))}")
 
 
 def _find(targets: list[Path]) -> tuple[Literal["runs", "sweep", "comparison"], Path]:
@@ -91,7 +89,8 @@ def _find(targets: list[Path]) -> tuple[Literal["runs", "sweep", "comparison"], 
                 if (folder / record).is_file():
                     if len(targets) > 1:
                         raise RequestError(
-                            f"{target} is a {kind}, which has a report of its own", hint=f"run vitctl report {target}"
+                            f"{target} is a {kind}, which has a report of its own",
+                            hint=f"run vitctl report {quoted(target)}",
                         )
                     return kind, folder
     return "runs", targets[0]
@@ -136,11 +135,11 @@ def _of_runs(runs: list[Path], data_dir: Path | None, device: str | None) -> Con
 
     with make_observer() as observer:
         from vitctl.report import page  # numpy and torch load here
-        from vitctl.report.run import evaluate_run, read_run
+        from vitctl.report.run import evaluate_run, read_run_record
 
         folder = None if data_dir is None else str(data_dir.absolute())
         found = [find_run(path) for path in runs]
-        records = [read_run(each) for each in {each.resolve(): each for each in found}.values()]
+        records = [read_run_record(each) for each in {each.resolve(): each for each in found}.values()]
         for record in records if device is not None else []:
             if record.test is None:
                 evaluate_run(record, device or "auto", folder, observer.message)

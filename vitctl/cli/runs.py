@@ -12,7 +12,7 @@ from vitctl.cli.options import Command, Group
 from vitctl.config import RUNS
 from vitctl.errors import RequestError
 from vitctl.files import check_table, write_text
-from vitctl.units import format_bytes, plural, printable
+from vitctl.units import format_bytes, plural, printable, quoted
 
 app = typer.Typer(
     name="runs",
@@ -70,8 +70,9 @@ def list_runs(
     elif rows:
         runs_view.print_runs(rows, chosen)
     if not rows:
-        none = f"no match among {plural(len(every), 'run')} in {runs_dir}"
-        typer.echo(none if every else f"no runs in {runs_dir}; start one with vitctl train", err=True)
+        folder = printable(str(runs_dir))
+        none = f"no match among {plural(len(every), 'run')} in {folder}"
+        typer.echo(none if every else f"no runs in {folder}; start one with vitctl train", err=True)
     if csv is not None:
         write_text(csv, runs_view.csv_text(rows, chosen or query.columns_in(rows) or known))
 
@@ -116,7 +117,7 @@ def diff(
         check_table(csv, "--csv")
     runs = [open_run(target, runs_dir) for target in targets]
     if len(runs) < 2:
-        raise RequestError("runs diff needs two runs or more", hint=f"use vitctl runs diff {runs[0].name} RUN")
+        raise RequestError("runs diff needs two runs or more", hint=f"use vitctl runs diff {quoted(runs[0].name)} RUN")
     found = differences(runs)
     notes = remarks(runs, found)
     if as_json:

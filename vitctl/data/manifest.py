@@ -14,12 +14,15 @@ from pathlib import Path
 from typing import NamedTuple
 
 from vitctl.errors import RequestError
-from vitctl.files import write_bytes
+from vitctl.files import parse_json, read_regular, write_bytes
 
 FORMAT = 1
 
 MANIFEST = "data.json.gz"
 """Name of a manifest's file in the folder of a run or a comparison."""
+
+_LARGEST = 1 << 30
+"""Bytes of the largest manifest that is read; an image takes about 50."""
 
 DATA_SHA256 = "data_sha256"
 """Key of :attr:`Manifest.digest` in records and checkpoints, where it is None if the images have no files.
@@ -94,11 +97,11 @@ class Manifest:
     def read(cls, path: Path) -> Manifest | None:
         """Return the manifest in a file, or None if it is missing, damaged or of another version."""
         try:
-            document = json.loads(gzip.decompress(path.read_bytes()))
+            document = parse_json(gzip.decompress(read_regular(path, _LARGEST)))
             if document["format"] != FORMAT:
                 return None
             return cls({str(name): ImageEntry(int(size), str(content)) for name, size, content in document["images"]})
-        except (OSError, EOFError, zlib.error, ValueError, KeyError, TypeError, RecursionError):
+        except (OSError, EOFError, zlib.error, ValueError, KeyError, TypeError, OverflowError):
             return None
 
 

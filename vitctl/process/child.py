@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import signal
 import subprocess
@@ -16,7 +15,7 @@ from typing import Any
 
 from vitctl.cpus import available_cpus
 from vitctl.errors import RunFailed
-from vitctl.files import Locked, locked
+from vitctl.files import Locked, locked, parse_json, read_regular
 from vitctl.process.failure import FAILURE_FILE, Failure
 from vitctl.process.signals import WATCH_FD
 
@@ -161,7 +160,7 @@ class Metrics:
             state = (stat.st_ino, stat.st_size, stat.st_mtime_ns)
             if state == self._state:
                 return []
-            text = self._path.read_text(encoding="utf-8", errors="replace")
+            text = read_regular(self._path).decode("utf-8", errors="replace")
         except OSError:
             return []
         self._state = state
@@ -170,9 +169,9 @@ class Metrics:
             if not line.endswith("\n"):
                 break
             try:
-                row = json.loads(line)
+                row = parse_json(line)
                 epoch = int(row["epoch"])
-            except (ValueError, TypeError, KeyError, RecursionError):
+            except (ValueError, TypeError, KeyError, OverflowError):
                 continue
             if epoch > self._epoch:
                 self._epoch = epoch

@@ -11,10 +11,13 @@ from pathlib import Path
 from typing import Any, get_args
 
 from vitctl.errors import Interrupted, Kind, RequestError, VitctlError
-from vitctl.files import write_text
+from vitctl.files import read_json, write_text
 
 FAILURE_FILE = "VITCTL_FAILURE_FILE"
 """Environment variable with the path of a child's failure report; a child may fail before it has a run folder."""
+
+
+_NUMBERS = ("exit_code", "step", "batch")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,10 +64,14 @@ class Failure:
     def read(cls, path: Path) -> Failure | None:
         """Read a failure from ``path``; return None if the file is missing or not a failure record."""
         try:
-            document = json.loads(path.read_text(encoding="utf-8"))
-            known = {field.name for field in dataclasses.fields(cls)}
-            failure = cls(**{name: value for name, value in document.items() if name in known})
-        except (OSError, ValueError, TypeError, AttributeError, RecursionError):
+            document = read_json(path)
+            known = {
+                field.name: document[field.name]
+                for field in dataclasses.fields(cls)
+                if isinstance(document.get(field.name), int if field.name in _NUMBERS else str)
+            }
+            failure = cls(**known)
+        except (OSError, ValueError, TypeError):
             return None
         return failure if failure.kind in get_args(Kind) else dataclasses.replace(failure, kind="failed")
 

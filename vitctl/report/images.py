@@ -218,13 +218,14 @@ def show_attention(
     """
     import torch
 
-    from vitctl.inference.rollout import attention_map, explainable  # timm is imported here
     from vitctl.inference.trained import load_trained
     from vitctl.training.setup import make_normalize
 
     device = torch.device("cpu")
     try:
         trained = load_trained(run.path, weights="last", device=device, warn=say)
+        from vitctl.inference.rollout import attention_map, explainable  # timm is imported here
+
         if not explainable(trained.model):
             return [], f"attention rollout is defined for vit, cct and hybrid networks, not for {trained.config.net}"
         stored, prepared_images = zip(*map(images.read, indices), strict=True)

@@ -1,23 +1,23 @@
-"""What the folder of a training run holds, read without changing it."""
+"""A stored run with its history and predictions, for a report."""
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
+import numpy.typing as npt
 
 from vitctl.config import TrainConfig
 from vitctl.data.layout import class_name
 from vitctl.errors import VitctlError
-from vitctl.files import is_locked
-from vitctl.models.sources import LAST
+from vitctl.files import reason_of
+from vitctl.models.sources import CHECKPOINTS, LAST
 from vitctl.process.failure import Failure
 from vitctl.report.metrics import Floats, Ints
-from vitctl.runs.stored import LOCK, METRICS, SUMMARY
+from vitctl.runs.stored import StoredRun, read_run
 from vitctl.training.predictions import read_predictions
 from vitctl.training.run_folder import PREDICTIONS, RunFolder
 from vitctl.units import plural, printable
@@ -93,39 +93,38 @@ class RunRecord:
         return self.sessions[-1] if self.sessions else {}
 
 
-def read_run(path: Path) -> RunRecord:
-    """Read the folder of a run.
+def read_run_record(path: Path) -> RunRecord:
+    """Read the folder of a run without changing it.
 
     Raises:
         RequestError: ``path`` is not the folder of a run, or its ``config.json`` is damaged.
     """
     folder = RunFolder.open(path)
-    document = folder.read_document()
-    notes: list[str] = []
+    settings = folder.read_document()["config"]
+    stored = read_run(folder.path)
+    assert stored is not None  # as its settings were read
+    notes = [f"{note}." for note in stored.notes]
     try:
-        config = TrainConfig.from_dict(document["config"])
-    except (VitctlError, TypeError) as error:
+        config = TrainConfig.from_dict(settings)
+    except (VitctlError, TypeError, ValueError, AttributeError) as error:
         config = None
         notes.append(f"Another version of vitctl wrote the settings: {reason(error)}.")
-    if document["config"].get("val") == "test":
+    if settings.get("val") == "test":
         notes.append(
             "The test images were evaluated after every epoch (--val test), so choices may have been made on them."
         )
-    history = _read_history(folder.path / METRICS, notes)
-    summary = folder.read_summary() or {}
-    if not summary and (folder.path / SUMMARY).exists():
-        notes.append("summary.json is damaged, so the final figures are missing.")
-    failure = folder.read_failure()
+    history, damage = stored.read_history()
+    notes += [f"{damage}."] if damage else []
     run = RunRecord(
         path=folder.path,
         name=printable(folder.path.resolve().name),
-        settings=document["config"],
+        settings=settings,
         config=config,
-        sessions=[each for each in document["sessions"] if isinstance(each, dict)],
+        sessions=stored.sessions,
         history=history,
-        summary=summary,
-        failure=failure,
-        state=_state(folder, summary, failure, history),
+        summary=stored.summary,
+        failure=stored.failure,
+        state=_state(stored, history),
         notes=notes,
     )
     _add_predictions(run)
@@ -136,48 +135,24 @@ def reason(error: Exception) -> str:
     """Return why something is missing as a clause, with the hint of an expected error."""
     if isinstance(error, VitctlError):
         return "; ".join(filter(None, (error.message, error.hint)))
-    return (error.strerror if isinstance(error, OSError) else None) or str(error)
+    return reason_of(error)
 
 
-def _state(folder: RunFolder, summary: Record, failure: Failure | None, history: list[Record]) -> State:
-    if summary:
-        return "stopped early" if summary.get("stopped_early") else "finished"
-    if is_locked(folder.path / LOCK):
+def _state(run: StoredRun, history: list[Record]) -> State:
+    if run.state == "finished":
+        return "stopped early" if run.summary.get("stopped_early") else "finished"
+    if run.state == "running":
         return "under way"
-    if failure is not None:
+    if run.state == "failed":
         return "failed"
-    return "interrupted" if history or (folder.checkpoints / LAST).exists() else "not started"
-
-
-def _read_history(path: Path, notes: list[str]) -> list[Record]:
-    """Return the epochs' records in order; a line that is not one is skipped and noted."""
-    try:
-        lines = path.read_bytes().splitlines()
-    except FileNotFoundError:
-        return []
-    except OSError as error:
-        notes.append(f"metrics.jsonl cannot be read: {reason(error)}.")
-        return []
-    records: dict[int, Record] = {}
-    damaged = []
-    for number, line in enumerate(lines, start=1):
-        try:
-            record = json.loads(line)
-            records[int(record["epoch"])] = record
-        except (ValueError, TypeError, KeyError):
-            damaged.append(number)
-    if damaged:
-        shown = ", ".join(map(str, damaged[:5])) + (", ..." if len(damaged) > 5 else "")
-        verb = "was" if len(damaged) == 1 else "were"
-        notes.append(f"metrics.jsonl is damaged: {plural(len(damaged), 'line')} ({shown}) {verb} skipped.")
-    return [records[epoch] for epoch in sorted(records)]
+    return "interrupted" if history or (run.path / CHECKPOINTS / LAST).exists() else "not started"
 
 
 def _add_predictions(run: RunRecord) -> None:
     path = run.path / PREDICTIONS
     step = run.summary.get("step")
-    stored = read_predictions(path, int(step)) if isinstance(step, int) else None
-    if stored is None:
+    stored = read_predictions(path, step) if isinstance(step, int) else None
+    if stored is None or not _are_valid(stored):
         if run.summary:
             found = "does not belong to the final weights or is damaged" if path.exists() else "is missing"
             run.notes.append(f"predictions.npz {found}; add --evaluate to evaluate the test images again.")
@@ -198,6 +173,35 @@ def _add_predictions(run: RunRecord) -> None:
                 files=stored[f"{part}_identities"].tolist() != names,
             )
             setattr(run, name, predictions)
+
+
+def _are_valid(stored: Mapping[str, Any]) -> bool:
+    """Return whether the arrays of ``predictions.npz`` have the right types, shapes and ranges."""
+    classes = stored.get("classes")
+    if classes is None or classes.ndim != 1 or classes.dtype.kind != "U" or "source" not in stored:
+        return False
+    for part in ("test", "val"):
+        names = [f"{part}_{name}" for name in ("labels", "predicted", "probabilities", "losses", "paths", "identities")]
+        if part == "val" and names[0] not in stored:
+            continue
+        if any(name not in stored for name in names):
+            return False
+        labels, predicted, probabilities, losses, paths, identities = (stored[name] for name in names)
+        if labels.ndim != 1 or probabilities.shape != (len(labels), len(classes)):
+            return False
+        if any(each.shape != labels.shape for each in (predicted, losses, paths, identities)):
+            return False
+        if paths.dtype.kind != "U" or probabilities.dtype.kind != "f" or losses.dtype.kind != "f":
+            return False
+        if any(each.dtype.kind not in "iu" or not _within(each, 0, len(classes) - 1) for each in (labels, predicted)):
+            return False
+        if not _within(probabilities, 0, 1) or not (probabilities.sum(1, dtype=np.float64) > 0).all():
+            return False
+    return True
+
+
+def _within(values: npt.NDArray[Any], low: float, high: float) -> bool:
+    return bool(((values >= low) & (values <= high)).all())  # not so for NaN
 
 
 def evaluate_run(run: RunRecord, device: str, data_dir: str | None, say: Callable[[str], None]) -> None:

@@ -104,7 +104,7 @@ def from_recipe(run: RunRecord) -> list[SettingRow] | None:
     try:
         plain = resolve_config(asked)
         usual = resolve_config({**asked, **chosen, "pretrained": config.pretrained})
-    except RequestError:
+    except (RequestError, OSError):  # OSError: a path that the system refuses
         return None
     first = [(flag_name(name), [getattr(plain, name), chosen[name]]) for name in chosen]
     ours, theirs = (flat_settings(_relevant(each)) for each in (config, usual))

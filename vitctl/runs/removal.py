@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import os
-import shlex
 import shutil
 from pathlib import Path
 
 from vitctl.errors import RequestError, RunBusy, RunFailed
 from vitctl.files import PROBE, TEMPORARY, Locked, is_locked, locked
 from vitctl.runs.stored import LOCK, StoredRun, find_folders
+from vitctl.units import quoted
 
 
 def check_removable(run: StoredRun, runs_dir: Path) -> None:
@@ -21,19 +21,19 @@ def check_removable(run: StoredRun, runs_dir: Path) -> None:
         RequestError: the run is outside ``runs_dir``, a symbolic link, or contains other runs.
     """
     path, root = run.path, Path(os.path.realpath(runs_dir))
-    shown = shlex.quote(str(path))
+    shown = quoted(path)
     if path.is_symlink():
         raise RequestError(f"{path} is a symbolic link", hint=f"use its target, or delete the link: rm {shown}")
     real = Path(os.path.realpath(path))
     if root not in real.parents:
         raise RequestError(
             f"{path} is outside {runs_dir}, the folder of runs",
-            hint=f"use --runs-dir {shlex.quote(str(real.parent))}, if it is a folder of runs",
+            hint=f"use --runs-dir {quoted(real.parent)}, if it is a folder of runs",
         )
     if inner := [str(each.relative_to(path)) for each in find_folders(path)]:
         raise RequestError(
             f"{path} contains other runs, such as {inner[0]}",
-            hint=f"delete them first: vitctl runs rm --runs-dir {shown} {shlex.quote(inner[0])}",
+            hint=f"delete them first: vitctl runs rm --runs-dir {shown} {quoted(inner[0])}",
         )
     for folder in (real, *real.parents[: real.parents.index(root)]):
         if is_locked(folder / LOCK):
@@ -61,7 +61,7 @@ def remove_run(run: StoredRun, runs_dir: Path) -> None:
     except OSError as error:
         raise RunFailed(
             f"cannot delete {error.filename or path}: {error.strerror}",
-            hint=f"check its permissions: ls -ld {shlex.quote(str(path.parent))}",
+            hint=f"check its permissions: ls -ld {quoted(path.parent)}",
         ) from error
 
 

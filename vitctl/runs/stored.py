@@ -4,21 +4,20 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import json
 import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from vitctl.config import FLAGS, TrainConfig, find_run
+from vitctl.config import FLAGS, RUNS, TrainConfig, find_run
 from vitctl.data.manifest import DATA_SHA256
 from vitctl.errors import RequestError
-from vitctl.files import is_locked
+from vitctl.files import is_locked, parse_json, read_json, read_regular, reason_of, regular_file
 from vitctl.models.sources import CHECKPOINTS
-from vitctl.process.child import Metrics
 from vitctl.process.failure import Failure
 from vitctl.registry import or_list, similar
+from vitctl.units import plural, quoted
 
 CONFIG, METRICS, SUMMARY = "config.json", "metrics.jsonl", "summary.json"
 FAILURE, LOCK = "failure.json", ".lock"
@@ -46,6 +45,9 @@ DEPTH = 3
 _TAIL = 1 << 16
 """Bytes at the end of ``metrics.jsonl`` in which the last record is looked for."""
 
+_LAST_EPOCH = 10**9
+"""Number of an epoch from which a record is damaged."""
+
 SETTINGS: Record = {
     field.name: field.default if field.default_factory is dataclasses.MISSING else field.default_factory()
     for field in dataclasses.fields(TrainConfig)
@@ -63,7 +65,8 @@ class StoredRun:
         state: whether the run has ended, and how.
         settings: the settings by name, with defaults for those that an earlier version lacked; empty if damaged.
         sessions: command, versions and device of each session.
-        results: figures of ``summary.json``, or of the last epoch if the run has not finished.
+        summary: figures of ``summary.json``; empty if the run has not finished.
+        results: the summary, or the figures of the last epoch if the run has not finished.
         failure: why the run failed, or None.
         notes: what is damaged.
     """
@@ -73,6 +76,7 @@ class StoredRun:
     state: RunState
     settings: Record
     sessions: list[Record]
+    summary: Record
     results: Record
     failure: Failure | None
     notes: tuple[str, ...]
@@ -114,8 +118,34 @@ class StoredRun:
         }
 
     def history(self) -> list[Record]:
-        """Return the records of ``metrics.jsonl``, one per epoch, without damaged ones."""
-        return Metrics(self.path / METRICS).new()
+        """Return the records of ``metrics.jsonl``, one per epoch in order, without damaged ones."""
+        return self.read_history()[0]
+
+    def read_history(self) -> tuple[list[Record], str]:
+        """Return the records of ``metrics.jsonl``, one per epoch in order, and what is damaged, or an empty text.
+
+        The last line of a run under way may be incomplete.
+        """
+        try:
+            lines = read_regular(self.path / METRICS).split(b"\n")
+        except FileNotFoundError:
+            return [], ""
+        except OSError as error:
+            return [], f"{METRICS} cannot be read: {reason_of(error)}"
+        records: dict[int, Record] = {}
+        damaged = []
+        for number, line in enumerate(lines, start=1):
+            record = _parse_record(line)
+            if record is not None:
+                records[record["epoch"]] = record
+            elif line.strip() and not (number == len(lines) and self.state == "running"):
+                damaged.append(number)
+        history = [records[epoch] for epoch in sorted(records)]
+        if not damaged:
+            return history, ""
+        places = ", ".join(map(str, damaged[:5])) + (", ..." if len(damaged) > 5 else "")
+        verb = "was" if len(damaged) == 1 else "were"
+        return history, f"{METRICS} is damaged: {plural(len(damaged), 'line')} ({places}) {verb} skipped"
 
 
 def flattened(values: Mapping[str, Any]) -> Record:
@@ -208,14 +238,14 @@ def read_run(path: Path, name: str | None = None) -> StoredRun | None:
     settings, sessions = _settings_and_sessions(document or {})
     if document is not None and settings is None:
         notes.append(f"{CONFIG} is damaged: settings or sessions are missing")
-    summary = _read_json(path, SUMMARY, notes)
-    failure = Failure.read(path / FAILURE) if summary is None else None
+    summary = _read_json(path, SUMMARY, notes) or {}
+    failure = None if summary else Failure.read(path / FAILURE)
     state: RunState = "interrupted"
     if is_locked(path / LOCK):
         state = "running"
     elif settings is None:
         state = "damaged"
-    elif summary is not None:
+    elif summary:
         state = "finished"
     elif failure is not None:
         state = "failed"
@@ -225,6 +255,7 @@ def read_run(path: Path, name: str | None = None) -> StoredRun | None:
         state=state,
         settings=settings or {},
         sessions=sessions,
+        summary=summary,
         results=summary or _last_epoch(path) or {},
         failure=failure,
         notes=tuple(notes),
@@ -242,35 +273,38 @@ def _settings_and_sessions(document: Record) -> tuple[Record | None, list[Record
 def _read_json(folder: Path, name: str, notes: list[str]) -> Record | None:
     """Return the JSON object in a file, or None if it is missing or damaged, which is noted."""
     try:
-        with open(f"{folder}/{name}", "rb") as file:
-            document = json.loads(file.read())
+        return read_json(f"{folder}/{name}")
     except FileNotFoundError:
         return None
-    except (OSError, ValueError, RecursionError) as error:
-        notes.append(f"{name} is damaged: {error}")
+    except (OSError, ValueError) as error:
+        notes.append(f"{name} is damaged: {reason_of(error)}")
         return None
-    if not isinstance(document, dict):
-        notes.append(f"{name} is damaged: it is not a JSON object")
-        return None
-    return document
 
 
 def _last_epoch(folder: Path) -> Record | None:
     """Return the last undamaged record of ``metrics.jsonl``."""
     try:
-        with open(f"{folder}/{METRICS}", "rb") as file:
+        with regular_file(f"{folder}/{METRICS}") as file:
             file.seek(max(0, file.seek(0, os.SEEK_END) - _TAIL))
             lines = file.read().split(b"\n")
     except OSError:
         return None
-    for line in reversed(lines):
-        try:
-            record = json.loads(line)
-        except ValueError:
-            continue
-        if isinstance(record, dict) and "epoch" in record:
-            return record
-    return None
+    return next(filter(None, map(_parse_record, reversed(lines))), None)
+
+
+def _parse_record(line: bytes) -> Record | None:
+    """Return the record of an epoch in a line of ``metrics.jsonl``, or None if it is not one."""
+    try:
+        record = parse_json(line) if line.strip() else None
+    except ValueError:
+        return None
+    if not isinstance(record, dict):
+        return None
+    epoch = record.get("epoch")
+    return record if isinstance(epoch, int) and not isinstance(epoch, bool) and 0 <= epoch <= _LAST_EPOCH else None
+
+
+_NO_RUNS = "use --runs-dir with the folder of your runs"
 
 
 def open_run(target: Path, runs_dir: Path) -> StoredRun:
@@ -285,8 +319,9 @@ def open_run(target: Path, runs_dir: Path) -> StoredRun:
     if run is not None:
         return run
     names = [each.relative_to(runs_dir).as_posix() for each in find_folders(runs_dir)] if runs_dir.is_dir() else []
-    near = similar(str(target), names) or names[-3:]
-    hint = f"use {or_list(near)}" if near else "use --runs-dir with the folder of your runs"
+    near = [quoted(name) for name in similar(str(target), names)]
+    listing = "vitctl runs list" + ("" if runs_dir == RUNS else f" --runs-dir {quoted(runs_dir)}")
+    hint = f"use {or_list(near)}" if near else f"see the runs: {listing}" if names else _NO_RUNS
     if path.exists():
         raise RequestError(f"{target} is not a run", hint=hint)
     raise RequestError(f"run {target} not found in {runs_dir}", hint=hint)

@@ -32,7 +32,7 @@ import numpy as np
 import numpy.typing as npt
 
 from vitctl.data.dataset import Dataset, Splits, Subset, image_names
-from vitctl.files import replacing
+from vitctl.files import regular_file, replacing
 from vitctl.training.evaluate import Evaluation
 
 
@@ -72,10 +72,12 @@ def read_predictions(path: Path, step: int) -> dict[str, npt.NDArray[Any]] | Non
         step: number of steps that the weights were trained for.
     """
     try:
-        with np.load(path) as file:
+        with regular_file(path) as content, np.load(content) as file:
             arrays = dict(file)
         return arrays if int(arrays["step"]) == step and "test_ranks" in arrays else None
-    except (OSError, EOFError, ValueError, KeyError, TypeError, zipfile.BadZipFile, zlib.error):
+    except (OSError, EOFError, ValueError, KeyError, TypeError, AttributeError, RuntimeError, OverflowError):
+        return None
+    except (MemoryError, zipfile.BadZipFile, zlib.error):  # an array of an absurd size
         return None
 
 

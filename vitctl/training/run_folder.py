@@ -33,14 +33,24 @@ from typing import Any
 
 from vitctl.config import RUNS, TrainConfig, is_run
 from vitctl.errors import RequestError, RunBusy, VitctlError
-from vitctl.files import PROBE, Locked, locked, new_folder, remove_temporaries, write_failed, write_text
+from vitctl.files import (
+    PROBE,
+    Locked,
+    locked,
+    new_folder,
+    read_json,
+    reason_of,
+    remove_temporaries,
+    write_failed,
+    write_text,
+)
 from vitctl.models.sources import CHECKPOINTS, LAST, older_checkpoints
 from vitctl.process.failure import Failure, is_run_failure
 from vitctl.registry import or_list
 from vitctl.runs.stored import FAILURE, LOCK
 from vitctl.training import checkpoint as ckpt
 from vitctl.training.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
-from vitctl.units import mask_passwords, printable
+from vitctl.units import mask_passwords, quoted
 
 BEST = "best.pt"
 PREDICTIONS = "predictions.npz"
@@ -59,7 +69,7 @@ def check_folder_name(name: str) -> None:
     """
     if _NOT_IN_NAMES.search(name) or name in ("", ".", ".."):
         valid = _NOT_IN_NAMES.sub("-", name).strip(".-")[:50] or "my-run"
-        raise RequestError(f"--name {name!r} is not a valid folder name", hint=f"use --name {shlex.quote(valid)}")
+        raise RequestError(f"--name {name!r} is not a valid folder name", hint=f"use --name {quoted(valid)}")
     if (length := len(os.fsencode(name))) > _LONGEST_NAME:
         raise RequestError(f"--name is too long: {length} bytes", hint=f"use --name with at most {_LONGEST_NAME} bytes")
 
@@ -115,7 +125,7 @@ class RunFolder:
                 if name is not None:
                     raise RequestError(
                         f"run {path} already exists",
-                        hint=f"use another --name, or resume it: vitctl train --resume {shlex.quote(str(path))}",
+                        hint=f"use another --name, or resume it: vitctl train --resume {quoted(path)}",
                     ) from None
                 attempt += 1
                 chosen = f"{base}-{attempt}"
@@ -145,7 +155,7 @@ class RunFolder:
             if is_run(run):
                 hint = f"use the run's folder: {run}"
             elif path.suffix in (".pt", ".pth", ".bin", ".safetensors"):
-                hint = f"use --pretrained {shlex.quote(str(path))} to start a run from its weights"
+                hint = f"use --pretrained {quoted(path)} to start a run from its weights"
             else:
                 hint = _use_a_run_in(path.parent)
             raise RequestError(f"{path} is a file, not a run folder", hint=hint)
@@ -173,7 +183,7 @@ class RunFolder:
             except OSError as error:
                 raise RequestError(
                     f"cannot write {self.path / LOCK}: {error.strerror}",
-                    hint=f"make the folder writable: chmod u+w {shlex.quote(str(self.path))}",
+                    hint=f"make the folder writable: chmod u+w {quoted(self.path)}",
                 ) from error
             yield
 
@@ -210,17 +220,15 @@ class RunFolder:
         """
         path = self.path / "config.json"
         try:
-            document = json.loads(path.read_text(encoding="utf-8"))
-            if not isinstance(document, dict):
-                raise TypeError("it is not a JSON object")
+            document = read_json(path)
             if not isinstance(document["config"], dict) or not isinstance(document["sessions"], list):
                 raise TypeError("config or sessions has the wrong type")
-        except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+        except (OSError, ValueError, KeyError, TypeError) as error:
             raise RequestError(
-                f"{path} is damaged: {f'no {error}' if isinstance(error, KeyError) else error}",
+                f"{path} is damaged: {f'no {error}' if isinstance(error, KeyError) else reason_of(error)}",
                 hint=f"use --pretrained {self.checkpoints / LAST} to start a new run from its weights",
             ) from error
-        return dict(document)
+        return document
 
     def add_session(self, config: TrainConfig, environment: dict[str, Any], step: int, **more: Any) -> None:
         """Record the start of a session at ``step``: its command, environment, and ``more``."""
@@ -267,8 +275,8 @@ class RunFolder:
     def read_summary(self) -> dict[str, Any] | None:
         """Return the content of ``summary.json``, or None if the run has not finished."""
         try:
-            return dict(json.loads((self.path / "summary.json").read_text(encoding="utf-8")))
-        except (OSError, ValueError, TypeError, RecursionError):
+            return read_json(self.path / "summary.json")
+        except (OSError, ValueError):
             return None
 
     def _write_failure(self, failure: Failure) -> None:
@@ -366,7 +374,7 @@ class RunFolder:
         if damaged:
             raise RequestError(
                 f"all checkpoints in {self.checkpoints} are damaged: {damaged[0][1]}",
-                hint=f"delete them to train from the start with --resume: rm {shlex.quote(str(self.checkpoints))}/*.pt",
+                hint=f"delete them to train from the start with --resume: rm {quoted(self.checkpoints)}/*.pt",
             )
         return None
 
@@ -383,7 +391,7 @@ def runs_in(folder: Path) -> list[Path]:
 def _use_a_run_in(folder: Path) -> str:
     """Return a hint that names the newest runs in ``folder``, or else in the default folder of runs."""
     runs = runs_in(folder) or runs_in(RUNS)
-    shown = [shlex.quote(printable(str(run))) for run in runs[:3]]
+    shown = [quoted(run) for run in runs[:3]]
     return f"use {or_list(shown)}" if runs else "use the folder of a run, such as runs/NAME"
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import shlex
 import time
 from collections.abc import Callable, Container, Iterator, Mapping
 from pathlib import Path
@@ -46,7 +45,7 @@ from vitctl.training.run_folder import RunFolder, check_folder_name, runs_in
 from vitctl.training.session import Session, final_length, mixed_steps, run_length
 from vitctl.training.setup import open_session
 from vitctl.training.threads import settle_threads
-from vitctl.units import plural
+from vitctl.units import plural, quoted
 
 
 def start_run(
@@ -197,7 +196,7 @@ def finished_message(
     if config.tta != stored.tta and config.tta != "none":
         raise RequestError(
             f"--tta {config.tta} has no effect: run {path} has finished and is not tested again",
-            hint=f"run vitctl eval {shlex.quote(str(path))} --tta {config.tta}",
+            hint=f"run vitctl eval {quoted(path)} --tta {config.tta}",
         )
     unused = [
         f"{flag_name(name)} {value}"
@@ -316,7 +315,7 @@ def find_newest(runs_dir: Path, settings: Mapping[str, Any]) -> Path:
     if not runs:
         raise RequestError(f"no run in {runs_dir} to resume", hint="use --resume RUN, or remove --resume")
     raise RequestError(
-        f"no run in {runs_dir} has these settings", hint=f"use --resume {or_list([str(run) for run in runs[:3]])}"
+        f"no run in {runs_dir} has these settings", hint=f"use --resume {or_list([quoted(run) for run in runs[:3]])}"
     )
 
 
@@ -371,7 +370,7 @@ def resumed_precision(
 
 def resume_command(folder: RunFolder) -> str:
     """Return the command that resumes a run."""
-    return f"vitctl train --resume {shlex.quote(str(folder.path))}"
+    return f"vitctl train --resume {quoted(folder.path)}"
 
 
 def changed_config(stored: TrainConfig, changes: Mapping[str, Any]) -> TrainConfig:
