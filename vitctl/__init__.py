@@ -59,7 +59,7 @@ def load(path: str | os.PathLike[str], device: str | torch.device = "cpu", weigh
 
         >>> loaded = vitctl.load("runs/first")
         >>> loaded.predict("seven.png", top=2)
-        [[('7', 0.9312), ('9', 0.0243)]]
+        [[('7', 0.9108957835144355), ('3', 0.01793345880247776)]]
 
     ``loaded.model`` is a ``torch.nn.Module`` in eval mode from float32 ``[B, C, size, size]`` to logits ``[B, K]``, and
     ``loaded.preprocess`` returns its input for images: paths, Pillow's images, or uint8 ``[C, H, W]`` or
