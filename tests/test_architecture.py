@@ -128,7 +128,8 @@ def test_imports_respect_the_layers(module: str) -> None:
 
 
 def test_imports_form_no_cycle() -> None:
-    graph = {module: imports(module, lazy=True) & MODULES.keys() - {module} for module in MODULES}
+    # The functions of the package itself import when they are called, which is after all imports.
+    graph = {module: imports(module, lazy=module != "vitctl") & MODULES.keys() - {module} for module in MODULES}
     done: set[str] = set()
 
     def visit(module: str, chain: tuple[str, ...]) -> None:

@@ -22,7 +22,12 @@ import time
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    import os
     from pathlib import Path
+
+    import torch
+
+    from vitctl.inference.loaded import LoadedModel
 
 __version__ = "0.1.0"
 
@@ -44,7 +49,34 @@ def read_runs(folder: str | Path = "runs") -> list[dict[str, Any]]:
     """
     from pathlib import Path
 
-    from vitctl.registry import load_target
+    from vitctl.runs.stored import read_runs
 
-    read = load_target("vitctl.runs.stored:read_runs")  # by name, as modules that it needs import __version__
-    return [run.row() for run in read(Path(folder))]
+    return [run.row() for run in read_runs(Path(folder))]
+
+
+def load(path: str | os.PathLike[str], device: str | torch.device = "cpu", weights: str = "last") -> LoadedModel:
+    """Load a trained network with its preprocessing and classes.
+
+        >>> loaded = vitctl.load("runs/first")
+        >>> loaded.predict("seven.png", top=2)
+        [[('7', 0.9108957835144355), ('3', 0.01793345880247776)]]
+
+    ``loaded.model`` is a ``torch.nn.Module`` in eval mode from float32 ``[B, C, size, size]`` to logits ``[B, K]``, and
+    ``loaded.preprocess`` returns its input for images: paths, Pillow's images, or uint8 ``[C, H, W]`` or
+    ``[B, C, H, W]`` as a NumPy array or a tensor. Averaged weights are used if the run has them. Nothing in the file
+    is run as code.
+
+    Args:
+        path: folder of a run, name of a run in ``runs/``, or a checkpoint.
+        device: ``cpu``, ``mps``, ``cuda``, ``cuda:0`` or ``auto``.
+        weights: checkpoint to use from a run's folder: ``last``, or ``best`` by held-out accuracy.
+
+    Returns:
+        The network; see :class:`vitctl.inference.loaded.LoadedModel`.
+
+    Raises:
+        RequestError: the checkpoint is missing, damaged or not from vitctl, or the device is not available.
+    """
+    from vitctl.inference.loaded import load_model
+
+    return load_model(path, device, weights)

@@ -70,7 +70,7 @@ class UnreadableImage(RequestError):
 
 
 def decode_image(
-    source: str | os.PathLike[str] | BinaryIO,
+    source: str | os.PathLike[str] | BinaryIO | Image.Image,
     size: int | None,
     reading: Reading = DEFAULT,
     traits: Traits | None = None,
@@ -86,7 +86,7 @@ def decode_image(
     than twice the needed size.
 
     Args:
-        source: path, or a file opened in binary mode.
+        source: path, a file opened in binary mode, or an image of Pillow, which is not changed.
         size: side in pixels.
         reading: how the image becomes square and 8-bit.
         traits: counts the image, also if its grey values are outside of ``reading``'s range.
@@ -96,14 +96,22 @@ def decode_image(
             :data:`LARGE` if its format is decoded as a whole or ``size`` is None.
     """
     try:
-        with Image.open(source, formats=_formats()) as image:
+        with _opened(source) as image:
             return _to_array(image, size, reading, traits or Traits())
     except MemoryError:
         raise
     # For damaged files, Pillow's plug-ins raise nearly any exception: OSError, SyntaxError, struct.error, ...
     except Exception as error:
-        path = str(source) if isinstance(source, (str, os.PathLike)) else str(getattr(source, "name", "the image"))
+        named = isinstance(source, (str, os.PathLike))
+        path = str(source if named else getattr(source, "name", "") or getattr(source, "filename", "") or "in memory")
         raise UnreadableImage(path, _reason(error, path)) from error
+
+
+def _opened(source: str | os.PathLike[str] | BinaryIO | Image.Image) -> contextlib.AbstractContextManager[Image.Image]:
+    if isinstance(source, Image.Image):
+        source.load()  # before draft, which would shrink the caller's image
+        return contextlib.nullcontext(source)
+    return Image.open(source, formats=_formats())
 
 
 def _reason(error: Exception, path: str) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import os
 import warnings
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -16,6 +17,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from PIL import Image
+from torch import Tensor
 
 from vitctl import units
 from vitctl.cpus import available_cpus
@@ -107,7 +109,9 @@ def predict(
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # as in training, Pillow's warnings about broken palettes or dates
                 decoded = list(pool.map(lambda path: _decode(path, classifier), batch))
-            tops = iter(_most_likely(classifier, [image for image in decoded if not isinstance(image, str)], top))
+            readable = [image for image in decoded if not isinstance(image, str)]
+            logits = classifier.logits(torch.from_numpy(np.stack(readable))) if readable else torch.empty(0, top)
+            tops = iter(most_likely(logits, classifier.classes, top))
             for path, image in zip(batch, decoded, strict=True):
                 if isinstance(image, str):
                     yield Prediction(printable(path), [], image)
@@ -125,27 +129,37 @@ def printable(path: Path) -> str:
 
 def _decode(path: Path, classifier: Classifier) -> npt.NDArray[np.uint8] | str:
     """Return an image, uint8 ``[C, size, size]``, or the reason why it cannot be read."""
-    data = classifier.provenance
     try:
-        image = decode_image(path, classifier.size, Reading(data.fit, data.value_range))  # [3, size, size]
+        return prepare_image(path, classifier)
     except UnreadableImage as error:
         return error.reason
+
+
+def prepare_image(source: str | os.PathLike[str] | Image.Image, classifier: Classifier) -> npt.NDArray[np.uint8]:
+    """Return an image as the network's training images were prepared, uint8 ``[C, size, size]``.
+
+    Raises:
+        UnreadableImage: the image cannot be read.
+    """
+    data = classifier.provenance
+    image = decode_image(source, classifier.size, Reading(data.fit, data.value_range))  # [3, size, size]
     if classifier.channels == 3:
         return image
     grey = Image.fromarray(image.transpose(1, 2, 0)).convert("L")
     return np.asarray(grey)[None]  # [1, size, size]
 
 
-def _most_likely(
-    classifier: Classifier, images: list[npt.NDArray[np.uint8]], top: int
-) -> list[list[tuple[str, float]]]:
-    """Return the most likely classes of each image with their probabilities."""
-    if not images:
-        return []
-    probabilities = classifier.logits(torch.from_numpy(np.stack(images))).double().softmax(1)  # [B, K]
-    best = probabilities.topk(min(top, len(classifier.classes)))
+def most_likely(logits: Tensor, classes: Sequence[str], top: int) -> list[list[tuple[str, float]]]:
+    """Return the ``top`` most likely classes of each image with their probabilities.
+
+    Args:
+        logits: float ``[B, K]``.
+        classes: names of the K classes.
+        top: number of classes per image.
+    """
+    best = logits.double().softmax(1).topk(min(top, len(classes)))
     return [
-        [(classifier.classes[i], p) for i, p in zip(indices, values, strict=True)]
+        [(classes[i], p) for i, p in zip(indices, values, strict=True)]
         for indices, values in zip(best.indices.tolist(), best.values.tolist(), strict=True)
     ]
 
