@@ -1,6 +1,6 @@
 """What the tests run in place of lines of the documentation that take long, and which lines cannot run, and why.
 
-Lines that no rule matches run as they are, with a small CIFAR-10 of generated images (``test_pages.py``) in place of the
+Lines that no rule matches run as they are, with a small CIFAR-10 of generated images (``conftest.py``) in place of the
 real one. Each rule must match a line.
 """
 
@@ -11,49 +11,64 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, kw_only=True)
 class Substitution:
-    """A replacement in the lines that a pattern matches.
+    """A replacement in shell lines and Python blocks.
 
     Attributes:
-        pattern: regular expression of the part of a line or Python block to replace; the first match counts.
+        pattern: regular expression of what to replace; only the first match is.
         replacement: text for it, with groups as ``\\1``.
         why: reason.
-        page: the only page for which it holds, as a path in the repository; empty for all.
+        pages: the only pages for which it holds, as paths in the repository; none for all.
     """
 
     pattern: str
     replacement: str
     why: str
-    page: str = ""
+    pages: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
 class Skip:
-    """Lines that are not run.
+    """Shell lines and Python blocks that are not run.
 
     Attributes:
-        pattern: regular expression that is searched for in the line or Python block.
+        pattern: regular expression of a part of them.
         reason: why they cannot run.
-        page: the only page for which it holds, as a path in the repository; empty for all.
+        pages: the only pages for which it holds, as paths in the repository; none for all.
     """
 
     pattern: str
     reason: str
-    page: str = ""
+    pages: tuple[str, ...] = ()
 
 
 FEW = "--limit-train 200 --limit-test 100"
-"""Flags that shorten an epoch on a built-in data set to seconds."""
+"""Flags that shorten an epoch of a built-in data set."""
 
 SUBSTITUTIONS: tuple[Substitution, ...] = (
     Substitution(
-        pattern=r"\bvitctl train (?=.*--dataset digits\b)(?!.*--(?:limit-train|lr-finder|preview-batch|dry-run|max-steps)\b)",
-        replacement=rf"vitctl train {FEW} ",
+        pattern=(
+            r"\bvitctl train (?=.*--dataset digits\b)"
+            r"(?!.*--(?:limit-train|lr-finder|preview-batch|dry-run|max-steps|max-time|print-config)\b)"
+        ),
+        replacement=f"vitctl train {FEW} ",
         why="an epoch on all digits takes seconds",
     ),
     Substitution(
         pattern=r"--max-time (?:60s|1m|10m|1h)\b",
-        replacement="--max-time 12s",
+        replacement="--max-time 20s",
         why="it takes that long",
+    ),
+    Substitution(
+        pattern=r"^(vitctl train --dataset digits --name long)$",
+        replacement=r"timeout --preserve-status -s INT 15 \1 --epochs 500 || [ $? = 130 ]",
+        why="the reader presses Ctrl-C",
+        pages=("docs/train.md",),
+    ),
+    Substitution(
+        pattern=r"^vitctl doctor(?: --full)?$",
+        replacement="vitctl doctor --help",
+        why="it takes a minute or more; docs/precision.md runs it",
+        pages=("docs/get-started.md", "docs/troubleshooting.md", "docs/trust.md"),
     ),
     Substitution(
         pattern=r"(-m tests\.measurements\.cards .*--seeds \d+)(?: \d+)+",
@@ -63,8 +78,22 @@ SUBSTITUTIONS: tuple[Substitution, ...] = (
 )
 """Replacements, which are made in this order."""
 
-SKIPPED: tuple[Skip, ...] = (Skip(pattern=r"\bpip install\b", reason="installs packages from the network"),)
+SKIPPED: tuple[Skip, ...] = (
+    Skip(pattern=r"\bpip install\b", reason="installs packages from the network"),
+    Skip(pattern=r"^tensorboard --logdir\b", reason="is a server, which does not end"),
+    Skip(pattern=r"^wandb login\b", reason="needs an account of W&B"),
+    Skip(pattern=r"--engine wandb\b|\bENTITY/PROJECT/ID\b", reason="needs an account of W&B"),
+    Skip(pattern=r"\bpostgresql://", reason="needs a server; the tests of sweeps start one"),
+    Skip(pattern=r"--gpus all\b", reason="needs GPUs"),
+)
 """Lines that cannot run."""
 
-SLOW: frozenset[str] = frozenset({"docs/recipes.md"})
+SLOW: frozenset[str] = frozenset(
+    {
+        "docs/comparing.md",
+        "docs/precision.md",
+        "docs/recipes.md",
+        "docs/sweeps.md",
+    }
+)
 """Pages whose lines take more than about 40 seconds together."""

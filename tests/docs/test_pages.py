@@ -32,14 +32,16 @@ COMMANDS = typer.main.get_command(app).commands  # type: ignore[attr-defined]
 
 def skip_of(step: Step, page: str) -> Skip | None:
     """Return the rule by which a step is not run, if any."""
-    return next((skip for skip in SKIPPED if skip.page in ("", page) and re.search(skip.pattern, step.text)), None)
+    return next(
+        (skip for skip in SKIPPED if page in (skip.pages or (page,)) and re.search(skip.pattern, step.text)), None
+    )
 
 
 def substituted(step: Step, page: str) -> tuple[str, list[Substitution]]:
     """Return what runs in place of a step, and the rules that changed it."""
     text, used = step.text, []
     for rule in SUBSTITUTIONS:
-        if rule.page in ("", page) and re.search(rule.pattern, text):
+        if page in (rule.pages or (page,)) and re.search(rule.pattern, text):
             text = re.sub(rule.pattern, rule.replacement, text, count=1)
             used.append(rule)
     return text, used
@@ -180,7 +182,7 @@ def broken(page: Page) -> list[str]:
             continue
         target, _, heading = unquote(link).partition("#")
         path = (page.path.parent / target).resolve() if target else page.path
-        if not path.exists() or not path.is_relative_to(REPOSITORY):
+        if not path.exists() or not any(map(path.is_relative_to, (REPOSITORY, page.path.parent))):
             wrong.append(f"{page.name}:{line}: {link} leads to no file")
         elif heading and path.suffix == ".md" and heading not in numbered(read_page(path).anchors):
             wrong.append(f"{page.name}:{line}: {link} leads to no heading")
