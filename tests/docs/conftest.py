@@ -8,20 +8,15 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-import numpy as np
 import pytest
-from PIL import Image
 
 from tests.conftest import made_once
+from tests.docs.images import write_cifar10
 from tests.docs.page import REPOSITORY
 from tests.docs.running import Shell
-from vitctl.data.cifar import CIFAR10
 
 CLOSED = "http://127.0.0.1:9"
 """A proxy that refuses all connections."""
-
-COUNTS = {"train": 40, "test": 10}
-"""Images per class of the small CIFAR-10."""
 
 VITCTL = """\
 import sys
@@ -31,18 +26,6 @@ from vitctl.cli import main
 sys.exit(main())
 """
 """The command ``vitctl``, which the fixture ``python`` runs."""
-
-
-def write_cifar10(data: Path) -> None:
-    """Write random images, brighter for higher classes, as ``cifar10/PART/CLASS/NUMBER.png``."""
-    for part, count in COUNTS.items():
-        for label, name in enumerate(CIFAR10.classes):
-            folder = data / "cifar10" / part / name
-            folder.mkdir(parents=True)
-            random = np.random.default_rng([label, count])
-            for number in range(count):
-                pixels = random.integers(0, 120, (32, 32, 3), dtype=np.uint8) + np.uint8(13 * label)
-                Image.fromarray(pixels).save(folder / f"{number:04}.png")
 
 
 @pytest.fixture

@@ -10,6 +10,7 @@ from __future__ import annotations
 import itertools
 import math
 import re
+import textwrap
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -74,6 +75,7 @@ def cli_page() -> list[str]:
             if path
         ],
     )
+    of_train = flag_rows(root.commands["train"])
     for path, each in commands(root):
         lines += [f"## `{' '.join(['vitctl', *path])}`", "", *paragraphs(each), ""]
         arguments = [parameter for parameter in each.params if isinstance(parameter, TyperArgument)]
@@ -87,11 +89,30 @@ def cli_page() -> list[str]:
             for argument in arguments
         ]
         lines += table(["argument", "description", "values", "default"], rows) if rows else []
+        shared = (
+            [row for row in flag_rows(each) if row in of_train]
+            if path != ("train",) and getattr(each, "has_settings", False)
+            else []
+        )
         for title, options in option_groups(each).items():
-            lines += [f"**{title}**", ""] if title != MAIN else []
-            rows = [[spellings(o), without_default(o.help or ""), values(o), default(o)] for o in options]
-            lines += table(["flag", "description", "values", "default"], rows)
+            rows = [row for row in map(flag_row, options) if row not in shared]
+            lines += [f"**{title}**", ""] if title != MAIN and rows else []
+            lines += table(["flag", "description", "values", "default"], rows) if rows else []
+        if shared:
+            names = ", ".join(row[0].partition(" ")[0].strip("`,").join("``") for row in shared)
+            text = f"As for [`vitctl train`](#vitctl-train): {names}."
+            lines += [*textwrap.wrap(text, 118, break_on_hyphens=False), ""]
     return lines
+
+
+def flag_row(option: TyperOption) -> list[str]:
+    """Return the names of an option, its description, values and default."""
+    return [spellings(option), without_default(option.help or ""), values(option), default(option)]
+
+
+def flag_rows(command: Any) -> list[list[str]]:
+    """Return the rows of all options of a command that ``--help`` lists."""
+    return [flag_row(option) for options in option_groups(command).values() for option in options]
 
 
 def summary(command: Any) -> str:
@@ -144,7 +165,7 @@ def default(parameter: TyperOption | TyperArgument) -> str:
         return ""
     if value is True:
         return "on"
-    return code(", ".join(map(str, value)) if isinstance(value, (list, tuple)) else str(value))
+    return ", ".join(map(str, value)) if isinstance(value, (list, tuple)) else str(value)
 
 
 def values(parameter: TyperOption | TyperArgument) -> str:

@@ -35,6 +35,7 @@ class Shell:
     """
 
     def __init__(self, folder: Path, environment: Mapping[str, str]) -> None:
+        self.folder = folder
         self._reading, writing = os.pipe()
         self._status = writing
         self._output = folder.parent / f"{folder.name}.out"

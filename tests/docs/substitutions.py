@@ -1,12 +1,16 @@
 """What the tests run in place of lines of the documentation that take long, and which lines cannot run, and why.
 
-Lines that no rule matches run as they are, with a small CIFAR-10 of generated images (``conftest.py``) in place of the
-real one. Each rule must match a line.
+Lines that no rule matches run as they are, in a folder that has only the sweep files, with a small CIFAR-10 of generated
+images in place of the real one. Each rule must match a line.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
+
+from tests.docs.images import write_photos
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,7 +32,7 @@ class Substitution:
 
 @dataclass(frozen=True, kw_only=True)
 class Skip:
-    """Shell lines and Python blocks that are not run.
+    """Shell lines and Python blocks that are not run, even with the substitutions.
 
     Attributes:
         pattern: regular expression of a part of them.
@@ -46,6 +50,17 @@ FEW = "--limit-train 200 --limit-test 100"
 
 SUBSTITUTIONS: tuple[Substitution, ...] = (
     Substitution(
+        pattern=r"^python3 -m venv \.venv && \.venv/bin/pip install -q \S+ && \.venv/bin/",
+        replacement="",
+        why="installs packages from the network; .ci/run and the tests of the release do so",
+    ),
+    Substitution(
+        pattern=r"^(vitctl train --dataset digits --name long)$",
+        replacement=r"timeout --preserve-status -s INT 15 \1 --epochs 500 || [ $? = 130 ]",
+        why="the reader presses Ctrl-C",
+        pages=("docs/train.md",),
+    ),
+    Substitution(
         pattern=(
             r"\bvitctl train (?=.*--dataset digits\b)"
             r"(?!.*--(?:limit-train|lr-finder|preview-batch|dry-run|max-steps|max-time|print-config)\b)"
@@ -59,16 +74,45 @@ SUBSTITUTIONS: tuple[Substitution, ...] = (
         why="it takes that long",
     ),
     Substitution(
-        pattern=r"^(vitctl train --dataset digits --name long)$",
-        replacement=r"timeout --preserve-status -s INT 15 \1 --epochs 500 || [ $? = 130 ]",
-        why="the reader presses Ctrl-C",
-        pages=("docs/train.md",),
-    ),
-    Substitution(
         pattern=r"^vitctl doctor(?: --full)?$",
         replacement="vitctl doctor --help",
         why="it takes a minute or more; docs/precision.md runs it",
         pages=("docs/get-started.md", "docs/troubleshooting.md", "docs/trust.md"),
+    ),
+    Substitution(
+        pattern=r"--opt adan --device mps\b",
+        replacement="--opt adan --device cpu --epochs 1 --limit-train 64",
+        why="needs a Mac; an epoch of vit_small takes minutes",
+        pages=("README.md",),
+    ),
+    Substitution(
+        pattern=r"\bbench-device cpu mps$",
+        replacement="bench-device cpu --bs 16 --max-time 5s",
+        why="needs a Mac; a step at batch size 512 takes seconds",
+        pages=("README.md",),
+    ),
+    Substitution(
+        pattern=r"\bcompare-optimizers adan adam adamw --epochs 5\b",
+        replacement="compare-optimizers adan adam adamw --net cct_2 --epochs 1",
+        why="vit_small takes minutes",
+        pages=("README.md",),
+    ),
+    Substitution(
+        pattern=r"(\bcompare-optimizers (?!.*--dataset digits).*)--seeds 3\b",
+        replacement=r"\1--seeds 2",
+        why="trains up to fifteen runs",
+    ),
+    Substitution(
+        pattern=r"\bsweep agent sweeps/adan_betas_decay\.yaml$",
+        replacement="sweep agent sweeps/adan_betas_decay.yaml --fixed net=cct_2 --fixed epochs=1 --run-cap 2",
+        why="runs for hours",
+        pages=("README.md",),
+    ),
+    Substitution(
+        pattern=r"\bruns/NAME\b",
+        replacement='"$(ls -d runs/cct_2-adamw-digits-* | tail -n 1)"',
+        why="the name that train printed",
+        pages=("README.md",),
     ),
     Substitution(
         pattern=r"(-m tests\.measurements\.cards .*--seeds \d+)(?: \d+)+",
@@ -79,6 +123,7 @@ SUBSTITUTIONS: tuple[Substitution, ...] = (
 """Replacements, which are made in this order."""
 
 SKIPPED: tuple[Skip, ...] = (
+    Skip(pattern=r"-m pytest\b", reason="runs all tests, and so this one"),
     Skip(pattern=r"\bpip install\b", reason="installs packages from the network"),
     Skip(pattern=r"^tensorboard --logdir\b", reason="is a server, which does not end"),
     Skip(pattern=r"^wandb login\b", reason="needs an account of W&B"),
@@ -90,6 +135,7 @@ SKIPPED: tuple[Skip, ...] = (
 
 SLOW: frozenset[str] = frozenset(
     {
+        "README.md",
         "docs/comparing.md",
         "docs/precision.md",
         "docs/recipes.md",
@@ -97,3 +143,6 @@ SLOW: frozenset[str] = frozenset(
     }
 )
 """Pages whose lines take more than about 40 seconds together."""
+
+FILES: Mapping[str, Callable[[Path], None]] = {"README.md": write_photos}
+"""Functions that write what a reader of a page has into the folder."""

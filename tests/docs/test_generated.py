@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 from pathlib import Path
 
@@ -52,9 +53,12 @@ def test_every_visible_flag_and_its_default_are_listed() -> None:
         section, _, _ = section.partition("\n## ")
         for option in command.params:
             if isinstance(option, TyperOption) and not option.hidden and "completion" not in (option.name or ""):
-                (row,) = (line for line in section.splitlines() if f"`{option.opts[0]}" in line.partition(" | ")[0])
-                described = generate.without_default(option.help or "")
-                assert described.replace("|", r"\|") in row and generate.default(option).replace("|", r"\|") in row
+                (name, *words) = generate.flag_row(option)
+                words = [word.replace("|", r"\|") for word in words]
+                rows = [line for line in section.splitlines() if re.match(rf"\| `{option.opts[0]}[` ]", line)]
+                shared = f"`{option.opts[0]}`" in section.partition("\nAs for ")[2]
+                assert len(rows) + shared == 1, f"{path}: {name}"
+                assert shared or all(word in rows[0] for word in words)
 
 
 def test_every_recipe_and_network_is_described() -> None:

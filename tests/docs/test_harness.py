@@ -8,7 +8,7 @@ import pytest
 
 from tests.docs.page import Page, anchor, read_page
 from tests.docs.running import Shell, difference
-from tests.docs.test_pages import broken, escaped, numbered, refusal, run_page
+from tests.docs.test_pages import broken, escaped, numbered, refusal, run_page, typed
 
 PAGE = """\
 # A page
@@ -80,7 +80,8 @@ def test_a_fault_in_a_page_is_found(fault: str, tmp_path: Path, shell: Shell) ->
 
 def test_a_page_without_faults_passes(tmp_path: Path, shell: Shell) -> None:
     page = page_of(PAGE, tmp_path)
-    assert run_page(page, shell) == page.steps
+    assert run_page(page, shell) == (page.steps, [])
+    assert typed(page.text) == [step.line for step in page.steps[:-1]]
 
 
 @pytest.mark.parametrize(

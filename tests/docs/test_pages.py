@@ -14,7 +14,7 @@ import typer.main
 
 from tests.docs.page import REPOSITORY, Page, Step, pages, read_page
 from tests.docs.running import Shell, check
-from tests.docs.substitutions import SKIPPED, SLOW, SUBSTITUTIONS, Skip, Substitution
+from tests.docs.substitutions import FILES, SKIPPED, SLOW, SUBSTITUTIONS, Skip, Substitution
 from vitctl.cli.app import app
 from vitctl.cli.usage import usage_error
 from vitctl.config import FLAGS
@@ -30,13 +30,6 @@ NAMES = sorted(PAGES.keys() - UNFENCED)
 COMMANDS = typer.main.get_command(app).commands  # type: ignore[attr-defined]
 
 
-def skip_of(step: Step, page: str) -> Skip | None:
-    """Return the rule by which a step is not run, if any."""
-    return next(
-        (skip for skip in SKIPPED if page in (skip.pages or (page,)) and re.search(skip.pattern, step.text)), None
-    )
-
-
 def substituted(step: Step, page: str) -> tuple[str, list[Substitution]]:
     """Return what runs in place of a step, and the rules that changed it."""
     text, used = step.text, []
@@ -47,22 +40,29 @@ def substituted(step: Step, page: str) -> tuple[str, list[Substitution]]:
     return text, used
 
 
-def run_page(page: Page, shell: Shell) -> list[Step]:
-    """Run the steps of a page from top to bottom, until one is wrong, and return those that ran.
+def skip_of(text: str, page: str) -> Skip | None:
+    """Return the rule by which what would run in place of a step does not, if any."""
+    return next((skip for skip in SKIPPED if page in (skip.pages or (page,)) and re.search(skip.pattern, text)), None)
+
+
+def run_page(page: Page, shell: Shell) -> tuple[list[Step], list[Step]]:
+    """Run the steps of a page from top to bottom, and return those that ran and those that were skipped.
 
     Raises:
         AssertionError: a step fails or prints something else than the page shows.
     """
-    ran = []
+    FILES.get(page.name, lambda _: None)(shell.folder)
+    ran, skipped = [], []
     for step in page.steps:
-        if skip_of(step, page.name):
-            continue
         text, _ = substituted(step, page.name)
+        if skip_of(text, page.name):
+            skipped.append(step)
+            continue
         line = f"python -c {shlex.quote(text)}" if step.language == "python" else text
         wrong = check(step, text, *shell.run(line))
         assert not wrong, f"{page.name}:{step.line}: {wrong}"
         ran.append(step)
-    return ran
+    return ran, skipped
 
 
 @pytest.mark.parametrize(
@@ -70,8 +70,22 @@ def run_page(page: Page, shell: Shell) -> list[Step]:
 )
 def test_the_lines_of_a_page_run_and_print_what_it_shows(name: str, shell: Shell) -> None:
     page = PAGES[name]
-    ran = run_page(page, shell)
-    assert len(ran) + sum(skip_of(step, name) is not None for step in page.steps) == len(page.steps)
+    ran, skipped = run_page(page, shell)
+    numbers = sorted(step.line for step in (*ran, *skipped) if step.language != "python")
+    assert numbers == typed(page.text), "a line was neither run nor skipped"
+
+
+def typed(text: str) -> list[int]:
+    """Return the numbers of the lines in blocks of a shell that a reader types, found without :func:`read_page`."""
+    numbers, language, continued = [], "", False
+    for number, line in enumerate(text.splitlines(), start=1):
+        if line.lstrip().startswith("```"):
+            language, continued = "" if language else line.strip().strip("`") or "text", False
+        elif language in ("sh", "console"):
+            begins = line.startswith("$ ") if language == "console" else line.strip() and line.strip()[0] != "#"
+            numbers += [number] if begins and not continued else []
+            continued = line.endswith("\\")
+    return numbers
 
 
 def calls(text: str) -> list[re.Match[str]]:
@@ -110,15 +124,13 @@ def test_pages_without_fenced_blocks_are_listed_only_until_they_have_some() -> N
 
 
 def test_every_substitution_and_skip_is_used() -> None:
-    steps = [(step, page.name) for page in PAGES.values() for step in page.steps]
-    skips = [skip_of(step, page) for step, page in steps]
-    rules = [
-        rule for (step, page), skip in zip(steps, skips, strict=True) if not skip for rule in substituted(step, page)[1]
-    ]
-    assert [rule for rule in SUBSTITUTIONS if rule not in rules] == []
+    found = [(page.name, *substituted(step, page.name)) for page in PAGES.values() for step in page.steps]
+    skips = [skip_of(text, page) for page, text, _ in found]
+    used = [rule for (_, _, rules), skip in zip(found, skips, strict=True) if not skip for rule in rules]
+    assert [rule for rule in SUBSTITUTIONS if rule not in used] == []
     assert [skip for skip in SKIPPED if skip not in skips] == []
     assert all(rule.why for rule in SUBSTITUTIONS) and all(skip.reason for skip in SKIPPED)
-    assert PAGES.keys() >= SLOW
+    assert PAGES.keys() >= SLOW | FILES.keys()
 
 
 def placeholder(value: object) -> bool:
