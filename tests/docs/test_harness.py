@@ -23,10 +23,10 @@ vitctl train --dataset digits --net cct_2 --limit-train 40 --limit-test 20 \\
 ```
 
 ```console
-$ vitctl runs list --columns epochs
-Name   State     epochs
-───────────────────────
-...
+$ vitctl runs list --columns epochs,seed
+epochs  seed
+────────────
+20         0
 $ vitctl train --net vit_smal
 error: unknown --net 'vit_smal'
 hint: did you mean ...?
@@ -63,7 +63,7 @@ def test_the_steps_of_a_page(tmp_path: Path) -> None:
 PLANTED = {
     "a renamed flag": ("--limit-train 40", "--limit-images 40", r"page\.md:8: .*(.|\n)*unknown flag --limit-images"),
     "a changed output": ("hint: did you mean", "hint: you may mean", r"page\.md:17: .*(.|\n)*- hint: you may mean"),
-    "a changed column": ("State     epochs", "State     rounds", r"page\.md:13: .*(.|\n)*- Name State rounds"),
+    "a changed column": ("epochs  seed\n", "rounds  seed\n", r"page\.md:13: .*(.|\n)*- rounds seed\n\s*\+ epochs seed"),
     "an error that does not occur": ("vit_smal\nerror", "vit_small --dry-run --max-steps 1\nerror", r"page\.md:17: "),
     "a changed result of Python": ("9 runs\n", "9 trials\n", r"page\.md:23: .*(.|\n)*- # trial"),
     "an output left out": ("error: unknown --net 'vit_smal'\n", "", r"page\.md:17: "),
@@ -73,7 +73,7 @@ PLANTED = {
 @pytest.mark.parametrize("fault", PLANTED)
 def test_a_fault_in_a_page_is_found(fault: str, tmp_path: Path, shell: Shell) -> None:
     before, after, message = PLANTED[fault]
-    assert PAGE.count(before) == 1
+    assert PAGE.count(before) == 1, "a fault is planted once"
     with pytest.raises(AssertionError, match=message):
         run_page(page_of(PAGE.replace(before, after), tmp_path), shell)
 

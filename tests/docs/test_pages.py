@@ -27,7 +27,9 @@ UNFENCED = frozenset({"README.md"})
 
 NAMES = sorted(PAGES.keys() - UNFENCED)
 
-COMMANDS = typer.main.get_command(app).commands  # type: ignore[attr-defined]
+ROOT: Any = typer.main.get_command(app)
+
+COMMANDS = ROOT.commands
 
 
 def substituted(step: Step, page: str) -> tuple[str, list[Substitution]]:
@@ -146,8 +148,7 @@ def refusal(code: str) -> str:
         words = shlex.split(command)[1:]
     except ValueError as error:
         return f"{code}: {error}"
-    here: Any = typer.main.get_command(app)
-    path = "vitctl"
+    here, path = ROOT, "vitctl"
     while hasattr(here, "commands") and words and not words[0].startswith("-"):
         if words[0] not in here.commands:
             return f"{code}: {path} has no command {words[0]}"
