@@ -30,7 +30,7 @@ sys.exit(main())
 
 @pytest.fixture
 def shell(tmp_path: Path, python: list[str], request: pytest.FixtureRequest) -> Iterator[Shell]:
-    """Return a shell in a folder that has only the sweep files, with ``vitctl`` and ``python`` on its path."""
+    """Return a shell in a folder with ``sweeps/`` and ``tests/`` of the checkout, and ``vitctl`` and ``python``."""
     programs = tmp_path / "bin"
     programs.mkdir()
     vitctl = programs / "vitctl"
@@ -43,7 +43,8 @@ def shell(tmp_path: Path, python: list[str], request: pytest.FixtureRequest) -> 
         (programs / name).chmod(0o755)
     folder = tmp_path / "work"
     folder.mkdir()
-    (folder / "sweeps").symlink_to(REPOSITORY / "sweeps")
+    for name in ("sweeps", "tests"):
+        (folder / name).symlink_to(REPOSITORY / name)
     home = tmp_path / "home"
     home.mkdir()
     environment = {

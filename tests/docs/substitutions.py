@@ -1,7 +1,7 @@
 """What the tests run in place of lines of the documentation that take long, and which lines cannot run, and why.
 
-Lines that no rule matches run as they are, in a folder that has only the sweep files, with a small CIFAR-10 of generated
-images in place of the real one. Each rule must match a line.
+Lines that no rule matches run as they are, in a folder that has ``sweeps/`` and ``tests/`` of the checkout, with a small
+CIFAR-10 of generated images in place of the real one. Each rule must match a line.
 """
 
 from __future__ import annotations
@@ -69,6 +69,16 @@ SUBSTITUTIONS: tuple[Substitution, ...] = (
         why="an epoch on all digits takes seconds",
     ),
     Substitution(
+        pattern=r"\bvitctl train (?=.*--dataset digits\b)(?!.*--(?:net|size|patch|recipe|dry-run|print-config)\b)",
+        replacement="vitctl train --size 8 ",
+        why="a sixteenth of the cost",
+    ),
+    Substitution(
+        pattern=r"(vitctl bench-device .*)--max-time \S+",
+        replacement=r"\1--max-time 5s",
+        why="it takes that long",
+    ),
+    Substitution(
         pattern=r"--max-time (?:60s|1m|10m|1h)\b",
         replacement="--max-time 20s",
         why="it takes that long",
@@ -99,7 +109,7 @@ SUBSTITUTIONS: tuple[Substitution, ...] = (
     ),
     Substitution(
         pattern=r"(\bcompare-optimizers (?!.*--dataset digits).*)--seeds 3\b",
-        replacement=r"\1--seeds 2",
+        replacement=r"\1--seeds 2 --max-steps 2",
         why="trains up to fifteen runs",
     ),
     Substitution(
