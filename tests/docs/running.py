@@ -119,6 +119,30 @@ def masked(lines: Iterable[str]) -> list[str]:
     return result
 
 
+def _matches(expected: Sequence[str], found: Sequence[str]) -> bool:
+    """Return whether masked lines are the expected ones; see :func:`difference` for ``...``."""
+    parts: list[list[str]] = [[]]  # patterns of the lines between those with only ...
+    for line in expected:
+        if line == "...":
+            parts.append([])
+        else:
+            parts[-1].append(re.escape(line).replace(r"\.\.\.", ".*"))
+
+    def fits(part: list[str], at: int) -> bool:
+        lines = found[at : at + len(part)]
+        return len(lines) == len(part) and all(map(re.fullmatch, part, lines))
+
+    first, last = parts[0], parts[-1]
+    if len(parts) == 1:
+        return len(found) == len(first) and fits(first, 0)
+    at, end = len(first), len(found) - len(last)
+    if at > end or not fits(first, 0) or not fits(last, end):
+        return False
+    for part in parts[1:-1]:
+        at = next((start for start in range(at, end) if fits(part, start)), end) + len(part)
+    return at <= end
+
+
 def difference(shown: Sequence[str], printed: str) -> str:
     """Compare what a page shows with what was printed.
 
@@ -133,8 +157,7 @@ def difference(shown: Sequence[str], printed: str) -> str:
     unasked = re.compile("|".join(UNASKED))
     kept = [line for line in printed.splitlines() if not unasked.fullmatch(line) or line in shown]
     found = masked(kept)
-    parts = [r"(?:.*\n)*" if line == "..." else re.escape(line).replace(r"\.\.\.", ".*") + r"\n" for line in expected]
-    if re.fullmatch("".join(parts), "".join(line + "\n" for line in found)):
+    if _matches(expected, found):
         return ""
     compared = difflib.ndiff(expected, found)
     return "\n".join(line for line in compared if not line.startswith("?"))
