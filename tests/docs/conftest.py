@@ -46,17 +46,18 @@ def shell(tmp_path: Path, python: list[str], request: pytest.FixtureRequest) -> 
     for name in ("sweeps", "tests"):
         (folder / name).symlink_to(REPOSITORY / name)
     home = tmp_path / "home"
-    home.mkdir()
+    for name in (".local/share/vitctl", "Library/Application Support/vitctl"):
+        (home / name).parent.mkdir(parents=True)
+        (home / name).symlink_to(made_once(request.config, "data-of-pages", write_cifar10))
     environment = {
         name: value
         for name, value in os.environ.items()
-        if not name.startswith(("XDG_", "WANDB_")) and name != "COLUMNS"
+        if not name.startswith(("XDG_", "WANDB_")) and name not in ("COLUMNS", "VITCTL_DATA")
     }
     environment |= {
         "HOME": str(home),
         "PATH": f"{programs}{os.pathsep}{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
         "PYTHONPATH": f"{REPOSITORY}{os.pathsep}{os.environ.get('PYTHONPATH', '')}",
-        "VITCTL_DATA": str(made_once(request.config, "data-of-pages", write_cifar10)),
         **dict.fromkeys(("http_proxy", "https_proxy", "HTTP_PROXY", "HTTPS_PROXY"), CLOSED),
         "HF_HUB_OFFLINE": "1",
         "LC_ALL": "C.UTF-8",

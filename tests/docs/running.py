@@ -92,6 +92,7 @@ def expected_status(output: Sequence[str] | None) -> str:
 
 
 _MASKS = (
+    (r"https?://\S*[\w/]", "<address>"),
     (r"(?<![\w.])(?:~|/[\w.+@~-]+)(?:/[\w.+@~-]+)+/?", "<path>"),
     (r"\b(cpu|mps|cuda(?::\d+)?) \((?:[^()]|\([^()]*\))*\)", r"\1 <machine>"),
     (r"\b(cpu|mps|cuda(?::\d+)?): .*?, \d+ threads?", r"\1: <machine>"),

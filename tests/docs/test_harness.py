@@ -158,6 +158,7 @@ def test_commands_in_prose_are_parsed(code: str, fault: str) -> None:
         (["1 epoch"], "12 epochs", True),
         (["runs/cct_2-adamw-digits-20261124-120644"], "runs/cct_2-adamw-digits-20270101-000000", True),
         (["in /home/me/data"], "in /tmp/somewhere/else", True),
+        (["from https://a.b/c.gz: no"], "from http://127.0.0.1:9/d.gz: no", True),
         (["a  b", "────"], "a      b\n────────────", True),
         (["a"], "warning: other processes use 60 % of the CPU: --threads 1 trains 2 times as fast\na", True),
         (["precision fp32"], "precision bf16", True),

@@ -22,11 +22,6 @@ from vitctl.errors import RequestError
 
 PAGES = {page.name: page for page in map(read_page, pages())}
 
-UNFENCED = frozenset({"README.md"})
-"""Pages whose commands are not yet in fenced blocks, which are not checked."""
-
-NAMES = sorted(PAGES.keys() - UNFENCED)
-
 ROOT: Any = typer.main.get_command(app)
 
 COMMANDS = ROOT.commands
@@ -68,7 +63,8 @@ def run_page(page: Page, shell: Shell) -> tuple[list[Step], list[Step]]:
 
 
 @pytest.mark.parametrize(
-    "name", [pytest.param(name, marks=[pytest.mark.slow] * (name in SLOW)) for name in NAMES if PAGES[name].steps]
+    "name",
+    [pytest.param(name, marks=[pytest.mark.slow] * (name in SLOW)) for name, page in PAGES.items() if page.steps],
 )
 def test_the_lines_of_a_page_run_and_print_what_it_shows(name: str, shell: Shell) -> None:
     page = PAGES[name]
@@ -110,19 +106,15 @@ def escaped(page: Page) -> list[str]:
     ]
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", PAGES)
 def test_no_command_escapes(name: str) -> None:
     assert not escaped(PAGES[name])
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", PAGES)
 def test_a_page_follows_the_conventions(name: str) -> None:
     assert not PAGES[name].faults
     assert PAGES[name].text.startswith("# ")
-
-
-def test_pages_without_fenced_blocks_are_listed_only_until_they_have_some() -> None:
-    assert [name for name in UNFENCED if PAGES[name].steps] == []
 
 
 def test_every_substitution_and_skip_is_used() -> None:
@@ -175,7 +167,7 @@ def refusal(code: str) -> str:
     return ""
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", PAGES)
 def test_commands_in_prose_parse(name: str) -> None:
     page = PAGES[name]
     wrong = []
