@@ -13,7 +13,7 @@ import pytest
 import typer.main
 
 from tests.docs.page import REPOSITORY, Page, Step, pages, read_page
-from tests.docs.running import Shell, check
+from tests.docs.running import Shell, check, expected_status
 from tests.docs.substitutions import FILES, SKIPPED, SLOW, SUBSTITUTIONS, Skip, Substitution
 from vitctl.cli.app import app
 from vitctl.cli.usage import usage_error
@@ -165,6 +165,18 @@ def refusal(code: str) -> str:
             return ""
         return f"{code}: {usage_error(error)}"
     return ""
+
+
+@pytest.mark.parametrize("name", PAGES)
+def test_commands_parse_even_if_they_are_skipped_or_replaced(name: str) -> None:
+    steps = [step for step in PAGES[name].steps if step.language != "python" and expected_status(step.output) == "0"]
+    wrong = [
+        f"{name}:{step.line}: {why}"
+        for step in steps
+        for call in re.finditer(r"\bvitctl ", step.text)
+        if (why := refusal(step.text[call.start() :]))
+    ]
+    assert not wrong, "\n".join(wrong)
 
 
 @pytest.mark.parametrize("name", PAGES)
