@@ -140,6 +140,7 @@ SKIPPED: tuple[Skip, ...] = (
         reason="needs a reader who presses Ctrl-C; tests/process and tests/training stop such runs",
         pages=("docs/train.md",),
     ),
+    Skip(pattern=r"^import pandas\b", reason="needs pandas, which the tests do not install"),
     Skip(pattern=r"^tensorboard --logdir\b", reason="is a server, which does not end"),
     Skip(pattern=r"^wandb login\b", reason="needs an account of W&B"),
     Skip(pattern=r"--engine wandb\b|\bENTITY/PROJECT/ID\b", reason="needs an account of W&B"),

@@ -161,6 +161,8 @@ def test_commands_in_prose_are_parsed(code: str, fault: str) -> None:
         (["from https://a.b/c.gz: no"], "from http://127.0.0.1:9/d.gz: no", True),
         (["a  b", "────"], "a      b\n────────────", True),
         (["a"], "warning: other processes use 60 % of the CPU: --threads 1 trains 2 times as fast\na", True),
+        (["a"], "epoch 1/3 step 2/9 | loss 1.0\nexporting to onnx, opset 18\na", True),
+        (["exporting to onnx", "a"], "a", False),
         (["precision fp32"], "precision bf16", True),
     ],
 )
