@@ -64,7 +64,7 @@ PLANTED = {
     "a renamed flag": ("--limit-train 40", "--limit-images 40", r"page\.md:8: .*(.|\n)*unknown flag --limit-images"),
     "a changed output": ("hint: did you mean", "hint: you may mean", r"page\.md:17: .*(.|\n)*- hint: you may mean"),
     "a changed column": ("epochs  seed\n", "rounds  seed\n", r"page\.md:13: .*(.|\n)*- rounds seed\n\s*\+ epochs seed"),
-    "an error that does not occur": ("vit_smal\nerror", "vit_small --dry-run --max-steps 1\nerror", r"page\.md:17: "),
+    "an error that does not occur": ("vit_smal\nerror", "vit_small --print-config\nerror", r"page\.md:17: "),
     "a changed result of Python": ("9 runs\n", "9 trials\n", r"page\.md:23: .*(.|\n)*- # trial"),
     "an output left out": ("error: unknown --net 'vit_smal'\n", "", r"page\.md:17: "),
 }
