@@ -1,4 +1,4 @@
-"""Write the pages of ``docs/`` that describe tables of the program: commands and flags, recipes, networks.
+"""Write the pages of ``docs/`` that describe tables of the program: commands and flags, recipes, networks, faults.
 
     python -m tests.docs.generate
 
@@ -24,6 +24,7 @@ from vitctl.cli.options import MAIN, argument_name
 from vitctl.config import FLAGS, flag_name, resolve_config, setting_of
 from vitctl.config.cards import find_card
 from vitctl.config.lr_scale import format_lr_scale
+from vitctl.devices.faults import FAULTS, READ
 from vitctl.models import MODELS, table_row
 from vitctl.models.details import allowed
 from vitctl.models.entry import ModelEntry
@@ -372,7 +373,37 @@ def defaults(of: Mapping[str, str], entries: Mapping[str, ModelEntry]) -> str:
     return "; ".join(f"{value} ({', '.join(nets)})" for value, nets in same.items())
 
 
-PAGES: dict[str, Callable[[], list[str]]] = {"cli.md": cli_page, "recipes.md": recipes_page, "models.md": models_page}
+def faults_page() -> list[str]:
+    """Return the lines of the page of PyTorch's known faults."""
+    version = ".".join(map(str, READ))
+    rows = [
+        [
+            fault.problem + (f" (fixed in PyTorch {'.'.join(map(str, fault.fixed))})" if fault.fixed else ""),
+            fault.remedy,
+            ", ".join(f"[#{number}]({link})" for number, link in zip(fault.threads, fault.links, strict=True)),
+        ]
+        for fault in FAULTS
+        if "mps" in fault.backends
+    ]
+    return [
+        "# PyTorch's faults on MPS",
+        "",
+        NOTE,
+        "",
+        f"What goes wrong on Apple's GPUs in PyTorch {version} or earlier, and how vitctl avoids it. `vitctl doctor` prints "
+        "which",
+        "faults affect your version.",
+        "",
+        *table(["what goes wrong", "how vitctl avoids it", "issues of pytorch/pytorch"], rows),
+    ]
+
+
+PAGES: dict[str, Callable[[], list[str]]] = {
+    "cli.md": cli_page,
+    "recipes.md": recipes_page,
+    "models.md": models_page,
+    "faults.md": faults_page,
+}
 """Functions that return the lines of each page."""
 
 
