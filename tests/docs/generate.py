@@ -390,9 +390,8 @@ def faults_page() -> list[str]:
         "",
         NOTE,
         "",
-        f"What goes wrong on Apple's GPUs in PyTorch {version} or earlier, and how vitctl avoids it. `vitctl doctor` prints "
-        "which",
-        "faults affect your version.",
+        f"What goes wrong on Apple's GPUs in PyTorch {version} or earlier, and how vitctl avoids it.",
+        "`vitctl doctor` prints which faults affect your version.",
         "",
         *table(["what goes wrong", "how vitctl avoids it", "issues of pytorch/pytorch"], rows),
     ]
