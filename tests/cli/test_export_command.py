@@ -113,7 +113,7 @@ def test_every_format_can_be_written_to_a_folder_at_once(cli: Cli, digits_run: P
         assert word in result.out
     assert "UserWarning" not in result.err and "[torch.onnx]" not in result.err
     images, labels = digits_test()
-    with pytest.warns(FutureWarning):
+    with pytest.warns((FutureWarning, DeprecationWarning)):
         script = torch.jit.load(tmp_path / "out" / "last.torchscript")
     logits = script(torch.from_numpy(images).permute(0, 2, 3, 1))
     assert (logits.argmax(1).numpy() == labels).mean() > 0.6
