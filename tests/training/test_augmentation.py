@@ -211,6 +211,15 @@ def test_a_flip_of_aug_needs_images_that_are_flipped(refused: Refused) -> None:
     assert resolve_config({"dataset": "digits", "flip": "on", "aug": "basic:flip=alternate"}).flips
 
 
+def test_a_padding_mode_needs_padding(refused: Refused) -> None:
+    sentence = refused("train", *TINY, "--aug", "basic:padding=0,padding_mode=reflect")
+    assert "--aug basic:padding_mode=reflect does nothing with padding=0" in sentence
+    assert "hint: remove padding_mode=reflect, or use padding=2" in sentence
+    # a recipe's mode may serve other paddings
+    config = resolve_config({"recipe": "fast", "aug": "basic:padding=0"})
+    assert config.aug_options["padding"] == 0
+
+
 def test_a_network_learns_from_mixed_and_augmented_images(cli: Cli) -> None:
     argv = ["train", *TINY, "--limit-train", 1000, "--limit-test", 300, "--lr", 0.01, "--epochs", 8, "--json"]
     mixed = cli(*argv, "--aug", "randaug", "--mixup", "--cutmix", "--erase", 0.25, "--mix-off", 0.25).json()

@@ -614,6 +614,16 @@ def refuse_flip_of_aug_without_flips(draft: Draft, config: TrainConfig) -> None:
         )
 
 
+def refuse_padding_mode_without_padding(draft: Draft, config: TrainConfig) -> None:
+    """Refuse ``--aug NAME:padding_mode=X`` if nothing is padded; in a file or a recipe it may serve other runs."""
+    mode = split_spec(str(draft.flags.get("aug")), "--aug")[1].get("padding_mode")
+    if mode and config.aug_options.get("padding") == 0:
+        raise RequestError(
+            f"--aug {config.aug}:padding_mode={mode} does nothing with padding=0",
+            hint=f"remove padding_mode={mode}, or use padding=2",
+        )
+
+
 def refuse_size_of_network(draft: Draft, config: TrainConfig) -> None:
     """Refuse image sizes that the network does not accept, for instance if its patches do not tile the image."""
     draft.net_entry.check_size(config.net, config.net_options, config.size)
@@ -687,6 +697,7 @@ REFUSALS: tuple[Callable[[Draft, TrainConfig], None], ...] = (
     refuse_rates_of_optimizer,
     refuse_size_of_network,
     refuse_flip_of_aug_without_flips,
+    refuse_padding_mode_without_padding,
 )
 """Refusals beyond :mod:`~vitctl.config.checks`, in order: these depend on flags and tables, not only on settings."""
 
