@@ -209,7 +209,7 @@ _FAST_PAPER = "Hassani et al. 2021, arXiv 2104.05704; Jordan 2024, https://kelle
 
 RECIPES: dict[str, Recipe] = {
     "default": Recipe(
-        summary="any network, a few epochs: hybrids as in speed records, others AdamW",
+        summary="a few epochs of any network; hybrid_tiny if none is given",
         settings={"net": "hybrid_tiny", "opt": "adamw", **_FEW_EPOCHS},
         epochs={"digits": 20, ANY: 10},
         by_net={

@@ -65,7 +65,7 @@ def code(text: str) -> str:
 def cli_page() -> list[str]:
     """Return the lines of ``docs/cli.md``."""
     root = typer.main.get_command(app)
-    lines = ["# Commands and flags", "", NOTE, ""]
+    lines = ["# All flags", "", NOTE, ""]
     lines += ["All commands, with what `--help` says about each flag, its values and its default.", ""]
     lines += ["`-` and `_` are the same in flags, and switches take `=true` or `=false`.", ""]
     lines += table(
@@ -191,14 +191,14 @@ def values(parameter: TyperOption | TyperArgument) -> str:
 
 def recipes_page() -> list[str]:
     """Return the lines of ``docs/recipes.md``."""
-    lines = ["# Recipes and what they reach", "", NOTE, ""]
+    lines = ["# Recipes", "", NOTE, ""]
     lines += [
         "A recipe is a named set of settings for `--recipe`; any flag overrides it. Its cards are results measured with it.",
         "In the tables of settings, a later row replaces values of an earlier one.",
         "",
         "An accuracy is that of the last weights on the test set: mean ± standard deviation over the seeds, or one run.",
         "Time is that of one run from start to end, including evaluation. `vitctl list-recipes NAME` shows the same.",
-        "The command below a card, in a checkout, measures it anew.",
+        "The command below a card, in a checkout, repeats the measurement.",
         "",
     ]
     lines += table(
@@ -307,7 +307,7 @@ def models_page() -> list[str]:
     families = {entry.family: {} for entry in MODELS.values()}  # type: dict[str, dict[str, ModelEntry]]
     for name, entry in MODELS.items():
         families[entry.family][name] = entry
-    lines = ["# Networks", "", NOTE, ""]
+    lines = ["# Table of networks", "", NOTE, ""]
     lines += [
         "The networks for `--net`, their cost, and the options that change them.",
         "",

@@ -52,12 +52,12 @@ def plot(results: Sequence[Result], path: Path) -> None:
 
     figure = Figure(figsize=(10, 4.2), layout="constrained")
     figure.patch.set_alpha(0)
-    panels: list[tuple[str, Callable[[Result], float]]] = [
-        ("wall time of the complete command (s)", lambda each: each.seconds),
-        ("operations in training (PFLOP)", lambda each: each.pflop),
+    panels: list[tuple[str, Callable[[Result], float], tuple[int, ...]]] = [
+        ("wall time of the complete command (s)", lambda each: each.seconds, (1, 2, 5)),
+        ("operations in training (PFLOP)", lambda each: each.pflop, (1,)),
     ]
     names = list(dict.fromkeys(each.name for each in results))
-    for axes, (label, cost) in zip(figure.subplots(1, 2, sharey=True), panels, strict=True):
+    for axes, (label, cost, ticks) in zip(figure.subplots(1, 2, sharey=True), panels, strict=True):
         for name, marker in zip(names, itertools.cycle(MARKERS)):
             points = [group for group in groups(results) if group[0].name == name]
             axes.plot(
@@ -67,7 +67,7 @@ def plot(results: Sequence[Result], path: Path) -> None:
                 label=name,
             )
         axes.set_xscale("log")
-        axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axes.xaxis.set_major_locator(LogLocator(subs=ticks))
         axes.xaxis.set_major_formatter("{x:g}")
         axes.xaxis.set_minor_formatter(NullFormatter())
         axes.set_xlabel(label, color=GREY)
