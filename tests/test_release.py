@@ -170,7 +170,7 @@ def test_the_wheel_trains_sweeps_and_exports_without_the_checkout(installed: Run
     work = tmp_path / "work"
 
     installed("train", *TINY, "--max-steps", 8, "--name", "first")
-    assert json.loads((work / "runs/first/summary.json").read_text())["steps"] == 8
+    assert json.loads((work / "runs/first/summary.json").read_text())["step"] == 8
 
     shipped = f"sweeps/digits.yaml not found; using {tmp_path / 'venv'}"
     small = [word for pair in ("limit_train=200", "limit_test=100") for word in ("--fixed", pair)]

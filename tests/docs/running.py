@@ -29,6 +29,7 @@ UNASKED = (
     r"\d+ of \d+ runs finished.*",
     r"(?:decoding images|evaluating .*): [\d,]+ of [\d,]+.*",
     r"epoch \d+/\d+ step \d+/\d+ \| .*",
+    r"\S+: (?:warmed up; .*|\d+ steps? measured, .*)",
 )
 """Regular expressions of lines that depend on the machine or the tests; those are ignored that the page does not show."""
 
@@ -106,7 +107,7 @@ _MASKS = (
     (r"\d[\d.,]* (?:d|h|min|s|ms|µs)(?: \d+ (?:min|s))*\b", "<time>"),
     (r"\d[\d.,]* (?:B|[kKMGT]i?B)\b", "<size>"),
     (r"(?<![a-z])(?=[a-z]*\d)(?=\d*[a-f])[0-9a-f]{8,64}\b", "<digest>"),
-    (r"(?<=sweep )[a-z0-9]{8}\b", "<id>"),
+    (r"(?:(?<=sweep )|(?<=sweep best )|(?<=runs/))[a-z0-9]{8}\b", "<id>"),
     (r"(?<![A-Za-z_\d])[-+]?\d+(?:[.,]\d+)*(?:e[-+]?\d+)?(?:\+\w+)?", "#"),
     (r"# (\w+)s\b", r"# \1"),
     (r"[─━]{2,}|-{3,}", "───"),

@@ -149,16 +149,10 @@ SKIPPED: tuple[Skip, ...] = (
 )
 """Lines that cannot run."""
 
-SLOW: frozenset[str] = frozenset(
-    {
-        "README.md",
-        "docs/comparing.md",
-        "docs/precision.md",
-        "docs/recipes.md",
-        "docs/sweeps.md",
-    }
+QUICK: frozenset[str] = frozenset(
+    {"docs/augmentation.md", "docs/get-started.md", "docs/optimizers.md", "docs/reports.md", "docs/trust.md"}
 )
-"""Pages whose lines take more than about 40 seconds together."""
+"""Pages whose lines take less than about 20 seconds together; the tests of the others are slow."""
 
 FILES: Mapping[str, Callable[[Path], None]] = {"README.md": write_photos}
 """Functions that write what a reader of a page has into the folder."""

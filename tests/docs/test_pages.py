@@ -14,7 +14,7 @@ import typer.main
 
 from tests.docs.page import REPOSITORY, Page, Step, pages, read_page
 from tests.docs.running import Shell, check, expected_status
-from tests.docs.substitutions import FILES, SKIPPED, SLOW, SUBSTITUTIONS, Skip, Substitution
+from tests.docs.substitutions import FILES, QUICK, SKIPPED, SUBSTITUTIONS, Skip, Substitution
 from vitctl.cli.app import app
 from vitctl.cli.usage import usage_error
 from vitctl.config import FLAGS
@@ -64,7 +64,7 @@ def run_page(page: Page, shell: Shell) -> tuple[list[Step], list[Step]]:
 
 @pytest.mark.parametrize(
     "name",
-    [pytest.param(name, marks=[pytest.mark.slow] * (name in SLOW)) for name, page in PAGES.items() if page.steps],
+    [pytest.param(name, marks=[pytest.mark.slow] * (name not in QUICK)) for name, page in PAGES.items() if page.steps],
 )
 def test_the_lines_of_a_page_run_and_print_what_it_shows(name: str, shell: Shell) -> None:
     page = PAGES[name]
@@ -124,7 +124,7 @@ def test_every_substitution_and_skip_is_used() -> None:
     assert [rule for rule in SUBSTITUTIONS if rule not in used] == []
     assert [skip for skip in SKIPPED if skip not in skips] == []
     assert all(rule.why for rule in SUBSTITUTIONS) and all(skip.reason for skip in SKIPPED)
-    assert PAGES.keys() >= SLOW | FILES.keys()
+    assert PAGES.keys() >= QUICK | FILES.keys()
 
 
 def placeholder(value: object) -> bool:

@@ -23,7 +23,7 @@ from tests.report.browser import browser
 
 IMAGES = Path(__file__).parents[2] / "docs" / "images"
 
-COMMAND = "compare-optimizers adan adamw muon --dataset digits --epochs 6 --seeds 3"
+COMMAND = "compare-optimizers adan adamw muon --dataset digits --epochs 4 --seeds 3"
 
 COLUMNS = 110
 
