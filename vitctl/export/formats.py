@@ -6,6 +6,7 @@ Shapes: B images in a batch, C channels, H and W height and width, K classes.
 from __future__ import annotations
 
 import contextlib
+import io
 import logging
 import re
 import warnings
@@ -154,11 +155,11 @@ def resize(images: Tensor, size: int) -> Tensor:
 
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
-    """Suppress warnings and log messages of torch, onnx and onnxruntime."""
+    """Suppress warnings and log messages of torch, onnx and onnxruntime, and what onnxscript prints before 0.7."""
     before = logging.root.manager.disable
     logging.disable(logging.WARNING)
     try:
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
             warnings.simplefilter("ignore")
             yield
     finally:
