@@ -469,8 +469,8 @@ MUTANTS = (
     Mutant(
         "cli: --json prints messages to stdout",
         "cli/progress.py",
-        "        print(text, file=sys.stderr, flush=True)",
-        "        print(text, flush=True)",
+        "        print(_printable_lines(text), file=sys.stderr, flush=True)",
+        "        print(_printable_lines(text), flush=True)",
         "tests/cli/test_train_command.py tests/cli/test_progress.py",
     ),
     Mutant(
