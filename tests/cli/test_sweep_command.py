@@ -226,6 +226,7 @@ def test_unknown_parameters_are_refused_at_create(cli: Cli) -> None:
     write(parameters={**PARAMETERS, "patch_sise": {"values": [1, 2]}, "wieght_decay": {"value": 0.1}})
     result = cli("sweep", "create", "s.yaml")
     assert result.code == 2 and "2 mistakes" in result.err
+    assert [line[:9] for line in result.err.splitlines()[1:3]] == ["  s.yaml:"] * 2  # a line each
     assert "'patch_sise'" in result.err and "'wieght_decay'" in result.err
     assert "did you mean weight_decay" in result.err
 

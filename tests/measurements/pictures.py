@@ -1,4 +1,4 @@
-"""Make the pictures of README: a terminal, a report, and accuracy against time.
+"""Make README's images: a terminal, a report, and accuracy against time.
 
     python -m tests.measurements.pictures terminal          # docs/images/terminal.svg, from a comparison that takes minutes
     python -m tests.measurements.pictures report RUN        # docs/images/report.png, with Chromium
@@ -28,7 +28,7 @@ COMMAND = "compare-optimizers adan adamw muon --dataset digits --epochs 4 --seed
 COLUMNS = 110
 
 HEIGHT = 1150
-"""Height of the picture of a report, in pixels."""
+"""Height of the image of a report, in pixels."""
 
 
 def terminal() -> None:
@@ -48,7 +48,7 @@ def terminal() -> None:
 
 
 def report(run: Path) -> None:
-    """Write the report of a run, and take a picture of its top."""
+    """Write the report of a run, and take a screenshot of its top."""
     with tempfile.TemporaryDirectory() as folder:
         page = Path(folder) / "report.html"
         subprocess.run([sys.executable, "-m", "vitctl", "report", str(run), "-o", str(page)], check=True)
@@ -58,7 +58,7 @@ def report(run: Path) -> None:
 
 
 def main() -> None:
-    """Make the picture that the arguments name."""
+    """Make the image that the arguments name."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = parser.add_subparsers(dest="picture", required=True)
     commands.add_parser("terminal")

@@ -95,10 +95,11 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _print_error(error: VitctlError, prefix: str = "error: ") -> None:
-    """Print an error in two lines; a name in it may hold line breaks or terminal sequences, which are escaped."""
+    """Print an error and its hint; line breaks and terminal sequences in names are escaped, but a list stays a list."""
     from vitctl.units import printable
 
-    print(f"{prefix}{printable(error.message)}", file=sys.stderr)
+    indent = "\n  "  # starts each line of a list of mistakes
+    print(prefix + indent.join(map(printable, error.message.split(indent))), file=sys.stderr)
     if error.hint is not None:
         print(f"hint: {printable(error.hint)}", file=sys.stderr)
 
